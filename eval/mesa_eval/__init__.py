@@ -1,0 +1,1 @@
+"""Measure language models: text, use of the context, few-shot tasks, and comparisons with intervals."""

@@ -1,0 +1,139 @@
+"""Held-out text: documents from files or from a run's prepared data, and declared subsamples of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mesalm.data.data_settings import SourceSettings
+from mesalm.data.documents import DataError, Faults
+from mesalm.data.read_files import FileSource, matching_files
+
+
+@dataclass(frozen=True)
+class Document:
+    """Hold one document; `identifier` is unique within a collection."""
+
+    identifier: str
+    domain: str
+    text: str
+
+    @property
+    def bytes(self) -> int:
+        """Return the length of the text in UTF-8 bytes."""
+        return len(self.text.encode())
+
+
+class _NoFaults(Faults):
+    """Raise on every bad record: an evaluation that skipped text would not say what it measured."""
+
+    def bad(self, message: str) -> None:
+        raise DataError(message)
+
+
+def read_documents(paths: Sequence[str]) -> list[Document]:
+    """Read the files that training can read: `.txt` (one document), `.jsonl`, both also `.gz`, `.parquet`, globs.
+
+    A record may carry `domain` and `id`; without a domain the file's name serves. Raises ValueError in one line
+    naming file and line for a missing file, a broken line, a wrong encoding or a file without text.
+    """
+    documents: list[Document] = []
+    for pattern in paths:
+        for path in matching_files([pattern]):
+            source = FileSource(SourceSettings.build({"name": "files", "files": [str(path)]}))
+            stem = path.name.removesuffix(".gz").rsplit(".", 1)[0]
+            before = len(documents)
+            for document in source.documents(_NoFaults()):
+                if document.text and document.text.strip():
+                    domain = stem if document.domain == "files" else document.domain
+                    documents.append(Document(document.id, domain, document.text))
+            if len(documents) == before:
+                raise ValueError(f"{path}: holds no text")
+    return _unique(documents)
+
+
+def held_out_documents(prepared: Path, split: str) -> list[Document]:
+    """Read the documents of a split of a prepared data folder; ValueError if it is gone or has none."""
+    from mesalm.data.prepared import Prepared
+
+    if not prepared.is_dir():
+        raise ValueError(
+            f"{prepared}: the run's prepared data is gone; prepare it again or name text files with --text"
+        )
+    rows = Prepared(prepared).documents(split)
+    documents = [Document(str(row["id"]), str(row["domain"]), str(row["text"])) for row in rows if row["text"].strip()]
+    if not documents:
+        raise ValueError(f"{prepared}: split {split!r} holds no text")
+    return _unique(documents)
+
+
+def subsample(
+    documents: Sequence[Document], *, total_bytes: int | None, document_bytes: int | None, seed: int
+) -> list[Document]:
+    """Choose documents without looking at any model: a seeded order, the domains taken in turn.
+
+    Each document is cut to its first `document_bytes` bytes (at a character), and documents are taken until
+    `total_bytes` are there. None means no limit. The result depends on texts and seed alone.
+    """
+    chosen: list[Document] = []
+    used = 0
+    for document in in_turn(documents, seed):
+        if total_bytes is not None and used >= total_bytes:
+            break
+        cut = cut_document(document, document_bytes)
+        if cut.text:
+            chosen.append(cut)
+            used += cut.bytes
+    return chosen
+
+
+def in_turn(documents: Sequence[Document], seed: int) -> list[Document]:
+    """Return the documents in a seeded order in which the domains alternate while they last."""
+    by_domain: dict[str, list[Document]] = {}
+    for document in sorted(documents, key=lambda document: document.identifier):
+        by_domain.setdefault(document.domain, []).append(document)
+    queues = []
+    for domain in sorted(by_domain):
+        generator = np.random.default_rng([seed, stable_number(domain)])
+        queues.append([by_domain[domain][i] for i in generator.permutation(len(by_domain[domain]))])
+    longest = max((len(queue) for queue in queues), default=0)
+    return [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
+
+
+def cut_document(document: Document, limit: int | None) -> Document:
+    """Return the document's first `limit` bytes, ending at a whole character."""
+    if limit is None or document.bytes <= limit:
+        return document
+    return replace(document, text=document.text.encode()[:limit].decode("utf-8", "ignore"))
+
+
+def stable_number(*words: object) -> int:
+    """Return a 32-bit number that depends on the words alone, to seed a generator with."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, words)).encode()).digest()[:4], "big")
+
+
+def text_fingerprint(documents: Sequence[Document]) -> str:
+    """Return the sha256 over identifiers, domains and texts in order."""
+    digest = hashlib.sha256()
+    for document in documents:
+        for part in (document.identifier, document.domain, document.text):
+            raw = part.encode()
+            digest.update(len(raw).to_bytes(8, "big") + raw)
+    return digest.hexdigest()
+
+
+def _unique(documents: list[Document]) -> list[Document]:
+    """Number repeated identifiers, so that one identifier means one document."""
+    seen: dict[str, int] = {}
+    result = []
+    for document in documents:
+        count = seen.get(document.identifier, 0)
+        seen[document.identifier] = count + 1
+        if count:
+            document = replace(document, identifier=f"{document.identifier}#{count + 1}")
+        result.append(document)
+    return result

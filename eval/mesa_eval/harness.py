@@ -1,0 +1,108 @@
+"""Run lm-evaluation-harness on a checkpoint folder.
+
+    python -m mesa_eval.harness run --model mesalm --model_args pretrained=runs/NAME/final \
+        --tasks TASK --include_path FOLDER_WITH_TASK_YAML --device cpu --batch_size 4
+
+takes every argument of `lm_eval`. It makes the model type "mesa" known (so no `trust_remote_code` is needed)
+and adds the model `mesalm`: the harness's own `hf` model, with the start token before every context, as in
+training and in `mesa_eval.scoring`. Published folders also work with plain
+`lm_eval run --model hf --model_args pretrained=DIR,trust_remote_code=True,add_bos_token=True`.
+Without a network set HF_HUB_OFFLINE=1, HF_DATASETS_OFFLINE=1 and TRANSFORMERS_OFFLINE=1, and name a local task:
+`dataset_path: json` with `dataset_kwargs: {data_files: {test: /path/to/file.jsonl}}`.
+
+Needs the extra `eval` (`pip install mesalm[eval]`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mesalm  # noqa: F401  (registers the model type "mesa")
+from mesa_eval.model_source import find_model
+
+MODEL_NAME = "mesalm"
+
+
+def register() -> type:
+    """Add the model `mesalm` to the harness and return its class; ValueError without lm_eval."""
+    try:
+        from lm_eval.api.registry import register_model
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise ValueError(
+            "lm-evaluation-harness is not installed; install it with pip install 'mesalm[eval]'"
+        ) from error
+
+    class StartTokenLM(HFLM):
+        """Encode plain text, with the start token before every context."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.setdefault("add_bos_token", True)
+            self._whole_documents = False
+            super().__init__(*arguments, **options)
+
+        def tok_encode(
+            self,
+            string: str,
+            add_special_tokens: bool | None = None,
+            left_truncate_len: int | None = None,
+            **options: Any,
+        ) -> list[int]:
+            ids = self.tokenizer.encode(string, add_special_tokens=False, split_special_tokens=True)
+            # Whole documents get their start token from the harness itself.
+            if add_special_tokens is not False and not self._whole_documents:
+                ids = [self.prefix_token_id, *ids]
+            return list(ids[-left_truncate_len:] if left_truncate_len else ids)
+
+        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+            self._whole_documents = True
+            try:
+                found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
+            finally:
+                self._whole_documents = False
+            return found
+
+    from lm_eval.api import registry
+
+    known = getattr(registry, "MODEL_REGISTRY", {})
+    return known[MODEL_NAME] if MODEL_NAME in known else register_model(MODEL_NAME)(StartTokenLM)
+
+
+def run_tasks(
+    model: str,
+    tasks: Sequence[str],
+    *,
+    include_path: Path | None = None,
+    batch_size: int = 4,
+    device: str = "cpu",
+    **options: Any,
+) -> dict[str, Any]:
+    """Run harness tasks on a run, a model folder or a Hub name and return the harness's results.
+
+    `include_path` is a folder of task files; `options` go to `lm_eval.simple_evaluate`.
+    """
+    kind = register()
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    source = find_model(model)
+    scored = kind(pretrained=source.load_from, device=device, batch_size=batch_size, dtype="float32")
+    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    results: dict[str, Any] = lm_eval.simple_evaluate(
+        model=scored, tasks=list(tasks), task_manager=manager, **options
+    )
+    return results
+
+
+def main() -> None:
+    """Hand the command line to the harness, the model `mesalm` known."""
+    register()
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

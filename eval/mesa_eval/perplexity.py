@@ -1,0 +1,81 @@
+"""Perplexity and bits per byte of whole documents, every token scored exactly once.
+
+A document is `[start] + tokens`. It is read in windows of at most W input tokens, W being the length the model
+was trained on. The first window scores its W tokens; each further one scores the next W/2 (rounded down, at
+least 1) tokens with the W/2 or more before them as context. So no token after the first W is scored with less
+than half a window of context, at about twice the reading of disjoint windows.
+
+    perplexity = exp(nats / tokens)        bits per byte = nats / ln 2 / bytes
+
+`tokens` counts the document's own tokens (the start token is read, not scored) and `bytes` its UTF-8 bytes.
+A tokenizer with neither bos nor eos has no start token: the first token of a document is then charged ln V.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mesa_eval.documents import Document
+from mesa_eval.scores import DocumentScore
+from mesa_eval.scoring import Scorer, uniform_nats
+
+
+@dataclass(frozen=True)
+class Window:
+    """Say which tokens of a row are read (`begin` to `end` - 1) and from which on they are scored."""
+
+    begin: int
+    first_scored: int
+    end: int
+
+
+def cut_windows(length: int, window: int) -> list[Window]:
+    """Cut a row of `length` tokens into windows that score tokens 1 ... length - 1 once each.
+
+    A window reads at most `window` input tokens and so spans at most `window + 1` tokens. Raises ValueError
+    for a window below 1.
+    """
+    if window < 1:
+        raise ValueError(f"window: {window} given; it must be at least 1")
+    windows = []
+    scored = 1
+    stride = max(1, window // 2)
+    while scored < length:
+        end = min(length, window + 1 if scored == 1 else scored + stride)
+        windows.append(Window(max(0, end - window - 1), scored, end))
+        scored = end
+    return windows
+
+
+def score_documents(scorer: Scorer, documents: Sequence[Document], window: int) -> list[DocumentScore]:
+    """Return each document's nats, tokens and bytes; see the module's docstring for the counting."""
+    rows: list[list[int]] = []
+    firsts: list[int] = []
+    owners: list[int] = []
+    encoded = scorer.encode_all([document.text for document in documents])
+    charge = 0.0 if scorer.start_token is not None else uniform_nats(scorer)
+    for number, tokens in enumerate(encoded):
+        row = scorer.start() + tokens
+        for cut in cut_windows(len(row), window):
+            rows.append(row[cut.begin : cut.end])
+            firsts.append(cut.first_scored - cut.begin)
+            owners.append(number)
+    nats = [charge if tokens else 0.0 for tokens in encoded]
+    for owner, (values, _) in zip(owners, scorer.token_scores(rows, firsts, "text"), strict=True):
+        nats[owner] -= float(values.sum())
+    return [
+        DocumentScore(document.identifier, document.domain, document.bytes, len(tokens), total)
+        for document, tokens, total in zip(documents, encoded, nats, strict=True)
+    ]
+
+
+def perplexity(scores: Sequence[DocumentScore]) -> float:
+    """Return exp of the mean nats a token over all documents together."""
+    return math.exp(sum(score.nats for score in scores) / sum(score.tokens for score in scores))
+
+
+def bits_per_byte(scores: Sequence[DocumentScore]) -> float:
+    """Return the sum of bits over the sum of bytes of all documents together."""
+    return sum(score.nats for score in scores) / math.log(2) / sum(score.bytes for score in scores)

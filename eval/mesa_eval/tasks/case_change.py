@@ -1,0 +1,40 @@
+"""Change of case: snake_case identifiers to camelCase."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from mesa_eval.documents import Document, stable_number
+from mesa_eval.task import Item, Task
+from mesa_eval.tasks.text_words import choose_words
+
+IDENTIFIER = re.compile(r"(?<![A-Za-z0-9_])[a-z]{2,12}(?:_[a-z]{2,12}){1,2}(?![A-Za-z0-9_(])")
+WANTED = 400
+LEAST = 40
+
+
+def build(documents: Sequence[Document], seed: int) -> Task:
+    """Make the task `Q: open_file\\nA: openFile` from the identifiers in the text.
+
+    Where the text has fewer than 40 of them (prose), two of its words are joined by an underscore, and a note
+    says so. Raises ValueError if the text has too few words for that.
+    """
+    found = sorted({name for document in documents for name in IDENTIFIER.findall(document.text)})
+    notes: tuple[str, ...] = ()
+    if len(found) < LEAST:
+        words = [word.lower() for word in choose_words(documents, 2 * WANTED, seed, "case_change")]
+        found = sorted({f"{a}_{b}" for a, b in zip(words[::2], words[1::2], strict=False)})
+        notes = ("the text has few identifiers, so pairs of its words were joined",)
+    order = np.random.default_rng([seed, stable_number("case_change")]).permutation(len(found))[:WANTED]
+    items = tuple(Item(found[i], camel_case(found[i])) for i in order)
+    half = len(items) // 2
+    return Task("case_change", "pair", items[:half], items[half:], notes=notes)
+
+
+def camel_case(name: str) -> str:
+    """Return `open_file` as `openFile`."""
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)

@@ -1,0 +1,18 @@
+"""Pretrain small language models with mesa attention.
+
+Importing this package makes `model_type="mesa"` known to `AutoConfig`, `AutoModel` and `AutoModelForCausalLM`.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.model.modeling_mesa import MesaForCausalLM, MesaModel
+from mesalm.model.operator_mesa import MesaState, mesa_attention
+
+__version__ = "0.1.0"
+
+AutoConfig.register("mesa", MesaConfig, exist_ok=True)
+AutoModel.register(MesaConfig, MesaModel, exist_ok=True)
+AutoModelForCausalLM.register(MesaConfig, MesaForCausalLM, exist_ok=True)
+
+__all__ = ["MesaConfig", "MesaForCausalLM", "MesaModel", "MesaState", "__version__", "mesa_attention"]

@@ -1,0 +1,145 @@
+"""Tokenizers: byte-level BPE trained on the corpus, or one loaded; and encoding that yields no special id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .documents import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+END_OF_TEXT = "<|endoftext|>"
+PAD = "<|pad|>"
+PIECE = 1_000_000
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, quiet: bool = True) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer: no unknown tokens, ``decode(encode(text)) == text`` for any text.
+
+    Digits stand alone, other text is cut by the pattern of GPT-2 (Radford et al. 2019). Id 0 is
+    ``<|endoftext|>``, both bos and eos; id 1 is ``<|pad|>``. The result depends on the texts and the size
+    only; a small corpus can give fewer than ``vocab_size`` tokens. No special token is added by itself.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=not quiet,
+    )
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=PAD,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the Hub. Raises DataError when it cannot begin a document."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"tokenizer {name}: cannot be loaded ({reason}); look at the folder or name") from error
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise DataError(f"tokenizer {name}: has no bos or eos token to begin documents with; choose another")
+    return tokenizer
+
+
+def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that begins every document: bos, or eos where the tokenizer has no bos."""
+    chosen = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return int(chosen)
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a sha256 over everything of a tokenizer that decides the ids."""
+    if tokenizer.is_fast:
+        content = tokenizer.backend_tokenizer.to_str()
+    else:
+        content = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
+    specials = json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id])
+    return hashlib.sha256(f"{content}\0{specials}".encode()).hexdigest()
+
+
+def pieces(text: str, size: int = PIECE) -> Iterator[str]:
+    """Cut a long text into parts of at least ``size`` characters at single line ends.
+
+    A cut after a line end between two characters that are not white space is a border of the GPT-2
+    pattern, so the tokens are those of the whole text. Long texts cost less memory so.
+    """
+    begin = 0
+    while len(text) - begin > size:
+        cut = text.find("\n", begin + size)
+        while cut != -1 and not _is_border(text, cut):
+            cut = text.find("\n", cut + 1)
+        if cut == -1:
+            break
+        yield text[begin : cut + 1]
+        begin = cut + 1
+    yield text[begin:]
+
+
+def _is_border(text: str, cut: int) -> bool:
+    return cut + 1 < len(text) and not text[cut - 1].isspace() and not text[cut + 1].isspace()
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turn texts into ids for training: the beginning id, then the text as plain text.
+
+    A special token spelt out in a text is encoded by its characters, never as the special id.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    cut: bool
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        """Encode texts; raises DataError when the tokenizer cannot keep plain text from special ids."""
+        parts: list[str] = []
+        counts: list[int] = []
+        for text in texts:
+            cuts = list(pieces(text)) if self.cut else [text]
+            parts.extend(cuts)
+            counts.append(len(cuts))
+        options: dict[str, Any] = {"return_attention_mask": False, "return_token_type_ids": False}
+        encoded = self.tokenizer(parts, add_special_tokens=False, split_special_tokens=True, verbose=False, **options)[
+            "input_ids"
+        ]
+        begin = begin_id(self.tokenizer)
+        specials = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id} - {None}
+        rows = []
+        position = 0
+        for count in counts:
+            row = [begin]
+            for part in encoded[position : position + count]:
+                row.extend(part)
+            position += count
+            if any(row.count(special) > (special == begin) for special in specials):
+                raise DataError(
+                    f"tokenizer {self.tokenizer.name_or_path}: gives a special id for a special token spelt "
+                    "out in a text; choose a fast tokenizer"
+                )
+            rows.append(row)
+        return rows

@@ -1,0 +1,278 @@
+"""The building of one folder of prepared data: gather, train the tokenizer, tokenise, pack, describe."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .bpe import Encoder, begin_id, tokenizer_hash, train_tokenizer
+from .data_settings import DataSettings
+from .documents import DataError, Document, Source
+from .gather import Gathered, gather, write_arrow
+from .packing import PackedRows, Packer
+from .splits import SPLITS
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+    from transformers import PreTrainedTokenizerBase
+
+# Below this many bytes, starting processes costs more than they save.
+MANY_BYTES = 200_000_000
+ENCODE_BATCH = 128
+
+
+@dataclass
+class Build:
+    """Build prepared data from ``sources`` into the empty folder ``folder``.
+
+    ``tokenizer`` is the given one, or None when it is trained here ('train') or absent ('none').
+    """
+
+    settings: DataSettings
+    sources: Sequence[Source]
+    tokenizer: PreTrainedTokenizerBase | None
+    folder: Path
+    quiet: bool
+
+    def run(self) -> dict[str, Any]:
+        """Build everything but the manifest, and return what the manifest says of it."""
+        import datasets
+
+        work = self.folder / "work"
+        work.mkdir()
+        gathered = self._gather(work / "documents.arrow")
+        documents = datasets.Dataset.from_file(str(gathered.path))
+        about_tokenizer = self._tokenizer(documents, gathered)
+        tokens = self._tokenise(documents, gathered, work / "tokens.arrow")
+        lengths = _token_counts(tokens)
+        splits: dict[str, Any] = {}
+        for split in SPLITS:
+            packer = self._pack(tokens, gathered.members(split), split, work)
+            splits[split] = _describe(gathered, lengths, split, packer)
+            if split != "train" and self.settings.tokenizer != "none":
+                chosen = np.flatnonzero(gathered.splits == SPLITS.index(split))
+                kept = documents.select_columns(["id", "domain", "text"]).select(chosen)
+                _save(kept, self.folder / "documents" / split)
+        self._check_rows(splits)
+        shutil.rmtree(work)
+        return {
+            "tokenizer": about_tokenizer,
+            "splits": splits,
+            "bytes_per_token": _ratio(int(gathered.sizes.sum()), int(lengths.sum())),
+            "duplicates": gathered.duplicates,
+            "empty": gathered.empty,
+            "bad": {"count": gathered.faults.count, "examples": gathered.faults.examples},
+            "undecodable": gathered.faults.undecodable,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("datasets", "tokenizers", "transformers")},
+            },
+        }
+
+    def _gather(self, path: Path) -> Gathered:
+        from datasets.utils import tqdm
+
+        def progress(documents: Iterable[Document]) -> Iterable[Document]:
+            return tqdm(documents, desc="Reading", unit=" documents")
+
+        decode = None
+        vocab_size: int | None = self.settings.vocab_size
+        if self.tokenizer is not None:
+            vocab_size = len(self.tokenizer)
+            decode = _decoder(self.tokenizer)
+        return gather(self.settings, self.sources, path, vocab_size=vocab_size, decode=decode, progress=progress)
+
+    def _tokenizer(self, documents: datasets.Dataset, gathered: Gathered) -> dict[str, Any]:
+        settings = self.settings
+        if settings.tokenizer == "none":
+            specials = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+            return {"kind": "none", "vocab_size": settings.vocab_size, **specials}
+        about: dict[str, Any] = {"kind": "given", "name": settings.tokenizer}
+        if self.tokenizer is None:
+            sample = _sample(gathered, settings.tokenizer_bytes)
+            texts = (documents[int(number)]["text"] for number in sample)
+            self.tokenizer = train_tokenizer(texts, settings.vocab_size, quiet=self.quiet)
+            sample_bytes = int(gathered.sizes[sample].sum())
+            about = {"kind": "trained", "sample_bytes": sample_bytes}
+        self.tokenizer.save_pretrained(self.folder / "tokenizer")
+        return {
+            **about,
+            "vocab_size": len(self.tokenizer),
+            "bos_token_id": self.tokenizer.bos_token_id,
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "sha256": tokenizer_hash(self.tokenizer),
+        }
+
+    def _tokenise(self, documents: datasets.Dataset, gathered: Gathered, path: Path) -> datasets.Dataset:
+        """Return a dataset with the column input_ids: the tokens of each document, its first one included."""
+        import datasets
+
+        features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
+        before = os.environ.get("TOKENIZERS_PARALLELISM")
+        processes = self._processes(int(gathered.sizes.sum()), len(documents))
+        if processes > 1:
+            # Forked processes must not use the threads that training the tokenizer started.
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        try:
+            return documents.select_columns(["text", "input_ids"]).map(
+                Tokenise(self.tokenizer, trained=self.settings.tokenizer == "train"),
+                batched=True,
+                batch_size=ENCODE_BATCH,
+                writer_batch_size=ENCODE_BATCH,
+                remove_columns=["text"],
+                features=features,
+                num_proc=processes if processes > 1 else None,
+                cache_file_name=str(path),
+                new_fingerprint="tokens",
+                desc="Tokenising",
+            )
+        finally:
+            if processes > 1:
+                if before is None:
+                    del os.environ["TOKENIZERS_PARALLELISM"]
+                else:
+                    os.environ["TOKENIZERS_PARALLELISM"] = before
+
+    def _processes(self, size: int, documents: int) -> int:
+        wanted = self.settings.processes
+        if wanted is None:
+            wanted = 1 if size < MANY_BYTES else os.cpu_count() or 1
+        return max(1, min(wanted, documents))
+
+    def _pack(self, tokens: datasets.Dataset, members: np.ndarray, split: str, work: Path) -> Packer:
+        import datasets
+        from datasets.utils import tqdm
+
+        length = self.settings.sequence_length
+        packer = Packer(length)
+        bar = tqdm(total=len(members), desc=f"Packing {split}", unit=" documents")
+
+        def groups() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            chosen = tokens.select(members).with_format("arrow")
+            for table in chosen.iter(batch_size=ENCODE_BATCH):
+                column = table.column("input_ids").combine_chunks()
+                yield column.flatten().to_numpy(), column.value_lengths().to_numpy()
+                bar.update(len(table))
+
+        def tables() -> Iterator[pyarrow.Table]:
+            yield _rows_table(_no_rows(length))
+            for rows in packer.pack(groups()):
+                yield _rows_table(rows)
+
+        path = work / f"{split}.arrow"
+        with bar:
+            write_arrow(path, tables())
+        _save(datasets.Dataset.from_file(str(path)), self.folder / "rows" / split)
+        path.unlink()
+        return packer
+
+    def _check_rows(self, splits: dict[str, Any]) -> None:
+        # The test split serves evaluation by documents, so that it may be shorter than a row.
+        for split in ("train", "valid"):
+            about = splits[split]
+            if about["documents"] and not about["rows"]:
+                raise DataError(
+                    f"the {split} split has {about['tokens']} tokens, less than one row of "
+                    f"{self.settings.sequence_length}; give more text, shorten sequence_length, or change "
+                    "valid_fraction"
+                )
+
+
+@dataclass(frozen=True)
+class Tokenise:
+    """Turn a batch of gathered documents into their tokens. Picklable, so that processes can share it."""
+
+    tokenizer: PreTrainedTokenizerBase | None
+    trained: bool
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Encode texts; keep ready-made ids, with the beginning id put before them where it is missing."""
+        rows = batch["input_ids"]
+        if self.tokenizer is None:
+            return {"input_ids": rows}
+        begin = begin_id(self.tokenizer)
+        plain = [number for number, ids in enumerate(rows) if ids is None]
+        encoder = Encoder(self.tokenizer, cut=self.trained)
+        encoded = iter(encoder([batch["text"][number] for number in plain]) if plain else [])
+        return {
+            "input_ids": [next(encoded) if ids is None else (ids if ids[0] == begin else [begin, *ids]) for ids in rows]
+        }
+
+
+def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    return decode
+
+
+def _sample(gathered: Gathered, limit: int) -> np.ndarray:
+    """Return the first train documents, in their shuffled order, that together reach ``limit`` bytes."""
+    members = gathered.members("train")
+    total = np.cumsum(gathered.sizes[members])
+    return members[: int(np.searchsorted(total, limit)) + 1]
+
+
+def _save(dataset: datasets.Dataset, folder: Path) -> None:
+    # Without a number of shards, datasets saves an empty dataset in a form that it cannot load.
+    dataset.save_to_disk(str(folder), **({} if len(dataset) else {"num_shards": 1}))
+
+
+def _token_counts(tokens: datasets.Dataset) -> np.ndarray:
+    table = tokens.data.table.column("input_ids")
+    return np.concatenate([chunk.value_lengths().to_numpy() for chunk in table.chunks]).astype(np.int64)
+
+
+def _describe(gathered: Gathered, lengths: np.ndarray, split: str, packer: Packer) -> dict[str, Any]:
+    inside = gathered.splits == SPLITS.index(split)
+    domains = {}
+    for code, name in enumerate(gathered.domain_names):
+        chosen = inside & (gathered.domains == code)
+        if chosen.any():
+            domains[name] = _sums(gathered.sizes[chosen], lengths[chosen])
+    sums = _sums(gathered.sizes[inside], lengths[inside])
+    return {
+        **sums,
+        "rows": packer.rows,
+        "dropped_tokens": packer.dropped,
+        "bytes_per_token": _ratio(sums["bytes"], sums["tokens"]),
+        "domains": dict(sorted(domains.items())),
+    }
+
+
+def _sums(sizes: np.ndarray, lengths: np.ndarray) -> dict[str, int]:
+    return {"documents": len(sizes), "bytes": int(sizes.sum()), "tokens": int(lengths.sum())}
+
+
+def _ratio(size: int, tokens: int) -> float | None:
+    return size / tokens if size and tokens else None
+
+
+def _no_rows(length: int) -> PackedRows:
+    nothing = np.zeros(0, dtype=np.int32)
+    return PackedRows(np.zeros((0, length), dtype=np.int32), nothing, nothing.astype(np.int64))
+
+
+def _rows_table(rows: PackedRows) -> pyarrow.Table:
+    import pyarrow
+
+    length = rows.input_ids.shape[1]
+    flat = pyarrow.array(rows.input_ids.reshape(-1), pyarrow.int32())
+    offsets = np.concatenate([[0], np.cumsum(rows.counts)]).astype(np.int32)
+    segments = pyarrow.array(rows.segments, pyarrow.int32())
+    return pyarrow.table(
+        {
+            "input_ids": pyarrow.FixedSizeListArray.from_arrays(flat, length),
+            "segments": pyarrow.ListArray.from_arrays(pyarrow.array(offsets), segments),
+        }
+    )

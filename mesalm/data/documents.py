@@ -1,0 +1,107 @@
+"""What every source yields: documents, and the count of records that could not be read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from .data_settings import SourceSettings
+
+
+class DataError(ValueError):
+    """Report data that cannot be used, in one line that names the file and line and says what to do."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """Hold one document: its text, or the token ids of a source that was tokenised beforehand."""
+
+    id: str
+    domain: str
+    text: str | None = None
+    input_ids: list[int] | None = None
+
+
+@dataclass
+class Faults:
+    """Raise on the first bad record, or count bad records when ``skip_bad`` is set."""
+
+    skip_bad: bool = False
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+    undecodable: int = 0
+
+    def bad(self, message: str) -> None:
+        """Record one bad file or record; raises DataError with ``message`` unless ``skip_bad``."""
+        if not self.skip_bad:
+            raise DataError(f"{message}; or set skip_bad (--skip-bad) to count and skip it")
+        self.count += 1
+        if len(self.examples) < 20:
+            self.examples.append(message)
+
+
+class Source(Protocol):
+    """Read one kind of corpus. `mesalm.data.corpora.SOURCES` lists the classes."""
+
+    def __init__(self, settings: SourceSettings) -> None: ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return what fixes the contents (hashes, versions), for the cache key and the manifest."""
+
+    def documents(self, faults: Faults) -> Iterator[Document]:
+        """Yield the documents in a fixed order; hand what cannot be read to ``faults``."""
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_document(
+    record: Mapping[str, Any], where: str, default_id: str, settings: SourceSettings, faults: Faults
+) -> Document | None:
+    """Make a document from one record of a table or JSON file.
+
+    ``where`` (file and line) begins every error. Returns None when the record was bad and skipped.
+    """
+    column = settings.ids_column or settings.text_column
+    if column not in record:
+        option = "ids_column" if settings.ids_column else "text_column"
+        names = ", ".join(str(name) for name in record) or "none"
+        faults.bad(f"{where}: no column {column!r} (columns: {names}); set {option} to the right one")
+        return None
+    value = record[column]
+    domain = settings.domain or record.get(settings.domain_column)
+    identity = record.get(settings.id_column)
+    name = default_id if identity is None else str(identity)
+    label = settings.name if domain is None else str(domain)
+    if settings.ids_column:
+        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+            faults.bad(f"{where}: column {column!r} must be a list of whole numbers >= 0, not {_kind(value)}")
+            return None
+        return Document(name, label, input_ids=value)
+    if not isinstance(value, str):
+        faults.bad(f"{where}: column {column!r} must be text, not {_kind(value)}; correct the record")
+        return None
+    if not is_unicode(value):
+        faults.bad(f"{where}: column {column!r} holds half a surrogate pair, not Unicode; correct the record")
+        return None
+    return Document(name, label, text=value)
+
+
+def is_unicode(text: str) -> bool:
+    """Tell whether ``text`` can be written as UTF-8 (a lone surrogate from a JSON escape cannot)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__

@@ -1,0 +1,73 @@
+"""Documents laid end to end and cut into rows of one length that remember where documents begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Hold some rows: ``input_ids`` int32 [rows, T]; ``segments`` int32, the segment lengths of all rows
+    end to end; ``counts`` int64 [rows], the number of segments of each row. Lengths sum to T in a row."""
+
+    input_ids: np.ndarray
+    segments: np.ndarray
+    counts: np.ndarray
+
+
+class Packer:
+    """Pack a stream of documents into rows of ``length`` tokens.
+
+    A row that begins inside a document begins a new segment there. After the last row, ``dropped`` is
+    the number of tokens that did not fill a row, and ``rows`` the number of rows.
+    """
+
+    def __init__(self, length: int, rows_at_once: int = 2048) -> None:
+        self.length = length
+        self.rows_at_once = rows_at_once
+        self.rows = 0
+        self.dropped = 0
+
+    def pack(self, groups: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[PackedRows]:
+        """Yield rows from groups of documents.
+
+        A group is (tokens of its documents end to end, int [sum of lengths]; lengths, int [documents]).
+        """
+        waiting: list[np.ndarray] = []
+        starts: list[np.ndarray] = []
+        held = 0
+        for tokens, lengths in groups:
+            waiting.append(np.asarray(tokens, dtype=np.int32))
+            starts.append(held + np.cumsum(lengths) - lengths)
+            held += len(tokens)
+            if held >= self.length * self.rows_at_once:
+                flat, begins = np.concatenate(waiting), np.concatenate(starts)
+                end = held // self.length * self.length
+                yield self._cut(flat[:end], begins[begins < end])
+                waiting, starts = [flat[end:]], [begins[begins >= end] - end]
+                held -= end
+        end = held // self.length * self.length
+        if end:
+            flat, begins = np.concatenate(waiting), np.concatenate(starts)
+            yield self._cut(flat[:end], begins[begins < end])
+        self.dropped = held - end
+
+    def _cut(self, flat: np.ndarray, begins: np.ndarray) -> PackedRows:
+        rows = len(flat) // self.length
+        self.rows += rows
+        row_begins = np.arange(rows, dtype=np.int64) * self.length
+        # An empty document would have the start of the next one; union counts it once.
+        borders = np.union1d(row_begins, begins)
+        segments = np.diff(np.append(borders, len(flat))).astype(np.int32)
+        counts = np.bincount(borders // self.length, minlength=rows)
+        return PackedRows(flat.reshape(rows, self.length), segments, counts)
+
+
+def segment_positions(segments: np.ndarray) -> np.ndarray:
+    """Return positions that restart at 0 in every segment, int64 [sum of segments]."""
+    lengths = np.asarray(segments, dtype=np.int64)
+    begins = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum(), dtype=np.int64) - np.repeat(begins, lengths)

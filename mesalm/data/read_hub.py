@@ -1,0 +1,99 @@
+"""Any dataset that `datasets.load_dataset` reads: a Hub name, a local folder, or a format with files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mesalm.settings import SettingsError
+
+from .documents import DataError, Document, Faults, file_hash, record_document
+
+if TYPE_CHECKING:
+    from .data_settings import SourceSettings
+
+
+class HubSource:
+    """Yield the rows of one split of a dataset, loaded or streamed."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        if not settings.dataset:
+            raise SettingsError("source 'hub' has no dataset; set dataset to a Hub name or a local folder")
+        self.settings = settings
+        self.files = settings.file_patterns() or None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the dataset's name with the hash of each local file, or each remote file's address.
+
+        A remote address holds the commit, so that a changed dataset has another identity.
+        """
+        builder = self._call("load_dataset_builder")
+        settings = self.settings
+        named = {"dataset": settings.dataset, "subset": settings.subset, "split": settings.split}
+        data_files = builder.config.data_files or {}
+        split = settings.split.split("[")[0]
+        # A split such as "train+test" is no key of its own; then every file counts.
+        chosen = [data_files[split]] if split in data_files else list(data_files.values())
+        if not chosen:
+            return {**named, "builder": builder.config_id, "hash": builder.hash}
+        files = [entry for group in chosen for entry in zip(group, group.origin_metadata, strict=True)]
+        return {**named, "files": [_file_identity(str(file), origin) for file, origin in files]}
+
+    def documents(self, faults: Faults) -> Iterator[Document]:
+        """Yield up to ``limit`` documents in the dataset's order."""
+        import datasets
+
+        settings = self.settings
+        name = str(settings.dataset)
+        rows = self._call("load_dataset", split=settings.split, streaming=settings.streaming)
+        columns = rows.column_names
+        main = settings.ids_column or settings.text_column
+        if columns is not None and main in columns:
+            # Other columns may hold images or sound, whose decoding needs packages of their own.
+            wanted = {main, settings.domain_column, settings.id_column}
+            rows = rows.select_columns([column for column in columns if column in wanted])
+        count = 0
+        try:
+            for number, record in enumerate(rows, 1):
+                where, default_id = f"{name}: row {number}", f"{Path(name).name}:{number}"
+                document = record_document(record, where, default_id, settings, faults)
+                if document is None:
+                    continue
+                yield document
+                count += 1
+                if count == settings.limit:
+                    return
+        except datasets.exceptions.DatasetsError as error:
+            raise DataError(f"{name}: {_first_line(error)}; look at the dataset's files") from error
+
+    def _call(self, function: str, **options: Any) -> Any:
+        import datasets
+
+        settings = self.settings
+        try:
+            return getattr(datasets, function)(
+                settings.dataset,
+                settings.subset,
+                data_files=self.files,
+                revision=settings.revision,
+                **options,
+            )
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(
+                f"{settings.dataset}: the dataset cannot be loaded ({_first_line(error)}); "
+                "look at dataset, subset, split and the network"
+            ) from error
+
+
+def _file_identity(name: str, origin: Any) -> dict[str, Any]:
+    path = Path(name)
+    if path.is_file():
+        return {"name": path.name, "sha256": file_hash(path)}
+    return {"name": name, "origin": [str(part) for part in origin]}
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    lines = str(cause).splitlines() or str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,188 @@
+"""Batches of rows in an order fixed by (seed, epoch, row), whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from .packing import segment_positions
+
+Batch = dict[str, torch.Tensor]
+Collate = Callable[[list[Any]], Batch]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Say where in the data a run stands: the next row is number ``row`` of the ``epoch``'s order."""
+
+    seed: int
+    epoch: int = 0
+    row: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the position as plain numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, int]) -> Self:
+        """Make a position from what `to_dict` gave. Raises ValueError for other keys or values."""
+        if set(data) != {"seed", "epoch", "row"} or any(type(value) is not int for value in data.values()):
+            raise ValueError(f"a data position must hold whole numbers seed, epoch and row, not {dict(data)!r}")
+        return cls(**data)
+
+    def advance(self, rows: int, total: int) -> Position:
+        """Return the position ``rows`` rows later in data of ``total`` rows an epoch."""
+        epochs, row = divmod(self.row + rows, total)
+        return Position(self.seed, self.epoch + epochs, row)
+
+
+def epoch_order(seed: int, epoch: int, total: int) -> np.ndarray:
+    """Return the order of ``total`` rows in one epoch, int64 [total], from the seed and epoch only."""
+    # RandomState, not Generator: NumPy promises never to change its stream, so old runs can be resumed.
+    words = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, epoch]
+    return np.random.RandomState(words).permutation(total)
+
+
+def collate_tokens(items: Sequence[Mapping[str, Any]]) -> Batch:
+    """Make a batch of packed rows: input_ids, position_ids and labels, int64 [B, T].
+
+    Labels equal input_ids: the model shifts them. Positions restart at 0 where a document begins.
+    """
+    input_ids = torch.from_numpy(np.stack([np.asarray(item["input_ids"]) for item in items]).astype(np.int64))
+    segments = np.concatenate([np.asarray(item["segments"]) for item in items])
+    positions = torch.from_numpy(segment_positions(segments)).view_as(input_ids)
+    return {"input_ids": input_ids, "position_ids": positions, "labels": input_ids.clone()}
+
+
+class RowStream:
+    """Iterate for ever over the micro-batches of one process.
+
+    Each optimiser step takes ``global_rows`` rows from ``position`` on, across the end of an epoch into
+    the next; process ``rank`` of ``world`` takes the rank-th contiguous slice of them, cut into
+    ``micro_batches`` micro-batches of ``micro_rows`` rows. ``rows`` is any dataset with ``len`` and ``[]``;
+    ``collate`` turns a list of its items into a batch. ``workers`` processes read ahead (0: none).
+    ``position`` is that of the first step not yet handed out whole; a new ``iter`` begins there.
+
+    Raises ValueError when the rows of a step do not divide evenly or the position lies outside the data.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        position: Position,
+        global_rows: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        micro_rows: int,
+        workers: int = 0,
+        collate: Collate = collate_tokens,
+    ) -> None:
+        self.total = len(rows)
+        if self.total == 0:
+            raise ValueError("the data have no rows; give more text or a shorter sequence_length")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be from 0 to world - 1 = {world - 1}, not {rank}")
+        if micro_rows < 1 or global_rows < 1 or global_rows % (world * micro_rows):
+            raise ValueError(
+                f"the {global_rows} rows of a step must be a multiple of {world} processes times "
+                f"{micro_rows} rows of a micro-batch; change the one or the other"
+            )
+        if position.seed < 0 or position.epoch < 0 or not 0 <= position.row < self.total:
+            raise ValueError(f"{position} lies outside the data of {self.total} rows; were they prepared anew?")
+        self.rows = rows
+        self.position = position
+        self.global_rows = global_rows
+        self.rank = rank
+        self.world = world
+        self.micro_rows = micro_rows
+        self.workers = workers
+        self.collate = collate
+        self.micro_batches = global_rows // (world * micro_rows)
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __iter__(self) -> Iterator[Batch]:
+        handed = 0
+        for batch in _fetched(self.rows, self._indices(self.position), self.collate, self.workers):
+            handed += 1
+            if handed == self.micro_batches:
+                handed = 0
+                self.position = self.position.advance(self.global_rows, self.total)
+            yield batch
+
+    def _indices(self, position: Position) -> Iterator[list[int]]:
+        share = self.global_rows // self.world
+        while True:
+            mine = position.advance(self.rank * share, self.total)
+            chosen = self._slice(mine, share)
+            for begin in range(0, share, self.micro_rows):
+                yield chosen[begin : begin + self.micro_rows].tolist()
+            position = position.advance(self.global_rows, self.total)
+
+    def _slice(self, position: Position, count: int) -> np.ndarray:
+        """Return the indices of the ``count`` rows from ``position`` on."""
+        parts = []
+        while count:
+            order = self._order(position.seed, position.epoch)
+            part = order[position.row : position.row + count]
+            parts.append(part)
+            count -= len(part)
+            position = position.advance(len(part), self.total)
+        return np.concatenate(parts)
+
+    def _order(self, seed: int, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            # Two are enough: a slice leaves one epoch for the next and does not come back.
+            for old in sorted(self._orders)[:-1]:
+                del self._orders[old]
+            self._orders[epoch] = epoch_order(seed, epoch, self.total)
+        return self._orders[epoch]
+
+
+def epoch_batches(
+    rows: Any, micro_rows: int, rank: int = 0, world: int = 1, *, collate: Collate = collate_tokens
+) -> Iterator[Batch]:
+    """Yield each row once, in order, as batches of up to ``micro_rows`` rows.
+
+    Process ``rank`` of ``world`` takes the rank-th contiguous part; parts differ by at most one row, so
+    the number of batches may differ by one between processes. The last batch may be short.
+    """
+    total = len(rows)
+    begin, end = total * rank // world, total * (rank + 1) // world
+    batches = (list(range(at, min(at + micro_rows, end))) for at in range(begin, end, micro_rows))
+    yield from _fetched(rows, batches, collate, workers=0)
+
+
+def _fetched(rows: Any, indices: Iterator[list[int]], collate: Collate, workers: int) -> Iterator[Batch]:
+    if workers == 0:
+        for chosen in indices:
+            yield collate(_items(rows, chosen))
+        return
+    # A generator of its own: otherwise starting the workers would draw from the global random state.
+    yield from torch.utils.data.DataLoader(
+        rows,
+        batch_sampler=_Once(indices),
+        collate_fn=collate,
+        num_workers=workers,
+        generator=torch.Generator(),
+    )
+
+
+class _Once:
+    """Give a running iterator the form of a batch sampler."""
+
+    def __init__(self, indices: Iterator[list[int]]) -> None:
+        self.indices = indices
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.indices
+
+
+def _items(rows: Any, chosen: list[int]) -> list[Any]:
+    if hasattr(rows, "__getitems__"):
+        return rows.__getitems__(chosen)
+    return [rows[index] for index in chosen]

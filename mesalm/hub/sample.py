@@ -1,0 +1,59 @@
+"""Continue a prompt, printing the text as it comes."""
+
+from __future__ import annotations
+
+import torch
+from transformers import TextStreamer, set_seed
+
+from mesalm.hub.open_model import open_model, open_tokenizer
+
+
+def sample(
+    model: str,
+    prompt: str,
+    *,
+    tokens: int = 200,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    seed: int = 0,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> str:
+    """Print and return a continuation of the prompt.
+
+    Args:
+        model: a run folder, a saved model's folder or a Hub name.
+        prompt: the text to continue; it may be empty.
+        tokens: most tokens to add.
+        temperature: 0 takes the likeliest token each time.
+        top_p: share of probability to sample from.
+        seed: of the sampling.
+
+    Raises:
+        ValueError: the model or its tokenizer cannot be opened, or an argument is out of range.
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens: {tokens} must be at least 1")
+    if temperature < 0:
+        raise ValueError(f"temperature: {temperature} must be at least 0; 0 is greedy")
+    tokenizer = open_tokenizer(model, trust_remote_code=trust_remote_code)
+    opened = open_model(model, device=device, trust_remote_code=trust_remote_code)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if tokenizer.bos_token_id is not None:
+        # documents begin with this token in training, and an empty prompt needs one token to start from
+        ids = [tokenizer.bos_token_id, *ids]
+    if not ids:
+        raise ValueError("prompt: it is empty and the tokenizer has no beginning-of-text token; give some text")
+    set_seed(seed)
+    choice = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+    inputs = torch.tensor([ids], device=opened.device)
+    with torch.inference_mode():
+        output = opened.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=tokens,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+            **choice,
+        )
+    return tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)

@@ -1,0 +1,1 @@
+"""The model: configuration, blocks, mixers and the operator. This folder can be copied flat beside a checkpoint."""

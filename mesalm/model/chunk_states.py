@@ -1,0 +1,173 @@
+"""Cut sequences into chunks and carry matrix states from chunk to chunk.
+
+Every chunk-parallel path (mesa, gated linear attention) works on *problems*: one problem is one chunk of one
+key head of one sequence. Problems are laid out head first, `P = G * B * N`, because the heads of a model
+remember for very different lengths: neighbouring problems are then about equally hard to solve.
+
+Inside a chunk the state after token t is
+
+    S_t = start_t S_0 + sum_{s <= t} mask_ts (token s's contribution)
+
+where `start_t` is the decay since the chunk began and `mask_ts` the decay from s to t.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK = 64
+"""Tokens in a chunk; memory grows by K * (K + V) / CHUNK numbers a token and key head."""
+
+
+class Decay(NamedTuple):
+    """Hold the forgetting inside each of P chunks of C tokens, as factors in [0, 1].
+
+    mask `[P, C, C]` from token s (column) to token t (row), 0 above the diagonal; start `[P, C, 1]` from the
+    chunk's beginning to after token t; end `[P, C, 1]` from token s to the chunk's end; whole `[P, 1, 1]`.
+    """
+
+    mask: Tensor
+    start: Tensor
+    end: Tensor
+    whole: Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Give the dtype of states and solves for inputs of `dtype`: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def chunk_count(length: int) -> int:
+    """Give the number of chunks that cover `length` tokens."""
+    return (length + CHUNK - 1) // CHUNK
+
+
+def to_chunks(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """Copy `[B, T, heads, D]` to problems `[P, R * CHUNK, D]`, R = heads / groups, tokens past T as zeros.
+
+    The R query heads that share a key head lie one after the other in their problem's rows.
+    """
+    B, T, heads, D = x.shape
+    N, R = chunk_count(T), heads // groups
+    missing = N * CHUNK - T
+    if missing:
+        x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing))
+    cut = x.reshape(B, N, CHUNK, groups, R, D).permute(3, 0, 1, 4, 2, 5)
+    # Always a copy: callers scale the result in place.
+    copied = cut.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return copied.view(groups * B * N, R * CHUNK, D)
+
+
+def from_chunks(x: Tensor, batch: int, length: int, groups: int, dtype: torch.dtype) -> Tensor:
+    """Undo `to_chunks`: problems `[P, R * CHUNK, D]` to a contiguous `[B, T, heads, D]` of `dtype`."""
+    N, D = chunk_count(length), x.shape[-1]
+    R = x.shape[-2] // CHUNK
+    joined = x.reshape(groups, batch, N, R, CHUNK, D).permute(1, 2, 4, 0, 3, 5)
+    joined = joined.reshape(batch, N * CHUNK, groups * R, D)[:, :length]
+    return joined.to(dtype).contiguous()
+
+
+def repeat_heads(x: Tensor, batch: int, chunks: int) -> Tensor:
+    """Expand a value a key head `[G, ...]` to a value a problem `[P, ...]`."""
+    return x.repeat_interleave(batch * chunks, dim=0)
+
+
+def gate_floor(dtype: torch.dtype) -> float:
+    """Give the log-decay below which a factor counts as zero.
+
+    exp(-60) is 9e-27, far under what float32 resolves beside a token's own weight, and flushing it keeps
+    denormal numbers, which cost a hundredfold on CPUs, out of the matrix products.
+    """
+    return -700.0 if dtype == torch.float64 else -60.0
+
+
+def is_restart(log_forget: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mark the gates that let nothing through in arithmetic of `dtype`."""
+    return log_forget < gate_floor(dtype)
+
+
+def chunk_decay(log_forget: Tensor, dtype: torch.dtype) -> Decay:
+    """Build the decay factors of chunks from log gates `[P, C]` (any value <= 0, -inf included).
+
+    Gates are clamped just under `gate_floor`, where their factor is zero already, so sums stay finite and no
+    infinity is ever subtracted; the sums are float64 because a chunk may hold many such gates, whose size
+    would otherwise eat the digits of the mild ones beside them.
+    """
+    floor = gate_floor(dtype)
+    total = log_forget.to(torch.float64).clamp(min=floor - 1.0).cumsum(-1)
+    C = total.shape[-1]
+    future = torch.full((C, C), -torch.inf, dtype=dtype, device=total.device).triu(1)
+    mask = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(dtype).add_(future)
+    last = total[:, -1:]
+
+    def factor(log: Tensor) -> Tensor:
+        return torch.nn.functional.threshold(log, floor, -torch.inf, inplace=True).exp_()
+
+    return Decay(
+        factor(mask),
+        factor(total.to(dtype, copy=True)).unsqueeze(-1),
+        factor((last - total).to(dtype)).unsqueeze(-1),
+        factor(last.to(dtype, copy=True)).unsqueeze(-1),
+    )
+
+
+def scan_states(update: Tensor, whole: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+    """Carry a state over the chunks: next = whole * state + update.
+
+    update `[P, K, D]` and whole `[P, 1, 1]` by problem, initial `[B, G, K, D]`. Returns the state at every
+    chunk's start `[P, K, D]` and after the last chunk `[B, G, K, D]`.
+    """
+    B, G, K, D = initial.shape
+    by_chunk = update.view(G, B, -1, K, D)
+    factor = whole.view(G, B, -1, 1, 1)
+    starts = torch.empty_like(by_chunk)
+    state = initial.transpose(0, 1).to(update.dtype, memory_format=torch.contiguous_format, copy=True)
+    for n in range(by_chunk.shape[2]):
+        starts[:, :, n] = state
+        state = torch.addcmul(by_chunk[:, :, n], state, factor[:, :, n])
+    return starts.view(-1, K, D), state.transpose(0, 1).contiguous()
+
+
+def scan_adjoints(update: Tensor, whole: Tensor, final: Tensor) -> tuple[Tensor, Tensor]:
+    """Carry a state's gradient backwards over the chunks: previous = whole * gradient + update.
+
+    Arguments as in `scan_states`, with `final` the gradient that arrives at the last state. Returns the
+    gradient at every chunk's end `[P, K, D]` and at the initial state `[B, G, K, D]`.
+    """
+    B, G, K, D = final.shape
+    by_chunk = update.view(G, B, -1, K, D)
+    factor = whole.view(G, B, -1, 1, 1)
+    ends = torch.empty_like(by_chunk)
+    state = final.transpose(0, 1).to(update.dtype, memory_format=torch.contiguous_format, copy=True)
+    for n in reversed(range(by_chunk.shape[2])):
+        ends[:, :, n] = state
+        state = torch.addcmul(by_chunk[:, :, n], state, factor[:, :, n])
+    return ends.view(-1, K, D), state.transpose(0, 1).contiguous()
+
+
+def apply_mask(scores: Tensor, mask: Tensor) -> Tensor:
+    """Multiply scores `[P, R * C, C]` in place by the mask `[P, C, C]` of their problem."""
+    P, M, C = scores.shape
+    if M == C:
+        return scores.mul_(mask)
+    scores.view(P, M // C, C, C).mul_(mask.unsqueeze(1))
+    return scores
+
+
+def repeat_rows(column: Tensor, rows: int) -> Tensor:
+    """Repeat a column `[P, C, 1]` for the query heads of each problem: `[P, rows, 1]`."""
+    copies = rows // column.shape[1]
+    return column if copies == 1 else column.repeat(1, copies, 1)
+
+
+def read_states(rows: Tensor, keys: Tensor, values: Tensor, starts: Tensor, decay: Decay) -> Tensor:
+    """Read `S_t' rows_t` for every row, where S_t has `starts` at the chunk's start and gains keys_s values_s'.
+
+    rows `[P, M, K]`, keys `[P, C, K]`, values `[P, C, D]`, starts `[P, K, D]`; returns `[P, M, D]`.
+    """
+    scores = apply_mask(torch.bmm(rows, keys.mT), decay.mask)
+    carried = torch.bmm(rows * repeat_rows(decay.start, rows.shape[1]), starts)
+    return carried.baddbmm_(scores, values)

@@ -1,0 +1,71 @@
+"""Layers that every mixer shares and transformers does not have."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class GateProjection(nn.Linear):
+    """Map tokens to gates in float32, whatever dtype runs around it.
+
+    In bfloat16 a gate near 1 has a memory of at most 256 tokens, so neither autocast nor half weights may touch it.
+
+    Args:
+        width: size of a token.
+        gates: number of gates.
+        start: what the bias starts at.
+    """
+
+    def __init__(self, width: int, gates: int, start: float = 0.0):
+        super().__init__(width, gates)
+        self.start = start
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the gates before their activation, [..., gates] float32."""
+        with torch.autocast(inputs.device.type, enabled=False):
+            return nn.functional.linear(inputs.float(), self.weight.float(), self.bias.float())
+
+
+class ShortConvolution(nn.Module):
+    """Convolve each channel with its last few values, then apply SiLU.
+
+    y_t = silu(sum_j weight[:, j] x_{t-j}), j = 0 .. size - 1, where x before the start of a document is 0.
+
+    Args:
+        channels: number of channels D.
+        size: width of the kernel, at least 2.
+
+    The weights are [D, size], lag 0 first.
+    """
+
+    def __init__(self, channels: int, size: int):
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.zeros(channels, size))
+
+    def forward(self, inputs: torch.Tensor, past: torch.Tensor, segments: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the convolved inputs, [B, T, D], in the inputs' dtype.
+
+        Args:
+            inputs: [B, T, D].
+            past: the size - 1 inputs before these, [B, size - 1, D], oldest first.
+            segments: the document each token belongs to, [B, T] integers; taps do not reach across. None: one.
+        """
+        length = inputs.shape[1]
+        weight = self.weight.to(inputs.dtype)
+        extended = torch.cat((past, inputs), dim=1)
+        outputs = inputs * weight[:, 0]
+        for lag in range(1, self.size):
+            shifted = extended[:, self.size - 1 - lag : self.size - 1 - lag + length]
+            if segments is not None:
+                shifted = shifted * same_segment(segments, lag).unsqueeze(-1)
+            outputs = torch.addcmul(outputs, shifted, weight[:, lag])
+        return nn.functional.silu(outputs)
+
+
+def same_segment(segments: torch.Tensor, lag: int) -> torch.Tensor:
+    """Tell which tokens share their document with the token `lag` before them, [B, T] booleans."""
+    same = torch.zeros_like(segments, dtype=torch.bool)
+    same[:, lag:] = segments[:, lag:] == segments[:, : segments.shape[1] - lag]
+    return same

@@ -1,0 +1,54 @@
+"""Compute mesa attention token by token: the oracle that every faster path is tested against.
+
+    H_t = gamma_t H_{t-1} + beta_t k_t k_t'      G_t = gamma_t G_{t-1} + beta_t k_t v_t'
+    o_t = G_t' (H_t + diag(ridge))^-1 q_t
+
+The gated mesa layer of MesaNet (arXiv 2506.05233, section 2), with G stored key index first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .chunk_states import compute_dtype
+
+
+def mesa_exact(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_forget: Tensor,
+    input_gate: Tensor,
+    ridge: Tensor,
+    gram: Tensor,
+    cross: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Solve one dense K x K system a token, by Cholesky, differentiable by autograd.
+
+    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, ridge `[G, K]`, states
+    `[B, G, K, K]` and `[B, G, K, V]`, of any floating dtype; computes in float32 or better. Only the symmetric
+    part of the initial gram counts. Returns output `[B, T, H, V]`, final gram and cross, and the solutions
+    `[B, T, H, K]`. Raises torch.linalg.LinAlgError where H_t + ridge is not positive definite.
+    """
+    B, T, H, K = query.shape
+    G, V = value.shape[2:]
+    dtype = compute_dtype(query.dtype)
+    with torch.autocast(query.device.type, enabled=False):
+        q = query.to(dtype).view(B, T, G, H // G, K).mT  # [B, T, G, K, H / G]
+        k, v = key.to(dtype).unsqueeze(-1), value.to(dtype).unsqueeze(-1)
+        gamma = log_forget.to(dtype).exp()[..., None, None]
+        beta = input_gate.to(dtype)[..., None, None]
+        Lambda = torch.diag_embed(ridge.to(dtype))
+        H_t, G_t = 0.5 * (gram + gram.mT).to(dtype), cross.to(dtype)
+        outputs, solutions = [], []
+        for t in range(T):
+            H_t = gamma[:, t] * H_t + beta[:, t] * k[:, t] @ k[:, t].mT
+            G_t = gamma[:, t] * G_t + beta[:, t] * k[:, t] @ v[:, t].mT
+            x = torch.cholesky_solve(q[:, t], torch.linalg.cholesky(H_t + Lambda))
+            outputs.append((G_t.mT @ x).mT)
+            solutions.append(x.mT)
+        if T == 0:
+            return query.new_zeros(B, T, H, V), H_t, G_t, query.new_zeros(B, T, H, K, dtype=dtype)
+        output = torch.stack(outputs, 1).reshape(B, T, H, V).to(query.dtype)
+        return output, H_t, G_t, torch.stack(solutions, 1).reshape(B, T, H, K)

@@ -1,0 +1,157 @@
+"""What mesa and gated linear attention share: projections, convolution, gates, output and cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from .configuration_mesa import MesaConfig
+from .layers import GateProjection, ShortConvolution
+
+
+class GatedMixer(nn.Module):
+    """Mix tokens through a recurrent state of constant size; subclasses say how the state is read.
+
+    query, key: projection, causal convolution with SiLU, L2 norm; value: projection. The gates come from the token:
+    gamma = sigmoid(forget) capped as `MesaConfig.forget_cap` says, beta = sigmoid(input), one a key head. The
+    read-out passes an RMS norm per head and the output projection (von Oswald et al. 2025, section 2).
+    """
+
+    name: str
+
+    def __init__(self, config: MesaConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.groups, self.head_dim = heads, groups, size
+        self.q_proj = nn.Linear(config.hidden_size, heads * size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
+        self.o_proj = nn.Linear(heads * size, config.hidden_size, bias=False)
+        conv_size = config.conv_size_of(self.name)
+        self.conv = ShortConvolution((heads + groups) * size, conv_size) if conv_size else None
+        if config.gates:
+            self.forget_proj = GateProjection(config.hidden_size, groups, start=config.forget_bias)
+            self.input_proj = GateProjection(config.hidden_size, groups)
+        self.output_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        segments: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: object,
+    ) -> tuple[torch.Tensor, None]:
+        """Return the mixed tokens, [B, T, hidden], and no attention weights.
+
+        Args:
+            hidden_states: [B, T, hidden].
+            padding_mask: [B, T], 0 where a token is padding and must write nothing. None: no padding.
+            segments: [B, T] integers, the document of each token in a packed row. None: one document.
+            past_key_values: transformers' cache; read and written when given.
+        """
+        batch, length, _ = hidden_states.shape
+        if padding_mask is not None:
+            padding_mask = padding_mask.to(hidden_states.dtype)
+            hidden_states = hidden_states * padding_mask.unsqueeze(-1)
+        state = past_key_values.get_recurrent_state(self.layer_idx) if past_key_values is not None else None
+        query, key = self._query_key(hidden_states, padding_mask, segments, past_key_values)
+        value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim)
+        log_forget, input_gate = self._gates(hidden_states, padding_mask, segments)
+        output, state = self.read(
+            query, key, value, log_forget, input_gate, state, return_state=past_key_values is not None
+        )
+        if past_key_values is not None:
+            past_key_values.update_recurrent_state(state, self.layer_idx)
+        output = self.output_norm(output.to(hidden_states.dtype))
+        return self.o_proj(output.reshape(batch, length, -1)), None
+
+    def read(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        log_forget: torch.Tensor | None,
+        input_gate: torch.Tensor | None,
+        state: torch.Tensor | None,
+        return_state: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the read-out [B, T, H, V] and, if asked, the state after the last token, one float32 tensor."""
+        raise NotImplementedError(f"{type(self).__name__} must say how its state is read")
+
+    def _query_key(
+        self,
+        hidden_states: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+        segments: torch.Tensor | None,
+        cache: Cache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, length, _ = hidden_states.shape
+        both = torch.cat((self.q_proj(hidden_states), self.k_proj(hidden_states)), dim=-1)
+        both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx)
+        both = both.view(batch, length, self.heads + self.groups, self.head_dim)
+        if self.config.qk_l2_norm:
+            # a padded token has a zero key, which must stay zero and not become NaN
+            both = nn.functional.normalize(both.float(), dim=-1, eps=1e-6).to(both.dtype)
+        return both[:, :, : self.heads], both[:, :, self.heads :]
+
+    def _gates(
+        self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None, segments: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return log_forget and input_gate, float32 [B, T, G] or None: padding writes nothing, documents restart."""
+        log_forget = input_gate = None
+        if self.config.gates:
+            log_forget = nn.functional.logsigmoid(self.forget_proj(hidden_states))
+            input_gate = self.input_proj(hidden_states).sigmoid()
+            if self.config.forget_cap is not None:
+                log_forget = log_forget + torch.log1p(-(1.0 - self.config.forget_cap) * input_gate.square())
+        if padding_mask is not None:
+            keep = padding_mask.float().unsqueeze(-1).expand(*hidden_states.shape[:2], self.groups)
+            log_forget = None if log_forget is None else log_forget * keep
+            input_gate = keep if input_gate is None else input_gate * keep
+        if segments is not None:
+            if log_forget is None:
+                log_forget = hidden_states.new_zeros(*hidden_states.shape[:2], self.groups, dtype=torch.float32)
+            starts = torch.zeros_like(segments, dtype=torch.bool)
+            starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+            log_forget = log_forget.masked_fill(starts.unsqueeze(-1), float("-inf"))
+        return log_forget, input_gate
+
+
+def convolve(
+    conv: ShortConvolution | None,
+    inputs: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    segments: torch.Tensor | None,
+    cache: Cache | None,
+    layer_idx: int,
+) -> torch.Tensor:
+    """Convolve [B, T, D], carrying the last size - 1 inputs in transformers' cache when there is one.
+
+    Padding is passed over wherever it stands: a token's taps are its last real predecessors, so that padding inside a
+    continued prompt changes nothing either. Without a convolution the inputs are returned as they are; transformers
+    marks a recurrent layer as filled only when its convolution state is written, so a state of one zero is.
+    """
+    if conv is None:
+        if cache is not None:
+            cache.update_conv_state(inputs.new_zeros(inputs.shape[0], 1, 1), layer_idx)
+        return inputs
+    batch, _, channels = inputs.shape
+    width = conv.size - 1
+    past = cache.get_conv_state(layer_idx) if cache is not None else None
+    past = inputs.new_zeros(batch, width, channels) if past is None else past.transpose(1, 2)
+    extended = torch.cat((past, inputs), dim=1)
+    if padding_mask is not None:
+        real = torch.cat((padding_mask.new_ones(batch, width), padding_mask), dim=1)
+        order = real.argsort(dim=1, stable=True).unsqueeze(-1).expand(-1, -1, channels)
+        extended = extended.gather(1, order)
+    outputs = conv(extended[:, width:], extended[:, :width], segments)
+    if padding_mask is not None:
+        outputs = torch.zeros_like(extended).scatter(1, order[:, width:], outputs)[:, width:]
+    if cache is not None:
+        cache.update_conv_state(extended[:, -width:].transpose(1, 2), layer_idx)
+    return outputs

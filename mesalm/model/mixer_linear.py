@@ -1,0 +1,35 @@
+"""Gated linear attention: the mesa mixer without its solve."""
+
+from __future__ import annotations
+
+import torch
+
+from .mixer_gated import GatedMixer
+from .operator_linear import linear_attention
+
+
+class LinearMixer(GatedMixer):
+    """Read the state with the query itself: o_t = G_t q_t (see `operator_linear`)."""
+
+    name = "linear"
+
+    def read(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        log_forget: torch.Tensor | None,
+        input_gate: torch.Tensor | None,
+        state: torch.Tensor | None,
+        return_state: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the read-out and the state [B, G, K, V]; see `GatedMixer.read`."""
+        result = linear_attention(
+            query, key, value, log_forget, input_gate, initial_state=state, return_state=return_state
+        )
+        return result if return_state else (result, None)
+
+    def flops(self, length: int) -> float:
+        """Return the operations a token of one forward pass of the recurrence: two products with a state."""
+        chunk = min(64, length)
+        return 2 * 2.0 * self.heads * self.head_dim * (self.head_dim + chunk)

@@ -1,0 +1,80 @@
+"""The mesa mixer: each token reads the exact ridge regression of the values on the keys seen so far."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_mesa import MesaConfig
+from .mixer_gated import GatedMixer
+from .operator_mesa import MesaState, mesa_attention
+
+
+class MesaMixer(GatedMixer):
+    """Read o_t = G_t (H_t + ridge)^-1 q_t (see `operator_mesa`).
+
+    The ridge is `ridge_floor + softplus(ridge_parameter)`, one a key head and key dimension, or one a key head. The
+    cache holds gram and cross beside one another, [B, G, K, K + V] float32, since transformers counts one recurrent
+    state a layer.
+    """
+
+    name = "mesa"
+
+    def __init__(self, config: MesaConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        # kept flat, since training loops decay matrices and a ridge must not decay
+        count = self.groups * (self.head_dim if config.ridge_per_channel else 1)
+        self.ridge_parameter = nn.Parameter(torch.zeros(count))
+        self.solver_steps: torch.Tensor | None = None
+
+    def init_weights(self) -> None:
+        """Start the ridge where the configuration says."""
+        above = self.config.ridge_init - self.config.ridge_floor
+        init.constant_(self.ridge_parameter, above + math.log(-math.expm1(-above)))
+
+    def ridge(self) -> torch.Tensor:
+        """Return the ridge, [G, K] or [G], float32."""
+        ridge = self.config.ridge_floor + nn.functional.softplus(self.ridge_parameter.float())
+        return ridge.view(self.groups, self.head_dim) if self.config.ridge_per_channel else ridge
+
+    def read(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        log_forget: torch.Tensor | None,
+        input_gate: torch.Tensor | None,
+        state: torch.Tensor | None,
+        return_state: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the read-out and the state [B, G, K, K + V]; see `GatedMixer.read`."""
+        before = None if state is None else MesaState(state[..., : self.head_dim], state[..., self.head_dim :])
+        output, after, report = mesa_attention(
+            query,
+            key,
+            value,
+            log_forget,
+            input_gate,
+            self.ridge(),
+            initial_state=before,
+            return_state=True,
+            tolerance=self.config.tolerance,
+            max_steps=self.config.max_steps,
+            backend=self.config.mesa_backend,
+            return_report="steps",
+        )
+        self.solver_steps = report.steps
+        return output, torch.cat((after.gram, after.cross), dim=-1) if return_state else None
+
+    def flops(self, length: int) -> float:
+        """Return the operations a token of one forward pass: two states, the read-out, and the solve's products.
+
+        One solver step is one product with H_t, 2 (K^2 + 2 C K) operations a token and head with chunks of C tokens;
+        the steps are those of the last forward pass.
+        """
+        size, chunk = self.head_dim, min(64, length)
+        steps = 0.0 if self.solver_steps is None else float(self.solver_steps.float().mean())
+        return self.heads * (3 * 2.0 * size * (size + chunk) + steps * 2.0 * size * (size + 2 * chunk))

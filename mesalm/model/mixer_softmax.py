@@ -1,0 +1,90 @@
+"""Softmax attention with rotary positions, through transformers' attention interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
+
+from .configuration_mesa import MesaConfig
+from .layers import ShortConvolution
+from .mixer_gated import convolve
+
+
+class SoftmaxMixer(nn.Module):
+    """Attend to all earlier tokens (Vaswani et al. 2017) with rotary positions (Su et al. 2021) and grouped heads."""
+
+    name = "softmax"
+    is_causal = True
+
+    def __init__(self, config: MesaConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.groups, self.head_dim = heads, groups, size
+        self.num_key_value_groups = heads // groups  # the attention interface reads this name
+        self.q_proj = nn.Linear(config.hidden_size, heads * size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
+        self.o_proj = nn.Linear(heads * size, config.hidden_size, bias=False)
+        conv_size = config.conv_size_of(self.name)
+        self.conv = ShortConvolution((heads + groups) * size, conv_size) if conv_size else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        segments: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: object,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the mixed tokens, [B, T, hidden], and the attention weights where the back end gives them.
+
+        Args:
+            hidden_states: [B, T, hidden].
+            padding_mask: [B, T], 0 at padding; only the convolution needs it. None: no padding.
+            segments: [B, T] integers, the document of each token; only the convolution needs it.
+            past_key_values: transformers' cache; read and written when given.
+            attention_mask: the causal mask as transformers makes it for the attention back end in use.
+            position_embeddings: cosines and sines, [B, T, K] each.
+        """
+        batch, length, _ = hidden_states.shape
+        query, key = self.q_proj(hidden_states), self.k_proj(hidden_states)
+        if self.conv is not None:
+            both = torch.cat((query, key), dim=-1)
+            if padding_mask is not None:
+                both = both * padding_mask.to(both.dtype).unsqueeze(-1)
+            both = convolve(self.conv, both, padding_mask, segments, past_key_values, self.layer_idx)
+            query, key = both.split((self.heads * self.head_dim, self.groups * self.head_dim), dim=-1)
+        query = query.view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+        key = key.view(batch, length, self.groups, self.head_dim).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim).transpose(1, 2)
+        assert position_embeddings is not None
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.head_dim**-0.5,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(batch, length, -1)), weights
+
+    def flops(self, length: int) -> float:
+        """Return the operations a token of one forward pass over `length` tokens: scores and read-out, causal half."""
+        return 2.0 * self.heads * self.head_dim * length

@@ -1,0 +1,291 @@
+"""The causal language model: one file for every mixer.
+
+No `from __future__ import annotations` here: transformers reads the class behind the annotation `config: MesaConfig`.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .cache_mesa import MesaCache, count_tokens, tokens_seen
+from .configuration_mesa import MesaConfig
+from .layers import GateProjection, ShortConvolution
+from .mixer_mesa import MesaMixer
+from .mixer_softmax import SoftmaxMixer
+from .mixers import MIXERS
+
+
+class MesaBlock(GradientCheckpointingLayer):
+    """Mix tokens, then transform each: h + mixer(norm(h)), then h + mlp(norm(h))."""
+
+    def __init__(self, config: MesaConfig, layer_idx: int):
+        super().__init__()
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mixer = MIXERS[config.layer_mixers[layer_idx]](config, layer_idx)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = LlamaMLP(config)
+        for last in (self.mixer.o_proj, self.mlp.down_proj):
+            last.writes_residual = True
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Return the tokens after this block, [B, T, hidden]; `kwargs` are the mixer's."""
+        mixed, _ = self.mixer(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + mixed
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class MesaPreTrainedModel(PreTrainedModel):
+    """Initialise, load and save mesa models."""
+
+    config: MesaConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MesaBlock"]  # noqa: RUF012 - the library's own form
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _is_stateful = True
+    # the solver stops when its bound is met, which a CUDA graph of the whole decoding loop cannot follow
+    _can_compile_fullgraph = False
+    _keep_in_fp32_modules_strict = ["ridge_parameter", "forget_proj", "input_proj"]  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": MesaBlock, "attentions": SoftmaxMixer}  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if getattr(module, "writes_residual", False):
+            # each block adds two terms to the residual stream; this keeps its variance at the start free of depth
+            std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, GateProjection):
+            init.constant_(module.bias, module.start)
+        elif isinstance(module, ShortConvolution):
+            # the kernel starts near the identity, so that a mixer begins as one without convolution
+            start = torch.randn_like(module.weight) / (2 * module.size)
+            start[:, 0] = 1.0
+            init.copy_(module.weight, start)
+        elif isinstance(module, MesaMixer):
+            module.init_weights()
+
+
+class MesaModel(MesaPreTrainedModel):
+    """Map token ids to hidden states.
+
+    Args:
+        config: the model's configuration; `mixers` says which mixer each block has.
+    """
+
+    def __init__(self, config: MesaConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList([MesaBlock(config, layer) for layer in range(config.num_hidden_layers)])
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.has_softmax = "softmax" in config.layer_mixers
+        self.rotary_emb = LlamaRotaryEmbedding(config) if self.has_softmax else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Return the last hidden states, [B, T, hidden].
+
+        Args:
+            input_ids: [B, T] token ids; or give `inputs_embeds` [B, T, hidden] instead.
+            attention_mask: [B, past + T], 0 at padding, left or right; or the masks by layer type, ready made.
+            position_ids: [B, T]. Without mask and cache, a position that is not its predecessor's plus one begins
+                a new document, and documents do not see each other (the packed rows of transformers' collators).
+            past_key_values: the cache to continue from.
+            use_cache: whether to return a cache; rows of several documents return none.
+
+        Raises:
+            ValueError: both or neither of input_ids and inputs_embeds.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("forward: give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        segments = None
+        if attention_mask is None and past_key_values is None and position_ids is not None:
+            segments = find_segments(position_ids.expand(inputs_embeds.shape[:2]))
+        if use_cache and past_key_values is None and segments is None:
+            past_key_values = MesaCache(config=self.config)
+        if position_ids is None:
+            # a cache without softmax layers does not count tokens, and no layer asks for positions then
+            seen = past_key_values.get_seq_length() if self.has_softmax and past_key_values is not None else 0
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + seen
+        masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids)
+        positions = self.rotary_emb(inputs_embeds, position_ids) if self.rotary_emb is not None else None
+        before = tokens_seen(past_key_values) if past_key_values is not None and not self.has_softmax else 0
+        hidden_states = inputs_embeds
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks.get("full_attention"),
+                padding_mask=masks.get("linear_attention"),
+                segments=segments,
+                position_embeddings=positions,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        if past_key_values is not None and not self.has_softmax:
+            count_tokens(past_key_values, before, inputs_embeds.shape[1])
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+        )
+
+    def _masks(
+        self,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
+        inputs_embeds: torch.Tensor,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor,
+    ) -> dict[str, torch.Tensor | None]:
+        if isinstance(attention_mask, dict):
+            return attention_mask
+        arguments = {
+            "config": self.config,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "position_ids": position_ids,
+        }
+        masks = {"linear_attention": create_recurrent_attention_mask(**arguments)}
+        if self.has_softmax:
+            masks["full_attention"] = create_causal_mask(**arguments)
+        return masks
+
+
+def find_segments(position_ids: torch.Tensor) -> torch.Tensor | None:
+    """Number the documents of packed rows, [B, T] integers; None where each row is one document.
+
+    A document begins where a position is not its predecessor's plus one. While tracing, the numbers are returned
+    even for rows of one document, since the values cannot be looked at.
+    """
+    starts = torch.zeros_like(position_ids, dtype=torch.bool)
+    starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    if not torch.compiler.is_compiling() and not bool(starts.any()):
+        return None
+    return starts.cumsum(dim=-1)
+
+
+class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
+    """Predict the next token.
+
+    Example:
+        >>> model = MesaForCausalLM(MesaConfig(mixers="mesa"))            # doctest: +SKIP
+        >>> twin = MesaForCausalLM(MesaConfig(mixers="softmax"))          # doctest: +SKIP
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - the library's own form
+
+    def __init__(self, config: MesaConfig):
+        super().__init__(config)
+        self.model = MesaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return logits [B, T, vocabulary], the cache, and the mean loss in nats where labels are given.
+
+        Args:
+            labels: [B, T] token ids, shifted here; -100 is not scored. `num_items_in_batch` in `kwargs` replaces
+                the number of scored tokens as the divisor, as transformers' Trainer wants it.
+            logits_to_keep: 0 for all positions, n for the last n, or the positions themselves.
+
+        The other arguments are those of `MesaModel.forward`.
+        """
+        if labels is not None and use_cache is None:
+            use_cache = False
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if isinstance(logits_to_keep, torch.Tensor):
+            hidden_states = hidden_states[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden_states = hidden_states[:, -logits_to_keep:]
+        logits = self.lm_head(hidden_states)
+        if self.config.logit_softcap is not None:
+            logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        cache = model_kwargs.get("past_key_values")
+        if isinstance(cache, Cache) and not isinstance(cache, MesaCache) and not self.model.has_softmax:
+            model_kwargs["past_key_values"] = MesaCache.around(cache)
+
+    def solver_steps(self) -> float | None:
+        """Return the mean steps of the mesa solves in the last forward pass, None without a mesa layer."""
+        steps = [layer.mixer.solver_steps for layer in self.model.layers if isinstance(layer.mixer, MesaMixer)]
+        known = [step.float().mean() for step in steps if step is not None and step.numel()]
+        return float(torch.stack(known).mean()) if known else None
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Return the floating-point operations a token of one training step, forward and backward.
+
+        Three times the forward pass: two operations a weight of every linear map and of the head, and the mixers'
+        own products, with the solver's steps as last measured.
+        """
+        embeddings = self.model.embed_tokens.weight.numel()
+        weights = sum(parameter.numel() for parameter in self.parameters()) - embeddings
+        if self.config.tie_word_embeddings:
+            weights += embeddings  # the head's product is made even though its weights are the embedding's
+        mixers = sum(layer.mixer.flops(sequence_length) for layer in self.model.layers)
+        return 3.0 * (2.0 * weights + mixers)
+
+
+__all__ = ["MesaForCausalLM", "MesaModel", "MesaPreTrainedModel"]

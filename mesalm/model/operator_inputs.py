@@ -1,0 +1,226 @@
+"""Check and complete the arguments of the operators.
+
+Shapes, dtypes and devices are always checked. Values (NaN, the range of a gate, the order of cu_seqlens) are
+checked on CPU tensors only, because on other devices looking at a value waits for the device, and not while
+torch.compile traces, where there are none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+STATE_DTYPES = (torch.float32, torch.float64)
+
+
+class Layout(NamedTuple):
+    """Hold the sizes of one call: batch, length, query heads, key heads, key size, value size, sequences."""
+
+    B: int
+    T: int
+    H: int
+    G: int
+    K: int
+    V: int
+    sequences: int
+
+
+def _readable(x: Tensor) -> bool:
+    """Tell whether the values of x may be looked at."""
+    return not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() > 0
+
+
+def _fail(name: str, was: object, must: str) -> ValueError:
+    return ValueError(f"{name} is {was}: must be {must}")
+
+
+def _check_tensor(name: str, x: object, shape: str, dims: int) -> None:
+    if not isinstance(x, Tensor):
+        raise _fail(name, f"a {type(x).__name__}", f"a tensor {shape}")
+    if x.dim() != dims:
+        raise _fail(name, f"of shape {list(x.shape)}", shape)
+    if x.dtype not in DTYPES:
+        raise _fail(name, f"of dtype {x.dtype}", "float32, float64, bfloat16 or float16")
+
+
+def _check_device(name: str, x: Tensor, query: Tensor) -> None:
+    if x.device != query.device:
+        raise _fail(name, f"on {x.device}", f"on {query.device}, where query is")
+
+
+def _check_finite(name: str, x: Tensor) -> None:
+    # One sum is the cheapest question that a NaN or an infinity cannot answer well.
+    if _readable(x) and not math.isfinite(float(x.detach().sum(dtype=torch.float32))):
+        if bool(torch.isnan(x).any()):
+            raise _fail(name, "NaN somewhere", "finite")
+        if bool(torch.isinf(x).any()):
+            raise _fail(name, "infinite somewhere", "finite")
+
+
+def check_projections(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor | None) -> Layout:
+    """Check query, key, value and cu_seqlens; raise ValueError or return the sizes of the call."""
+    _check_tensor("query", query, "[B, T, H, K]", 4)
+    _check_tensor("key", key, "[B, T, G, K]", 4)
+    _check_tensor("value", value, "[B, T, G, V]", 4)
+    B, T, H, K = query.shape
+    G, V = value.shape[2:]
+    if key.shape != (B, T, key.shape[2], K):
+        raise _fail("key", f"of shape {list(key.shape)}", f"[B, T, G, K] = [{B}, {T}, G, {K}] as query is")
+    if value.shape[:3] != key.shape[:3]:
+        must = f"[B, T, G, V] = [{B}, {T}, {key.shape[2]}, V] as key is"
+        raise _fail("value", f"of shape {list(value.shape)}", must)
+    if min(H, G, K, V) == 0:
+        raise _fail("query", f"of shape {list(query.shape)} with value {list(value.shape)}", "of sizes above 0")
+    if H % G:
+        raise _fail("key", f"of {G} heads", f"of a number of heads that divides the {H} heads of query")
+    for name, x in (("key", key), ("value", value)):
+        _check_device(name, x, query)
+        if x.dtype != query.dtype:
+            raise _fail(name, f"of dtype {x.dtype}", f"of dtype {query.dtype}, as query is")
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        _check_finite(name, x)
+    return Layout(B, T, H, G, K, V, B if cu_seqlens is None else _check_bounds(cu_seqlens, query))
+
+
+def _check_bounds(cu_seqlens: Tensor, query: Tensor) -> int:
+    """Check cu_seqlens and return the number of sequences."""
+    B, T = query.shape[:2]
+    must = "a one-dimensional int32 or int64 tensor of at least 2 entries"
+    if not isinstance(cu_seqlens, Tensor):
+        raise _fail("cu_seqlens", f"a {type(cu_seqlens).__name__}", must)
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise _fail("cu_seqlens", f"{cu_seqlens.dtype} of shape {list(cu_seqlens.shape)}", must)
+    if B != 1:
+        raise _fail("query", f"of batch size {B}", "of batch size 1 when cu_seqlens is given")
+    if _readable(cu_seqlens):
+        bounds = cu_seqlens.tolist()
+        if bounds[0] != 0 or bounds[-1] != T or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+            shown = bounds if len(bounds) <= 8 else [*bounds[:4], "...", *bounds[-3:]]
+            raise _fail("cu_seqlens", shown, f"a rising list from 0 to the length {T}")
+    return cu_seqlens.shape[0] - 1
+
+
+def complete_gates(
+    log_forget: Tensor | None, input_gate: Tensor | None, layout: Layout, query: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Check the two gates and fill in what None stands for: no forgetting, and full writing."""
+    shape = (layout.B, layout.T, layout.G)
+    gates: list[Tensor] = []
+    for name, gate, default in (("log_forget", log_forget, 0.0), ("input_gate", input_gate, 1.0)):
+        if gate is None:
+            gates.append(query.new_full(shape, default, dtype=torch.float32))
+            continue
+        _check_tensor(name, gate, "[B, T, G]", 3)
+        if gate.shape != shape:
+            raise _fail(name, f"of shape {list(gate.shape)}", f"[B, T, G] = {list(shape)}")
+        _check_device(name, gate, query)
+        gates.append(gate)
+    if log_forget is not None and _readable(log_forget):
+        largest = float(log_forget.detach().amax())
+        if not largest <= 0.0:
+            raise _fail("log_forget", _shown(largest), "at most 0 (a log of a factor in [0, 1])")
+    if input_gate is not None and _readable(input_gate):
+        low, high = (float(x) for x in input_gate.detach().aminmax())
+        if not (low >= 0.0 and high <= 1.0):
+            raise _fail("input_gate", _shown(low if not low >= 0.0 else high), "between 0 and 1")
+    return gates[0], gates[1]
+
+
+def _shown(value: float) -> str:
+    return "NaN somewhere" if math.isnan(value) else f"{value:.6g} somewhere"
+
+
+def complete_ridge(ridge: float | Tensor, layout: Layout, query: Tensor) -> Tensor:
+    """Check the ridge and expand it to `[G, K]`, in float32 or better."""
+    G, K = layout.G, layout.K
+    wanted = "a number, [G] or [G, K]"
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    if not isinstance(ridge, Tensor):
+        if isinstance(ridge, bool) or not isinstance(ridge, (int, float)):
+            raise _fail("ridge", f"a {type(ridge).__name__}", wanted)
+        if not (ridge > 0.0 and math.isfinite(ridge)):
+            raise _fail("ridge", ridge, "above 0 and finite")
+        return query.new_full((G, K), float(ridge), dtype=dtype)
+    _check_device("ridge", ridge, query)
+    if ridge.dtype not in DTYPES:
+        raise _fail("ridge", f"of dtype {ridge.dtype}", "float32, float64, bfloat16 or float16")
+    if tuple(ridge.shape) not in ((), (G,), (G, K)):
+        raise _fail("ridge", f"of shape {list(ridge.shape)}", f"{wanted} with G = {G} and K = {K}")
+    if _readable(ridge):
+        low, high = (float(x) for x in ridge.detach().aminmax())
+        if not (low > 0.0 and math.isfinite(high)):
+            was = _shown(low if not low > 0.0 else high)
+            raise _fail("ridge", was, "above 0 and finite")
+    expanded = ridge.unsqueeze(-1) if ridge.dim() == 1 else ridge
+    return expanded.to(dtype).expand(G, K)
+
+
+def check_state(name: str, state: Tensor, shape: tuple[int, ...], letters: str, query: Tensor) -> None:
+    """Check one tensor of an initial state, whose rows are sequences."""
+    if not isinstance(state, Tensor):
+        raise _fail(name, f"a {type(state).__name__}", f"a tensor {letters}")
+    if tuple(state.shape) != shape:
+        raise _fail(name, f"of shape {list(state.shape)}", f"{letters} = {list(shape)}, a row a sequence")
+    if state.dtype not in STATE_DTYPES:
+        raise _fail(name, f"of dtype {state.dtype}", "float32 or float64")
+    _check_device(name, state, query)
+    _check_finite(name, state)
+
+
+def check_solver(tolerance: float, max_steps: int | None, layout: Layout) -> int:
+    """Check the solver's settings and return the most steps of a solve.
+
+    Exact arithmetic ends within K steps; the default of 4 K leaves room for what rounding adds.
+    """
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0.0 < tolerance < 1.0:
+        raise _fail("tolerance", tolerance, "a number between 0 and 1, both excluded")
+    if max_steps is None:
+        return 4 * layout.K
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise _fail("max_steps", max_steps, "a whole number of at least 1, or None")
+    return max_steps
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise ValueError unless `value` is one of the choices."""
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        raise _fail(name, repr(value), "one of " + ", ".join(repr(choice) for choice in choices))
+
+
+class Padding(NamedTuple):
+    """Turn packed sequences `[1, T, ...]` into a batch of rows `[sequences, longest, ...]` and back."""
+
+    index: Tensor
+    valid: Tensor
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Give each sequence a row; places past its end hold zeros, which write and forget nothing."""
+        rows = x[0][self.index]
+        return rows.masked_fill(~self.valid.view(*self.valid.shape, *[1] * (x.dim() - 2)), 0.0)
+
+    def join(self, rows: Tensor) -> Tensor:
+        """Undo `spread`."""
+        return rows[self.valid].unsqueeze(0)
+
+
+def pad_sequences(cu_seqlens: Tensor, device: torch.device) -> Padding:
+    """Lay out the sequences of cu_seqlens as rows of one batch, for calls that take or return states."""
+    bounds = cu_seqlens.to(device=device, dtype=torch.int64)
+    lengths = bounds[1:] - bounds[:-1]
+    longest = int(lengths.max())
+    place = torch.arange(longest, device=device)
+    valid = place < lengths.unsqueeze(-1)
+    index = (bounds[:-1].unsqueeze(-1) + place).masked_fill(~valid, 0)
+    return Padding(index, valid)
+
+
+def with_restarts(log_forget: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Put a restart (-inf) on the first token of every sequence of `[1, T, G]` gates."""
+    T = log_forget.shape[1]
+    first = torch.zeros(T + 1, dtype=torch.bool, device=log_forget.device)
+    first = first.index_fill(0, cu_seqlens.to(device=first.device, dtype=torch.int64), True)
+    return log_forget.masked_fill(first[:T].view(1, T, 1), -torch.inf)

@@ -1,0 +1,78 @@
+"""Offer gated linear attention: mesa attention's states without its solve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .chunk_states import compute_dtype
+from .linear_chunked import linear_chunked, linear_exact
+from .operator_inputs import (
+    check_choice,
+    check_projections,
+    check_state,
+    complete_gates,
+    pad_sequences,
+    with_restarts,
+)
+
+BACKENDS = ("auto", "exact", "torch")
+
+
+def linear_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_forget: Tensor | None = None,
+    input_gate: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> Any:
+    """Read each query from a decaying sum of key-value products (gated linear attention).
+
+        G_t = gamma_t G_{t-1} + beta_t k_t v_t'      o_t = G_t' q_t
+
+    Token t is part of its own state; nothing is scaled by 1 / sqrt(K).
+
+    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]` of one dtype; G divides H. log_forget
+    `[B, T, G]` = log gamma <= 0 (None: no forgetting; -inf: restart, with gradient 0 there). input_gate
+    `[B, T, G]` = beta in [0, 1] (None: 1). initial_state `[B, G, K, V]`, key index first, float32 or float64;
+    one row a sequence. cu_seqlens `[S + 1]`: B is 1 and holds S sequences that do not see each other.
+
+    backend: "exact" (the recurrence token by token, by autograd), "torch" (in chunks, memory O(T), custom
+    backward; a single token takes one step of the recurrence), "auto" (the fastest that applies).
+
+    Returns output `[B, T, H, V]` in query's dtype; then the state `[B, G, K, V]`, float32 or better, if
+    return_state. Raises ValueError as `mesa_attention` does. Source: Katharopoulos et al. 2020 (arXiv
+    2006.16236), with the gates of MesaNet (arXiv 2506.05233).
+    """
+    layout = check_projections(query, key, value, cu_seqlens)
+    log_forget, input_gate = complete_gates(log_forget, input_gate, layout, query)
+    check_choice("backend", backend, BACKENDS)
+    shape = (layout.sequences, layout.G, layout.K, layout.V)
+    state = initial_state
+    if state is None:
+        state = query.new_zeros(shape, dtype=compute_dtype(query.dtype))
+    check_state("initial_state", state, shape, "[B, G, K, V]", query)
+
+    padding = None
+    if cu_seqlens is not None:
+        if initial_state is None and not return_state:
+            log_forget, state = with_restarts(log_forget, cu_seqlens), state[:1]
+        else:
+            padding = pad_sequences(cu_seqlens, query.device)
+            query, key, value = padding.spread(query), padding.spread(key), padding.spread(value)
+            log_forget, input_gate = padding.spread(log_forget), padding.spread(input_gate)
+
+    operands = (query, key, value, log_forget, input_gate, state)
+    if backend == "exact" or query.shape[1] <= 1 or query.shape[0] == 0:
+        output, last = linear_exact(*operands)
+    else:
+        output, last = linear_chunked(*operands)
+    if padding is not None:
+        output = padding.join(output)
+    return (output, last) if return_state else output

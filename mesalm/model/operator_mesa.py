@@ -1,0 +1,177 @@
+"""Offer mesa attention: the operator's face, which checks its arguments and chooses a back end."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .chunk_states import chunk_count, compute_dtype
+from .mesa_chunked import mesa_chunked, relative_residual
+from .mesa_exact import mesa_exact
+from .operator_inputs import (
+    Layout,
+    check_choice,
+    check_projections,
+    check_solver,
+    check_state,
+    complete_gates,
+    complete_ridge,
+    pad_sequences,
+    with_restarts,
+)
+
+BACKENDS = ("auto", "exact", "torch", "triton")
+
+
+class MesaState(NamedTuple):
+    """Hold what a mesa layer remembers: gram `[B, G, K, K]` and cross `[B, G, K, V]`, key index first.
+
+    float32, or float64 for float64 inputs; one row a sequence.
+    """
+
+    gram: Tensor
+    cross: Tensor
+
+
+class MesaReport(NamedTuple):
+    """Tell how the systems of one call were solved, by batch row, chunk of 64 tokens and query head.
+
+    steps `[B, N, H]` (int32): conjugate-gradient steps of the slowest token, 0 for direct solves. residual
+    `[B, N, H]` (float64): the largest |q - (H + ridge) x| / |q|, recomputed from x in float64; converged
+    `[B, N, H]` (bool): does that residual certify the tolerance? Both None if only the steps were asked for.
+    backend: the back end that ran, "exact" or "torch".
+    """
+
+    steps: Tensor
+    residual: Tensor | None
+    converged: Tensor | None
+    backend: str
+
+
+def mesa_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_forget: Tensor | None = None,
+    input_gate: Tensor | None = None,
+    ridge: float | Tensor = 1.0,
+    *,
+    initial_state: MesaState | tuple[Tensor, Tensor] | None = None,
+    return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    tolerance: float = 1e-4,
+    max_steps: int | None = None,
+    backend: str = "auto",
+    return_report: bool | str = False,
+) -> Any:
+    """Predict each value by ridge regression on all keys and values so far (the gated mesa layer).
+
+        H_t = gamma_t H_{t-1} + beta_t k_t k_t'      G_t = gamma_t G_{t-1} + beta_t k_t v_t'
+        o_t = G_t' (H_t + diag(ridge))^-1 q_t
+
+    Token t is part of its own state; nothing is scaled by 1 / sqrt(K); keys and queries are taken as given.
+
+    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]` of one dtype (float32, float64, bfloat16,
+    float16); G divides H, and query heads h * H / G to (h + 1) * H / G - 1 read key head h. log_forget
+    `[B, T, G]` = log gamma <= 0 (None: no forgetting; -inf: restart, with gradient 0 there). input_gate
+    `[B, T, G]` = beta in [0, 1] (None: 1). ridge > 0: a number, `[G]` or `[G, K]`.
+
+    initial_state: MesaState (or a pair) of float32 or float64 with one row a sequence; gram must be positive
+    semidefinite, and only its symmetric part counts. cu_seqlens `[S + 1]`: B is 1 and holds S sequences one
+    after the other, that do not see each other; states then have S rows. Where packed sequences start from
+    or return states they are solved as S rows padded to the longest, and the report has those rows; that
+    path looks at the lengths, so torch.compile breaks the graph there.
+
+    tolerance bounds the relative error of the solution (H_t + ridge)^-1 q_t in the 2-norm; it is certified by
+    |error| <= |residual| / smallest ridge, and is out of reach where it is below the rounding of the states
+    (for float32 about the condition number times 1e-7). max_steps: conjugate-gradient steps at most (None:
+    4 K). The backward pass solves to the same tolerance. float16 gradients are held in float16 and underflow
+    below 6e-8.
+
+    backend: "exact" (one dense solve a token, float32 or better, by autograd), "torch" (in chunks, memory
+    O(T), gradients by implicit differentiation; a single token is solved densely), "triton" (GPU kernels;
+    none yet, so an error that says so), "auto" (the fastest that applies: "torch").
+
+    Returns output `[B, T, H, V]` in query's dtype; then a MesaState if return_state; then a MesaReport if
+    return_report, whose residual costs about one more solver step in float64. return_report="steps" leaves
+    residual and converged None and costs nothing: the way to log the solver's work while training; it holds
+    under torch.compile and activation checkpointing.
+
+    Raises ValueError, in one line, for arguments of wrong shape, dtype, device or range. Ranges and NaN are
+    looked at on CPU tensors only, where that costs no synchronisation, and not under torch.compile.
+    Source: MesaNet, arXiv 2506.05233, section 2; docs/mathematics.md.
+    """
+    layout = check_projections(query, key, value, cu_seqlens)
+    log_forget, input_gate = complete_gates(log_forget, input_gate, layout, query)
+    ridges = complete_ridge(ridge, layout, query)
+    steps_at_most = check_solver(tolerance, max_steps, layout)
+    check_choice("return_report", return_report, (False, True, "steps"))
+    chosen = _choose(backend, query, layout)
+    state = _complete_state(initial_state, layout, query)
+
+    padding = None
+    if cu_seqlens is not None:
+        if initial_state is None and not return_state:
+            log_forget = with_restarts(log_forget, cu_seqlens)
+            state = MesaState(*(x[:1] for x in state))
+        else:
+            padding = pad_sequences(cu_seqlens, query.device)
+            query, key, value = padding.spread(query), padding.spread(key), padding.spread(value)
+            log_forget, input_gate = padding.spread(log_forget), padding.spread(input_gate)
+
+    operands = (query, key, value, log_forget, input_gate, ridges, state.gram, state.cross)
+    B, T, H, _ = query.shape
+    if chosen == "exact" or T <= 1 or B == 0:
+        output, gram, cross, solution = mesa_exact(*operands)
+        steps = torch.zeros(B, chunk_count(T), H, dtype=torch.int32, device=query.device)
+    else:
+        output, gram, cross, solution, steps = mesa_chunked(*operands, float(tolerance), steps_at_most)
+
+    results: list[Any] = [output if padding is None else padding.join(output)]
+    if return_state:
+        results.append(MesaState(gram, cross))
+    if return_report == "steps":
+        results.append(MesaReport(steps, None, None, chosen))
+    elif return_report:
+        residual, converged = relative_residual(
+            solution.detach(), query, key, log_forget, input_gate, ridges, state.gram, float(tolerance)
+        )
+        results.append(MesaReport(steps, residual, converged, chosen))
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _choose(backend: str, query: Tensor, layout: Layout) -> str:
+    """Name the back end that runs; raise ValueError if the one asked for cannot."""
+    check_choice("backend", backend, BACKENDS)
+    if backend != "triton":
+        return "torch" if backend == "auto" else backend
+    try:
+        from mesa_kernels import supports
+    except ImportError:
+        supported, reason = False, "the package mesa_kernels is not installed"
+    else:
+        supported, reason = supports(
+            device=query.device.type, dtype=query.dtype, key_size=layout.K, value_size=layout.V
+        )
+    if supported:
+        reason = "this version of mesalm calls no kernels; the installed mesa_kernels is newer"
+    raise ValueError(f"backend is 'triton', which cannot run this call ({reason}): must be 'auto' or 'torch'")
+
+
+def _complete_state(initial_state: Any, layout: Layout, query: Tensor) -> MesaState:
+    """Check the initial state, or make one of zeros."""
+    rows, G, K, V = layout.sequences, layout.G, layout.K, layout.V
+    if initial_state is None:
+        dtype = compute_dtype(query.dtype)
+        gram = query.new_zeros(rows, G, K, K, dtype=dtype)
+        return MesaState(gram, query.new_zeros(rows, G, K, V, dtype=dtype))
+    if not isinstance(initial_state, (tuple, list)) or len(initial_state) != 2:
+        raise ValueError(
+            f"initial_state is a {type(initial_state).__name__}: must be a MesaState (gram, cross) or None"
+        )
+    gram, cross = initial_state
+    check_state("initial_state.gram", gram, (rows, G, K, K), "[B, G, K, K]", query)
+    check_state("initial_state.cross", cross, (rows, G, K, V), "[B, G, K, V]", query)
+    return MesaState(gram, cross)

@@ -1,0 +1,192 @@
+"""Typed settings with one-line errors and self-describing fields; every recipe section is built from them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Self
+
+import pydantic
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+
+class SettingsError(ValueError):
+    """Report a setting that cannot be used, in one line that names its dotted key."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """Return the choice spelt most like ``word``, or None when nothing is close."""
+    found = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+class Settings(pydantic.BaseModel):
+    """Hold one section of settings: unknown keys are refused and assignments are checked.
+
+    Subclasses give every field ``Field(..., description=...)``; `describe` and ``--help`` read it.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+
+    @classmethod
+    def build(cls, data: Any, where: str = "") -> Self:
+        """Validate ``data`` (a mapping of field names to values) into settings.
+
+        ``where`` is the dotted key under which this section stands; it begins every key in an error.
+        Raises SettingsError, one line for the first fault found and the number of further faults.
+        """
+        if not isinstance(data, dict):
+            section = where or cls.__name__
+            raise SettingsError(f"{section}: must be a mapping of settings, not {_shown(data)}")
+        try:
+            return cls.model_validate(data)
+        except pydantic.ValidationError as error:
+            faults = error.errors(include_url=False)
+            lines = list(dict.fromkeys(_fault_line(cls, fault, where) for fault in _merged(faults)))
+            line = lines[0]
+            if len(lines) > 1:
+                line += f" (and {len(lines) - 1} more)"
+        raise SettingsError(line)
+
+    @classmethod
+    def describe(cls, prefix: str = "") -> list[tuple[str, str, str, str]]:
+        """List every field as (dotted key, type, default, description), nested sections opened in place.
+
+        The key of a list's element has a ``0`` where the position stands; the key of a table's entry has
+        ``NAME``.
+        """
+        rows: list[tuple[str, str, str, str]] = []
+        for name, field in cls.model_fields.items():
+            key = f"{prefix}.{name}" if prefix else name
+            inner, holder = _section_of(field.annotation)
+            default = _default_of(field)
+            if inner is not None and holder == "":
+                rows.extend(inner.describe(key))
+                continue
+            rows.append((key, type_name(field.annotation), default, field.description or ""))
+            if inner is not None:
+                rows.extend(inner.describe(f"{key}.{holder}"))
+        return rows
+
+
+def type_name(annotation: Any) -> str:
+    """Return a type annotation in the short words used by ``--help``, such as ``int | none``."""
+    if annotation is None or annotation is type(None):
+        return "none"
+    if annotation is Any:
+        return "any"
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return type_name(arguments[0])
+    if origin is typing.Literal:
+        return " | ".join(str(argument) for argument in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(type_name(argument) for argument in arguments)
+    if origin is None:
+        return getattr(annotation, "__name__", str(annotation))
+    inside = ", ".join("..." if argument is Ellipsis else type_name(argument) for argument in arguments)
+    return f"{getattr(origin, '__name__', str(origin))}[{inside}]"
+
+
+def _section_of(annotation: Any) -> tuple[type[Settings] | None, str]:
+    """Return the Settings class inside an annotation and how it is held: "" itself, "0" list, "NAME" dict."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation, ""
+    origin = typing.get_origin(annotation)
+    for argument in typing.get_args(annotation):
+        inner, holder = _section_of(argument)
+        if inner is None:
+            continue
+        if origin in (list, tuple):
+            return inner, "0"
+        if origin is dict:
+            return inner, "NAME"
+        return inner, holder
+    return None, ""
+
+
+def _default_of(field: Any) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "(required)"
+    return _shown(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.model_dump(exclude_defaults=True)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _key_path(fault: ErrorDetails) -> list[int | str]:
+    # A union puts its branch's name into the location; such a part is no key, so it is left out.
+    return [part for part in fault["loc"] if not (isinstance(part, str) and _is_branch(part))]
+
+
+def _merged(faults: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Join the faults that the branches of one union reported for one key into a single fault."""
+    merged: list[ErrorDetails] = []
+    for fault in faults:
+        last = merged[-1] if merged else None
+        expected = fault["msg"].removeprefix("Input should be ")
+        both_types = last is not None and expected != fault["msg"] and last["msg"].startswith("Input should")
+        if last is not None and both_types and _key_path(last) == _key_path(fault):
+            last["msg"] += f" or {expected}"
+        else:
+            merged.append(fault)
+    return merged
+
+
+def _fault_line(cls: type[Settings], fault: ErrorDetails, where: str) -> str:
+    """Turn one of pydantic's faults into a line: dotted key, what it was, what it must be."""
+    path = _key_path(fault)
+    key = ".".join([*([where] if where else []), *(str(part) for part in path)]) or cls.__name__
+    kind = fault["type"]
+    if kind == "extra_forbidden":
+        names = _names_at(cls, path[:-1])
+        guess = nearest(str(path[-1]), names)
+        hint = f"did you mean {guess!r}?" if guess else f"the keys here are {', '.join(sorted(names))}"
+        return f"{key}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{key}: is missing; give it a value"
+    message = fault["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{key}: {message}"
+    if message.startswith("Input should be "):
+        message = "must be " + message.removeprefix("Input should be ")
+    line = f"{key}: {message}, not {_shown(fault['input'])}"
+    context = fault.get("ctx") or {}
+    if kind == "literal_error" and isinstance(fault["input"], str):
+        guess = nearest(fault["input"], re.findall(r"'([^']*)'", str(context.get("expected", ""))))
+        line += f"; did you mean {guess!r}?" if guess else ""
+    return line
+
+
+def _is_branch(part: str) -> bool:
+    return part in {"str", "int", "float", "bool", "none", "any"} or "[" in part
+
+
+def _names_at(cls: type[Settings], path: list[int | str]) -> list[str]:
+    """Return the field names of the section that ``path`` leads to."""
+    current = cls
+    for part in path:
+        field = current.model_fields.get(str(part))
+        if field is None:
+            # A position in a list or an entry of a table: the section was already entered with the field.
+            continue
+        inner, _ = _section_of(field.annotation)
+        if inner is None:
+            return []
+        current = inner
+    return list(current.model_fields)

@@ -1,0 +1,1 @@
+"""Training: typed recipes, one loop on accelerate, checkpoints that resume to the last bit."""

@@ -1,0 +1,203 @@
+"""Checkpoints: written whole or not at all, rotated, checked when read.
+
+A checkpoint is a folder ``step-00000100`` with
+
+- ``model.safetensors`` and, for a model of transformers, ``config.json``: a folder `from_pretrained` reads;
+- ``optimiser.pt``: the optimiser's state;
+- ``random.pt``: the random state of every process;
+- ``state.json``: step, data position and all other numbers, and size and digest of the files above.
+
+``state.json`` is written last, in a folder under another name that is renamed when everything is on the disk, so a
+folder of the right name that holds it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+MODEL_FILE = "model.safetensors"
+OPTIMISER_FILE = "optimiser.pt"
+RANDOM_FILE = "random.pt"
+STATE_FILE = "state.json"
+
+
+class CheckpointError(ValueError):
+    """Report a checkpoint that cannot be used, with the file and the way to go on."""
+
+
+class Checkpoints:
+    """Hold the checkpoints of one run under ``folder``, the newest ``keep`` of them.
+
+    ``every`` is the number of steps between two, 0 for none but the last. ``decorate`` is called with the folder of
+    each new checkpoint before it is complete, to add files of the caller's own such as the tokenizer.
+    """
+
+    def __init__(
+        self, folder: Path, *, every: int = 0, keep: int = 2, decorate: Callable[[Path], None] | None = None
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"keep: must be at least 1, not {keep}")
+        self.folder = folder
+        self.every = every
+        self.keep = keep
+        self.decorate = decorate
+
+    def due(self, step: int) -> bool:
+        """Return whether a checkpoint belongs after this step."""
+        return self.every > 0 and step % self.every == 0
+
+    def complete(self) -> list[Path]:
+        """Return the folders of complete checkpoints, oldest first."""
+        found = [path for path in self.folder.glob("step-*") if _step_of(path) is not None]
+        return sorted((path for path in found if (path / STATE_FILE).is_file()), key=lambda path: _step_of(path) or 0)
+
+    def newest(self) -> Path | None:
+        """Return the folder of the newest complete checkpoint, None if there is none."""
+        complete = self.complete()
+        return complete[-1] if complete else None
+
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        random_states: list[dict[str, Any]],
+        state: dict[str, Any],
+    ) -> Path:
+        """Write one checkpoint and delete those beyond ``keep``; return its folder. For the main process only."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / f"step-{step:08d}"
+        for leftover in [*self.folder.glob("*.partial"), *self.folder.glob("*.replaced")]:
+            shutil.rmtree(leftover)
+        partial = target.with_name(target.name + ".partial")
+        partial.mkdir()
+        save_weights(model, partial)
+        torch.save(optimiser.state_dict(), partial / OPTIMISER_FILE)
+        torch.save(random_states, partial / RANDOM_FILE)
+        if self.decorate is not None:
+            self.decorate(partial)
+        files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir()) if path.is_file()}
+        content = {"step": step, **state, "files": files}
+        (partial / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        publish_folder(partial, target)
+        for old in self.complete()[: -self.keep]:
+            # The state goes first: a deletion cut short leaves a folder that is not taken for a checkpoint.
+            (old / STATE_FILE).unlink()
+            shutil.rmtree(old)
+        return target
+
+    def read_state(self, folder: Path) -> dict[str, Any]:
+        """Return the numbers of a checkpoint after checking every file of it against its digest.
+
+        Raises CheckpointError naming the damaged file and the checkpoint before it.
+        """
+        try:
+            state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            files = dict(state["files"])
+        except (ValueError, KeyError, TypeError):
+            raise CheckpointError(self._damage(folder, STATE_FILE)) from None
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file() or _fingerprint(path) != expected:
+                raise CheckpointError(self._damage(folder, name))
+        return state
+
+    def _damage(self, folder: Path, name: str) -> str:
+        earlier = [path for path in self.complete() if (_step_of(path) or 0) < (_step_of(folder) or 0)]
+        if earlier:
+            way_on = f"delete {folder} to go on from {earlier[-1].name}"
+        else:
+            way_on = f"delete {folder} to begin again, for there is no earlier checkpoint"
+        return f"{folder / name} is damaged; {way_on}"
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Write a model's state as safetensors, weights that share memory once, and its configuration if it has one."""
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    state = model.state_dict()
+    kept: dict[tuple[Any, ...], str] = {}
+    # The names a model calls tied come last, so that the name from_pretrained looks for is the one written.
+    for name in sorted(state, key=lambda name: name in tied):
+        kept.setdefault(_memory(state[name], name), name)
+    tensors = {name: state[name].detach().cpu().contiguous() for name in kept.values()}
+    save_file(tensors, folder / MODEL_FILE, metadata={"format": "pt"})
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "save_pretrained"):
+        config.save_pretrained(folder)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Load what `save_weights` wrote into a model of the same form; raises CheckpointError where they differ."""
+    tensors = load_file(folder / MODEL_FILE)
+    own = model.state_dict()
+    filled = {_memory(own[name], name) for name in tensors if name in own}
+    missing = [name for name in own if name not in tensors and _memory(own[name], name) not in filled]
+    strange = [name for name in tensors if name not in own]
+    shapes = [name for name in tensors if name in own and own[name].shape != tensors[name].shape]
+    for names, what in ((missing, "lacks"), (strange, "has, unlike the model,"), (shapes, "has another shape of")):
+        if names:
+            raise CheckpointError(f"{folder / MODEL_FILE} {what} {names[0]}; the model's settings must be the run's")
+    model.load_state_dict(tensors, strict=False)
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, folder: Path) -> None:
+    """Load the optimiser's state from a checkpoint."""
+    optimiser.load_state_dict(torch.load(folder / OPTIMISER_FILE, map_location="cpu", weights_only=True))
+
+
+def load_random_states(folder: Path) -> list[dict[str, Any]]:
+    """Return the random state of every process of the run that wrote the checkpoint."""
+    return torch.load(folder / RANDOM_FILE, map_location="cpu", weights_only=True)
+
+
+def publish_folder(partial: Path, target: Path) -> None:
+    """Give a finished folder its name, in one step and after all of it is on the disk.
+
+    A folder that has the name already is replaced.
+    """
+    for path in [*sorted(partial.rglob("*")), partial]:
+        _sync(path)
+    replaced = target.with_name(target.name + ".replaced")
+    if target.exists():
+        os.rename(target, replaced)
+    os.rename(partial, target)
+    _sync(target.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _memory(tensor: torch.Tensor, name: str) -> tuple[Any, ...]:
+    """Return what two names of the same weights have in common."""
+    if tensor.numel() == 0:
+        return (name,)
+    return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def _step_of(path: Path) -> int | None:
+    match = re.fullmatch(r"step-(\d{8,})", path.name)
+    return int(match[1]) if match else None
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,98 @@
+"""The model at the start of a run: fresh and seeded, or the weights of an earlier one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.configuration_utils import PreTrainedConfig
+
+from mesalm.data.prepared import Prepared
+from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.model.modeling_mesa import MesaForCausalLM
+from mesalm.settings import SettingsError
+from mesalm.train.checkpoint import Checkpoints
+from mesalm.train.randomness import seed_everything
+from mesalm.train.recipe import Recipe
+
+
+def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
+    """Return the float32 model a run begins with, on the CPU.
+
+    The vocabulary and the special ids are the tokenizer's, unless ``model.vocab_size`` asks for more. Raises
+    SettingsError where recipe, tokenizer and the weights of ``init_from`` do not agree.
+    """
+    seed_everything(recipe.seed)
+    if recipe.init_from is not None:
+        return _earlier_model(recipe, prepared, tokenizer)
+    wanted = recipe.model.get("vocab_size")
+    if wanted is not None and wanted < prepared.vocab_size:
+        raise SettingsError(f"model.vocab_size: must be at least the tokenizer's {prepared.vocab_size}, not {wanted}")
+    special = prepared.manifest["tokenizer"]
+    fields: dict[str, Any] = {
+        "vocab_size": prepared.vocab_size,
+        "max_position_embeddings": max(prepared.sequence_length, 2048),
+        "bos_token_id": special["bos_token_id"],
+        "eos_token_id": special["eos_token_id"],
+        "pad_token_id": special["pad_token_id"],
+    }
+    return MesaForCausalLM(MesaConfig(**{**fields, **recipe.model}))
+
+
+def weights_folder(name_or_path: str) -> str:
+    """Return the folder that `from_pretrained` reads for a run folder, a checkpoint, a published folder.
+
+    Of a run folder that is ``final``, or the newest checkpoint of a run not yet finished. A name that is no folder
+    is returned as it is, for the Hub. Raises SettingsError for a folder that holds no model.
+    """
+    path = Path(name_or_path).expanduser()
+    if not path.is_dir():
+        if path.is_absolute() or name_or_path.startswith((".", "~")):
+            raise SettingsError(f"{name_or_path}: there is no such folder")
+        return name_or_path
+    if (path / "final").is_dir():
+        return str(path / "final")
+    newest = Checkpoints(path / "checkpoints").newest()
+    if newest is not None:
+        return str(newest)
+    if (path / "config.json").is_file():
+        return str(path)
+    raise SettingsError(f"{name_or_path}: holds no model: no final, no complete checkpoint, no config.json")
+
+
+def _earlier_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
+    folder = weights_folder(str(recipe.init_from))
+    config = AutoConfig.from_pretrained(folder)
+    _compare_configs(recipe, config, folder)
+    if prepared.vocab_size > config.vocab_size:
+        raise SettingsError(
+            f"init_from: {folder} knows {config.vocab_size} tokens but the data have {prepared.vocab_size}; "
+            f"set data.tokenizer={folder}"
+        )
+    if tokenizer is not None and _has_tokenizer(folder):
+        theirs = AutoTokenizer.from_pretrained(folder)
+        if theirs.get_vocab() != tokenizer.get_vocab():
+            raise SettingsError(
+                f"init_from: the data were tokenised by another tokenizer than that of {folder}; "
+                f"set data.tokenizer={folder}"
+            )
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def _compare_configs(recipe: Recipe, config: PreTrainedConfig, folder: str) -> None:
+    wanted: Any = MesaConfig(**recipe.model) if isinstance(config, MesaConfig) else None
+    for key, given in recipe.model.items():
+        value = given if wanted is None else getattr(wanted, key)
+        there = getattr(config, key, None)
+        if value != there:
+            raise SettingsError(
+                f"model.{key}: is {value!r} in the recipe but {there!r} in {folder}; leave out the fields of model "
+                "to take those of init_from"
+            )
+
+
+def _has_tokenizer(folder: str) -> bool:
+    path = Path(folder)
+    return not path.is_dir() or (path / "tokenizer_config.json").is_file() or (path / "tokenizer.json").is_file()

@@ -1,0 +1,94 @@
+"""The journal of a run: JSON lines, appended and flushed as things happen."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import IO, Any, Self
+
+HISTORY = ("step", "valid", "sample", "checkpoint", "end", "stop")
+"""Events that belong to a step and are therefore overtaken when a run goes back to an earlier one."""
+
+
+class Journal:
+    """Append events to a JSON-lines file; without a path, do nothing (processes other than the main one)."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Open the journal for appending; a last line torn by a crash is cut off first."""
+        self._file: IO[str] | None = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_torn_line(path)
+            self._file = path.open("a", encoding="utf-8")
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event; a float that is not finite is written as null, as JSON has no word for it."""
+        if self._file is None:
+            return
+        line = json.dumps({"event": event, **_finite(fields)}, ensure_ascii=False, allow_nan=False)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    @property
+    def offset(self) -> int:
+        """Return the length of the file in bytes, 0 without a path."""
+        return 0 if self._file is None else os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the file; further events are dropped."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+
+def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the events of a run as one history.
+
+    Where a run was resumed from a checkpoint, its ``start`` event names the step it went back to; what an earlier
+    life had written beyond that step is left out. A torn last line, which a crash can leave, is ignored. Raises
+    ValueError naming file and line for any other line that is not JSON.
+    """
+    events: list[dict[str, Any]] = []
+    lines = Path(path).read_bytes().split(b"\n")
+    lines.pop()  # empty, or the torn end of a line that was never finished
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not a JSON line ({error})") from None
+        if event.get("event") == "start":
+            resumed = event.get("step", 0)
+            events = [old for old in events if old["event"] not in HISTORY or old.get("step", 0) <= resumed]
+            # the run goes on from here, so an earlier end or stop at this very step is no longer one
+            events = [old for old in events if old["event"] not in ("end", "stop")]
+        events.append(event)
+    return events
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        if not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)

@@ -1,0 +1,73 @@
+"""Optimisers by name, and which parameters decay.
+
+torch is imported inside the functions, so that reading a recipe, which checks the optimiser's name against the
+table, does not load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from mesalm.train.sections import OptimSettings
+
+FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Device types on which torch has a fused AdamW."""
+
+
+def adamw(groups: list[dict[str, Any]], settings: OptimSettings) -> torch.optim.Optimizer:
+    """Build AdamW, in its fused form where every parameter's device has one."""
+    import torch
+
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(
+        groups,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=devices <= set(FUSED_DEVICES),
+    )
+
+
+OPTIMISERS: dict[str, Callable[[list[dict[str, Any]], OptimSettings], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+}
+"""Name -> function(parameter groups, settings) -> optimiser."""
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bool = False) -> list[dict[str, Any]]:
+    """Part a model's trainable parameters into a group that decays and one that does not.
+
+    Not decayed: parameters of one dimension or none (gains of norms, biases), those named ``bias``, those that
+    bear the attribute ``_no_weight_decay = True`` (the ridge), and, unless ``decay_embeddings``, the weights of
+    ``nn.Embedding`` (so a tied head does not decay either). Empty groups are left out; each parameter stands once.
+    """
+    from torch import nn
+
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        spared = (
+            parameter.ndim < 2
+            or name.rpartition(".")[2] == "bias"
+            or getattr(parameter, "_no_weight_decay", False)
+            or (id(parameter) in embeddings and not decay_embeddings)
+        )
+        (kept if spared else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimiser(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
+    """Build the optimiser that the settings name for a model that is on its device already."""
+    groups = parameter_groups(model, settings.weight_decay, settings.decay_embeddings)
+    if not groups:
+        raise ValueError("model: has no trainable parameter; unfreeze at least one")
+    return OPTIMISERS[settings.name](groups, settings)

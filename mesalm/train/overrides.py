@@ -1,0 +1,82 @@
+"""Changing single settings by dotted key, for the command line and for the arms of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mesalm.settings import Settings, SettingsError
+from mesalm.train.recipe_yaml import read_yaml
+
+EXCLUSIVE = {"train.tokens": "train.steps", "train.steps": "train.tokens"}
+"""Setting the one key takes the other away, since a recipe may hold only one of the two."""
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``dotted.key=YAML value`` into the key and its value."""
+    key, sign, value = text.partition("=")
+    key = key.strip()
+    if not sign or not key:
+        raise SettingsError(f"{text!r}: must be dotted.key=value, such as train.steps=100")
+    return key, read_yaml(value, key)
+
+
+def apply_overrides(data: dict[str, Any], changes: Iterable[tuple[str, Any]], root: type[Settings]) -> None:
+    """Set dotted keys in the plain data of a recipe, in place.
+
+    A number in a key is a place in a list (``data.sources.0.files``). A section or list that the data leave out is
+    filled in from the defaults of ``root`` before its parts are changed. Values are checked later, when the
+    settings are built; here only a key that leads into something that has no parts is refused (SettingsError).
+    """
+    given = list(changes)
+    keys = {key for key, _ in given}
+    for key, value in given:
+        other = EXCLUSIVE.get(key)
+        if other is not None and value is not None and other not in keys:
+            _remove(data, other.split("."))
+        _set(data, key, value, root)
+
+
+def _remove(data: Any, path: list[str]) -> None:
+    for part in path[:-1]:
+        data = data.get(part) if isinstance(data, dict) else None
+    if isinstance(data, dict):
+        data.pop(path[-1], None)
+
+
+def _set(data: dict[str, Any], key: str, value: Any, root: type[Settings]) -> None:
+    path = key.split(".")
+    spot: Any = data
+    section: type[Settings] | None = root
+    for depth, part in enumerate(path[:-1]):
+        where = ".".join(path[: depth + 1])
+        place = _place(spot, part, where)
+        default = _default(section, part)
+        if isinstance(spot, dict) and spot.get(part) is None:
+            spot[part] = _plain(default)
+        spot = spot[place]
+        section = type(default) if isinstance(default, Settings) else None
+        if not isinstance(spot, (dict, list)):
+            raise SettingsError(f"{key}: {where} is {spot!r} and has no parts; set {where} itself")
+    spot[_place(spot, path[-1], key)] = value
+
+
+def _place(spot: Any, part: str, where: str) -> str | int:
+    if not isinstance(spot, list):
+        return part
+    if not part.isdecimal() or int(part) >= len(spot):
+        raise SettingsError(f"{where}: must name a place in a list of {len(spot)}, 0 to {len(spot) - 1}")
+    return int(part)
+
+
+def _default(section: type[Settings] | None, name: str) -> Any:
+    field = section.model_fields.get(name) if section is not None else None
+    return None if field is None else field.get_default(call_default_factory=True)
+
+
+def _plain(default: Any) -> Any:
+    if isinstance(default, Settings):
+        return {}
+    if isinstance(default, list):
+        return [item.model_dump(mode="json") if isinstance(item, Settings) else item for item in default]
+    return {}

@@ -1,0 +1,249 @@
+"""A language-model run, put together from its recipe: data, model, loop, final folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mesalm.data.prepare import prepare
+from mesalm.data.prepared import Prepared
+from mesalm.data.stream import Position, RowStream
+from mesalm.settings import SettingsError
+from mesalm.train.checkpoint import Checkpoints, publish_folder
+from mesalm.train.guard import GradientGuard
+from mesalm.train.initial import initial_model
+from mesalm.train.interrupts import Interrupted
+from mesalm.train.journal import Journal
+from mesalm.train.launch import end_run, make_accelerator
+from mesalm.train.loop import Outcome, Probe, fit
+from mesalm.train.optim import build_optimiser
+from mesalm.train.progress import Display
+from mesalm.train.randomness import seed_everything
+from mesalm.train.recipe import Recipe
+from mesalm.train.run_folder import Plan, Resume, RunFolder
+from mesalm.train.sampling import sampling
+from mesalm.train.schedule import learning_rate_factor
+from mesalm.train.validation import validation
+
+PACKAGES = ("mesalm", "torch", "transformers", "accelerate", "datasets", "tokenizers")
+
+
+def pretrain(recipe: Recipe, *, resume: Resume = "auto", quiet: bool = False) -> Path:
+    """Train a language model by its recipe; return the run folder, ``<output_dir>/<name>``.
+
+    ``resume``: "auto" goes on with an interrupted run of the same recipe and only reports a finished one; "must"
+    refuses to begin anew; "never" sets an earlier folder aside and begins anew. ``quiet`` shows nothing.
+
+    Raises Interrupted (a SystemExit with code 130 or 143) after Ctrl-C or SIGTERM, a checkpoint written; SettingsError
+    for a recipe, launch or run folder that does not serve; CheckpointError for a damaged checkpoint;
+    NonFiniteGradientError when too many gradients in a row are not finite.
+    """
+    run = RunFolder(recipe.folder)
+    accelerator = make_accelerator(
+        device=recipe.train.device, precision=recipe.train.precision, track=recipe.track, folder=run.path
+    )
+    try:
+        display = Display(recipe.name, recipe.steps, enabled=accelerator.is_main_process and not quiet)
+        plan: Plan = _shared(accelerator, run.enter(recipe, resume) if accelerator.is_main_process else None)
+        if plan.finished:
+            display.say(f"{run.path}: this run is finished; resume=never trains it afresh")
+            return run.path
+        _run(recipe, run, plan, accelerator, display, quiet)
+    finally:
+        end_run(accelerator)
+    return run.path
+
+
+def _run(recipe: Recipe, run: RunFolder, plan: Plan, accelerator: Accelerator, display: Display, quiet: bool) -> None:
+    prepared = _prepared(recipe, accelerator, quiet)
+    tokenizer = prepared.tokenizer() if prepared.manifest["tokenizer"]["kind"] != "none" else None
+    model = initial_model(recipe, prepared, tokenizer)
+    if recipe.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    model.to(accelerator.device)
+    # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
+    seed_everything(recipe.seed + accelerator.process_index + 1)
+    stream = _stream(recipe, prepared, accelerator)
+    checkpoints = Checkpoints(
+        run.checkpoints,
+        every=recipe.checkpoint.every,
+        keep=recipe.checkpoint.keep,
+        decorate=lambda folder: _save_tokenizer(tokenizer, folder),
+    )
+    if recipe.track:
+        accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()})
+    with Journal(run.journal if accelerator.is_main_process else None) as journal:
+        _write_start(journal, recipe, plan, checkpoints, prepared, model, accelerator)
+        if plan.resume_from is not None:
+            display.say(f"{run.path}: going on from {plan.resume_from.name}")
+        outcome = fit(
+            model,
+            stream,
+            build_optimiser(model, recipe.optim),
+            accelerator=accelerator,
+            steps=recipe.steps,
+            learning_rate=lambda step: (
+                recipe.optim.learning_rate * learning_rate_factor(recipe.schedule, step, recipe.steps)
+            ),
+            clip=recipe.train.clip,
+            guard=GradientGuard(recipe.train.max_skipped),
+            probes=_probes(recipe, prepared, tokenizer, stream.micro_rows, accelerator, display),
+            journal=journal,
+            log_every=recipe.train.log_every,
+            checkpoints=checkpoints,
+            resume_from=plan.resume_from,
+            display=display,
+            compile_model=recipe.train.compile,
+        )
+        if outcome.interrupted_by is not None:
+            display.say(
+                f"stopped after step {outcome.step} of {recipe.steps}, checkpoint written; run the same command again "
+                "to go on"
+            )
+            raise Interrupted(outcome.interrupted_by)
+        if accelerator.is_main_process:
+            _finish(run, model, tokenizer, journal, outcome)
+        accelerator.wait_for_everyone()
+        display.say(f"{run.path}: finished, the model is in {run.final}")
+
+
+def _shared(accelerator: Accelerator, value: Any) -> Any:
+    """Give the main process's value to all."""
+    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+
+
+def _prepared(recipe: Recipe, accelerator: Accelerator, quiet: bool) -> Prepared:
+    """Prepare the data on the main process while the others wait, then open them on every one."""
+    path = prepare(recipe.data, quiet=quiet).path.resolve() if accelerator.is_main_process else None
+    return Prepared(_shared(accelerator, path))
+
+
+def _stream(recipe: Recipe, prepared: Prepared, accelerator: Accelerator) -> RowStream:
+    world, batch_rows = accelerator.num_processes, recipe.train.batch_rows
+    micro_rows = recipe.train.micro_rows or max(batch_rows // world, 1)
+    if batch_rows % (world * micro_rows):
+        raise SettingsError(
+            f"train.batch_rows: {batch_rows} must be a multiple of {world} processes times train.micro_rows "
+            f"{micro_rows}; change the one or the other"
+        )
+    rows = prepared.rows("train")
+    if len(rows) == 0:
+        raise SettingsError("data: the train split has not one full row; give more text or a shorter sequence_length")
+    return RowStream(
+        rows,
+        Position(recipe.seed),
+        batch_rows,
+        rank=accelerator.process_index,
+        world=world,
+        micro_rows=micro_rows,
+        workers=recipe.train.workers,
+    )
+
+
+def _probes(
+    recipe: Recipe,
+    prepared: Prepared,
+    tokenizer: PreTrainedTokenizerBase | None,
+    micro_rows: int,
+    accelerator: Accelerator,
+    display: Display,
+) -> list[Probe]:
+    probes = []
+    rows = prepared.rows("valid")
+    if recipe.validate.rows and recipe.validate.rows < len(rows):
+        rows = rows.select(range(recipe.validate.rows))
+    if len(rows):
+        per_token = prepared.manifest["splits"]["valid"]["bytes_per_token"]
+        run = validation(rows, micro_rows, per_token, accelerator)
+        probes.append(Probe("valid", recipe.validate.every, run))
+    else:
+        display.say("data: the valid split has not one full row, so there is no validation")
+    if recipe.sample.every:
+        if tokenizer is None:
+            raise SettingsError("sample.every: there is no tokenizer to write samples with; set it to 0")
+        show = sampling(tokenizer, recipe.sample, recipe.seed, main_process=accelerator.is_main_process)
+        probes.append(Probe("sample", recipe.sample.every, show))
+    return probes
+
+
+def _write_start(
+    journal: Journal,
+    recipe: Recipe,
+    plan: Plan,
+    checkpoints: Checkpoints,
+    prepared: Prepared,
+    model: PreTrainedModel,
+    accelerator: Accelerator,
+) -> None:
+    step = 0
+    if plan.resume_from is not None:
+        step = int(checkpoints.read_state(plan.resume_from)["step"])
+    journal.write(
+        "start",
+        step=step,
+        steps=recipe.steps,
+        recipe=recipe.plain(),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        prepared=str(prepared.path),
+        data=prepared.manifest["hash"],
+        versions=versions(),
+        device=device_name(accelerator.device),
+        world=accelerator.num_processes,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of python and of the packages that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device with the name of its hardware where that is known."""
+    if device.type == "cuda":
+        return f"{device}: {torch.cuda.get_device_name(device)}"
+    return f"{device}: {platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _finish(
+    run: RunFolder,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    journal: Journal,
+    outcome: Outcome,
+) -> None:
+    """Write ``final``; it appears last and whole, so that a folder that has it is a finished run."""
+    partial = run.path / "final.partial"
+    if partial.exists():
+        shutil.rmtree(partial)
+    model.save_pretrained(partial)
+    _save_tokenizer(tokenizer, partial)
+    fields: dict[str, Any] = {
+        "step": outcome.step,
+        "tokens": outcome.tokens,
+        "loss": outcome.loss,
+        "seconds": outcome.seconds,
+        "flops": outcome.flops,
+        "skipped": outcome.skipped,
+    }
+    journal.write("end", **fields)
+    publish_folder(partial, run.final)

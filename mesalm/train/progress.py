@@ -1,0 +1,66 @@
+"""Showing how a run goes: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from mesalm.train.meters import clock_text
+
+PLAIN_SECONDS = 15.0
+"""Least time between two lines where there is no terminal."""
+
+
+class Display:
+    """Show the steps of a run, the loss, tokens a second and the time left; silent if not enabled."""
+
+    def __init__(self, name: str, steps: int, *, enabled: bool = True, console: Console | None = None) -> None:
+        self._name = name
+        self._steps = steps
+        self._enabled = enabled
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._last_line = float("-inf")
+
+    def __enter__(self) -> Self:
+        if self._enabled and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[state]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(self._name, total=self._steps, state="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def update(self, step: int, loss: float, tokens_per_second: float, left: float | None) -> None:
+        """Show the state after ``step`` steps; ``loss`` in nats, ``left`` in seconds."""
+        if not self._enabled:
+            return
+        state = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {clock_text(left)} left"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, state=state)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= PLAIN_SECONDS or step == self._steps:
+            self._last_line = now
+            self._console.print(f"{self._name}: step {step}/{self._steps}  {state}", markup=False)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._enabled:
+            self._console.print(text, markup=False)

@@ -1,0 +1,239 @@
+"""Recipes: everything that decides a training run, in one typed and checked tree of settings."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+import mesalm
+from mesalm.data.data_settings import DataSettings
+from mesalm.settings import Settings, SettingsError, nearest
+from mesalm.train.overrides import apply_overrides, parse_override
+from mesalm.train.recipe_yaml import read_yaml, write_yaml
+from mesalm.train.sections import (
+    TRACKERS,
+    CheckpointSettings,
+    OptimSettings,
+    SampleSettings,
+    ScheduleSettings,
+    TrainSettings,
+    ValidateSettings,
+)
+
+NOT_MODEL_KEYS = ("layer_types", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Fields of the model's configuration that the run itself fills in."""
+
+with warnings.catch_warnings():
+    # pydantic's deprecated BaseModel.validate is not used here, and `validate` is the word recipes use.
+    warnings.filterwarnings("ignore", message='Field name "validate"', category=UserWarning)
+
+    class Recipe(Settings):
+        """Describe one training run."""
+
+        name: str = Field(description="Name of the run; its folder is <output_dir>/<name>.")
+        seed: int = Field(default=0, ge=0, description="Seed of initial weights, data order, dropout and samples.")
+        output_dir: str = Field(default="runs", description="Folder that holds the run folders.")
+        init_from: str | None = Field(
+            default=None,
+            description="Weights to begin from: a run folder, a checkpoint, a published folder or a Hub name; "
+            "none: fresh weights.",
+        )
+        data: DataSettings = Field(default_factory=DataSettings, description="Corpus, tokenizer and rows.")
+        model: dict[str, Any] = Field(
+            default_factory=dict, description="Fields of MesaConfig; vocab_size is the tokenizer's if left out."
+        )
+        optim: OptimSettings = Field(default_factory=OptimSettings, description="Optimiser.")
+        schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
+        train: TrainSettings = Field(description="Length, batches and arithmetic.")
+        validate: ValidateSettings = Field(  # type: ignore[assignment]
+            default_factory=ValidateSettings, description="Validation while training."
+        )
+        sample: SampleSettings = Field(default_factory=SampleSettings, description="Samples while training.")
+        checkpoint: CheckpointSettings = Field(
+            default_factory=CheckpointSettings, description="Checkpoints of the run."
+        )
+        track: list[str] = Field(
+            default_factory=list, description="Trackers of accelerate that get the journal too, such as tensorboard."
+        )
+        arms: dict[str, dict[str, Any]] = Field(
+            default_factory=dict,
+            description="Variants of the run: name -> {dotted key: value}; each is trained as <name>-<arm>.",
+        )
+
+        @field_validator("name")
+        @classmethod
+        def _name_is_a_folder(cls, name: str) -> str:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"must be letters, digits and . _ - only, for it names a folder, not {name!r}")
+            return name
+
+        @field_validator("track")
+        @classmethod
+        def _known_trackers(cls, track: list[str]) -> list[str]:
+            for name in track:
+                if name not in TRACKERS:
+                    guess = nearest(name, TRACKERS)
+                    hint = f"did you mean {guess!r}?" if guess else f"choose from {', '.join(TRACKERS)}"
+                    raise ValueError(f"{name!r} is not a tracker; {hint}")
+            return track
+
+        @property
+        def folder(self) -> Path:
+            """Return the run folder, <output_dir>/<name>."""
+            return Path(self.output_dir).expanduser() / self.name
+
+        @property
+        def steps(self) -> int:
+            """Return the number of optimiser steps, tokens rounded up to whole steps."""
+            if self.train.steps is not None:
+                return self.train.steps
+            tokens = self.train.tokens or 0
+            return math.ceil(tokens / (self.train.batch_rows * self.data.sequence_length))
+
+        def plain(self) -> dict[str, Any]:
+            """Return the recipe with all defaults written out, as plain data."""
+            return self.model_dump(mode="json")
+
+        def to_yaml(self) -> str:
+            """Return the recipe with all defaults written out; reading it gives an equal recipe."""
+            return write_yaml(self.plain())
+
+        def arm(self, name: str) -> Recipe:
+            """Return the recipe of one arm: its settings applied, named <name>-<arm>, without arms of its own."""
+            data = copy.deepcopy(self.plain())
+            _enter_arm(data, name)
+            return Recipe.build(data)
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), arm: str | None = None) -> Recipe:
+    """Read a recipe from a file or from those that come with mesalm, and check all of it.
+
+    ``overrides`` are ``dotted.key=YAML value``; they come last, after the settings of ``arm``. The fields under
+    ``model`` are checked against MesaConfig, and every arm is checked too. Raises SettingsError, one line.
+    """
+    path = find_recipe(name_or_path)
+    data = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path}: must hold a mapping of settings")
+    changes = [parse_override(text) for text in overrides]
+    if arm is not None:
+        arm_changes = [change for change in changes if change[0].startswith("arms.")]
+        apply_overrides(data, arm_changes, Recipe)
+        _enter_arm(data, arm)
+        changes = [change for change in changes if not change[0].startswith("arms.")]
+    apply_overrides(data, changes, Recipe)
+    recipe = Recipe.build(data)
+    check_model_fields(recipe.model)
+    for name in recipe.arms:
+        try:
+            check_model_fields(recipe.arm(name).model)
+        except SettingsError as error:
+            raise SettingsError(f"arms.{name}: {error}") from None
+    return recipe
+
+
+def recipes_folder() -> Path:
+    """Return the folder of the recipes that come with mesalm, in a wheel or in a checkout."""
+    package = Path(str(mesalm.__file__)).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with mesalm."""
+    return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """Return the file of a recipe given by path, or by bare name among those that come with mesalm."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
+        packaged = recipes_folder() / f"{name_or_path}.yaml"
+        if packaged.is_file():
+            return packaged
+        names = recipe_names()
+        guess = nearest(name_or_path, names)
+        hint = f"did you mean {guess!r}?" if guess else f"there are {', '.join(names) or 'none'}"
+        raise SettingsError(f"{name_or_path}: no such recipe; {hint}")
+    raise SettingsError(f"{name_or_path}: no such recipe file")
+
+
+def model_fields() -> dict[str, Any]:
+    """Return the keys allowed under ``model`` with their defaults; imports the model's configuration."""
+    from mesalm.model.configuration_mesa import MesaConfig
+
+    own = MesaConfig.__annotations__
+    fields = {field.name: field for field in dataclasses.fields(MesaConfig)}
+    return {name: fields[name].default for name in own if name in fields and name not in NOT_MODEL_KEYS}
+
+
+def check_model_fields(model: Mapping[str, Any]) -> None:
+    """Refuse a key under ``model`` that MesaConfig lacks, or values it will not take (SettingsError)."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    from mesalm.model.configuration_mesa import MesaConfig
+
+    allowed = model_fields()
+    for key in model:
+        if key not in allowed:
+            guess = nearest(key, allowed)
+            hint = f"did you mean {guess!r}?" if guess else f"the keys here are {', '.join(sorted(allowed))}"
+            raise SettingsError(f"model.{key}: unknown key; {hint}")
+    try:
+        MesaConfig(**model)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise SettingsError(f"model.{' '.join(str(error).split())}") from None
+
+
+def help_text() -> str:
+    """Return a line for every setting of a recipe: dotted key, type, default and meaning."""
+    lines = []
+    for key, kind, default, description in Recipe.describe():
+        lines.append(f"{key} ({kind}) = {default}\n    {description}")
+        if key == "model":
+            meanings = _config_meanings()
+            for name, value in model_fields().items():
+                lines.append(f"model.{name} = {value!r}\n    {meanings.get(name, 'A field of MesaConfig.')}")
+    return "\n".join(lines)
+
+
+def _config_meanings() -> dict[str, str]:
+    """Read what each field means from the Args of MesaConfig's docstring."""
+    from mesalm.model.configuration_mesa import MesaConfig
+
+    _, _, arguments = (MesaConfig.__doc__ or "").partition("Args:")
+    meanings: dict[str, str] = {}
+    name = ""
+    for line in arguments.splitlines():
+        entry = re.fullmatch(r" {8}(\w+): (.*)", line)
+        if entry:
+            name, meanings[entry[1]] = entry[1], entry[2]
+        elif line.startswith(" " * 12) and name:
+            meanings[name] += " " + line.strip()
+        elif line.strip():
+            break
+    return meanings
+
+
+def _enter_arm(data: dict[str, Any], name: str) -> None:
+    """Apply one arm's settings to a recipe's plain data, in place."""
+    arms = data.pop("arms", None) or {}
+    if not isinstance(arms, dict) or name not in arms:
+        guess = nearest(name, arms)
+        there = f"there are {', '.join(arms)}" if arms else "the recipe has none"
+        raise SettingsError(f"{name}: no such arm; {f'did you mean {guess!r}?' if guess else there}")
+    changes = arms[name] or {}
+    if not isinstance(changes, dict):
+        raise SettingsError(f"arms.{name}: must be a mapping of dotted keys to values")
+    data["name"] = f"{data.get('name', '')}-{name}"
+    apply_overrides(data, changes.items(), Recipe)

@@ -1,0 +1,65 @@
+"""Reading and writing YAML for recipes, with the two habits of YAML 1.1 mended that mislead in recipes.
+
+``1e-3`` is read as the number it looks like (YAML 1.1 wants ``1.0e-3``), and a key given twice is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from mesalm.settings import SettingsError
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """Read plain data only."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen and key_node.value != "<<":
+                    line = key_node.start_mark.line + 1
+                    raise SettingsError(f"line {line}: {key_node.value} is given twice; keep one")
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Return the data a YAML text holds; raise SettingsError in one line that begins with ``where``."""
+    try:
+        return yaml.load(text, Loader=_RecipeLoader)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise SettingsError(f"{where}{line}: not valid YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def write_yaml(data: Any) -> str:
+    """Return data as a YAML text that `read_yaml` reads back to equal data."""
+    return yaml.dump(data, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _RecipeDumper(yaml.SafeDumper):
+    """Write floats with their shortest exact digits and strings that look like numbers in quotes."""
+
+
+# The dumper leaves a string unquoted unless one of its own resolvers matches it; it must know ours too.
+_RecipeDumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)

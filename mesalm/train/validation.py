@@ -1,0 +1,48 @@
+"""Validation while training: the mean loss over held-out rows, in nats a token and bits a byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mesalm.data.stream import epoch_batches
+
+
+def mean_loss(model: nn.Module, rows: Any, micro_rows: int, accelerator: Accelerator) -> float:
+    """Return the mean loss in nats a token over all rows, each scored once by one of the processes.
+
+    The rows must be of one length, so that each counts alike.
+    """
+    total = torch.zeros(2, device=accelerator.device)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    for batch in epoch_batches(rows, micro_rows, rank, world):
+        on_device = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+        count = len(batch["input_ids"])
+        total += torch.stack([model(**on_device).loss.float() * count, total.new_tensor(float(count))])
+    total = accelerator.reduce(total, "sum")
+    return float(total[0] / total[1])
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """Turn a loss in nats a token into bits a byte of text."""
+    return loss / math.log(2) / bytes_per_token
+
+
+def validation(
+    rows: Any, micro_rows: int, bytes_per_token: float | None, accelerator: Accelerator
+) -> Callable[[nn.Module, int], Iterable[dict[str, Any]]]:
+    """Return what `Probe` runs: one line with loss and, where the bytes are known, bits_per_byte."""
+
+    def run(model: nn.Module, step: int) -> Iterable[dict[str, Any]]:
+        loss = mean_loss(model, rows, micro_rows, accelerator)
+        fields = {"loss": loss}
+        if bytes_per_token is not None:
+            fields["bits_per_byte"] = bits_per_byte(loss, bytes_per_token)
+        return [fields]
+
+    return run

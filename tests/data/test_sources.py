@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import gzip
+import json
+import tokenize
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from mesalm.data.corpora import SOURCES
+from mesalm.data.data_settings import SourceSettings
+from mesalm.data.documents import DataError, Document, Faults
+from mesalm.data.read_stdlib import StandardLibrarySource
+from mesalm.settings import SettingsError
+
+GOOD = {"id": "one", "domain": "books", "text": "A text.\n"}
+
+
+def read(skip_bad: bool = False, **settings: Any) -> tuple[list[Document], Faults]:
+    faults = Faults(skip_bad)
+    chosen = SourceSettings.build({"name": "files", **settings})
+    return list(SOURCES[chosen.name](chosen).documents(faults)), faults
+
+
+def line(record: Any) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+def test_every_kind_of_file_gives_its_documents(tmp_path: Path) -> None:
+    text = "Zwei Zeilen\nmit ü\n"
+    (tmp_path / "a.txt").write_text(text, "utf-8")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "c.jsonl").write_bytes(line(GOOD) + b"\n" + line({"text": "no names"}))
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(line(GOOD)))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([GOOD]), tmp_path / "e.parquet")
+    documents, _ = read(files=str(tmp_path / "*"))
+    assert documents == [
+        Document("a.txt", "files", text),
+        Document("b.txt.gz", "files", text),
+        Document("one", "books", GOOD["text"]),
+        Document("c.jsonl:3", "files", "no names"),
+        Document("one", "books", GOOD["text"]),
+        Document("one", "books", GOOD["text"]),
+    ]
+    limited, _ = read(files=[str(tmp_path / "d.*"), str(tmp_path / "c.jsonl")], limit=2, domain="mine")
+    assert [(document.id, document.domain) for document in limited] == [("one", "mine"), ("one", "mine")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where", "what"),
+    [
+        ("x.jsonl", line(GOOD) + b'{"text": "half\n', ":2: ", "broken JSON"),
+        ("x.jsonl", line(GOOD) + line(["text"]), ":2: ", "must be a JSON object, not list"),
+        ("x.jsonl", line(GOOD) + line({"body": 1}), ":2: ", "no column 'text' (columns: body); set text_column"),
+        ("x.jsonl", line(GOOD) + line({"text": None}), ":2: ", "must be text, not null"),
+        ("x.jsonl", line(GOOD) + b'{"text": "\\ud800"}\n', ":2: ", "half a surrogate pair"),
+        ("x.jsonl", line(GOOD) + '{"text": "é"}\n'.encode("latin-1"), ":2: ", "not UTF-8 (byte 0xe9"),
+        ("x.jsonl", b"", ": ", "the file is empty"),
+        ("x.jsonl", b"\n\n", ": ", "the file is empty"),
+        ("x.jsonl.gz", gzip.compress(line(GOOD) * 999)[:-20], ":", "broken gzip file"),
+        ("x.jsonl.gz", b"not gzip at all", ":1: ", "broken gzip file"),
+        ("x.txt", b"", ": ", "the file is empty"),
+        ("x.txt.gz", gzip.compress(b""), ": ", "the file is empty"),
+        ("x.txt", "one\ntwo\nthré\n".encode("utf-16-le"), ":3: ", "not UTF-8"),
+        ("x.parquet", b"PAR1 no", ": ", "not a parquet file"),
+    ],
+)
+def test_a_bad_file_is_named_or_counted(tmp_path: Path, name: str, content: bytes, where: str, what: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read(files=str(path))
+    assert str(caught.value).startswith(f"{path}{where}")
+    assert what in str(caught.value)
+    assert "skip_bad" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    _, faults = read(files=str(path), skip_bad=True)
+    assert faults.count == 1
+    assert what in faults.examples[0]
+
+
+def test_bad_parquet_columns(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["a", "b"]}), path)
+    with pytest.raises(DataError, match=r"x\.parquet: no column 'text' \(columns: body\)"):
+        read(files=str(path))
+    assert read(files=str(path), skip_bad=True)[1].count == 1
+    assert [document.text for document in read(files=str(path), text_column="body")[0]] == ["a", "b"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None]}), path)
+    with pytest.raises(DataError, match="row 2: column 'text' must be text, not null"):
+        read(files=str(path))
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), path)
+    with pytest.raises(DataError, match="the file is empty"):
+        read(files=str(path))
+
+
+def test_files_that_cannot_be_chosen(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n")
+    with pytest.raises(DataError, match=r"unknown kind of file; give one of \.txt"):
+        read(files=str(tmp_path / "x.csv"))
+    with pytest.raises(DataError, match="no such file"):
+        read(files=str(tmp_path / "*.jsonl"))
+    with pytest.raises(DataError, match="a folder; name the files in it"):
+        read(files=str(tmp_path))
+    with pytest.raises(SettingsError, match="has no files"):
+        read()
+
+
+def test_ready_made_ids(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(line({"ids": [3, 4]}) + line({"ids": [3, -4]}))
+    with pytest.raises(DataError, match=r"x\.jsonl:2: column 'ids' must be a list of whole numbers"):
+        read(files=str(path), ids_column="ids")
+    documents, faults = read(files=str(path), ids_column="ids", skip_bad=True)
+    assert documents == [Document("x.jsonl:1", "files", None, [3, 4])]
+    assert faults.count == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_reads_a_local_dataset(tmp_path: Path, streaming: bool) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rows = [{**GOOD, "id": str(number), "other": number} for number in range(5)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train-00000.parquet")
+    settings = {"name": "hub", "dataset": str(folder), "streaming": streaming}
+    documents, _ = read(**settings)
+    assert documents == [Document(str(number), "books", GOOD["text"]) for number in range(5)]
+    assert len(read(**settings, limit=2)[0]) == 2
+    with pytest.raises(DataError, match=r"corpus: row 1: no column 'body' \(columns: .*other"):
+        read(**settings, text_column="body")
+    with pytest.raises(DataError, match=r"corpus: the dataset cannot be loaded \(.*split"):
+        read(**settings, split="nothing")
+
+
+def test_hub_reads_a_format_with_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(line(GOOD))
+    settings = SourceSettings(name="hub", dataset="json", files=str(path))
+    source = SOURCES["hub"](settings)
+    before = source.identity()
+    assert [document.text for document in source.documents(Faults())] == [GOOD["text"]]
+    path.write_bytes(line({**GOOD, "text": "b text.\n"}))
+    assert source.identity() != before
+
+
+def test_hub_without_a_dataset_is_refused() -> None:
+    with pytest.raises(SettingsError, match="has no dataset"):
+        read(name="hub")
+
+
+def test_hub_names_a_missing_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'no/such' doesn't exist\nsecond line")
+
+    monkeypatch.setattr(datasets, "load_dataset", missing)
+    with pytest.raises(DataError, match=r"^no/such: the dataset cannot be loaded \(Dataset 'no/such'") as caught:
+        read(name="hub", dataset="no/such")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_standard_library_leaves_tests_out() -> None:
+    source = StandardLibrarySource(SourceSettings(name="python-stdlib"))
+    names = [path.relative_to(source.root).as_posix() for path in source.files]
+    assert "json/decoder.py" in names
+    assert not [name for name in names if "/test/" in f"/{name}" or "/tests/" in name or "site-packages" in name]
+    assert names == sorted(names)
+    faults = Faults()
+    found = {document.id: document for document in source.documents(faults)}
+    with tokenize.open(tokenize.__file__) as file:
+        assert found["tokenize.py"].text == file.read()
+    assert {document.domain for document in found.values()} == {"python"}
+    assert faults.count == 0
+
+
+def test_the_standard_library_copes_with_encodings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
+    (tmp_path / "latin.py").write_bytes("# coding: latin-1\nname = 'é'\n".encode("latin-1"))
+    (tmp_path / "wrong.py").write_bytes("name = 'é'\n".encode("latin-1"))
+    (tmp_path / "odd.py").write_bytes(b"# coding: no-such\n")
+    source = StandardLibrarySource(SourceSettings(name="python-stdlib"))
+    faults = Faults()
+    assert [document.text for document in source.documents(faults)] == ["# coding: latin-1\nname = 'é'\n"]
+    assert faults.undecodable == 2
+    before = source.identity()
+    (tmp_path / "latin.py").write_bytes(b"changed\n")
+    assert source.identity()["sha256"] != before["sha256"]

@@ -1,0 +1,171 @@
+"""Who may import whom, seen in fresh processes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OURS = ("mesalm", "mesa_eval", "mesa_kernels")
+FOLDERS = {
+    "mesalm": ROOT / "mesalm",
+    "mesa_eval": ROOT / "eval/mesa_eval",
+    "mesa_kernels": ROOT / "kernels/mesa_kernels",
+}
+
+# room -> what no file in it may import, at the top of the file or inside a function
+FORBIDDEN = {
+    "mesa_kernels": ["mesalm", "mesa_eval", "transformers"],
+    "mesalm.model": [
+        *["mesalm.data", "mesalm.train", "mesalm.hub", "mesalm.lab", "mesalm.settings", "mesa_eval"],
+        *["accelerate", "datasets"],
+    ],
+    "mesalm.data": ["mesalm.model", "mesalm.train", "mesalm.hub", "mesalm.lab", "mesa_eval"],
+    "mesalm.train": ["mesalm.lab", "mesa_eval"],
+    "mesalm.hub": ["mesalm.train", "mesalm.lab", "mesa_eval"],
+    "mesa_eval": ["mesalm.train", "mesalm.lab"],
+}
+
+# prints each import statement that one of our files runs while every module of a room is imported
+WATCH = """
+import builtins, importlib, json, sys
+edges, plain = set(), builtins.__import__
+def watched(name, globals=None, locals=None, fromlist=(), level=0):
+    module = plain(name, globals, locals, fromlist, level)
+    importer = (globals or {}).get("__name__", "")
+    if importer.split(".")[0] in ("mesalm", "mesa_eval", "mesa_kernels"):
+        package = (globals or {}).get("__package__") or ""
+        base = package.rsplit(".", level - 1)[0] if level > 1 else package
+        target = (base + "." + name if name else base) if level else name
+        edges.add((importer, target))
+        for item in fromlist or ():
+            if target + "." + item in sys.modules:
+                edges.add((importer, target + "." + item))
+    return module
+builtins.__import__ = watched
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(json.dumps(sorted(edges)))
+"""
+
+
+def fresh(code: str, *arguments: str) -> str:
+    """Run code in a new interpreter away from the repository and return what it prints."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def modules_of(room: str) -> dict[str, Path]:
+    """Return the modules of a room by name."""
+    package, *inner = room.split(".")
+    folder = FOLDERS[package].joinpath(*inner)
+    found = {}
+    for file in sorted(folder.rglob("*.py")):
+        parts = file.relative_to(FOLDERS[package]).with_suffix("").parts
+        found[".".join((package, *(part for part in parts if part not in ("__init__", "__main__"))))] = file
+    return found
+
+
+def within(name: str, room: str) -> bool:
+    return name == room or name.startswith(room + ".")
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_a_room_runs_only_the_imports_it_may(room: str) -> None:
+    edges = json.loads(fresh(WATCH, *modules_of(room)))
+    assert edges, f"nothing was imported from {room}"
+    bad = [edge for edge in edges for target in FORBIDDEN[room] if within(edge[0], room) and within(edge[1], target)]
+    assert not bad
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_no_function_of_a_room_imports_what_the_room_may_not(room: str) -> None:
+    bad = [
+        (name, target)
+        for name, file in modules_of(room).items()
+        for target in imported_names(file, name)
+        for forbidden in FORBIDDEN[room]
+        if within(target, forbidden)
+    ]
+    assert not bad
+
+
+def imported_names(file: Path, module: str) -> list[str]:
+    """Return every module named in an import statement of a file, also inside functions."""
+    names = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+def test_the_model_folder_uses_flat_relative_imports_and_kernels_only_inside_try() -> None:
+    for file in (ROOT / "mesalm/model").glob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        guarded = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.Try) for inner in ast.walk(node)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1, f"{file.name}:{node.lineno}"
+                assert node.module, f"{file.name}:{node.lineno}: from . import X does not travel"
+                assert "." not in node.module, f"{file.name}:{node.lineno}"
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if any(within(name, "mesa_kernels") for name in names):
+                assert id(node) in guarded, f"{file.name}:{node.lineno}"
+            assert not any(within(name, "mesalm") for name in names), f"{file.name}:{node.lineno}"
+
+
+def test_a_user_of_the_model_pays_for_nothing_else() -> None:
+    code = """
+import json, sys, torch
+from mesalm import MesaConfig, MesaForCausalLM
+config = MesaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                    mixers=["mesa", "softmax"])
+model = MesaForCausalLM(config)
+ids = torch.arange(8).view(1, 8)
+model(ids, labels=ids).loss.backward()
+model.eval().generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
+print(json.dumps([name for name in sys.modules if "." not in name]))
+"""
+    loaded = set(json.loads(fresh(code).splitlines()[-1]))
+    heavy = {
+        "triton",
+        "datasets",
+        "lm_eval",
+        "matplotlib",
+        "tensorboard",
+        "wandb",
+        "mesa_eval",
+        "jinja2",
+        "pandas",
+    }
+    assert not loaded & (heavy - foreign(heavy))
+
+
+def foreign(names: set[str]) -> set[str]:
+    """Return which of the names transformers loads by itself, which is not ours to mend."""
+    code = """
+import json, sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+model = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                     num_attention_heads=2))
+ids = torch.arange(8).view(1, 8)
+model(ids, labels=ids).loss.backward()
+model.eval().generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
+print(json.dumps([name for name in sys.modules if "." not in name]))
+"""
+    return names & set(json.loads(fresh(code).splitlines()[-1]))

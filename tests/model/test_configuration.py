@@ -1,0 +1,117 @@
+"""The configuration: one line swaps the mixer, misuse is one clear line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+import mesalm
+from mesalm import MesaConfig, MesaForCausalLM, MesaModel
+
+
+def test_one_line_swaps_every_layer() -> None:
+    mesa, softmax = MesaConfig(mixers="mesa"), MesaConfig(mixers="softmax")
+    changed = {key for key, value in mesa.to_dict().items() if softmax.to_dict()[key] != value}
+    assert changed == {"mixers", "layer_types"}
+
+
+def test_a_pattern_repeats_and_layer_types_follow() -> None:
+    config = MesaConfig(num_hidden_layers=5, mixers=["mesa", "softmax"])
+    assert config.layer_mixers == ["mesa", "softmax", "mesa", "softmax", "mesa"]
+    assert config.layer_types == ["linear_attention", "full_attention"] * 2 + ["linear_attention"]
+    assert MesaConfig(num_hidden_layers=2, mixers="softmax", conv_size=4).layer_types == ["hybrid", "hybrid"]
+
+
+def test_the_configuration_survives_json(tmp_path: Path) -> None:
+    config = MesaConfig(num_hidden_layers=4, mixers=["mesa", "linear"], num_key_value_heads=4, max_steps=9)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path).to_dict()
+    assert {key for key, value in config.to_dict().items() if loaded[key] != value} <= {"_name_or_path"}
+    shorter = AutoConfig.from_pretrained(tmp_path, num_hidden_layers=3)
+    assert len(shorter.layer_types) == 3
+    assert "layer_mixers" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mixers": "meas"}, "'meas' is not a mixer; choose from linear, mesa, softmax"),
+        ({"mixers": []}, "the list is empty"),
+        ({"mixers": ["mesa"] * 3, "num_hidden_layers": 2}, "3 names for 2 layers"),
+        ({"hidden_size": 100, "num_attention_heads": 3}, "not a multiple of num_attention_heads"),
+        ({"num_attention_heads": 12, "num_key_value_heads": 5}, "does not divide"),
+        ({"conv_size": 1}, "conv_size: 1"),
+        ({"ridge_init": 0.1}, "ridge_init: 0.1 must be above ridge_floor"),
+        ({"forget_cap": 1.5}, "forget_cap: 1.5"),
+        ({"mixers": "softmax", "head_dim": 7}, "must be even"),
+    ],
+)
+def test_misuse_is_one_clear_line(options: dict, words: str) -> None:
+    with pytest.raises(Exception, match=".") as caught:  # @strict wraps a ValueError in its own class
+        MesaConfig(**options)
+    assert words in str(caught.value)
+
+
+def test_the_auto_classes_know_mesa() -> None:
+    assert mesalm.__version__
+    config = MesaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    assert type(AutoModelForCausalLM.from_config(config)) is MesaForCausalLM
+    assert type(AutoModel.from_config(config)) is MesaModel
+
+
+def test_the_start_is_as_described() -> None:
+    config = MesaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=8, num_attention_heads=4)
+    torch.manual_seed(0)
+    mixer = MesaForCausalLM(config).model.layers[3].mixer
+    torch.testing.assert_close(mixer.ridge(), torch.ones(4, 16))
+    torch.testing.assert_close(mixer.forget_proj.bias, torch.full((4,), 4.0))
+    assert mixer.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert mixer.o_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
+    assert torch.equal(mixer.conv.weight[:, 0], torch.ones(128))
+
+
+def test_loading_does_not_start_weights_anew(tmp_path: Path) -> None:
+    config = MesaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    model = MesaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.125)
+    model.save_pretrained(tmp_path)
+    loaded = dict(AutoModelForCausalLM.from_pretrained(tmp_path).named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, loaded[name]), name
+
+
+def test_forward_wants_ids_or_embeddings() -> None:
+    model = MesaForCausalLM(
+        MesaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model()
+
+
+def test_the_loss_divides_by_the_number_it_is_given() -> None:
+    torch.manual_seed(0)
+    model = MesaForCausalLM(
+        MesaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    ids = torch.arange(8)[None]
+    mean, tenth = model(ids, labels=ids).loss, model(ids, labels=ids, num_items_in_batch=70).loss
+    torch.testing.assert_close(mean * 7, tenth * 70)
+
+
+def test_softcap_bounds_the_logits() -> None:
+    config = MesaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        initializer_range=50.0,
+        logit_softcap=3.0,
+    )
+    assert MesaForCausalLM(config)(torch.arange(8)[None]).logits.abs().max() <= 3.0

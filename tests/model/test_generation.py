@@ -1,0 +1,132 @@
+"""generate(): greedy, sampling, beams, left padding, continuing from a cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from mesalm import MesaConfig, MesaForCausalLM
+
+MIXERS = ["mesa", "linear", "softmax", ["mesa", "softmax"]]
+
+
+def build(mixers: object, **changes: object) -> MesaForCausalLM:
+    torch.manual_seed(0)
+    config = MesaConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.2,
+        tolerance=1e-6,
+        mixers=mixers,
+        pad_token_id=0,
+        **changes,
+    )
+    return MesaForCausalLM(config).eval()
+
+
+def prompt(length: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(2, 61, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("conv_size", [0, 4])
+@pytest.mark.parametrize("mixers", MIXERS, ids=str)
+def test_greedy_with_a_cache_equals_greedy_without(mixers: object, conv_size: int) -> None:
+    model = build(mixers, conv_size=conv_size)
+    ids = prompt(9)
+    cached = model.generate(ids, max_new_tokens=12, do_sample=False)
+    plain = model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=False)
+    assert torch.equal(cached, plain)
+    expected = ids
+    with torch.no_grad():
+        for _ in range(12):
+            expected = torch.cat((expected, model(expected).logits[:, -1:].argmax(-1)), dim=1)
+    assert torch.equal(cached, expected)
+
+
+@pytest.mark.parametrize("mixers", MIXERS, ids=str)
+def test_a_left_padded_batch_equals_each_row_alone(mixers: object) -> None:
+    model = build(mixers)
+    rows = [prompt(length, seed=length)[0] for length in (3, 9, 6)]
+    ids, mask = torch.full((3, 9), 0), torch.zeros(3, 9, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, 9 - len(row) :], mask[index, 9 - len(row) :] = row, 1
+    together = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
+    for index, row in enumerate(rows):
+        alone = model.generate(row[None], max_new_tokens=8, do_sample=False)
+        assert torch.equal(together[index, 9:], alone[0, len(row) :])
+
+
+@pytest.mark.parametrize("mixers", MIXERS, ids=str)
+def test_beams_score_at_least_the_greedy_path(mixers: object) -> None:
+    model, ids = build(mixers), prompt(6)
+
+    def score(row: torch.Tensor) -> float:
+        with torch.no_grad():
+            logits = model(row[None, :-1]).logits.log_softmax(-1)[0]
+        return float(logits.gather(1, row[1:, None])[5:].sum())
+
+    greedy = model.generate(ids, max_new_tokens=6, do_sample=False)
+    beams = model.generate(ids, max_new_tokens=6, do_sample=False, num_beams=4, num_return_sequences=4)
+    assert beams.shape == (4, 12)
+    scores = [score(row) for row in beams]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] >= score(greedy[0]) - 1e-4
+
+
+@pytest.mark.parametrize("mixers", MIXERS, ids=str)
+def test_sampling_is_repeatable_and_varied(mixers: object) -> None:
+    model, ids = build(mixers), prompt(6)
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(model.generate(ids, max_new_tokens=10, do_sample=True, temperature=2.0))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("mixers", MIXERS, ids=str)
+def test_generation_goes_on_from_a_cache_with_several_new_tokens(mixers: object) -> None:
+    model, ids = build(mixers), prompt(20)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids[:, :7], past_key_values=cache, use_cache=True)
+        model(ids[:, 7:12], past_key_values=cache, use_cache=True)
+        logits = model(ids[:, 12:], past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        expected = model(ids).logits[:, -1:]
+    assert logits.shape == expected.shape
+    torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("mixers", ["mesa", "linear"])
+def test_the_state_does_not_grow(mixers: str) -> None:
+    model = build(mixers)
+
+    def size(length: int) -> int:
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(prompt(length), past_key_values=cache, use_cache=True)
+        states = [
+            *(layer.conv_states[0] for layer in cache.layers),
+            *(layer.recurrent_states[0] for layer in cache.layers),
+        ]
+        assert all(state.dtype == torch.float32 for state in states)
+        return sum(state.numel() for state in states)
+
+    assert size(5) == size(300)
+
+
+def test_a_reordered_cache_follows_its_rows() -> None:
+    model = build(["mesa", "softmax"])
+    ids = torch.cat([prompt(9, seed) for seed in (1, 2, 3)])
+    order = torch.tensor([2, 0, 1])
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids[:, :6], past_key_values=cache, use_cache=True)
+        cache.reorder_cache(order)
+        continued = model(ids[order, 6:], past_key_values=cache, use_cache=True).logits
+        expected = model(ids[order]).logits[:, 6:]
+    torch.testing.assert_close(continued, expected, atol=2e-4, rtol=2e-4)

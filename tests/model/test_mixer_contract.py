@@ -1,0 +1,193 @@
+"""What every mixer in the table must do, with and without its convolution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from mesalm import MesaConfig, MesaForCausalLM
+from mesalm.model.mixers import MIXERS
+
+CASES = [
+    *[pytest.param({"mixers": name, "conv_size": size}, id=f"{name}-conv{size}") for name in MIXERS for size in (0, 4)],
+    pytest.param({"mixers": ["mesa", "softmax", "linear"], "num_hidden_layers": 3}, id="hybrid"),
+    pytest.param({"mixers": "mesa", "num_key_value_heads": 1}, id="mesa-grouped"),
+    pytest.param(
+        {"mixers": "mesa", "gates": False, "conv_size": 0, "ridge_per_channel": False, "ridge_floor": 0.0},
+        id="mesa-plain",
+    ),
+]
+
+
+def build(**changes: object) -> MesaForCausalLM:
+    """Return a small model in evaluation mode whose every parameter matters."""
+    options = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "initializer_range": 0.2,
+        "tolerance": 1e-6,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+        **changes,
+    }
+    torch.manual_seed(0)
+    return MesaForCausalLM(MesaConfig(**options)).eval()
+
+
+def tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(2, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_token_sees_a_later_one(case: dict) -> None:
+    model, ids = build(**case), tokens(1, 70)
+    changed = ids.clone()
+    changed[0, 66] = (changed[0, 66] + 1) % 59 + 2
+    with torch.no_grad():
+        before, after = model(ids).logits, model(changed).logits
+    torch.testing.assert_close(before[:, :66], after[:, :66], atol=1e-5, rtol=1e-5)
+    assert (before[:, 66:] - after[:, 66:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_token_by_token_and_in_chunks_equals_the_whole(case: dict) -> None:
+    model, ids = build(**case), tokens(2, 19)
+    with torch.no_grad():
+        whole = model(ids).logits
+        for cuts in ([1] * 19, [7, 1, 1, 5, 1, 4], [18, 1]):
+            cache, parts = DynamicCache(config=model.config), []
+            for part in ids.split(cuts, dim=1):
+                output = model(part, past_key_values=cache, use_cache=True)
+                parts.append(output.logits)
+            torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("case", CASES)
+def test_padding_of_mixed_lengths_changes_nothing(case: dict, side: str) -> None:
+    model, lengths = build(**case), [11, 4, 8]
+    # the padding id is an ordinary token here, so that an embedding of zero cannot hide a missing mask
+    rows = [tokens(1, length, seed=length)[0] for length in lengths]
+    ids = torch.full((3, 11), 7)
+    mask = torch.zeros(3, 11, dtype=torch.long)
+    for index, row in enumerate(rows):
+        place = slice(11 - len(row), 11) if side == "left" else slice(0, len(row))
+        ids[index, place], mask[index, place] = row, 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        padded = model(ids, attention_mask=mask, position_ids=positions).logits
+        for index, row in enumerate(rows):
+            alone = model(row[None]).logits[0]
+            torch.testing.assert_close(padded[index][mask[index].bool()], alone, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_padding_inside_a_continued_prompt_changes_nothing(case: dict) -> None:
+    model = build(**case)
+    first, second = tokens(2, 5), tokens(2, 4, seed=9)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, 5:7] = 0
+    with torch.no_grad():
+        cache = DynamicCache(config=model.config)
+        model(first, past_key_values=cache, use_cache=True)
+        positions = (mask.cumsum(-1) - 1)[:, 5:]
+        padded = model(second, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        alone = model(torch.cat((first[:1], second[:1, 2:]), dim=1)).logits
+    torch.testing.assert_close(padded.logits[:1, 2:], alone[:, 5:], atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_packed_documents_do_not_see_each_other(case: dict) -> None:
+    model, lengths = build(**case), [1, 30, 3, 40, 2]
+    documents = [tokens(1, length, seed=length) for length in lengths]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    with torch.no_grad():
+        packed = model(torch.cat(documents, dim=1), position_ids=positions).logits
+        alone = torch.cat([model(document).logits for document in documents], dim=1)
+    torch.testing.assert_close(packed, alone, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_saved_and_loaded_is_the_same(case: dict, tmp_path: Path) -> None:
+    model, ids = build(**case), tokens(1, 12)
+    model.save_pretrained(tmp_path)
+    loaded = MesaForCausalLM.from_pretrained(tmp_path).eval()
+    saved, kept = model.config.to_dict(), loaded.config.to_dict()
+    assert {key for key in kept if saved.get(key) != kept[key]} <= {"_name_or_path", "architectures", "dtype"}
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_checkpointing_and_plain_gradients_agree_and_reach_every_parameter(case: dict) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = build(**case).train()
+        if checkpointing:
+            # the name since transformers 5.20; the older one warns there
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        model(tokens(2, 10), labels=tokens(2, 10)).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient is not None, name
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bfloat16_autocast_stays_near_float32(case: dict) -> None:
+    model, ids = build(**case), tokens(2, 40)
+    with torch.no_grad():
+        exact = model(ids).logits
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model(ids).logits
+    assert torch.isfinite(half).all()
+    assert (half.float() - exact).norm() / exact.norm() < 0.05
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loaded_in_bfloat16_stays_near_float32(case: dict, tmp_path: Path) -> None:
+    model, ids = build(**case), tokens(2, 40)
+    model.save_pretrained(tmp_path)
+    half = MesaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    kept = [name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32]
+    assert all(any(word in name for word in ("ridge", "forget_proj", "input_proj")) for name in kept)
+    with torch.no_grad():
+        exact, rough = model(ids).logits, half(ids).logits
+    assert (rough.float() - exact).norm() / exact.norm() < 0.05
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_equals_eager(case: dict) -> None:
+    model, ids = build(**case).train(), tokens(2, 20)
+    positions = torch.cat((torch.arange(12), torch.arange(8)))[None].expand(2, -1)
+    eager = model(ids, position_ids=positions, labels=ids, use_cache=False)
+    eager.loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    output = compiled(ids, position_ids=positions, labels=ids, use_cache=False)
+    output.loss.backward()
+    torch.testing.assert_close(output.logits, eager.logits, atol=1e-4, rtol=1e-4)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_operations_are_counted(case: dict) -> None:
+    model = build(**case)
+    model(tokens(1, 64))
+    short, long = model.flops_per_token(64), model.flops_per_token(4096)
+    assert short > 6 * (sum(p.numel() for p in model.parameters()) - model.model.embed_tokens.weight.numel())
+    has_softmax = "softmax" in model.config.layer_mixers
+    assert (long > short) == has_softmax
+    has_mesa = "mesa" in model.config.layer_mixers
+    assert (model.solver_steps() is not None) == has_mesa

@@ -1,0 +1,66 @@
+"""The doors: help, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mesalm.cli import main, parser
+
+DOORS = ["prepare", "train", "sample", "eval", "compare", "publish"]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_explains_itself(door: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parser().parse_args([door, "--help"])
+    assert left.value.code == 0
+    assert f"mesalm {door}" in capsys.readouterr().out
+
+
+def test_train_help_lists_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    from mesalm.train.recipe import Recipe
+
+    with pytest.raises(SystemExit):
+        parser().parse_args(["train", "--help"])
+    shown = capsys.readouterr().out
+    for key, _, _, description in Recipe.describe():
+        assert key in shown
+        assert description in shown
+    assert "model.mixers" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "no-such-recipe"], "no-such-recipe"),
+        (["train", "demo", "optim.learning_rat=1"], "learning_rate"),
+        (["train", "demo", "--arm", "messa"], "mesa"),
+        (["sample", "/nowhere/at/all"], "no such folder"),
+        (["eval", "/nowhere/at/all"], "no such folder"),
+        (["publish", "/nowhere/at/all", "/tmp/x"], "no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert error.startswith(f"mesalm {arguments[0]}: ")
+
+
+def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "mesalm", "train", "nothing-here"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "nothing-here" in result.stderr

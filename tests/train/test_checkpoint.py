@@ -1,0 +1,114 @@
+"""Checkpoints: rotation, half-written folders, damage, tied weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mesalm.train.checkpoint import CheckpointError, Checkpoints, load_weights, save_weights
+
+Train = Callable[..., SimpleNamespace]
+
+
+def test_only_the_newest_are_kept(train_regression: Train) -> None:
+    run = train_regression("run", every=2, keep=3)
+    names = sorted(path.name for path in run.checkpoints.folder.iterdir())
+    assert names == ["step-00000008", "step-00000010", "step-00000012"]
+    assert run.checkpoints.newest().name == "step-00000012"
+
+
+def test_last_step_is_kept_even_off_the_beat(train_regression: Train) -> None:
+    run = train_regression("run", every=5, keep=9)
+    assert [path.name for path in run.checkpoints.complete()] == [
+        "step-00000005", "step-00000010", "step-00000012",
+    ]  # fmt: skip
+
+
+def test_half_written_folder_is_not_a_checkpoint(train_regression: Train) -> None:
+    run = train_regression("run", every=3)
+    newest = run.checkpoints.newest()
+    half = newest.with_name("step-00000099")
+    shutil.copytree(newest, half)
+    (half / "state.json").unlink()
+    shutil.copytree(newest, newest.with_name("step-00000098.partial"))
+    assert run.checkpoints.newest() == newest
+    resumed = train_regression("run", resume=True, steps=15)
+    assert resumed.outcome.step == 15
+    assert not newest.with_name("step-00000098.partial").exists()
+
+
+def test_interrupted_write_leaves_the_earlier_checkpoint(
+    train_regression: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train_regression("run", steps=6, every=3)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mesalm.train.checkpoint.torch.save", fail)
+        with pytest.raises(OSError, match="disk full"):
+            train_regression("run", resume=True, steps=9, every=3)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert checkpoints.newest().name == "step-00000006"
+    assert train_regression("run", resume=True, steps=9, every=3).outcome.step == 9
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimiser.pt", "random.pt"])
+def test_damage_is_named_with_the_way_on(train_regression: Train, name: str) -> None:
+    run = train_regression("run", every=3)
+    damaged = run.checkpoints.newest() / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged; delete .*00012 to go on from step-00000009"):
+        train_regression("run", resume=True, steps=15)
+    shutil.rmtree(damaged.parent)
+    assert train_regression("run", resume=True).outcome.step == 12
+
+
+def test_damaged_state_is_named(train_regression: Train) -> None:
+    run = train_regression("run", every=12, steps=12)
+    (run.checkpoints.newest() / "state.json").write_text('{"step": 12')
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged; delete .* no earlier checkpoint"):
+        train_regression("run", resume=True, steps=15)
+
+
+def test_state_holds_what_the_run_needs(train_regression: Train) -> None:
+    run = train_regression("run")
+    state = json.loads((run.checkpoints.newest() / "state.json").read_text())
+    assert state["step"] == state["tally"]["step"] == 12
+    assert state["position"] == run.stream.position.to_dict()
+    assert state["guard"] == {"skipped": 0, "in_row": 0}
+    assert 0 < state["journal_offset"] <= (run.path / "journal.jsonl").stat().st_size
+    assert set(state["files"]) == {"model.safetensors", "optimiser.pt", "random.pt"}
+
+
+def test_checkpoint_of_a_tied_model_loads_with_from_pretrained(tmp_path: Path) -> None:
+    from mesalm import MesaConfig, MesaForCausalLM
+
+    config = MesaConfig(
+        vocab_size=13, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = MesaForCausalLM(config)
+    save_weights(model, tmp_path)
+    loaded = MesaForCausalLM.from_pretrained(tmp_path)
+    again = MesaForCausalLM(config)
+    load_weights(again, tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_weights_of_another_form_are_refused(tmp_path: Path) -> None:
+    save_weights(torch.nn.Linear(3, 2, bias=False), tmp_path)
+    for other in (torch.nn.Linear(3, 2), torch.nn.Linear(4, 2, bias=False), torch.nn.Sequential(torch.nn.ReLU())):
+        with pytest.raises(CheckpointError, match="weight|bias"):
+            load_weights(other, tmp_path)

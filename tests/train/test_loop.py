@@ -1,0 +1,217 @@
+"""The loop on a task that is no language model: accumulation, guard, probes, precision, resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mesalm.train.guard import GradientGuard, NonFiniteGradientError
+from mesalm.train.journal import read_journal
+from mesalm.train.loop import Probe
+
+Train = Callable[..., SimpleNamespace]
+
+
+def weights(run: SimpleNamespace) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
+
+
+def moments(run: SimpleNamespace) -> torch.Tensor:
+    states = run.optimiser.state_dict()["state"]
+    return torch.cat([torch.as_tensor(value).flatten() for state in states.values() for value in state.values()])
+
+
+def losses(run: SimpleNamespace) -> list[tuple[int, float]]:
+    events = read_journal(run.path / "journal.jsonl")
+    return [(event["step"], event["loss"]) for event in events if event["event"] == "step"]
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(step: int) -> Probe:
+    def run(model: torch.nn.Module, at: int) -> list[dict[str, Any]]:
+        if at == step:
+            raise Crash
+        return []
+
+    return Probe("crash", 1, run)
+
+
+@pytest.mark.parametrize(("micro_rows", "log_every"), [(4, 1), (2, 1), (1, 4)])
+def test_resume_is_exact_to_the_last_bit(train_regression: Train, micro_rows: int, log_every: int) -> None:
+    options = {"micro_rows": micro_rows, "log_every": log_every}
+    whole = train_regression("whole", **options)
+    with pytest.raises(Crash):
+        train_regression("broken", probes=(crash_at(8),), **options)
+    resumed = train_regression("broken", resume=True, **options)
+    assert resumed.outcome.step == 12
+    assert torch.equal(weights(resumed), weights(whole))
+    assert torch.equal(moments(resumed), moments(whole))
+    assert losses(resumed) == losses(whole)
+    assert resumed.stream.position == whole.stream.position
+    assert whole.stream.position.epoch == 4  # 48 rows of 10: steps crossed the ends of epochs
+
+
+def test_resume_without_the_random_state_would_differ(
+    train_regression: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train_regression("whole")
+    with pytest.raises(Crash):
+        train_regression("broken", probes=(crash_at(8),))
+    monkeypatch.setattr("mesalm.train.loop.restore_random_state", lambda state: None)
+    assert not torch.equal(weights(train_regression("broken", resume=True)), weights(whole))
+
+
+@pytest.mark.parametrize("micro_rows", [1, 2])
+def test_accumulation_gives_the_same_steps(train_regression: Train, micro_rows: int) -> None:
+    at_once = train_regression(micro_rows=4, dropout=0.0)
+    in_parts = train_regression(micro_rows=micro_rows, dropout=0.0)
+    torch.testing.assert_close(weights(in_parts), weights(at_once), rtol=1e-5, atol=1e-6)
+
+
+def test_counted_items_weigh_the_micro_batches(train_regression: Train) -> None:
+    class Masked(torch.nn.Module):
+        """Score positive targets only, as a language model scores labels other than -100."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = torch.nn.Linear(4, 1)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+            errors = (self.map(x).squeeze(-1) - y).square() * (y > 0)
+            return SimpleNamespace(loss=errors.sum() / (y > 0).sum().clamp(min=1))
+
+    def train(micro_rows: int) -> SimpleNamespace:
+        torch.manual_seed(0)
+        return train_regression(
+            model=Masked(), micro_rows=micro_rows, count_items=lambda batch: int((batch["y"] > 0).sum())
+        )
+
+    at_once, in_parts = train(4), train(1)
+    torch.testing.assert_close(weights(in_parts), weights(at_once), rtol=1e-5, atol=1e-6)
+    assert in_parts.outcome.loss == pytest.approx(at_once.outcome.loss, rel=1e-4)
+
+
+def test_probes_do_not_change_the_run(train_regression: Train) -> None:
+    modes = []
+
+    def run(model: torch.nn.Module, step: int) -> list[dict[str, Any]]:
+        modes.append((model.training, torch.is_grad_enabled()))
+        torch.rand(7)
+        return [{"drawn": step}]
+
+    plain = train_regression("plain")
+    probed = train_regression("probed", probes=(Probe("look", 5, run), Probe("never", 0, run, at_end=False)))
+    assert torch.equal(weights(probed), weights(plain))
+    assert modes == [(False, False)] * 3
+    lines = [event for event in read_journal(probed.path / "journal.jsonl") if event["event"] == "look"]
+    assert [(line["step"], line["drawn"]) for line in lines] == [(5, 5), (10, 10), (12, 12)]
+
+
+class Poisoned(torch.nn.Module):
+    """Have an infinite gradient in some calls."""
+
+    def __init__(self, bad: set[int]) -> None:
+        super().__init__()
+        self.map = torch.nn.Linear(4, 1)
+        self.bad, self.calls, self.before = bad, 0, []  # type: ignore[var-annotated]
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+        self.calls += 1
+        self.before.append(self.map.weight.detach().clone())
+        factor = torch.inf if self.calls in self.bad else 1.0
+        return SimpleNamespace(loss=(self.map(x).squeeze(-1) - y).square().mean() * factor)
+
+
+def test_guard_skips_a_step_that_is_not_finite(train_regression: Train) -> None:
+    model = Poisoned({3, 4, 6})
+    run = train_regression("guarded", model=model, guard=GradientGuard(3))
+    assert run.outcome.skipped == 3
+    assert torch.equal(model.before[2], model.before[3])
+    assert torch.equal(model.before[2], model.before[4])
+    assert not torch.equal(model.before[4], model.before[5])
+    assert weights(run).isfinite().all()
+    lines = [event for event in read_journal(run.path / "journal.jsonl") if event["event"] == "step"]
+    assert [line["skipped"] for line in lines[:7]] == [0, 0, 1, 2, 2, 3, 3]
+    assert lines[2]["loss"] is None
+
+
+def test_guard_stops_after_too_many_in_a_row(train_regression: Train, tmp_path: Any) -> None:
+    with pytest.raises(NonFiniteGradientError, match="3 steps in a row"):
+        train_regression("guarded", model=Poisoned({2, 4, 5, 6}), guard=GradientGuard(3))
+    events = read_journal(tmp_path / "guarded" / "journal.jsonl")
+    assert events[-1]["event"] == "stop"
+    assert "not finite" in events[-1]["reason"]
+
+
+def test_guard_counters_survive_a_checkpoint() -> None:
+    guard = GradientGuard(5)
+    assert not guard.accepts(float("nan"))
+    other = GradientGuard(5)
+    other.load_state_dict(guard.state_dict())
+    assert (other.skipped, other.in_row) == (1, 1)
+    assert other.accepts(1.0)
+    assert (other.skipped, other.in_row) == (1, 0)
+
+
+def test_gradient_is_clipped_to_the_global_norm(train_regression: Train) -> None:
+    seen = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+            seen.append(torch.cat(gradients).norm().item())
+            super().step(closure)
+
+    import mesalm.train.loop as loop
+    from mesalm.train.launch import make_accelerator
+
+    model = Poisoned(set())
+    run = train_regression(clip=None)
+    batch = {"x": torch.ones(4, 4) * 9, "y": torch.zeros(4)}
+    stream = SimpleNamespace(position=None, micro_batches=1, __iter__=None)
+
+    class Endless:
+        position, micro_batches = stream.position, 1
+
+        def __iter__(self) -> Any:
+            while True:
+                yield batch
+
+    loop.fit(
+        model,
+        Endless(),
+        Watched(model.parameters(), lr=1e-4),
+        accelerator=make_accelerator(device="cpu", precision="fp32"),
+        steps=3,
+        learning_rate=lambda step: 1e-4,
+        clip=0.5,
+    )
+    assert seen == pytest.approx([0.5] * 3, rel=1e-4)
+    assert run.outcome.step == 12
+
+
+def test_bf16_runs_with_weights_in_fp32(train_regression: Train) -> None:
+    kinds = set()
+
+    class Half(Poisoned):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+            kinds.add(self.map(x).dtype)
+            return super().forward(x, y)
+
+    run = train_regression(model=Half(set()), precision="bf16")
+    assert kinds == {torch.bfloat16}
+    assert weights(run).dtype == torch.float32
+    assert weights(run).isfinite().all()
+
+
+def test_rate_is_set_for_every_step(train_regression: Train) -> None:
+    run = train_regression("rates")
+    events = [event for event in read_journal(run.path / "journal.jsonl") if event["event"] == "step"]
+    assert [event["learning_rate"] for event in events] == pytest.approx([1e-2 / (1 + s) for s in range(12)])

@@ -1,0 +1,40 @@
+"""Speed and time left against a clock set by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from mesalm.train.meters import Speedometer, clock_text
+
+
+def test_speed_and_time_left() -> None:
+    now = [100.0]
+    speed = Speedometer(earlier_seconds=50.0, window=2, clock=lambda: now[0])
+    assert speed.tokens_per_second == 0.0
+    assert speed.left(5) is None
+    for duration in (10.0, 1.0, 1.0):
+        now[0] += duration
+        speed.step(200)
+    assert speed.tokens_per_second == pytest.approx(200.0)  # the slow first step has left the window
+    assert speed.left(5) == pytest.approx(5.0)
+    assert speed.seconds == pytest.approx(62.0)
+
+
+def test_pause_does_not_count_as_slowness() -> None:
+    now = [0.0]
+    speed = Speedometer(clock=lambda: now[0])
+    now[0] += 1
+    speed.step(10)
+    now[0] += 99
+    speed.pause(99)
+    now[0] += 1
+    speed.step(10)
+    assert speed.tokens_per_second == pytest.approx(10.0)
+    assert speed.seconds == pytest.approx(101.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "-:--"), (0, "0:00"), (61.4, "1:01"), (3599.9, "1:00:00"), (7325, "2:02:05")]
+)
+def test_clock_text(seconds: float | None, text: str) -> None:
+    assert clock_text(seconds) == text

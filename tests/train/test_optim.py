@@ -1,0 +1,75 @@
+"""Which parameters decay, and the optimiser's settings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mesalm.train.optim import build_optimiser, parameter_groups
+from mesalm.train.sections import OptimSettings
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.map = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.ridge = nn.Parameter(torch.ones(2, 3))
+        self.ridge._no_weight_decay = True  # type: ignore[attr-defined]
+        self.scale = nn.Parameter(torch.ones(()))
+        self.frozen = nn.Parameter(torch.ones(3, 3), requires_grad=False)
+        self.wide = nn.Module()
+        self.wide.bias = nn.Parameter(torch.ones(2, 2))
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def names(model: nn.Module, group: dict) -> set[str]:
+    found = {id(parameter) for parameter in group["params"]}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in found}
+
+
+def test_only_matrices_decay() -> None:
+    model = Small()
+    decayed, kept = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    assert names(model, decayed) == {"map.weight"}
+    assert names(model, kept) == {
+        "embed.weight", "map.bias", "norm.weight", "norm.bias", "ridge", "scale", "wide.bias",
+    }  # fmt: skip
+    assert len(decayed["params"]) + len(kept["params"]) == 8
+
+
+def test_embeddings_decay_by_choice() -> None:
+    model = Small()
+    decayed, _ = parameter_groups(model, 0.1, decay_embeddings=True)
+    assert names(model, decayed) == {"map.weight", "embed.weight"}
+
+
+def test_ridge_of_the_mesa_model_does_not_decay() -> None:
+    from mesalm import MesaConfig, MesaForCausalLM
+
+    config = MesaConfig(
+        vocab_size=11, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = MesaForCausalLM(config)
+    decayed, kept = parameter_groups(model, 0.1)
+    assert not [name for name in names(model, decayed) if "ridge" in name or "norm" in name or "embed" in name]
+    assert [name for name in names(model, kept) if "ridge" in name]
+    assert any("mlp" in name for name in names(model, decayed))
+
+
+def test_optimiser_takes_the_settings() -> None:
+    settings = OptimSettings(learning_rate=0.5, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3)
+    optimiser = build_optimiser(Small(), settings)
+    for group, decay in zip(optimiser.param_groups, (0.3, 0.0), strict=True):
+        assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.8, 0.9), 1e-6)
+        assert group["weight_decay"] == decay
+        assert group["fused"]
+
+
+def test_model_without_trainable_parameters_is_refused() -> None:
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        build_optimiser(nn.Linear(2, 2).requires_grad_(False), OptimSettings())
