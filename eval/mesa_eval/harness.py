@@ -16,6 +16,7 @@ Needs the extra `eval` (`pip install mesalm[eval]`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mesa_eval.model_source import find_model
 MODEL_NAME = "mesalm"
 
 
+@cache
 def register() -> type:
     """Add the model `mesalm` to the harness and return its class; ValueError without lm_eval."""
     try:
@@ -64,10 +66,8 @@ def register() -> type:
                 self._whole_documents = False
             return found
 
-    from lm_eval.api import registry
-
-    known = getattr(registry, "MODEL_REGISTRY", {})
-    return known[MODEL_NAME] if MODEL_NAME in known else register_model(MODEL_NAME)(StartTokenLM)
+    register_model(MODEL_NAME)(StartTokenLM)
+    return StartTokenLM
 
 
 def run_tasks(
@@ -90,9 +90,7 @@ def run_tasks(
     source = find_model(model)
     scored = kind(pretrained=source.load_from, device=device, batch_size=batch_size, dtype="float32")
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
-    results: dict[str, Any] = lm_eval.simple_evaluate(
-        model=scored, tasks=list(tasks), task_manager=manager, **options
-    )
+    results: dict[str, Any] = lm_eval.simple_evaluate(model=scored, tasks=list(tasks), task_manager=manager, **options)
     return results
 
 

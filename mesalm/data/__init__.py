@@ -1,0 +1,1 @@
+"""Corpora, tokenizers and packed rows; knows no model."""

@@ -43,7 +43,10 @@ def prepare(settings: DataSettings, *, quiet: bool = False) -> Prepared:
     folder = parent / key[:24]
     if _is_whole(folder):
         return Prepared(folder)
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{parent}: cannot be made ({error.strerror}); set cache_dir to another folder") from error
     with FileLock(parent / f"{folder.name}.lock"):
         if not _is_whole(folder):
             # Holding the lock, what is left here comes from a process that was killed.

@@ -60,7 +60,7 @@ def open_model(
     """
     place = locate(model)
     try:
-        opened = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **kwargs)
+        opened: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **kwargs)
     except OSError as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"{model}: no model could be opened there ({first})") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import TextStreamer, set_seed
 
@@ -37,7 +39,7 @@ def sample(
     if temperature < 0:
         raise ValueError(f"temperature: {temperature} must be at least 0; 0 is greedy")
     tokenizer = open_tokenizer(model, trust_remote_code=trust_remote_code)
-    opened = open_model(model, device=device, trust_remote_code=trust_remote_code)
+    opened: Any = open_model(model, device=device, trust_remote_code=trust_remote_code)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if tokenizer.bos_token_id is not None:
         # documents begin with this token in training, and an empty prompt needs one token to start from
@@ -56,4 +58,4 @@ def sample(
             streamer=TextStreamer(tokenizer, skip_special_tokens=True),
             **choice,
         )
-    return tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))

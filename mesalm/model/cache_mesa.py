@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers.cache_utils import Cache, DynamicCache
 
 
@@ -28,10 +30,11 @@ class MesaCache(DynamicCache):
 
 def tokens_seen(cache: Cache) -> int:
     """Return the number of tokens a cache of recurrent layers has seen, 0 after a reset."""
-    first = cache.layers[0]
+    first: Any = cache.layers[0]
     return getattr(first, "tokens_seen", 0) if any(first.has_previous_state.values()) else 0
 
 
 def count_tokens(cache: Cache, before: int, new: int) -> None:
     """Write down that a cache which had seen `before` tokens has seen `new` more."""
-    cache.layers[0].tokens_seen = before + new
+    first: Any = cache.layers[0]
+    first.tokens_seen = before + new

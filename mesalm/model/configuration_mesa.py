@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -98,7 +100,7 @@ class MesaConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -124,6 +126,13 @@ class MesaConfig(PreTrainedConfig):
         names = [self.mixers] if isinstance(self.mixers, str) else list(self.mixers)
         return [names[layer % len(names)] for layer in range(self.num_hidden_layers)]
 
+    @property
+    def head_shape(self) -> tuple[int, int, int]:
+        """Return query heads H, key heads G and head size K, defaults filled in."""
+        assert self.num_key_value_heads is not None
+        assert self.head_dim is not None
+        return self.num_attention_heads, self.num_key_value_heads, self.head_dim
+
     def conv_size_of(self, mixer: str) -> int:
         """Return the width of the short convolution of this mixer, 0 for none."""
         return DEFAULT_CONV_SIZES[mixer] if self.conv_size is None else self.conv_size
@@ -141,11 +150,9 @@ class MesaConfig(PreTrainedConfig):
                 f"mixers: {len(names)} names for {self.num_hidden_layers} layers; shorten the list or raise "
                 "num_hidden_layers"
             )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads: {self.num_key_value_heads} does not divide num_attention_heads "
-                f"{self.num_attention_heads}"
-            )
+        heads, groups, size = self.head_shape
+        if heads % groups:
+            raise ValueError(f"num_key_value_heads: {groups} does not divide num_attention_heads {heads}")
         if self.conv_size is not None and (self.conv_size < 0 or self.conv_size == 1):
             raise ValueError(f"conv_size: {self.conv_size} must be 0 (none) or at least 2")
         if self.ridge_floor < 0 or self.ridge_init <= self.ridge_floor:
@@ -154,8 +161,8 @@ class MesaConfig(PreTrainedConfig):
             )
         if self.forget_cap is not None and not 0 < self.forget_cap <= 1:
             raise ValueError(f"forget_cap: {self.forget_cap} must be in (0, 1], or None for no cap")
-        if "softmax" in names and self.head_dim % 2:
-            raise ValueError(f"head_dim: {self.head_dim} must be even for the rotary embedding of softmax mixers")
+        if "softmax" in names and size % 2:
+            raise ValueError(f"head_dim: {size} must be even for the rotary embedding of softmax mixers")
 
 
 __all__ = ["MesaConfig"]

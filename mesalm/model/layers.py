@@ -6,6 +6,10 @@ import torch
 from torch import nn
 
 
+class ResidualProjection(nn.Linear):
+    """Map back into the residual stream; the start of its weights shrinks with the model's depth."""
+
+
 class GateProjection(nn.Linear):
     """Map tokens to gates in float32, whatever dtype runs around it.
 

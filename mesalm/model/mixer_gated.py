@@ -8,7 +8,7 @@ from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .configuration_mesa import MesaConfig
-from .layers import GateProjection, ShortConvolution
+from .layers import GateProjection, ResidualProjection, ShortConvolution
 
 
 class GatedMixer(nn.Module):
@@ -25,12 +25,12 @@ class GatedMixer(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        heads, groups, size = config.head_shape
         self.heads, self.groups, self.head_dim = heads, groups, size
         self.q_proj = nn.Linear(config.hidden_size, heads * size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
-        self.o_proj = nn.Linear(heads * size, config.hidden_size, bias=False)
+        self.o_proj = ResidualProjection(heads * size, config.hidden_size, bias=False)
         conv_size = config.conv_size_of(self.name)
         self.conv = ShortConvolution((heads + groups) * size, conv_size) if conv_size else None
         if config.gates:
@@ -65,7 +65,7 @@ class GatedMixer(nn.Module):
         output, state = self.read(
             query, key, value, log_forget, input_gate, state, return_state=past_key_values is not None
         )
-        if past_key_values is not None:
+        if past_key_values is not None and state is not None:
             past_key_values.update_recurrent_state(state, self.layer_idx)
         output = self.output_norm(output.to(hidden_states.dtype))
         return self.o_proj(output.reshape(batch, length, -1)), None

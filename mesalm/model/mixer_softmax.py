@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
 from .configuration_mesa import MesaConfig
-from .layers import ShortConvolution
+from .layers import ResidualProjection, ShortConvolution
 from .mixer_gated import convolve
 
 
@@ -25,13 +25,13 @@ class SoftmaxMixer(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        heads, groups, size = config.head_shape
         self.heads, self.groups, self.head_dim = heads, groups, size
         self.num_key_value_groups = heads // groups  # the attention interface reads this name
         self.q_proj = nn.Linear(config.hidden_size, heads * size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
-        self.o_proj = nn.Linear(heads * size, config.hidden_size, bias=False)
+        self.o_proj = ResidualProjection(heads * size, config.hidden_size, bias=False)
         conv_size = config.conv_size_of(self.name)
         self.conv = ShortConvolution((heads + groups) * size, conv_size) if conv_size else None
 

@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache_mesa import MesaCache, count_tokens, tokens_seen
 from .configuration_mesa import MesaConfig
-from .layers import GateProjection, ShortConvolution
+from .layers import GateProjection, ResidualProjection, ShortConvolution
 from .mixer_mesa import MesaMixer
 from .mixer_softmax import SoftmaxMixer
 from .mixers import MIXERS
@@ -37,8 +37,7 @@ class MesaBlock(GradientCheckpointingLayer):
         self.mixer = MIXERS[config.layer_mixers[layer_idx]](config, layer_idx)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
-        for last in (self.mixer.o_proj, self.mlp.down_proj):
-            last.writes_residual = True
+        self.mlp.down_proj = ResidualProjection(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Return the tokens after this block, [B, T, hidden]; `kwargs` are the mixer's."""
@@ -67,7 +66,7 @@ class MesaPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if getattr(module, "writes_residual", False):
+        if isinstance(module, ResidualProjection):
             # each block adds two terms to the residual stream; this keeps its variance at the start free of depth
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
@@ -95,7 +94,8 @@ class MesaModel(MesaPreTrainedModel):
         self.layers = nn.ModuleList([MesaBlock(config, layer) for layer in range(config.num_hidden_layers)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.has_softmax = "softmax" in config.layer_mixers
-        self.rotary_emb = LlamaRotaryEmbedding(config) if self.has_softmax else None
+        # the module reads rope_parameters, head_dim and max_position_embeddings, which this configuration has too
+        self.rotary_emb = LlamaRotaryEmbedding(config) if self.has_softmax else None  # type: ignore[arg-type]
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -167,14 +167,14 @@ class MesaModel(MesaPreTrainedModel):
     ) -> dict[str, torch.Tensor | None]:
         if isinstance(attention_mask, dict):
             return attention_mask
-        arguments = {
+        arguments: dict[str, Any] = {
             "config": self.config,
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
             "past_key_values": past_key_values,
             "position_ids": position_ids,
         }
-        masks = {"linear_attention": create_recurrent_attention_mask(**arguments)}
+        masks: dict[str, Any] = {"linear_attention": create_recurrent_attention_mask(**arguments)}
         if self.has_softmax:
             masks["full_attention"] = create_causal_mask(**arguments)
         return masks
@@ -262,8 +262,12 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any, **more: Any
+    ) -> None:
+        # the parent's parameters differ between releases of transformers, so they are handed on unread
+        parent: Any = super()
+        parent._prepare_cache_for_generation(generation_config, model_kwargs, *rest, **more)
         cache = model_kwargs.get("past_key_values")
         if isinstance(cache, Cache) and not isinstance(cache, MesaCache) and not self.model.has_softmax:
             model_kwargs["past_key_values"] = MesaCache.around(cache)

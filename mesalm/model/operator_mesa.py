@@ -85,7 +85,7 @@ def mesa_attention(
     path looks at the lengths, so torch.compile breaks the graph there.
 
     tolerance bounds the relative error of the solution (H_t + ridge)^-1 q_t in the 2-norm; it is certified by
-    |error| <= |residual| / smallest ridge, and is out of reach where it is below the rounding of the states
+    |error| <= |residual / sqrt(ridge)| / sqrt(smallest ridge), and is out of reach where it is below the rounding of the states
     (for float32 about the condition number times 1e-7). max_steps: conjugate-gradient steps at most (None:
     4 K). The backward pass solves to the same tolerance. float16 gradients are held in float16 and underflow
     below 6e-8.

@@ -6,11 +6,13 @@ import copy
 import dataclasses
 import math
 import re
+import typing
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
 from pydantic import Field, field_validator
 
 import mesalm
@@ -183,12 +185,11 @@ def check_model_fields(model: Mapping[str, Any]) -> None:
 
     from mesalm.model.configuration_mesa import MesaConfig
 
-    allowed = model_fields()
-    for key in model:
-        if key not in allowed:
-            guess = nearest(key, allowed)
-            hint = f"did you mean {guess!r}?" if guess else f"the keys here are {', '.join(sorted(allowed))}"
-            raise SettingsError(f"model.{key}: unknown key; {hint}")
+    # Only the class's own annotations: the library's base class has names that do not resolve at run time.
+    own = type("Own", (), {"__annotations__": MesaConfig.__annotations__})
+    kinds = typing.get_type_hints(own)
+    fields: dict[str, Any] = {name: (kinds[name], default) for name, default in model_fields().items()}
+    pydantic.create_model("ModelFields", __base__=Settings, **fields).build(dict(model), "model")
     try:
         MesaConfig(**model)
     except (ValueError, TypeError, StrictDataclassError) as error:

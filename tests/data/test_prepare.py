@@ -192,6 +192,25 @@ def test_an_interrupted_preparation_leaves_nothing(
         Prepared(parent)
 
 
+def test_a_cache_that_cannot_be_written_is_named(
+    records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(DataError, match="taken/prepared: cannot be made"):
+        prepare(data(write_jsonl("x.jsonl", records(9)), cache_dir=str(tmp_path / "taken")), quiet=True)
+
+
+def test_a_quiet_preparation_says_nothing(
+    records: Records, write_jsonl: Writer, data: Maker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_jsonl("x.jsonl", records(60))
+    prepare(data(path), quiet=True)
+    assert capfd.readouterr() == ("", "")
+    prepare(data(path, seed=1))
+    shown = capfd.readouterr().err
+    assert all(word in shown for word in ("Reading", "Tokenising", "Packing train"))
+
+
 def test_a_source_that_changes_while_it_is_read_is_refused(
     records: Records, write_jsonl: Writer, data: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ sys.meta_path.insert(0, Absent())
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 folder = sys.argv[1]
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 inputs = tokenizer("a b", return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=0)

@@ -25,7 +25,7 @@ from mesalm.train.loop import Probe, fit
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import load_recipe
 
-WORDS = "the cat sat on a mat while dogs ran over red hills and old men told long tales of ships".split()
+SENTENCE = "the cat sat on a mat while dogs ran over red hills and old men told long tales of ships"
 
 RUN_SCRIPT = """
 import sys
@@ -124,10 +124,11 @@ def train_regression(tmp_path: Path) -> Callable[..., SimpleNamespace]:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty short documents in one file, and beside it a cache for the data prepared from them."""
     chance = random.Random(0)
+    words = SENTENCE.split()
     folder = tmp_path_factory.mktemp("corpus")
     with (folder / "text.jsonl").open("w") as file:
         for number in range(60):
-            text = " ".join(chance.choice(WORDS) for _ in range(60))
+            text = " ".join(chance.choice(words) for _ in range(60))
             file.write(json.dumps({"id": str(number), "text": text}) + "\n")
     return folder
 

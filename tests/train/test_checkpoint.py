@@ -93,9 +93,7 @@ def test_state_holds_what_the_run_needs(train_regression: Train) -> None:
 def test_checkpoint_of_a_tied_model_loads_with_from_pretrained(tmp_path: Path) -> None:
     from mesalm import MesaConfig, MesaForCausalLM
 
-    config = MesaConfig(
-        vocab_size=13, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
+    config = MesaConfig(vocab_size=13, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     model = MesaForCausalLM(config)
     save_weights(model, tmp_path)
     loaded = MesaForCausalLM.from_pretrained(tmp_path)
@@ -110,5 +108,5 @@ def test_checkpoint_of_a_tied_model_loads_with_from_pretrained(tmp_path: Path) -
 def test_weights_of_another_form_are_refused(tmp_path: Path) -> None:
     save_weights(torch.nn.Linear(3, 2, bias=False), tmp_path)
     for other in (torch.nn.Linear(3, 2), torch.nn.Linear(4, 2, bias=False), torch.nn.Sequential(torch.nn.ReLU())):
-        with pytest.raises(CheckpointError, match="weight|bias"):
+        with pytest.raises(CheckpointError, match=r"weight|bias"):
             load_weights(other, tmp_path)

@@ -1,0 +1,97 @@
+"""Intervals that cover what they claim, and pairing that narrows them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mesa_eval.bootstrap import (
+    group_sums,
+    holm,
+    paired_intervals,
+    ratio_intervals,
+    resampled_sums,
+)
+
+
+def test_the_interval_of_a_ratio_covers_the_truth() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for trial in range(300):
+        sizes = generator.integers(50, 500, 60).astype(float)
+        totals = sizes * generator.normal(2.0, 0.3, 60)
+        (interval,) = ratio_intervals(totals[:, None], sizes[:, None], draws=600, seed=trial)
+        assert interval.low is not None
+        assert interval.high is not None
+        covered += interval.low <= 2.0 <= interval.high
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_pairing_takes_out_what_units_have_in_common() -> None:
+    generator = np.random.default_rng(1)
+    hard = generator.normal(2.0, 1.0, (200, 1))
+    ones = np.ones_like(hard)
+    other = hard - 0.05 + generator.normal(0, 0.02, hard.shape)
+    (difference,) = paired_intervals(other, ones, hard, ones)
+    assert difference.tells
+    assert difference.value == pytest.approx((other - hard).mean())
+    assert difference.high - difference.low < 0.01
+    (alone,) = ratio_intervals(hard, ones)
+    assert alone.high - alone.low > 0.2
+    shuffled = other[generator.permutation(200)]
+    (broken,) = paired_intervals(shuffled, ones, hard, ones)
+    assert not broken.tells
+
+
+def test_units_are_weighted_by_their_size() -> None:
+    (interval,) = ratio_intervals(np.array([[10.0], [1.0]]), np.array([[10.0], [2.0]]))
+    assert interval.value == pytest.approx(11 / 12)
+    assert interval.low == pytest.approx(0.5)
+    assert interval.high == pytest.approx(1.0)
+
+
+def test_columns_share_their_draws_and_seeds_repeat() -> None:
+    values = np.random.default_rng(2).normal(size=(30, 1))
+    sums = resampled_sums(np.concatenate([values, 2 * values, np.ones_like(values)], 1), 500, seed=7)
+    np.testing.assert_allclose(sums[:, 1], 2 * sums[:, 0])
+    np.testing.assert_allclose(sums[:, 2], 30)
+    np.testing.assert_allclose(sums[:, :1], resampled_sums(values, 500, seed=7), atol=1e-12)
+    assert sums[:, 0].std() == pytest.approx(values.std() * 30**0.5, rel=0.1)
+
+
+def test_a_transform_is_applied_to_the_ratio() -> None:
+    nats, tokens = np.array([[30.0], [50.0], [44.0]]), np.array([[10.0], [20.0], [18.0]])
+    (plain,) = ratio_intervals(nats, tokens)
+    (raised,) = ratio_intervals(nats, tokens, transform=np.exp)
+    assert raised.value == pytest.approx(np.exp(plain.value))
+    assert raised.low == pytest.approx(np.exp(plain.low), rel=1e-6)
+    (difference,) = paired_intervals(nats, tokens, nats * 0.9, tokens, transform=np.exp)
+    assert difference.value == pytest.approx(np.exp(plain.value) - np.exp(0.9 * plain.value))
+
+
+def test_one_unit_has_no_interval() -> None:
+    (interval,) = ratio_intervals(np.array([[3.0]]), np.array([[2.0]]))
+    assert (interval.value, interval.low, interval.p, interval.tells) == (1.5, None, None, False)
+
+
+def test_equal_models_differ_by_nothing() -> None:
+    values = np.random.default_rng(3).normal(size=(40, 2))
+    ones = np.ones_like(values)
+    for interval in paired_intervals(values, ones, values, ones):
+        assert (interval.value, interval.low, interval.high, interval.tells) == (0, 0, 0, False)
+        assert interval.p == 1.0
+
+
+def test_units_must_match() -> None:
+    with pytest.raises(ValueError, match="same units"):
+        paired_intervals(np.ones((2, 1)), np.ones((2, 1)), np.ones((3, 1)), np.ones((3, 1)))
+
+
+def test_windows_of_a_document_are_one_unit() -> None:
+    sums, names = group_sums(np.array([[1.0], [2.0], [4.0]]), ["b", "a", "b"])
+    assert names == ["b", "a"]
+    np.testing.assert_array_equal(sums, [[5.0], [2.0]])
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])

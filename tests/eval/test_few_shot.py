@@ -1,0 +1,195 @@
+"""Prompts to the letter, shots, demonstrations, and scores at chance and at certainty."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from mesa_eval.documents import Document, read_documents
+from mesa_eval.few_shot import FewShotProtocol, score_task
+from mesa_eval.scoring import Scorer
+from mesa_eval.task import TASKS, Item, Task, find_task
+
+PROTOCOL = FewShotProtocol(shots=(0, 1, 2, 4), draws=3, rank_draws=2, queries=10, candidates=5)
+PAIRS = Task(
+    "pairs",
+    "pair",
+    (Item("up", "down"), Item("in", "out")),
+    (Item("hot", "cold"), Item("wet", "dry"), Item("old", "young")),
+)
+
+
+class LookUp(torch.nn.Module):
+    """Go on, with certainty, as after the longest earlier stretch that ends like the prompt."""
+
+    def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+        logits = torch.zeros(*input_ids.shape, 258)
+        for row, tokens in enumerate(input_ids.tolist()):
+            for end in range(1, len(tokens)):
+                longest = 0
+                for earlier in range(end):
+                    same = 0
+                    while same <= earlier and tokens[earlier - same] == tokens[end - same]:
+                        same += 1
+                    if same > longest:
+                        longest = same
+                        logits[row, end] = 50.0 * torch.eye(258)[tokens[earlier + 1]]
+        return SimpleNamespace(logits=logits)
+
+
+def test_pair_prompts_to_the_letter() -> None:
+    shown = [Item("up", "down"), Item("in", "out")]
+    assert PAIRS.prompt(shown, "hot") == "Q: up\nA: down\n\nQ: in\nA: out\n\nQ: hot\nA:"
+    query = PAIRS.query(0, 0, 0, 3, seed=1)
+    assert query.prompt == "Q: hot\nA:"
+    assert query.answer == " cold"
+    assert query.candidates[0] == " cold"
+    assert set(query.candidates) == {" cold", " dry", " young"}
+    assert PAIRS.query(0, 0, 0, 2, seed=1).candidates in {(" cold", " dry"), (" cold", " young")}
+
+
+def test_class_prompts_to_the_letter(class_file: str) -> None:
+    task = find_task(class_file, [], 0)
+    assert task.prompt([Item("a", "red")], "b") == "text: a\nlabel: red\n\ntext: b\nlabel:"
+    assert task.query(0, 0, 2, 99, seed=0).candidates == (" red", " tan", " sky")
+    for draw in range(4):
+        shown = task.demonstrations(0, draw, 6, seed=0)
+        assert sorted(item.output for item in shown[:3]) == ["red", "sky", "tan"]
+        assert sorted(item.output for item in shown[3:]) == ["red", "sky", "tan"]
+    assert task.majority(list(range(15))) == pytest.approx(11 / 15)
+
+
+def test_more_shots_extend_fewer_and_draws_differ(pair_file: str) -> None:
+    task = find_task(pair_file, [], 0)
+    first = task.demonstrations(0, 0, 8, seed=0)
+    assert task.demonstrations(5, 0, 3, seed=0) == first[:3]
+    assert task.demonstrations(0, 1, 8, seed=0) != first
+    assert task.demonstrations(0, 0, 8, seed=1) != first
+    assert not {item.input for item in task.pool} & {item.input for item in task.evaluation}
+
+
+def test_recall_shows_the_answer_once(text_file: str) -> None:
+    task = find_task("key_value_recall", read_documents([text_file]), 0)
+    query = task.query(3, 1, 4, 3, seed=0)
+    item = task.evaluation[3]
+    assert query.prompt.count(f"Q: {item.input}\nA: {item.output}\n\n") == 1
+    assert query.prompt.endswith(f"Q: {item.input}\nA:")
+    assert query.prompt.count("Q: ") == 5
+    values = [line[2:] for line in query.prompt.split("\n") if line.startswith("A: ")]
+    assert set(query.candidates) <= set(values)
+    places = {task.demonstrations(3, draw, 4, seed=0).index(item) for draw in range(60)}
+    assert places == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_built_in_tasks_depend_on_text_and_seed_alone(name: str, text_file: str) -> None:
+    documents = read_documents([text_file])
+    task = find_task(name, documents, 0)
+    assert task.fingerprint() == find_task(name, list(reversed(documents)), 0).fingerprint()
+    assert task.fingerprint() != find_task(name, documents, 1).fingerprint()
+    assert not {item.input for item in task.pool} & {item.input for item in task.evaluation}
+    with pytest.raises(ValueError, match="give more text"):
+        find_task(name, [Document("a", "b", "too little text")], 0)
+
+
+def test_case_change_takes_identifiers_where_there_are_some() -> None:
+    names = [f"read_{a}{b}_file" for a in "abcdefgh" for b in "klmnopq"]
+    task = find_task("case_change", [Document("a", "b", " = ".join(names))], 0)
+    assert not task.notes
+    assert all(item.output == f"read{item.input[5:7].capitalize()}File" for item in task.evaluation)
+
+
+def test_a_uniform_model_is_at_chance(make, tokenizer, pair_file: str, class_file: str) -> None:
+    scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
+    for path, chance in ((pair_file, 1 / 5), (class_file, 1 / 3)):
+        scores = score_task(scorer, find_task(path, [], 0), PROTOCOL, 256, seed=0)
+        assert [level.shots for level in scores.shots] == [0, 1, 2, 4]
+        for level in scores.shots:
+            assert np.mean(level.right) == pytest.approx(chance)
+            assert level.chance == pytest.approx(chance)
+            assert np.sum(level.nats) == pytest.approx(3 * sum(level.bytes) * np.log(258), rel=1e-6)
+            assert np.shape(level.nats) == (10, 3)
+            assert np.shape(level.right) == (10, 2)
+
+
+def test_a_model_that_looks_up_recalls_everything(tokenizer) -> None:
+    items = tuple(Item(f"k{n:02d}", f"{chr(97 + n)}{chr(103 + n)}") for n in range(8))
+    scorer = Scorer(LookUp(), tokenizer, quiet=True)
+    scores = score_task(scorer, Task("recall", "recall", (), items), PROTOCOL, 256, seed=0)
+    assert [level.shots for level in scores.shots] == [1, 2, 4]
+    for level in scores.shots:
+        assert np.mean(level.right) == 1.0
+        assert np.mean(level.exact) == 1.0
+        assert np.mean(level.nats) == pytest.approx(0, abs=1e-6)
+
+
+def test_shots_are_cut_where_a_prompt_does_not_fit(make, tokenizer, pair_file: str) -> None:
+    scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
+    task = find_task(pair_file, [], 0)
+    longest = max(len(task.query(index, draw, 2, 5, 0).prompt.encode()) for index in range(20) for draw in range(3))
+    # one start token; the last of the answer's four bytes is predicted, not read
+    fits, short = longest + 4, longest + 3
+    protocol = FewShotProtocol(shots=(0, 1, 2, 4), draws=3, rank_draws=1, queries=20, candidates=5)
+    assert score_task(scorer, task, protocol, fits, seed=0).cut == [4]
+    scores = score_task(scorer, task, protocol, short, seed=0)
+    assert scores.cut == [2, 4]
+    assert [level.shots for level in scores.shots] == [0, 1]
+    with pytest.raises(ValueError, match="no prompt fits"):
+        score_task(scorer, task, protocol, 5, seed=0)
+
+
+def test_items_do_not_depend_on_the_tokenizer(make, pair_file: str) -> None:
+    seen = []
+
+    class Recorder(Scorer):
+        def encode_pairs(self, pairs):
+            seen[-1].extend(pairs)
+            return super().encode_pairs(pairs)
+
+    for tokenizer in (make.tokenizer(), make.tokenizer(merges_from="Q: abc\nA: abc\n\n" * 30, size=280)):
+        seen.append([])
+        vocabulary = len(tokenizer)
+        scorer = Recorder(make.table(torch.zeros(vocabulary, vocabulary)), tokenizer, quiet=True)
+        score_task(scorer, find_task(pair_file, [], 0), PROTOCOL, 512, seed=0)
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize(
+    ("lines", "labels", "message"),
+    [
+        (["{"], None, r"bad\.jsonl:1: not a line of JSON"),
+        ([{"input": "a", "output": "b", "split": "train"}], None, "'pool' or 'eval'"),
+        ([{"input": "a", "split": "pool"}], None, "'output'"),
+        ([{"input": "a", "output": "b", "split": "eval"}], None, "no line of split 'pool'"),
+        (
+            [{"input": "a", "output": "b", "split": "eval"}, {"input": "a", "output": "c", "split": "pool"}],
+            None,
+            "in pool and in eval",
+        ),
+        ([{"input": "a", "output": "b", "split": "eval"}], ["x"], "at least two"),
+        (
+            [{"input": "a", "output": "b", "split": "eval"}, {"input": "c", "output": "x", "split": "pool"}],
+            ["x", "y"],
+            "'b' is not in",
+        ),
+        ([], None, "holds no line"),
+    ],
+)
+def test_a_wrong_file_gets_one_line(tmp_path: Path, lines, labels, message: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    if labels is not None:
+        (tmp_path / "bad.labels.json").write_text(json.dumps(labels))
+    with pytest.raises(ValueError, match=message) as caught:
+        find_task(str(path), [], 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_task_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="copying, key_value_recall, case_change"):
+        find_task("coping", [], 0)

@@ -1,0 +1,86 @@
+"""lm-evaluation-harness on a checkpoint folder, offline, against our own scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mesa_eval.perplexity import score_documents
+from mesa_eval.scoring import Scorer
+
+pytest.importorskip("lm_eval")
+
+TASK = """\
+task: colours
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {path}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Q: {{{{question}}}}\\nA:"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - metric: acc
+"""
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def task_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "task"
+    folder.mkdir()
+    items = [
+        {"question": f"number {n}" * (1 + n % 3), "choices": ["red", "green", "dark blue"], "answer": n % 3}
+        for n in range(6)
+    ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (folder / "colours.yaml").write_text(TASK.format(path=folder / "items.jsonl"))
+    return folder
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_harness_agrees_with_our_scores(save_model, make, task_folder: Path) -> None:
+    from mesa_eval.harness import run_tasks
+
+    tokenizer = make.tokenizer(merges_from="red green dark blue number " * 30, size=290)
+    model = save_model("model", 7, tokenizer, length=128)
+    scorer = Scorer.open(model, device="cpu", quiet=True)
+    for batch_size in (1, 4):
+        results = run_tasks(
+            model, ["colours"], include_path=task_folder, batch_size=batch_size, bootstrap_iters=0, log_samples=True
+        )
+        samples = results["samples"]["colours"]
+        assert len(samples) == 6
+        for sample in samples:
+            pairs = [(request[0], request[1]) for request in (sample["arguments"])]
+            ours = scorer.likelihoods(scorer.encode_pairs(pairs))
+            theirs = [float(response[0][0]) for response in sample["resps"]]
+            assert [likelihood.nats for likelihood in ours] == pytest.approx(theirs, abs=1e-4)
+            greedy = [str(response[0][1]) == "True" for response in sample["resps"]]
+            assert [likelihood.greedy for likelihood in ours] == greedy
+
+
+@pytest.mark.usefixtures("offline")
+def test_whole_documents_agree_too(save_model) -> None:
+    from lm_eval.api.instance import Instance
+
+    from mesa_eval.documents import Document
+    from mesa_eval.harness import register
+
+    model = save_model("model", 8, length=128)
+    text = "a document that fits one window"
+    harness = register()(pretrained=model, device="cpu", batch_size=2, dtype="float32")
+    request = Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0)
+    (theirs,) = harness.loglikelihood_rolling([request], disable_tqdm=True)
+    (ours,) = score_documents(Scorer.open(model, device="cpu", quiet=True), [Document("a", "b", text)], 128)
+    assert -ours.nats == pytest.approx(theirs, abs=1e-3)

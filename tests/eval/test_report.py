@@ -1,0 +1,228 @@
+"""The whole way: models in folders, scores, comparison, page."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from mesa_eval import compare as comparing
+from mesa_eval.bootstrap import paired_intervals
+from mesa_eval.compare import OTHER_TOKENIZER, build_comparison, compare, find_baseline
+from mesa_eval.report import render_page, write_report
+from mesa_eval.scores import Scores
+from mesa_eval.suite import evaluate, make_plan
+from mesa_eval.wording import number, summary
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Check that tags nest and collect what the page refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action", "data"):
+                self.references.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> without a beginning"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def scores(save_model, make, text_file: str, pair_file: str, class_file: str) -> list[Scores]:
+    """Score two twins and a model with another tokenizer."""
+    other = make.tokenizer(merges_from="bale bile " * 40, size=264)
+    models = [save_model("first", 1), save_model("second", 2), save_model("third", 3, other, length=96)]
+    return evaluate(
+        models, "quick", texts=[text_file], tasks=["copying", pair_file, class_file], quiet=True, device="cpu"
+    )
+
+
+def test_scores_survive_json(scores: list[Scores], tmp_path: Path) -> None:
+    for item in scores:
+        path = item.write(tmp_path / "scores")
+        assert path.name == f"{item.model.name}.json"
+        assert Scores.read(path) == item
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == [
+        "first.json",
+        "second.json",
+        "third.json",
+    ]
+    with pytest.raises(ValueError, match="format"):
+        Scores.from_dict({**scores[0].to_dict(), "format": 99})
+
+
+def test_twins_get_the_same_items(scores: list[Scores]) -> None:
+    first, second, third = scores
+    assert first.window == second.window == 64
+    assert third.window == 96
+    assert first.text_fingerprint == second.text_fingerprint == third.text_fingerprint
+    assert [d.identifier for d in first.documents] == [d.identifier for d in third.documents]
+    assert first.positions.units == second.positions.units
+    assert [t.fingerprint for t in first.tasks] == [t.fingerprint for t in third.tasks]
+    assert [t.cut for t in first.tasks] == [t.cut for t in second.tasks]
+    assert first.model.state_grows
+    for item in scores:
+        total = sum(document.tokens for document in item.documents)
+        assert total == sum(d.bytes for d in item.documents) or item is third
+
+
+def test_differences_are_paired_by_document(scores: list[Scores]) -> None:
+    comparison = build_comparison(scores, baseline=0)
+    row = comparison.row("bits_per_byte")
+    import numpy as np
+
+    bits = [np.array([[d.nats / math.log(2)] for d in item.documents]) for item in scores]
+    sizes = [np.array([[float(d.bytes)] for d in item.documents]) for item in scores]
+    (expected,) = paired_intervals(bits[1], sizes[1], bits[0], sizes[0])
+    assert row.differences[1].interval == expected
+    assert row.differences[0].interval is None
+    assert row.values[1].value - row.values[0].value == pytest.approx(expected.value)
+    domains = [r.label for r in comparison.section("text")][1:3]
+    assert [label.split()[0] for label in domains] == ["even", "odd"]
+
+
+def test_other_tokenizers_compare_in_bits_per_byte_only(scores: list[Scores]) -> None:
+    comparison = build_comparison(scores, baseline=0)
+    for row in comparison.rows:
+        difference = row.differences[2]
+        if "bits per byte" in row.unit:
+            assert difference.interval is not None or difference.reason == "not measured"
+        elif row.values[0] is not None and row.values[2] is not None:
+            assert difference.interval is None
+            assert difference.reason == OTHER_TOKENIZER
+    assert comparison.row("bits_per_byte").differences[2].interval is not None
+
+
+def test_a_model_against_itself_differs_by_nothing(scores: list[Scores]) -> None:
+    comparison = build_comparison([scores[0], scores[0]], baseline=1)
+    for row in comparison.rows:
+        interval = row.differences[0].interval
+        assert interval is not None
+        assert (interval.value, interval.tells) == (0.0, False)
+    sentences = summary(comparison)
+    assert all("no difference can be told" in sentence for sentence in sentences)
+
+
+def test_the_summary_says_lower_and_better_only_when_the_interval_does(scores: list[Scores]) -> None:
+    better = Scores.from_dict(scores[0].to_dict())
+    for document in better.documents:
+        document.nats *= 0.9
+    better.model.name = "trained"
+    comparison = build_comparison([better, scores[0]], baseline=1)
+    assert summary(comparison)[0].startswith("trained is lower than first by ")
+    assert "better" in summary(comparison)[0]
+    reverse = build_comparison([better, scores[0]], baseline=0)
+    assert summary(reverse)[0].startswith("first is higher than trained by ")
+    assert "worse" in summary(reverse)[0]
+    assert (number(-0.00001, 3), number(-2.5, 1), number(2.5, 1, signed=True)) == ("0.000", "\u22122.5", "+2.5")
+
+
+def test_the_page_is_whole_and_stands_alone(scores: list[Scores], tmp_path: Path) -> None:
+    scores[0].model.training = {"valid": [[1e6, 3.0], [2e6, 2.5]]}
+    comparison = build_comparison(scores, baseline=1)
+    path = write_report(comparison, tmp_path)
+    html = path.read_text(encoding="utf-8")
+    page = Page()
+    page.feed(html)
+    page.close()
+    assert page.open == []
+    # training, domains, positions, and one for each of three tasks
+    assert page.counts["svg"] == page.counts["figure"] == 6
+    assert "img" not in page.counts
+    assert "link" not in page.counts
+    assert "script" not in page.counts
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "@import" not in html
+    assert all(reference.startswith("#") for reference in page.references)
+    assert {reference[1:] for reference in page.references} <= set(page.ids)
+    assert "prefers-color-scheme: dark" in html
+    assert all(marker not in html for marker in ("#0101", "#0202", "#0303", "#0400"))
+    assert "var(--series-3)" in html
+    for words in ("Chance", "Parameters", "chance", "95 %", scores[0].model.fingerprint, OTHER_TOKENIZER):
+        assert words in page.text
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert [model["name"] for model in data["models"]] == ["first", "second", "third"]
+    assert data["baseline"] == "second"
+    assert {"seed", "command", "name"} <= set(data["protocol"])
+    assert len(data["rows"]) == len(comparison.rows)
+    assert render_page(comparison).count("<svg") == 6
+
+
+def test_compare_writes_everything(save_model, text_file: str, tmp_path: Path, capsys) -> None:
+    models = [save_model("one", 1), save_model("two", 2)]
+    path = compare(
+        models, texts=[text_file], tasks=["case_change"], out=tmp_path / "out", device="cpu", baseline="first"
+    )
+    assert path == tmp_path / "out" / "report.html"
+    written = {str(item.relative_to(tmp_path / "out")) for item in (tmp_path / "out").rglob("*.*")}
+    assert written == {"report.html", "report.json", "scores/one.json", "scores/two.json"}
+    printed = capsys.readouterr()
+    assert "bits per byte" in printed.out
+    assert "two less one" in printed.out.replace("\n", " ")
+    assert "tokens read" in printed.err
+    rebuilt = build_comparison([Scores.read(tmp_path / "out" / "scores" / f"{n}.json") for n in ("one", "two")])
+    assert rebuilt.row("bits_per_byte") is not None
+
+
+def test_a_short_text_is_measured_as_far_as_it_goes(save_model, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("A few words only.")
+    (item,) = evaluate([save_model("one", 1)], texts=[str(tmp_path / "short.txt")], tasks=["none"], quiet=True)
+    assert item.positions is None
+    assert any("no document has 65 tokens" in note for note in item.notes)
+    comparison = build_comparison([item], differences=False)
+    assert comparison.row("bits_per_byte").values[0].low is None
+    assert "<svg" not in render_page(comparison)
+
+
+def test_bad_input_gets_one_line(save_model, text_file: str, tmp_path: Path) -> None:
+    model = save_model("one", 1)
+    cases = [
+        (([], "quick", [text_file], "valid", [], 0), "no model given"),
+        (([model], "big", [text_file], "valid", [], 0), "must be one of quick, full"),
+        (([model], "quick", [], "valid", [], 0), "no text"),
+        (([str(tmp_path / "gone")], "quick", [text_file], "valid", [], 0), "no such folder"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(ValueError, match=message) as caught:
+            make_plan(*arguments)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="at least two"):
+        compare([model], texts=[text_file])
+    with pytest.raises(ValueError, match="baseline"):
+        find_baseline(["a", "b"], ["x/a", "x/b"], "c")
+    assert [find_baseline(["a", "b"], ["x/a", "x/b"], key) for key in (None, "first", "b", "x/a")] == [1, 0, 1, 0]
+
+
+def test_models_of_one_name_are_told_apart(save_model, text_file: str, tmp_path: Path) -> None:
+    one = save_model("one", 1)
+    plan = make_plan([one, one], "quick", [text_file], "valid", ["none"], 0)
+    assert [source.name for source in plan.sources] == ["one", "one-2"]
+    assert comparing.NOT_MEASURED

@@ -1,0 +1,132 @@
+"""What a model says of tokens, against a direct full forward pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mesa_eval.scoring import Scorer, tokenizer_fingerprint
+
+
+def direct(model, row: list[int]) -> np.ndarray:
+    """Return log P of tokens 1 ... of one row from one forward pass in float64."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([row[:-1]])).logits[0].double()
+    return logits.log_softmax(-1)[torch.arange(len(row) - 1), torch.tensor(row[1:])].numpy()
+
+
+def rows_of(lengths: list[int], vocabulary: int = 258) -> list[list[int]]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(2, vocabulary, length).tolist() for length in lengths]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 37, 10_000])
+def test_mixed_lengths_agree_with_a_direct_forward(make, tokenizer, batch_tokens: int) -> None:
+    model = make.llama(258, seed=1)
+    scorer = Scorer(model, tokenizer, batch_tokens=batch_tokens, quiet=True)
+    rows = rows_of([3, 40, 17, 2, 40, 9])
+    firsts = [1, 30, 1, 1, 39, 5]
+    scores = scorer.token_scores(rows, firsts)
+    for row, first, (nats, hits) in zip(rows, firsts, scores, strict=True):
+        assert len(nats) == len(hits) == len(row) - first
+        np.testing.assert_allclose(nats, direct(model, row)[first - 1 :], atol=2e-5)
+    assert scorer.tokens_run == sum(len(row) - 1 for row in rows)
+
+
+def test_hits_are_the_likeliest_tokens(make, tokenizer) -> None:
+    model = make.llama(258, seed=2)
+    row = rows_of([20])[0]
+    with torch.no_grad():
+        best = model(input_ids=torch.tensor([row])).logits[0].argmax(-1).tolist()
+    row[10] = best[9]
+    (_, hits), *_ = Scorer(model, tokenizer, quiet=True).token_scores([row[:11]])
+    assert hits[-1]
+    assert hits.sum() == sum(best[i] == row[i + 1] for i in range(10))
+
+
+def test_one_token_rows_have_nothing_to_score(make, tokenizer) -> None:
+    scorer = Scorer(make.llama(258, seed=1), tokenizer, quiet=True)
+    ((nats, hits),) = scorer.token_scores([[5]])
+    assert len(nats) == len(hits) == 0
+    with pytest.raises(ValueError, match="at least 1"):
+        scorer.token_scores([[5, 6]], [0])
+
+
+def test_a_model_with_nan_is_refused(make, tokenizer) -> None:
+    scorer = Scorer(make.table(torch.full((258, 258), float("nan"))), tokenizer, quiet=True)
+    with pytest.raises(ValueError, match="not finite"):
+        scorer.token_scores([[2, 3, 4]])
+
+
+def test_pairs_are_encoded_together_where_the_context_stays_a_prefix(make) -> None:
+    tokenizer = make.tokenizer(merges_from="ab " * 50 + "abc " * 30, size=270)
+    scorer = Scorer(make.llama(len(tokenizer), seed=1), tokenizer, quiet=True)
+    stable, crossed = scorer.encode_pairs([("abc", " abc"), ("a", "bc")])
+    assert stable.joint
+    assert stable.tokens == [0, *scorer.encode("abc abc")]
+    assert stable.start == 1 + len(scorer.encode("abc"))
+    assert not crossed.joint
+    assert crossed.tokens == [0, *scorer.encode("a"), *scorer.encode("bc")]
+    assert crossed.start == 2
+
+
+def test_likelihood_is_the_sum_over_the_continuation(make, tokenizer) -> None:
+    model = make.llama(258, seed=3)
+    scorer = Scorer(model, tokenizer, quiet=True)
+    pairs = scorer.encode_pairs([("one two", " three"), ("", "x")])
+    found = scorer.likelihoods(pairs)
+    for pair, likelihood in zip(pairs, found, strict=True):
+        assert likelihood.nats == pytest.approx(direct(model, pair.tokens)[pair.start - 1 :].sum(), abs=1e-4)
+    with pytest.raises(ValueError, match="cannot score"):
+        scorer.encode_pairs([("context", "")])
+
+
+def test_greedy_generation_is_what_the_greedy_mark_means(make, tokenizer) -> None:
+    scorer = Scorer(make.llama(258, seed=5), tokenizer, quiet=True)
+    start = torch.tensor([scorer.start() + scorer.encode("go on: ")])
+    ids = scorer.model.generate(start, do_sample=False, max_new_tokens=1, attention_mask=torch.ones_like(start))
+    (text,) = scorer.generate(["go on: "], 1, stop="\0")
+    assert text == tokenizer.decode(ids[0, start.shape[1] :], skip_special_tokens=True)
+    row = ids[0].tolist()
+    ((_, hits),) = scorer.token_scores([row], [start.shape[1]])
+    assert hits.all()
+
+
+def test_a_special_token_spelt_out_is_plain_text(make, tokenizer) -> None:
+    scorer = Scorer(make.llama(258, seed=1), tokenizer, quiet=True)
+    assert 0 not in scorer.encode("a <|endoftext|> b")
+
+
+def test_fingerprints_tell_weights_and_tokenizers_apart(make, tokenizer) -> None:
+    first, same, other = (Scorer(make.llama(258, seed), tokenizer, quiet=True).fingerprint() for seed in (1, 1, 2))
+    assert first == same != other
+    merged = make.tokenizer(merges_from="abc " * 30, size=262)
+    assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(make.tokenizer())
+    assert tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(merged)
+
+
+def test_state_of_softmax_grows_with_the_text(make, tokenizer) -> None:
+    scorer = Scorer(make.llama(258, seed=1), tokenizer, quiet=True)
+    # two layers, one key-value head of size 16, keys and values
+    assert scorer.state_numbers(10) == 2 * 2 * 16 * 10
+    assert scorer.state_numbers(20) == 2 * 2 * 16 * 20
+
+
+def test_opening_what_is_not_there_gives_one_line(tmp_path, save_model) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        Scorer.open("./nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"config\.json"):
+        Scorer.open(str(tmp_path / "empty"))
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-00000100").mkdir(parents=True)
+    (run / "journal.jsonl").write_text("")
+    with pytest.raises(ValueError, match="final"):
+        Scorer.open(str(run))
+    folder = save_model("bare", 1)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "bare" / name).unlink()
+    with pytest.raises(ValueError, match="tokenizer") as caught:
+        Scorer.open(folder)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,127 @@
+"""Compare gated linear attention in chunks with the recurrence, and with mesa under a huge ridge."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mesalm.model.operator_linear import linear_attention
+from mesalm.model.operator_mesa import mesa_attention
+
+
+def make_inputs(T: int, gates: str, B: int = 2, H: int = 4, G: int = 2, rows: int | None = None) -> list[Tensor]:
+    """Make query, key, value, log_forget, input_gate and state in float64."""
+    generator = torch.Generator().manual_seed(5)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    chance = torch.rand(B, T, G, generator=generator, dtype=torch.float64)
+    log_forget = {
+        "none": 0 * chance,
+        "mild": -0.1 * chance,
+        "strong": -3.0 * chance,
+        "restart": (-0.1 * chance).masked_fill(chance < 0.1, -torch.inf),
+        "every token": torch.full_like(chance, -torch.inf),
+        "very negative": torch.where(chance < 0.2, -1e30, -200.0 * (chance > 0.8)),
+    }[gates]
+    gate = torch.rand(B, T, G, generator=generator, dtype=torch.float64)
+    gate[:, ::5], gate[:, 1::5] = 0.0, 1.0
+    made = [normal(B, T, H, 3), normal(B, T, G, 3), normal(B, T, G, 5), log_forget, gate]
+    return [x.requires_grad_() for x in (*made, normal(rows or B, G, 3, 5))]
+
+
+def run(inputs: list[Tensor], backend: str, **options: object) -> list[Tensor]:
+    """Return output, state, and the gradients of a fixed random function of both."""
+    output, state = linear_attention(
+        *inputs[:5], initial_state=inputs[5], return_state=True, backend=backend, **options
+    )
+    generator = torch.Generator().manual_seed(7)
+    weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in (output, state)]
+    total = (weights[0] * output).sum() + (weights[1] * state).sum()
+    gradients = torch.autograd.grad(total, inputs, allow_unused=True)
+    pairs = zip(inputs, gradients, strict=True)
+    return [output, state, *(torch.zeros_like(x) if g is None else g for x, g in pairs)]
+
+
+def assert_close(got: list[Tensor], wanted: list[Tensor], accuracy: float = 1e-11) -> None:
+    largest = max(float(x.detach().norm()) for x in wanted)
+    for i, (a, b) in enumerate(zip(got, wanted, strict=True)):
+        assert a.shape == b.shape
+        assert float((a - b).detach().norm()) <= accuracy * (1e-12 + largest), i
+
+
+@pytest.mark.parametrize("gates", ["none", "mild", "strong", "restart", "every token", "very negative"])
+@pytest.mark.parametrize("T", [0, 1, 2, 63, 64, 65, 200])
+def test_chunked_equals_recurrence(gates: str, T: int) -> None:
+    inputs = make_inputs(T, gates)
+    got = run(inputs, "torch")
+    assert_close(got, run(inputs, "exact"))
+    assert bool((got[5][torch.isinf(inputs[3])] == 0).all())
+    assert got[0].is_contiguous()
+
+
+@pytest.mark.parametrize("bounds", [[0, 130], [0, 0, 1, 30, 64, 129, 130, 130]])
+@pytest.mark.parametrize("backend", ["torch", "exact"])
+def test_packed_sequences_equal_separate_ones(bounds: list[int], backend: str) -> None:
+    inputs = make_inputs(130, "mild", B=1, rows=len(bounds) - 1)
+    got = run(inputs, backend, cu_seqlens=torch.tensor(bounds))
+    parts, states = [], []
+    for s, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        output, state = linear_attention(
+            *[x[:, a:b] for x in inputs[:5]],
+            initial_state=inputs[5][s : s + 1],
+            return_state=True,
+            backend="exact",
+        )
+        parts.append(output)
+        states.append(state)
+    assert_close(got[:2], [torch.cat(parts, 1), torch.cat(states)])
+    stateless = linear_attention(*inputs[:5], cu_seqlens=torch.tensor(bounds), backend=backend)
+    zeros = torch.zeros_like(inputs[5])
+    padded = linear_attention(*inputs[:5], initial_state=zeros, cu_seqlens=torch.tensor(bounds))
+    assert_close([stateless], [padded])
+
+
+@pytest.mark.parametrize("at", [1, 64, 100])
+def test_split_equals_whole(at: int) -> None:
+    *tokens, state = (x.detach() for x in make_inputs(130, "restart"))
+    whole, last = linear_attention(*tokens, initial_state=state, return_state=True)
+    first, middle = linear_attention(*[x[:, :at] for x in tokens], initial_state=state, return_state=True)
+    second, end = linear_attention(*[x[:, at:] for x in tokens], initial_state=middle, return_state=True)
+    assert_close([torch.cat([first, second], 1), end], [whole, last])
+
+
+def test_is_the_limit_of_mesa_for_a_large_ridge() -> None:
+    inputs = [x.detach() for x in make_inputs(130, "mild")][:5]
+    mesa = 1e10 * mesa_attention(*inputs, 1e10)
+    assert_close([mesa], [linear_attention(*inputs)], 1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["torch", "exact"])
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_dtypes_and_upstream_scales(dtype: torch.dtype, backend: str, scale: float) -> None:
+    if dtype == torch.float16 and scale < 1:
+        pytest.skip("float16 cannot hold such a gradient")
+    inputs = [x.detach().to(dtype).requires_grad_() for x in make_inputs(130, "restart")[:5]]
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    output, state = linear_attention(*inputs, return_state=True, backend=backend)
+    wide = linear_attention(*doubles, backend="exact")
+    assert output.dtype == dtype
+    assert state.dtype == torch.float32
+    accuracy = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    assert_close([output.double()], [wide], accuracy)
+    weight = scale * torch.randn(wide.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    got = torch.autograd.grad(output, inputs, weight)
+    wanted = torch.autograd.grad(wide, doubles, weight.double())
+    for a, b in zip(got, wanted, strict=True):
+        assert float((a.double() - b).norm() / b.norm()) < accuracy
+
+
+def test_autocast_does_not_lower_the_states() -> None:
+    inputs = [x.detach().float() for x in make_inputs(130, "mild")][:5]
+    wanted = linear_attention(*inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(linear_attention(*inputs), wanted)

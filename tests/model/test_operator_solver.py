@@ -1,0 +1,197 @@
+"""Check what the solver promises: tolerance, report, stopping, and work only where it is needed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mesalm.model import mesa_cg
+from mesalm.model.mesa_chunked import mesa_chunked
+from mesalm.model.mesa_exact import mesa_exact
+from mesalm.model.operator_mesa import mesa_attention
+
+
+def make_inputs(
+    T: int, keys: str, gamma: float, ridge: float, H: int = 2, G: int = 2, K: int = 24
+) -> list[Tensor]:
+    """Make query, key, value, log_forget, input_gate, ridge and zero states, in float64."""
+    generator = torch.Generator().manual_seed(11)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    noise = normal(1, T, G, K)
+    if keys == "correlated":
+        noise = noise * torch.logspace(0, -2, K, dtype=torch.float64) + 0.3
+    elif keys == "repeated":
+        noise = noise[:, torch.arange(T) % 4]
+    elif keys == "nearly identical":
+        noise = noise[:, :1] + 1e-2 * noise
+    key = torch.nn.functional.normalize(noise, dim=-1)
+    query = torch.nn.functional.normalize(normal(1, T, H, K) + key.repeat_interleave(H // G, 2), dim=-1)
+    gates = torch.full((1, T, G), gamma, dtype=torch.float64).log()
+    ridges = ridge * (1 + 4 * torch.rand(G, K, generator=generator, dtype=torch.float64))
+    states = [torch.zeros(1, G, K, K).double(), torch.zeros(1, G, K, K).double()]
+    return [query, key, normal(1, T, G, K), gates, torch.ones_like(gates), ridges, *states]
+
+
+def relative_errors(got: Tensor, wanted: Tensor) -> float:
+    return float(((got.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max())
+
+
+HARD = [
+    (keys, gamma, ridge)
+    for keys in ("iid", "correlated", "repeated", "nearly identical")
+    for gamma in (1.0, 0.99, 0.8)
+    for ridge in (0.01, 0.25, 10.0)
+]
+
+
+@pytest.mark.parametrize(("keys", "gamma", "ridge"), HARD)
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-8])
+def test_tolerance_is_a_promise(keys: str, gamma: float, ridge: float, tolerance: float) -> None:
+    inputs = make_inputs(200, keys, gamma, ridge)
+    exact = mesa_exact(*inputs)[3]
+    solution = mesa_chunked(*inputs, tolerance, 1000)[3]
+    error = relative_errors(solution, exact)
+    assert error <= tolerance
+    if tolerance == 1e-1:
+        assert error > 1e-9, "the solver does not use the tolerance"
+    # float32 rounds the states themselves: promised where the condition number leaves room for it.
+    if tolerance == 1e-3 and ridge >= 0.25:
+        single = [x.float() for x in inputs]
+        wanted = mesa_exact(*[x.double() for x in single])[3]
+        assert relative_errors(mesa_chunked(*single, tolerance, 1000)[3], wanted) <= tolerance
+
+
+@pytest.mark.parametrize(("keys", "gamma", "ridge"), HARD[::2])
+def test_adjoint_keeps_the_tolerance(keys: str, gamma: float, ridge: float) -> None:
+    gradients = []
+    for backend in ("torch", "exact"):
+        query, *rest = make_inputs(130, keys, gamma, ridge)
+        query.requires_grad_()
+        output = mesa_attention(query, *rest[:5], backend=backend, tolerance=1e-5)
+        weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(2), dtype=output.dtype)
+        gradients.append(torch.autograd.grad(output, query, 1e-6 * weight)[0])
+    assert relative_errors(*gradients) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_report_is_true(dtype: torch.dtype) -> None:
+    inputs = [x.to(dtype) for x in make_inputs(130, "correlated", 0.99, 0.25, H=4)]
+    solution = mesa_chunked(*inputs, 1e-3, 1000)[3].double()
+    _, report = mesa_attention(*inputs[:6], tolerance=1e-3, return_report=True)
+    query, key, _, gates, _, ridge = (x.double() for x in inputs[:6])
+    gram = torch.zeros(4, 24, 24).double()
+    wanted = torch.zeros(1, 3, 4).double()
+    for t in range(130):
+        k = key[0, t].repeat_interleave(2, 0)
+        gram = gates[0, t].exp().repeat_interleave(2)[:, None, None] * gram + k[:, :, None] * k[:, None, :]
+        matrix = gram + torch.diag_embed(ridge.repeat_interleave(2, 0))
+        q = query[0, t]
+        residual = q - (matrix @ solution[0, t].unsqueeze(-1)).squeeze(-1)
+        wanted[0, t // 64] = torch.maximum(wanted[0, t // 64], residual.norm(dim=-1) / q.norm(dim=-1))
+    assert float(((report.residual - wanted).abs() / wanted).max()) < 1e-4
+    assert bool(report.converged.all())
+    assert report.backend == "torch"
+    assert report.steps.dtype == torch.int32
+    assert report.steps.shape == (1, 3, 4)
+    assert int(report.steps.min()) >= 1
+
+
+@pytest.mark.parametrize("T", [0, 1, 70])
+def test_report_of_the_exact_back_end(T: int) -> None:
+    inputs = make_inputs(T, "iid", 0.99, 0.25)
+    _, state, report = mesa_attention(
+        *inputs[:6], backend="exact", return_report=True, return_state=True, tolerance=1e-10
+    )
+    assert state.gram.shape == (1, 2, 24, 24)
+    assert report.backend == "exact"
+    assert bool((report.steps == 0).all())
+    assert bool(report.converged.all())
+    assert report.residual.shape == (1, (T + 63) // 64, 2)
+    assert bool((report.residual < 1e-12).all())
+
+
+def test_steps_alone() -> None:
+    inputs = make_inputs(130, "correlated", 0.99, 0.25)[:6]
+    _, full = mesa_attention(*inputs, return_report=True)
+    _, light = mesa_attention(*inputs, return_report="steps")
+    assert light.residual is None
+    assert light.converged is None
+    assert torch.equal(light.steps, full.steps)
+
+
+def test_too_few_steps_are_reported() -> None:
+    inputs = make_inputs(130, "correlated", 1.0, 0.25)[:6]
+    _, report = mesa_attention(*inputs, max_steps=3, return_report=True)
+    assert int(report.steps.max()) == 3
+    assert not bool(report.converged.all())
+    assert float(report.residual.max()) > 1e-3
+
+
+def test_out_of_reach_of_float32_stops_and_says_so() -> None:
+    inputs = [x.float() for x in make_inputs(400, "correlated", 1.0, 1e-5)][:6]
+    output, report = mesa_attention(*inputs, tolerance=1e-9, return_report=True)
+    assert torch.isfinite(output).all()
+    assert not bool(report.converged.all())
+    assert int(report.steps.max()) <= 4 * 24
+
+
+def test_float32_is_refined_where_the_recurrence_drifts() -> None:
+    """A tight tolerance in float32: the first answer is not good enough, the restarts make it so."""
+    inputs = [x.float() for x in make_inputs(130, "correlated", 0.999, 0.25)]
+    _, report = mesa_attention(*inputs[:6], tolerance=2e-5, return_report=True)
+    assert bool(report.converged.all())
+
+
+def test_zero_and_huge_and_tiny_rows() -> None:
+    for dtype in (torch.float32, torch.float64):
+        inputs = [x.to(dtype) for x in make_inputs(70, "iid", 0.99, 0.25)]
+        scale = torch.ones(1, 70, 1, 1, dtype=dtype)
+        scale[:, 10], scale[:, 20], scale[:, 30] = 0.0, 1e-30, 1e30
+        plain = mesa_chunked(*inputs, 1e-6, 100)[3]
+        scaled = mesa_chunked(inputs[0] * scale, *inputs[1:], 1e-6, 100)[3]
+        assert bool((scaled[:, 10] == 0).all())
+        keep = torch.arange(70) != 10
+        assert relative_errors(scaled[:, keep] / scale[:, keep], plain[:, keep].double()) < 1e-5
+
+
+def test_an_indefinite_state_is_survived_and_reported() -> None:
+    inputs = make_inputs(70, "iid", 1.0, 0.25)
+    gram = -10.0 * torch.eye(24).double().expand(1, 2, 24, 24)
+    _, report = mesa_attention(*inputs[:6], initial_state=(gram, inputs[7]), return_report=True)
+    assert not bool(report.converged.all())
+
+
+def test_solved_systems_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that forgets at once needs few steps; it must not ride along with one that remembers all."""
+    inputs = make_inputs(256, "correlated", 1.0, 0.01)
+    inputs[3][..., 0] = -3.0
+    problems: list[int] = []
+    apply = mesa_cg.Systems.apply
+
+    def count(self: mesa_cg.Systems, *args: Tensor) -> Tensor:
+        problems.append(self.key.shape[0])
+        return apply(self, *args)
+
+    monkeypatch.setattr(mesa_cg.Systems, "apply", count)
+    *_, together, steps = mesa_chunked(*inputs, 1e-6, 1000)
+    assert problems[0] == 8
+    assert problems[-1] <= 4
+    assert int(steps[..., 0].max()) * 2 < int(steps[..., 1].max())
+
+    alone = [x[:, :, 1:] for x in inputs[:5]] + [inputs[5][1:]] + [x[:, 1:] for x in inputs[6:]]
+    *_, single, single_steps = mesa_chunked(*alone, 1e-6, 1000)
+    assert relative_errors(together[:, :, 1:], single) < 1e-6
+    # The count may differ by a step or two where rounding decides when the limit is met.
+    assert int((steps[..., 1:] - single_steps).abs().max()) <= 2
+
+
+def test_blocks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs(900, "correlated", 0.99, 0.25)
+    whole = mesa_chunked(*inputs, 1e-8, 1000)
+    monkeypatch.setattr(mesa_cg, "BLOCK_NUMBERS", 1)
+    blocks = mesa_chunked(*inputs, 1e-8, 1000)
+    assert relative_errors(blocks[3], whole[3]) < 1e-10

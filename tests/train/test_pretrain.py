@@ -1,0 +1,260 @@
+"""Whole runs of a tiny language model: folder, journal, exact resume, interruption, init_from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mesalm.settings import SettingsError
+from mesalm.train.checkpoint import Checkpoints
+from mesalm.train.interrupts import Interrupted
+from mesalm.train.journal import read_journal
+from mesalm.train.pretrain import pretrain
+from mesalm.train.recipe import Recipe
+from mesalm.train.run_folder import RunFolder, read_run_recipe
+
+Load = Callable[..., Recipe]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def journal(run: Path, event: str) -> list[dict[str, Any]]:
+    path = run / "journal.jsonl"
+    return [entry for entry in read_journal(path) if entry["event"] == event] if path.exists() else []
+
+
+def losses(run: Path, event: str = "step") -> list[tuple[int, float]]:
+    return [(entry["step"], entry["loss"]) for entry in journal(run, event)]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Compare final weights, the optimiser's last state and every journalled loss, to the last bit."""
+    first, second = (load_file(run / "final" / "model.safetensors") for run in (one, other))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    states = []
+    for run in (one, other):
+        newest = Checkpoints(run / "checkpoints").newest()
+        assert newest is not None
+        states.append(torch.load(newest / "optimiser.pt", weights_only=True)["state"])
+    for parameter, state in states[0].items():
+        assert all(torch.equal(state[name], states[1][parameter][name]) for name in state)
+    for event in ("step", "valid", "sample"):
+        assert [(entry["step"], entry.get("loss"), entry.get("text")) for entry in journal(one, event)] == [
+            (entry["step"], entry.get("loss"), entry.get("text")) for entry in journal(other, event)
+        ]
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Send this process a signal as the given step begins."""
+    import mesalm.train.pretrain as module
+
+    factor = module.learning_rate_factor
+
+    def send(settings: Any, at: int, steps: int) -> float:
+        if at + 1 == step:
+            os.kill(os.getpid(), number)
+        return factor(settings, at, steps)
+
+    monkeypatch.setattr(module, "learning_rate_factor", send)
+
+
+def test_run_folder_is_complete(load: Load) -> None:
+    recipe = load("train.log_every=4", "sample.every=6", "sample.prompts=[the cat]", "sample.tokens=4", arm="mesa")
+    run = pretrain(recipe, quiet=True)
+    assert run == recipe.folder
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "final", "journal.jsonl", "recipe.yaml"]
+    assert read_run_recipe(run) == recipe
+    assert [path.name for path in Checkpoints(run / "checkpoints").complete()] == ["step-00000008", "step-00000012"]
+
+    (start,) = journal(run, "start")
+    assert start["step"] == 0
+    assert start["world"] == 1
+    assert Path(start["prepared"], "manifest.json").is_file()
+    assert {"python", "torch", "mesalm"} <= start["versions"].keys()
+    assert Recipe.build(start["recipe"]) == recipe
+    steps = journal(run, "step")
+    assert [step["step"] for step in steps] == [4, 8, 12]
+    assert steps[-1]["tokens"] == 12 * 4 * 32
+    assert steps[-1]["flops"] > steps[0]["flops"] > 0
+    assert steps[-1]["solver_steps"] > 0
+    assert all(math.isfinite(step["gradient_norm"]) and step["tokens_per_second"] > 0 for step in steps)
+    valid = journal(run, "valid")
+    assert [line["step"] for line in valid] == [4, 8, 12]
+    manifest = json.loads(Path(start["prepared"], "manifest.json").read_text())
+    bytes_per_token = manifest["splits"]["valid"]["bytes_per_token"]
+    assert valid[0]["bits_per_byte"] == pytest.approx(valid[0]["loss"] / math.log(2) / bytes_per_token)
+    assert [line["step"] for line in journal(run, "sample")] == [6, 12]
+    (end,) = journal(run, "end")
+    assert (end["step"], end["tokens"]) == (12, 12 * 4 * 32)
+
+    tokenizer = AutoTokenizer.from_pretrained(run / "final")
+    model = AutoModelForCausalLM.from_pretrained(run / "final")
+    assert start["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    ids = tokenizer("the cat", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape[1] == ids.shape[1] + 2
+
+
+def test_training_learns(load: Load) -> None:
+    run = pretrain(load("train.steps=60", "optim.learning_rate=0.02", "checkpoint.every=0"), quiet=True)
+    valid = [loss for _, loss in losses(run, "valid")]
+    assert valid[-1] < valid[0] - 1
+
+
+@pytest.mark.parametrize("changes", [(), ("train.micro_rows=1",)])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    load: Load, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...]
+) -> None:
+    # 134 rows an epoch: with 40 rows a step, step 4 and step 7 cross the end of an epoch
+    changes = ("train.batch_rows=40", "train.steps=10", "sample.every=3", "sample.tokens=3", *changes)
+    whole = pretrain(load("name=whole", *changes), quiet=True)
+    recipe = load("name=broken", *changes)
+    with monkeypatch.context() as patch:
+        stop_at(6, patch, signal.SIGTERM)
+        with pytest.raises(Interrupted) as caught:
+            pretrain(recipe, quiet=True)
+    assert caught.value.code == 143
+    assert journal(recipe.folder, "stop")[-1]["reason"] == "SIGTERM"
+    newest = Checkpoints(recipe.folder / "checkpoints").newest()
+    assert newest is not None
+    assert newest.name == "step-00000006"
+    assert not (recipe.folder / "final").exists()
+    pretrain(recipe, quiet=True)
+    assert_same_run(recipe.folder, whole)
+    assert not journal(recipe.folder, "stop")
+
+
+def test_control_c_has_its_own_exit_code(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_at(3, monkeypatch, signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted) as caught:
+        pretrain(load(), quiet=True)
+    assert caught.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_killed_process_resumes_to_the_last_bit(load: Load, start: Start) -> None:
+    changes = ("train.steps=150", "checkpoint.every=20", "train.micro_rows=2", "validate.every=50")
+    killed = load("name=killed", *changes)
+    process = start("name=killed", *changes)
+    deadline = time.monotonic() + 120
+    while not any(step >= 50 for step, _ in losses(killed.folder)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (killed.folder / "final").exists()
+    pretrain(killed, quiet=True)
+    starts = journal(killed.folder, "start")
+    assert len(starts) == 2
+    assert starts[1]["step"] % 20 == 0
+    assert starts[1]["step"] >= 40
+    whole = pretrain(load("name=whole", *changes), quiet=True)
+    assert_same_run(killed.folder, whole)
+
+
+def test_terminated_process_writes_a_checkpoint_and_says_how_to_resume(load: Load, start: Start) -> None:
+    recipe = load("train.steps=100000", "checkpoint.every=0")
+    process = start("train.steps=100000", "checkpoint.every=0")
+    deadline = time.monotonic() + 120
+    while not losses(recipe.folder):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "run the same command again" in errors
+    newest = Checkpoints(recipe.folder / "checkpoints").newest()
+    assert newest is not None
+    assert journal(recipe.folder, "stop")[0]["step"] == int(newest.name[5:])
+
+
+def test_finished_run_is_reported_and_not_trained_again(load: Load, capfd: pytest.CaptureFixture[str]) -> None:
+    run = pretrain(load("train.steps=2"), quiet=True)
+    before = (run / "journal.jsonl").read_bytes()
+    assert pretrain(load("train.steps=2", "train.log_every=2")) == run
+    assert "finished" in capfd.readouterr().err
+    assert (run / "journal.jsonl").read_bytes() == before
+
+
+def test_other_recipe_in_the_same_folder_is_refused(load: Load) -> None:
+    run = pretrain(load("train.steps=2"), quiet=True)
+    with pytest.raises(SettingsError, match=r"optim\.learning_rate is 0\.001 there and 0\.5 now.*resume=never"):
+        pretrain(load("train.steps=2", "optim.learning_rate=0.5"), quiet=True)
+    pretrain(load("train.steps=2", "optim.learning_rate=0.5"), resume="never", quiet=True)
+    assert read_run_recipe(run).optim.learning_rate == 0.5
+    assert read_run_recipe(run.with_name("tiny.old-1")).optim.learning_rate == 1e-3
+
+
+def test_run_folder_decides_how_to_go_on(load: Load, tmp_path: Path) -> None:
+    recipe = load()
+    folder = RunFolder(recipe.folder)
+    with pytest.raises(SettingsError, match="no run to resume"):
+        folder.enter(recipe, "must")
+    assert folder.enter(recipe).resume_from is None
+    harmless = load("train.log_every=3", "validate.every=1", "data.processes=1", "sample.every=9", "arms={}")
+    assert folder.enter(harmless).resume_from is None
+    assert read_run_recipe(recipe.folder) == harmless
+    with pytest.raises(SettingsError, match="resume"):
+        folder.enter(recipe, "sometimes")  # type: ignore[arg-type]
+    other = RunFolder(tmp_path / "full")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    with pytest.raises(SettingsError, match="no run folder"):
+        other.enter(recipe)
+
+
+def test_init_from_continues_from_run_checkpoint_and_published_folder(load: Load) -> None:
+    first = pretrain(load("name=first", "train.steps=3"), quiet=True)
+    weights = load_file(first / "final" / "model.safetensors")
+    newest = Checkpoints(first / "checkpoints").newest()
+    for number, source in enumerate((first, first / "final", newest)):
+        recipe = load(f"name=next{number}", f"init_from={source}", "train.steps=1", "optim.learning_rate=1e-12")
+        run = pretrain(recipe, quiet=True)
+        after = load_file(run / "final" / "model.safetensors")
+        assert all(torch.allclose(after[name], weights[name], atol=1e-9) for name in weights)
+
+
+def test_init_from_must_agree_with_the_recipe(load: Load, tmp_path: Path) -> None:
+    first = pretrain(load("name=first", "train.steps=1"), quiet=True)
+    begin = ("name=next", "train.steps=1", f"init_from={first}")
+    with pytest.raises(SettingsError, match=r"model\.hidden_size: is 32 in the recipe but 16 in"):
+        pretrain(load(*begin, "model.hidden_size=32"), quiet=True)
+    with pytest.raises(SettingsError, match=r"set data\.tokenizer="):
+        pretrain(load(*begin, "data.vocab_size=290", "name=next2"), quiet=True)
+    with pytest.raises(SettingsError, match="holds no model"):
+        pretrain(load(*begin, f"init_from={tmp_path}", "name=next3"), quiet=True)
+    with pytest.raises(SettingsError, match="no such folder"):
+        pretrain(load(*begin, "init_from=./nowhere", "name=next4"), quiet=True)
+
+
+def test_bf16_run_saves_fp32_weights(load: Load) -> None:
+    run = pretrain(load("train.steps=2", "train.precision=bf16", "sample.every=2", "sample.tokens=2"), quiet=True)
+    assert all(math.isfinite(loss) for _, loss in losses(run))
+    assert {tensor.dtype for tensor in load_file(run / "final" / "model.safetensors").values()} == {torch.float32}
+
+
+def test_rows_must_divide_among_micro_batches(load: Load) -> None:
+    with pytest.raises(SettingsError, match=r"train\.batch_rows: 4 must be a multiple of 1 processes times"):
+        pretrain(load("train.micro_rows=3"), quiet=True)
+
+
+def test_tracker_that_is_not_installed_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesalm.train.launch.get_available_trackers", list)
+    with pytest.raises(SettingsError, match="track: tensorboard is not installed"):
+        pretrain(load("track=[tensorboard]"), quiet=True)
