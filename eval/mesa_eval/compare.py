@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold the scores of all models and every row made of them."""
+    """Hold the scores of all models and every row made of them; `baseline` is -1 where nothing is compared."""
 
     scores: list[Scores]
     baseline: int
@@ -71,6 +71,14 @@ class Comparison:
     def names(self) -> list[str]:
         """Return the models' names in order."""
         return [scores.model.name for scores in self.scores]
+
+    @property
+    def compared(self) -> list[int]:
+        """Return the indices of the models that are compared with the baseline."""
+        indices = range(len(self.scores))
+        return [
+            i for i in indices if any(row.differences[i].interval or row.differences[i].reason for row in self.rows)
+        ]
 
     def section(self, name: str) -> list[Row]:
         """Return the rows of one section."""
@@ -142,7 +150,7 @@ def build_comparison(scores: list[Scores], baseline: int = 0, *, differences: bo
     notes = list(dict.fromkeys(note for item in scores for note in item.notes))
     for names in builder.left_out:
         notes.append(names)
-    return Comparison(scores, baseline, builder.rows, notes)
+    return Comparison(scores, baseline if differences else -1, builder.rows, notes)
 
 
 class _Builder:

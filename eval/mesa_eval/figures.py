@@ -78,10 +78,10 @@ def training_figure(comparison: Comparison) -> str | None:
 
 
 def text_figure(comparison: Comparison) -> str | None:
-    """Draw each model's difference from the baseline in bits per byte, over all text and by domain."""
+    """Draw each model's difference from the baseline in bits per byte by domain; None if there is one domain."""
     rows = [row for row in comparison.section("text") if row.key.startswith("bits_per_byte")]
     others = [i for i in range(len(comparison.names)) if i != comparison.baseline]
-    if not rows or not others:
+    if len(rows) < 2 or not others:
         return None
 
     def draw(figure: Figure) -> None:

@@ -77,11 +77,13 @@ def run_tasks(
     include_path: Path | None = None,
     batch_size: int = 4,
     device: str = "cpu",
+    own_tasks_only: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Run harness tasks on a run, a model folder or a Hub name and return the harness's results.
 
-    `include_path` is a folder of task files; `options` go to `lm_eval.simple_evaluate`.
+    `include_path` is a folder of task files; `own_tasks_only` spares indexing the harness's thousands of others;
+    `options` go to `lm_eval.simple_evaluate`.
     """
     kind = register()
     import lm_eval
@@ -89,7 +91,9 @@ def run_tasks(
 
     source = find_model(model)
     scored = kind(pretrained=source.load_from, device=device, batch_size=batch_size, dtype="float32")
-    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    manager = TaskManager(
+        include_path=None if include_path is None else str(include_path), include_defaults=not own_tasks_only
+    )
     results: dict[str, Any] = lm_eval.simple_evaluate(model=scored, tasks=list(tasks), task_manager=manager, **options)
     return results
 

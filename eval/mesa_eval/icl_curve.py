@@ -1,7 +1,7 @@
 """Loss by position in the context, the in-context score, and copying of random sequences.
 
 Position p is the p-th prediction of a window: it has p tokens before it (the document's start token among
-them). Windows hold T + 1 tokens of one document and are never packed. Bins are [1], [2, 3], [4, 7] ... up to T.
+them). Windows hold T + 1 tokens of one document and are never packed. Bins are 1, 2, 3-4, 5-8 ... up to T.
 
 In-context score (Olsson et al. 2022, In-context learning and induction heads): mean loss at positions 490 to
 510 less the mean at 45 to 55, which needs T >= 512. Shorter windows get an analogue under another name:
@@ -29,12 +29,11 @@ BYTES_A_TOKEN = 32  # windows come from the first 32 (T + 1) bytes of a document
 
 
 def position_bins(window: int) -> list[list[int]]:
-    """Return (first, last) positions of the bins 1, 2-3, 4-7 ... up to `window`, both ends included."""
-    bins = []
-    first = 1
-    while first <= window:
-        bins.append([first, min(2 * first - 1, window)])
-        first *= 2
+    """Return (first, last) positions of the bins 1, 2, 3-4, 5-8 ... up to `window`, both ends included."""
+    bins = [[1, 1]]
+    while bins[-1][1] < window:
+        last = bins[-1][1]
+        bins.append([last + 1, min(2 * last, window)])
     return bins
 
 

@@ -141,12 +141,8 @@ def _window_words(comparison: Comparison) -> str:
 
 
 def _table(comparison: Comparison, rows: list[Row]) -> dict[str, Any]:
-    """Return headings and cells; a column of differences is there only for models compared somewhere in it."""
-    others = [
-        index
-        for index in range(len(comparison.names))
-        if any(row.differences[index].interval or row.differences[index].reason for row in rows)
-    ]
+    """Return headings and cells for the template."""
+    others = comparison.compared
     return {
         "others": [comparison.names[index] for index in others],
         "chance": any(row.chance for row in rows),

@@ -284,12 +284,15 @@ class Scorer:
     def _progress(self, what: str, total: int) -> AbstractContextManager[Progress | None]:
         if self.quiet or not what or total == 0:
             return nullcontext()
+        console = Console(stderr=True)
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         )
         progress.add_task(f"{self.name}: {what}", total=total)
         return progress

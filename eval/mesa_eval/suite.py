@@ -8,6 +8,7 @@ tokenizer share one window length, the least of their training lengths, so their
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 import sys
 import time
@@ -61,10 +62,10 @@ class Protocol:
 PROTOCOLS = {
     "quick": Protocol(
         name="quick",
-        text_bytes=240_000,
-        document_bytes=8_000,
+        text_bytes=160_000,
+        document_bytes=5_000,
         longest_window=1024,
-        position_tokens=65_536,
+        position_tokens=32_768,
         position_windows=2_000,
         copy_windows=64,
         few_shot=FewShotProtocol(shots=(0, 1, 2, 4, 8), draws=2, rank_draws=1, queries=48, candidates=5),
@@ -160,7 +161,7 @@ def make_plan(
         lengths.append(min(training_length(source, tokenizer, trust_remote_code), protocol.longest_window))
     windows = tuple(min(length for key, length in zip(keys, lengths, strict=True) if key == own) for own in keys)
     record = {
-        **dataclasses.asdict(protocol),
+        **json.loads(json.dumps(dataclasses.asdict(protocol))),
         "seed": seed,
         "text": [str(text) for text in texts] or f"{split} split of the run's prepared data",
         "documents_available": len(documents),

@@ -15,23 +15,22 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     """Print models, text, context and few-shot tables, then the summary in words."""
     out = console or Console()
     out.print(_models(comparison))
-    sections = [
+    for section, title in (
         ("text", "Text"),
-        ("position", "Loss by position (nats per token)"),
+        ("position", "Loss by position in the window"),
         ("context", "Use of the context"),
-    ]
-    sections += [
-        (name, f"Few-shot: {name.removeprefix('task/')}")
-        for name in dict.fromkeys(row.section for row in comparison.rows)
-        if name.startswith("task/")
-    ]
-    for section, title in sections:
+    ):
         rows = comparison.section(section)
         if rows:
             out.print(_rows(comparison, rows, title))
-    for line in [*summary(comparison), ALWAYS, few_units(comparison) or "", *comparison.notes]:
+    if any(row.section.startswith("task/") for row in comparison.rows):
+        out.print(_tasks(comparison))
+    if comparison.compared:
+        out.print("Differences with 95 % intervals; green: better, red: worse, dim: none told.", style="dim")
+    warnings = [ALWAYS, few_units(comparison) or ""] if comparison.compared else []
+    for line in [*summary(comparison), *warnings, *comparison.notes]:
         if line:
-            out.print(line, highlight=False, markup=False)
+            out.print(f"- {line}", highlight=False, markup=False)
 
 
 def _models(comparison: Comparison) -> Table:
@@ -59,37 +58,70 @@ def state_words(numbers: int | None, grows: bool | None, window: int) -> str:
 
 
 def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    """Make a table of rows; a unit that all rows share goes into the title."""
+    units = {_unit_words(row) for row in rows}
+    table = Table(title=title + (f" ({units.pop()})" if len(units) == 1 else ""), title_justify="left")
+    shared = not units
     table.add_column("measure")
-    table.add_column("unit")
-    if any(row.chance for row in rows):
+    chances = any(row.chance for row in rows)
+    if chances:
         table.add_column("chance", justify="right")
-    compared = [i for i in range(len(comparison.names)) if any(row.differences[i].interval for row in rows)]
-    for name in comparison.names:
-        table.add_column(name, justify="right")
-    for index in compared:
-        table.add_column(f"{comparison.names[index]} less {comparison.names[comparison.baseline]}")
+    _model_columns(table, comparison)
     for row in rows:
-        cells = [row.label, row.unit + (f", {row.better} is better" if row.better else "")]
-        if any(other.chance for other in rows):
+        cells = [row.label if shared else f"{row.label} ({_unit_words(row)})"]
+        if chances:
             cells.append(chance_words(row))
-        for value in row.values:
-            cells.append("" if value is None else number(value.value, row.digits))
-        for index in compared:
-            difference = row.differences[index]
-            if difference.interval is None:
-                cells.append(difference.reason)
-                continue
-            text = number(difference.interval.value, row.digits, signed=True)
-            words = verdict(row, difference.interval)
-            style = STYLES.get(words)
-            text = f"{text} {bracket(difference.interval, row.digits, signed=True)}".replace("[", r"\[")
-            cells.append(f"[{style}]{text} {words}[/{style}]" if style else f"{text} {words}")
+        cells += ["" if value is None else number(value.value, row.digits) for value in row.values]
+        cells += [_difference(row, index) for index in comparison.compared]
         table.add_row(*cells)
     return table
 
 
+def _tasks(comparison: Comparison) -> Table:
+    """Make one table of all tasks: scores at the fewest and the most shots, the difference at the most."""
+    table = Table(title="Few-shot tasks, fewest to most shots (difference at the most)", title_justify="left")
+    for heading in ("task", "shots", "chance"):
+        table.add_column(heading)
+    _model_columns(table, comparison)
+    for section in dict.fromkeys(row.section for row in comparison.rows if row.section.startswith("task/")):
+        for ending, words in (("/accuracy", "accuracy"), ("/answer", "bits per byte")):
+            rows = [row for row in comparison.section(section) if row.key.endswith(ending)]
+            ends = [rows[0], rows[-1]] if len(rows) > 1 else rows
+            table.add_row(
+                f"{section.removeprefix('task/')}, {words}",
+                " to ".join(row.label.split()[0] for row in ends),
+                chance_words(rows[-1]),
+                *[
+                    " to ".join("" if (value := row.values[i]) is None else number(value.value, 2) for row in ends)
+                    for i in range(len(comparison.names))
+                ],
+                *[_difference(rows[-1], index) for index in comparison.compared],
+            )
+    return table
+
+
+def _model_columns(table: Table, comparison: Comparison) -> None:
+    for name in comparison.names:
+        table.add_column(name, justify="right")
+    for index in comparison.compared:
+        table.add_column(f"{comparison.names[index]} less {comparison.names[comparison.baseline]}", min_width=16)
+
+
+def _unit_words(row: Row) -> str:
+    return row.unit + (f", {row.better} is better" if row.better else "")
+
+
+def _difference(row: Row, index: int) -> str:
+    difference = row.differences[index]
+    if difference.interval is None:
+        return f"[dim]{difference.reason}[/dim]"
+    text = number(difference.interval.value, row.digits, signed=True)
+    text = f"{text} {bracket(difference.interval, row.digits, signed=True)}".replace("[", r"\[")
+    style = STYLES.get(verdict(row, difference.interval), "dim")
+    return f"[{style}]{text}[/{style}]"
+
+
 def chance_words(row: Row) -> str:
     """Return the score of chance for a row, or an empty string where there is none."""
-    found = {chance for chance in row.chance if chance is not None}
-    return ", ".join(f"{chance:.3f}" if chance == 0 or chance >= 0.001 else f"{chance:.0e}" for chance in sorted(found))
+    found = sorted({chance for chance in row.chance if chance is not None})
+    return ", ".join("0" if chance == 0 else f"{chance:.2g}" for chance in found)

@@ -41,16 +41,15 @@ def summary(comparison: Comparison) -> list[str]:
     """Write what the intervals say of each model against the baseline: bits per byte, context, shots."""
     base = comparison.names[comparison.baseline]
     sentences = []
-    for index, name in enumerate(comparison.names):
-        if index == comparison.baseline:
-            continue
+    for index in comparison.compared:
+        name = comparison.names[index]
         row = comparison.row("bits_per_byte")
         if row is not None:
             sentences.append(_sentence(row, index, name, base, "bits per byte over all text"))
-        for key, what in (("in_context", "in the in-context score"), ("copy_accuracy", "in copy accuracy")):
+        for key, what in (("in_context", "nats per token in the {}"), ("copy_accuracy", "in copy accuracy")):
             row = comparison.row(key)
             if row is not None and row.differences[index].interval is not None:
-                sentences.append(_sentence(row, index, name, base, what))
+                sentences.append(_sentence(row, index, name, base, what.format(row.label.split(" (")[0])))
         shots = _shots_sentence(comparison, index, name, base)
         if shots:
             sentences.append(shots)
@@ -76,15 +75,14 @@ def _sentence(row: Row, index: int, name: str, base: str, what: str) -> str:
     interval = row.differences[index].interval
     if interval is None:
         return f"{name} against {base}, {what}: not compared ({row.differences[index].reason})."
-    amounts = f"{bracket(interval, row.digits, signed=True)}"
-    if not interval.tells:
-        return (
-            f"{name} against {base}, {what}: no difference can be told"
-            f" ({number(interval.value, row.digits, signed=True)} {amounts})."
-        )
+    if not interval.tells or interval.low is None or interval.high is None:
+        amount = f"{number(interval.value, row.digits, signed=True)} {bracket(interval, row.digits, signed=True)}"
+        return f"No difference can be told between {name} and {base}: {amount} {what}."
     direction = "lower" if interval.value < 0 else "higher"
+    low, high = sorted((abs(interval.low), abs(interval.high)))
     size = number(abs(interval.value), row.digits)
-    return f"{name} is {direction} than {base} by {size} {what} ({verdict(row, interval)}; difference {amounts})."
+    amount = f"{size} [{number(low, row.digits)}, {number(high, row.digits)}]"
+    return f"{name} is {direction} than {base} by {amount} {what}, which is {verdict(row, interval)}."
 
 
 def _shots_sentence(comparison: Comparison, index: int, name: str, base: str) -> str:

@@ -15,9 +15,7 @@ FAMILIES: tuple[str, ...] = ()
 """Names of the kernel families that can run."""
 
 
-def supports(
-    *, device: str, dtype: torch.dtype, key_size: int, value_size: int
-) -> tuple[bool, str]:
+def supports(*, device: str, dtype: torch.dtype, key_size: int, value_size: int) -> tuple[bool, str]:
     """Tell whether kernels can run a call of mesa attention, and if not, why.
 
     device: a torch device type such as "cuda"; dtype of query, key and value; key_size K and value_size V of

@@ -78,6 +78,20 @@ class Prepared:
             raise DataError(f"{self.path}: prepared without a tokenizer, so its documents have no text")
         return datasets.load_from_disk(str(self.path / "documents" / split))
 
+    def summary(self) -> str:
+        """Return what was prepared, a line a split, for a person to read."""
+        lines = [f"prepared: {self.path}"]
+        for split, counts in self.manifest["splits"].items():
+            lines.append(
+                f"  {split}: {counts['documents']:,} documents, {counts['bytes']:,} bytes, "
+                f"{counts['tokens']:,} tokens, {counts['rows']:,} rows of {self.sequence_length}"
+            )
+        left_out = {word: self.manifest[word] for word in ("duplicates", "empty", "undecodable")}
+        left_out["bad"] = self.manifest["bad"]["count"]
+        counted = [f"{count:,} {word}" for word, count in left_out.items() if count]
+        lines.append(f"  left out: {', '.join(counted) or 'nothing'}")
+        return "\n".join(lines)
+
     def _split(self, split: str) -> dict[str, Any]:
         splits = self.manifest["splits"]
         if split not in splits:

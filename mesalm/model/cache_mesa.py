@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers.cache_utils import Cache, DynamicCache
 
 
@@ -26,6 +27,24 @@ class MesaCache(DynamicCache):
         if self.layers and all(self.is_linear):
             return tokens_seen(self)
         return super().get_seq_length(layer_idx)
+
+
+def conv_state(cache: Cache | None, layer_idx: int) -> torch.Tensor | None:
+    """Return what a layer's convolution saw last, [B, D, size - 1], None at the start."""
+    return _state(cache, layer_idx, "conv_states")
+
+
+def recurrent_state(cache: Cache | None, layer_idx: int) -> torch.Tensor | None:
+    """Return a layer's state, None at the start. It is the cache's own memory: do not write to it."""
+    return _state(cache, layer_idx, "recurrent_states")
+
+
+def _state(cache: Cache | None, layer_idx: int, kind: str) -> torch.Tensor | None:
+    # transformers 5.17 has the states and the flag but not yet the getters of later releases
+    if cache is None:
+        return None
+    layer: Any = cache.layers[layer_idx]
+    return getattr(layer, kind)[0] if layer.has_previous_state[0] else None
 
 
 def tokens_seen(cache: Cache) -> int:

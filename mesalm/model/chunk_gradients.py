@@ -124,4 +124,3 @@ def _gate_gradient(
     sources = ones.tril(-1)  # and by what sources s < j wrote
     inside = torch.matmul(readers, by_token).mul_(sources).sum(-1)
     return inside + torch.matmul(from_start, readers.mT) + torch.matmul(tail, sources.mT) + decay.whole[:, 0] * across
-

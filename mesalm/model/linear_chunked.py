@@ -121,8 +121,7 @@ _backward_op = torch.library.custom_op(
     backward,
     mutates_args=(),
     schema=(
-        f"(Tensor upstream, Tensor cross_upstream, {_OPERANDS}) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+        f"(Tensor upstream, Tensor cross_upstream, {_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
 )
 

@@ -46,7 +46,7 @@ class Systems(NamedTuple):
     """Hold the operands of P problems with M rows each; see `chunk_states` for the notation.
 
     gram `[P, K, K]`, key and written (key times input gate) `[P, C, K]`, mask `[P, C, C]`, start `[P, M, 1]`,
-    spread `[P, K]` (1 / ridge: the squared length of each scaled dimension in the caller's units).
+    root `[P, 1, K]` (1 / sqrt(ridge): what turns x into the caller's units).
     """
 
     gram: Tensor
@@ -54,7 +54,7 @@ class Systems(NamedTuple):
     written: Tensor
     mask: Tensor
     start: Tensor
-    spread: Tensor
+    root: Tensor
 
     def apply(self, x: Tensor, buffers: Buffers | None = None) -> Tensor:
         """Multiply rows `[P, M, K]` by their token's H_t + I; the result lies in `buffers.product`."""
@@ -66,7 +66,9 @@ class Systems(NamedTuple):
 
     def take(self, index: Tensor | slice) -> Systems:
         """Select problems."""
-        return Systems(*(operand[index] for operand in self))
+        if isinstance(index, slice):
+            return Systems(*(operand[index] for operand in self))
+        return Systems(*(operand.index_select(0, index) for operand in self))
 
 
 class Solution(NamedTuple):
@@ -97,120 +99,116 @@ def solve(systems: Systems, rhs: Tensor, tolerance: float, max_steps: int) -> So
 
 def _solve_block(systems: Systems, rhs: Tensor, tolerance: float, max_steps: int) -> Solution:
     """Scale the rows to unit norm, solve, verify what rounding may have spoilt, and scale back."""
-    largest = rhs.abs().amax(-1, keepdim=True)
     tiny = torch.finfo(rhs.dtype).tiny
+    largest = rhs.abs().amax(-1, keepdim=True)
     unit = rhs / largest.clamp(min=tiny)
-    norm = unit.norm(dim=-1, keepdim=True)
-    unit = unit / norm.clamp(min=tiny)
+    norm = torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
+    unit.div_(norm.clamp(min=tiny))
+    limit = tolerance / (1.0 + tolerance)
     live = norm.squeeze(-1) > 0
-    run = _Run(systems, tolerance, max_steps)
-    x, steps, doubtful = run.solve(unit, live, torch.zeros_like(live, dtype=torch.int32))
+    steps = torch.zeros_like(live, dtype=torch.int32)
+    rows = _Rows(torch.zeros_like(unit), unit.clone(), live, steps, steps > 0)
+    rows = _iterate(systems, rows, limit, max_steps)
 
-    best = torch.full_like(norm.squeeze(-1), torch.inf)
+    last = torch.full_like(norm.squeeze(-1), torch.inf)
     for _ in range(REFINEMENTS):
-        index = doubtful.any(-1).nonzero().squeeze(-1)
+        index = rows.doubt.any(-1).nonzero().squeeze(-1)
         if index.numel() == 0:
             break
-        part = systems.take(index)
-        guess = x[index]
-        residual = unit[index] - part.apply(guess)
-        size = residual.norm(dim=-1)
+        part, again = systems.take(index), rows.take(index)
+        residual = unit.index_select(0, index) - part.apply(again.x)
+        size = torch.linalg.vector_norm(residual, dim=-1)
         # A restart that does not halve the true residual will not reach the tolerance either.
-        again = doubtful[index] & (size > run.allowed(guess, part.spread)) & (size < 0.5 * best[index])
-        best[index] = size
-        scale = size.clamp(min=tiny).unsqueeze(-1)
-        run = _Run(part, tolerance, max_steps, guess, scale)
-        correction, steps[index], _ = run.solve(residual / scale, again, steps[index])
-        x[index] = guess + correction * scale
-        doubtful = torch.zeros_like(doubtful).index_copy(0, index, again)
-    return Solution(x.mul_(norm).mul_(largest), steps)
+        worth = again.doubt & (size > _allowed(part, again.x, limit)) & (size < 0.5 * last[index])
+        last[index] = size
+        rows.put(index, _iterate(part, _Rows(again.x, residual, worth, again.steps, worth), limit, max_steps))
+        rows.doubt[index] = worth
+    return Solution(rows.x.mul_(norm).mul_(largest), rows.steps)
 
 
-class _Run:
-    """Run conjugate gradients from zero, dropping problems whose rows are all done."""
+class _Rows(NamedTuple):
+    """Hold the state of an iteration: x and residual r `[P, M, K]`, and by row `[P, M]` whether it is still
+    live, its steps so far, and whether rounding may have kept it from what the recurrence promises."""
 
-    def __init__(
-        self,
-        systems: Systems,
-        tolerance: float,
-        max_steps: int,
-        guess: Tensor | None = None,
-        scale: Tensor | None = None,
-    ) -> None:
-        self.systems = systems
-        self.limit = tolerance / (1.0 + tolerance)
-        self.max_steps = max_steps
-        self.guess = guess
-        self.scale = scale
-        self.check_every = 1 if systems.key.device.type == "cpu" else 4
+    x: Tensor
+    r: Tensor
+    live: Tensor
+    steps: Tensor
+    doubt: Tensor
 
-    def allowed(self, x: Tensor, spread: Tensor) -> Tensor:
-        """Give the residual norm `[P, M]` that certifies the tolerance at x.
+    def take(self, index: Tensor) -> _Rows:
+        """Select problems."""
+        return _Rows(*(field.index_select(0, index) for field in self))
 
-        In the caller's units |error| <= |residual| sqrt(largest spread), and |x| - |error| bounds the length
-        of the exact solution from below.
-        """
-        length = torch.bmm(x.square(), spread.unsqueeze(-1)).squeeze(-1).sqrt_()
-        return length.mul_(self.limit).div_(spread.amax(-1, keepdim=True).sqrt())
+    def put(self, index: Tensor, part: _Rows) -> None:
+        """Write the results of selected problems back."""
+        for field, values in zip(self, part, strict=True):
+            field.index_copy_(0, index, values)
 
-    def solve(self, rhs: Tensor, live: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x, the steps, and which rows rounding may have kept from what the recurrence promises."""
-        systems, guess, scale = self.systems, self.guess, self.scale
-        eps = torch.finfo(rhs.dtype).eps
-        answer = torch.zeros_like(rhs)
-        answer_steps = steps.clone()
-        doubtful = torch.zeros_like(live)
-        where: Tensor | None = None  # rows of the full block that the arrays below stand for
-        x, r, p = torch.zeros_like(rhs), rhs.clone(), rhs.clone()
-        rr = live.to(rhs.dtype)
-        steepest = torch.zeros_like(rr)
-        steps = steps.clone()
-        doubt = doubtful.clone()
-        buffers = Buffers.like(rhs, systems.key)
-        for step in range(1, self.max_steps + 1):
-            if not bool(live.any()):
-                break
-            product = systems.apply(p, buffers)
-            curvature = torch.mul(p, product, out=buffers.scratch).sum(-1)
-            live = live & (curvature > 0) & (steps < self.max_steps)
-            alpha = torch.where(live, rr / curvature, 0.0)
-            steepest = torch.maximum(steepest, torch.where(live, curvature / rr, 0.0))
-            steps += live
-            along = alpha.unsqueeze(-1)
-            x.addcmul_(along, p)
-            r.addcmul_(along, product, value=-1)
-            new = torch.linalg.vector_norm(r, dim=-1).square_()
-            beta = torch.where(live, new / rr, 0.0)
-            p.mul_(beta.unsqueeze(-1)).add_(r)
-            rr = torch.where(live, new, rr)
-            if step % self.check_every:
-                continue
-            # |x| <= |b| here, so no row can be done before its residual is below the limit itself.
-            scaled = rr.sqrt() if scale is None else rr.sqrt() * scale.squeeze(-1)
-            if not bool((live & (scaled <= self.limit)).any()):
-                continue
-            whole = x if guess is None or scale is None else guess + x * scale
-            allowed = self.allowed(whole, systems.spread)
-            done = live & (scaled <= 0.75 * allowed)
-            # The recurrence's residual drifts from the true one by a few roundings of |H_t + I| |x|.
-            drift = 4.0 * eps * steepest * whole.norm(dim=-1)
-            doubt = doubt | (done & (drift > 0.25 * allowed))
-            live = live & ~done
-            rows = live.any(-1)
-            left = int(rows.sum())
-            if left * 4 > rows.shape[0] * 3:
-                continue
-            if where is None:
-                where = torch.arange(rows.shape[0], device=rows.device)
-            gone, kept = (~rows).nonzero().squeeze(-1), rows.nonzero().squeeze(-1)
-            answer[where[gone]], answer_steps[where[gone]] = x[gone], steps[gone]
-            doubtful[where[gone]] = doubt[gone]
-            where, systems, buffers = where[kept], systems.take(kept), buffers.first(left)
-            x, r, p, rr, live = x[kept], r[kept], p[kept], rr[kept], live[kept]
-            steps, steepest, doubt = steps[kept], steepest[kept], doubt[kept]
-            guess = None if guess is None else guess[kept]
-            scale = None if scale is None else scale[kept]
-        if where is None:
-            return x, steps, doubt
-        answer[where], answer_steps[where], doubtful[where] = x, steps, doubt
-        return answer, answer_steps, doubtful
+
+def _allowed(systems: Systems, x: Tensor, limit: float) -> Tensor:
+    """Give the residual norm `[P, M]` that certifies the tolerance at x.
+
+    In the caller's units |error| <= |residual| * largest root, and |x| - |error| bounds the length of the exact
+    solution from below.
+    """
+    length = torch.linalg.vector_norm(x * systems.root, dim=-1)
+    return length.mul_(limit / systems.root.amax(-1))
+
+
+def _iterate(systems: Systems, rows: _Rows, limit: float, max_steps: int) -> _Rows:
+    """Run conjugate gradients from x with residual r, dropping problems whose rows are all done."""
+    whole: _Rows | None = None  # all problems, once some have been dropped from the arrays below
+    where = torch.arange(rows.x.shape[0], device=rows.x.device)
+    x, r, live, steps, doubt = rows
+    p, rr = r.clone(), torch.linalg.vector_norm(r, dim=-1).square_()
+    steepest = torch.zeros_like(rr)  # the largest 1 / alpha: how large H_t + I is, seen from below
+    info = torch.finfo(rr.dtype)
+    buffers = Buffers.like(r, systems.key)
+    check_every = 1 if r.device.type == "cpu" else 4
+    for step in range(1, max_steps + 1):
+        product = systems.apply(p, buffers)
+        curvature = torch.mul(p, product, out=buffers.scratch).sum(-1)
+        # Far below any tolerance a row has nothing left to gain and its squares would underflow.
+        live = live & (curvature > 0) & (rr > 1e6 * info.tiny) & (steps < max_steps)
+        alpha = torch.where(live, rr / curvature, 0.0)
+        steepest = torch.maximum(steepest, torch.where(live, curvature / rr, 0.0))
+        steps = steps + live
+        x.addcmul_(alpha.unsqueeze(-1), p)
+        r.addcmul_(alpha.unsqueeze(-1), product, value=-1)
+        new = torch.where(live, torch.linalg.vector_norm(r, dim=-1).square_(), rr)
+        p.mul_(torch.where(live, new / rr, 0.0).unsqueeze(-1)).add_(r)
+        rr = new
+        if step % check_every:
+            continue
+        # |x| <= |b| here, so a row with a residual above the limit itself cannot be done. Only problems without
+        # such a row are looked at closely, each for itself: its answer must not depend on the others.
+        ready = (~live | (rr <= limit * limit)).all(-1, keepdim=True)
+        if not bool(ready.any()):
+            continue
+        allowed = _allowed(systems, x, limit)
+        passed = ready & (rr.sqrt() <= 0.75 * allowed)
+        # The recurrence's residual drifts from the true one by a few roundings of |H_t + I| |x|.
+        drift = 4.0 * info.eps * steepest * torch.linalg.vector_norm(x, dim=-1)
+        doubt = doubt | (passed & (drift > 0.25 * allowed))
+        live = live & ~passed
+        problems = live.any(-1)
+        left = int(problems.sum())
+        if left == 0:
+            break
+        if left * 4 > 3 * problems.shape[0]:
+            continue
+        rows = _Rows(x, r, live, steps, doubt)
+        if whole is None:
+            whole = rows
+        else:
+            whole.put(where, rows)
+        kept = problems.nonzero().squeeze(-1)
+        x, r, live, steps, doubt = rows.take(kept)
+        p, rr, steepest = (field.index_select(0, kept) for field in (p, rr, steepest))
+        where, systems, buffers = where[kept], systems.take(kept), buffers.first(left)
+    rows = _Rows(x, r, live, steps, doubt)
+    if whole is None:
+        return rows
+    whole.put(where, rows)
+    return whole

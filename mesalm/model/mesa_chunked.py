@@ -52,13 +52,12 @@ class Problems(NamedTuple):
     last_gram: Tensor
     last_cross: Tensor
     inverse_root: Tensor
-    spread: Tensor
 
     def systems(self, rows: int) -> Systems:
         """Give the operands of the solver for problems of `rows` rows."""
         written = self.key * self.input_gate
         start = repeat_rows(self.decay.start, rows)
-        return Systems(self.gram, self.key, written, self.decay.mask, start, self.spread)
+        return Systems(self.gram, self.key, written, self.decay.mask, start, self.inverse_root)
 
 
 def cut_problems(
@@ -72,7 +71,7 @@ def cut_problems(
     dtype: torch.dtype,
 ) -> Problems:
     """Cut key, value and gates into problems, scale by the ridge and scan the states of the chunks."""
-    B, T, G, K = key.shape
+    B, T, G, _ = key.shape
     N = chunk_count(T)
     root = ridge.to(dtype).sqrt()  # [G, K]
     inverse_root = repeat_heads(1.0 / root, B, N).unsqueeze(1)  # [P, 1, K]
@@ -95,7 +94,6 @@ def cut_problems(
         last_gram.mul_(row * column),
         last_cross.mul_(row),
         inverse_root,
-        repeat_heads(1.0 / ridge.to(dtype), B, N),
     )
 
 
@@ -148,7 +146,7 @@ def backward(
     max_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients of the eight tensor arguments of `forward`."""
-    B, T, H, K = query.shape
+    B, T, _, K = query.shape
     G = key.shape[2]
     dtype = compute_dtype(query.dtype)
     with torch.autocast(query.device.type, enabled=False):
@@ -305,12 +303,10 @@ def mesa_chunked(
     """Compute mesa attention in chunks, differentiably; `forward` as an operator known to torch.compile.
 
     query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, ridge `[G, K]`, states
-    `[B, G, K, K]` and `[B, G, K, V]`; B and T at least 1. Returns output `[B, T, H, V]`, final gram and cross, and, without
-    gradients, the solutions `[B, T, H, K]` and the steps of every system `[B, N, H]` (int32).
+    `[B, G, K, K]` and `[B, G, K, V]`; B and T at least 1. Returns output `[B, T, H, V]`, final gram and cross,
+    and, without gradients, the solutions `[B, T, H, K]` and the steps of every system `[B, N, H]` (int32).
     """
-    return _forward_op(
-        query, key, value, log_forget, input_gate, ridge, gram, cross, tolerance, max_steps
-    )
+    return _forward_op(query, key, value, log_forget, input_gate, ridge, gram, cross, tolerance, max_steps)
 
 
 def relative_residual(
@@ -341,7 +337,7 @@ def relative_residual(
         rhs = to_chunks(query, G, double).mul_(made.inverse_root)
         x = to_chunks(solution, G, double).div_(made.inverse_root)
         residual = rhs - made.systems(rhs.shape[1]).apply(x)
-        bound = residual.norm(dim=-1) * made.spread.amax(-1, keepdim=True).sqrt()
+        bound = residual.norm(dim=-1) * made.inverse_root.amax(-1)
         certified = bound * (1.0 + tolerance) <= tolerance * (x * made.inverse_root).norm(dim=-1)
         size, whole = ((rows / made.inverse_root).norm(dim=-1) for rows in (residual, rhs))
         relative = torch.where(whole > 0, size / whole, size)

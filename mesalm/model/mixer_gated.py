@@ -7,6 +7,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from .cache_mesa import conv_state, recurrent_state
 from .configuration_mesa import MesaConfig
 from .layers import GateProjection, ResidualProjection, ShortConvolution
 
@@ -58,7 +59,7 @@ class GatedMixer(nn.Module):
         if padding_mask is not None:
             padding_mask = padding_mask.to(hidden_states.dtype)
             hidden_states = hidden_states * padding_mask.unsqueeze(-1)
-        state = past_key_values.get_recurrent_state(self.layer_idx) if past_key_values is not None else None
+        state = recurrent_state(past_key_values, self.layer_idx)
         query, key = self._query_key(hidden_states, padding_mask, segments, past_key_values)
         value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim)
         log_forget, input_gate = self._gates(hidden_states, padding_mask, segments)
@@ -142,7 +143,7 @@ def convolve(
         return inputs
     batch, _, channels = inputs.shape
     width = conv.size - 1
-    past = cache.get_conv_state(layer_idx) if cache is not None else None
+    past = conv_state(cache, layer_idx)
     past = inputs.new_zeros(batch, width, channels) if past is None else past.transpose(1, 2)
     extended = torch.cat((past, inputs), dim=1)
     if padding_mask is not None:

@@ -7,6 +7,7 @@ torch.compile traces, where there are none.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -98,7 +99,7 @@ def _check_bounds(cu_seqlens: Tensor, query: Tensor) -> int:
         raise _fail("query", f"of batch size {B}", "of batch size 1 when cu_seqlens is given")
     if _readable(cu_seqlens):
         bounds = cu_seqlens.tolist()
-        if bounds[0] != 0 or bounds[-1] != T or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+        if bounds[0] != 0 or bounds[-1] != T or any(a > b for a, b in itertools.pairwise(bounds)):
             shown = bounds if len(bounds) <= 8 else [*bounds[:4], "...", *bounds[-3:]]
             raise _fail("cu_seqlens", shown, f"a rising list from 0 to the length {T}")
     return cu_seqlens.shape[0] - 1
@@ -194,12 +195,12 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 class Padding(NamedTuple):
     """Turn packed sequences `[1, T, ...]` into a batch of rows `[sequences, longest, ...]` and back."""
 
-    index: Tensor
+    source: Tensor
     valid: Tensor
 
     def spread(self, x: Tensor) -> Tensor:
         """Give each sequence a row; places past its end hold zeros, which write and forget nothing."""
-        rows = x[0][self.index]
+        rows = x[0][self.source]
         return rows.masked_fill(~self.valid.view(*self.valid.shape, *[1] * (x.dim() - 2)), 0.0)
 
     def join(self, rows: Tensor) -> Tensor:
@@ -214,8 +215,8 @@ def pad_sequences(cu_seqlens: Tensor, device: torch.device) -> Padding:
     longest = int(lengths.max())
     place = torch.arange(longest, device=device)
     valid = place < lengths.unsqueeze(-1)
-    index = (bounds[:-1].unsqueeze(-1) + place).masked_fill(~valid, 0)
-    return Padding(index, valid)
+    source = (bounds[:-1].unsqueeze(-1) + place).masked_fill(~valid, 0)
+    return Padding(source, valid)
 
 
 def with_restarts(log_forget: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -84,11 +84,11 @@ def mesa_attention(
     or return states they are solved as S rows padded to the longest, and the report has those rows; that
     path looks at the lengths, so torch.compile breaks the graph there.
 
-    tolerance bounds the relative error of the solution (H_t + ridge)^-1 q_t in the 2-norm; it is certified by
-    |error| <= |residual / sqrt(ridge)| / sqrt(smallest ridge), and is out of reach where it is below the rounding of the states
-    (for float32 about the condition number times 1e-7). max_steps: conjugate-gradient steps at most (None:
-    4 K). The backward pass solves to the same tolerance. float16 gradients are held in float16 and underflow
-    below 6e-8.
+    tolerance bounds the relative error of the solution (H_t + ridge)^-1 q_t in the 2-norm, certified by
+    |error| <= |residual / sqrt(ridge)| / sqrt(smallest ridge). It is out of reach where it asks for more than the
+    rounding of the states leaves (in float32 about the condition number times 1e-7). max_steps: conjugate-gradient
+    steps at most (None: 4 K). The backward pass solves to the same tolerance. Gradients of float16 arguments are
+    float16 and underflow below 6e-8.
 
     backend: "exact" (one dense solve a token, float32 or better, by autograd), "torch" (in chunks, memory
     O(T), gradients by implicit differentiation; a single token is solved densely), "triton" (GPU kernels;

@@ -59,8 +59,8 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Return the folders of complete checkpoints, oldest first."""
-        found = [path for path in self.folder.glob("step-*") if _step_of(path) is not None]
-        return sorted((path for path in found if (path / STATE_FILE).is_file()), key=lambda path: _step_of(path) or 0)
+        found = [path for path in self.folder.glob("step-*") if step_of(path) is not None]
+        return sorted((path for path in found if (path / STATE_FILE).is_file()), key=lambda path: step_of(path) or 0)
 
     def newest(self) -> Path | None:
         """Return the folder of the newest complete checkpoint, None if there is none."""
@@ -114,7 +114,7 @@ class Checkpoints:
         return state
 
     def _damage(self, folder: Path, name: str) -> str:
-        earlier = [path for path in self.complete() if (_step_of(path) or 0) < (_step_of(folder) or 0)]
+        earlier = [path for path in self.complete() if (step_of(path) or 0) < (step_of(folder) or 0)]
         if earlier:
             way_on = f"delete {folder} to go on from {earlier[-1].name}"
         else:
@@ -184,7 +184,8 @@ def _memory(tensor: torch.Tensor, name: str) -> tuple[Any, ...]:
     return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
 
 
-def _step_of(path: Path) -> int | None:
+def step_of(path: Path) -> int | None:
+    """Return the step a checkpoint's folder is named after, None for another name."""
     match = re.fullmatch(r"step-(\d{8,})", path.name)
     return int(match[1]) if match else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToken
         "eos_token_id": special["eos_token_id"],
         "pad_token_id": special["pad_token_id"],
     }
-    return MesaForCausalLM(MesaConfig(**{**fields, **recipe.model}))
+    return MesaForCausalLM(MesaConfig(**{**fields, **copy.deepcopy(recipe.model)}))
 
 
 def weights_folder(name_or_path: str) -> str:
@@ -82,7 +83,7 @@ def _earlier_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToke
 
 
 def _compare_configs(recipe: Recipe, config: PreTrainedConfig, folder: str) -> None:
-    wanted: Any = MesaConfig(**recipe.model) if isinstance(config, MesaConfig) else None
+    wanted: Any = MesaConfig(**copy.deepcopy(recipe.model)) if isinstance(config, MesaConfig) else None
     for key, given in recipe.model.items():
         value = given if wanted is None else getattr(wanted, key)
         there = getattr(config, key, None)

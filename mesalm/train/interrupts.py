@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType
@@ -55,7 +54,8 @@ class Interrupts:
         now = time.monotonic()
         if self.received is None:
             self.received, self._moment = number, now
-            sys.stderr.write("\nfinishing this step, then a checkpoint; Ctrl-C again to abort at once\n")
+            # Past python's buffers, which the signal may have caught in the middle of a write.
+            os.write(2, b"\nfinishing this step, then a checkpoint; Ctrl-C again to abort at once\n")
             return
         echo = "TORCHELASTIC_RUN_ID" in os.environ and now - self._moment < ECHO_SECONDS
         if number == signal.SIGINT and not echo:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
@@ -97,15 +99,22 @@ def check_processes(environment: Mapping[str, str], world: int) -> None:
 
 
 def end_run(accelerator: Accelerator) -> None:
-    """Finish the trackers and, where there are several processes, leave their group."""
-    accelerator.end_training()
+    """Finish the trackers of a run; the group of processes is kept for a next run and left at exit."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def _forget_earlier_run() -> None:
     """Let one process make several Accelerators one after another, as a run of two arms does.
 
-    accelerate keeps its state for the life of the process and refuses a second precision or device; the group of
-    processes, if there is one, has been left by `end_run` and is joined anew.
+    accelerate keeps its state for the life of the process and refuses a second precision or device. A group of
+    processes that there is already is taken over as it is, for it cannot be left and joined again.
     """
     AcceleratorState._reset_state()
     PartialState._reset_state()
+
+
+@atexit.register
+def _leave_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -207,6 +207,8 @@ def fit(
             journal.write("stop", step=tally.step, tokens=tally.tokens, reason=reason)
         elif tally.step >= steps:
             interrupted_by = None
+    # Take the autocast off the model again, for whoever uses it next.
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     return Outcome(tally.step, tally.tokens, tally.flops, speed.seconds, tally.loss, guard.skipped, interrupted_by)
 
 

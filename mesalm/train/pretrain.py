@@ -82,7 +82,7 @@ def _run(recipe: Recipe, run: RunFolder, plan: Plan, accelerator: Accelerator, d
     if recipe.track:
         accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()})
     with Journal(run.journal if accelerator.is_main_process else None) as journal:
-        _write_start(journal, recipe, plan, checkpoints, prepared, model, accelerator)
+        _write_start(journal, recipe, plan, prepared, model, accelerator)
         if plan.resume_from is not None:
             display.say(f"{run.path}: going on from {plan.resume_from.name}")
         outcome = fit(
@@ -179,17 +179,13 @@ def _write_start(
     journal: Journal,
     recipe: Recipe,
     plan: Plan,
-    checkpoints: Checkpoints,
     prepared: Prepared,
     model: PreTrainedModel,
     accelerator: Accelerator,
 ) -> None:
-    step = 0
-    if plan.resume_from is not None:
-        step = int(checkpoints.read_state(plan.resume_from)["step"])
     journal.write(
         "start",
-        step=step,
+        step=plan.step,
         steps=recipe.steps,
         recipe=recipe.plain(),
         parameters=sum(parameter.numel() for parameter in model.parameters()),

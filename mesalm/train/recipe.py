@@ -191,7 +191,8 @@ def check_model_fields(model: Mapping[str, Any]) -> None:
     fields: dict[str, Any] = {name: (kinds[name], default) for name, default in model_fields().items()}
     pydantic.create_model("ModelFields", __base__=Settings, **fields).build(dict(model), "model")
     try:
-        MesaConfig(**model)
+        # A copy, since the configuration completes nested fields in place.
+        MesaConfig(**copy.deepcopy(dict(model)))
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise SettingsError(f"model.{' '.join(str(error).split())}") from None
 

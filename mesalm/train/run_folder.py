@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mesalm.settings import SettingsError
-from mesalm.train.checkpoint import Checkpoints
+from mesalm.train.checkpoint import Checkpoints, step_of
 from mesalm.train.recipe import Recipe
 from mesalm.train.recipe_yaml import read_yaml
 
@@ -42,6 +42,11 @@ class Plan:
     finished: bool = False
     resume_from: Path | None = None
 
+    @property
+    def step(self) -> int:
+        """Return the number of steps already made."""
+        return 0 if self.resume_from is None else step_of(self.resume_from) or 0
+
 
 class RunFolder:
     """Name the files of a run."""
@@ -71,7 +76,8 @@ class RunFolder:
                 raise SettingsError(f"{self.path}: there is no run to resume; leave out resume=must to begin one")
             self._write_recipe(recipe)
             return Plan()
-        self._compare(recipe)
+        if self.journal.exists():  # else it never began, and nothing is lost
+            self._compare(recipe)
         if self.final.is_dir():
             return Plan(finished=True)
         self._write_recipe(recipe)

@@ -1,21 +1,14 @@
-"""Texts sampled from a model: a few while it trains, and one streamed to the terminal."""
+"""Texts sampled from a model while it trains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from threading import Thread
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    TextIteratorStreamer,
-)
+from transformers import PreTrainedTokenizerBase
 
-from mesalm.train.initial import weights_folder
 from mesalm.train.randomness import seed_everything
 from mesalm.train.sections import SampleSettings
 
@@ -54,40 +47,6 @@ def continuation(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, to
     ids = prompt_ids(tokenizer, prompt).to(next(model.parameters()).device)
     made = model.generate(ids, **_generation(tokenizer, ids, tokens, temperature))
     return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
-
-
-def stream_continuation(
-    model: str, prompt: str, *, tokens: int = 128, temperature: float = 0.8, seed: int = 0, device: str = "cpu"
-) -> Iterator[str]:
-    """Yield the continuation of a prompt piece by piece as it is made.
-
-    ``model`` is a run folder, a checkpoint, a published folder or a Hub name.
-    """
-    import mesalm.model.modeling_mesa  # noqa: F401 - makes model_type "mesa" known
-
-    folder = weights_folder(model)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    loaded.to(device).eval()
-    ids = prompt_ids(tokenizer, prompt).to(device)
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600.0)
-    seed_everything(seed)
-    options = _generation(tokenizer, ids, tokens, temperature)
-    failures: list[BaseException] = []
-
-    def generate() -> None:
-        try:
-            loaded.generate(ids, streamer=streamer, **options)
-        except BaseException as error:
-            failures.append(error)
-            streamer.end()
-
-    worker = Thread(target=generate, daemon=True)
-    worker.start()
-    yield from streamer
-    worker.join()
-    if failures:
-        raise failures[0]
 
 
 def _generation(

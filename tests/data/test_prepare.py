@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
+import multiprocessing
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,30 +228,34 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
         prepare(data(path), quiet=True)
 
 
+def build_noted(settings: DataSettings, here: Path, ready: Any) -> None:
+    """Prepare as one of two processes, leaving a file when it is this one that builds."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    run = build.Build.run
+
+    def noted(self: build.Build) -> Any:
+        (here / f"built-{os.getpid()}").touch()
+        time.sleep(0.5)
+        return run(self)
+
+    build.Build.run = noted  # type: ignore[method-assign]
+    ready.wait(60)
+    (here / f"path-{os.getpid()}").write_text(str(prepare(settings, quiet=True).path))
+
+
 def test_two_processes_build_once(records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path) -> None:
-    settings = data(write_jsonl("x.jsonl", records(60)), cache_dir=str(tmp_path / "both"))
-    (tmp_path / "settings.json").write_text(settings.model_dump_json())
-    program = f"""
-import os, sys, time, mesalm.data.build as build
-from pathlib import Path
-from mesalm.data.data_settings import DataSettings
-from mesalm.data.prepare import prepare
-here = Path({str(tmp_path)!r})
-run = build.Build.run
-def noted(self):
-    (here / f"built-{{os.getpid()}}").touch()
-    time.sleep(0.5)
-    return run(self)
-build.Build.run = noted
-settings = DataSettings.model_validate_json((here / "settings.json").read_text())
-(here / f"ready-{{os.getpid()}}").touch()
-while len(list(here.glob("ready-*"))) < 2:
-    time.sleep(0.01)
-print(prepare(settings, quiet=True).path)
-"""
-    both = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    paths = {process.communicate(timeout=100)[0].strip() for process in both}
-    assert [process.returncode for process in both] == [0, 0]
+    settings = data(write_jsonl("x.jsonl", records(60)))
+    # Forked, because a fresh interpreter would spend the time on imports.
+    context = multiprocessing.get_context("fork")
+    ready = context.Barrier(2)
+    both = [context.Process(target=build_noted, args=(settings, tmp_path, ready)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(100)
+    assert [process.exitcode for process in both] == [0, 0]
+    paths = {path.read_text() for path in tmp_path.glob("path-*")}
+    assert len(list(tmp_path.glob("path-*"))) == 2
     assert len(paths) == 1
     assert len(list(tmp_path.glob("built-*"))) == 1
     assert Prepared(paths.pop()).manifest["splits"]["train"]["rows"] > 0

@@ -69,5 +69,5 @@ def test_a_run_says_what_its_journal_and_recipe_recorded(tmp_path: Path) -> None
         assert source.prepared == Path("/data/prepared")
         assert source.training == {"loss": [[100.0, 5.0], [200.0, 3.5]], "valid": [[200.0, 3.0]]}
     (run / "journal.jsonl").write_text('{"event": "start"\n{"event": "end"}\n')
-    with pytest.raises(ValueError, match="journal.jsonl:1"):
+    with pytest.raises(ValueError, match=r"journal\.jsonl:1"):
         read_events(run / "journal.jsonl")

@@ -57,7 +57,13 @@ def test_the_harness_agrees_with_our_scores(save_model, make, task_folder: Path)
     scorer = Scorer.open(model, device="cpu", quiet=True)
     for batch_size in (1, 4):
         results = run_tasks(
-            model, ["colours"], include_path=task_folder, batch_size=batch_size, bootstrap_iters=0, log_samples=True
+            model,
+            ["colours"],
+            include_path=task_folder,
+            own_tasks_only=True,
+            batch_size=batch_size,
+            bootstrap_iters=0,
+            log_samples=True,
         )
         samples = results["samples"]["colours"]
         assert len(samples) == 6

@@ -45,9 +45,7 @@ def mesa(backend: str, **options: object) -> Callable[..., tuple[Tensor, ...]]:
 
 @pytest.mark.parametrize("backend", ["exact", "torch"])
 @pytest.mark.parametrize("T", [1, 6])
-def test_mesa_gradient_equals_differences(
-    backend: str, T: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mesa_gradient_equals_differences(backend: str, T: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk_states, "CHUNK", 4)  # two chunks, the last one cut short
     inputs = [x.requires_grad_() for x in make_inputs(max(T, 3))]
     inputs = [x.detach()[:, :T].requires_grad_() if i < 5 else x for i, x in enumerate(inputs)]
@@ -59,9 +57,7 @@ def test_linear_gradient_equals_differences(backend: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(chunk_states, "CHUNK", 4)
 
     def call(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return linear_attention(
-            *inputs[:5], initial_state=inputs[5], return_state=True, backend=backend
-        )
+        return linear_attention(*inputs[:5], initial_state=inputs[5], return_state=True, backend=backend)
 
     inputs = make_inputs(6)
     operands = [x.requires_grad_() for x in (*inputs[:5], inputs[7])]

@@ -127,7 +127,7 @@ def test_linear_refuses_its_state() -> None:
 @pytest.mark.parametrize("operator", [mesa_attention, linear_attention])
 def test_bounds_that_are_no_bounds(operator: Any, bounds: list[int]) -> None:
     one = {name: x[:1] for name, x in good().items()}
-    with pytest.raises(ValueError, match="cu_seqlens is .*must be"):
+    with pytest.raises(ValueError, match=r"cu_seqlens is .*must be"):
         operator(**one, cu_seqlens=torch.tensor(bounds))
 
 

@@ -41,8 +41,7 @@ def block(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (output.tanh() + linear).sum(-1), state.gram, report.steps
 
 
-@pytest.mark.parametrize("T", [1, 70])
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("T", "dynamic"), [(1, False), (70, False), (70, True)])
 def test_compiled_equals_eager_in_one_graph(T: int, dynamic: bool) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -68,7 +70,7 @@ def test_packed_sequences_equal_separate_ones(bounds: list[int], backend: str) -
     inputs = make_inputs(130, "mild", B=1, rows=len(bounds) - 1)
     got = run(inputs, backend, cu_seqlens=torch.tensor(bounds))
     parts, states = [], []
-    for s, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for s, (a, b) in enumerate(itertools.pairwise(bounds)):
         output, state = linear_attention(
             *[x[:, a:b] for x in inputs[:5]],
             initial_state=inputs[5][s : s + 1],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -154,9 +156,7 @@ def test_gradient_of_one_ridge_a_head() -> None:
     for backend in ("torch", "exact"):
         query, key, value, log_forget, gate, *_ = make_inputs(70)
         ridge = torch.tensor([0.3, 2.0], dtype=torch.float64, requires_grad=True)
-        output = mesa_attention(
-            query, key, value, log_forget, gate, ridge, backend=backend, tolerance=1e-13
-        )
+        output = mesa_attention(query, key, value, log_forget, gate, ridge, backend=backend, tolerance=1e-13)
         gradients.append(torch.autograd.grad(output.square().sum(), ridge)[0])
     assert_close(gradients[:1], gradients[1:])
 
@@ -210,7 +210,7 @@ def test_packed_sequences_equal_separate_ones(bounds: list[int], backend: str) -
     got, got_gradients = run(inputs, backend, cu_seqlens=lengths)
     *tokens, ridge, gram, cross = inputs
     parts, grams, crosses = [], [], []
-    for s, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for s, (a, b) in enumerate(itertools.pairwise(bounds)):
         output, state = mesa_attention(
             *[x[:, a:b] for x in tokens],
             ridge,
@@ -231,9 +231,7 @@ def test_packed_sequences_equal_separate_ones(bounds: list[int], backend: str) -
     # Without states the same sequences go through restarts in one row.
     stateless = [x.detach() for x in (*tokens, ridge)]
     packed = mesa_attention(*stateless, cu_seqlens=lengths, backend=backend, tolerance=1e-13)
-    padded, _ = mesa_attention(
-        *stateless, cu_seqlens=lengths, backend=backend, tolerance=1e-13, return_state=True
-    )
+    padded, _ = mesa_attention(*stateless, cu_seqlens=lengths, backend=backend, tolerance=1e-13, return_state=True)
     assert_close([packed], [padded])
 
 

@@ -12,9 +12,7 @@ from mesalm.model.mesa_exact import mesa_exact
 from mesalm.model.operator_mesa import mesa_attention
 
 
-def make_inputs(
-    T: int, keys: str, gamma: float, ridge: float, H: int = 2, G: int = 2, K: int = 24
-) -> list[Tensor]:
+def make_inputs(T: int, keys: str, gamma: float, ridge: float, H: int = 2, G: int = 2, K: int = 24) -> list[Tensor]:
     """Make query, key, value, log_forget, input_gate, ridge and zero states, in float64."""
     generator = torch.Generator().manual_seed(11)
 
@@ -56,7 +54,7 @@ def test_tolerance_is_a_promise(keys: str, gamma: float, ridge: float, tolerance
     solution = mesa_chunked(*inputs, tolerance, 1000)[3]
     error = relative_errors(solution, exact)
     assert error <= tolerance
-    if tolerance == 1e-1:
+    if tolerance == 1e-1 and keys != "repeated":  # few distinct keys end in a few exact steps
         assert error > 1e-9, "the solver does not use the tolerance"
     # float32 rounds the states themselves: promised where the condition number leaves room for it.
     if tolerance == 1e-3 and ridge >= 0.25:
@@ -139,11 +137,13 @@ def test_out_of_reach_of_float32_stops_and_says_so() -> None:
     assert int(report.steps.max()) <= 4 * 24
 
 
-def test_float32_is_refined_where_the_recurrence_drifts() -> None:
-    """A tight tolerance in float32: the first answer is not good enough, the restarts make it so."""
-    inputs = [x.float() for x in make_inputs(130, "correlated", 0.999, 0.25)]
-    _, report = mesa_attention(*inputs[:6], tolerance=2e-5, return_report=True)
-    assert bool(report.converged.all())
+def test_float32_is_refined_where_the_recurrence_drifts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recurrence believes itself done too early here; restarts from the true residual go on."""
+    inputs = [x.float() for x in make_inputs(400, "correlated", 1.0, 0.01)][:6]
+    _, refined = mesa_attention(*inputs, tolerance=1e-4, return_report=True)
+    monkeypatch.setattr(mesa_cg, "REFINEMENTS", 0)
+    _, plain = mesa_attention(*inputs, tolerance=1e-4, return_report=True)
+    assert float(refined.residual.max()) < 0.5 * float(plain.residual.max())
 
 
 def test_zero_and_huge_and_tiny_rows() -> None:
@@ -192,6 +192,8 @@ def test_solved_systems_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blocks_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(900, "correlated", 0.99, 0.25)
     whole = mesa_chunked(*inputs, 1e-8, 1000)
+    alone = mesa_chunked(*[x[:, :64] for x in inputs[:5]], *inputs[5:], 1e-8, 1000)
     monkeypatch.setattr(mesa_cg, "BLOCK_NUMBERS", 1)
     blocks = mesa_chunked(*inputs, 1e-8, 1000)
-    assert relative_errors(blocks[3], whole[3]) < 1e-10
+    assert relative_errors(blocks[3], whole[3]) < 1e-11
+    assert relative_errors(alone[3], whole[3][:, :64]) < 1e-11

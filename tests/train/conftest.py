@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from mesalm.data.stream import Position, RowStream
-from mesalm.train.checkpoint import Checkpoints
+from mesalm.train.checkpoint import Checkpoints, step_of
 from mesalm.train.guard import GradientGuard
 from mesalm.train.journal import Journal
 from mesalm.train.launch import make_accelerator
@@ -96,7 +96,7 @@ def train_regression(tmp_path: Path) -> Callable[..., SimpleNamespace]:
         checkpoints = None if path is None else Checkpoints(path / "checkpoints", every=every, keep=keep)
         resume_from = checkpoints.newest() if checkpoints is not None and resume else None
         with Journal(None if path is None else path / "journal.jsonl") as journal:
-            step = 0 if resume_from is None else int(resume_from.name[5:])
+            step = 0 if resume_from is None else step_of(resume_from)
             journal.write("start", step=step)
             outcome = fit(
                 model,

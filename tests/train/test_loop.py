@@ -69,9 +69,16 @@ def test_resume_without_the_random_state_would_differ(train_regression: Train, m
 
 @pytest.mark.parametrize("micro_rows", [1, 2])
 def test_accumulation_gives_the_same_steps(train_regression: Train, micro_rows: int) -> None:
-    at_once = train_regression(micro_rows=4, dropout=0.0)
-    in_parts = train_regression(micro_rows=micro_rows, dropout=0.0)
+    at_once = train_regression("at_once", micro_rows=4, dropout=0.0)
+    in_parts = train_regression("in_parts", micro_rows=micro_rows, dropout=0.0)
     torch.testing.assert_close(weights(in_parts), weights(at_once), rtol=1e-5, atol=1e-6)
+    # AdamW does not mind a gradient of the wrong size, so the size is looked at too.
+    for field in ("loss", "gradient_norm"):
+        values = [
+            [line[field] for line in read_journal(run.path / "journal.jsonl") if line["event"] == "step"]
+            for run in (at_once, in_parts)
+        ]
+        assert values[1] == pytest.approx(values[0], rel=1e-4)
 
 
 def test_counted_items_weigh_the_micro_batches(train_regression: Train) -> None:
@@ -200,6 +207,9 @@ def test_bf16_runs_with_weights_in_fp32(train_regression: Train) -> None:
     run = train_regression(model=Half(set()), precision="bf16")
     assert kinds == {torch.bfloat16}
     assert weights(run).dtype == torch.float32
+    assert run.model.map(torch.ones(1, 4)).dtype == torch.float32
+    run.model(x=torch.ones(1, 4), y=torch.ones(1))
+    assert kinds == {torch.bfloat16, torch.float32}  # called by itself afterwards, the model is as before
     assert weights(run).isfinite().all()
 
 

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,6 +27,8 @@ from mesalm.train.journal import read_journal
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import RunFolder, read_run_recipe
+from mesalm.train.sampling import continuation, sampling
+from mesalm.train.sections import SampleSettings
 
 Load = Callable[..., Recipe]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -114,7 +119,7 @@ def test_training_learns(load: Load) -> None:
     assert valid[-1] < valid[0] - 1
 
 
-@pytest.mark.parametrize("changes", [(), ("train.micro_rows=1",)])
+@pytest.mark.parametrize("changes", [("model.mixers=mesa",), ("train.micro_rows=1",)])
 def test_interrupted_and_resumed_equals_uninterrupted(
     load: Load, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...]
 ) -> None:
@@ -236,11 +241,57 @@ def test_init_from_must_agree_with_the_recipe(load: Load, tmp_path: Path) -> Non
     with pytest.raises(SettingsError, match=r"model\.hidden_size: is 32 in the recipe but 16 in"):
         pretrain(load(*begin, "model.hidden_size=32"), quiet=True)
     with pytest.raises(SettingsError, match=r"set data\.tokenizer="):
-        pretrain(load(*begin, "data.vocab_size=290", "name=next2"), quiet=True)
+        pretrain(load(*begin, "data.vocab_size=290"), quiet=True)
     with pytest.raises(SettingsError, match="holds no model"):
-        pretrain(load(*begin, f"init_from={tmp_path}", "name=next3"), quiet=True)
+        pretrain(load(*begin, f"init_from={tmp_path}"), quiet=True)
     with pytest.raises(SettingsError, match="no such folder"):
-        pretrain(load(*begin, "init_from=./nowhere", "name=next4"), quiet=True)
+        pretrain(load(*begin, "init_from=./nowhere"), quiet=True)
+    pretrain(load(*begin), quiet=True)  # what failed before it began stands in nobody's way
+
+
+def test_samples_depend_on_weights_seed_and_step_alone(load: Load) -> None:
+    run = pretrain(load("train.steps=1"), quiet=True)
+    tokenizer, model = (kind.from_pretrained(run / "final") for kind in (AutoTokenizer, AutoModelForCausalLM))
+    settings = SampleSettings(prompts=["the cat", "a"], tokens=12)
+    first = list(sampling(tokenizer, settings, 0, main_process=True)(model, 5))
+    torch.rand(3)
+    assert list(sampling(tokenizer, settings, 0, main_process=True)(model, 5)) == first
+    assert list(sampling(tokenizer, settings, 1, main_process=True)(model, 5)) != first
+    assert [line["prompt"] for line in first] == ["the cat", "a"]
+    assert not list(sampling(tokenizer, settings, 0, main_process=False)(model, 5))
+    greedy = [continuation(model, tokenizer, "the cat", 4, temperature=0.0) for _ in range(2)]
+    assert greedy[0] == greedy[1]
+
+
+def test_trackers_get_what_the_journal_gets(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[int, dict[str, float]]] = []
+
+    class Kept(GeneralTracker):
+        name, requires_logging_directory = "tensorboard", True
+        finished = False
+
+        def __init__(self, run_name: str, logging_dir: str, **options: Any) -> None:
+            super().__init__()
+
+        @property
+        def tracker(self) -> Any:
+            return self
+
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            assert "recipe" in values
+
+        def log(self, values: dict[str, float], step: int | None, **options: Any) -> None:
+            logged.append((step or 0, values))
+
+        def finish(self) -> None:
+            Kept.finished = True
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Kept)
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD])
+    run = pretrain(load("track=[tensorboard]", "train.steps=4"), quiet=True)
+    assert [values["train/loss"] for _, values in logged if "train/loss" in values] == [loss for _, loss in losses(run)]
+    assert [(step, values["valid/loss"]) for step, values in logged if "valid/loss" in values] == losses(run, "valid")
+    assert Kept.finished
 
 
 def test_bf16_run_saves_fp32_weights(load: Load) -> None:
