@@ -74,20 +74,27 @@ def _train_door(doors: argparse._SubParsersAction) -> None:
     door.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     door.add_argument("--arm", action="append", metavar="NAME", help="train this arm only; may be given again")
     door.add_argument(
-        "--resume", default="auto", help="auto (the newest checkpoint of this run, if any), never, or a checkpoint"
+        "--resume",
+        choices=("auto", "must", "never"),
+        default="auto",
+        help="go on from this run's newest checkpoint: auto if there is one, must, or never (sets the old run aside)",
     )
     door.set_defaults(door=train)
 
 
 def train(options: argparse.Namespace) -> None:
     """Train a recipe, every arm of it in turn."""
+    from mesalm.train.guard import NonFiniteGradientError
     from mesalm.train.pretrain import pretrain
     from mesalm.train.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
     for arm in options.arm or list(recipe.arms) or [None]:
         run = load_recipe(options.recipe, options.overrides, arm=arm)
-        print(f"trained: {pretrain(run, resume=options.resume)}")
+        try:
+            print(f"trained: {pretrain(run, resume=options.resume)}")
+        except NonFiniteGradientError as error:
+            raise SystemExit(f"mesalm train: {error}") from None
 
 
 def _sample_door(doors: argparse._SubParsersAction) -> None:

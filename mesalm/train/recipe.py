@@ -127,10 +127,11 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), arm: str | Non
         raise SettingsError(f"{path}: must hold a mapping of settings")
     changes = [parse_override(text) for text in overrides]
     if arm is not None:
-        arm_changes = [change for change in changes if change[0].startswith("arms.")]
-        apply_overrides(data, arm_changes, Recipe)
+        # the name comes first too, so that the arms of a renamed recipe stay apart
+        early = [change for change in changes if change[0].startswith("arms.") or change[0] == "name"]
+        apply_overrides(data, early, Recipe)
         _enter_arm(data, arm)
-        changes = [change for change in changes if not change[0].startswith("arms.")]
+        changes = [change for change in changes if change not in early]
     apply_overrides(data, changes, Recipe)
     recipe = Recipe.build(data)
     check_model_fields(recipe.model)
