@@ -13,7 +13,7 @@ OVERRIDES = "settings to change, as dotted.key=YAML value, for instance optim.le
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one door and return the process's exit code: 0 done, 2 bad input, 130 interrupted."""
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         return int(options.door(options) or 0)
     except (ValueError, FileNotFoundError) as error:
@@ -24,6 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"mesalm {options.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; settings and models may also follow options, which argparse alone does not allow."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    listed = getattr(options, "overrides", getattr(options, "models", None))
+    if rest and (listed is None or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if listed is not None:
+        listed.extend(rest)
+    return options
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mesalm.cli import main, parser
+from mesalm.cli import main, parse, parser
 
 DOORS = ["prepare", "train", "sample", "eval", "compare", "publish"]
 
@@ -52,6 +52,15 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert words in error
     assert error.count("\n") == 1
     assert error.startswith(f"mesalm {arguments[0]}: ")
+
+
+def test_settings_and_models_may_follow_options() -> None:
+    assert parse(["train", "demo", "a=1", "--arm", "mesa", "b=2"]).overrides == ["a=1", "b=2"]
+    assert parse(["compare", "A", "--suite", "full", "B"]).models == ["A", "B"]
+    for arguments in (["train", "demo", "--no-such-option"], ["publish", "A", "B", "C"]):
+        with pytest.raises(SystemExit) as left:
+            parse(arguments)
+        assert left.value.code == 2
 
 
 def test_the_module_runs_as_a_program(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from mesa_eval.bootstrap import Interval, Transform, group_sums, paired_intervals, ratio_intervals
 from mesa_eval.scores import Scores, ShotScores, TaskScores
@@ -124,10 +123,7 @@ def compare(
     comparison = build_comparison(scores, chosen)
     if not quiet:
         print_comparison(comparison)
-    path = write_report(comparison, folder)
-    if not quiet:
-        Console(stderr=True).print(f"report: {path}")
-    return path
+    return write_report(comparison, folder)
 
 
 def find_baseline(names: Sequence[str], arguments: Sequence[str], baseline: str | None) -> int:
@@ -290,14 +286,14 @@ class _Builder:
         """Add, for each task, the answer's bits per byte, accuracy and exact match by shots."""
         for number, first in enumerate(self.scores[0].tasks):
             tasks = [scores.tasks[number] for scores in self.scores]
+            cuts: dict[str, list[str]] = {}
             for scores, task in zip(self.scores, tasks, strict=True):
                 if task.cut:
-                    gone = ", ".join(map(str, task.cut))
-                    self.left_out.append(
-                        f"{task.task}: {gone} shots left out for {scores.model.name}: a prompt exceeds"
-                        f" {scores.window} tokens, or there are not so many items"
-                    )
+                    words = f"{', '.join(map(str, task.cut))} shots left out, a prompt exceeds {scores.window} tokens"
+                    cuts.setdefault(words, []).append(scores.model.name)
                 self.left_out.extend(f"{task.task}: {note}" for note in task.notes)
+            for words, names in cuts.items():
+                self.left_out.append(f"{first.task}: {words} or items run out ({', '.join(names)})")
             self.left_out = list(dict.fromkeys(self.left_out))
             levels = sorted({level.shots for task in tasks for level in task.shots})
             for shots in levels:

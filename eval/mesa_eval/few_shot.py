@@ -55,6 +55,7 @@ def score_task(scorer: Scorer, task: Task, protocol: FewShotProtocol, window: in
             levels.append(level)
     if not levels:
         raise ValueError(f"task {task.name}: no prompt fits the window of {window} tokens of {scorer.name}")
+    shown = task.query(queries[0], 0, min(level.shots for level in levels if level.shots or len(levels) == 1), 2, seed)
     return TaskScores(
         task=task.name,
         kind=task.kind,
@@ -67,6 +68,7 @@ def score_task(scorer: Scorer, task: Task, protocol: FewShotProtocol, window: in
         cut=cut,
         pairs_joint=counts[True],
         pairs_apart=counts[False],
+        example=shown.prompt + shown.answer,
         notes=list(task.notes),
     )
 

@@ -75,6 +75,7 @@ def render_page(comparison: Comparison) -> str:
             "queries": task.queries,
             "draws": task.draws,
             "majority": task.majority,
+            "example": task.example,
             "figure": _markup(task_figure(comparison, f"task/{task.task}")),
             "table": _table(comparison, comparison.section(f"task/{task.task}")),
         }

@@ -92,7 +92,10 @@ class ShotScores:
 
 @dataclass
 class TaskScores:
-    """Hold one few-shot task; `cut` are the numbers of shots left out because a prompt would not fit."""
+    """Hold one few-shot task; `cut` are the numbers of shots left out because a prompt would not fit.
+
+    `example` is one prompt with its answer, for a reader.
+    """
 
     task: str
     kind: str
@@ -105,6 +108,7 @@ class TaskScores:
     cut: list[int]
     pairs_joint: int
     pairs_apart: int
+    example: str
     notes: list[str] = field(default_factory=list)
 
 

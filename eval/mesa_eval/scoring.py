@@ -83,7 +83,9 @@ class Scorer:
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.start_token: int | None = bos if bos is not None else eos
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos or 0)
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        accepted = inspect.signature(model.forward).parameters
+        self._keeps_logits = "logits_to_keep" in accepted
+        self._caches = "use_cache" in accepted
 
     @classmethod
     def open(
@@ -236,9 +238,9 @@ class Scorer:
         """Return how many numbers the cache holds after `length` tokens of one sequence; None without a cache."""
         token = self.start_token if self.start_token is not None else 0
         ids = torch.full((1, length), token, dtype=torch.long, device=self.device)
+        if not self._caches:
+            return None
         with torch.no_grad():
-            if "use_cache" not in inspect.signature(self.model.forward).parameters:
-                return None
             cache = self.model(input_ids=ids, use_cache=True).past_key_values
         return None if cache is None else _numbers_in(cache, set())
 
@@ -260,7 +262,9 @@ class Scorer:
             inputs[number, : len(row) - 1] = tokens[:-1]
             targets[number, : len(row) - 1] = tokens[1:]
         keep = longest - (min(firsts) - 1)
-        options = {"logits_to_keep": keep} if self._keeps_logits and keep < longest else {}
+        options: dict[str, Any] = {"use_cache": False} if self._caches else {}
+        if self._keeps_logits and keep < longest:
+            options["logits_to_keep"] = keep
         with torch.no_grad():
             logits = self.model(input_ids=inputs.to(self.device), **options).logits
         offset = longest - logits.shape[1]

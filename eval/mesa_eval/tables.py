@@ -80,22 +80,23 @@ def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
 def _tasks(comparison: Comparison) -> Table:
     """Make one table of all tasks: scores at the fewest and the most shots, the difference at the most."""
     table = Table(title="Few-shot tasks, fewest to most shots (difference at the most)", title_justify="left")
-    for heading in ("task", "shots", "chance"):
-        table.add_column(heading)
+    table.add_column("task")
+    table.add_column("chance", justify="right")
     _model_columns(table, comparison)
     for section in dict.fromkeys(row.section for row in comparison.rows if row.section.startswith("task/")):
-        for ending, words in (("/accuracy", "accuracy"), ("/answer", "bits per byte")):
+        for ending in ("/accuracy", "/answer"):
             rows = [row for row in comparison.section(section) if row.key.endswith(ending)]
             ends = [rows[0], rows[-1]] if len(rows) > 1 else rows
+            shots = " to ".join(row.label.split()[0] for row in ends)
+            accuracy = f"{section.removeprefix('task/')}, {shots} shots: accuracy"
             table.add_row(
-                f"{section.removeprefix('task/')}, {words}",
-                " to ".join(row.label.split()[0] for row in ends),
+                accuracy if ending == "/accuracy" else "  answer, bits per byte",
                 chance_words(rows[-1]),
                 *[
                     " to ".join("" if (value := row.values[i]) is None else number(value.value, 2) for row in ends)
                     for i in range(len(comparison.names))
                 ],
-                *[_difference(rows[-1], index) for index in comparison.compared],
+                *[_difference(rows[-1], index, between="\n") for index in comparison.compared],
             )
     return table
 
@@ -111,12 +112,12 @@ def _unit_words(row: Row) -> str:
     return row.unit + (f", {row.better} is better" if row.better else "")
 
 
-def _difference(row: Row, index: int) -> str:
+def _difference(row: Row, index: int, between: str = " ") -> str:
     difference = row.differences[index]
     if difference.interval is None:
         return f"[dim]{difference.reason}[/dim]"
     text = number(difference.interval.value, row.digits, signed=True)
-    text = f"{text} {bracket(difference.interval, row.digits, signed=True)}".replace("[", r"\[")
+    text = f"{text}{between}{bracket(difference.interval, row.digits, signed=True)}".replace("[", r"\[")
     style = STYLES.get(verdict(row, difference.interval), "dim")
     return f"[{style}]{text}[/{style}]"
 

@@ -122,6 +122,8 @@ def test_a_model_that_looks_up_recalls_everything(tokenizer) -> None:
     scorer = Scorer(LookUp(), tokenizer, quiet=True)
     scores = score_task(scorer, Task("recall", "recall", (), items), PROTOCOL, 256, seed=0)
     assert [level.shots for level in scores.shots] == [1, 2, 4]
+    assert scores.example.count("Q: ") == 2
+    assert scores.example.split("Q: ")[1].split("\n")[:2] == scores.example.split("Q: ")[2].split("\n")
     for level in scores.shots:
         assert np.mean(level.right) == 1.0
         assert np.mean(level.exact) == 1.0
