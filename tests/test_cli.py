@@ -41,7 +41,7 @@ def test_train_help_lists_every_field(capsys: pytest.CaptureFixture[str]) -> Non
         (["train", "demo", "--arm", "messa"], "mesa"),
         (["sample", "/nowhere/at/all"], "no such folder"),
         (["eval", "/nowhere/at/all"], "no such folder"),
-        (["publish", "/nowhere/at/all", "/tmp/x"], "no such folder"),
+        (["publish", "/nowhere/at/all", "/nowhere/out"], "no such folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -78,4 +78,4 @@ def perplexity(scores: Sequence[DocumentScore]) -> float:
 
 def bits_per_byte(scores: Sequence[DocumentScore]) -> float:
     """Return the sum of bits over the sum of bytes of all documents together."""
-    return sum(score.nats for score in scores) / math.log(2) / sum(score.tokens for score in scores)
+    return sum(score.nats for score in scores) / math.log(2) / sum(score.bytes for score in scores)

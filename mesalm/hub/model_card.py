@@ -9,6 +9,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 
+from mesalm.journal import read_journal
+
 CARD = """---
 {front}
 ---
@@ -80,8 +82,7 @@ def _training(run: Path | None) -> str:
     if run is None:
         return "No training journal lies with these weights; data, tokens and loss are not known."
     events: dict[str, dict[str, Any]] = {}
-    for line in (run / "journal.jsonl").read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
+    for event in read_journal(run / "journal.jsonl"):
         events[event["event"]] = event  # the last of each kind
     rows = []
     if start := events.get("start"):

@@ -19,10 +19,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from mesalm.journal import Journal
 from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_states, load_weights
 from mesalm.train.guard import GradientGuard, NonFiniteGradientError
 from mesalm.train.interrupts import Interrupts
-from mesalm.train.journal import Journal
 from mesalm.train.meters import Speedometer
 from mesalm.train.progress import Display
 from mesalm.train.randomness import preserved_randomness, random_state, restore_random_state

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mesalm.data.prepare import prepare
 from mesalm.data.prepared import Prepared
 from mesalm.data.stream import Position, RowStream
+from mesalm.journal import Journal
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints, publish_folder
 from mesalm.train.guard import GradientGuard
 from mesalm.train.initial import initial_model
 from mesalm.train.interrupts import Interrupted
-from mesalm.train.journal import Journal
 from mesalm.train.launch import end_run, make_accelerator
 from mesalm.train.loop import Outcome, Probe, fit
 from mesalm.train.optim import build_optimiser

@@ -17,9 +17,9 @@ import torch
 import yaml
 
 from mesalm.data.stream import Position, RowStream
+from mesalm.journal import Journal
 from mesalm.train.checkpoint import Checkpoints, step_of
 from mesalm.train.guard import GradientGuard
-from mesalm.train.journal import Journal
 from mesalm.train.launch import make_accelerator
 from mesalm.train.loop import Probe, fit
 from mesalm.train.randomness import seed_everything

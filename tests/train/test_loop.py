@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from mesalm.journal import read_journal
 from mesalm.train.guard import GradientGuard, NonFiniteGradientError
-from mesalm.train.journal import read_journal
 from mesalm.train.launch import make_accelerator
 from mesalm.train.loop import Probe, fit
 

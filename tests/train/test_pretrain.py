@@ -20,10 +20,10 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.interrupts import Interrupted
-from mesalm.train.journal import read_journal
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import RunFolder, read_run_recipe

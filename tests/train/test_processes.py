@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mesalm.train.journal import read_journal
+from mesalm.journal import read_journal
 from mesalm.train.launch import LaunchError, check_processes
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mesalm.train.journal import Journal, read_journal
+from mesalm.journal import Journal, read_journal
 
 
 def test_events_come_back(tmp_path: Path) -> None:
