@@ -1,4 +1,4 @@
-"""The built-in corpus: source text of the running interpreter's standard library, without its tests."""
+"""The built-in corpus: source text of the running interpreter's standard library, without its tests and code tables."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from .documents import DataError, Document, Faults
 if TYPE_CHECKING:
     from .data_settings import SourceSettings
 
-# Tests are many, repetitive and full of odd literals; installed packages are not the standard library.
-EXCLUDED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+# Tests are many, repetitive and full of odd literals; installed packages are not the standard library; and
+# `encodings` is a tenth of the bytes in tables of character codes, each nearly a copy of the next, which would
+# put copies of training text among the held-out documents.
+EXCLUDED_FOLDERS = frozenset(
+    {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
+)
 
 
 class StandardLibrarySource:

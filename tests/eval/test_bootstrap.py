@@ -82,6 +82,12 @@ def test_equal_models_differ_by_nothing() -> None:
         assert interval.p == 1.0
 
 
+def test_numerators_and_sizes_stay_together() -> None:
+    sizes = np.arange(1.0, 31.0)[:, None]
+    (interval,) = paired_intervals(3 * sizes, sizes, 2 * sizes[::-1], sizes[::-1])
+    assert (interval.value, interval.low, interval.high) == pytest.approx((1, 1, 1))
+
+
 def test_units_must_match() -> None:
     with pytest.raises(ValueError, match="same units"):
         paired_intervals(np.ones((2, 1)), np.ones((2, 1)), np.ones((3, 1)), np.ones((3, 1)))

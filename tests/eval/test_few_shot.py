@@ -145,6 +145,11 @@ def test_shots_are_cut_where_a_prompt_does_not_fit(make, tokenizer, pair_file: s
         score_task(scorer, task, protocol, 5, seed=0)
 
 
+def test_shots_end_where_the_pool_does(make, tokenizer) -> None:
+    scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
+    assert score_task(scorer, PAIRS, PROTOCOL, 512, seed=0).cut == [4]
+
+
 def test_items_do_not_depend_on_the_tokenizer(make, pair_file: str) -> None:
     seen = []
 

@@ -68,6 +68,18 @@ def test_a_uniform_model_pays_log2_of_the_vocabulary(make, tokenizer) -> None:
     assert [score.tokens for score in scores] == [90, 4]
 
 
+def test_bits_go_by_bytes_and_perplexity_by_tokens(make) -> None:
+    tokenizer = make.tokenizer(merges_from="abcd " * 50, size=262)
+    size = len(tokenizer)
+    scorer = Scorer(make.table(torch.zeros(size, size)), tokenizer, quiet=True)
+    scores = score_documents(scorer, [Document("a", "d", "abcd abcd"), Document("b", "d", "xyz")], 8)
+    tokens = len(tokenizer("abcd abcd").input_ids) + 3
+    assert tokens < 9 + 3
+    assert sum(score.tokens for score in scores) == tokens
+    assert bits_per_byte(scores) == pytest.approx(math.log2(size) * tokens / (9 + 3), rel=1e-6)
+    assert perplexity(scores) == pytest.approx(size, rel=1e-6)
+
+
 @pytest.mark.parametrize("window", [2, 3, 64])
 def test_a_bigram_model_with_known_answers(make, tokenizer, window: int) -> None:
     a, b = tokenizer("ab").input_ids
