@@ -146,8 +146,9 @@ def _evaluation_arguments(door: argparse.ArgumentParser) -> None:
     door.add_argument("--task", action="append", default=[], metavar="FILE", help="a few-shot file; may be given again")
     door.add_argument("--out", type=Path, help="folder to write to")
     door.add_argument("--seed", type=int, default=0)
-    door.add_argument("--device", default="cpu")
-    door.add_argument("--batch-tokens", type=int, default=16384, help="tokens a forward pass (default 16384)")
+    door.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    door.add_argument("--batch-tokens", type=int, default=8192, help="tokens a forward pass (default 8192)")
+    door.add_argument("--trust-remote-code", action="store_true", help="run code that lies with a model")
 
 
 def _eval_door(doors: argparse._SubParsersAction) -> None:
@@ -170,6 +171,7 @@ def evaluate(options: argparse.Namespace) -> None:
         seed=options.seed,
         device=options.device,
         batch_tokens=options.batch_tokens,
+        trust_remote_code=options.trust_remote_code,
     )
 
 
@@ -194,6 +196,7 @@ def compare(options: argparse.Namespace) -> None:
         seed=options.seed,
         device=options.device,
         batch_tokens=options.batch_tokens,
+        trust_remote_code=options.trust_remote_code,
         baseline=options.baseline,
     )
     print(f"report: {page}")

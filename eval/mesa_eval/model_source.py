@@ -5,7 +5,6 @@ Nothing is loaded here; `scoring.py` is the only file that runs a model.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from mesalm.hub.open_model import locate
+from mesalm.journal import read_journal
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def find_model(argument: str) -> ModelSource:
 def _finished_run(argument: str, final: Path) -> ModelSource:
     run = final.parent
     recipe = _read_recipe(run / "recipe.yaml")
-    events = read_events(run / "journal.jsonl")
+    events = read_journal(run / "journal.jsonl")
     starts = [event for event in events if event.get("event") == "start"]
     ends = [event for event in events if event.get("event") in ("step", "end") and "tokens" in event]
     length = recipe.get("data", {}).get("sequence_length")
@@ -72,29 +72,6 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         return {}
     loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     return loaded if isinstance(loaded, dict) else {}
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Read a run's journal; after a resume, later lines for a step replace earlier ones.
-
-    A last line cut short by a kill is left out. Raises ValueError for a broken line elsewhere.
-    """
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    events: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines) - 1:
-                break
-            raise ValueError(f"{path}:{number + 1}: not a line of JSON ({error.msg})") from error
-        step = event.get("step")
-        events[(event.get("event"), number if step is None else step, event.get("prompt"))] = event
-    return sorted(events.values(), key=lambda event: event.get("step") or 0)
 
 
 def training_curve(events: list[dict[str, Any]]) -> dict[str, list[list[float]]]:

@@ -1,6 +1,6 @@
 """The protocols and the door of `mesalm eval`: the same text, windows and queries for every model.
 
-`quick` reads some 0.4 million tokens a model (256-token windows, 3 built-in tasks), `full` some 8 million; each
+`quick` reads some 0.3 million tokens a model (256-token windows, 3 built-in tasks), `full` some 8 million; each
 task file adds its own. Subsamples are fixed by texts and seed before any model is opened. Models with one
 tokenizer share one window length, the least of their training lengths, so their windows are the same tokens.
 """
@@ -68,7 +68,7 @@ PROTOCOLS = {
         position_tokens=32_768,
         position_windows=2_000,
         copy_windows=64,
-        few_shot=FewShotProtocol(shots=(0, 1, 2, 4, 8), draws=2, rank_draws=1, queries=48, candidates=5),
+        few_shot=FewShotProtocol(shots=(0, 1, 2, 4, 8), draws=2, rank_draws=1, queries=40, candidates=5),
     ),
     "full": Protocol(
         name="full",
