@@ -53,6 +53,8 @@ class MesaConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights; maps back into the residual stream get this
             over sqrt(2 num_hidden_layers).
         logit_softcap: c in logits <- c tanh(logits / c). None: none.
+        scale_embeddings: whether embeddings are multiplied by sqrt(hidden_size) when they enter the residual stream;
+            they start small for the head's sake, and without the factor the first blocks' outputs drown them.
         tie_word_embeddings: whether the head shares the embedding's weights.
         use_cache: whether a forward pass without labels keeps the state for the next token.
 
@@ -93,6 +95,7 @@ class MesaConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     logit_softcap: float | None = None
+    scale_embeddings: bool = True
     tie_word_embeddings: bool = True
     use_cache: bool = True
     layer_types: list[str] | None = None

@@ -6,6 +6,18 @@ import torch
 from torch import nn
 
 
+class ScaledEmbedding(nn.Embedding):
+    """Look up tokens and multiply them by `scale`, so that a small tied head and a large residual stream agree."""
+
+    def __init__(self, tokens: int, width: int, padding_id: int | None, scale: float):
+        super().__init__(tokens, width, padding_id)
+        self.scale = scale
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings, [..., width], of ids [...]."""
+        return super().forward(input_ids) * self.scale
+
+
 class ResidualProjection(nn.Linear):
     """Map back into the residual stream; the start of its weights shrinks with the model's depth."""
 

@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache_mesa import MesaCache, count_tokens, tokens_seen
 from .configuration_mesa import MesaConfig
-from .layers import GateProjection, ResidualProjection, ShortConvolution
+from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortConvolution
 from .mixer_mesa import MesaMixer
 from .mixer_softmax import SoftmaxMixer
 from .mixers import MIXERS
@@ -73,7 +73,8 @@ class MesaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, GateProjection):
             init.constant_(module.bias, module.start)
         elif isinstance(module, ShortConvolution):
-            # the kernel starts near the identity, so that a mixer begins as one without convolution
+            # near the identity, so that a mixer begins as one without convolution; a start without that bias to the
+            # token itself was far behind after 300 steps (docs/log.md)
             start = torch.randn_like(module.weight) / (2 * module.size)
             start[:, 0] = 1.0
             init.copy_(module.weight, start)
@@ -90,7 +91,12 @@ class MesaModel(MesaPreTrainedModel):
 
     def __init__(self, config: MesaConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.embed_tokens = ScaledEmbedding(
+            config.vocab_size,
+            config.hidden_size,
+            config.pad_token_id,
+            scale=config.hidden_size**0.5 if config.scale_embeddings else 1.0,
+        )
         self.layers = nn.ModuleList([MesaBlock(config, layer) for layer in range(config.num_hidden_layers)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.has_softmax = "softmax" in config.layer_mixers

@@ -118,7 +118,7 @@ class ValidateSettings(Settings):
     """Describe validation while training."""
 
     every: int = Field(default=100, ge=0, description="Steps between validations; 0: only after the last step.")
-    rows: int = Field(default=256, ge=0, description="Rows of the validation split to score, evenly spaced; 0: all of them.")
+    rows: int = Field(default=256, ge=0, description="Rows of the validation split to score, evenly spaced; 0: all.")
 
 
 class SampleSettings(Settings):
