@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
@@ -10,6 +12,16 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from .cache_mesa import conv_state, recurrent_state
 from .configuration_mesa import MesaConfig
 from .layers import GateProjection, ResidualProjection, ShortConvolution
+
+
+class Operands(NamedTuple):
+    """Hold what an operator reads, in its order: query [B, T, H, K], key and value [B, T, G, K], gates [B, T, G]."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    log_forget: torch.Tensor | None
+    input_gate: torch.Tensor | None
 
 
 class GatedMixer(nn.Module):
@@ -62,24 +74,15 @@ class GatedMixer(nn.Module):
         state = recurrent_state(past_key_values, self.layer_idx)
         query, key = self._query_key(hidden_states, padding_mask, segments, past_key_values)
         value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim)
-        log_forget, input_gate = self._gates(hidden_states, padding_mask, segments)
-        output, state = self.read(
-            query, key, value, log_forget, input_gate, state, return_state=past_key_values is not None
-        )
+        operands = Operands(query, key, value, *self._gates(hidden_states, padding_mask, segments))
+        output, state = self.read(operands, state, return_state=past_key_values is not None)
         if past_key_values is not None and state is not None:
             past_key_values.update_recurrent_state(state, self.layer_idx)
         output = self.output_norm(output.to(hidden_states.dtype))
         return self.o_proj(output.reshape(batch, length, -1)), None
 
     def read(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        log_forget: torch.Tensor | None,
-        input_gate: torch.Tensor | None,
-        state: torch.Tensor | None,
-        return_state: bool,
+        self, operands: Operands, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out [B, T, H, V] and, if asked, the state after the last token, one float32 tensor."""
         raise NotImplementedError(f"{type(self).__name__} must say how its state is read")

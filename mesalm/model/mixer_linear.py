@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .mixer_gated import GatedMixer
+from .mixer_gated import GatedMixer, Operands
 from .operator_linear import linear_attention
 
 
@@ -14,19 +14,10 @@ class LinearMixer(GatedMixer):
     name = "linear"
 
     def read(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        log_forget: torch.Tensor | None,
-        input_gate: torch.Tensor | None,
-        state: torch.Tensor | None,
-        return_state: bool,
+        self, operands: Operands, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out and the state [B, G, K, V]; see `GatedMixer.read`."""
-        result = linear_attention(
-            query, key, value, log_forget, input_gate, initial_state=state, return_state=return_state
-        )
+        result = linear_attention(*operands, initial_state=state, return_state=return_state)
         return result if return_state else (result, None)
 
     def flops(self, length: int) -> float:

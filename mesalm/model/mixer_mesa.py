@@ -9,7 +9,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_mesa import MesaConfig
-from .mixer_gated import GatedMixer
+from .mixer_gated import GatedMixer, Operands
 from .operator_mesa import MesaState, mesa_attention
 
 
@@ -41,23 +41,12 @@ class MesaMixer(GatedMixer):
         return ridge.view(self.groups, self.head_dim) if self.config.ridge_per_channel else ridge
 
     def read(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        log_forget: torch.Tensor | None,
-        input_gate: torch.Tensor | None,
-        state: torch.Tensor | None,
-        return_state: bool,
+        self, operands: Operands, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out and the state [B, G, K, K + V]; see `GatedMixer.read`."""
         before = None if state is None else MesaState(state[..., : self.head_dim], state[..., self.head_dim :])
         output, after, report = mesa_attention(
-            query,
-            key,
-            value,
-            log_forget,
-            input_gate,
+            *operands,
             self.ridge(),
             initial_state=before,
             return_state=True,

@@ -114,3 +114,21 @@ def test_softcap_bounds_the_logits() -> None:
         logit_softcap=3.0,
     )
     assert MesaForCausalLM(config)(torch.arange(8)[None]).logits.abs().max() <= 3.0
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_embeddings_enter_scaled_and_can_be_resized(tie: bool) -> None:
+    sizes = {"vocab_size": 16, "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1}
+    ids = torch.arange(8)[None]
+    for scaled, factor in ((True, 8.0), (False, 1.0)):
+        model = MesaForCausalLM(
+            MesaConfig(num_attention_heads=1, scale_embeddings=scaled, tie_word_embeddings=tie, **sizes)
+        )
+        weights = model.get_input_embeddings().weight
+        torch.testing.assert_close(model.model.embed_tokens(ids), weights[ids] * factor)
+        before = model(ids).logits
+        model.resize_token_embeddings(20)
+        after = model(ids).logits
+        assert after.shape[-1] == 20
+        torch.testing.assert_close(after[..., :16], before)
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == tie
