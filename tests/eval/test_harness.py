@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
 
 from mesa_eval.perplexity import score_documents
 from mesa_eval.scoring import Scorer
+from mesalm import MesaConfig, MesaForCausalLM
 
 pytest.importorskip("lm_eval")
 
@@ -48,12 +51,38 @@ def task_folder(tmp_path: Path) -> Path:
     return folder
 
 
+def save_mesa(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Save a random hybrid of all mixers beside its tokenizer."""
+    torch.manual_seed(7)
+    config = MesaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        mixers=["mesa", "linear", "softmax"],
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        tolerance=1e-6,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    MesaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mesa"])
 @pytest.mark.usefixtures("offline")
-def test_the_harness_agrees_with_our_scores(save_model, make, task_folder: Path) -> None:
+def test_the_harness_agrees_with_our_scores(kind: str, save_model, make, task_folder: Path, tmp_path: Path) -> None:
     from mesa_eval.harness import run_tasks
 
     tokenizer = make.tokenizer(merges_from="red green dark blue number " * 30, size=290)
-    model = save_model("model", 7, tokenizer, length=128)
+    if kind == "mesa":
+        model = save_mesa(tmp_path / "mesa", tokenizer)
+    else:
+        model = save_model("model", 7, tokenizer, length=128)
     scorer = Scorer.open(model, device="cpu", quiet=True)
     for batch_size in (1, 4):
         results = run_tasks(
