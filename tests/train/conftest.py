@@ -194,4 +194,6 @@ def start(tmp_path: Path, recipe_file: Path) -> Iterator[Callable[..., subproces
     for process in started:
         if process.poll() is None:
             process.kill()
-            process.wait()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            pipe.close()
