@@ -78,7 +78,7 @@ class Solution(NamedTuple):
     steps: Tensor
 
 
-def solve(systems: Systems, rhs: Tensor, tolerance: float, max_steps: int) -> Solution:
+def solve_by_gradients(systems: Systems, rhs: Tensor, tolerance: float, max_steps: int) -> Solution:
     """Solve every row of rhs `[P, M, K]` to a relative error of x of at most `tolerance`.
 
     The error is the 2-norm in the caller's units, x / sqrt(ridge). A row stops when it is certified, or when

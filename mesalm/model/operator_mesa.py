@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .chunk_states import chunk_count, compute_dtype
-from .mesa_chunked import mesa_chunked, relative_residual
+from .mesa_chunked import mesa_chunked
 from .mesa_exact import mesa_exact
+from .mesa_report import relative_residual
 from .operator_inputs import (
     Layout,
     check_choice,

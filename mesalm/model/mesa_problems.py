@@ -1,0 +1,95 @@
+"""Cut the operands of mesa attention into problems, with the ridge scaled away.
+
+With L = diag(ridge), the system (H + L) x = q is (H' + I) x' = q' for k' = L^-1/2 k, q' = L^-1/2 q,
+x = L^-1/2 x', and the read-out is unchanged, G' x = G'' x' with G'' = L^-1/2 G.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .chunk_states import (
+    Decay,
+    chunk_count,
+    chunk_decay,
+    repeat_heads,
+    repeat_rows,
+    scan_states,
+    to_chunks,
+)
+from .mesa_cg import Systems
+
+
+class Problems(NamedTuple):
+    """Hold the chunked operands and states of one call; shapes as in `chunk_states` and `mesa_cg`.
+
+    key, gram, cross, last_gram and last_cross are scaled by the ridge; log_forget `[P, C]` is float64.
+    """
+
+    key: Tensor
+    value: Tensor
+    input_gate: Tensor
+    log_forget: Tensor
+    decay: Decay
+    gram: Tensor
+    cross: Tensor
+    last_gram: Tensor
+    last_cross: Tensor
+    inverse_root: Tensor
+
+    def systems(self, rows: int) -> Systems:
+        """Give the matrices for problems of `rows` rows."""
+        written = self.key * self.input_gate
+        start = repeat_rows(self.decay.start, rows)
+        return Systems(self.gram, self.key, written, self.decay.mask, start, self.inverse_root)
+
+    def largest_eigenvalue(self) -> Tensor:
+        """Bound the eigenvalues of H_t + I over the tokens of each problem from above: `[P]`."""
+        size = self.input_gate * self.key.square().sum(-1, keepdim=True)
+        inside = torch.bmm(self.decay.mask, size).amax((1, 2))
+        return 1.0 + inside + self.decay.start.amax((1, 2)) * torch.linalg.matrix_norm(self.gram)
+
+    def ridge_ratio(self) -> Tensor:
+        """Give sqrt(largest ridge / smallest ridge) `[P]`: the norm of x' against that of x is known up to this."""
+        return (self.inverse_root.amax(-1) / self.inverse_root.amin(-1)).squeeze(-1)
+
+
+def cut_problems(
+    key: Tensor,
+    value: Tensor,
+    log_forget: Tensor,
+    input_gate: Tensor,
+    ridge: Tensor,
+    gram: Tensor,
+    cross: Tensor,
+    dtype: torch.dtype,
+) -> Problems:
+    """Cut key, value and gates into problems, scale by the ridge and scan the states of the chunks."""
+    B, T, G, _ = key.shape
+    root = ridge.to(dtype).sqrt()  # [G, K]
+    inverse_root = repeat_heads(1.0 / root, B, chunk_count(T)).unsqueeze(1)  # [P, 1, K]
+    keys = to_chunks(key, G, dtype).mul_(inverse_root)
+    values = to_chunks(value, G, dtype)
+    gate = to_chunks(input_gate.unsqueeze(-1), G, dtype)
+    forget = to_chunks(log_forget.unsqueeze(-1), G, torch.float64).squeeze(-1)
+    decay = chunk_decay(forget, dtype)
+    fading = (keys * (gate * decay.end)).mT
+    row, column = root.unsqueeze(-1), root.unsqueeze(-2)
+    symmetric = 0.5 * (gram + gram.mT).to(dtype) / (row * column)
+    grams, last_gram = scan_states(torch.bmm(fading, keys), decay.whole, symmetric)
+    crosses, last_cross = scan_states(torch.bmm(fading, values), decay.whole, cross.to(dtype) / row)
+    return Problems(
+        keys,
+        values,
+        gate,
+        forget,
+        decay,
+        grams,
+        crosses,
+        last_gram.mul_(row * column),
+        last_cross.mul_(row),
+        inverse_root,
+    )

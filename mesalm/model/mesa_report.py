@@ -1,0 +1,63 @@
+"""Measure how well systems were solved, in float64 and apart from the solver's own account."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .chunk_states import chunk_count, to_chunks
+from .mesa_cg import solve_by_gradients
+from .mesa_problems import cut_problems
+
+ERROR_DIGITS = 1e-2
+"""Relative accuracy to which an error is itself solved for."""
+
+
+def relative_residual(
+    solution: Tensor,
+    query: Tensor,
+    key: Tensor,
+    log_forget: Tensor,
+    input_gate: Tensor,
+    ridge: Tensor,
+    gram: Tensor,
+    tolerance: float,
+) -> tuple[Tensor, Tensor]:
+    """Measure |q - (H + ridge) x| / |q| in float64, and whether x keeps `tolerance`.
+
+    Arguments as in `mesa_chunked`. Returns the largest relative residual `[B, N, H]` (float64) and `[B, N, H]`
+    booleans: is every x within tolerance of the exact solution? The residual bounds the error from above; where that
+    bound does not suffice, the error itself is solved for, (H + ridge) e = q - (H + ridge) x.
+    """
+    B, T, H, _ = query.shape
+    G, N = key.shape[2], chunk_count(T)
+    if B * T == 0:
+        nothing = torch.zeros(B, N, H, dtype=torch.float64, device=query.device)
+        return nothing, nothing == 0
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        double = torch.float64
+        none = key.new_zeros(*key.shape[:3], 1)
+        no_cross = gram.new_zeros(*gram.shape[:3], 1)
+        made = cut_problems(key, none, log_forget, input_gate, ridge, gram, no_cross, double)
+        rhs = to_chunks(query, G, double).mul_(made.inverse_root)
+        x = to_chunks(solution, G, double).div_(made.inverse_root)
+        systems = made.systems(rhs.shape[1])
+        residual = rhs - systems.apply(x)
+        length = (x * made.inverse_root).norm(dim=-1)
+        bound = residual.norm(dim=-1) * made.inverse_root.amax(-1)
+        kept = bound * (1.0 + tolerance) <= tolerance * length
+        unsure = (~kept).any(-1).nonzero().squeeze(-1)
+        if len(unsure):
+            part = systems.take(unsure)
+            error, _ = solve_by_gradients(part, residual[unsure], ERROR_DIGITS, 10 * query.shape[-1])
+            # Exact or not, e is certified by what it leaves of the residual.
+            left = (residual[unsure] - part.apply(error)).norm(dim=-1) * part.root.amax(-1)
+            above = (error * part.root).norm(dim=-1) + left
+            kept[unsure] |= above * (1.0 + tolerance) <= tolerance * length[unsure]
+        size, whole = ((rows / made.inverse_root).norm(dim=-1) for rows in (residual, rhs))
+        relative = torch.where(whole > 0, size / whole, size)
+
+    def by_head(rows: Tensor) -> Tensor:
+        return rows.view(G, B, N, H // G, -1).permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+    return by_head(relative).amax(-1), by_head(kept).all(-1)

@@ -1,0 +1,173 @@
+"""Solve the systems of a chunk with one factorisation that all its tokens share.
+
+With the ridge scaled to the identity, g_t the decay since the chunk began, g* one frozen decay and
+r_t = g* / g_t, the matrix of token t is
+
+    H_t + I = (1 / r_t) [ M + sum_{s <= t} w_s w_s' + (r_t - 1) I ],   M = g* H_0 + I,   w_s = sqrt(beta_s r_s) k_s.
+
+Without the last term all tokens share M and the rank-one updates. With N = M^-1, W the rows w_s,
+S = I + W N W' = L L' and the gains U = L^-1 W N (those of Sherman and Morrison 1950, taken all at once),
+
+    P_t = (M + sum_{s <= t} w_s w_s')^-1 = N - sum_{s <= t} u_s u_s'
+
+is one causal product for all tokens. What is left, x_t = (P_t^-1 + r_t - 1)^-1 r_t b_t, is a function of P_t whose
+spectrum lies in [0, 1], so x is a sum of Chebyshev polynomials in Y_t = 2 P_t - 1 with coefficients known in
+closed form: with q_t = (1 - sqrt(r_t)) / (1 + sqrt(r_t)) and m products,
+
+    x_t = 2 P_t sum'_{j < m} e_j T_j(Y_t) b_t,   e_j = sqrt(r) q^j (1 - q^{2 (m - j)}) / (1 + q^{2 m}),
+
+where ' halves the first term, and the relative error is at most 2 |q|^m / (1 + q^{2 m}), whatever the keys are.
+docs/solver.md derives this. After a restart inside a chunk M is the identity for the tokens that follow, with
+a reference decay of their own; the same factorisation serves them through a mask.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .chunk_states import apply_mask, is_restart, repeat_rows
+
+
+class Reference(NamedTuple):
+    """Hold the frozen decays of P problems of C tokens.
+
+    log_ratio `[P, C]` (float64): log r_t, with r taken about the middle of each stretch between restarts.
+    start `[P]` (float64): log g*. reach `[P]` (float64): the largest |log r_t|. stretch `[P, C]` (int64): the
+    restarts so far in this chunk.
+    """
+
+    log_ratio: Tensor
+    start: Tensor
+    reach: Tensor
+    stretch: Tensor
+
+    def take(self, index: Tensor | slice) -> Reference:
+        """Select problems."""
+        return Reference(*(field[index] for field in self))
+
+
+def freeze_decay(log_forget: Tensor, dtype: torch.dtype) -> Reference:
+    """Choose the reference decays of chunks with log gates `[P, C]` (float64)."""
+    C = log_forget.shape[-1]
+    restart = is_restart(log_forget, dtype)
+    total = log_forget.masked_fill(restart, 0.0).cumsum(-1)
+    place = torch.arange(C, device=total.device).expand_as(restart)
+    begins = torch.where(restart, place, 0).cummax(-1).values
+    later = torch.where(restart, place, C).flip(-1).cummin(-1).values.flip(-1)
+    ends = torch.nn.functional.pad(later[:, 1:], (0, 1), value=C) - 1
+    middle = 0.5 * (total.gather(-1, begins) + total.gather(-1, ends))
+    log_ratio = middle - total
+    return Reference(log_ratio, middle[:, 0], log_ratio.abs().amax(-1), restart.cumsum(-1))
+
+
+def products_needed(reach: Tensor, tolerance: Tensor) -> Tensor:
+    """Count the products with P `[P]` (float64) after which the error bound is at most `tolerance` `[P]`."""
+    q = torch.tanh(0.25 * reach)
+    return (torch.log(2.0 / tolerance) / -torch.log(q)).ceil().clamp(min=1.0)
+
+
+def coefficients(log_ratio: Tensor, degree: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give the coefficients e_j `[J, P, C, 1]` of the Chebyshev sum, J the largest degree, 0 past a problem's own.
+
+    log_ratio `[P, C]` (float64), degree `[P]` (int64): the products m.
+    """
+    m = degree.unsqueeze(-1)
+    q = torch.tanh(-0.25 * log_ratio)
+    j = torch.arange(int(degree[0]), device=degree.device).view(-1, 1, 1)
+    left = (m - j).clamp(min=0)
+    e = torch.exp(0.5 * log_ratio) * q**j * (1.0 - q ** (2 * left)) / (1.0 + q ** (2 * m))
+    e[0] *= 0.5
+    return e.to(dtype).unsqueeze(-1)
+
+
+class Factor(NamedTuple):
+    """Hold the factorisation of P problems, as the operator 2 Y = 4 P - 2 of the recurrence needs it.
+
+    carried `[P, K, K]` = 4 N - 2, gains `[P, C, K]` = 2 U; mask `[P, C, C]` and first `[P, C, 1]` where there are
+    restarts: 1 between tokens of one stretch, and 1 before the chunk's first restart; None where there are none.
+    """
+
+    carried: Tensor
+    gains: Tensor
+    mask: Tensor | None
+    first: Tensor | None
+
+    def head(self, problems: int) -> Factor:
+        """Keep the first problems."""
+        return Factor(*(None if field is None else field[:problems] for field in self))
+
+    def advance(self, v: Tensor, last: Tensor, scores: Tensor, out: Tensor, *, beta: float, alpha: float) -> Tensor:
+        """Write beta * last + alpha * 2 Y v to `out`, all rows `[P, M, K]`; `last` may be `out`, scores `[P, M, C]`."""
+        torch.bmm(v, self.gains.mT, out=scores)
+        P, M, C = scores.shape
+        if self.mask is None or self.first is None:
+            scores.view(P, M // C, C, C).tril_()
+            torch.baddbmm(last, v, self.carried, beta=beta, alpha=alpha, out=out)
+        else:
+            apply_mask(scores, self.mask)
+            kept = v * repeat_rows(self.first, M)
+            torch.baddbmm(last, kept, self.carried, beta=beta, alpha=alpha, out=out)
+            out.add_(v - kept, alpha=2.0 * alpha)
+        return out.baddbmm_(scores, self.gains, alpha=-alpha)
+
+
+def stretch_masks(stretch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Give the masks of `Factor` for the stretches `[P, C]` of chunks with restarts."""
+    same = stretch.unsqueeze(-1) == stretch.unsqueeze(-2)
+    return same.tril().to(dtype), (stretch == 0).to(dtype).unsqueeze(-1)
+
+
+def factorise(gram: Tensor, key: Tensor, input_gate: Tensor, reference: Reference, restarts: bool) -> Factor:
+    """Factor problems: gram `[P, K, K]` at the chunk's start, key `[P, C, K]`, input_gate `[P, C, 1]`.
+
+    restarts: does any of the chunks hold one? Where M is not positive definite in this arithmetic, the factor's
+    `carried` is NaN.
+    """
+    dtype, K = gram.dtype, gram.shape[-1]
+    matrix = gram * reference.start.exp().to(dtype)[:, None, None]
+    matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    identity = torch.eye(K, dtype=dtype, device=gram.device).expand_as(matrix)
+    root = torch.linalg.solve_triangular(lower, identity, upper=False)  # N = root' root
+    written = key * (input_gate * reference.log_ratio.exp().to(dtype).unsqueeze(-1)).sqrt()
+    half = torch.bmm(written, root.mT)
+    whole = torch.bmm(half, root)
+    mask = first = None
+    if restarts:
+        mask, first = stretch_masks(reference.stretch, dtype)
+        half, whole = torch.where(first > 0, half, written), torch.where(first > 0, whole, written)
+    inner = torch.bmm(half, half.mT)
+    if mask is not None:
+        inner.mul_(mask + mask.mT)  # the diagonal is counted twice here and put right below
+        inner.diagonal(dim1=-2, dim2=-1).mul_(0.5)
+    inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    small, _ = torch.linalg.cholesky_ex(inner)
+    gains = torch.linalg.solve_triangular(small, whole, upper=False).mul_(2.0)
+    carried = torch.bmm(root.mT, root).mul_(4.0)
+    carried.diagonal(dim1=-2, dim2=-1).sub_(2.0)
+    return Factor(carried.masked_fill_((info != 0)[:, None, None], torch.nan), gains, mask, first)
+
+
+def apply_series(factor: Factor, rhs: Tensor, log_ratio: Tensor, degree: list[int]) -> Tensor:
+    """Solve for rows rhs `[P, M, K]`: sum the series of `degree` products a problem, given in falling order."""
+    P, M, _ = rhs.shape
+    C = factor.gains.shape[1]
+    m = torch.tensor(degree, device=rhs.device)
+    e = coefficients(log_ratio, m, rhs.dtype)
+    scores = rhs.new_empty(P, M, C)
+    total = rhs * repeat_rows(e[0], M)
+    v, last = rhs, rhs
+    for j in range(1, degree[0]):
+        live = sum(d > j for d in degree)
+        part = factor.head(live)
+        v, last = v[:live], last[:live]
+        # T_1 = Y v; then T_{j + 1} = 2 Y T_j - T_{j - 1}, written over T_{j - 1} unless that is the caller's rhs
+        out = last if j > 2 else torch.empty_like(v)
+        beta, alpha = (-1.0, 1.0) if j > 1 else (0.0, 0.5)
+        part.advance(v, last, scores[:live], out, beta=beta, alpha=alpha)
+        v, last = out, v
+        total[:live].addcmul_(v, repeat_rows(e[j, :live], M))
+    return factor.advance(total, total, scores, torch.empty_like(rhs), beta=1.0, alpha=0.5)
