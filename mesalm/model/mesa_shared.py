@@ -97,7 +97,9 @@ class Factor(NamedTuple):
 
     def head(self, problems: int) -> Factor:
         """Keep the first problems."""
-        return Factor(*(None if field is None else field[:problems] for field in self))
+        mask = None if self.mask is None else self.mask[:problems]
+        first = None if self.first is None else self.first[:problems]
+        return Factor(self.carried[:problems], self.gains[:problems], mask, first)
 
     def advance(self, v: Tensor, last: Tensor, scores: Tensor, out: Tensor, *, beta: float, alpha: float) -> Tensor:
         """Write beta * last + alpha * 2 Y v to `out`, all rows `[P, M, K]`; `last` may be `out`, scores `[P, M, C]`."""

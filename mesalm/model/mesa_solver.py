@@ -70,8 +70,8 @@ def solve(
         restarts = first >= plan.plain
         block = reference.take(index if run is None else run)
         if fresh:
-            operands = (_take(operand, index, run) for operand in (made.gram, made.key, made.input_gate))
-            factor = factorise(*operands, block, restarts)
+            gram, key, gate = (_take(operand, index, run) for operand in (made.gram, made.key, made.input_gate))
+            factor = factorise(gram, key, gate, block, restarts)
             factors.carried[where], factors.gains[where] = factor.carried, factor.gains
         else:
             masks = stretch_masks(block.stretch, rhs.dtype) if restarts else (None, None)

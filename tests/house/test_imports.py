@@ -28,6 +28,7 @@ FORBIDDEN = {
     "mesalm.data": ["mesalm.model", "mesalm.train", "mesalm.hub", "mesalm.lab", "mesa_eval"],
     "mesalm.train": ["mesalm.lab", "mesa_eval"],
     "mesalm.hub": ["mesalm.train", "mesalm.lab", "mesa_eval"],
+    "mesalm.lab": ["mesalm.train", "mesa_eval"],
     "mesa_eval": ["mesalm.train", "mesalm.lab"],
 }
 

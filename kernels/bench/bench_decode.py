@@ -1,0 +1,201 @@
+"""Time the writing of single tokens after contexts of growing length: mesa beside its softmax twin.
+
+    python kernels/bench/bench_decode.py                             # contexts 128, 1,024, 4,096 and 16,384
+    python kernels/bench/bench_decode.py --device cuda --batch 8 --context 1024 16384
+
+A context of random tokens fills the cache; then single tokens go through the model as `generate` sends them, the models
+turn by turn. Prints one table, and appends one JSON line a model and context to --out. See README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import records
+import torch
+from measure import Spread, interleave, ratio, time_once
+
+from mesalm import MesaConfig, MesaForCausalLM
+
+TWIN = "softmax"
+PREFILL = 2048
+"""Tokens of the context that go through a model at once, so that long contexts need little memory."""
+
+
+@dataclass
+class Writer:
+    """Hold a model that has read a context, and its cache: what it costs to go on by single tokens."""
+
+    model: MesaForCausalLM
+    token: torch.Tensor
+    cache: Any = None
+
+    def read(self, tokens: torch.Tensor) -> None:
+        """Read a context `[B, T]` into a fresh cache."""
+        self.cache = None
+        for piece in tokens.split(PREFILL, dim=1):
+            self._advance(piece)
+
+    def write(self) -> None:
+        """Write one token, the likeliest."""
+        self._advance(self.token)
+
+    @torch.inference_mode()
+    def _advance(self, tokens: torch.Tensor) -> None:
+        result = self.model(input_ids=tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.cache = result.past_key_values
+        self.token = result.logits[:, -1:].argmax(-1)
+
+    def cache_bytes(self) -> int:
+        """Count the bytes of all tensors in the cache."""
+        return sum(tensor.nbytes for layer in self.cache.layers for tensor in _tensors(vars(layer)))
+
+
+def _tensors(held: object) -> list[torch.Tensor]:
+    """List the tensors in what a cache's layer holds."""
+    if isinstance(held, torch.Tensor):
+        return [held]
+    if isinstance(held, dict):
+        held = list(held.values())
+    return [tensor for part in held for tensor in _tensors(part)] if isinstance(held, (list, tuple)) else []
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    """Read the command line; --quick is small sizes and few repeats, unless they are given too."""
+    text = (__doc__ or "").split("\n", maxsplit=1)
+    parser = argparse.ArgumentParser(
+        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--context", type=int, nargs="+", help="tokens before (default: 128 1024 4096 16384)")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, help="default 192")
+    parser.add_argument("--heads", type=int, default=3)
+    parser.add_argument("--vocabulary", type=int, help="default 4096")
+    parser.add_argument("--mixers", nargs="+", default=["mesa", "linear", TWIN], choices=("mesa", "linear", TWIN))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own choice)")
+    parser.add_argument("--repeats", type=int, help="tokens measured (default: 64)")
+    parser.add_argument("--warmup", type=int, default=4, help="tokens before them")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines are appended here")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
+    arguments = parser.parse_args(words)
+    quick = arguments.quick
+    usual = {
+        "context": [32, 64] if quick else [128, 1024, 4096, 16384],
+        "width": 48 if quick else 192,
+        "vocabulary": 64 if quick else 4096,
+        "repeats": 2 if quick else 64,
+    }
+    for name, value in usual.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    if min(*arguments.context, arguments.batch, arguments.repeats) < 1:
+        parser.error("--context, --batch and --repeats must be at least 1")
+    return arguments
+
+
+def build(arguments: argparse.Namespace, mixer: str) -> Writer:
+    """Build a model with one mixer."""
+    torch.manual_seed(arguments.seed)
+    config = MesaConfig(
+        vocab_size=arguments.vocabulary,
+        hidden_size=arguments.width,
+        intermediate_size=arguments.width * 8 // 3,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=arguments.heads,
+        mixers=mixer,
+        max_position_embeddings=max(arguments.context) + arguments.repeats + arguments.warmup,
+    )
+    return Writer(MesaForCausalLM(config).to(arguments.device).eval(), torch.empty(0))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Hold what was measured of one model after one context: a token, the context's reading, the cache."""
+
+    token: Spread
+    read_s: float
+    cache_bytes: int
+
+
+def measure_context(writers: dict[str, Writer], context: int, arguments: argparse.Namespace) -> dict[str, Measured]:
+    """Let all models read a context one after the other, then write tokens turn by turn."""
+    generator = torch.Generator().manual_seed(arguments.seed)
+    tokens = torch.randint(arguments.vocabulary, (arguments.batch, context), generator=generator)
+    tokens = tokens.to(arguments.device)
+    reading = {
+        name: time_once(lambda w=writer: w.read(tokens), arguments.device)  # type: ignore[misc]
+        for name, writer in writers.items()
+    }
+    sizes = {name: writer.cache_bytes() for name, writer in writers.items()}
+    writing = interleave(
+        {name: writer.write for name, writer in writers.items()},
+        arguments.repeats,
+        arguments.warmup,
+        arguments.device,
+    )
+    return {name: Measured(writing[name], reading[name], sizes[name]) for name in writers}
+
+
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure, print and write all contexts; return the JSON lines."""
+    shared = records.describe_run("bench_decode", arguments)
+    writers = {mixer: build(arguments, mixer) for mixer in arguments.mixers}
+    lines, cells = [], []
+    for context in arguments.context:
+        measured = measure_context(writers, context, arguments)
+        twin = measured.get(TWIN)
+        for name, found in measured.items():
+            line = {
+                **shared,
+                "context": context,
+                "variant": name,
+                "token_s": records.spread_fields(found.token),
+                "tokens_per_s": arguments.batch / found.token.median,
+                "time_over_softmax": ratio(found.token, twin.token if twin else None),
+                "read_s": found.read_s,
+                "cache_bytes": found.cache_bytes,
+            }
+            lines.append(line)
+            cells.append(
+                (
+                    f"{name}, {context}",
+                    records.milliseconds(found.token),
+                    records.number(line["tokens_per_s"]),
+                    records.number(line["time_over_softmax"]),
+                    records.number(found.cache_bytes, 2.0**-20),
+                    records.number(found.read_s),
+                )
+            )
+    columns = (
+        "model, context",
+        "a token\nms",
+        "tokens\na second",
+        "times\nsoftmax",
+        "cache\nMiB",
+        "reading the\ncontext, s",
+    )
+    records.show("decoding", columns, cells)
+    if arguments.out is not None:
+        records.append_lines(arguments.out, lines)
+    return lines
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after one line about input that is wrong."""
+    try:
+        run(parse(words))
+    except ValueError as trouble:
+        print(f"bench_decode: {trouble}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""Time mesa attention beside its rivals in one run: time, memory, operations and error of each.
+
+    python kernels/bench/bench_operator.py                          # eight gates, 2,048 tokens, 8 heads of 64, float32
+    python kernels/bench/bench_operator.py --gamma 0.99 --length 2048 8192 32768
+    python kernels/bench/bench_operator.py --recorded tests/data/recorded_long.safetensors
+    python kernels/bench/bench_operator.py --device cuda --dtype bfloat16 --batch 8 --heads 16 --size 128
+
+Prints one table a case, and appends one JSON line a variant and case to --out. See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import records
+import torch
+from accuracy import Errors, Truth, find_errors, find_truth, output_errors
+from cases import DTYPES, GAMMAS, KEYS, Case, Operands, make_operands, recorded_case
+from measure import Spread, interleave, peak_rates, ratio
+from peak_of_variant import both_passes, forward, measure, measure_apart
+from peer import ask_peer
+from variants import ALL, BASELINES, QUADRATIC, Variant, Work, count_work, find, spell
+
+from mesalm.model.chunk_states import CHUNK
+
+QUADRATIC_LIMIT = 8192
+"""Longest case that variants of quadratic time are run on."""
+AGREEMENT_TOKENS = 512
+"""Tokens on which the peer's reference and ours are compared in float64."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Hold what was measured of one variant on one case."""
+
+    name: str
+    forward: Spread | None
+    both: Spread | None
+    memory: dict[str, int | None] | None = None
+    work: Work | None = None
+    errors: Errors | None = None
+    agreement: float | None = None
+    peer: str | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Return the operations a second over both passes."""
+        if self.work is None or self.both is None:
+            return None
+        return (self.work.forward + self.work.backward) / self.both.median
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    """Read the command line; --quick is small sizes and few repeats, unless they are given too."""
+    text = (__doc__ or "").split("\n", maxsplit=1)
+    parser = argparse.ArgumentParser(
+        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gamma", type=float, nargs="+", help="mean forgetting of synthetic cases (default: eight)")
+    parser.add_argument("--keys", choices=KEYS, nargs="+", default=["corr"], help="key statistics of synthetic cases")
+    parser.add_argument("--recorded", nargs="+", default=[], metavar="FILE", help="operands of trained models instead")
+    parser.add_argument("--length", type=int, nargs="+", help="tokens (default: 2048; the whole of a recorded file)")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--heads", type=int, help="default 8")
+    parser.add_argument("--size", type=int, help="size of keys and of values (default: 64)")
+    parser.add_argument("--variants", choices=ALL, nargs="+", default=["mesa", "cg", *BASELINES, "linear", "softmax"])
+    parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-4], help="of mesa, shared and cg")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own choice)")
+    parser.add_argument("--repeats", type=int, help="measurements of each variant (default: 15)")
+    parser.add_argument("--warmup", type=int, default=2, help="rounds before them")
+    parser.add_argument("--memory", choices=("all", "first", "none"), help="cases whose peak memory is measured")
+    parser.add_argument("--peer-python", metavar="PYTHON", help="interpreter that has flash-linear-attention")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines are appended here")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
+    arguments = parser.parse_args(words)
+    quick = arguments.quick
+    usual = {
+        "gamma": [0.99] if quick else list(GAMMAS),
+        "length": None if arguments.recorded else [192] if quick else [2048],
+        "heads": 2 if quick else 8,
+        "size": 16 if quick else 64,
+        "repeats": 2 if quick else 15,
+        "memory": "none" if quick else "first",
+    }
+    for name, value in usual.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    if min(*(arguments.length or [1]), arguments.batch, arguments.heads, arguments.size, arguments.repeats) < 1:
+        parser.error("--length, --batch, --heads, --size and --repeats must be at least 1")
+    return arguments
+
+
+def list_cases(arguments: argparse.Namespace) -> list[Case]:
+    """List the cases that the arguments ask for, length by length."""
+    rest = {name: getattr(arguments, name) for name in ("dtype", "device", "seed")}
+    if arguments.recorded:
+        lengths = arguments.length or [None]
+        return [recorded_case(file, length, rest) for file in arguments.recorded for length in lengths]
+    return [
+        Case(length, arguments.batch, arguments.heads, arguments.size, keys, gamma, **rest)
+        for keys in arguments.keys
+        for gamma in arguments.gamma
+        for length in arguments.length
+    ]
+
+
+def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -> list[Row]:
+    """Measure all variants on one case: errors and work first, then time turn by turn, then memory."""
+    operands = make_operands(case)
+    names = [
+        name
+        for word in arguments.variants
+        if word not in QUADRATIC or case.length <= QUADRATIC_LIMIT
+        for name in spell(word, arguments.tolerance)
+    ]
+    variants = [find(name) for name in names]
+    truth = find_truth(operands)
+    errors = {v.name: find_errors(v, operands, truth) for v in variants if v.solves}
+    work = {v.name: count_work(v, operands) for v in variants}
+    times = interleave(dict(_actions(variants, operands)), arguments.repeats, arguments.warmup, case.device)
+    rows = []
+    for name in names:
+        memory = None
+        if with_memory:
+            memory = measure(case, name) if torch.device(case.device).type == "cuda" else measure_apart(case, name)
+        rows.append(Row(name, times[name + " forward"], times[name + " both"], memory, work[name], errors.get(name)))
+    if arguments.peer_python and case.length <= QUADRATIC_LIMIT:
+        rows += peer_rows(arguments.peer_python, operands, truth, case)
+    return rows
+
+
+def _actions(variants: list[Variant], operands: Operands) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Give every variant's two actions to be timed: the forward pass, and both passes."""
+    leaves = operands.leaves()
+    upstream = torch.randn_like(operands.value)
+    for variant in variants:
+        yield variant.name + " forward", lambda v=variant: forward(v, operands)  # type: ignore[misc]
+        yield variant.name + " both", lambda v=variant: both_passes(v, leaves, upstream)  # type: ignore[misc]
+
+
+def peer_rows(python: str, operands: Operands, truth: Truth, case: Case) -> list[Row]:
+    """Run the peer's two references: time and error on the case, and how far its exact one agrees with ours in float64.
+
+    Their times are those of the CPU, and left out where the case runs elsewhere. The exact one's backward pass by
+    autograd copies all states at every token and is not run. The other one wants whole chunks of tokens.
+    """
+    short = operands.tokens(0, AGREEMENT_TOKENS).double()
+    double = ask_peer(python, short, "exact", "float64", 1)
+    ours = find_truth(short, gradients=False)
+    agreement = output_errors(double.output.to(short.query.device), ours).output
+    rows = []
+    for function in ("exact", "cg-30") if case.length % CHUNK == 0 else ("exact",):
+        result = ask_peer(python, operands, function)
+        seconds = result.seconds if case.device == "cpu" else None
+        errors = output_errors(result.output.to(operands.query.device), truth)
+        agrees = f", agrees with our exact operator in float64 to {agreement:.1e}" if function == "exact" else ""
+        label = f"{result.function} of release {result.release}{agrees}"
+        kept = agreement if function == "exact" else None
+        rows.append(Row(f"fla {function}", seconds, None, errors=errors, agreement=kept, peer=label))
+    return rows
+
+
+def to_line(row: Row, rows: list[Row], rates: dict[str, float]) -> dict[str, Any]:
+    """Write a row as the fields of a JSON line: seconds, bytes, operations, errors and ratios."""
+    both = {other.name: other.both for other in rows}
+    errors = None if row.errors is None else {**asdict(row.errors), "gradient": row.errors.gradient}
+    return {
+        "variant": row.name,
+        "forward_s": records.spread_fields(row.forward),
+        "forward_backward_s": records.spread_fields(row.both),
+        "peak_bytes": row.memory,
+        "work": None if row.work is None else asdict(row.work),
+        "flops_per_s": row.rate,
+        "peak_flops_per_s": rates,
+        "share_of_peak": {name: None if row.rate is None else row.rate / rate for name, rate in rates.items()},
+        "errors": errors,
+        "speedup_on": {name: ratio(both.get(name), row.both) for name in BASELINES},
+        "time_over_linear": ratio(row.both, both.get("linear")),
+        "agreement_float64": row.agreement,
+        "peer": row.peer,
+    }
+
+
+COLUMNS = (
+    *("variant", "forward\nms", "fwd + bwd\nms", "µs a\ntoken", "faster\nthan\ncg-30", "than\ncg-30-\nplain"),
+    *("times\nlinear", "peak\nMiB", "steps", "GFLOP", "of\npeak", "of\nbatched\npeak"),
+    *("error", "99 % of\ntokens", "gradient\nerror"),
+)
+
+
+def show_case(case: Case, rows: list[Row], lines: list[dict[str, Any]]) -> None:
+    """Print the table of a case, and what must be known to read it."""
+    cells = [_cells(case, row, line) for row, line in zip(rows, lines, strict=True)]
+    notes = [f"{row.name}: {row.peer}" for row in rows if row.peer]
+    first = next((row.errors.from_token for row in rows if row.errors is not None), 0)
+    if first:
+        notes.append(f"errors are those of the tokens from {first} on; gradients' errors those of the first tokens")
+    records.show(case.name, COLUMNS, cells, notes)
+
+
+def _cells(case: Case, row: Row, line: dict[str, Any]) -> tuple[str, ...]:
+    """Write a row as the cells of the table."""
+    errors, memory, work = line["errors"] or {}, row.memory or {}, row.work
+    return (
+        row.name,
+        records.milliseconds(row.forward),
+        records.milliseconds(row.both),
+        records.number(row.both.median / (case.length * case.batch) if row.both else None, 1e6),
+        *(records.number(line["speedup_on"][name]) for name in BASELINES),
+        records.number(line["time_over_linear"]),
+        records.number(memory.get("both"), 2.0**-20),
+        records.number(work.steps if work else None),
+        records.number(work.forward + work.backward if work else None, 1e-9),
+        records.share(line["share_of_peak"]["large"]),
+        records.share(line["share_of_peak"]["batched"]),
+        records.error(errors.get("output")),
+        records.error(errors.get("quantile")),
+        records.error(errors.get("gradient")),
+    )
+
+
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure, print and write all cases; return the JSON lines."""
+    if arguments.peer_python and shutil.which(arguments.peer_python) is None:
+        raise ValueError(f"--peer-python: {arguments.peer_python} is no program; give the path of an interpreter")
+    shared = records.describe_run("bench_operator", arguments)
+    by_size: dict[int, dict[str, float]] = {}
+    written = []
+    for place, case in enumerate(list_cases(arguments)):
+        if case.size not in by_size:
+            by_size[case.size] = peak_rates(case.size, DTYPES[case.dtype], case.device, arguments.quick)
+            limits = (f"{name} {rate / 1e9:.0f}" for name, rate in by_size[case.size].items())
+            print(f"measured peak, GFLOP/s, size {case.size}: " + ", ".join(limits))
+        rates = by_size[case.size]
+        with_memory = arguments.memory == "all" or (arguments.memory == "first" and not place)
+        rows = measure_case(case, arguments, with_memory)
+        lines = [{**shared, "case": asdict(case), **to_line(row, rows, rates)} for row in rows]
+        show_case(case, rows, lines)
+        if arguments.out is not None:
+            records.append_lines(arguments.out, lines)
+        written += lines
+    return written
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after one line about input that is wrong."""
+    try:
+        run(parse(words))
+    except (ValueError, FileNotFoundError) as trouble:
+        print(f"bench_operator: {trouble}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

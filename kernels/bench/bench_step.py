@@ -1,0 +1,190 @@
+"""Time whole training steps of a small model: mesa beside gated linear attention and its softmax twin.
+
+    python kernels/bench/bench_step.py                       # T = 512 and 4,096, 8,192 tokens a step, 2 tolerances
+    python kernels/bench/bench_step.py --device cuda --precision bfloat16 --width 768 --heads 12 --layers 12
+
+A step is the forward pass, the loss, the backward pass and AdamW. All models differ in their mixers alone, and see the
+same random tokens. Prints one table a length, and appends one JSON line a model and length to --out. See README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import records
+import torch
+from cases import DTYPES
+from measure import Spread, interleave, peak_rates, ratio
+
+from mesalm import MesaConfig, MesaForCausalLM
+
+TWIN = "softmax"
+
+
+@dataclass
+class Trainee:
+    """Hold a model, its optimiser and the tokens `[rows, T]` that it makes steps on."""
+
+    name: str
+    model: MesaForCausalLM
+    optimiser: torch.optim.Optimizer
+    tokens: torch.Tensor
+    precision: torch.dtype
+    loss: float = float("nan")
+
+    def step(self) -> None:
+        """Make one optimiser step and keep its loss."""
+        device = self.tokens.device.type
+        with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
+            loss = self.model(input_ids=self.tokens, labels=self.tokens).loss
+        loss.backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.loss = loss.detach()
+
+    def flops(self) -> float:
+        """Count the operations of one step; the solver's steps are those of the last forward pass."""
+        return self.model.flops_per_token(self.tokens.shape[1]) * self.tokens.numel()
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    """Read the command line; --quick is small sizes and few repeats, unless they are given too."""
+    text = (__doc__ or "").split("\n", maxsplit=1)
+    parser = argparse.ArgumentParser(
+        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--length", type=int, nargs="+", help="tokens a row (default: 512 4096)")
+    parser.add_argument("--tokens", type=int, help="tokens a step (default: 8192)")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, help="default 192")
+    parser.add_argument("--heads", type=int, default=3)
+    parser.add_argument("--vocabulary", type=int, help="default 4096")
+    parser.add_argument("--mixers", nargs="+", default=["mesa", "linear", TWIN], choices=("mesa", "linear", TWIN))
+    parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-3, 1e-4], help="of mesa mixers")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of autocast")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own choice)")
+    parser.add_argument("--repeats", type=int, help="steps measured (default: 10)")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines are appended here")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
+    arguments = parser.parse_args(words)
+    quick = arguments.quick
+    usual = {
+        "length": [96] if quick else [512, 4096],
+        "tokens": 192 if quick else 8192,
+        "width": 48 if quick else 192,
+        "vocabulary": 64 if quick else 4096,
+        "repeats": 2 if quick else 10,
+    }
+    for name, value in usual.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    for length in arguments.length:
+        if length < 2 or arguments.tokens % length:
+            parser.error(f"--length {length} must be at least 2 and divide --tokens {arguments.tokens}")
+    return arguments
+
+
+def build(arguments: argparse.Namespace, mixer: str, tolerance: float, length: int) -> Trainee:
+    """Build a model with one mixer, its AdamW and its tokens."""
+    torch.manual_seed(arguments.seed)
+    config = MesaConfig(
+        vocab_size=arguments.vocabulary,
+        hidden_size=arguments.width,
+        intermediate_size=arguments.width * 8 // 3,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=arguments.heads,
+        mixers=mixer,
+        max_position_embeddings=length,
+        tolerance=tolerance,
+    )
+    model = MesaForCausalLM(config).to(arguments.device).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    tokens = torch.randint(arguments.vocabulary, (arguments.tokens // length, length), generator=generator)
+    name = f"{mixer}@{tolerance:g}" if mixer == "mesa" else mixer
+    return Trainee(name, model, optimiser, tokens.to(arguments.device), DTYPES[arguments.precision])
+
+
+def measure_length(arguments: argparse.Namespace, length: int) -> tuple[list[Trainee], dict[str, Spread]]:
+    """Time the steps of all models at one length, turn by turn."""
+    trainees = [
+        build(arguments, mixer, tolerance, length)
+        for mixer in arguments.mixers
+        for tolerance in (arguments.tolerance if mixer == "mesa" else arguments.tolerance[:1])
+    ]
+    steps: dict[str, Callable[[], object]] = {trainee.name: trainee.step for trainee in trainees}
+    return trainees, interleave(steps, arguments.repeats, arguments.warmup, arguments.device)
+
+
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure, print and write all lengths; return the JSON lines."""
+    shared = records.describe_run("bench_step", arguments)
+    rates = peak_rates(64, DTYPES[arguments.precision], arguments.device, arguments.quick)
+    written = []
+    for length in arguments.length:
+        trainees, times = measure_length(arguments, length)
+        lines = []
+        for trainee in trainees:
+            spread, flops = times[trainee.name], trainee.flops()
+            lines.append(
+                {
+                    **shared,
+                    "peak_flops_per_s": rates,
+                    "length": length,
+                    "rows": trainee.tokens.shape[0],
+                    "variant": trainee.name,
+                    "step_s": records.spread_fields(spread),
+                    "tokens_per_s": arguments.tokens / spread.median,
+                    "time_over_softmax": ratio(spread, times.get(TWIN)),
+                    "solver_steps": trainee.model.solver_steps(),
+                    "flops": flops,
+                    "share_of_peak": flops / spread.median / rates["large"],
+                    "loss": float(trainee.loss),
+                }
+            )
+        show_length(length, lines, times)
+        if arguments.out is not None:
+            records.append_lines(arguments.out, lines)
+        written += lines
+    return written
+
+
+def show_length(length: int, lines: list[dict[str, Any]], times: dict[str, Spread]) -> None:
+    """Print the table of one length."""
+    columns = ("model", "step\nms", "tokens\na second", "times\nsoftmax", "solver\nsteps", "GFLOP", "of peak", "loss")
+    cells = [
+        (
+            line["variant"],
+            records.milliseconds(times[line["variant"]]),
+            records.number(line["tokens_per_s"]),
+            records.number(line["time_over_softmax"]),
+            records.number(line["solver_steps"]),
+            records.number(line["flops"], 1e-9),
+            records.share(line["share_of_peak"]),
+            records.number(line["loss"]),
+        )
+        for line in lines
+    ]
+    records.show(f"training steps, {lines[0]['rows']} rows of {length} tokens", columns, cells)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after one line about input that is wrong."""
+    try:
+        run(parse(words))
+    except ValueError as trouble:
+        print(f"bench_step: {trouble}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

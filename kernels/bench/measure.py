@@ -1,0 +1,145 @@
+"""Measure time, peak memory and the machine's own limits."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Hold the median, the quartiles and the least of repeated measurements, in seconds."""
+
+    median: float
+    lower: float
+    upper: float
+    least: float
+    repeats: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Spread:
+        """Summarise measurements; at least one."""
+        if len(seconds) == 1:
+            return cls(seconds[0], seconds[0], seconds[0], seconds[0], 1)
+        lower, middle, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+        return cls(middle, lower, upper, min(seconds), len(seconds))
+
+
+def wait_for(device: str) -> None:
+    """Wait until a device has done all it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_once(action: Callable[[], object], device: str) -> float:
+    """Run `action` once and return its seconds; on CUDA between two events on the stream."""
+    if torch.device(device).type != "cuda":
+        start = time.perf_counter()
+        action()
+        return time.perf_counter() - start
+    wait_for(device)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    action()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def interleave(actions: dict[str, Callable[[], object]], repeats: int, warmup: int, device: str) -> dict[str, Spread]:
+    """Time actions turn by turn, A B C A B C, so that a machine that slows down slows all of them down.
+
+    The garbage collector runs before the first measurement and not again until the last.
+    """
+    for _ in range(warmup):
+        for action in actions.values():
+            action()
+    wait_for(device)
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(repeats):
+            for name, action in actions.items():
+                seconds[name].append(time_once(action, device))
+    finally:
+        if enabled:
+            gc.enable()
+    return {name: Spread.of(taken) for name, taken in seconds.items()}
+
+
+def matmul_rate(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, repeats: int) -> float:
+    """Measure the best rate, in operations a second, of P products of `[M, N]` by `[N, L]`; shape is (P, M, N, L)."""
+    P, M, N, L = shape
+    left, right = torch.randn(P, M, N, device=device).to(dtype), torch.randn(P, N, L, device=device).to(dtype)
+    out = torch.empty(P, M, L, dtype=dtype, device=device)
+    if P == 1:
+        left, right, out = left[0], right[0], out[0]
+
+    def multiply() -> None:
+        torch.matmul(left, right, out=out)
+
+    spread = interleave({"": multiply}, repeats, 2, device)[""]
+    return 2.0 * P * M * N * L / spread.least
+
+
+def peak_rates(size: int, dtype: torch.dtype, device: str, quick: bool = False) -> dict[str, float]:
+    """Measure two limits, in operations a second: one large product, and a batch of products of a chunk's size.
+
+    The first is the machine's peak; the second, `[64, size]` by `[size, size]` in the batch that suits the machine best
+    (on a CPU one that stays in the cache), is what chunked methods can reach.
+    """
+    cuda = torch.device(device).type == "cuda"
+    large = 256 if quick else 8192 if cuda else 2048
+    batches = (32,) if quick else (2048, 8192) if cuda else (8, 32, 128, 512)
+    repeats = 3 if quick else 20
+    return {
+        "large": matmul_rate((1, large, large, large), dtype, device, 3 if quick else 10),
+        "batched": max(matmul_rate((batch, 64, size, size), dtype, device, repeats) for batch in batches),
+    }
+
+
+def peak_memory(action: Callable[[], object], device: str) -> int | None:
+    """Measure the bytes that `action` needs at its peak beyond what was held before it; None where nobody counts.
+
+    On CUDA the allocator's own count. On a CPU the peak of the process's resident memory, which Linux lets a process
+    set back; so this belongs into a fresh process, warmed up on something small: see `peak_of_variant`.
+    """
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        wait_for(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        wait_for(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with suppress(OSError):
+        CLEAR.write_text("5", encoding="ascii")
+        before = _status("VmRSS:")
+        action()
+        return max(0, _status("VmHWM:") - before)
+    return None
+
+
+def _status(field: str) -> int:
+    """Read a size of this process from Linux, in bytes."""
+    for line in STATUS.read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{STATUS} has no {field}")
+
+
+def ratio(above: Spread | None, below: Spread | None) -> float | None:
+    """Divide one median by another; None where either is missing."""
+    return None if above is None or below is None else above.median / below.median

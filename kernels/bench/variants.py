@@ -1,0 +1,139 @@
+"""Name the variants that stand side by side, and say how each is run and how much work it is.
+
+A variant is written as a word, with its tolerance where it has one: "mesa@0.0001", "shared@0.0001", "cg@0.0001",
+"cg-30", "cg-30-plain", "linear", "softmax". So it travels to another process as a string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from cases import Operands
+from cg_fixed import mesa_fixed_steps
+from flops import linear, mesa, softmax
+from torch import Tensor
+
+from mesalm.model.chunk_states import chunk_count, compute_dtype
+from mesalm.model.mesa_chunked import mesa_chunked
+from mesalm.model.operator_linear import linear_attention
+from mesalm.model.operator_mesa import mesa_attention
+
+ALL = ("mesa", "shared", "cg", "cg-30", "cg-30-plain", "linear", "softmax")
+TOLERANT = {"mesa": "auto", "shared": "shared", "cg": "cg"}
+"""Variants that stop at a tolerance, and the method of the solver that each of them is."""
+BASELINES = ("cg-30", "cg-30-plain")
+"""The peer's recipe, in blocks that stay in the cache and with all problems at once."""
+FIXED_STEPS = 30
+QUADRATIC = ("softmax",)
+"""Variants whose time grows with the square of the length."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Say how much work one call is: operations forward and backward.
+
+    steps: of the solver, on average (None: no solve). factored: the share of chunks and heads that used the shared
+    factor.
+    """
+
+    forward: float
+    backward: float
+    steps: float | None = None
+    factored: float = 0.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Offer one way to compute attention: `run(operands)` returns `[B, T, H, V]`.
+
+    solves: whether it computes mesa attention, so that its output has an error. reads: the operands that it reads, by
+    place; the others get no gradient.
+    """
+
+    name: str
+    run: Callable[[Operands], Tensor]
+    solves: bool
+    reads: tuple[int, ...]
+    tolerance: float | None = None
+
+
+def spell(word: str, tolerances: list[float]) -> list[str]:
+    """Write a variant out for each tolerance: "mesa" to "mesa@0.001", "mesa@0.0001"; others as they are.
+
+    Raises ValueError for a variant that does not exist.
+    """
+    if word not in ALL:
+        raise ValueError(f"variant is {word!r}: must be one of {', '.join(ALL)}")
+    return [f"{word}@{tolerance:g}" for tolerance in tolerances] if word in TOLERANT else [word]
+
+
+def find(name: str) -> Variant:
+    """Find the variant that `spell` wrote."""
+    word, _, tolerance = name.partition("@")
+    if word in TOLERANT:
+        limit = float(tolerance)
+        return Variant(name, lambda operands: _solver(word, operands, limit)[0], True, tuple(range(6)), limit)
+    if word in BASELINES:
+        blocked = word == "cg-30"
+        return Variant(name, lambda x: mesa_fixed_steps(*x, FIXED_STEPS, blocked), True, tuple(range(6)))
+    if word == "linear":
+        return Variant(name, lambda operands: linear_attention(*operands[:5]), False, tuple(range(5)))
+    if word == "softmax":
+        return Variant(name, _attend, False, (0, 1, 2))
+    raise ValueError(f"variant is {name!r}: must be one of {', '.join(ALL)}")
+
+
+def count_work(variant: Variant, operands: Operands) -> Work:
+    """Count the operations of one call of `variant`; runs the solvers once to learn their steps."""
+    B, T, H, K = operands.query.shape
+    V = operands.value.shape[-1]
+    word = variant.name.partition("@")[0]
+    steps, factored = 0.0, 0.0
+    if word == "linear":
+        forward, backward = linear(K, V, False), linear(K, V, True)
+    elif word == "softmax":
+        forward, backward = softmax(K, V, T, False), softmax(K, V, T, True)
+    else:
+        if word in BASELINES:
+            steps = float(FIXED_STEPS)
+        else:
+            assert variant.tolerance is not None
+            steps, factored = _steps(word, operands, variant.tolerance)
+        forward, backward = (mesa(K, V, steps, factored, again) for again in (False, True))
+    total = B * T * H
+    return Work(forward * total, backward * total, steps if variant.solves else None, factored)
+
+
+def _steps(word: str, operands: Operands, tolerance: float) -> tuple[float, float]:
+    """Measure the mean steps of a solve, and the share of chunks and heads that used the shared factor.
+
+    Where each chunk and head is priced by itself, those that took another number of steps than conjugate gradients
+    take for them are counted as factored.
+    """
+    with torch.no_grad():
+        steps = _solver(word, operands, tolerance)[1]
+        plain = steps if word == "cg" else _solver("cg", operands, tolerance)[1]
+    factored = 1.0 if word == "shared" else float((steps != plain).double().mean())
+    return float(steps.double().mean()), factored
+
+
+def _solver(word: str, operands: Operands, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Run this project's solver; returns output `[B, T, H, V]` and steps `[B, N, H]`."""
+    if word == "mesa":
+        output, report = mesa_attention(*operands, tolerance=tolerance, return_report="steps")
+        return output, report.steps
+    B, T, G, K = operands.key.shape
+    V = operands.value.shape[-1]
+    dtype = compute_dtype(operands.query.dtype)
+    gram, cross = (operands.key.new_zeros(B, G, K, size, dtype=dtype) for size in (K, V))
+    results = mesa_chunked(*operands, gram, cross, tolerance, 4 * K, method=TOLERANT[word])
+    assert results[4].shape == (B, chunk_count(T), operands.query.shape[2])
+    return results[0], results[4]
+
+
+def _attend(operands: Operands) -> Tensor:
+    """Run torch's causal attention on the same queries, keys and values."""
+    query, key, value = (x.transpose(1, 2) for x in operands[:3])
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)

@@ -1,0 +1,1 @@
+"""The laboratory: what trained models really do inside."""

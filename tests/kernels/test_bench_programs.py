@@ -1,0 +1,186 @@
+"""The benchmark programs run and write down every field."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mesalm.lab.recorded import save_recorded
+from mesalm.model.operator_mesa import mesa_attention
+
+MACHINE = {"cpu", "cores", "threads", "load_before", "system", "python", "torch", "device"}
+SHARED = {"program", "commit", "machine", "arguments", "variant"}
+OPERATOR = {
+    *SHARED,
+    *("case", "peak_flops_per_s", "forward_s", "forward_backward_s", "peak_bytes", "work", "flops_per_s"),
+    *("share_of_peak", "errors", "speedup_on", "time_over_linear", "agreement_float64", "peer"),
+}
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def check_spread(spread: dict[str, float], repeats: int) -> None:
+    assert 0 < spread["least"] <= spread["lower"] <= spread["median"] <= spread["upper"]
+    assert spread["repeats"] == repeats
+
+
+def test_the_operator_program_writes_every_field(bench: SimpleNamespace, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "lines.jsonl"
+    words = ["--quick", "--out", str(out), "--gamma", "1", "0.97", "--variants", *bench.variants.ALL]
+    assert bench.bench_operator.main([*words, "--tolerance", "1e-3"]) == 0
+    lines = read(out)
+    names = ["mesa@0.001", "shared@0.001", "cg@0.001", "cg-30", "cg-30-plain", "linear", "softmax"]
+    assert [line["variant"] for line in lines] == 2 * names
+    medians = {name: line["forward_backward_s"]["median"] for name, line in zip(names, lines, strict=False)}
+    for line in lines:
+        assert set(line) == OPERATOR
+        assert set(line["machine"]) == MACHINE
+        check_spread(line["forward_s"], 2)
+        check_spread(line["forward_backward_s"], 2)
+        assert line["work"]["forward"] > 0
+        solves = line["variant"] not in ("linear", "softmax")
+        assert solves == (line["errors"] is not None) == (line["work"]["steps"] is not None)
+        if solves:
+            limit = 1e-5 if line["variant"].startswith("cg-30") else 5e-3
+            errors = line["errors"]
+            assert set(errors["gradients"]) == set(bench.cases.Operands._fields)
+            assert 0 < errors["output"] <= errors["worst"] < limit
+            assert 0 < errors["quantile"] <= errors["worst"]
+            assert 0 < errors["gradient"] < limit
+        rate = (line["work"]["forward"] + line["work"]["backward"]) / line["forward_backward_s"]["median"]
+        assert line["share_of_peak"]["large"] == pytest.approx(rate / line["peak_flops_per_s"]["large"])
+    first = lines[0]
+    assert first["speedup_on"]["cg-30"] == pytest.approx(medians["cg-30"] / medians["mesa@0.001"])
+    assert first["time_over_linear"] == pytest.approx(medians["mesa@0.001"] / medians["linear"])
+    assert [line["work"]["steps"] for line in lines if line["variant"] == "cg-30"] == [30, 30]
+    assert [line["work"]["factored"] for line in lines if line["variant"].startswith("cg@")] == [0, 0]
+
+
+def test_wrong_input_is_one_line(bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert bench.bench_operator.main(["--quick", "--gamma", "1.5"]) == 2
+    assert capsys.readouterr().err.splitlines() == ["bench_operator: gamma is 1.5: must be above 0 and at most 1"]
+    assert bench.bench_operator.main(["--quick", "--peer-python", str(tmp_path / "none"), "--variants", "linear"]) == 2
+    assert "is no program" in capsys.readouterr().err
+
+
+def test_recorded_operands_stand_side_by_side(bench: SimpleNamespace, tmp_path: Path) -> None:
+    file, T, K = tmp_path / "recorded.safetensors", 70, 8
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in (0, 2):
+        normal = {name: torch.randn(1, T, heads, K, generator=generator) for name, heads in SIZES.items()}
+        tensors |= {f"layer.{layer}.{name}": x.half() for name, x in normal.items()}
+        gates = torch.rand(2, 1, T, 2, generator=generator)
+        tensors |= {f"layer.{layer}.log_forget": gates[0].log(), f"layer.{layer}.input_gate": gates[1]}
+        tensors[f"layer.{layer}.ridge"] = torch.rand(2, K, generator=generator) + 0.5
+    save_recorded(file, {name: x.contiguous() for name, x in tensors.items()}, {"unit_norm": False})
+    case = bench.cases.Case(64, recorded=str(file))
+    made = bench.cases.make_operands(case)
+    assert made.query.shape == made.key.shape == (1, 64, 8, K)
+    assert made.ridge.shape == (8, K)
+    # key head 1 of layer 2 is read by its query heads 2 and 3
+    assert torch.equal(made.key[:, :, 7], tensors["layer.2.key"][:, :64, 1].float())
+    assert torch.equal(made.log_forget[:, :, 6], tensors["layer.2.log_forget"][:, :64, 1])
+    assert torch.equal(made.ridge[1], tensors["layer.0.ridge"][0])
+    with pytest.raises(ValueError, match="holds 70 tokens"):
+        bench.cases.make_operands(bench.cases.Case(71, recorded=str(file)))
+    out = tmp_path / "lines.jsonl"
+    assert bench.bench_operator.main(["--quick", "--recorded", str(file), "--out", str(out)]) == 0
+    described = {name: read(out)[0]["case"][name] for name in ("length", "heads", "size", "recorded")}
+    assert described == {"length": T, "heads": 8, "size": K, "recorded": str(file)}
+    assert bench.bench_operator.main(["--quick", "--recorded", str(file), "--length", "71"]) == 2
+
+
+SIZES = {"query": 4, "key": 2, "value": 2}
+
+
+def test_the_step_program_writes_every_field(bench: SimpleNamespace, tmp_path: Path) -> None:
+    out = tmp_path / "lines.jsonl"
+    assert bench.bench_step.main(["--quick", "--out", str(out)]) == 0
+    lines = read(out)
+    assert [line["variant"] for line in lines] == ["mesa@0.001", "mesa@0.0001", "linear", "softmax"]
+    for line in lines:
+        wanted = {"length", "rows", "step_s", "tokens_per_s", "time_over_softmax", "solver_steps", "flops"}
+        assert set(line) == SHARED | wanted | {"share_of_peak", "loss", "peak_flops_per_s"}
+        check_spread(line["step_s"], 2)
+        assert line["tokens_per_s"] == pytest.approx(192 / line["step_s"]["median"])
+        assert line["loss"] == pytest.approx(math.log(64), abs=0.3)
+        assert (line["solver_steps"] is None) == (line["variant"] in ("linear", "softmax"))
+    assert lines[1]["solver_steps"] >= lines[0]["solver_steps"] > 0
+    assert lines[3]["time_over_softmax"] == 1
+
+
+def test_the_decode_program_writes_every_field(bench: SimpleNamespace, tmp_path: Path) -> None:
+    out = tmp_path / "lines.jsonl"
+    assert bench.bench_decode.main(["--quick", "--mixers", "mesa", "softmax", "--out", str(out)]) == 0
+    lines = read(out)
+    assert [(line["variant"], line["context"]) for line in lines] == [
+        *[("mesa", 32), ("softmax", 32), ("mesa", 64), ("softmax", 64)]
+    ]
+    for line in lines:
+        wanted = {"context", "token_s", "tokens_per_s", "time_over_softmax", "read_s", "cache_bytes"}
+        assert set(line) == SHARED | wanted
+        check_spread(line["token_s"], 2)
+    # keys and values of 4 layers, 48 wide, against states of 3 heads of 16 x 32 and what the convolution keeps
+    assert [line["cache_bytes"] for line in lines if line["variant"] == "softmax"] == [
+        4 * 2 * T * 48 * 4 for T in (32, 64)
+    ]
+    assert {line["cache_bytes"] for line in lines if line["variant"] == "mesa"} == {4 * 4 * (3 * 16 * 32 + 96 * 3)}
+
+
+def test_decoding_continues_the_context(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = bench.bench_decode.parse(["--quick"])
+    tokens = torch.randint(64, (2, 50), generator=torch.Generator().manual_seed(0))
+    writer = bench.bench_decode.build(arguments, "mesa")
+    monkeypatch.setattr(bench.bench_decode, "PREFILL", 16)
+    writer.read(tokens)
+    following = torch.full((2, 1), 7)
+    with torch.inference_mode():
+        continued = writer.model(input_ids=following, past_key_values=writer.cache, use_cache=True).logits[:, -1]
+        whole = writer.model(input_ids=torch.cat((tokens, following), 1)).logits[:, -1]
+    torch.testing.assert_close(continued, whole, rtol=1e-3, atol=1e-4)  # the solver's tolerance
+
+
+PEER = """
+import torch
+
+def naive_mesa_net_exact(q, k, v, g, lamb, beta):
+    q, k, v, g, lamb, beta = (x.float() for x in (q, k, v, g, lamb, beta))
+    H = torch.zeros(*q.shape[:1], *q.shape[2:], q.shape[-1])
+    G, outputs = H.clone(), []
+    for t in range(q.shape[1]):
+        decay, row = g[:, t].exp()[..., None, None], (beta[:, t, :, None] * k[:, t]).unsqueeze(-1)
+        H, G = decay * H + row * k[:, t].unsqueeze(-2), decay * G + row * v[:, t].unsqueeze(-2)
+        x = torch.linalg.solve(H + torch.diag_embed(lamb), q[:, t])
+        outputs.append((x.unsqueeze(-1) * G).sum(-2))
+    return torch.stack(outputs, 1), H, G
+"""
+
+
+def test_the_peer_is_asked_in_its_own_words(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "fla/ops/mesa_net"
+    folder.mkdir(parents=True)
+    (tmp_path / "fla/__init__.py").write_text("raise RuntimeError('no GPU')", encoding="utf-8")
+    (folder / "naive.py").write_text(PEER, encoding="utf-8")
+    label = tmp_path / "flash_linear_attention-9.9.dist-info"
+    label.mkdir()
+    (label / "METADATA").write_text("Name: flash-linear-attention\nVersion: 9.9\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    made = bench.cases.make_operands(bench.cases.Case(40, heads=2, size=8, gamma=0.9)).double()
+    result = bench.peer.ask_peer(sys.executable, made, "exact", "float64", 1)
+    torch.testing.assert_close(result.output, mesa_attention(*made, backend="exact"), rtol=1e-10, atol=1e-12)
+    assert (result.release, result.seconds.repeats) == ("9.9", 1)
+    assert result.function.endswith("naive_mesa_net_exact")
+    with pytest.raises(ValueError, match="naive_mesa_net_CG"):
+        bench.peer.ask_peer(sys.executable, made, "cg-30")

@@ -1,0 +1,76 @@
+"""Small random models with a tokenizer of bytes, and text for them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mesalm import MesaConfig, MesaForCausalLM
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {"<|pad|>": 0, "<|endoftext|>": 1} | {letter: index + 2 for index, letter in enumerate(alphabet)}
+    core = Tokenizer(models.BPE(words, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
+    )
+
+
+@pytest.fixture
+def save_model(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that writes a random model, gates and ridge spread as after training, and its tokenizer."""
+
+    def save(mixers: str | list[str], name: str = "model", layers: int = 2, **settings: Any) -> str:
+        torch.manual_seed(0)
+        config = MesaConfig(
+            vocab_size=258,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=layers,
+            mixers=mixers,
+            max_position_embeddings=128,
+            bos_token_id=1,
+            eos_token_id=1,
+            pad_token_id=0,
+            **{"num_attention_heads": 4, "num_key_value_heads": 2, **settings},
+        )
+        model = MesaForCausalLM(config)
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                if "ridge_parameter" in parameter_name or "forget_proj" in parameter_name:
+                    parameter.add_(0.5 * torch.randn_like(parameter))
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
+        return str(folder)
+
+    return save
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> str:
+    """Write three documents of 40, 500 and 300 letters, a token each and one that begins the document."""
+    generator = random.Random(0)
+    path = tmp_path / "text.jsonl"
+    lines = []
+    for name, length in (("short", 40), ("long", 500), ("middle", 300)):
+        text = "".join(generator.choice("abcdefgh ") for _ in range(length))
+        lines.append(f'{{"id": "{name}", "text": "{text}"}}\n')
+    path.write_text("".join(lines), encoding="utf-8")
+    return str(path)

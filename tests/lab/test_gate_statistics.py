@@ -1,0 +1,129 @@
+"""The numbers of an inspection against plain NumPy on cases made by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mesalm.lab.capture import Reading
+from mesalm.lab.gate_statistics import (
+    FORGET_EDGES,
+    INPUT_EDGES,
+    LayerSamples,
+    condition_numbers,
+    late_tokens,
+    long_chunks,
+)
+
+T, G, K = 150, 3, 8
+
+
+def operands(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    key = torch.randn(T, G, K, generator=generator, dtype=torch.float64)
+    key /= key.norm(dim=-1, keepdim=True)
+    log_forget = -torch.rand(T, G, generator=generator, dtype=torch.float64) * torch.tensor([0.001, 0.05, 1.0])
+    input_gate = torch.rand(T, G, generator=generator, dtype=torch.float64)
+    ridge = 0.25 + torch.rand(G, K, generator=generator, dtype=torch.float64)
+    return key, log_forget, input_gate, ridge
+
+
+def recurrent_gram(key: np.ndarray, log_forget: np.ndarray, input_gate: np.ndarray) -> np.ndarray:
+    """Run the recurrence of one head as it is written, [T, K, K]."""
+    state, states = np.zeros((K, K)), []
+    for k, log_gamma, beta in zip(key, log_forget, input_gate, strict=True):
+        state = np.exp(log_gamma) * state + beta * np.outer(k, k)
+        states.append(state)
+    return np.array(states)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_condition_numbers_are_those_of_the_recurrence(restart: bool) -> None:
+    key, log_forget, input_gate, ridge = operands()
+    if restart:
+        log_forget[100, 1] = -math.inf
+        log_forget[140, 2] = -1e30
+    tokens = [0, 1, 70, 120, T - 1]
+    plain, scaled = condition_numbers(key, log_forget, input_gate, ridge, tokens)
+    assert plain.shape == scaled.shape == (len(tokens), G)
+    for head in range(G):
+        grams = recurrent_gram(key[:, head].numpy(), log_forget[:, head].numpy(), input_gate[:, head].numpy())
+        root = np.diag(ridge[head].numpy() ** -0.5)
+        for place, t in enumerate(tokens):
+            whole = np.linalg.cond(grams[t] + np.diag(ridge[head].numpy()), 2)
+            form = np.linalg.cond(root @ grams[t] @ root + np.eye(K), 2)
+            # both are double precision on condition numbers below 1e3
+            assert plain[place, head].item() == pytest.approx(whole, rel=1e-10)
+            assert scaled[place, head].item() == pytest.approx(form, rel=1e-10)
+
+
+def test_a_case_that_can_be_worked_out_by_hand() -> None:
+    # two orthogonal keys, the first written twice: H = diag(0.5 * 1 + 1, 0) before the last, then halved once more
+    key = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64).unsqueeze(1)
+    half = torch.full((3, 1), math.log(0.5), dtype=torch.float64)
+    plain, scaled = condition_numbers(key, half, torch.ones_like(half), torch.tensor([[1.0, 4.0]]).double(), [1, 2])
+    assert plain[:, 0].tolist() == pytest.approx([4.0 / 2.5, 5.0 / 1.75])
+    assert scaled[:, 0].tolist() == pytest.approx([2.5 / 1.0, 1.75 / 1.25])
+
+
+def test_long_chunks_are_whole_chunks_that_keep_more_than_a_sixteenth() -> None:
+    border = math.log(1 / 16) / 64
+    gates = torch.tensor([0.99 * border, 1.01 * border, 0.0]).double().repeat(2 * 64 + 63, 1)
+    gates[64 + 5, 2] = -math.inf
+    gates[2 * 64 :] = -9.0  # a chunk that is not whole does not count
+    assert long_chunks(gates).tolist() == [[1, 0, 1], [1, 0, 0]]
+
+
+def test_late_tokens_lie_in_the_last_quarter_and_reach_its_end() -> None:
+    assert late_tokens(512)[-1] == 511
+    assert late_tokens(512)[0] == 383
+    assert len(late_tokens(512)) == 8
+    assert late_tokens(2) == [1]
+
+
+def test_a_head_is_summed_up_over_its_windows() -> None:
+    samples = LayerSamples(3, "mesa", True)
+    gates, inputs, all_steps = [], [], []
+    for seed in range(2):
+        key, log_forget, input_gate, ridge = operands(seed)
+        steps = torch.arange(3 * 2 * G, dtype=torch.int32).view(1, 3, 2 * G) + seed
+        reading = Reading(3, "mesa", True, key, key, key, log_forget, input_gate, ridge, steps)
+        batched = {name: getattr(reading, name).unsqueeze(0) for name in ("query", "key", "value")}
+        samples.add(reading._replace(log_forget=log_forget.unsqueeze(0), input_gate=input_gate.unsqueeze(0), **batched))
+        gates.append(log_forget.numpy())
+        inputs.append(input_gate.numpy())
+        all_steps.append(steps[0].numpy())
+    gate, entry, taken = np.concatenate(gates), np.concatenate(inputs), np.concatenate(all_steps)
+    heads = samples.numbers()
+    assert [head.head for head in heads] == list(range(G))
+    for head in heads:
+        g = head.head
+        assert head.layer == 3
+        assert head.gamma == pytest.approx(np.exp(gate[:, g]).mean())
+        assert head.log_gamma == pytest.approx(np.percentile(gate[:, g], [5, 50, 95]))
+        assert head.memory == pytest.approx(-1 / gate[:, g].mean())
+        assert head.beta == pytest.approx(entry[:, g].mean())
+        assert head.ridge == pytest.approx((float(ridge[g].min()), float(ridge[g].mean()), float(ridge[g].max())))
+        # query heads 2 g and 2 g + 1 read key head g
+        assert head.steps == pytest.approx(taken[:, 2 * g : 2 * g + 2].mean())
+        assert len(head.condition) == len(head.scaled) == 2 * 8
+        assert sum(head.forget_counts) == sum(head.input_counts) == 2 * T
+        place = np.searchsorted(FORGET_EDGES, np.median(-gate[:, g])) - 1
+        assert head.forget_counts[place] > 0
+        assert head.input_counts[-1] == (entry[:, g] >= INPUT_EDGES[-2]).sum()
+
+
+def test_a_head_that_never_forgets_has_endless_memory() -> None:
+    samples = LayerSamples(0, "linear", False)
+    zeros, ones = torch.zeros(1, 64, 1), torch.ones(1, 64, 1)
+    key = torch.ones(1, 64, 1, 4)
+    samples.add(Reading(0, "linear", False, key, key, key, zeros, ones, None, None))
+    (head,) = samples.numbers()
+    assert head.memory is None
+    assert (head.gamma, head.beta, head.long_chunks) == (1.0, 1.0, 1.0)
+    assert head.ridge is None
+    assert head.steps is None
+    assert head.condition == []
