@@ -39,9 +39,10 @@ class MesaState(NamedTuple):
 class MesaReport(NamedTuple):
     """Tell how the systems of one call were solved, by batch row, chunk of 64 tokens and query head.
 
-    steps `[B, N, H]` (int32): conjugate-gradient steps of the slowest token, 0 for direct solves. residual
+    steps `[B, N, H]` (int32): products with the chunk's matrices for the slowest token, 0 for direct solves. residual
     `[B, N, H]` (float64): the largest |q - (H + ridge) x| / |q|, recomputed from x in float64; converged
-    `[B, N, H]` (bool): does that residual certify the tolerance? Both None if only the steps were asked for.
+    `[B, N, H]` (bool): is every x within the tolerance, measured in float64? Both None if only the steps were asked
+    for.
     backend: the back end that ran, "exact" or "torch".
     """
 
@@ -66,6 +67,7 @@ def mesa_attention(
     max_steps: int | None = None,
     backend: str = "auto",
     return_report: bool | str = False,
+    strict: bool = False,
 ) -> Any:
     """Predict each value by ridge regression on all keys and values so far (the gated mesa layer).
 
@@ -85,23 +87,25 @@ def mesa_attention(
     or return states they are solved as S rows padded to the longest, and the report has those rows; that
     path looks at the lengths, so torch.compile breaks the graph there.
 
-    tolerance bounds the relative error of the solution (H_t + ridge)^-1 q_t in the 2-norm, certified by
-    |error| <= |residual / sqrt(ridge)| / sqrt(smallest ridge). It is out of reach where it asks for more than the
-    rounding of the states leaves (in float32 about the condition number times 1e-7). max_steps: conjugate-gradient
-    steps at most (None: 4 K). The backward pass solves to the same tolerance. Gradients of float16 arguments are
-    float16 and underflow below 6e-8.
+    tolerance bounds the relative error of the solution (H_t + ridge)^-1 q_t in the 2-norm, by the theory of the
+    solver that each chunk and head gets (docs/solver.md). It is out of reach where it asks for more than the rounding
+    of the states leaves (in float32 about the condition number times 1e-7). max_steps: products with a chunk's
+    matrices at most (None: 4 K). strict: raise if the tolerance was not kept, measured in float64, at the cost of the
+    full report. The backward pass solves to the same tolerance. Gradients of float16 arguments are float16 and
+    underflow below 6e-8.
 
     backend: "exact" (one dense solve a token, float32 or better, by autograd), "torch" (in chunks, memory
     O(T), gradients by implicit differentiation; a single token is solved densely), "triton" (GPU kernels;
     none yet, so an error that says so), "auto" (the fastest that applies: "torch").
 
     Returns output `[B, T, H, V]` in query's dtype; then a MesaState if return_state; then a MesaReport if
-    return_report, whose residual costs about one more solver step in float64. return_report="steps" leaves
+    return_report, which costs a product or, in hard cases, a solve in float64. return_report="steps" leaves
     residual and converged None and costs nothing: the way to log the solver's work while training; it holds
     under torch.compile and activation checkpointing.
 
-    Raises ValueError, in one line, for arguments of wrong shape, dtype, device or range. Ranges and NaN are
-    looked at on CPU tensors only, where that costs no synchronisation, and not under torch.compile.
+    Raises ValueError, in one line, for arguments of wrong shape, dtype, device or range; ranges and NaN are
+    looked at on CPU tensors only, where that costs no synchronisation, and not under torch.compile. Raises
+    ArithmeticError if strict and the tolerance was not kept.
     Source: MesaNet, arXiv 2506.05233, section 2; docs/mathematics.md.
     """
     layout = check_projections(query, key, value, cu_seqlens)
@@ -135,11 +139,14 @@ def mesa_attention(
         results.append(MesaState(gram, cross))
     if return_report == "steps":
         results.append(MesaReport(steps, None, None, chosen))
-    elif return_report:
+    if return_report is True or strict:
         residual, converged = relative_residual(
             solution.detach(), query, key, log_forget, input_gate, ridges, state.gram, float(tolerance)
         )
-        results.append(MesaReport(steps, residual, converged, chosen))
+        if strict and not bool(converged.all()):
+            raise ArithmeticError(_missed(tolerance, residual, converged, steps))
+        if return_report is True:
+            results.append(MesaReport(steps, residual, converged, chosen))
     return results[0] if len(results) == 1 else tuple(results)
 
 
@@ -159,6 +166,15 @@ def _choose(backend: str, query: Tensor, layout: Layout) -> str:
     if supported:
         reason = "this version of mesalm calls no kernels; the installed mesa_kernels is newer"
     raise ValueError(f"backend is 'triton', which cannot run this call ({reason}): must be 'auto' or 'torch'")
+
+
+def _missed(tolerance: float, residual: Tensor, converged: Tensor, steps: Tensor) -> str:
+    """Say in one line how far the tolerance was missed."""
+    return (
+        f"tolerance {tolerance:g} was not kept by {int((~converged).sum())} of {converged.numel()} chunks and heads "
+        f"(largest relative residual {float(residual.max()):.1e} after at most {int(steps.max())} steps): "
+        "allow more max_steps, a larger tolerance, or use float64"
+    )
 
 
 def _complete_state(initial_state: Any, layout: Layout, query: Tensor) -> MesaState:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mesalm.model import mesa_cg, mesa_solver
+from mesalm.model import mesa_cg, mesa_price, mesa_solver
 from mesalm.model.mesa_chunked import mesa_chunked
 from mesalm.model.mesa_exact import mesa_exact
 from mesalm.model.mesa_price import METHODS
@@ -131,6 +131,28 @@ def test_too_few_steps_are_reported() -> None:
     assert int(report.steps.max()) == 3
     assert not bool(report.converged.all())
     assert float(report.residual.max()) > 1e-3
+
+
+@pytest.mark.parametrize("backend", ["torch", "exact"])
+def test_strict_makes_a_missed_tolerance_an_error(backend: str) -> None:
+    inputs = make_inputs(130, "correlated", 0.97, 0.25)[:6]
+    wanted = mesa_attention(*inputs, backend=backend)
+    assert torch.equal(mesa_attention(*inputs, backend=backend, strict=True), wanted)
+    _, report = mesa_attention(*inputs, backend=backend, strict=True, return_report="steps")
+    assert report.residual is None
+    if backend == "torch":
+        with pytest.raises(ArithmeticError, match=r"tolerance 0.0001 was not kept by \d+ of 6 chunks and heads"):
+            mesa_attention(*inputs, max_steps=3, strict=True)
+
+
+def test_the_report_is_not_the_solvers_own_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A solver that stops too early, whatever it believes, is found out."""
+    inputs = make_inputs(130, "correlated", 0.99, 0.25)[:6]
+    _, report = mesa_attention(*inputs, return_report=True)
+    assert bool(report.converged.all())
+    monkeypatch.setattr(mesa_price, "products_needed", lambda reach, tolerance: torch.full_like(reach, 2.0))
+    _, report = mesa_attention(*inputs, return_report=True)
+    assert not bool(report.converged[:, :2].any())  # the third chunk holds two tokens, for which two products do
 
 
 def test_out_of_reach_of_float32_stops_and_says_so() -> None:
