@@ -65,8 +65,8 @@ def freeze_decay(log_forget: Tensor, dtype: torch.dtype) -> Reference:
 
 def products_needed(reach: Tensor, tolerance: Tensor) -> Tensor:
     """Count the products with P `[P]` (float64) after which the error bound is at most `tolerance` `[P]`."""
-    q = torch.tanh(0.25 * reach)
-    return (torch.log(2.0 / tolerance) / -torch.log(q)).ceil().clamp(min=1.0)
+    digits = -torch.log(torch.tanh(0.25 * reach))  # natural digits a product; 0 where tanh rounds to 1
+    return (torch.log(2.0 / tolerance) / digits.clamp(min=1e-300)).ceil().clamp(min=1.0)
 
 
 def coefficients(log_ratio: Tensor, degree: Tensor, dtype: torch.dtype) -> Tensor:
