@@ -75,12 +75,12 @@ def coefficients(log_ratio: Tensor, degree: Tensor, dtype: torch.dtype) -> Tenso
     log_ratio `[P, C]` (float64), degree `[P]` (int64): the products m.
     """
     m = degree.unsqueeze(-1)
-    q = torch.tanh(-0.25 * log_ratio)
+    q = torch.tanh(-0.25 * log_ratio).to(dtype)
     j = torch.arange(int(degree[0]), device=degree.device).view(-1, 1, 1)
     left = (m - j).clamp(min=0)
-    e = torch.exp(0.5 * log_ratio) * q**j * (1.0 - q ** (2 * left)) / (1.0 + q ** (2 * m))
+    e = torch.exp(0.5 * log_ratio).to(dtype) * q**j * (1.0 - q ** (2 * left)) / (1.0 + q ** (2 * m))
     e[0] *= 0.5
-    return e.to(dtype).unsqueeze(-1)
+    return e.unsqueeze(-1)
 
 
 class Factor(NamedTuple):
@@ -126,7 +126,7 @@ def factorise(gram: Tensor, key: Tensor, input_gate: Tensor, reference: Referenc
     """Factor problems: gram `[P, K, K]` at the chunk's start, key `[P, C, K]`, input_gate `[P, C, 1]`.
 
     restarts: does any of the chunks hold one? Where M is not positive definite in this arithmetic, the factor's
-    `carried` is NaN.
+    first entry of `carried` is NaN.
     """
     dtype, K = gram.dtype, gram.shape[-1]
     matrix = gram * reference.start.exp().to(dtype)[:, None, None]
@@ -136,21 +136,22 @@ def factorise(gram: Tensor, key: Tensor, input_gate: Tensor, reference: Referenc
     root = torch.linalg.solve_triangular(lower, identity, upper=False)  # N = root' root
     written = key * (input_gate * reference.log_ratio.exp().to(dtype).unsqueeze(-1)).sqrt()
     half = torch.bmm(written, root.mT)
-    whole = torch.bmm(half, root)
+    whole = torch.bmm(half, root.mul_(2.0))
     mask = first = None
     if restarts:
         mask, first = stretch_masks(reference.stretch, dtype)
-        half, whole = torch.where(first > 0, half, written), torch.where(first > 0, whole, written)
+        half, whole = torch.where(first > 0, half, written), torch.where(first > 0, whole, 2.0 * written)
     inner = torch.bmm(half, half.mT)
     if mask is not None:
         inner.mul_(mask + mask.mT)  # the diagonal is counted twice here and put right below
         inner.diagonal(dim1=-2, dim2=-1).mul_(0.5)
     inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
     small, _ = torch.linalg.cholesky_ex(inner)
-    gains = torch.linalg.solve_triangular(small, whole, upper=False).mul_(2.0)
-    carried = torch.bmm(root.mT, root).mul_(4.0)
+    gains = torch.linalg.solve_triangular(small, whole, upper=False)
+    carried = torch.bmm(root.mT, root)
     carried.diagonal(dim1=-2, dim2=-1).sub_(2.0)
-    return Factor(carried.masked_fill_((info != 0)[:, None, None], torch.nan), gains, mask, first)
+    carried[:, 0, 0].masked_fill_(info != 0, torch.nan)
+    return Factor(carried, gains, mask, first)
 
 
 def apply_series(factor: Factor, rhs: Tensor, log_ratio: Tensor, degree: list[int]) -> Tensor:

@@ -13,7 +13,7 @@ from .mesa_price import Plan, make_plan
 from .mesa_problems import Problems
 from .mesa_shared import Factor, apply_series, factorise, freeze_decay, products_needed, stretch_masks
 
-BLOCK_NUMBERS = 1 << 19
+BLOCK_NUMBERS = 1 << 22
 """Numbers in the operands of a block of problems on a CPU: what every product touches should lie in the cache."""
 
 
