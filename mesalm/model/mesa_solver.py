@@ -16,12 +16,14 @@ from .mesa_shared import Factor, apply_series, factorise, freeze_decay, products
 BLOCK_NUMBERS = 1 << 22
 """Numbers in the operands of a block of problems on a CPU: what every product touches should lie in the cache."""
 
-
 ROUNDING = 3.0
-"""A block is corrected once by its true residual where its largest eigenvalue times the rounding unit exceeds this
-many tolerances: the read-out leans on the directions of large eigenvalues, where P loses digits by cancellation."""
+"""A block is corrected once by its true residual where the square of its largest eigenvalue times the rounding unit
+exceeds this many tolerances: P loses digits by cancellation in the directions of large eigenvalues, and the read-out
+and the key's gradient lean on the same directions once more."""
 CORRECTION = 3e-2
 """Relative accuracy of that correction."""
+SLACK = 0.95
+"""Share of the tolerance that the series may use; the rest is for rounding, and for telling that it was kept."""
 
 
 class Factors(NamedTuple):
@@ -54,7 +56,7 @@ def solve(
     C = made.key.shape[1]
     reference = freeze_decay(made.log_forget, rhs.dtype)
     # The series bounds the error in the scaled norm.
-    scaled = tolerance / made.ridge_ratio().double()
+    scaled = SLACK * tolerance / made.ridge_ratio().double()
     largest = made.largest_eigenvalue()
     plan = make_plan(reference, largest, scaled, size=K, heads=M // C, max_steps=max_steps, method=method)
     x = torch.empty_like(rhs)
@@ -63,7 +65,7 @@ def solve(
     if factors is None:
         factors = Factors(rhs.new_empty(P, K, K), rhs.new_empty(P, C, K))
     systems = None
-    doubtful = largest * torch.finfo(rhs.dtype).eps > ROUNDING * tolerance
+    doubtful = largest.square() * torch.finfo(rhs.dtype).eps > ROUNDING * tolerance
     broken: list[Tensor] = []  # not positive definite by chance: conjugate gradients do what can be done
     for first, end in _blocks(plan, K * K + C * K + M * (4 * K + C), rhs.device):
         index, where, run = plan.shared[first:end], slice(first, end), plan.run(first, end)
