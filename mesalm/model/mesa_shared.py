@@ -95,11 +95,11 @@ class Factor(NamedTuple):
     mask: Tensor | None
     first: Tensor | None
 
-    def head(self, problems: int) -> Factor:
-        """Keep the first problems."""
-        mask = None if self.mask is None else self.mask[:problems]
-        first = None if self.first is None else self.first[:problems]
-        return Factor(self.carried[:problems], self.gains[:problems], mask, first)
+    def take(self, index: Tensor | slice) -> Factor:
+        """Select problems."""
+        mask = None if self.mask is None else self.mask[index]
+        first = None if self.first is None else self.first[index]
+        return Factor(self.carried[index], self.gains[index], mask, first)
 
     def advance(self, v: Tensor, last: Tensor, scores: Tensor, out: Tensor, *, beta: float, alpha: float) -> Tensor:
         """Write beta * last + alpha * 2 Y v to `out`, all rows `[P, M, K]`; `last` may be `out`, scores `[P, M, C]`."""
@@ -165,7 +165,7 @@ def apply_series(factor: Factor, rhs: Tensor, log_ratio: Tensor, degree: list[in
     v, last = rhs, rhs
     for j in range(1, degree[0]):
         live = sum(d > j for d in degree)
-        part = factor.head(live)
+        part = factor.take(slice(live))
         v, last = v[:live], last[:live]
         # T_1 = Y v; then T_{j + 1} = 2 Y T_j - T_{j - 1}, written over T_{j - 1} unless that is the caller's rhs
         out = last if j > 2 else torch.empty_like(v)

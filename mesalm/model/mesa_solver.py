@@ -8,10 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .mesa_cg import solve_by_gradients
+from .mesa_cg import Systems, solve_by_gradients
 from .mesa_price import Plan, make_plan
 from .mesa_problems import Problems
-from .mesa_shared import Factor, apply_series, factorise, freeze_decay, products_needed, stretch_masks
+from .mesa_shared import (
+    Factor,
+    Reference,
+    apply_series,
+    factorise,
+    freeze_decay,
+    products_needed,
+    stretch_masks,
+)
 
 BLOCK_NUMBERS = 1 << 22
 """Numbers in the operands of a block of problems on a CPU: what every product touches should lie in the cache."""
@@ -81,11 +89,10 @@ def solve(
         broken.append(index[factor.carried[:, 0, 0].isnan()])
         right = _take(rhs, index, run)
         part = apply_series(factor, right, block.log_ratio, plan.degrees[where])
-        if bool(doubtful[index].any()):
+        again = doubtful[index].nonzero().squeeze(-1)
+        if len(again):
             systems = systems or made.systems(M)
-            residual = right - systems.take(index if run is None else run).apply(part)
-            again = products_needed(block.reach.amax(), scaled.new_tensor(CORRECTION))
-            part += apply_series(factor, residual, block.log_ratio, [int(again)] * len(index))
+            _correct(systems, factor, right, part, block, index, again)
         _put(x, index, run, part)
     steps[plan.shared] = torch.tensor(plan.degrees, dtype=torch.int32, device=rhs.device).unsqueeze(-1)
     direct = torch.cat((plan.direct, *broken))
@@ -97,6 +104,19 @@ def solve(
             part, taken = solve_by_gradients(systems.take(direct), rhs[direct], tolerance, max_steps)
             x[direct], steps[direct] = part, taken
     return Solution(x, steps, factors)
+
+
+def _correct(
+    systems: Systems, factor: Factor, rhs: Tensor, x: Tensor, reference: Reference, index: Tensor, again: Tensor
+) -> None:
+    """Correct the solutions x of some problems (`again`) of a block (`index`) by what their true residual asks for."""
+    if len(again) < len(index):
+        factor, reference, right, start = factor.take(again), reference.take(again), rhs[again], x[again]
+    else:
+        right, start = rhs, x
+    residual = right - systems.take(index[again]).apply(start)
+    products = products_needed(reference.reach.amax(), reference.reach.new_tensor(CORRECTION))
+    x.index_add_(0, again, apply_series(factor, residual, reference.log_ratio, [int(products)] * len(again)))
 
 
 def _blocks(plan: Plan, numbers: int, device: torch.device) -> Iterator[tuple[int, int]]:
