@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check lint types house clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mesalm needs Python 3.11 or later; call make PYTHON=python3.11")'
@@ -29,10 +29,17 @@ test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow or not slow'
 
 check: $(VENV)/.dev
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types house
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/house --durations=0
+
+house: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/house
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
