@@ -30,9 +30,10 @@ FORBIDDEN = {
     "mesalm.data": ["mesalm.model", "mesalm.train", "mesalm.hub", "mesalm.lab", "mesa_eval"],
     "mesalm.train": ["mesalm.lab", "mesa_eval"],
     "mesalm.hub": ["mesalm.train", "mesalm.lab", "mesa_eval"],
-    "mesalm.lab": ["mesalm.train", "mesa_eval"],
+    "mesalm.lab": ["mesa_eval"],
     "mesa_eval": ["mesalm.train", "mesalm.lab"],
 }
+FORBIDDEN = {room: [*names, "mesalm.doors", "mesalm.cli"] for room, names in FORBIDDEN.items()}
 
 # prints each import statement that one of our files runs while every module of a room is imported
 WATCH = """

@@ -1,0 +1,21 @@
+"""The doors of the house, one file each: what `mesalm DOOR` takes and which room does the work."""
+
+from __future__ import annotations
+
+from mesalm.doors.inspecting import inspect_door
+from mesalm.doors.measuring import compare_door, eval_door
+from mesalm.doors.preparing import prepare_door
+from mesalm.doors.publishing import publish_door
+from mesalm.doors.sampling import sample_door
+from mesalm.doors.training import train_door
+
+DOORS = (
+    prepare_door,
+    train_door,
+    sample_door,
+    eval_door,
+    compare_door,
+    inspect_door,
+    publish_door,
+)
+"""Each adds its parser to the program's; `mesalm --help` lists them in this order."""

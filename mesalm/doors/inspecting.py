@@ -1,0 +1,40 @@
+"""Look inside a trained model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mesalm.doors.words import MODEL
+
+
+def inspect_door(doors: argparse._SubParsersAction) -> None:
+    """Add `mesalm inspect`."""
+    door = doors.add_parser("inspect", help="measure a model's gates and how hard its mesa layers are to solve")
+    door.add_argument("model", help=MODEL)
+    door.add_argument("--text", action="append", default=[], metavar="FILE", help="held-out text; may be given again")
+    door.add_argument("--tokens", type=int, default=2048, help="how much text to read (default 2048)")
+    door.add_argument("--length", type=int, help="tokens of a window (default: as the run was trained, else 512)")
+    door.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    door.add_argument("--out", type=Path, help="folder to write to (default reports/inspect-NAME)")
+    door.add_argument("--record", type=Path, metavar="FILE", help="write the first window's operands, as safetensors")
+    door.add_argument("--record-heads", metavar="LAYER.HEAD,...", help="key heads to record (default all)")
+    door.add_argument("--trust-remote-code", action="store_true", help="run code that lies with the model")
+    door.set_defaults(door=inspect)
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Print a model's gates and condition numbers and draw them."""
+    from mesalm.lab.inspection import inspect_model
+
+    inspect_model(
+        options.model,
+        texts=options.text,
+        tokens=options.tokens,
+        length=options.length,
+        device=options.device,
+        out=options.out,
+        record=options.record,
+        record_heads=options.record_heads,
+        trust_remote_code=options.trust_remote_code,
+    )

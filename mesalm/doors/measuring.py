@@ -1,0 +1,74 @@
+"""Measure models, and compare them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mesalm.doors.words import MODEL
+
+
+def _evaluation_arguments(door: argparse.ArgumentParser) -> None:
+    door.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
+    door.add_argument("--suite", choices=("quick", "full"), default="quick", help="how much to measure (default quick)")
+    door.add_argument("--text", action="append", default=[], metavar="FILE", help="held-out text; may be given again")
+    door.add_argument("--split", choices=("valid", "test"), default="valid", help="of a run's own text (default valid)")
+    door.add_argument("--task", action="append", default=[], metavar="FILE", help="a few-shot file; may be given again")
+    door.add_argument("--out", type=Path, help="folder to write to")
+    door.add_argument("--seed", type=int, default=0)
+    door.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    door.add_argument("--batch-tokens", type=int, default=8192, help="tokens a forward pass (default 8192)")
+    door.add_argument("--trust-remote-code", action="store_true", help="run code that lies with a model")
+
+
+def eval_door(doors: argparse._SubParsersAction) -> None:
+    """Add `mesalm eval`."""
+    door = doors.add_parser("eval", help="measure models: perplexity, loss by position, copying, few-shot tasks")
+    _evaluation_arguments(door)
+    door.set_defaults(door=evaluate)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure each model and print a table."""
+    from mesa_eval.suite import evaluate as evaluate_models
+
+    evaluate_models(
+        options.models,
+        options.suite,
+        texts=options.text,
+        split=options.split,
+        tasks=options.task,
+        out=options.out,
+        seed=options.seed,
+        device=options.device,
+        batch_tokens=options.batch_tokens,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def compare_door(doors: argparse._SubParsersAction) -> None:
+    """Add `mesalm compare`."""
+    door = doors.add_parser("compare", help="measure models on the same items and report the differences")
+    _evaluation_arguments(door)
+    door.add_argument("--baseline", metavar="MODEL", help="the model the others are compared with (default: the last)")
+    door.set_defaults(door=compare)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Measure models on the same items, print the differences and write the report."""
+    from mesa_eval.compare import compare as compare_models
+
+    page = compare_models(
+        options.models,
+        options.suite,
+        texts=options.text,
+        split=options.split,
+        tasks=options.task,
+        out=options.out,
+        seed=options.seed,
+        device=options.device,
+        batch_tokens=options.batch_tokens,
+        trust_remote_code=options.trust_remote_code,
+        baseline=options.baseline,
+    )
+    print(f"report: {page}")
