@@ -23,6 +23,15 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def one_of(word: str, choices: Iterable[str], what: str) -> str:
+    """Return ``word`` if it is one of ``choices``; else raise ValueError, which says what it is not and the nearest."""
+    if word not in choices:
+        guess = nearest(word, choices)
+        hint = f"did you mean {guess!r}?" if guess else f"choose from {', '.join(choices)}"
+        raise ValueError(f"{word!r} is not {what}; {hint}")
+    return word
+
+
 class Settings(pydantic.BaseModel):
     """Hold one section of settings: unknown keys are refused and assignments are checked.
 

@@ -1,4 +1,4 @@
-"""Optimisers by name, and which parameters decay.
+"""Optimisers by name with their settings, and which parameters decay.
 
 torch is imported inside the functions, so that reading a recipe, which checks the optimiser's name against the
 table, does not load it.
@@ -9,14 +9,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field, field_validator
+
+from mesalm.settings import Settings, one_of
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from mesalm.train.sections import OptimSettings
-
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 """Device types on which torch has a fused AdamW."""
+
+
+class OptimSettings(Settings):
+    """Describe the optimiser."""
+
+    name: str = Field(default="adamw", description="Optimiser, by its name in mesalm.train.optim.OPTIMISERS.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate, reached when warm-up ends.")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.95), description="Decay of the running means of the gradient and of its square."
+    )
+    eps: float = Field(default=1e-8, gt=0, description="Guard added to AdamW's denominator.")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="Decoupled weight decay of matrices; gains, biases and ridges never decay."
+    )
+    decay_embeddings: bool = Field(default=False, description="Whether weight decay acts on embeddings too.")
+
+    @field_validator("name")
+    @classmethod
+    def _known_name(cls, name: str) -> str:
+        return one_of(name, OPTIMISERS, "an optimiser")
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_in_range(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"both must be at least 0 and below 1, not {list(betas)}")
+        return betas
 
 
 def adamw(groups: list[dict[str, Any]], settings: OptimSettings) -> torch.optim.Optimizer:

@@ -18,14 +18,14 @@ from pydantic import Field, field_validator
 import mesalm
 from mesalm.data.data_settings import DataSettings
 from mesalm.settings import Settings, SettingsError, nearest
+from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.recipe_yaml import read_yaml, write_yaml
+from mesalm.train.schedule import ScheduleSettings
 from mesalm.train.sections import (
     TRACKERS,
     CheckpointSettings,
-    OptimSettings,
     SampleSettings,
-    ScheduleSettings,
     TrainSettings,
     ValidateSettings,
 )

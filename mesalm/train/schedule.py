@@ -1,13 +1,36 @@
-"""Learning-rate schedules: each a function of the step's place in the run, all in one table."""
+"""Learning-rate schedules and their settings: each a function of the step's place in the run, all in one table."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mesalm.train.sections import ScheduleSettings
+from pydantic import Field, field_validator
+
+from mesalm.settings import Settings, one_of
+
+
+class ScheduleSettings(Settings):
+    """Describe how the learning rate moves over the run."""
+
+    name: str = Field(default="cosine", description="Shape: cosine, wsd (warm-up, stable, decay) or constant.")
+    warmup_fraction: float = Field(
+        default=0.02, ge=0, le=1, description="Share of all steps in which the rate rises linearly from zero."
+    )
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="Steps of warm-up; takes the place of warmup_fraction when given."
+    )
+    final_fraction: float = Field(
+        default=0.1, ge=0, le=1, description="Learning rate of the last step as a share of the peak (cosine, wsd)."
+    )
+    decay_fraction: float = Field(
+        default=0.2, ge=0, le=1, description="Share of all steps in which wsd falls linearly at the end."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known_name(cls, name: str) -> str:
+        return one_of(name, SCHEDULES, "a schedule")
 
 
 def warmup_steps(settings: ScheduleSettings, steps: int) -> int:

@@ -4,71 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from mesalm.settings import Settings, nearest
-from mesalm.train.optim import OPTIMISERS
-from mesalm.train.schedule import SCHEDULES
+from mesalm.settings import Settings
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
-
-
-def _one_of(word: str, choices: tuple[str, ...], what: str) -> str:
-    if word not in choices:
-        guess = nearest(word, choices)
-        hint = f"did you mean {guess!r}?" if guess else f"choose from {', '.join(choices)}"
-        raise ValueError(f"{word!r} is not {what}; {hint}")
-    return word
-
-
-class OptimSettings(Settings):
-    """Describe the optimiser."""
-
-    name: str = Field(default="adamw", description="Optimiser, by its name in mesalm.train.optim.OPTIMISERS.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate, reached when warm-up ends.")
-    betas: tuple[float, float] = Field(
-        default=(0.9, 0.95), description="Decay of the running means of the gradient and of its square."
-    )
-    eps: float = Field(default=1e-8, gt=0, description="Guard added to AdamW's denominator.")
-    weight_decay: float = Field(
-        default=0.1, ge=0, description="Decoupled weight decay of matrices; gains, biases and ridges never decay."
-    )
-    decay_embeddings: bool = Field(default=False, description="Whether weight decay acts on embeddings too.")
-
-    @field_validator("name")
-    @classmethod
-    def _known_name(cls, name: str) -> str:
-        return _one_of(name, tuple(OPTIMISERS), "an optimiser")
-
-    @field_validator("betas")
-    @classmethod
-    def _betas_in_range(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"both must be at least 0 and below 1, not {list(betas)}")
-        return betas
-
-
-class ScheduleSettings(Settings):
-    """Describe how the learning rate moves over the run."""
-
-    name: str = Field(default="cosine", description="Shape: cosine, wsd (warm-up, stable, decay) or constant.")
-    warmup_fraction: float = Field(
-        default=0.02, ge=0, le=1, description="Share of all steps in which the rate rises linearly from zero."
-    )
-    warmup_steps: int | None = Field(
-        default=None, ge=0, description="Steps of warm-up; takes the place of warmup_fraction when given."
-    )
-    final_fraction: float = Field(
-        default=0.1, ge=0, le=1, description="Learning rate of the last step as a share of the peak (cosine, wsd)."
-    )
-    decay_fraction: float = Field(
-        default=0.2, ge=0, le=1, description="Share of all steps in which wsd falls linearly at the end."
-    )
-
-    @field_validator("name")
-    @classmethod
-    def _known_name(cls, name: str) -> str:
-        return _one_of(name, tuple(SCHEDULES), "a schedule")
 
 
 class TrainSettings(Settings):

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mesalm.train.optim import build_optimiser, parameter_groups
-from mesalm.train.sections import OptimSettings
+from mesalm.train.optim import OptimSettings, build_optimiser, parameter_groups
 
 
 class Small(nn.Module):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mesalm.train.schedule import SCHEDULES, learning_rate_factor, warmup_steps
-from mesalm.train.sections import ScheduleSettings
+from mesalm.train.schedule import SCHEDULES, ScheduleSettings, learning_rate_factor, warmup_steps
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
