@@ -1,0 +1,1 @@
+"""Seeded generators of synthetic tasks that are learnt in context; none knows a model."""

@@ -1,0 +1,162 @@
+"""Random regular languages, one a row (Akyurek et al. 2024, In-context language learning, arXiv 2401.12973)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from .token_task import Row, Split, TokenTask, scored_labels
+
+Edges = tuple[tuple[tuple[int, int], ...], ...]
+"""For each state its edges (symbol, next state) in ascending order of symbols; state 0 is the start."""
+
+SHARES: dict[str, tuple[int, int]] = {"train": (0, 80), "valid": (80, 90), "test": (90, 100)}
+"""Which hundredths of all languages belong to a split."""
+
+
+@dataclass(frozen=True)
+class Automaton:
+    """Hold the minimal automaton of a language of strings and their beginnings: every state accepts.
+
+    States are numbered as a breadth-first search in ascending order of symbols meets them, so two automata are equal
+    where their languages are.
+    """
+
+    edges: Edges
+
+    def after(self, state: int, symbol: int) -> int:
+        """Return the next state; KeyError for a symbol that is not legal in this state."""
+        return dict(self.edges[state])[symbol]
+
+    def legal(self, state: int) -> list[int]:
+        """Return the symbols that may come next, all of them equally likely."""
+        return [symbol for symbol, _ in self.edges[state]]
+
+    def share(self) -> int:
+        """Return the hundredth of all languages to which this one belongs, from a hash of its edges."""
+        return int.from_bytes(hashlib.sha256(repr(self.edges).encode()).digest()[:8], "big") % 100
+
+
+def minimal_automaton(edges: Edges) -> Automaton:
+    """Return the minimal automaton that accepts the same strings (Moore 1956, partition refinement).
+
+    A missing edge leads to a dead state, where nothing is accepted; all other states accept.
+    """
+    block = [0] * len(edges)
+    while True:
+        signs = [
+            (block[state], tuple((symbol, block[to]) for symbol, to in edges[state])) for state in range(len(edges))
+        ]
+        numbers = {sign: number for number, sign in enumerate(dict.fromkeys(signs))}
+        finer = [numbers[sign] for sign in signs]
+        if len(numbers) == len(set(block)):
+            break
+        block = finer
+    order, number = [0], {block[0]: 0}  # of each block met, one state and its number
+    for state in order:
+        for _, to in edges[state]:
+            if block[to] not in number:
+                number[block[to]] = len(order)
+                order.append(to)
+    return Automaton(tuple(tuple((symbol, number[block[to]]) for symbol, to in edges[state]) for state in order))
+
+
+class Automata(TokenTask):
+    """Show strings of a language that is another one in every row; each next symbol is to be predicted.
+
+    An automaton has ``states_min`` to ``states`` states, each with 1 to ``edges`` outgoing edges under different
+    symbols of the row's own alphabet to random states; it is minimised, and drawn again if too few states are left.
+    A string is a walk from the start state of 1 to ``string_length`` steps, every edge equally likely. Strings
+    stand one after another with a separator after each (the last id but one) until the row is full; shorter rows are
+    padded (the last id). A language belongs to one split by its hash, so no test language occurs in training.
+    """
+
+    name: Literal["automata"] = "automata"
+    vocabulary: int = Field(default=20, ge=6, description="Token ids; the last two are separator and padding.")
+    length: int = Field(default=512, ge=4, description="Tokens of a row.")
+    states_min: int = Field(default=4, ge=1, description="Fewest states of a minimal automaton.")
+    states: int = Field(default=12, ge=1, description="Most states.")
+    edges: int = Field(default=4, ge=1, description="Most outgoing edges of a state.")
+    alphabet_min: int = Field(default=4, ge=1, description="Fewest symbols of a row's alphabet; most: all symbols.")
+    strings_min: int = Field(default=10, ge=1, description="Fewest strings of a row.")
+    strings: int = Field(default=20, ge=1, description="Most strings of a row.")
+    string_length: int = Field(default=50, ge=1, description="Most symbols of a string.")
+    train_rows: int = Field(default=5_000, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
+    test_rows: int = Field(default=500, gt=0, description="Rows that are scored at the end.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for least, most in (("states_min", "states"), ("strings_min", "strings")):
+            if getattr(self, least) > getattr(self, most):
+                raise ValueError(f"{least}: must be at most {most}")
+        if not self.edges <= self.alphabet_min <= self.symbols:
+            raise ValueError(f"alphabet_min: must be from edges {self.edges} to the {self.symbols} symbols there are")
+        if self.states_min > 1 and self.edges == 1 and self.alphabet_min == 1:
+            raise ValueError("edges: one edge under one symbol makes one state only")
+        return self
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the number of token ids."""
+        return self.vocabulary
+
+    @property
+    def symbols(self) -> int:
+        """Return the number of symbols; the id after them is the separator."""
+        return self.vocabulary - 2
+
+    def automaton(self, random: np.random.RandomState, split: Split) -> Automaton:
+        """Draw the language of a row: the first thing that `row` draws."""
+        low, high = SHARES[split]
+        while True:
+            found = self._any_automaton(random)
+            if len(found.edges) >= self.states_min and low <= found.share() < high:
+                return found
+
+    def row(self, random: np.random.RandomState, split: Split) -> Row:
+        """Draw one row."""
+        language = self.automaton(random, split)
+        tokens: list[int] = []
+        for _ in range(random.randint(self.strings_min, self.strings + 1)):
+            state = 0
+            for _ in range(random.randint(1, self.string_length + 1)):
+                symbol, state = language.edges[state][random.randint(len(language.edges[state]))]
+                tokens.append(symbol)
+            tokens.append(self.symbols)
+        row = np.full(self.length, self.vocabulary - 1)
+        row[: len(tokens)] = tokens[: self.length]
+        return {"input_ids": row, "labels": scored_labels(row, np.arange(self.length) < len(tokens))}
+
+    def next_symbols(self, language: Automaton, tokens: np.ndarray) -> np.ndarray:
+        """Return the true distribution of each token given those before it, float64 [T, symbols].
+
+        Rows are zero where the token is no symbol: whether a string ends is no matter of the language.
+        """
+        chances = np.zeros((len(tokens), self.symbols))
+        state = 0
+        for place, token in enumerate(tokens.tolist()):
+            if token >= self.symbols:
+                state = 0
+                continue
+            legal = language.legal(state)
+            chances[place, legal] = 1 / len(legal)
+            state = language.after(state, token)
+        return chances
+
+    def guesses(self) -> dict[str, float]:
+        """Return nothing: the guesses for this task look at the row (mesa_eval.ngrams)."""
+        return {}
+
+    def _any_automaton(self, random: np.random.RandomState) -> Automaton:
+        states = random.randint(self.states_min, self.states + 1)
+        alphabet = random.permutation(self.symbols)[: random.randint(self.alphabet_min, self.symbols + 1)]
+        edges = []
+        for _ in range(states):
+            count = random.randint(1, self.edges + 1)
+            labels = np.sort(alphabet[random.permutation(len(alphabet))[:count]])
+            edges.append(tuple(zip(labels.tolist(), random.randint(states, size=count).tolist(), strict=True)))
+        return minimal_automaton(tuple(edges))
