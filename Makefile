@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check lint types house clean
+.PHONY: demo test test-all test-gpu gpu check lint types house clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mesalm needs Python 3.11 or later; call make PYTHON=python3.11")'
@@ -27,6 +27,17 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow or not slow'
+
+# On a machine with a card: the interpreter that holds torch for it, which is used as it is.
+GPU_PYTHON ?= python3
+GPU_OUT ?= gpu-results
+
+test-gpu:
+	$(GPU_PYTHON) kernels/bench/gpu_session.py --out $(GPU_OUT) --only check --again
+
+# Everything that waits for a card (docs/gpu.md): tests, benchmarks, targets.
+gpu:
+	$(GPU_PYTHON) kernels/bench/gpu_session.py --out $(GPU_OUT)
 
 check: $(VENV)/.dev
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types house

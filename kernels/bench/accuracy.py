@@ -54,8 +54,11 @@ class Errors:
         return max((self.gradients[name] for name in TABLED_GRADIENTS if name in self.gradients), default=None)
 
 
-def find_truth(operands: Operands, gradients: bool = True, seed: int = 0) -> Truth:
-    """Compute the exact output, and the exact gradients on the first tokens, in float64 and head by head."""
+def find_truth(operands: Operands, gradients: bool = True, seed: int = 0, upstream: float = 1.0) -> Truth:
+    """Compute the exact output, and the exact gradients on the first tokens, in float64 and head by head.
+
+    upstream: the standard deviation of the upstream gradient, which is rounded to the operands' dtype.
+    """
     T = operands.query.shape[1]
     first = 0 if T <= WHOLE_TRUTH else T - LAST_TOKENS
     with torch.no_grad():
@@ -64,14 +67,15 @@ def find_truth(operands: Operands, gradients: bool = True, seed: int = 0) -> Tru
         return Truth(first, output)
     short = operands.tokens(0, GRADIENT_TOKENS)
     generator = torch.Generator().manual_seed(seed)
-    upstream = torch.randn(short.value.shape, generator=generator, dtype=torch.float64).to(operands.query)
+    drawn = upstream * torch.randn(short.value.shape, generator=generator, dtype=torch.float64)
+    given = drawn.to(operands.query)
     by_head = []
     for h in range(short.query.shape[2]):
         leaves = short.head(h).double().leaves()
         exact = mesa_attention(*leaves, backend="exact")
-        by_head.append(torch.autograd.grad(exact, leaves, upstream[:, :, h : h + 1].double()))
+        by_head.append(torch.autograd.grad(exact, leaves, given[:, :, h : h + 1].double()))
     joined = [torch.cat(parts, 2 if parts[0].dim() > 2 else 0) for parts in zip(*by_head, strict=True)]
-    return Truth(first, output, upstream, tuple(joined))
+    return Truth(first, output, given, tuple(joined))
 
 
 def _exact_tail(operands: Operands, first: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Time the writing of single tokens after contexts of growing length: mesa beside its softmax twin.
 
     python kernels/bench/bench_decode.py                             # contexts 128, 1,024, 4,096 and 16,384
-    python kernels/bench/bench_decode.py --device cuda --batch 8 --context 1024 16384
+    python kernels/bench/bench_decode.py --device cuda --dtype bfloat16 --batch 1 8 64 --context 1024 16384
 
 A context of random tokens fills the cache; then single tokens go through the model as `generate` sends them, the models
 turn by turn. Prints one table, and appends one JSON line a model and context to --out. See README.md.
@@ -10,6 +10,7 @@ turn by turn. Prints one table, and appends one JSON line a model and context to
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import records
 import torch
+from cases import DTYPES
 from measure import Spread, interleave, ratio, time_once
 
 from mesalm import MesaConfig, MesaForCausalLM
@@ -71,13 +73,14 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--context", type=int, nargs="+", help="tokens before (default: 128 1024 4096 16384)")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="sequences written at once (default: 1)")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, help="default 192")
     parser.add_argument("--heads", type=int, default=3)
     parser.add_argument("--vocabulary", type=int, help="default 4096")
     parser.add_argument("--mixers", nargs="+", default=["mesa", "linear", TWIN], choices=("mesa", "linear", TWIN))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the model's weights")
     parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own choice)")
     parser.add_argument("--repeats", type=int, help="tokens measured (default: 64)")
     parser.add_argument("--warmup", type=int, default=4, help="tokens before them")
@@ -95,7 +98,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     for name, value in usual.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    if min(*arguments.context, arguments.batch, arguments.repeats) < 1:
+    if min(*arguments.context, *arguments.batch, arguments.repeats) < 1:
         parser.error("--context, --batch and --repeats must be at least 1")
     return arguments
 
@@ -112,7 +115,14 @@ def build(arguments: argparse.Namespace, mixer: str) -> Writer:
         mixers=mixer,
         max_position_embeddings=max(arguments.context) + arguments.repeats + arguments.warmup,
     )
-    return Writer(MesaForCausalLM(config).to(arguments.device).eval(), torch.empty(0))
+    model = MesaForCausalLM(config)
+    if DTYPES[arguments.dtype] != torch.float32:
+        # as from_pretrained does: gates and ridge stay float32
+        spared = model._keep_in_fp32_modules_strict or ()
+        for name, parameter in model.named_parameters():
+            if not any(part in name for part in spared):
+                parameter.data = parameter.data.to(DTYPES[arguments.dtype])
+    return Writer(model.to(arguments.device).eval(), torch.empty(0))
 
 
 @dataclass(frozen=True)
@@ -124,10 +134,12 @@ class Measured:
     cache_bytes: int
 
 
-def measure_context(writers: dict[str, Writer], context: int, arguments: argparse.Namespace) -> dict[str, Measured]:
+def measure_context(
+    writers: dict[str, Writer], context: int, batch: int, arguments: argparse.Namespace
+) -> dict[str, Measured]:
     """Let all models read a context one after the other, then write tokens turn by turn."""
     generator = torch.Generator().manual_seed(arguments.seed)
-    tokens = torch.randint(arguments.vocabulary, (arguments.batch, context), generator=generator)
+    tokens = torch.randint(arguments.vocabulary, (batch, context), generator=generator)
     tokens = tokens.to(arguments.device)
     reading = {
         name: time_once(lambda w=writer: w.read(tokens), arguments.device)  # type: ignore[misc]
@@ -148,16 +160,17 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     shared = records.describe_run("bench_decode", arguments)
     writers = {mixer: build(arguments, mixer) for mixer in arguments.mixers}
     lines, cells = [], []
-    for context in arguments.context:
-        measured = measure_context(writers, context, arguments)
+    for batch, context in itertools.product(arguments.batch, arguments.context):
+        measured = measure_context(writers, context, batch, arguments)
         twin = measured.get(TWIN)
         for name, found in measured.items():
             line = {
                 **shared,
                 "context": context,
+                "batch": batch,
                 "variant": name,
                 "token_s": records.spread_fields(found.token),
-                "tokens_per_s": arguments.batch / found.token.median,
+                "tokens_per_s": batch / found.token.median,
                 "time_over_softmax": ratio(found.token, twin.token if twin else None),
                 "read_s": found.read_s,
                 "cache_bytes": found.cache_bytes,
@@ -165,7 +178,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             lines.append(line)
             cells.append(
                 (
-                    f"{name}, {context}",
+                    f"{name}, {batch} x {context}",
                     records.milliseconds(found.token),
                     records.number(line["tokens_per_s"]),
                     records.number(line["time_over_softmax"]),
@@ -174,8 +187,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 )
             )
     columns = (
-        "model, context",
-        "a token\nms",
+        "model, batch\nx context",
+        "a step\nms",
         "tokens\na second",
         "times\nsoftmax",
         "cache\nMiB",

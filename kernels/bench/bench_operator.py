@@ -3,7 +3,7 @@
     python kernels/bench/bench_operator.py                          # eight gates, 2,048 tokens, 8 heads of 64, float32
     python kernels/bench/bench_operator.py --gamma 0.99 --length 2048 8192 32768
     python kernels/bench/bench_operator.py --recorded tests/data/recorded_long.safetensors
-    python kernels/bench/bench_operator.py --device cuda --dtype bfloat16 --batch 8 --heads 16 --size 128
+    python kernels/bench/bench_operator.py --device cuda --dtype bfloat16 --batch 8 --heads 16 --size 128 --length 4096
 
 Prints one table a case, and appends one JSON line a variant and case to --out. See README.md beside this file.
 """
@@ -25,12 +25,14 @@ from cases import DTYPES, GAMMAS, KEYS, Case, Operands, make_operands, recorded_
 from measure import Spread, interleave, peak_rates, ratio
 from peak_of_variant import both_passes, forward, measure, measure_apart
 from peer import ask_peer
-from variants import ALL, BASELINES, QUADRATIC, Variant, Work, count_work, find, spell
+from peer_kernel import peer_release
+from roofline import Roof, copy_rate, least_traffic
+from variants import ALL, BASELINES, QUADRATIC, Variant, Work, backend_of, count_work, find, spell
 
 from mesalm.model.chunk_states import CHUNK
 
 QUADRATIC_LIMIT = 8192
-"""Longest case that variants of quadratic time are run on."""
+"""Longest case that variants of quadratic time are run on, on a CPU."""
 AGREEMENT_TOKENS = 512
 """Tokens on which the peer's reference and ours are compared in float64."""
 
@@ -47,6 +49,8 @@ class Row:
     errors: Errors | None = None
     agreement: float | None = None
     peer: str | None = None
+    backend: str | None = None
+    traffic: tuple[float, float] | None = None
 
     @property
     def rate(self) -> float | None:
@@ -54,6 +58,12 @@ class Row:
         if self.work is None or self.both is None:
             return None
         return (self.work.forward + self.work.backward) / self.both.median
+
+    def share_of_roof(self, roof: Roof) -> float | None:
+        """Return the least time of both passes on the machine over the time that they took."""
+        if self.work is None or self.both is None or self.traffic is None:
+            return None
+        return roof.floor(self.work.forward + self.work.backward, self.traffic[1]) / self.both.median
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -69,7 +79,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--heads", type=int, help="default 8")
     parser.add_argument("--size", type=int, help="size of keys and of values (default: 64)")
-    parser.add_argument("--variants", choices=ALL, nargs="+", default=["mesa", "cg", *BASELINES, "linear", "softmax"])
+    parser.add_argument("--variants", choices=ALL, nargs="+", help="default: all that have a place on the device")
     parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-4], help="of mesa, shared and cg")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
@@ -78,6 +88,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them")
     parser.add_argument("--memory", choices=("all", "first", "none"), help="cases whose peak memory is measured")
     parser.add_argument("--peer-python", metavar="PYTHON", help="interpreter that has flash-linear-attention")
+    parser.add_argument("--upstream", type=float, default=1.0, help="size of the upstream gradient of gradient errors")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines are appended here")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
@@ -90,6 +101,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         "size": 16 if quick else 64,
         "repeats": 2 if quick else 15,
         "memory": "none" if quick else "first",
+        "variants": usual_variants(arguments.device),
     }
     for name, value in usual.items():
         if getattr(arguments, name) is None:
@@ -97,6 +109,13 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     if min(*(arguments.length or [1]), arguments.batch, arguments.heads, arguments.size, arguments.repeats) < 1:
         parser.error("--length, --batch, --heads, --size and --repeats must be at least 1")
     return arguments
+
+
+def usual_variants(device: str) -> list[str]:
+    """List the variants that a device is usually asked about; the peer's kernel only where it is installed."""
+    if torch.device(device).type != "cuda":
+        return ["mesa", "cg", "cg-30", "cg-30-plain", "linear", "softmax"]
+    return ["mesa", "torch", *(["fla"] if peer_release() else []), "linear", "softmax"]
 
 
 def list_cases(arguments: argparse.Namespace) -> list[Case]:
@@ -116,23 +135,36 @@ def list_cases(arguments: argparse.Namespace) -> list[Case]:
 def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -> list[Row]:
     """Measure all variants on one case: errors and work first, then time turn by turn, then memory."""
     operands = make_operands(case)
+    cuda = torch.device(case.device).type == "cuda"
     names = [
         name
         for word in arguments.variants
-        if word not in QUADRATIC or case.length <= QUADRATIC_LIMIT
+        if word not in QUADRATIC or cuda or case.length <= QUADRATIC_LIMIT
         for name in spell(word, arguments.tolerance)
     ]
     variants = [find(name) for name in names]
-    truth = find_truth(operands)
+    truth = find_truth(operands, upstream=arguments.upstream)
     errors = {v.name: find_errors(v, operands, truth) for v in variants if v.solves}
     work = {v.name: count_work(v, operands) for v in variants}
     times = interleave(dict(_actions(variants, operands)), arguments.repeats, arguments.warmup, case.device)
     rows = []
-    for name in names:
+    for variant in variants:
+        name = variant.name
         memory = None
         if with_memory:
-            memory = measure(case, name) if torch.device(case.device).type == "cuda" else measure_apart(case, name)
-        rows.append(Row(name, times[name + " forward"], times[name + " both"], memory, work[name], errors.get(name)))
+            memory = measure(case, name) if cuda else measure_apart(case, name)
+        rows.append(
+            Row(
+                name,
+                times[name + " forward"],
+                times[name + " both"],
+                memory,
+                work[name],
+                errors.get(name),
+                backend=backend_of(variant, operands),
+                traffic=least_traffic([operands[place] for place in variant.reads], operands.value),
+            )
+        )
     if arguments.peer_python and case.length <= QUADRATIC_LIMIT:
         rows += peer_rows(arguments.peer_python, operands, truth, case)
     return rows
@@ -169,12 +201,13 @@ def peer_rows(python: str, operands: Operands, truth: Truth, case: Case) -> list
     return rows
 
 
-def to_line(row: Row, rows: list[Row], rates: dict[str, float]) -> dict[str, Any]:
+def to_line(row: Row, rows: list[Row], rates: dict[str, float], bandwidth: float) -> dict[str, Any]:
     """Write a row as the fields of a JSON line: seconds, bytes, operations, errors and ratios."""
     both = {other.name: other.both for other in rows}
     errors = None if row.errors is None else {**asdict(row.errors), "gradient": row.errors.gradient}
     return {
         "variant": row.name,
+        "backend": row.backend,
         "forward_s": records.spread_fields(row.forward),
         "forward_backward_s": records.spread_fields(row.both),
         "peak_bytes": row.memory,
@@ -182,6 +215,9 @@ def to_line(row: Row, rows: list[Row], rates: dict[str, float]) -> dict[str, Any
         "flops_per_s": row.rate,
         "peak_flops_per_s": rates,
         "share_of_peak": {name: None if row.rate is None else row.rate / rate for name, rate in rates.items()},
+        "least_bytes": row.traffic,
+        "copied_bytes_per_s": bandwidth,
+        "share_of_roof": row.share_of_roof(Roof(rates["large"], bandwidth)),
         "errors": errors,
         "speedup_on": {name: ratio(both.get(name), row.both) for name in BASELINES},
         "time_over_linear": ratio(row.both, both.get("linear")),
@@ -190,24 +226,29 @@ def to_line(row: Row, rows: list[Row], rates: dict[str, float]) -> dict[str, Any
     }
 
 
-COLUMNS = (
-    *("variant", "forward\nms", "fwd + bwd\nms", "µs a\ntoken", "faster\nthan\ncg-30", "than\ncg-30-\nplain"),
-    *("times\nlinear", "peak\nMiB", "steps", "GFLOP", "of\npeak", "of\nbatched\npeak"),
-    *("error", "99 % of\ntokens", "gradient\nerror"),
-)
+def columns(baselines: list[str]) -> tuple[str, ...]:
+    """Give the headings of a table in which these baselines were run."""
+    return (
+        *("variant", "forward\nms", "fwd + bwd\nms", "µs a\ntoken"),
+        *(f"faster\nthan\n{name}" for name in baselines),
+        *("times\nlinear", "peak\nMiB", "steps", "GFLOP", "of\npeak", "of\nbatched\npeak", "of\nroof"),
+        *("error", "99 % of\ntokens", "gradient\nerror"),
+    )
 
 
 def show_case(case: Case, rows: list[Row], lines: list[dict[str, Any]]) -> None:
     """Print the table of a case, and what must be known to read it."""
-    cells = [_cells(case, row, line) for row, line in zip(rows, lines, strict=True)]
+    baselines = [row.name for row in rows if row.name in BASELINES]
+    cells = [_cells(case, row, line, baselines) for row, line in zip(rows, lines, strict=True)]
     notes = [f"{row.name}: {row.peer}" for row in rows if row.peer]
+    notes += [f"{row.name}: back end {row.backend}" for row in rows if row.backend]
     first = next((row.errors.from_token for row in rows if row.errors is not None), 0)
     if first:
         notes.append(f"errors are those of the tokens from {first} on; gradients' errors those of the first tokens")
-    records.show(case.name, COLUMNS, cells, notes)
+    records.show(case.name, columns(baselines), cells, notes)
 
 
-def _cells(case: Case, row: Row, line: dict[str, Any]) -> tuple[str, ...]:
+def _cells(case: Case, row: Row, line: dict[str, Any], baselines: list[str]) -> tuple[str, ...]:
     """Write a row as the cells of the table."""
     errors, memory, work = line["errors"] or {}, row.memory or {}, row.work
     return (
@@ -215,13 +256,14 @@ def _cells(case: Case, row: Row, line: dict[str, Any]) -> tuple[str, ...]:
         records.milliseconds(row.forward),
         records.milliseconds(row.both),
         records.number(row.both.median / (case.length * case.batch) if row.both else None, 1e6),
-        *(records.number(line["speedup_on"][name]) for name in BASELINES),
+        *(records.number(line["speedup_on"][name]) for name in baselines),
         records.number(line["time_over_linear"]),
         records.number(memory.get("both"), 2.0**-20),
         records.number(work.steps if work else None),
         records.number(work.forward + work.backward if work else None, 1e-9),
         records.share(line["share_of_peak"]["large"]),
         records.share(line["share_of_peak"]["batched"]),
+        records.share(line["share_of_roof"]),
         records.error(errors.get("output")),
         records.error(errors.get("quantile")),
         records.error(errors.get("gradient")),
@@ -234,6 +276,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         raise ValueError(f"--peer-python: {arguments.peer_python} is no program; give the path of an interpreter")
     shared = records.describe_run("bench_operator", arguments)
     by_size: dict[int, dict[str, float]] = {}
+    bandwidth = copy_rate(arguments.device, arguments.quick)
+    print(f"measured bandwidth of a copy, GB/s: {bandwidth / 1e9:.0f}")
     written = []
     for place, case in enumerate(list_cases(arguments)):
         if case.size not in by_size:
@@ -243,7 +287,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         rates = by_size[case.size]
         with_memory = arguments.memory == "all" or (arguments.memory == "first" and not place)
         rows = measure_case(case, arguments, with_memory)
-        lines = [{**shared, "case": asdict(case), **to_line(row, rows, rates)} for row in rows]
+        lines = [{**shared, "case": asdict(case), **to_line(row, rows, rates, bandwidth)} for row in rows]
         show_case(case, rows, lines)
         if arguments.out is not None:
             records.append_lines(arguments.out, lines)

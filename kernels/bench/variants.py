@@ -1,7 +1,7 @@
 """Name the variants that stand side by side, and say how each is run and how much work it is.
 
-A variant is written as a word, with its tolerance where it has one: "mesa@0.0001", "shared@0.0001", "cg@0.0001",
-"cg-30", "cg-30-plain", "linear", "softmax". So it travels to another process as a string.
+A variant is written as a word, with its tolerance where it has one: "mesa@0.0001", "torch@0.0001", "shared@0.0001",
+"cg@0.0001", "cg-30", "cg-30-plain", "fla", "linear", "softmax". So it travels to another process as a string.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ import torch
 from cases import Operands
 from cg_fixed import mesa_fixed_steps
 from flops import linear, mesa, softmax
+from peer_kernel import STEPS as PEER_STEPS
+from peer_kernel import peer_kernel
 from torch import Tensor
 
-from mesalm.model.chunk_states import chunk_count, compute_dtype
+from mesalm.model.chunk_states import CHUNK, chunk_count, compute_dtype
 from mesalm.model.mesa_chunked import mesa_chunked
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
-ALL = ("mesa", "shared", "cg", "cg-30", "cg-30-plain", "linear", "softmax")
-TOLERANT = {"mesa": "auto", "shared": "shared", "cg": "cg"}
-"""Variants that stop at a tolerance, and the method of the solver that each of them is."""
-BASELINES = ("cg-30", "cg-30-plain")
-"""The peer's recipe, in blocks that stay in the cache and with all problems at once."""
-FIXED_STEPS = 30
+ALL = ("mesa", "torch", "shared", "cg", "cg-30", "cg-30-plain", "fla", "linear", "softmax")
+BACKENDS = {"mesa": "auto", "torch": "torch"}
+"""Variants that are `mesa_attention` itself, and the back end that each asks for."""
+METHODS = {"shared": "shared", "cg": "cg"}
+"""Variants that are one method of the torch back end's solver, used everywhere."""
+TOLERANT = (*BACKENDS, *METHODS)
+"""Variants that stop at a tolerance."""
+BASELINES = ("cg-30", "cg-30-plain", "fla")
+"""The peer's recipe: in blocks that stay in the cache, with all problems at once, and by its own kernel on a card."""
+FIXED_STEPS = {"cg-30": 30, "cg-30-plain": 30, "fla": PEER_STEPS}
 QUADRATIC = ("softmax",)
 """Variants whose time grows with the square of the length."""
 
@@ -75,9 +81,11 @@ def find(name: str) -> Variant:
     if word in TOLERANT:
         limit = float(tolerance)
         return Variant(name, lambda operands: _solver(word, operands, limit)[0], True, tuple(range(6)), limit)
+    if word == "fla":
+        return Variant(name, peer_kernel, True, tuple(range(6)))
     if word in BASELINES:
-        blocked = word == "cg-30"
-        return Variant(name, lambda x: mesa_fixed_steps(*x, FIXED_STEPS, blocked), True, tuple(range(6)))
+        steps, blocked = FIXED_STEPS[word], word == "cg-30"
+        return Variant(name, lambda x: mesa_fixed_steps(*x, steps, blocked), True, tuple(range(6)))
     if word == "linear":
         return Variant(name, lambda operands: linear_attention(*operands[:5]), False, tuple(range(5)))
     if word == "softmax":
@@ -97,7 +105,7 @@ def count_work(variant: Variant, operands: Operands) -> Work:
         forward, backward = softmax(K, V, T, False), softmax(K, V, T, True)
     else:
         if word in BASELINES:
-            steps = float(FIXED_STEPS)
+            steps = float(FIXED_STEPS[word])
         else:
             assert variant.tolerance is not None
             steps, factored = _steps(word, operands, variant.tolerance)
@@ -121,16 +129,28 @@ def _steps(word: str, operands: Operands, tolerance: float) -> tuple[float, floa
 
 def _solver(word: str, operands: Operands, tolerance: float) -> tuple[Tensor, Tensor]:
     """Run this project's solver; returns output `[B, T, H, V]` and steps `[B, N, H]`."""
-    if word == "mesa":
-        output, report = mesa_attention(*operands, tolerance=tolerance, return_report="steps")
+    if word in BACKENDS:
+        output, report = mesa_attention(*operands, tolerance=tolerance, return_report="steps", backend=BACKENDS[word])
         return output, report.steps
     B, T, G, K = operands.key.shape
     V = operands.value.shape[-1]
     dtype = compute_dtype(operands.query.dtype)
     gram, cross = (operands.key.new_zeros(B, G, K, size, dtype=dtype) for size in (K, V))
-    results = mesa_chunked(*operands, gram, cross, tolerance, 4 * K, method=TOLERANT[word])
+    results = mesa_chunked(*operands, gram, cross, tolerance, 4 * K, method=METHODS[word])
     assert results[4].shape == (B, chunk_count(T), operands.query.shape[2])
     return results[0], results[4]
+
+
+def backend_of(variant: Variant, operands: Operands) -> str | None:
+    """Name the back end that ran a variant which is `mesa_attention` itself; None for the others."""
+    word = variant.name.partition("@")[0]
+    if word not in BACKENDS:
+        return None
+    with torch.no_grad():
+        short = operands.tokens(0, min(CHUNK, operands.query.shape[1]))
+        report = mesa_attention(*short, tolerance=0.1, return_report="steps", backend=BACKENDS[word])[1]
+    name: str = report.backend
+    return name
 
 
 def _attend(operands: Operands) -> Tensor:

@@ -21,6 +21,7 @@ OPERATOR = {
     *SHARED,
     *("case", "peak_flops_per_s", "forward_s", "forward_backward_s", "peak_bytes", "work", "flops_per_s"),
     *("share_of_peak", "errors", "speedup_on", "time_over_linear", "agreement_float64", "peer"),
+    *("backend", "least_bytes", "copied_bytes_per_s", "share_of_roof"),
 }
 
 
@@ -35,10 +36,11 @@ def check_spread(spread: dict[str, float], repeats: int) -> None:
 
 def test_the_operator_program_writes_every_field(bench: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "lines.jsonl"
-    words = ["--quick", "--out", str(out), "--gamma", "1", "0.97", "--variants", *bench.variants.ALL]
+    variants = [name for name in bench.variants.ALL if name != "fla"]
+    words = ["--quick", "--out", str(out), "--gamma", "1", "0.97", "--variants", *variants]
     assert bench.bench_operator.main([*words, "--tolerance", "1e-3"]) == 0
     lines = read(out)
-    names = ["mesa@0.001", "shared@0.001", "cg@0.001", "cg-30", "cg-30-plain", "linear", "softmax"]
+    names = ["mesa@0.001", "torch@0.001", "shared@0.001", "cg@0.001", "cg-30", "cg-30-plain", "linear", "softmax"]
     assert [line["variant"] for line in lines] == 2 * names
     medians = {name: line["forward_backward_s"]["median"] for name, line in zip(names, lines, strict=False)}
     for line in lines:
@@ -58,6 +60,9 @@ def test_the_operator_program_writes_every_field(bench: SimpleNamespace, tmp_pat
             assert 0 < errors["gradient"] < limit
         rate = (line["work"]["forward"] + line["work"]["backward"]) / line["forward_backward_s"]["median"]
         assert line["share_of_peak"]["large"] == pytest.approx(rate / line["peak_flops_per_s"]["large"])
+        assert line["share_of_roof"] >= 0.999 * line["share_of_peak"]["large"]
+        assert line["least_bytes"][1] > 2 * line["least_bytes"][0] > 0
+        assert (line["backend"] is not None) == line["variant"].startswith(("mesa", "torch"))
     first = lines[0]
     assert first["speedup_on"]["cg-30"] == pytest.approx(medians["cg-30"] / medians["mesa@0.001"])
     assert first["time_over_linear"] == pytest.approx(medians["mesa@0.001"] / medians["linear"])
@@ -127,7 +132,7 @@ def test_the_decode_program_writes_every_field(bench: SimpleNamespace, tmp_path:
         *[("mesa", 32), ("softmax", 32), ("mesa", 64), ("softmax", 64)]
     ]
     for line in lines:
-        wanted = {"context", "token_s", "tokens_per_s", "time_over_softmax", "read_s", "cache_bytes"}
+        wanted = {"context", "batch", "token_s", "tokens_per_s", "time_over_softmax", "read_s", "cache_bytes"}
         assert set(line) == SHARED | wanted
         check_spread(line["token_s"], 2)
     # keys and values of 4 layers, 48 wide, against states of 3 heads of 16 x 32 and what the convolution keeps
@@ -184,3 +189,54 @@ def test_the_peer_is_asked_in_its_own_words(
     assert result.function.endswith("naive_mesa_net_exact")
     with pytest.raises(ValueError, match="naive_mesa_net_CG"):
         bench.peer.ask_peer(sys.executable, made, "cg-30")
+
+
+def test_what_waits_for_a_gpu_is_listed_in_words_that_its_programs_know(
+    bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert bench.gpu_session.main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    for step in bench.gpu_session.STEPS:
+        assert f"{step.name}: {step.finds}" in shown
+        program, *words = step.words
+        if program.startswith("kernels/bench"):
+            read = getattr(bench, Path(program).stem).parse([*words, "--out", str(tmp_path / "figures.jsonl")])
+            assert read.device == "cuda"
+    if not torch.cuda.is_available():
+        assert bench.gpu_session.main(["--out", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.startswith("gpu_session: there is no CUDA card here")
+
+
+def test_targets_are_held_against_figures(
+    bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def write(step: str, length: int, **seconds: float) -> None:
+        with (tmp_path / f"{step}.jsonl").open("a", encoding="utf-8") as file:
+            for word, median in seconds.items():
+                error = 1e-3 if word == "mesa" else 2e-3
+                line = {"variant": f"{word}@0.0001" if word == "mesa" else word, "case": {"length": length}}
+                line |= {"forward_backward_s": {"median": median}, "peak_bytes": {"both": int(1e9 * median)}}
+                file.write(json.dumps(line | {"errors": {"output": error / 10, "gradient": error}}) + "\n")
+
+    def verdicts() -> dict[str, tuple[str, bool] | None]:
+        read = bench.targets.read_lines
+        return {target.aim: target.find(read(tmp_path / f"{target.step}.jsonl")) for target in bench.targets.TARGETS}
+
+    assert set(verdicts().values()) == {None}
+    write("aim", 4096, mesa=5e-3, fla=2e-2)
+    write("lengths", 4096, mesa=2.0, softmax=1.0)
+    write("lengths", 8192, mesa=2.0, softmax=3.0)
+    found = verdicts()
+    assert found["both passes at least 3 times faster than the peer's kernel"] == ("4.00 times", True)
+    assert found["both passes under 6 ms"] == ("5.00 ms", True)
+    assert found["output error at most a third of the peer's"] == ("1.0e-04 against 2.0e-04", False)
+    assert found["the same at upstream gradients of 1e-6"] is None
+    assert found["peak memory at most the peer's"] == ("5 MiB against 19", True)
+    assert found["faster than FlashAttention from 8,192 tokens on"] == (
+        "times faster: 0.50 at 4,096, 1.50 at 8,192",
+        True,
+    )
+    bench.targets.show_targets(tmp_path)
+    shown = capsys.readouterr().out
+    assert shown.count("missed") == 2
+    assert shown.count("not measured") == 1
