@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mesalm.lab.capture import Reading
+from mesalm.lab.late_systems import survey
 from mesalm.model.chunk_states import CHUNK
 
 LATE_TOKENS = 8
@@ -29,12 +30,13 @@ INPUT_EDGES = np.linspace(0, 1, 41)
 class HeadNumbers:
     """Hold the numbers of one key head over all windows.
 
-    log_gamma: the 5, 50 and 95 % quantiles; memory: -1 / mean(log gamma) in tokens, None if it never forgets;
-    ridge: least, mean, largest; condition, scaled: condition numbers of H_t + ridge and of the form that the solver
-    sees, ridge^-1/2 H_t ridge^-1/2 + 1, of each sampled token; steps: mean over chunks of the slowest token's;
-    long_chunks: share of the whole 64-token chunks whose decay is above 1/16. Layers that solve nothing have no
-    ridge, no condition numbers and no steps. forget_counts, input_counts: tokens in the bins of `FORGET_EDGES`
-    (-log gamma) and `INPUT_EDGES` (beta).
+    log_gamma: the 5, 50 and 95 % quantiles; memory: -1 / mean(log gamma) in tokens, None if it never forgets; ridge:
+    least, mean, largest; condition, scaled: condition numbers of H_t + ridge and of the form that the solver sees,
+    ridge^-1/2 H_t ridge^-1/2 + 1, of each sampled token; steps: mean over chunks of the slowest token's; long_chunks:
+    share of the whole 64-token chunks whose decay is above 1/16; rank: the effective rank of the keys gathered, and
+    dimension: the effective dimension of their ridge regression, means over the sampled tokens (`late_systems`). Layers
+    that solve nothing have no ridge, no condition numbers, no dimension and no steps. forget_counts, input_counts:
+    tokens in the bins of `FORGET_EDGES` (-log gamma) and `INPUT_EDGES` (beta).
     """
 
     layer: int
@@ -49,6 +51,8 @@ class HeadNumbers:
     scaled: list[float]
     steps: float | None
     long_chunks: float
+    rank: float
+    dimension: float | None
     forget_counts: list[int]
     input_counts: list[int]
 
@@ -64,6 +68,9 @@ class LayerSamples:
     input_gate: list[np.ndarray] = field(default_factory=list)
     steps: list[np.ndarray] = field(default_factory=list)
     long_chunks: list[np.ndarray] = field(default_factory=list)
+    rank: list[np.ndarray] = field(default_factory=list)
+    lags: list[Tensor] = field(default_factory=list)
+    dimension: list[np.ndarray] = field(default_factory=list)
     condition: list[np.ndarray] = field(default_factory=list)
     scaled: list[np.ndarray] = field(default_factory=list)
     ridge: np.ndarray | None = None
@@ -74,13 +81,20 @@ class LayerSamples:
         self.log_forget.append(log_forget.numpy())
         self.input_gate.append(input_gate.numpy())
         self.long_chunks.append(long_chunks(log_forget).numpy())
-        if reading.ridge is None:
+        query, key = _double(reading.query[0]), _double(reading.key[0])
+        ridge = None if reading.ridge is None else _double(reading.ridge)
+        late = survey(query, key, log_forget, input_gate, ridge, late_tokens(len(key)))
+        self.rank.append(late.rank.numpy())
+        self.lags.append(late.lags)
+        if ridge is None:
             return
-        key, ridge = _double(reading.key[0]), _double(reading.ridge)
+        assert late.dimension is not None
+        assert late.condition is not None
+        assert late.scaled is not None
         self.ridge = ridge.numpy()
-        plain, scaled = condition_numbers(key, log_forget, input_gate, ridge, late_tokens(len(key)))
-        self.condition.append(plain.numpy())
-        self.scaled.append(scaled.numpy())
+        self.dimension.append(late.dimension.numpy())
+        self.condition.append(late.condition.numpy())
+        self.scaled.append(late.scaled.numpy())
         if reading.steps is not None:
             by_query_head = _double(reading.steps[0])
             self.steps.append(by_query_head.unflatten(-1, (key.shape[1], -1)).mean(-1).numpy())
@@ -108,6 +122,8 @@ class LayerSamples:
             scaled=[float(value) for window in self.scaled for value in window[:, head]],
             steps=float(np.concatenate(self.steps)[:, head].mean()) if self.steps else None,
             long_chunks=float(np.concatenate(self.long_chunks)[:, head].mean()),
+            rank=float(np.concatenate(self.rank)[:, head].mean()),
+            dimension=float(np.concatenate(self.dimension)[:, head].mean()) if self.dimension else None,
             forget_counts=np.histogram(forgetting, FORGET_EDGES)[0].tolist(),
             input_counts=np.histogram(input_gate, INPUT_EDGES)[0].tolist(),
         )
@@ -123,39 +139,6 @@ def long_chunks(log_forget: Tensor) -> Tensor:
     count = len(log_forget) // CHUNK
     span = log_forget[: count * CHUNK].reshape(count, CHUNK, -1).sum(1)
     return (span > math.log(SPAN)).to(torch.float64)
-
-
-def condition_numbers(
-    key: Tensor, log_forget: Tensor, input_gate: Tensor, ridge: Tensor, tokens: list[int]
-) -> tuple[Tensor, Tensor]:
-    """Compute the condition number of H_t + diag(ridge) at some tokens, and of its ridge-scaled form.
-
-    H_t = sum_{s <= t} exp(log gamma_{s + 1} + ... + log gamma_t) beta_s k_s k_s'. The scaled form is
-    ridge^-1/2 H_t ridge^-1/2 + 1, which the solver works on. Both are ratios of eigenvalues.
-
-    Args:
-        key: `[T, G, K]`; log_forget, input_gate: `[T, G]`; ridge: `[G, K]`; all float64 on the CPU.
-        tokens: places t, S of them.
-
-    Returns two tensors `[S, G]`, float64.
-    """
-    # far below what counts beside a token's own weight, and no difference of infinities arises
-    total = log_forget.clamp(min=-700.0).cumsum(0)
-    keys = key.transpose(0, 1)  # [G, T, K]
-    root = ridge.sqrt()
-    plain, scaled = [], []
-    for t in tokens:
-        weight = (total[t] - total[: t + 1]).exp() * input_gate[: t + 1]  # [t + 1, G]
-        seen = keys[:, : t + 1]
-        gram = (seen * weight.T.unsqueeze(-1)).mT @ seen
-        plain.append(_condition(gram + torch.diag_embed(ridge)))
-        scaled.append(_condition(gram / (root.unsqueeze(-1) * root.unsqueeze(-2)) + torch.eye(key.shape[-1]).double()))
-    return torch.stack(plain), torch.stack(scaled)
-
-
-def _condition(matrix: Tensor) -> Tensor:
-    eigenvalues = torch.linalg.eigvalsh(matrix)
-    return eigenvalues[..., -1] / eigenvalues[..., 0]
 
 
 def _double(x: Tensor) -> Tensor:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
 from mesalm.lab.capture import Reading, is_recurrent, mixers_of, watched
-from mesalm.lab.gate_statistics import FORGET_EDGES, INPUT_EDGES, HeadNumbers, LayerSamples
+from mesalm.lab.gate_statistics import FORGET_EDGES, INPUT_EDGES, HeadNumbers, LayerSamples, late_tokens
 from mesalm.lab.held_out import Windows, cut_windows, find_run, held_out_text
 from mesalm.lab.inspection_tables import print_inspection
+from mesalm.lab.reach import LAGS, Reach, ReachSamples, attention_shares, attention_watched, key_taps
 from mesalm.lab.recorded import choose_heads, parse_heads, record_tensors, save_recorded
 from mesalm.model.chunk_states import CHUNK
 
@@ -27,7 +29,7 @@ LENGTH = 512
 
 @dataclass(frozen=True)
 class Inspection:
-    """Hold what was found: a row a key head, and which layers were passed over (`notes`, sentences)."""
+    """Hold what was found: numbers a key head of the recurrent layers, the reach of every key head, and `notes`."""
 
     model: str
     device: str
@@ -37,12 +39,17 @@ class Inspection:
     text: dict[str, Any]
     command: str
     heads: list[HeadNumbers]
+    reach: list[Reach]
     notes: list[str]
 
     def to_json(self) -> str:
         """Return everything as JSON, with the borders of the histograms' bins."""
         numbers = dataclasses.asdict(self)
-        numbers["bins"] = {"minus_log_gamma": FORGET_EDGES.tolist(), "beta": INPUT_EDGES.tolist()}
+        numbers["bins"] = {
+            "minus_log_gamma": FORGET_EDGES.tolist(),
+            "beta": INPUT_EDGES.tolist(),
+            "lags": list(LAGS),
+        }
         return json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -89,7 +96,7 @@ def inspect_model(
     if len(windows.tokens) < tokens // length:
         notes.append(f"the text gave only {len(windows.tokens)} windows of {length} tokens")
     kept: list[Reading] = []
-    layers = run_windows(opened, windows, kept if record is not None else None, quiet)
+    layers, reach = run_windows(opened, windows, kept if record is not None else None, quiet)
     inspection = Inspection(
         model=model,
         device=where,
@@ -99,6 +106,7 @@ def inspect_model(
         text={"from": text.description, "sources": text.sources, "documents": windows.documents},
         command=shlex.join(["mesalm", *sys.argv[1:]]),
         heads=[head for layer in layers for head in layer.numbers()],
+        reach=[head for layer in reach for head in layer.reaches()],
         notes=notes,
     )
     if record is not None:
@@ -113,22 +121,34 @@ def inspect_model(
     return inspection
 
 
-def run_windows(model: Any, windows: Windows, keep: list[Reading] | None, quiet: bool = False) -> list[LayerSamples]:
-    """Run each window through the model by itself; `keep`, if given, takes the first window's mesa readings."""
+def run_windows(
+    model: Any, windows: Windows, keep: list[Reading] | None, quiet: bool = False
+) -> tuple[list[LayerSamples], list[ReachSamples]]:
+    """Run each window through the model by itself; `keep`, if given, takes the first window's mesa readings.
+
+    Returns what the recurrent layers showed and where the heads of all layers read from, in the order of the layers.
+    """
     from datasets.utils import tqdm
 
+    mixers = {mixer.layer_idx: mixer for mixer in mixers_of(model)}
     layers: dict[int, LayerSamples] = {}
+    reach = {layer: ReachSamples(layer, mixer.name, key_taps(mixer)) for layer, mixer in mixers.items()}
 
     def see(reading: Reading) -> None:
         samples = layers.setdefault(reading.layer, LayerSamples(reading.layer, reading.mixer, reading.gated))
         if keep is not None and not samples.log_forget and reading.ridge is not None:
             keep.append(reading)
         samples.add(reading)
+        reach[reading.layer].shares.append(samples.lags[-1])
 
-    with watched(model, see), torch.no_grad():
+    def see_attention(layer: int, weights: Tensor) -> None:
+        places = late_tokens(weights.shape[-1])
+        reach[layer].shares.append(attention_shares(weights[0], mixers[layer].groups, places))
+
+    with watched(model, see), attention_watched(model, see_attention), torch.no_grad():
         for tokens in tqdm(windows.tokens, desc="Inspecting", unit=" windows", disable=quiet or None):
             model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False, logits_to_keep=1)
-    return [layers[layer] for layer in sorted(layers)]
+    return [layers[layer] for layer in sorted(layers)], [reach[layer] for layer in sorted(reach)]
 
 
 def write_inspection(inspection: Inspection, folder: Path) -> None:
@@ -162,12 +182,16 @@ def _device(name: str) -> str:
 
 
 def _notes(model: Any, name: str) -> list[str]:
-    """Say which layers are passed over and which have no gates; ValueError if there is nothing to inspect."""
+    """Say which layers are not recurrent and which have no gates; ValueError if there is nothing to inspect."""
     mixers = mixers_of(model)
     if not any(is_recurrent(mixer) for mixer in mixers):
         kind = ", ".join(sorted({mixer.name for mixer in mixers})) or type(model).__name__
         raise ValueError(f"{name}: has no mesa layer to inspect ({kind}); name a model with mesa or linear mixers")
-    notes = [f"layer {mixer.layer_idx} is {mixer.name}: passed over" for mixer in mixers if not is_recurrent(mixer)]
+    notes = [
+        f"layer {mixer.layer_idx} is {mixer.name}: it has no gates and no systems"
+        for mixer in mixers
+        if not is_recurrent(mixer)
+    ]
     if not model.config.gates:
         notes.append("the model has no gates: gamma and beta are 1")
     return notes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mesalm.lab.gate_statistics import HeadNumbers
+from mesalm.lab.reach import BINDS, LAGS, Reach
 
 if TYPE_CHECKING:
     from mesalm.lab.inspection import Inspection
@@ -19,23 +21,29 @@ Row = tuple[str, ...]
 
 
 def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
-    """Print both tables, a row a layer and head, then what was read and what was passed over."""
+    """Print the tables, a row a layer and head, then what was read and what the columns mean."""
     out = console or Console()
     out.print(table_of("Gates", GATES, inspection.heads))
     solved = [head for head in inspection.heads if head.ridge is not None]
     if solved:
         out.print(table_of("Systems, (H + ridge) x = q", SYSTEMS, solved))
+    out.print(table_of("Reach, shares in per cent", REACH, inspection.reach))
     read = f"{inspection.windows} windows of {inspection.length} tokens"
     lines = [
         f"{read}, {inspection.text['from']}, on {inspection.device}",
         "head: LAYER.HEAD; memory: -1 / mean log γ, in tokens",
         "long: share of 64-token chunks over which more than 1/16 is kept",
+        "rank: effective rank of the keys gathered late in a window, exp of the entropy of H's eigenvalues",
     ]
     if solved:
         lines.append("condition: of H + ridge at tokens of each window's last quarter, median and 95 %")
+        lines.append("dim: effective dimension of the ridge regression, tr H (H + ridge)^-1")
         lines.append("ridge: least, mean and most of the head's dimensions")
         lines.append("scaled: the same of ridge^-1/2 H ridge^-1/2 + 1, which the solver works on")
         lines.append(f"steps: of each chunk's slowest token, mean; tolerance {inspection.tolerance:g}")
+    lines.append("reach: the read-out's absolute weights by distance in tokens, late in a window")
+    lines.append("key taps: absolute weights of the keys' convolution by distance")
+    lines.append(f"binds: at least {100 * BINDS:.0f} % one token back, in the read-out or in the keys")
     for line in [*lines, *inspection.notes]:
         out.print(f"- {line}", highlight=False, markup=False, soft_wrap=True)
 
@@ -50,6 +58,7 @@ def gate_cells(head: HeadNumbers) -> tuple[str, ...]:
         memory,
         f"{head.beta:.3f}",
         f"{100 * head.long_chunks:.0f} %",
+        f"{head.rank:.1f}",
     )
 
 
@@ -61,24 +70,47 @@ def system_cells(head: HeadNumbers) -> tuple[str, ...]:
         *(f"{value:.2f}" for value in head.ridge),
         *_median_and_high(head.condition),
         *_median_and_high(head.scaled),
+        "-" if head.dimension is None else f"{head.dimension:.1f}",
         "-" if head.steps is None else f"{head.steps:.1f}",
     )
 
 
+def reach_cells(head: Reach) -> tuple[str, ...]:
+    """Return the cells of a row of the table of reach."""
+    taps = ["-"] if head.key_taps is None else [f"{100 * share:.0f}" for share in head.key_taps]
+    return (
+        f"{head.layer}.{head.head}",
+        head.mixer,
+        *(f"{100 * share:.0f}" for share in head.lags),
+        " ".join(taps),
+        "binds" if head.binds else "",
+    )
+
+
 GATES = (
-    ("head", "mean γ", "log γ 5 %", "50 %", "95 %", "memory", "mean β", "long"),
+    ("head", "mean γ", "log γ 5 %", "50 %", "95 %", "memory", "mean β", "long", "rank"),
     gate_cells,
 )
 SYSTEMS = (
-    ("head", "ridge", "mean", "most", "condition", "95 %", "scaled", "95 %", "steps"),
+    ("head", "ridge", "mean", "most", "condition", "95 %", "scaled", "95 %", "dim", "steps"),
     system_cells,
 )
 
 
-def table_of(title: str, kind: tuple[tuple[str, ...], Callable[[HeadNumbers], Row]], heads: list[HeadNumbers]) -> Table:
+REACH = (
+    (
+        *("head", "mixer"),
+        *(str(first) if first + 1 == end else f"{first}-{end - 1}" for first, end in pairwise(LAGS)),
+        *(f"{LAGS[-1]}+", "key taps", ""),
+    ),
+    reach_cells,
+)
+
+
+def table_of(title: str, kind: tuple[tuple[str, ...], Callable[[Any], Row]], heads: Sequence[Any]) -> Table:
     """Make a table with a row a head, named LAYER.HEAD, and a line between layers; it fits into 80 columns."""
     headings, cells = kind
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for place, head in enumerate(heads):

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from mesalm import mesa_attention
 from mesalm.lab.capture import Reading
 from mesalm.lab.gate_statistics import (
     FORGET_EDGES,
     INPUT_EDGES,
     LayerSamples,
-    condition_numbers,
     late_tokens,
     long_chunks,
 )
+from mesalm.lab.late_systems import effective_rank, survey
+from mesalm.lab.reach import LAGS, lag_shares
+from mesalm.model.operator_linear import linear_attention
 
 T, G, K = 150, 3, 8
 
@@ -47,8 +50,13 @@ def test_condition_numbers_are_those_of_the_recurrence(restart: bool) -> None:
         log_forget[100, 1] = -math.inf
         log_forget[140, 2] = -1e30
     tokens = [0, 1, 70, 120, T - 1]
-    plain, scaled = condition_numbers(key, log_forget, input_gate, ridge, tokens)
-    assert plain.shape == scaled.shape == (len(tokens), G)
+    query = operands(1)[0]
+    late = survey(query, key, log_forget, input_gate, ridge, tokens)
+    plain, scaled, dimension, rank = late.condition, late.scaled, late.dimension, late.rank
+    assert plain is not None
+    assert scaled is not None
+    assert dimension is not None
+    assert plain.shape == scaled.shape == dimension.shape == rank.shape == (len(tokens), G)
     for head in range(G):
         grams = recurrent_gram(key[:, head].numpy(), log_forget[:, head].numpy(), input_gate[:, head].numpy())
         root = np.diag(ridge[head].numpy() ** -0.5)
@@ -58,15 +66,62 @@ def test_condition_numbers_are_those_of_the_recurrence(restart: bool) -> None:
             # both are double precision on condition numbers below 1e3
             assert plain[place, head].item() == pytest.approx(whole, rel=1e-10)
             assert scaled[place, head].item() == pytest.approx(form, rel=1e-10)
+            hat = grams[t] @ np.linalg.inv(grams[t] + np.diag(ridge[head].numpy()))
+            assert dimension[place, head].item() == pytest.approx(np.trace(hat), rel=1e-10, abs=1e-12)
+            share = np.linalg.eigvalsh(grams[t]).clip(1e-300)
+            share /= share.sum()
+            assert rank[place, head].item() == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-9)
 
 
 def test_a_case_that_can_be_worked_out_by_hand() -> None:
     # two orthogonal keys, the first written twice: H = diag(0.5 * 1 + 1, 0) before the last, then halved once more
     key = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64).unsqueeze(1)
     half = torch.full((3, 1), math.log(0.5), dtype=torch.float64)
-    plain, scaled = condition_numbers(key, half, torch.ones_like(half), torch.tensor([[1.0, 4.0]]).double(), [1, 2])
-    assert plain[:, 0].tolist() == pytest.approx([4.0 / 2.5, 5.0 / 1.75])
-    assert scaled[:, 0].tolist() == pytest.approx([2.5 / 1.0, 1.75 / 1.25])
+    late = survey(key, key, half, torch.ones_like(half), torch.tensor([[1.0, 4.0]]).double(), [1, 2])
+    assert late.condition is not None
+    assert late.scaled is not None
+    assert late.dimension is not None
+    assert late.condition[:, 0].tolist() == pytest.approx([4.0 / 2.5, 5.0 / 1.75])
+    assert late.scaled[:, 0].tolist() == pytest.approx([2.5 / 1.0, 1.75 / 1.25])
+    assert late.dimension[:, 0].tolist() == pytest.approx([1.5 / 2.5, 0.75 / 1.75 + 1.0 / 5.0])
+    # both weights of token 1's read-out are along the first key, the older one decayed by half
+    assert late.lags[0, 0, :3].tolist() == pytest.approx([2 / 3, 1 / 3, 0.0])
+    assert late.lags[1, 0, :3].tolist() == pytest.approx([1.0, 0.0, 0.0])
+
+
+def test_the_read_out_is_the_sum_of_the_weighted_values() -> None:
+    """Weights whose shares are taken must be those with which the operator itself reads the values."""
+    key, log_forget, input_gate, ridge = operands()
+    query = operands(1)[0]
+    batch = [x.unsqueeze(0) for x in (query, key, torch.eye(T).double().unsqueeze(1).expand(T, G, T))]
+    gates = [log_forget.unsqueeze(0), input_gate.unsqueeze(0)]
+    for solved in (True, False):
+        if solved:
+            weights = mesa_attention(*batch, *gates, ridge, backend="exact")  # values one-hot by token: o_t = weights
+        else:
+            weights = linear_attention(*batch, *gates, backend="exact")
+        found = survey(query, key, log_forget, input_gate, ridge if solved else None, [40, T - 1]).lags
+        for place, t in enumerate((40, T - 1)):
+            expected = lag_shares(weights[0, t, :, : t + 1])
+            torch.testing.assert_close(found[place], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_shares_by_distance() -> None:
+    weights = torch.zeros(2, 41).double()
+    weights[0, 40 - torch.tensor([0, 1, 2, 3, 7, 8, 31, 32, 40])] = torch.tensor(
+        [1, -1, 1, 1, 1, 1, 1, 1, -2.0]
+    ).double()
+    shares = lag_shares(weights)
+    assert shares.shape == (2, len(LAGS))
+    assert shares[0].tolist() == pytest.approx([0.1, 0.1, 0.1, 0.2, 0.2, 0.3])
+    assert shares[1].tolist() == [0.0] * len(LAGS)
+    assert lag_shares(torch.ones(2)).tolist() == pytest.approx([0.5, 0.5, 0, 0, 0, 0])
+
+
+def test_effective_rank_lies_between_one_and_the_rank() -> None:
+    assert effective_rank(torch.diag(torch.tensor([2.0, 2.0, 2.0, 0.0]).double())).item() == pytest.approx(3.0)
+    assert effective_rank(torch.diag(torch.tensor([1.0, 0.0]).double())).item() == pytest.approx(1.0)
+    assert effective_rank(torch.zeros(3, 3).double()).item() == 0.0
 
 
 def test_long_chunks_are_whole_chunks_that_keep_more_than_a_sixteenth() -> None:

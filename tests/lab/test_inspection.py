@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,13 @@ from mesalm.data.prepare import prepare
 from mesalm.hub.open_model import open_model, open_tokenizer
 from mesalm.lab.capture import Reading, watched
 from mesalm.lab.held_out import Run, cut_windows, held_out_text
-from mesalm.lab.inspection import inspect_model
+from mesalm.lab.inspection import inspect_model, run_windows
+from mesalm.lab.reach import Reach
 from mesalm.lab.recorded import load_recorded, parse_heads, recorded_metadata
+from mesalm.model import mixer_softmax
 
 SaveModel = Callable[..., str]
+MIXED = [(0, "mesa"), (1, "softmax"), (2, "linear")]
 LAB = Path(__file__).parents[2] / "mesalm/lab"
 
 
@@ -32,10 +36,14 @@ def test_the_door_prints_a_row_a_head_and_writes_numbers_and_figure(
     arguments = ["inspect", model, "--text", text_file, "--length", "128", "--tokens", "512", "--device", "cpu"]
     assert main([*arguments, "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "layer 1 is softmax: passed over" in shown
-    rows = [line.split() for line in shown.splitlines() if line[:8].strip() in {"0.0", "0.1", "2.0", "2.1"}]
-    assert [row[0] for row in rows] == ["0.0", "0.1", "2.0", "2.1", "0.0", "0.1"]
-    assert [len(row) for row in rows] == [9] * 6  # the share is followed by its per-cent sign
+    assert "layer 1 is softmax: it has no gates and no systems" in shown
+    gates, systems, reach = (part.splitlines() for part in re.split("Systems,|Reach,", shown))
+    rows = [line.split() for line in gates if re.match(r" *\d\.\d ", line)]
+    assert [row[0] for row in rows] == ["0.0", "0.1", "2.0", "2.1"]
+    assert [len(row) for row in rows] == [10] * 4  # the share is followed by its per-cent sign
+    assert [line.split()[0] for line in systems if re.match(r" *\d\.\d ", line)] == ["0.0", "0.1"]
+    read = [line.split() for line in reach if re.match(r" *\d\.\d ", line)]
+    assert [row[:2] for row in read] == [[f"{layer}.{head}", name] for layer, name in MIXED for head in (0, 1)]
     assert "…" not in shown
 
     numbers = json.loads((out / "inspect.json").read_text("utf-8"))
@@ -45,7 +53,12 @@ def test_the_door_prints_a_row_a_head_and_writes_numbers_and_figure(
         (2, 0, "linear"),
         (2, 1, "linear"),
     ]
+    for found in numbers["reach"]:
+        assert sum(found["lags"]) == pytest.approx(1.0)
+        assert (found["key_taps"] is None) == (found["mixer"] == "softmax")
     mesa, linear = numbers["heads"][0], numbers["heads"][2]
+    assert 0 < mesa["dimension"] < mesa["rank"] + 1 <= 9  # keys of 8 dimensions
+    assert linear["dimension"] is None
     assert len(mesa["condition"]) == 8 * numbers["windows"]
     assert mesa["ridge"][0] < mesa["ridge"][1] < mesa["ridge"][2]
     assert mesa["steps"] > 0
@@ -61,6 +74,32 @@ def test_the_door_prints_a_row_a_head_and_writes_numbers_and_figure(
         assert phrase in words
     links = [value for element in root.iter() for key, value in element.attrib.items() if key.endswith("href")]
     assert all(link.startswith("#") for link in links)
+
+
+def test_a_head_that_attends_one_token_back_is_said_to_bind(save_model: SaveModel, text_file: str) -> None:
+    """Make the softmax layer's attention and the mesa layer's convolution bind, and see both named."""
+    model = open_model(save_model(["softmax", "mesa"]), dtype=torch.float32)
+    implementation = model.config._attn_implementation
+    mesa = model.model.layers[1].mixer
+    with torch.no_grad():
+        mesa.conv.weight[mesa.heads * mesa.head_dim :] = torch.tensor([0.1, 0.9, 0.0, 0.0])
+    windows = cut_windows(held_out_text("model", Run(), [text_file]), open_tokenizer(model.name_or_path), 64, 2)
+
+    def look() -> list[Reach]:
+        return [head for layer in run_windows(model, windows, None, quiet=True)[1] for head in layer.reaches()]
+
+    assert [head.binds for head in look()] == [False, False, True, True]
+    assert look()[2].key_taps == pytest.approx([0.1, 0.9, 0.0, 0.0])
+    back = torch.eye(64).roll(-1, -1)  # token t attends t - 1, the first one anything
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            mixer_softmax,
+            "eager_attention_forward",
+            lambda module, query, *_, **__: (query.transpose(1, 2), back.expand(1, 4, 64, 64)),
+        )
+        assert [head.lags[1] for head in look()[:2]] == [1.0, 1.0]
+        assert all(head.binds for head in look())
+    assert model.config._attn_implementation == implementation
 
 
 def test_what_is_seen_is_what_the_operator_reads(save_model: SaveModel, text_file: str) -> None:
