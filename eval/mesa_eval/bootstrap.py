@@ -61,17 +61,20 @@ def ratio_intervals(
     denominator: np.ndarray,
     *,
     transform: Transform | None = None,
+    average: bool = False,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> list[Interval]:
     """Return the interval of sum(numerator) / sum(denominator) for each column of [U, C] arrays.
 
-    `transform`, such as `numpy.exp` for a perplexity, is applied to the ratio.
+    `transform`, such as `numpy.exp` for a perplexity, is applied to the ratio. With `average` there is one interval,
+    that of the mean over the columns (macro-F1 has a column a class); a column whose denominator sums to 0, such as a
+    class that a draw does not hold, is left out of the mean.
     """
     columns = numerator.shape[1]
     both = np.concatenate([numerator, denominator], axis=1)
     sums = resampled_sums(both, draws, seed) if len(both) > 1 else None
-    return _intervals(both.sum(0), sums, columns, len(both), paired=False, transform=transform)
+    return _intervals(both.sum(0), sums, columns, len(both), paired=False, transform=transform, average=average)
 
 
 def paired_intervals(
@@ -81,16 +84,17 @@ def paired_intervals(
     base_denominator: np.ndarray,
     *,
     transform: Transform | None = None,
+    average: bool = False,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> list[Interval]:
-    """Return the interval of a model's ratio less the base model's, column by column, units paired."""
+    """Return the interval of a model's ratio less the base model's, units paired; see `ratio_intervals`."""
     if not len(numerator) == len(base_numerator) == len(denominator) == len(base_denominator):
         raise ValueError("paired_intervals: both models need the same units in the same order")
     columns = numerator.shape[1]
     both = np.concatenate([numerator, denominator, base_numerator, base_denominator], axis=1)
     sums = resampled_sums(both, draws, seed) if len(both) > 1 else None
-    return _intervals(both.sum(0), sums, columns, len(both), paired=True, transform=transform)
+    return _intervals(both.sum(0), sums, columns, len(both), paired=True, transform=transform, average=average)
 
 
 def group_sums(values: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -121,18 +125,22 @@ def _intervals(
     *,
     paired: bool,
     transform: Transform | None,
+    average: bool,
 ) -> list[Interval]:
+    apply = transform or np.asarray
+
+    def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+        return apply(_mean_ratio(numerator, denominator) if average else numerator / denominator)
+
     def statistic(table: np.ndarray) -> np.ndarray:
         parts = np.split(table, table.shape[-1] // columns, axis=-1)
-        apply = transform or np.asarray
-        value = apply(parts[0] / parts[1])
-        return value - apply(parts[2] / parts[3]) if paired else value
+        return ratio(parts[0], parts[1]) - ratio(parts[2], parts[3]) if paired else ratio(parts[0], parts[1])
 
     with np.errstate(invalid="ignore", divide="ignore"):
         values = statistic(totals)
         drawn = statistic(sums) if sums is not None else None
     result = []
-    for column in range(columns):
+    for column in range(values.shape[-1]):
         low = high = p = None
         if drawn is not None:
             here = drawn[np.isfinite(drawn[:, column]), column]
@@ -142,3 +150,10 @@ def _intervals(
                 p = float(min(1.0, 2 * (tail + 1) / (len(here) + 1)))
         result.append(Interval(float(values[column]), low, high, p, units))
     return result
+
+
+def _mean_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Return the mean over the last axis, kept, of the ratios whose denominator is not 0; NaN where there is none."""
+    there = denominator != 0
+    ratios = np.divide(numerator, denominator, out=np.zeros_like(numerator), where=there)
+    return ratios.sum(-1, keepdims=True) / there.sum(-1, keepdims=True)

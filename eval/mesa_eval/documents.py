@@ -16,11 +16,12 @@ from mesalm.data.read_files import FileSource, matching_files
 
 @dataclass(frozen=True)
 class Document:
-    """Hold one document; `identifier` is unique within a collection."""
+    """Hold one document; `identifier` is unique within a collection, `file` the name of the file it came from."""
 
     identifier: str
     domain: str
     text: str
+    file: str = ""
 
     @property
     def bytes(self) -> int:
@@ -50,7 +51,7 @@ def read_documents(paths: Sequence[str]) -> list[Document]:
             for document in source.documents(_NoFaults()):
                 if document.text and document.text.strip():
                     domain = stem if document.domain == "files" else document.domain
-                    documents.append(Document(document.id, domain, document.text))
+                    documents.append(Document(document.id, domain, document.text, stem))
             if len(documents) == before:
                 raise ValueError(f"{path}: holds no text")
     return _unique(documents)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mesa_eval.scores import ShotScores, TaskScores
+from mesa_eval.scores import Measure, TaskRecord
 from mesa_eval.scoring import Likelihood, Scorer
 from mesa_eval.task import Query, Task
 
@@ -31,6 +31,29 @@ class FewShotProtocol:
     rank_draws: int
     queries: int
     candidates: int
+
+
+@dataclass(frozen=True)
+class ShotScores:
+    """Hold one number of shots: arrays [query][draw]; `right` and `chance` cover the first draws only where
+    ranking was done on fewer draws."""
+
+    shots: int
+    nats: list[list[float]]
+    bytes: list[int]
+    exact: list[list[float]]
+    right: list[list[float]]
+    chance: float
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """Hold what one task gave: its record, the queries asked and the scores by number of shots."""
+
+    record: TaskRecord
+    fingerprint: str
+    queries: list[int]
+    shots: list[ShotScores]
 
 
 def score_task(scorer: Scorer, task: Task, protocol: FewShotProtocol, window: int, seed: int) -> TaskScores:
@@ -56,20 +79,66 @@ def score_task(scorer: Scorer, task: Task, protocol: FewShotProtocol, window: in
     if not levels:
         raise ValueError(f"task {task.name}: no prompt fits the window of {window} tokens of {scorer.name}")
     shown = task.query(queries[0], 0, min(level.shots for level in levels if level.shots or len(levels) == 1), 2, seed)
-    return TaskScores(
-        task=task.name,
+    record = TaskRecord(
+        name=task.name,
         kind=task.kind,
-        fingerprint=task.fingerprint(),
         queries=len(queries),
         draws=protocol.draws,
         candidates=len(task.labels) or protocol.candidates,
         majority=task.majority(queries),
-        shots=levels,
         cut=cut,
         pairs_joint=counts[True],
         pairs_apart=counts[False],
         example=shown.prompt + shown.answer,
-        notes=list(task.notes),
+    )
+    return TaskScores(record, task.fingerprint(), queries, levels)
+
+
+def task_measures(scores: TaskScores) -> list[Measure]:
+    """Return, for each number of shots, bits per byte of the answer, accuracy and (without labels) exact match."""
+    measures = []
+    for level in scores.shots:
+        bits = [[sum(row) / np.log(2)] for row in level.nats]
+        sizes = [[float(size * len(row))] for size, row in zip(level.bytes, level.nats, strict=True)]
+        measures.append(_measure(scores, level.shots, "answer", "answer, bits per byte", bits, sizes))
+        measures.append(_share(scores, level.shots, "accuracy", "accuracy", level.right, level.chance))
+        if scores.record.kind != "class":
+            measures.append(_share(scores, level.shots, "exact", "exact match", level.exact, 0.0))
+    return measures
+
+
+def _share(scores: TaskScores, shots: int, metric: str, unit: str, values: list[list[float]], chance: float) -> Measure:
+    """Make a measure of values [query][draw]: the mean over all of them, the query being the unit."""
+    sums = [[float(sum(row))] for row in values]
+    counts = [[float(len(row))] for row in values]
+    return _measure(scores, shots, metric, unit, sums, counts, chance)
+
+
+def _measure(
+    scores: TaskScores,
+    shots: int,
+    metric: str,
+    unit: str,
+    numerator: list[list[float]],
+    denominator: list[list[float]],
+    chance: float | None = None,
+) -> Measure:
+    section = f"task/{scores.record.name}"
+    return Measure(
+        section=section,
+        key=f"{section}/{shots}/{metric}",
+        label=f"{shots} shot{'s' if shots != 1 else ''}",
+        unit=unit,
+        better="lower" if metric == "answer" else "higher",
+        digits=3,
+        resampled="query",
+        units=[str(index) for index in scores.queries],
+        numerator=numerator,
+        denominator=denominator,
+        any_tokenizer=metric == "answer",
+        chance=chance,
+        x=float(shots),
+        items=scores.fingerprint,
     )
 
 

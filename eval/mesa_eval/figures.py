@@ -110,7 +110,7 @@ def position_figure(comparison: Comparison) -> str | None:
     rows = comparison.section("position")
     if not rows:
         return None
-    centres = [_bin_centre(row) for row in rows]
+    centres = [row.x or 1.0 for row in rows]
     others = [i for i in range(len(comparison.names)) if any(row.differences[i].interval for row in rows)]
 
     def draw(figure: Figure) -> None:
@@ -181,11 +181,6 @@ def _shots_line(axes: Any, rows: Sequence[Row], index: int, models: int, name: s
         if value.low is not None:
             axes.plot([x, x], [value.low, value.high], color=series_colour(index), linewidth=1, alpha=0.6)
     axes.plot([x for x, _ in known], [value.value for _, value in known], "o-", color=series_colour(index), label=name)
-
-
-def _bin_centre(row: Row) -> float:
-    ends = [float(part) for part in row.label.split("-")]
-    return (ends[0] * ends[-1]) ** 0.5
 
 
 def _svg(draw: Callable[[Figure], None], size: tuple[float, float], label: str) -> str:

@@ -16,16 +16,38 @@ knows of it reaches (n - 1) / n.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from mesa_eval.bootstrap import group_sums
 from mesa_eval.documents import Document, cut_document, in_turn
-from mesa_eval.scores import CopyScores, PositionScores
+from mesa_eval.scores import Measure
 from mesa_eval.scoring import Scorer
 
 SCORE_NAME = "in-context score (490-510 less 45-55)"
 SHORT_SCORE_NAME = "late-less-early score"
 BYTES_A_TOKEN = 32  # windows come from the first 32 (T + 1) bytes of a document: some eight windows of English
+
+
+@dataclass(frozen=True)
+class PositionScores:
+    """Hold the nats of each position of each window, `losses` [N, window], and the document of each window."""
+
+    window: int
+    owners: tuple[str, ...]
+    losses: np.ndarray
+
+
+@dataclass(frozen=True)
+class CopyScores:
+    """Hold, for each random sequence shown twice, the mean nats of both halves and the accuracy of the second."""
+
+    length: int
+    first: list[float]
+    second: list[float]
+    accuracy: list[float]
+    chance: float
 
 
 def position_bins(window: int) -> list[list[int]]:
@@ -90,18 +112,40 @@ def score_positions(
         return None
     scored = scorer.token_scores([tokens for _, tokens in windows], what="positions")
     losses = -np.stack([values for values, _ in scored])
-    bins = position_bins(window)
-    name, early, late = score_ranges(window)
-    return PositionScores(
-        window=window,
-        bins=bins,
-        units=[owner for owner, _ in windows],
-        nats=np.stack([losses[:, a - 1 : b].mean(1) for a, b in bins], axis=1).tolist(),
-        score_name=name,
-        early_range=early,
-        late_range=late,
-        early=losses[:, early[0] - 1 : early[1]].mean(1).tolist(),
-        late=losses[:, late[0] - 1 : late[1]].mean(1).tolist(),
+    return PositionScores(window, tuple(owner for owner, _ in windows), losses)
+
+
+def position_measures(scores: PositionScores) -> list[Measure]:
+    """Return the mean loss of each bin of positions, and the in-context score."""
+    measures = []
+    for first, last in position_bins(scores.window):
+        label = str(first) if first == last else f"{first}-{last}"
+        values = scores.losses[:, first - 1 : last].mean(1)
+        measures.append(_by_document("position", f"position/{label}", label, values, scores, (first * last) ** 0.5))
+    name, early, late = score_ranges(scores.window)
+    values = scores.losses[:, late[0] - 1 : late[1]].mean(1) - scores.losses[:, early[0] - 1 : early[1]].mean(1)
+    key = "in_context" if scores.window >= 512 else f"in_context/{scores.window}"
+    return [*measures, _by_document("context", key, name, values, scores)]
+
+
+def _by_document(
+    section: str, key: str, label: str, values: np.ndarray, scores: PositionScores, x: float | None = None
+) -> Measure:
+    """Make a measure of one value a window: a document with several windows is one unit."""
+    sums, names = group_sums(values[:, None], scores.owners)
+    counts, _ = group_sums(np.ones((len(values), 1)), scores.owners)
+    return Measure(
+        section=section,
+        key=key,
+        label=label,
+        unit="nats per token",
+        better="lower",
+        digits=3,
+        resampled="document",
+        units=names,
+        numerator=sums.tolist(),
+        denominator=counts.tolist(),
+        x=x,
     )
 
 
@@ -131,3 +175,30 @@ def score_copying(scorer: Scorer, window: int, windows: int, seed: int, length: 
         accuracy=hits[:, -length:].mean(1).tolist(),
         chance=1.0 / len(ordinary),
     )
+
+
+def copy_measures(scores: CopyScores) -> list[Measure]:
+    """Return the copy score and the copy accuracy, one unit a random sequence."""
+    gain = np.subtract(scores.first, scores.second).tolist()
+    name = f"copy score, 2 x {scores.length} random tokens"
+    units = [f"{scores.length}/{number}" for number in range(len(gain))]
+    rows: list[tuple[str, str, str, list[float], float]] = [
+        ("copy_score", name, "nats per token", gain, 0.0),
+        ("copy_accuracy", "copy accuracy", "share", scores.accuracy, scores.chance),
+    ]
+    return [
+        Measure(
+            section="context",
+            key=key,
+            label=label,
+            unit=unit,
+            better="higher",
+            digits=3,
+            resampled="sequence",
+            units=units,
+            numerator=[[value] for value in values],
+            denominator=[[1.0]] * len(values),
+            chance=chance,
+        )
+        for key, label, unit, values, chance in rows
+    ]

@@ -18,8 +18,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mesa_eval.documents import Document
-from mesa_eval.scores import DocumentScore
+from mesa_eval.scores import Measure
 from mesa_eval.scoring import Scorer, uniform_nats
+
+
+@dataclass(frozen=True)
+class DocumentScore:
+    """Hold one document's size and its negative log-likelihood in nats."""
+
+    identifier: str
+    domain: str
+    file: str
+    bytes: int
+    tokens: int
+    nats: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ def score_documents(scorer: Scorer, documents: Sequence[Document], window: int) 
     for owner, (values, _) in zip(owners, scorer.token_scores(rows, firsts, "text"), strict=True):
         nats[owner] -= float(values.sum())
     return [
-        DocumentScore(document.identifier, document.domain, document.bytes, len(tokens), total)
+        DocumentScore(document.identifier, document.domain, document.file, document.bytes, len(tokens), total)
         for document, tokens, total in zip(documents, encoded, nats, strict=True)
     ]
 
@@ -79,3 +91,52 @@ def perplexity(scores: Sequence[DocumentScore]) -> float:
 def bits_per_byte(scores: Sequence[DocumentScore]) -> float:
     """Return the sum of bits over the sum of bytes of all documents together."""
     return sum(score.nats for score in scores) / math.log(2) / sum(score.bytes for score in scores)
+
+
+def text_measures(scores: Sequence[DocumentScore], items: str = "") -> list[Measure]:
+    """Return bits per byte over all text, by domain and by file, and the perplexity a token over all text.
+
+    Domains and files are listed where there are several of them, files only where they cut the text otherwise than
+    the domains do.
+    """
+    domains = sorted({score.domain for score in scores})
+    files = sorted({score.file for score in scores})
+    measures = [_bits_per_byte("bits_per_byte", "all text", scores, items)]
+    for domain in domains if len(domains) > 1 else []:
+        chosen = [score for score in scores if score.domain == domain]
+        measures.append(_bits_per_byte(f"bits_per_byte/{domain}", domain, chosen, items))
+    for file in files if len(files) > 1 and len({(score.file, score.domain) for score in scores}) > len(files) else []:
+        chosen = [score for score in scores if score.file == file]
+        measures.append(_bits_per_byte(f"bits_per_byte/file/{file}", f"file {file}", chosen, items))
+    whole = Measure(
+        section="text",
+        key="perplexity",
+        label="perplexity",
+        unit="per token",
+        better="lower",
+        digits=2,
+        resampled="document",
+        units=[score.identifier for score in scores],
+        numerator=[[score.nats] for score in scores],
+        denominator=[[float(score.tokens)] for score in scores],
+        transform="exp",
+        items=items,
+    )
+    return [*measures, whole]
+
+
+def _bits_per_byte(key: str, name: str, scores: Sequence[DocumentScore], items: str) -> Measure:
+    return Measure(
+        section="text",
+        key=key,
+        label=f"{name} ({len(scores)} document{'s' if len(scores) != 1 else ''})",
+        unit="bits per byte",
+        better="lower",
+        digits=4,
+        resampled="document",
+        units=[score.identifier for score in scores],
+        numerator=[[score.nats / math.log(2)] for score in scores],
+        denominator=[[float(score.bytes)] for score in scores],
+        any_tokenizer=True,
+        items=items,
+    )

@@ -49,8 +49,7 @@ def report_data(comparison: Comparison) -> dict[str, Any]:
                 "seconds": round(scores.seconds, 1),
                 "versions": scores.versions,
                 "scores": os.path.join("scores", f"{scores.model.name}.json"),
-                "task_fingerprints": {task.task: task.fingerprint for task in scores.tasks},
-                "answers_encoded_apart": {task.task: task.pairs_apart for task in scores.tasks},
+                "answers_encoded_apart": {task.name: task.pairs_apart for task in scores.tasks},
             }
             for scores in comparison.scores
         ],
@@ -70,16 +69,17 @@ def render_page(comparison: Comparison) -> str:
     )
     tasks = [
         {
-            "name": task.task,
+            "name": task.name,
             "kind": task.kind,
             "queries": task.queries,
             "draws": task.draws,
             "majority": task.majority,
             "example": task.example,
-            "figure": _markup(task_figure(comparison, f"task/{task.task}")),
-            "table": _table(comparison, comparison.section(f"task/{task.task}")),
+            "figure": _markup(task_figure(comparison, f"task/{task.name}")),
+            "table": _table(comparison, comparison.section(f"task/{task.name}")),
         }
         for task in comparison.scores[0].tasks
+        if comparison.section(f"task/{task.name}")
     ]
     return environment.get_template("report.html.j2").render(
         names=comparison.names,
@@ -92,8 +92,8 @@ def render_page(comparison: Comparison) -> str:
         models=[_model_row(comparison, index) for index in range(len(comparison.names))],
         headline=_table(comparison, _headline(comparison)),
         text=_table(comparison, comparison.section("text")),
-        text_bytes=sum(document.bytes for document in comparison.scores[0].documents),
-        documents=len(comparison.scores[0].documents),
+        text_bytes=comparison.scores[0].text_bytes,
+        documents=comparison.scores[0].documents,
         positions=_table(comparison, comparison.section("position")),
         windows=_window_words(comparison),
         context=_table(comparison, comparison.section("context")),
@@ -111,7 +111,7 @@ def render_page(comparison: Comparison) -> str:
 
 def _headline(comparison: Comparison) -> list[Row]:
     keys = ("bits_per_byte", "perplexity", "in_context", "copy_score", "copy_accuracy")
-    return [row for key in keys if (row := comparison.row(key)) is not None]
+    return [row for key in keys for row in comparison.starting(key) if row.key == key or key == "in_context"]
 
 
 def _model_row(comparison: Comparison, index: int) -> dict[str, str]:
@@ -135,9 +135,10 @@ def _model_row(comparison: Comparison, index: int) -> dict[str, str]:
 def _window_words(comparison: Comparison) -> str:
     words = []
     for scores in comparison.scores:
-        if scores.positions is not None:
-            windows, documents = len(scores.positions.units), len(set(scores.positions.units))
-            words.append(f"{windows} windows of {scores.positions.window} tokens from {documents} documents")
+        measure = scores.measure("position/1")
+        if measure is not None:
+            windows, documents = sum(row[0] for row in measure.denominator), len(measure.units)
+            words.append(f"{windows:.0f} windows of {scores.window} tokens from {documents} documents")
     return "; ".join(dict.fromkeys(words))
 
 

@@ -1,4 +1,9 @@
-"""Raw scores of one model: every number that a comparison resamples, written and read as JSON."""
+"""Scores of one model: measures that a comparison resamples and the raw numbers behind them, as JSON.
+
+Every statistic is one record, `Measure`: a mean over columns of sum(numerator) / sum(denominator), both summed over
+the units that are resampled. A mean has denominators 1; bits per byte divide bits by bytes; macro-F1 has a column a
+class, 2 TP over 2 TP + FP + FN; a perplexity is the exponential of nats by tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -36,80 +41,85 @@ class ModelCard:
 
 
 @dataclass
-class DocumentScore:
-    """Hold one document's size and its negative log-likelihood in nats."""
+class Measure:
+    """Hold one statistic of one model, unit by unit.
 
-    identifier: str
-    domain: str
-    bytes: int
-    tokens: int
-    nats: float
-
-
-@dataclass
-class PositionScores:
-    """Hold loss by position: mean nats of each window in each bin of positions.
-
-    `bins` are (first, last) positions, both included; position p has p tokens before it. `units[w]` is the
-    document of window w; `early` and `late` are the window's means over the positions of the in-context score.
+    section: "text", "position", "context", "recall" or "task/NAME"; key: its name among all measures of a model,
+    equal for the same statistic of another model; label, unit: what a reader sees beside the value; better: "lower",
+    "higher" or ""; digits: decimals shown; resampled: what one unit is ("document", "window", "query", "episode",
+    "sequence"); units [U]: their names, equal and in the same order for models that can be paired; numerator,
+    denominator [U][C]; transform: "exp" or ""; any_tokenizer: whether models with different tokenizers or windows
+    compare; chance: the score of a model that knows nothing; x: shots or position, for figures; primary: whether it
+    enters the one average declared beforehand; items: sha256 of what was asked.
     """
 
-    window: int
-    bins: list[list[int]]
+    section: str
+    key: str
+    label: str
+    unit: str
+    better: str
+    digits: int
+    resampled: str
     units: list[str]
-    nats: list[list[float]]
-    score_name: str
-    early_range: list[int]
-    late_range: list[int]
-    early: list[float]
-    late: list[float]
+    numerator: list[list[float]]
+    denominator: list[list[float]]
+    transform: str = ""
+    any_tokenizer: bool = False
+    chance: float | None = None
+    x: float | None = None
+    primary: bool = False
+    items: str = ""
 
 
 @dataclass
-class CopyScores:
-    """Hold, for each window of a random sequence shown twice, the mean nats of both halves and the accuracy
-    of the second."""
+class TaskRecord:
+    """Describe how one few-shot task was asked: sizes, one prompt with its answer, and what was left out.
 
-    length: int
-    first: list[float]
-    second: list[float]
-    accuracy: list[float]
-    chance: float
-
-
-@dataclass
-class ShotScores:
-    """Hold one number of shots: arrays [query][draw]; `right` and `chance` cover the first draws only where
-    ranking was done on fewer draws."""
-
-    shots: int
-    nats: list[list[float]]
-    bytes: list[int]
-    exact: list[list[float]]
-    right: list[list[float]]
-    chance: float
-
-
-@dataclass
-class TaskScores:
-    """Hold one few-shot task; `cut` are the numbers of shots left out because a prompt would not fit.
-
-    `example` is one prompt with its answer, for a reader.
+    cut: numbers of shots left out because a prompt would not fit or the items run out; skipped: why the task could
+    not run at all, else ""; majority: share of the commonest label; pairs_joint, pairs_apart: see
+    `Scorer.encode_pairs`.
     """
 
-    task: str
+    name: str
     kind: str
-    fingerprint: str
-    queries: int
-    draws: int
-    candidates: int
-    majority: float | None
-    shots: list[ShotScores]
-    cut: list[int]
-    pairs_joint: int
-    pairs_apart: int
-    example: str
+    queries: int = 0
+    draws: int = 0
+    candidates: int = 0
+    majority: float | None = None
+    cut: list[int] = field(default_factory=list)
+    pairs_joint: int = 0
+    pairs_apart: int = 0
+    example: str = ""
+    skipped: str = ""
+
+
+@dataclass
+class Part:
+    """Hold everything that came of one thing asked: measures, raw numbers, and what it cost.
+
+    name: "text", "positions", "copying" or "task/NAME"; key: sha256 over the model, the items and how they were
+    asked, so that a stored part is used again only where nothing differs.
+    """
+
+    name: str
+    key: str
+    measures: list[Measure]
+    raw: dict[str, Any] = field(default_factory=dict)
+    task: TaskRecord | None = None
     notes: list[str] = field(default_factory=list)
+    tokens_run: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> str:
+        """Return the part as JSON."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Part:
+        """Rebuild a part from `to_json`."""
+        result = _rebuild(cls, json.loads(text))
+        assert isinstance(result, cls)
+        return result
 
 
 @dataclass
@@ -119,16 +129,41 @@ class Scores:
     model: ModelCard
     protocol: dict[str, Any]
     text_fingerprint: str
+    text_bytes: int
+    documents: int
     window: int
-    documents: list[DocumentScore]
-    positions: PositionScores | None
-    copy: CopyScores | None
-    tasks: list[TaskScores]
-    tokens_run: int
-    seconds: float
+    parts: list[Part]
     versions: dict[str, str]
     notes: list[str] = field(default_factory=list)
     format: int = FORMAT
+
+    @property
+    def measures(self) -> list[Measure]:
+        """Return the measures of all parts in order."""
+        return [measure for part in self.parts for measure in part.measures]
+
+    @property
+    def tasks(self) -> list[TaskRecord]:
+        """Return the records of the few-shot tasks in order, those that could not run among them."""
+        return [part.task for part in self.parts if part.task is not None]
+
+    @property
+    def tokens_run(self) -> int:
+        """Return how many tokens the model read."""
+        return sum(part.tokens_run for part in self.parts)
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the model ran."""
+        return sum(part.seconds for part in self.parts)
+
+    def part(self, name: str) -> Part | None:
+        """Return the part of a name, or None."""
+        return next((part for part in self.parts if part.name == name), None)
+
+    def measure(self, key: str) -> Measure | None:
+        """Return the measure of a key, or None."""
+        return next((measure for measure in self.measures if measure.key == key), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, dicts and numbers."""
@@ -138,7 +173,9 @@ class Scores:
     def from_dict(cls, data: dict[str, Any]) -> Scores:
         """Rebuild scores from `to_dict`; ValueError if they are of another format."""
         if data.get("format") != FORMAT:
-            raise ValueError(f"scores of format {data.get('format')!r} cannot be read; this version reads {FORMAT}")
+            raise ValueError(
+                f"scores of format {data.get('format')!r} cannot be read; this version reads {FORMAT}: measure again"
+            )
         result = _rebuild(cls, data)
         assert isinstance(result, cls)
         return result

@@ -12,12 +12,14 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from mesa_eval.documents import (
@@ -27,11 +29,11 @@ from mesa_eval.documents import (
     subsample,
     text_fingerprint,
 )
-from mesa_eval.few_shot import FewShotProtocol, score_task
-from mesa_eval.icl_curve import score_copying, score_positions
+from mesa_eval.few_shot import FewShotProtocol, score_task, task_measures
+from mesa_eval.icl_curve import copy_measures, position_measures, score_copying, score_positions
 from mesa_eval.model_source import ModelSource, find_model
-from mesa_eval.perplexity import score_documents
-from mesa_eval.scores import ModelCard, Scores
+from mesa_eval.perplexity import score_documents, text_measures
+from mesa_eval.scores import ModelCard, Part, Scores
 from mesa_eval.scoring import Scorer, load_tokenizer, tokenizer_fingerprint, training_length
 from mesa_eval.task import TASKS, Task, find_task
 
@@ -201,36 +203,65 @@ def run_plan(
 
 def score_model(scorer: Scorer, plan: Plan, window: int) -> Scores:
     """Measure one model as the plan says."""
-    began = time.monotonic()
-    protocol, seed = plan.protocol, plan.seed
-    notes = list(plan.notes)
-    documents = score_documents(scorer, plan.sample, window)
-    wanted = min(protocol.position_windows, max(1, protocol.position_tokens // window))
-    positions = score_positions(scorer, plan.documents, window, wanted, seed)
-    if positions is None:
-        notes.append(
-            f"{scorer.name}: loss by position is not measured: no document has {window + 1} tokens"
-            if window >= 8
-            else f"{scorer.name}: loss by position is not measured: a window of {window} tokens is too short"
-        )
-    copying = score_copying(scorer, window, protocol.copy_windows, seed)
-    if copying is None:
-        notes.append(f"{scorer.name}: copying is not measured: the window or the vocabulary is too small")
-    tasks = [score_task(scorer, task, protocol.few_shot, window, seed) for task in plan.tasks]
+    questions: list[tuple[str, Callable[[], Part]]] = [
+        ("text", lambda: _text_part(scorer, plan, window)),
+        ("positions", lambda: _position_part(scorer, plan, window)),
+        ("copying", lambda: _copy_part(scorer, plan, window)),
+        *((f"task/{task.name}", partial(_task_part, scorer, plan, window, task)) for task in plan.tasks),
+    ]
+    parts = []
+    for _, ask in questions:
+        began, read = time.monotonic(), scorer.tokens_run
+        part = ask()
+        part.tokens_run, part.seconds = scorer.tokens_run - read, time.monotonic() - began
+        parts.append(part)
     return Scores(
         model=describe_model(scorer, window),
         protocol=plan.record,
         text_fingerprint=text_fingerprint(plan.sample),
+        text_bytes=sum(document.bytes for document in plan.sample),
+        documents=len(plan.sample),
         window=window,
-        documents=documents,
-        positions=positions,
-        copy=copying,
-        tasks=tasks,
-        tokens_run=scorer.tokens_run,
-        seconds=time.monotonic() - began,
+        parts=parts,
         versions=installed_versions(),
-        notes=notes,
+        notes=list(plan.notes),
     )
+
+
+def _text_part(scorer: Scorer, plan: Plan, window: int) -> Part:
+    scores = score_documents(scorer, plan.sample, window)
+    raw = {"documents": [dataclasses.asdict(score) for score in scores]}
+    return Part("text", "", text_measures(scores, text_fingerprint(plan.sample)), raw)
+
+
+def _position_part(scorer: Scorer, plan: Plan, window: int) -> Part:
+    wanted = min(plan.protocol.position_windows, max(1, plan.protocol.position_tokens // window))
+    scores = score_positions(scorer, plan.documents, window, wanted, plan.seed)
+    if scores is None:
+        reason = f"no document has {window + 1} tokens" if window >= 8 else f"a window of {window} tokens is too short"
+        return Part("positions", "", [], notes=[f"{scorer.name}: loss by position is not measured: {reason}"])
+    raw = {"window": window, "owners": list(scores.owners), "nats": np.round(scores.losses, 4).tolist()}
+    return Part("positions", "", position_measures(scores), raw)
+
+
+def _copy_part(scorer: Scorer, plan: Plan, window: int) -> Part:
+    scores = score_copying(scorer, window, plan.protocol.copy_windows, plan.seed)
+    if scores is None:
+        reason = "the window or the vocabulary is too small"
+        return Part("copying", "", [], notes=[f"{scorer.name}: copying is not measured: {reason}"])
+    return Part("copying", "", copy_measures(scores), dataclasses.asdict(scores))
+
+
+def _task_part(scorer: Scorer, plan: Plan, window: int, task: Task) -> Part:
+    scores = score_task(scorer, task, plan.protocol.few_shot, window, plan.seed)
+    raw = {"queries": scores.queries, "shots": [dataclasses.asdict(level) for level in scores.shots]}
+    notes = [f"{task.name}: {note}" for note in task.notes]
+    if scores.record.cut:
+        words = ", ".join(map(str, scores.record.cut))
+        notes.append(
+            f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out ({scorer.name})"
+        )
+    return Part(f"task/{task.name}", "", task_measures(scores), raw, scores.record, notes)
 
 
 def describe_model(scorer: Scorer, window: int) -> ModelCard:

@@ -86,6 +86,8 @@ def _tasks(comparison: Comparison) -> Table:
     for section in dict.fromkeys(row.section for row in comparison.rows if row.section.startswith("task/")):
         for ending in ("/accuracy", "/answer"):
             rows = [row for row in comparison.section(section) if row.key.endswith(ending)]
+            if not rows:
+                continue
             ends = [rows[0], rows[-1]] if len(rows) > 1 else rows
             shots = " to ".join(row.label.split()[0] for row in ends)
             accuracy = f"{section.removeprefix('task/')}, {shots} shots: accuracy"

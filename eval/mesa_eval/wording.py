@@ -47,8 +47,9 @@ def summary(comparison: Comparison) -> list[str]:
         if row is not None:
             sentences.append(_sentence(row, index, name, base, "bits per byte over all text"))
         for key, what in (("in_context", "nats per token in the {}"), ("copy_accuracy", "in copy accuracy")):
-            row = comparison.row(key)
-            if row is not None and row.differences[index].interval is not None:
+            for row in comparison.starting(key):
+                if row.differences[index].interval is None:
+                    continue
                 sentences.append(_sentence(row, index, name, base, what.format(row.label.split(" (")[0])))
         shots = _shots_sentence(comparison, index, name, base)
         if shots:

@@ -69,6 +69,17 @@ def test_a_transform_is_applied_to_the_ratio() -> None:
     assert difference.value == pytest.approx(np.exp(plain.value) - np.exp(0.9 * plain.value))
 
 
+def test_the_mean_over_columns_leaves_out_what_is_not_there() -> None:
+    # by hand: class 0 has F1 2/3, class 1 has 2/4, class 2 neither occurs nor is named
+    numerator = np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    denominator = np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [1.0, 2.0, 0.0]])
+    (interval,) = ratio_intervals(numerator, denominator, average=True)
+    assert interval.value == pytest.approx((2 / 3 + 2 / 4) / 2)
+    assert (interval.low, interval.high) == (0.0, 1.0)
+    (difference,) = paired_intervals(numerator, denominator, numerator, denominator, average=True)
+    assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)
+
+
 def test_one_unit_has_no_interval() -> None:
     (interval,) = ratio_intervals(np.array([[3.0]]), np.array([[2.0]]))
     assert (interval.value, interval.low, interval.p, interval.tells) == (1.5, None, None, False)

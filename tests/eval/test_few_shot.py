@@ -122,8 +122,8 @@ def test_a_model_that_looks_up_recalls_everything(tokenizer) -> None:
     scorer = Scorer(LookUp(), tokenizer, quiet=True)
     scores = score_task(scorer, Task("recall", "recall", (), items), PROTOCOL, 256, seed=0)
     assert [level.shots for level in scores.shots] == [1, 2, 4]
-    assert scores.example.count("Q: ") == 2
-    assert scores.example.split("Q: ")[1].split("\n")[:2] == scores.example.split("Q: ")[2].split("\n")
+    assert scores.record.example.count("Q: ") == 2
+    assert scores.record.example.split("Q: ")[1].split("\n")[:2] == scores.record.example.split("Q: ")[2].split("\n")
     for level in scores.shots:
         assert np.mean(level.right) == 1.0
         assert np.mean(level.exact) == 1.0
@@ -137,9 +137,9 @@ def test_shots_are_cut_where_a_prompt_does_not_fit(make, tokenizer, pair_file: s
     # one start token; the last of the answer's four bytes is predicted, not read
     fits, short = longest + 4, longest + 3
     protocol = FewShotProtocol(shots=(0, 1, 2, 4), draws=3, rank_draws=1, queries=20, candidates=5)
-    assert score_task(scorer, task, protocol, fits, seed=0).cut == [4]
+    assert score_task(scorer, task, protocol, fits, seed=0).record.cut == [4]
     scores = score_task(scorer, task, protocol, short, seed=0)
-    assert scores.cut == [2, 4]
+    assert scores.record.cut == [2, 4]
     assert [level.shots for level in scores.shots] == [0, 1]
     with pytest.raises(ValueError, match="no prompt fits"):
         score_task(scorer, task, protocol, 5, seed=0)
@@ -147,7 +147,7 @@ def test_shots_are_cut_where_a_prompt_does_not_fit(make, tokenizer, pair_file: s
 
 def test_shots_end_where_the_pool_does(make, tokenizer) -> None:
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
-    assert score_task(scorer, PAIRS, PROTOCOL, 512, seed=0).cut == [4]
+    assert score_task(scorer, PAIRS, PROTOCOL, 512, seed=0).record.cut == [4]
 
 
 def test_items_do_not_depend_on_the_tokenizer(make, pair_file: str) -> None:

@@ -12,6 +12,7 @@ from mesa_eval.documents import Document
 from mesa_eval.icl_curve import (
     collect_windows,
     position_bins,
+    position_measures,
     score_copying,
     score_positions,
     score_ranges,
@@ -58,10 +59,12 @@ def test_positions_agree_with_a_direct_forward(make, tokenizer) -> None:
     losses = -logits[torch.arange(32), torch.tensor(window[1][1:])].numpy()
     scores = score_positions(scorer, documents([50]), 32, 1, seed=0)
     assert scores is not None
-    np.testing.assert_allclose(scores.nats[0], [losses[a - 1 : b].mean() for a, b in scores.bins], atol=1e-5)
-    assert (scores.early_range, scores.late_range) == ([3, 5], [29, 32])
-    assert scores.early[0] == pytest.approx(losses[2:5].mean(), abs=1e-5)
-    assert scores.late[0] == pytest.approx(losses[28:32].mean(), abs=1e-5)
+    measures = {measure.key: measure for measure in position_measures(scores)}
+    for first, last in position_bins(32):
+        measure = measures[f"position/{first}-{last}" if first < last else f"position/{first}"]
+        assert measure.numerator[0][0] == pytest.approx(losses[first - 1 : last].mean(), abs=1e-5)
+    assert measures["in_context/32"].numerator[0][0] == pytest.approx(losses[28:].mean() - losses[2:5].mean(), abs=1e-5)
+    assert measures["in_context/32"].label == "late-less-early score (29-32 less 3-5)"
 
 
 def test_too_short_documents_and_windows_are_not_measured(make, tokenizer) -> None:

@@ -93,14 +93,19 @@ def test_twins_get_the_same_items(scores: list[Scores]) -> None:
     assert first.window == second.window == 64
     assert third.window == 96
     assert first.text_fingerprint == second.text_fingerprint == third.text_fingerprint
-    assert [d.identifier for d in first.documents] == [d.identifier for d in third.documents]
-    assert first.positions.units == second.positions.units
-    assert [t.fingerprint for t in first.tasks] == [t.fingerprint for t in third.tasks]
+    one, two, three = ({measure.key: measure for measure in item.measures} for item in scores)
+    assert one["bits_per_byte"].units == three["bits_per_byte"].units
+    assert one["position/1"].units == two["position/1"].units
+    answers = [[measure.items for measure in table.values() if measure.resampled == "query"] for table in (one, two)]
+    assert answers[0] == answers[1]
+    assert all(items for items in answers[0])
     assert [t.cut for t in first.tasks] == [t.cut for t in second.tasks]
     assert first.model.state_grows
     for item in scores:
-        total = sum(document.tokens for document in item.documents)
-        assert total == sum(d.bytes for d in item.documents) or item is third
+        documents = item.part("text").raw["documents"]
+        total = sum(document["tokens"] for document in documents)
+        assert total == sum(document["bytes"] for document in documents) or item is third
+        assert item.text_bytes == sum(document["bytes"] for document in documents)
 
 
 def test_differences_are_paired_by_document(scores: list[Scores]) -> None:
@@ -108,8 +113,9 @@ def test_differences_are_paired_by_document(scores: list[Scores]) -> None:
     row = comparison.row("bits_per_byte")
     import numpy as np
 
-    bits = [np.array([[d.nats / math.log(2)] for d in item.documents]) for item in scores]
-    sizes = [np.array([[float(d.bytes)] for d in item.documents]) for item in scores]
+    documents = [item.part("text").raw["documents"] for item in scores]
+    bits = [np.array([[d["nats"] / math.log(2)] for d in own]) for own in documents]
+    sizes = [np.array([[float(d["bytes"])] for d in own]) for own in documents]
     (expected,) = paired_intervals(bits[1], sizes[1], bits[0], sizes[0])
     assert row.differences[1].interval == expected
     assert row.differences[0].interval is None
@@ -142,8 +148,8 @@ def test_a_model_against_itself_differs_by_nothing(scores: list[Scores]) -> None
 
 def test_the_summary_says_lower_and_better_only_when_the_interval_does(scores: list[Scores]) -> None:
     better = Scores.from_dict(scores[0].to_dict())
-    for document in better.documents:
-        document.nats *= 0.9
+    measure = better.measure("bits_per_byte")
+    measure.numerator = [[0.9 * row[0]] for row in measure.numerator]
     better.model.name = "trained"
     comparison = build_comparison([better, scores[0]], baseline=1)
     assert summary(comparison)[0].startswith("trained is lower than first by ")
@@ -208,8 +214,8 @@ def test_compare_writes_everything(save_model, text_file: str, tmp_path: Path, c
 def test_a_short_text_is_measured_as_far_as_it_goes(save_model, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("A few words only.")
     (item,) = evaluate([save_model("one", 1)], texts=[str(tmp_path / "short.txt")], tasks=["none"], quiet=True)
-    assert item.positions is None
-    assert any("no document has 65 tokens" in note for note in item.notes)
+    assert item.measure("position/1") is None
+    assert any("no document has 65 tokens" in note for note in item.part("positions").notes)
     comparison = build_comparison([item], differences=False)
     assert comparison.row("bits_per_byte").values[0].low is None
     assert "<svg" not in render_page(comparison)
