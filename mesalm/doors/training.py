@@ -26,6 +26,9 @@ def train_door(doors: argparse._SubParsersAction) -> None:
     door.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     door.add_argument("--arm", action="append", metavar="NAME", help="train this arm only; may be given again")
     door.add_argument(
+        "--seeds", metavar="N", help="train with several seeds, <name>-<arm>-s<seed>: 0,1,2 those, 3 the first three"
+    )
+    door.add_argument(
         "--resume",
         choices=("auto", "must", "never"),
         default="auto",
@@ -35,15 +38,17 @@ def train_door(doors: argparse._SubParsersAction) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a recipe, every arm of it in turn."""
+    """Train a recipe, every arm of it in turn, with every seed."""
     from mesalm.train.guard import NonFiniteGradientError
     from mesalm.train.pretrain import pretrain
-    from mesalm.train.recipe import load_recipe
+    from mesalm.train.seeds import planned_runs, read_seeds
 
-    recipe = load_recipe(options.recipe, options.overrides)
-    for arm in options.arm or list(recipe.arms) or [None]:
-        run = load_recipe(options.recipe, options.overrides, arm=arm)
+    seeds = None if options.seeds is None else read_seeds(options.seeds)
+    failed = []
+    for run in planned_runs(options.recipe, options.overrides, options.arm, seeds):
         try:
             print(f"trained: {pretrain(run, resume=options.resume)}")
         except NonFiniteGradientError as error:
-            raise SystemExit(f"mesalm train: {error}") from None
+            failed.append(f"{run.name}: {error}")  # the runs after it are asked for too
+    if failed:
+        raise SystemExit(f"mesalm train: {'; '.join(failed)}")
