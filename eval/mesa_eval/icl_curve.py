@@ -111,7 +111,7 @@ def score_positions(
     if not windows:
         return None
     scored = scorer.token_scores([tokens for _, tokens in windows], what="positions")
-    losses = -np.stack([values for values, _ in scored])
+    losses = -np.stack([one.nats for one in scored])
     return PositionScores(window, tuple(owner for owner, _ in windows), losses)
 
 
@@ -166,8 +166,8 @@ def score_copying(scorer: Scorer, window: int, windows: int, seed: int, length: 
         sequence = generator.choice(ordinary, size=length, replace=False).tolist()
         rows.append(before + sequence + sequence)
     scored = scorer.token_scores(rows, what="copying")
-    losses = -np.stack([values for values, _ in scored])
-    hits = np.stack([hit for _, hit in scored])
+    losses = -np.stack([one.nats for one in scored])
+    hits = np.stack([one.hits for one in scored])
     return CopyScores(
         length=length,
         first=losses[:, :-length].mean(1).tolist(),

@@ -1,18 +1,23 @@
-"""Find what a MODEL argument names: a training run, a model folder, or a name on the Hub.
+"""Find what a MODEL argument names, its tokenizer and the length it was trained on.
 
-Nothing is loaded here; `scoring.py` is the only file that runs a model.
+A model is a training run, a model folder, or a name on the Hub. No weights are loaded here; `scoring.py` is the only
+file that runs a model.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mesalm.hub.open_model import locate
+from mesalm.hub.open_model import locate, open_tokenizer
 from mesalm.journal import read_journal
+
+LENGTH_WHEN_UNKNOWN = 1024
 
 
 @dataclass(frozen=True)
@@ -86,3 +91,56 @@ def training_curve(events: list[dict[str, Any]]) -> dict[str, list[list[float]]]
         if event.get("event") == "valid" and event.get("bits_per_byte") is not None:
             curve["valid"].append([float(tokens), float(event["bits_per_byte"])])
     return {key: points for key, points in curve.items() if points}
+
+
+def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer that lies beside a model; raise ValueError in one line if there is none."""
+    try:
+        return open_tokenizer(source.load_from, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"{one_line(error)}; save the tokenizer beside the model") from error
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return a sha256 that is equal for tokenizers that encode alike: the vocabulary and its rules."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        rules.pop("padding", None)
+        rules.pop("truncation", None)
+    else:
+        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    rules["start"] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+def training_length(source: ModelSource, tokenizer: Any, trust_remote_code: bool = False) -> int:
+    """Return how many tokens a model was trained to read at once, without loading its weights.
+
+    A run's recipe says it; else the configuration, the tokenizer, or 1024 if neither does. Raises ValueError
+    in one line if the configuration cannot be read.
+    """
+    if source.sequence_length:
+        return source.sequence_length
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source.load_from, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"{source.argument}: the configuration cannot be read: {one_line(error)}") from error
+    return declared_length(config, tokenizer)
+
+
+def declared_length(config: Any, tokenizer: Any) -> int:
+    """Return the length that a configuration or a tokenizer declares, 1024 where neither does."""
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(config, key, None)
+        if isinstance(value, int) and value > 1:
+            return value
+    declared = getattr(tokenizer, "model_max_length", None)
+    return int(declared) if isinstance(declared, int) and 1 < declared < 10**6 else LENGTH_WHEN_UNKNOWN
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's words on one line."""
+    return " ".join(str(error).split())[:300]

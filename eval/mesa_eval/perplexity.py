@@ -75,8 +75,8 @@ def score_documents(scorer: Scorer, documents: Sequence[Document], window: int) 
             firsts.append(cut.first_scored - cut.begin)
             owners.append(number)
     nats = [charge if tokens else 0.0 for tokens in encoded]
-    for owner, (values, _) in zip(owners, scorer.token_scores(rows, firsts, "text"), strict=True):
-        nats[owner] -= float(values.sum())
+    for owner, scored in zip(owners, scorer.token_scores(rows, firsts, "text"), strict=True):
+        nats[owner] -= float(scored.nats.sum())
     return [
         DocumentScore(document.identifier, document.domain, document.file, document.bytes, len(tokens), total)
         for document, tokens, total in zip(documents, encoded, nats, strict=True)

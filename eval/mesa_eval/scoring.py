@@ -6,26 +6,28 @@ importing `mesalm` makes the model type "mesa" known to the Auto classes.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers.cache_utils import Cache
 
 import mesalm  # noqa: F401  (registers the model type "mesa")
-from mesa_eval.model_source import ModelSource, find_model
-from mesalm.hub.open_model import open_model, open_tokenizer
+from mesa_eval.batches import Batch, plan_batches, tokens_read
+from mesa_eval.model_source import ModelSource, declared_length, find_model, load_tokenizer, one_line
+from mesa_eval.processes import Processes
+from mesalm.hub.open_model import open_model
 
 LOGITS_PER_BATCH = 2**26  # 256 MiB of float32: a large vocabulary then gets smaller batches
-LENGTH_WHEN_UNKNOWN = 1024
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,22 @@ class Pair:
     joint: bool
 
 
+class TokenScores(NamedTuple):
+    """Hold, for the scored tokens of one row: log P in nats, whether the token was the likeliest, and which was."""
+
+    nats: np.ndarray
+    hits: np.ndarray
+    best: np.ndarray
+
+
 @dataclass(frozen=True)
 class Likelihood:
-    """Hold log P(continuation | context) in nats, and whether every token of it was the likeliest one."""
+    """Hold log P(continuation | context) in nats, whether every token of it was the likeliest one, and those that
+    were, each after the right ones before it."""
 
     nats: float
     greedy: bool
+    best: tuple[int, ...] = ()
 
 
 class Scorer:
@@ -67,6 +79,8 @@ class Scorer:
         device: str = "cpu",
         batch_tokens: int = 8192,
         quiet: bool = False,
+        share_prefixes: bool = True,
+        processes: Processes | None = None,
     ) -> None:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens: {batch_tokens} given; it must be at least 1")
@@ -76,8 +90,9 @@ class Scorer:
         self.device = device
         self.batch_tokens = batch_tokens
         self.quiet = quiet
+        self.processes = processes or Processes()
         self.max_length = (
-            max_length or self.source.sequence_length or _declared_length(getattr(model, "config", None), tokenizer)
+            max_length or self.source.sequence_length or declared_length(getattr(model, "config", None), tokenizer)
         )
         self.tokens_run = 0
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -86,6 +101,9 @@ class Scorer:
         accepted = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in accepted
         self._caches = "use_cache" in accepted
+        self._shares = share_prefixes and self._caches and "past_key_values" in accepted
+        self._asked = False
+        self._read: tuple[tuple[tuple[int, ...], int], Cache] | None = None
 
     @classmethod
     def open(
@@ -96,6 +114,7 @@ class Scorer:
         batch_tokens: int = 8192,
         trust_remote_code: bool = False,
         quiet: bool = False,
+        processes: Processes | None = None,
     ) -> Scorer:
         """Load a run folder's `final/`, a model folder or a Hub name, in float32.
 
@@ -103,15 +122,24 @@ class Scorer:
         no such model, the run is not finished, or the tokenizer is missing.
         """
         source = find_model(model)
-        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        own = (processes or Processes()).device or ("cuda" if torch.cuda.is_available() else "cpu")
+        where = own if device == "auto" else device
         tokenizer = load_tokenizer(source, trust_remote_code)
         try:
             loaded = open_model(
                 source.load_from, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code
             )
         except (OSError, ValueError, ImportError) as error:
-            raise ValueError(f"{model}: the model cannot be loaded: {_one_line(error)}") from error
-        return cls(loaded, tokenizer, source=source, device=where, batch_tokens=batch_tokens, quiet=quiet)
+            raise ValueError(f"{model}: the model cannot be loaded: {one_line(error)}") from error
+        return cls(
+            loaded,
+            tokenizer,
+            source=source,
+            device=where,
+            batch_tokens=batch_tokens,
+            quiet=quiet,
+            processes=processes,
+        )
 
     @property
     def name(self) -> str:
@@ -171,37 +199,50 @@ class Scorer:
         return result
 
     def token_scores(
-        self, rows: Sequence[Sequence[int]], firsts: Sequence[int] | None = None, what: str = ""
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        self,
+        rows: Sequence[Sequence[int]],
+        firsts: Sequence[int] | None = None,
+        what: str = "",
+        shared: Sequence[Hashable] | None = None,
+    ) -> list[TokenScores]:
         """Score each token of each row given those before it.
 
-        For row r and its entry f of `firsts` (1 if not given; at least 1) the result is two arrays of length
-        `len(r) - f`: log P(r[i] | r[:i]) in nats (float64, from a float32 log-softmax) and whether r[i] was
-        the likeliest token, for i = f ... len(r) - 1. The model reads `r[:-1]`. Rows are batched by length
-        and padded on the right, which a causal model cannot see. Raises ValueError for a value that is not finite.
+        For row r and its entry f of `firsts` (1 if not given; at least 1) the result has arrays of length
+        `len(r) - f`: log P(r[i] | r[:i]) in nats (float64, from a float32 log-softmax), whether r[i] was the
+        likeliest token, and which was, for i = f ... len(r) - 1. The model reads `r[:-1]`. Rows are batched by
+        length and padded on the right, which a causal model cannot see. Rows with the same entry of `shared` are
+        continued from a cache of the tokens that all of them begin with, where the model has one; the result is
+        the same to rounding. Several processes share the batches. Raises ValueError for a value that is not finite.
         """
         starts = [1] * len(rows) if firsts is None else list(firsts)
         if any(first < 1 for first in starts):
             raise ValueError("firsts: the first scored position must be at least 1")
-        scores: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0), np.zeros(0, bool))] * len(rows)
-        wanted = [index for index, row in enumerate(rows) if len(row) > starts[index]]
-        wanted.sort(key=lambda index: len(rows[index]), reverse=True)
-        with self._progress(what, sum(len(rows[index]) - 1 for index in wanted)) as progress:
-            for batch in self._batches([len(rows[index]) - 1 for index in wanted]):
-                chosen = [wanted[position] for position in batch]
-                results = self._score_batch([rows[i] for i in chosen], [starts[i] for i in chosen])
-                for index, result in zip(chosen, results, strict=True):
-                    scores[index] = result
-                read = sum(len(rows[index]) - 1 for index in chosen)
-                self.tokens_run += read
+        budget = min(self.batch_tokens, max(1, LOGITS_PER_BATCH // self.vocab_size))
+        batches = plan_batches(rows, starts, shared if shared is not None and self._can_share() else None, budget)
+        found: dict[int, TokenScores] = {}
+        error = ""
+        with self._progress(what, tokens_read(batches, rows)) as progress:
+            for batch in batches[self.processes.index :: self.processes.count]:
+                try:
+                    found.update(self._score_batch(batch, rows, starts))
+                except ValueError as caught:
+                    error = str(caught)
+                    break
                 if progress is not None:
-                    progress.advance(progress.task_ids[0], read)
-        return scores
+                    read = sum(len(rows[row]) - 1 - batch.cut for row in batch.rows)
+                    progress.advance(progress.task_ids[0], read * self.processes.count)
+        self._read = None
+        found = self.processes.gather(found, error)
+        self.tokens_run += tokens_read(batches, rows)
+        nothing = TokenScores(np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64))
+        return [found.get(index, nothing) for index in range(len(rows))]
 
-    def likelihoods(self, pairs: Sequence[Pair], what: str = "") -> list[Likelihood]:
-        """Return the summed log P(continuation | context) of each encoded pair."""
-        scores = self.token_scores([pair.tokens for pair in pairs], [pair.start for pair in pairs], what)
-        return [Likelihood(float(nats.sum()), bool(hits.all())) for nats, hits in scores]
+    def likelihoods(
+        self, pairs: Sequence[Pair], what: str = "", shared: Sequence[Hashable] | None = None
+    ) -> list[Likelihood]:
+        """Return the summed log P(continuation | context) of each encoded pair; `shared` as in `token_scores`."""
+        scores = self.token_scores([pair.tokens for pair in pairs], [pair.start for pair in pairs], what, shared)
+        return [Likelihood(float(one.nats.sum()), bool(one.hits.all()), tuple(one.best.tolist())) for one in scores]
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: str = "\n") -> list[str]:
         """Continue each prompt greedily and cut before `stop`; needs a Hugging Face model with `generate`."""
@@ -244,49 +285,68 @@ class Scorer:
             cache = self.model(input_ids=ids, use_cache=True).past_key_values
         return None if cache is None else _numbers_in(cache, set())
 
-    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        """Cut indices of descending `lengths` into batches within the token and the logits budget."""
-        budget = min(self.batch_tokens, max(1, LOGITS_PER_BATCH // self.vocab_size))
-        position = 0
-        while position < len(lengths):
-            rows = max(1, budget // lengths[position])
-            yield list(range(position, min(position + rows, len(lengths))))
-            position += rows
+    def _can_share(self) -> bool:
+        """Return whether the model hands out a cache of transformers' kind; asked of the model once."""
+        if self._shares and not self._asked:
+            ids = torch.full((1, 2), self._pad, dtype=torch.long, device=self.device)
+            with torch.no_grad():
+                self._shares = isinstance(self.model(input_ids=ids, use_cache=True).past_key_values, Cache)
+            self._asked = True
+        return self._shares
 
-    def _score_batch(self, rows: list[Sequence[int]], firsts: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        longest = max(len(row) for row in rows) - 1
-        inputs = torch.full((len(rows), longest), self._pad, dtype=torch.long)
-        targets = torch.full((len(rows), longest), self._pad, dtype=torch.long)
-        for number, row in enumerate(rows):
+    def _cache_of(self, batch: Batch, rows: Sequence[Sequence[int]]) -> Cache:
+        """Return a cache that holds each row's prefix; the prefixes are read when the batch is the first of them."""
+        key = (batch.heads, batch.cut)
+        if self._read is None or self._read[0] != key:
+            ids = torch.tensor([list(rows[head][: batch.cut]) for head in batch.heads], device=self.device)
+            options = {"logits_to_keep": 1} if self._keeps_logits else {}
+            self._read = (key, self.model(input_ids=ids, use_cache=True, **options).past_key_values)
+        cache: Cache = copy.deepcopy(self._read[1])
+        slots: Any = torch.tensor(batch.slots, device=self.device)
+        cache.reorder_cache(slots)
+        return cache
+
+    def _score_batch(
+        self, batch: Batch, rows: Sequence[Sequence[int]], firsts: Sequence[int]
+    ) -> dict[int, TokenScores]:
+        own = [rows[row][batch.cut :] for row in batch.rows]
+        first = [firsts[row] - batch.cut for row in batch.rows]
+        longest = max(len(row) for row in own) - 1
+        inputs = torch.full((len(own), longest), self._pad, dtype=torch.long)
+        targets = torch.full((len(own), longest), self._pad, dtype=torch.long)
+        for number, row in enumerate(own):
             tokens = torch.tensor(row, dtype=torch.long)
             inputs[number, : len(row) - 1] = tokens[:-1]
             targets[number, : len(row) - 1] = tokens[1:]
-        keep = longest - (min(firsts) - 1)
-        options: dict[str, Any] = {"use_cache": False} if self._caches else {}
+        keep = longest - (min(first) - 1)
+        options: dict[str, Any] = {"use_cache": bool(batch.cut)} if self._caches else {}
         if self._keeps_logits and keep < longest:
             options["logits_to_keep"] = keep
         with torch.no_grad():
+            if batch.cut:
+                options["past_key_values"] = self._cache_of(batch, rows)
             logits = self.model(input_ids=inputs.to(self.device), **options).logits
         offset = longest - logits.shape[1]
         kept = targets[:, offset:].to(logits.device)
         nats = torch.empty(kept.shape)
-        hits = torch.empty(kept.shape, dtype=torch.bool)
-        for number in range(len(rows)):
+        best = torch.empty(kept.shape, dtype=torch.long)
+        for number in range(len(own)):
             row_logits = logits[number].float()
             chosen = row_logits.gather(-1, kept[number, :, None])[:, 0]
             nats[number] = (chosen - row_logits.logsumexp(-1)).cpu()
-            hits[number] = (row_logits.argmax(-1) == kept[number]).cpu()
-        results = []
-        for number, row in enumerate(rows):
-            span = slice(firsts[number] - 1 - offset, len(row) - 1 - offset)
-            values = nats[number, span].double().numpy()
+            best[number] = row_logits.argmax(-1).cpu()
+        results = {}
+        for number, index in enumerate(batch.rows):
+            span = slice(first[number] - 1 - offset, len(own[number]) - 1 - offset)
+            values, likeliest = nats[number, span].double().numpy(), best[number, span].numpy()
             if not np.isfinite(values).all():
                 raise ValueError(f"{self.name}: the model gives a log-probability that is not finite")
-            results.append((values, hits[number, span].numpy()))
+            hits = likeliest == targets[number, offset:][span].numpy()
+            results[index] = TokenScores(values, hits, likeliest)
         return results
 
     def _progress(self, what: str, total: int) -> AbstractContextManager[Progress | None]:
-        if self.quiet or not what or total == 0:
+        if self.quiet or not what or total == 0 or not self.processes.main:
             return nullcontext()
         console = Console(stderr=True)
         progress = Progress(
@@ -302,56 +362,9 @@ class Scorer:
         return progress
 
 
-def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer that lies beside a model; raise ValueError in one line if there is none."""
-    try:
-        return open_tokenizer(source.load_from, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"{_one_line(error)}; save the tokenizer beside the model") from error
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Return a sha256 that is equal for tokenizers that encode alike: the vocabulary and its rules."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        rules = json.loads(backend.to_str())
-        rules.pop("padding", None)
-        rules.pop("truncation", None)
-    else:
-        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    rules["start"] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
-
-
 def uniform_nats(scorer: Scorer) -> float:
     """Return ln V, the charge for a token that has nothing at all before it."""
     return math.log(scorer.vocab_size)
-
-
-def training_length(source: ModelSource, tokenizer: Any, trust_remote_code: bool = False) -> int:
-    """Return how many tokens a model was trained to read at once, without loading its weights.
-
-    A run's recipe says it; else the configuration, the tokenizer, or 1024 if neither does. Raises ValueError
-    in one line if the configuration cannot be read.
-    """
-    if source.sequence_length:
-        return source.sequence_length
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(source.load_from, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"{source.argument}: the configuration cannot be read: {_one_line(error)}") from error
-    return _declared_length(config, tokenizer)
-
-
-def _declared_length(config: Any, tokenizer: Any) -> int:
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        value = getattr(config, key, None)
-        if isinstance(value, int) and value > 1:
-            return value
-    declared = getattr(tokenizer, "model_max_length", None)
-    return int(declared) if isinstance(declared, int) and 1 < declared < 10**6 else LENGTH_WHEN_UNKNOWN
 
 
 def _numbers_in(thing: Any, seen: set[int]) -> int:
@@ -371,7 +384,3 @@ def _numbers_in(thing: Any, seen: set[int]) -> int:
         return 0
     seen.add(id(thing))
     return _numbers_in(vars(thing), seen) if hasattr(thing, "__dict__") else 0
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -31,10 +31,10 @@ from mesa_eval.documents import (
 )
 from mesa_eval.few_shot import FewShotProtocol, score_task, task_measures
 from mesa_eval.icl_curve import copy_measures, position_measures, score_copying, score_positions
-from mesa_eval.model_source import ModelSource, find_model
+from mesa_eval.model_source import ModelSource, find_model, load_tokenizer, tokenizer_fingerprint, training_length
 from mesa_eval.perplexity import score_documents, text_measures
 from mesa_eval.scores import ModelCard, Part, Scores
-from mesa_eval.scoring import Scorer, load_tokenizer, tokenizer_fingerprint, training_length
+from mesa_eval.scoring import Scorer
 from mesa_eval.task import TASKS, Task, find_task
 
 VERSIONED = ("mesalm", "torch", "transformers", "tokenizers", "numpy", "datasets")

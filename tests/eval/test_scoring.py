@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mesa_eval.scoring import Scorer, tokenizer_fingerprint
+from mesa_eval.model_source import tokenizer_fingerprint
+from mesa_eval.scoring import Scorer
 
 
 def direct(model, row: list[int]) -> np.ndarray:
@@ -28,7 +29,7 @@ def test_mixed_lengths_agree_with_a_direct_forward(make, tokenizer, batch_tokens
     rows = rows_of([3, 40, 17, 2, 40, 9])
     firsts = [1, 30, 1, 1, 39, 5]
     scores = scorer.token_scores(rows, firsts)
-    for row, first, (nats, hits) in zip(rows, firsts, scores, strict=True):
+    for row, first, (nats, hits, _) in zip(rows, firsts, scores, strict=True):
         assert len(nats) == len(hits) == len(row) - first
         np.testing.assert_allclose(nats, direct(model, row)[first - 1 :], atol=2e-5)
     assert scorer.tokens_run == sum(len(row) - 1 for row in rows)
@@ -40,15 +41,16 @@ def test_hits_are_the_likeliest_tokens(make, tokenizer) -> None:
     with torch.no_grad():
         best = model(input_ids=torch.tensor([row])).logits[0].argmax(-1).tolist()
     row[10] = best[9]
-    (_, hits), *_ = Scorer(model, tokenizer, quiet=True).token_scores([row[:11]])
+    ((_, hits, likeliest),) = Scorer(model, tokenizer, quiet=True).token_scores([row[:11]])
     assert hits[-1]
+    assert likeliest.tolist() == best[:10]
     assert hits.sum() == sum(best[i] == row[i + 1] for i in range(10))
 
 
 def test_one_token_rows_have_nothing_to_score(make, tokenizer) -> None:
     scorer = Scorer(make.llama(258, seed=1), tokenizer, quiet=True)
-    ((nats, hits),) = scorer.token_scores([[5]])
-    assert len(nats) == len(hits) == 0
+    ((nats, hits, best),) = scorer.token_scores([[5]])
+    assert len(nats) == len(hits) == len(best) == 0
     with pytest.raises(ValueError, match="at least 1"):
         scorer.token_scores([[5, 6]], [0])
 
@@ -89,7 +91,7 @@ def test_greedy_generation_is_what_the_greedy_mark_means(make, tokenizer) -> Non
     (text,) = scorer.generate(["go on: "], 1, stop="\0")
     assert text == tokenizer.decode(ids[0, start.shape[1] :], skip_special_tokens=True)
     row = ids[0].tolist()
-    ((_, hits),) = scorer.token_scores([row], [start.shape[1]])
+    ((_, hits, _),) = scorer.token_scores([row], [start.shape[1]])
     assert hits.all()
 
 

@@ -1,0 +1,58 @@
+"""Several processes, as `accelerate launch` starts them, that share the reading of one model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Say which of how many processes this is; one process alone needs no accelerate."""
+
+    index: int = 0
+    count: int = 1
+    device: str = ""
+
+    @property
+    def main(self) -> bool:
+        """Return whether this is the process that writes and prints."""
+        return self.index == 0
+
+    def gather(self, own: dict[int, Any], error: str = "") -> dict[int, Any]:
+        """Return the entries of all processes together, in each of them.
+
+        Raises ValueError in every process where one of them hands in an error, so that none waits for another.
+        """
+        parts = [(own, error)]
+        if self.count > 1:
+            from accelerate.utils import gather_object
+
+            parts = gather_object(parts)
+        errors = [words for _, words in parts if words]
+        if errors:
+            raise ValueError(errors[0])
+        return {key: value for entries, _ in parts for key, value in entries.items()}
+
+
+def join_processes(device: str = "auto", environment: Mapping[str, str] = os.environ) -> Processes:
+    """Return this process among those that a launcher started, told by WORLD_SIZE; one alone otherwise.
+
+    Raises ValueError in one line when accelerate sees fewer processes than were launched: each would measure
+    everything by itself.
+    """
+    asked = environment.get("WORLD_SIZE", "1")
+    if not asked.isdecimal() or int(asked) <= 1:
+        return Processes()
+    import torch
+    from accelerate.state import PartialState
+
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    if state.num_processes != int(asked):
+        raise ValueError(
+            f"{asked} processes were launched but accelerate sees {state.num_processes}; launch with --multi_gpu, or"
+            " with --cpu for CPU processes"
+        )
+    return Processes(state.process_index, state.num_processes, str(state.device))
