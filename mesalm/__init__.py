@@ -8,11 +8,23 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM, MesaModel
 from mesalm.model.operator_mesa import MesaState, mesa_attention
+from mesalm.model.regressor_mesa import MesaRegressor, RegressorConfig
 
 __version__ = "0.1.0"
 
 AutoConfig.register("mesa", MesaConfig, exist_ok=True)
 AutoModel.register(MesaConfig, MesaModel, exist_ok=True)
+AutoConfig.register("mesa_regressor", RegressorConfig, exist_ok=True)
+AutoModel.register(RegressorConfig, MesaRegressor, exist_ok=True)
 AutoModelForCausalLM.register(MesaConfig, MesaForCausalLM, exist_ok=True)
 
-__all__ = ["MesaConfig", "MesaForCausalLM", "MesaModel", "MesaState", "__version__", "mesa_attention"]
+__all__ = [
+    "MesaConfig",
+    "MesaForCausalLM",
+    "MesaModel",
+    "MesaRegressor",
+    "MesaState",
+    "RegressorConfig",
+    "__version__",
+    "mesa_attention",
+]

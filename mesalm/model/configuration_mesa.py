@@ -38,12 +38,16 @@ class MesaConfig(PreTrainedConfig):
         forget_cap: caps the forget gate where the input gate is open, gamma <- gamma (1 - (1 - cap) beta^2), so that
             a run of identical tokens cannot make the state grow without bound. None: no cap.
         qk_l2_norm: whether mesa and linear mixers scale queries and keys to unit length.
+        read_norm: whether what mesa and linear mixers read passes an RMS norm per head.
         ridge_init: the ridge of mesa mixers at the start.
         ridge_floor: the least value a ridge can take; ridge = ridge_floor + softplus(parameter).
         ridge_per_channel: one ridge a key dimension; False: one a head.
         tolerance: bound on the relative error of the mesa solve.
         max_steps: most iterations of the mesa solve. None: as many as the operator allows.
         mesa_backend: back end of the mesa operator, "auto", "torch", "triton" or "exact".
+        block_norms: whether blocks and head see the residual stream through an RMS norm.
+        block_mlps: whether blocks have an MLP after their mixer.
+        residual_clip: bound on every entry of the residual stream after each block. None: no bound.
         hidden_act: the MLP's activation.
         mlp_bias: whether the MLP's maps have biases.
         max_position_embeddings: the longest sequence the model is meant for.
@@ -81,12 +85,16 @@ class MesaConfig(PreTrainedConfig):
     forget_bias: float = 4.0
     forget_cap: float | None = 0.9975
     qk_l2_norm: bool = True
+    read_norm: bool = True
     ridge_init: float = 1.0
     ridge_floor: float = 0.25
     ridge_per_channel: bool = True
     tolerance: float = 1e-4
     max_steps: int | None = None
     mesa_backend: str = "auto"
+    block_norms: bool = True
+    block_mlps: bool = True
+    residual_clip: float | None = None
     hidden_act: str = "silu"
     mlp_bias: bool = False
     max_position_embeddings: int = 2048
@@ -164,6 +172,8 @@ class MesaConfig(PreTrainedConfig):
             )
         if self.forget_cap is not None and not 0 < self.forget_cap <= 1:
             raise ValueError(f"forget_cap: {self.forget_cap} must be in (0, 1], or None for no cap")
+        if self.residual_clip is not None and self.residual_clip <= 0:
+            raise ValueError(f"residual_clip: {self.residual_clip} must be above 0, or None for no bound")
         if "softmax" in names and size % 2:
             raise ValueError(f"head_dim: {size} must be even for the rotary embedding of softmax mixers")
 

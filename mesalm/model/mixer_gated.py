@@ -29,7 +29,8 @@ class GatedMixer(nn.Module):
 
     query, key: projection, causal convolution with SiLU, L2 norm; value: projection. The gates come from the token:
     gamma = sigmoid(forget) capped as `MesaConfig.forget_cap` says, beta = sigmoid(input), one a key head. The
-    read-out passes an RMS norm per head and the output projection (von Oswald et al. 2025, section 2).
+    read-out passes an RMS norm per head, unless `MesaConfig.read_norm` is off, and the output projection (von Oswald
+    et al. 2025, section 2).
     """
 
     name: str
@@ -49,7 +50,7 @@ class GatedMixer(nn.Module):
         if config.gates:
             self.forget_proj = GateProjection(config.hidden_size, groups, start=config.forget_bias)
             self.input_proj = GateProjection(config.hidden_size, groups)
-        self.output_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps)
+        self.output_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps) if config.read_norm else nn.Identity()
 
     def forward(
         self,

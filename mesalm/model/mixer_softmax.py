@@ -53,7 +53,7 @@ class SoftmaxMixer(nn.Module):
             segments: [B, T] integers, the document of each token; only the convolution needs it.
             past_key_values: transformers' cache; read and written when given.
             attention_mask: the causal mask as transformers makes it for the attention back end in use.
-            position_embeddings: cosines and sines, [B, T, K] each.
+            position_embeddings: cosines and sines, [B, T, K] each. None: no rotary positions.
         """
         batch, length, _ = hidden_states.shape
         query, key = self.q_proj(hidden_states), self.k_proj(hidden_states)
@@ -66,8 +66,8 @@ class SoftmaxMixer(nn.Module):
         query = query.view(batch, length, self.heads, self.head_dim).transpose(1, 2)
         key = key.view(batch, length, self.groups, self.head_dim).transpose(1, 2)
         value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim).transpose(1, 2)
-        assert position_embeddings is not None
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if position_embeddings is not None:
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(

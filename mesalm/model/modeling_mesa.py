@@ -28,22 +28,35 @@ from .mixer_softmax import SoftmaxMixer
 from .mixers import MIXERS
 
 
+def residual_norm(config: MesaConfig) -> nn.Module:
+    """Make the norm through which blocks and head see the residual stream; the identity without `block_norms`."""
+    return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if config.block_norms else nn.Identity()
+
+
 class MesaBlock(GradientCheckpointingLayer):
-    """Mix tokens, then transform each: h + mixer(norm(h)), then h + mlp(norm(h))."""
+    """Mix tokens, then transform each: h + mixer(norm(h)), then h + mlp(norm(h)).
+
+    `MesaConfig` can leave out the norms or the MLP and bound what comes out.
+    """
 
     def __init__(self, config: MesaConfig, layer_idx: int):
         super().__init__()
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = residual_norm(config)
         self.mixer = MIXERS[config.layer_mixers[layer_idx]](config, layer_idx)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = LlamaMLP(config)
-        self.mlp.down_proj = ResidualProjection(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.mlp = None
+        if config.block_mlps:
+            self.post_attention_layernorm = residual_norm(config)
+            self.mlp = LlamaMLP(config)
+            self.mlp.down_proj = ResidualProjection(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.clip = config.residual_clip
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Return the tokens after this block, [B, T, hidden]; `kwargs` are the mixer's."""
         mixed, _ = self.mixer(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + mixed
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        if self.mlp is not None:
+            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states if self.clip is None else hidden_states.clamp(-self.clip, self.clip)
 
 
 class MesaPreTrainedModel(PreTrainedModel):
@@ -81,6 +94,12 @@ class MesaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MesaMixer):
             module.init_weights()
 
+    def solver_steps(self) -> float | None:
+        """Return the mean steps of the mesa solves in the last forward pass, None without a mesa layer."""
+        steps = [module.solver_steps for module in self.modules() if isinstance(module, MesaMixer)]
+        known = [step.float().mean() for step in steps if step is not None and step.numel()]
+        return float(torch.stack(known).mean()) if known else None
+
 
 class MesaModel(MesaPreTrainedModel):
     """Map token ids to hidden states.
@@ -98,7 +117,7 @@ class MesaModel(MesaPreTrainedModel):
             scale=config.hidden_size**0.5 if config.scale_embeddings else 1.0,
         )
         self.layers = nn.ModuleList([MesaBlock(config, layer) for layer in range(config.num_hidden_layers)])
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = residual_norm(config)
         self.has_softmax = "softmax" in config.layer_mixers
         # the module reads rope_parameters, head_dim and max_position_embeddings, which this configuration has too
         self.rotary_emb = LlamaRotaryEmbedding(config) if self.has_softmax else None  # type: ignore[arg-type]
@@ -277,12 +296,6 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         cache = model_kwargs.get("past_key_values")
         if isinstance(cache, Cache) and not isinstance(cache, MesaCache) and not self.model.has_softmax:
             model_kwargs["past_key_values"] = MesaCache.around(cache)
-
-    def solver_steps(self) -> float | None:
-        """Return the mean steps of the mesa solves in the last forward pass, None without a mesa layer."""
-        steps = [layer.mixer.solver_steps for layer in self.model.layers if isinstance(layer.mixer, MesaMixer)]
-        known = [step.float().mean() for step in steps if step is not None and step.numel()]
-        return float(torch.stack(known).mean()) if known else None
 
     def flops_per_token(self, sequence_length: int) -> float:
         """Return the floating-point operations a token of one training step, forward and backward.

@@ -19,6 +19,17 @@ CASES = [
         {"mixers": "mesa", "gates": False, "conv_size": 0, "ridge_per_channel": False, "ridge_floor": 0.0},
         id="mesa-plain",
     ),
+    pytest.param(
+        {
+            "mixers": ["mesa", "softmax", "linear"],
+            "num_hidden_layers": 3,
+            "block_norms": False,
+            "block_mlps": False,
+            "read_norm": False,
+            "residual_clip": 3.0,
+        },
+        id="bare-blocks",
+    ),
 ]
 
 

@@ -1,0 +1,110 @@
+"""Batches drawn on the fly in an order fixed by (seed, step), whatever the number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol, Self
+
+import torch
+
+Batch = dict[str, torch.Tensor]
+Split = Literal["train", "valid", "test"]
+ODD = 0x9E3779B1
+"""An odd factor: steps times it are distinct modulo 2^32, so that no two steps of a run share a generator's seed."""
+
+
+class Drawn(Protocol):
+    """Draw a batch of ``rows`` sequences on the generator's device; see `vector_task.VectorTask`."""
+
+    def draw(self, rows: int, generator: torch.Generator) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class StepPosition:
+    """Say where a run stands: the next batch is that of optimiser step ``step``."""
+
+    seed: int
+    step: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the position as plain numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Make a position from what `to_dict` gave. Raises ValueError for other keys or values."""
+        if set(data) != {"seed", "step"} or any(type(value) is not int for value in data.values()):
+            raise ValueError(f"a drawn position must hold whole numbers seed and step, not {dict(data)!r}")
+        return cls(**data)
+
+
+def step_generator(seed: int, step: int, split: Split = "train", device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the generator of one step's batch.
+
+    The numbers depend on (seed, split, step) and on the kind of device: torch's generators differ between CPU and
+    GPU. torch's CPU generator reads 32 bits of a seed, so two runs of other seeds may meet in single steps.
+    """
+    digest = hashlib.blake2b(f"{seed} {split}".encode(), digest_size=4).digest()
+    mixed = (int.from_bytes(digest, "little") + step * ODD) % 2**32
+    return torch.Generator(device=device).manual_seed(mixed)
+
+
+def drawn_batch(
+    task: Drawn, rows: int, seed: int, *, step: int = 0, split: Split = "test", device: torch.device | str = "cpu"
+) -> Batch:
+    """Draw one batch outside training; ``split`` keeps it apart from what a run of the same seed has seen."""
+    return task.draw(rows, step_generator(seed, step, split, device))
+
+
+class DrawnStream:
+    """Iterate for ever over the micro-batches of one process, none seen twice.
+
+    Each optimiser step draws a batch of ``global_rows`` sequences; process ``rank`` of ``world`` draws all of it and
+    keeps the rank-th contiguous slice, cut into micro-batches of ``micro_rows`` (None: the whole slice).
+    ``position`` is that of the first step not yet handed out whole; a new ``iter`` begins there.
+
+    Raises ValueError when the rows of a step do not divide evenly or the position is negative.
+    """
+
+    def __init__(
+        self,
+        task: Drawn,
+        position: StepPosition,
+        global_rows: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        micro_rows: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        micro = global_rows // world if micro_rows is None else micro_rows
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be from 0 to world - 1 = {world - 1}, not {rank}")
+        if micro < 1 or global_rows < 1 or global_rows % (world * micro):
+            raise ValueError(
+                f"the {global_rows} rows of a step must be a multiple of {world} processes times "
+                f"{micro} rows of a micro-batch; change the one or the other"
+            )
+        if position.step < 0:
+            raise ValueError(f"{position} lies before the first step")
+        self.task = task
+        self.position = position
+        self.global_rows = global_rows
+        self.rank = rank
+        self.world = world
+        self.micro_rows = micro
+        self.micro_batches = global_rows // (world * micro)
+        self.device = device
+
+    def __iter__(self) -> Iterator[Batch]:
+        share = self.global_rows // self.world
+        begin = self.rank * share
+        while True:
+            seed, step = self.position.seed, self.position.step
+            batch = self.task.draw(self.global_rows, step_generator(seed, step, device=self.device))
+            for at in range(begin, begin + share, self.micro_rows):
+                if at + self.micro_rows == begin + share:
+                    self.position = StepPosition(seed, step + 1)
+                yield {name: tensor[at : at + self.micro_rows] for name, tensor in batch.items()}

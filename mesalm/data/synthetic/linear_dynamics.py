@@ -1,0 +1,100 @@
+"""Linear dynamical systems: each sequence follows a map of its own, which the next state must be predicted by."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from .drawn_stream import step_generator
+from .vector_task import Batch, VectorTask, normal, orthogonal, uniform
+
+CLIP = {"orthogonal": 10.0, "contracting": 2.0, "teacher": 10.0}
+"""Bound on every entry of a state; idle for orthogonal maps."""
+SLOWEST, FASTEST = 0.9, 0.3
+"""A contracting map's one fixed eigenvalue, and the least of the others, which are uniform between the two."""
+
+
+class Trajectory(NamedTuple):
+    """Hold sequences with what made them: states [B, T + 1, hidden], observations [B, T + 1, size], the map
+    [B, hidden, hidden] and the read-out [B, size, hidden] (None where the state itself is seen)."""
+
+    states: torch.Tensor
+    observations: torch.Tensor
+    transition: torch.Tensor
+    readout: torch.Tensor | None
+
+
+class LinearDynamics(VectorTask):
+    """Follow s_{t+1} = W s_t + noise; seen is the state, or o_t = C s_t + noise.
+
+    W is drawn afresh for each sequence: orthogonal by the Haar measure, or contracting with real eigenvalues; or it
+    is one orthogonal teacher for all. The state starts uniform on [-1, 1]. A partial view's C is drawn for each
+    sequence too, its entries with standard deviation 1/2. von Oswald et al. 2023 (arXiv 2309.05858), section 3 and
+    appendix E, with the start, the noise and C of the authors' experiments (docs/lab.md).
+    """
+
+    name: Literal["linear-dynamics"] = "linear-dynamics"
+    length: int = Field(default=50, ge=1, description="Tokens of a sequence; one more state is drawn, the last target.")
+    size: int = Field(default=10, ge=1, description="Entries of a token.")
+    hidden: int | None = Field(
+        default=None, description="Entries of the state, seen through C; none: the state is seen."
+    )
+    transition: Literal["orthogonal", "contracting", "teacher"] = Field(
+        default="orthogonal", description="How W is drawn; teacher: one orthogonal W for every sequence."
+    )
+    teacher_seed: int = Field(default=0, description="Seed of the teacher's W.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.hidden is not None and self.hidden < self.size:
+            raise ValueError(f"hidden: must be at least size {self.size}, or none to see the state, not {self.hidden}")
+        return self
+
+    @property
+    def input_size(self) -> int:
+        """Return the number of entries of a token."""
+        return self.size
+
+    @property
+    def sequence_length(self) -> int:
+        """Return the number of tokens of a sequence."""
+        return self.length
+
+    def draw(self, rows: int, generator: torch.Generator) -> Batch:
+        """Draw inputs and targets: each token's target is the next one."""
+        seen = self.trajectories(rows, generator).observations
+        return {"inputs": seen[:, :-1], "targets": seen[:, 1:]}
+
+    def trajectories(self, rows: int, generator: torch.Generator) -> Trajectory:
+        """Draw sequences with states and maps; the same generator gives the same sequences as `draw`."""
+        width = self.hidden or self.size
+        transition = self._transition(rows, width, generator)
+        readout = None if self.hidden is None else normal((rows, self.size, width), 0.5, generator)
+        state = uniform((rows, width), 1.0, generator)
+        noise = normal((self.length, rows, width), self.noise, generator)
+        states = [state]
+        for step in noise:
+            state = torch.einsum("bij,bj->bi", transition, state) + step
+            state = state.clamp(-CLIP[self.transition], CLIP[self.transition])
+            states.append(state)
+        stacked = torch.stack(states, dim=1)
+        seen = stacked
+        if readout is not None:
+            seen = stacked @ readout.mT
+            seen = seen + normal(tuple(seen.shape), self.noise, generator)
+        return Trajectory(stacked, seen, transition, readout)
+
+    def _transition(self, rows: int, width: int, generator: torch.Generator) -> torch.Tensor:
+        if self.transition == "orthogonal":
+            return orthogonal(rows, width, generator)
+        if self.transition == "teacher":
+            # drawn on the CPU, so that it is one and the same on every device
+            teacher = orthogonal(1, width, step_generator(self.teacher_seed, 0)).to(generator.device)
+            return teacher.expand(rows, width, width)
+        basis = normal((rows, width, width), 1.0, generator)
+        rates = FASTEST + (SLOWEST - FASTEST) * torch.rand((rows, width), generator=generator, device=generator.device)
+        # the entries of the basis are exchangeable, so it does not matter where the slowest stands
+        rates[:, 0] = SLOWEST
+        return torch.linalg.solve(basis, basis * rates.unsqueeze(-2), left=False)

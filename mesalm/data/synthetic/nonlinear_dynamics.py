@@ -1,0 +1,82 @@
+"""Nonlinear dynamical systems: a map of each sequence's own, applied to features that all sequences share."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+
+from .drawn_stream import step_generator
+from .vector_task import Batch, VectorTask, normal, orthogonal, uniform
+
+DEVIATION = 1.1
+"""Standard deviation of the entries of the features' two maps."""
+START = 0.25
+"""Bound on the entries of the first state."""
+
+
+class FeatureTrajectory(NamedTuple):
+    """Hold sequences with what made them: states and their features [B, T + 1, size], the map [B, size, size]."""
+
+    states: torch.Tensor
+    features: torch.Tensor
+    transition: torch.Tensor
+
+
+class NonlinearDynamics(VectorTask):
+    """Follow s_{t+1} = W f(s_t) + noise with f(s) = g(s) / |g(s)|, g(s) = GELU(s A) B.
+
+    W is an orthogonal matrix of each sequence's own, A and B are one for all. The state starts uniform on
+    [-1/4, 1/4]. von Oswald et al. 2023 (arXiv 2309.05858), section 3; the features' unit length is in the authors'
+    experiments alone (docs/lab.md).
+    """
+
+    name: Literal["nonlinear-dynamics"] = "nonlinear-dynamics"
+    length: int = Field(default=50, ge=1, description="Tokens of a sequence; one more state is drawn, the last target.")
+    size: int = Field(default=10, ge=1, description="Entries of a token.")
+    width: int = Field(default=40, ge=1, description="Hidden units of the network that makes the features.")
+    network_seed: int = Field(default=0, description="Seed of the features' network, which all sequences share.")
+
+    @property
+    def input_size(self) -> int:
+        """Return the number of entries of a token."""
+        return self.size
+
+    @property
+    def sequence_length(self) -> int:
+        """Return the number of tokens of a sequence."""
+        return self.length
+
+    def draw(self, rows: int, generator: torch.Generator) -> Batch:
+        """Draw inputs and targets: each token's target is the next one."""
+        states = self.trajectories(rows, generator).states
+        return {"inputs": states[:, :-1], "targets": states[:, 1:]}
+
+    def features(self, states: torch.Tensor) -> torch.Tensor:
+        """Return f(states), unit vectors of the same shape."""
+        first, second = self.network(states.device)
+        raw = torch.nn.functional.gelu(states @ first) @ second
+        return torch.nn.functional.normalize(raw, dim=-1)
+
+    def network(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return A [size, width] and B [width, size]; drawn on the CPU, so that every device has the same."""
+        generator = step_generator(self.network_seed, 0)
+        first = normal((self.size, self.width), DEVIATION, generator)
+        second = normal((self.width, self.size), DEVIATION, generator)
+        return first.to(device), second.to(device)
+
+    def trajectories(self, rows: int, generator: torch.Generator) -> FeatureTrajectory:
+        """Draw sequences with features and maps; the same generator gives the same sequences as `draw`."""
+        transition = orthogonal(rows, self.size, generator)
+        state = uniform((rows, self.size), START, generator)
+        noise = normal((self.length, rows, self.size), self.noise, generator)
+        first, second = self.network(generator.device)
+        states = [state]
+        for step in noise:
+            raw = torch.nn.functional.gelu(state @ first) @ second
+            unit = torch.nn.functional.normalize(raw, dim=-1)
+            state = torch.einsum("bij,bj->bi", transition, unit) + step
+            states.append(state)
+        stacked = torch.stack(states, dim=1)
+        return FeatureTrajectory(stacked, self.features(stacked), transition)

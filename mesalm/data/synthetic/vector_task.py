@@ -1,0 +1,64 @@
+"""What every task of vectors is: settings that draw a batch from a generator, on the generator's device."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from mesalm.settings import Settings
+
+Batch = dict[str, torch.Tensor]
+
+
+class VectorTask(Settings):
+    """Describe a task whose sequences are vectors; subclasses give ``name``, `draw` and the sizes that raise here.
+
+    A batch of B sequences holds
+
+    - ``inputs``, float32 [B, T, input_size]: the tokens;
+    - ``targets``, float32 [B, T, input_size]: what is to be predicted from the tokens up to each;
+    - ``weights``, float32 [B, T], where not all positions are scored alike: the weight of each one's error;
+    - ``places``, int64 [B, T], where some tokens are the model's own to learn: 0 for a token given in ``inputs``,
+      j > 0 for learned vector number j, for which ``inputs`` holds zeros.
+    """
+
+    noise: float = Field(default=0.01, ge=0, description="Standard deviation of the noise, per entry.")
+
+    @property
+    def input_size(self) -> int:
+        """Return the number of entries of a token."""
+        raise NotImplementedError
+
+    @property
+    def sequence_length(self) -> int:
+        """Return the number of tokens T of a sequence."""
+        raise NotImplementedError
+
+    @property
+    def learned_vectors(self) -> int:
+        """Return how many learned vectors the sequences have places for."""
+        return 0
+
+    def draw(self, rows: int, generator: torch.Generator) -> Batch:
+        """Draw a batch of ``rows`` sequences on the generator's device."""
+        raise NotImplementedError
+
+
+def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> torch.Tensor:
+    """Draw from [-bound, bound], float32 of the given shape."""
+    return (2.0 * torch.rand(shape, generator=generator, device=generator.device) - 1.0) * bound
+
+
+def normal(shape: tuple[int, ...], deviation: float, generator: torch.Generator) -> torch.Tensor:
+    """Draw from N(0, deviation^2), float32 of the given shape; deviation 0 draws too, and gives zeros."""
+    return torch.randn(shape, generator=generator, device=generator.device) * deviation
+
+
+def orthogonal(rows: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw orthogonal matrices from the Haar measure, float32 [rows, size, size].
+
+    The Q of a Gaussian matrix is Haar distributed only once R's diagonal is made positive (Mezzadri 2007,
+    arXiv math-ph/0609050).
+    """
+    q, r = torch.linalg.qr(normal((rows, size, size), 1.0, generator))
+    return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
