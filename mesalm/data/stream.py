@@ -58,6 +58,17 @@ def collate_tokens(items: Sequence[Mapping[str, Any]]) -> Batch:
     return {"input_ids": input_ids, "position_ids": positions, "labels": input_ids.clone()}
 
 
+def check_shares(global_rows: int, rank: int, world: int, micro_rows: int) -> None:
+    """Raise ValueError unless the rows of a step divide evenly over processes and micro-batches."""
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be from 0 to world - 1 = {world - 1}, not {rank}")
+    if micro_rows < 1 or global_rows < 1 or global_rows % (world * micro_rows):
+        raise ValueError(
+            f"the {global_rows} rows of a step must be a multiple of {world} processes times "
+            f"{micro_rows} rows of a micro-batch; change the one or the other"
+        )
+
+
 class RowStream:
     """Iterate for ever over the micro-batches of one process.
 
@@ -85,13 +96,7 @@ class RowStream:
         self.total = len(rows)
         if self.total == 0:
             raise ValueError("the data have no rows; give more text or a shorter sequence_length")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank must be from 0 to world - 1 = {world - 1}, not {rank}")
-        if micro_rows < 1 or global_rows < 1 or global_rows % (world * micro_rows):
-            raise ValueError(
-                f"the {global_rows} rows of a step must be a multiple of {world} processes times "
-                f"{micro_rows} rows of a micro-batch; change the one or the other"
-            )
+        check_shares(global_rows, rank, world, micro_rows)
         if position.seed < 0 or position.epoch < 0 or not 0 <= position.row < self.total:
             raise ValueError(f"{position} lies outside the data of {self.total} rows; were they prepared anew?")
         self.rows = rows

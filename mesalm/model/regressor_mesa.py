@@ -140,7 +140,7 @@ class MesaRegressor(MesaPreTrainedModel):
         self.norm = residual_norm(config)
         self.output_map = nn.Linear(config.hidden_size, config.input_size, bias=False) if plain else None
         if config.positions:
-            first = self.layers[0].mixer
+            first: Any = self.layers[0].mixer
             first.q_proj = PositionedLinear(config.hidden_size, first.q_proj.out_features)
             first.k_proj = PositionedLinear(config.hidden_size, first.k_proj.out_features)
         self.learned = None

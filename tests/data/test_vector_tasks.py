@@ -107,8 +107,12 @@ def test_orthogonal_matrices_follow_the_haar_measure() -> None:
 def test_linear_states_follow_their_map(task: LinearDynamics) -> None:
     states, seen, transition, readout = task.trajectories(400, generator())
     noise = states[:, 1:] - states[:, :-1] @ transition.mT
-    # the median, since contracting maps of large norm drive some states to their bound; 0.6745 is a normal's quartile
-    assert noise.abs().median() / 0.6745 == pytest.approx(0.01, rel=0.05)
+    if task.transition == "contracting":
+        # maps of large norm drive states to their bound, and carry more rounding than the noise is
+        tame = (states.abs().amax((1, 2)) < 2) & (torch.linalg.matrix_norm(transition, 2) < 100)
+        assert tame.float().mean() > 0.8
+        noise = noise[tame]
+    assert noise.std() == pytest.approx(0.01, rel=0.05)
     assert states[:, 0].abs().max() <= 1
     assert states[:, 0].var() == pytest.approx(1 / 3, rel=0.1)
     if readout is None:

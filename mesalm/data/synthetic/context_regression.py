@@ -31,7 +31,6 @@ class ContextRegression(VectorTask):
     """
 
     name: Literal["regression"] = "regression"
-    size: int = Field(default=10, ge=1, description="Entries of x, and of a token.")
     outputs: int | None = Field(default=None, description="Entries of y; none: as many as x has.")
     pairs: int = Field(default=40, ge=1, description="Pairs of the first task.")
     second_pairs: int = Field(default=0, ge=0, description="Pairs of a second task that follows; 0: none.")
@@ -56,11 +55,6 @@ class ContextRegression(VectorTask):
     def output_size(self) -> int:
         """Return the number of entries of y."""
         return self.size if self.outputs is None else self.outputs
-
-    @property
-    def input_size(self) -> int:
-        """Return the number of entries of a token."""
-        return self.size
 
     @property
     def pair_tokens(self) -> int:

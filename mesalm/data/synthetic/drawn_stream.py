@@ -9,7 +9,8 @@ from typing import Any, Literal, Protocol, Self
 
 import torch
 
-Batch = dict[str, torch.Tensor]
+from mesalm.data.stream import Batch, check_shares
+
 Split = Literal["train", "valid", "test"]
 ODD = 0x9E3779B1
 """An odd factor: steps times it are distinct modulo 2^32, so that no two steps of a run share a generator's seed."""
@@ -80,13 +81,7 @@ class DrawnStream:
         device: torch.device | str = "cpu",
     ) -> None:
         micro = global_rows // world if micro_rows is None else micro_rows
-        if not 0 <= rank < world:
-            raise ValueError(f"rank must be from 0 to world - 1 = {world - 1}, not {rank}")
-        if micro < 1 or global_rows < 1 or global_rows % (world * micro):
-            raise ValueError(
-                f"the {global_rows} rows of a step must be a multiple of {world} processes times "
-                f"{micro} rows of a micro-batch; change the one or the other"
-            )
+        check_shares(global_rows, rank, world, micro)
         if position.step < 0:
             raise ValueError(f"{position} lies before the first step")
         self.task = task

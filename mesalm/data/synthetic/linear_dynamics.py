@@ -37,7 +37,6 @@ class LinearDynamics(VectorTask):
 
     name: Literal["linear-dynamics"] = "linear-dynamics"
     length: int = Field(default=50, ge=1, description="Tokens of a sequence; one more state is drawn, the last target.")
-    size: int = Field(default=10, ge=1, description="Entries of a token.")
     hidden: int | None = Field(
         default=None, description="Entries of the state, seen through C; none: the state is seen."
     )
@@ -51,11 +50,6 @@ class LinearDynamics(VectorTask):
         if self.hidden is not None and self.hidden < self.size:
             raise ValueError(f"hidden: must be at least size {self.size}, or none to see the state, not {self.hidden}")
         return self
-
-    @property
-    def input_size(self) -> int:
-        """Return the number of entries of a token."""
-        return self.size
 
     @property
     def sequence_length(self) -> int:

@@ -34,14 +34,8 @@ class NonlinearDynamics(VectorTask):
 
     name: Literal["nonlinear-dynamics"] = "nonlinear-dynamics"
     length: int = Field(default=50, ge=1, description="Tokens of a sequence; one more state is drawn, the last target.")
-    size: int = Field(default=10, ge=1, description="Entries of a token.")
     width: int = Field(default=40, ge=1, description="Hidden units of the network that makes the features.")
     network_seed: int = Field(default=0, description="Seed of the features' network, which all sequences share.")
-
-    @property
-    def input_size(self) -> int:
-        """Return the number of entries of a token."""
-        return self.size
 
     @property
     def sequence_length(self) -> int:

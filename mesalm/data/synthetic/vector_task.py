@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
+from mesalm.data.stream import Batch
 from mesalm.settings import Settings
-
-Batch = dict[str, torch.Tensor]
 
 
 class VectorTask(Settings):
-    """Describe a task whose sequences are vectors; subclasses give ``name``, `draw` and the sizes that raise here.
+    """Describe a task whose sequences are vectors; subclasses give ``name``, `draw` and the length.
 
     A batch of B sequences holds
 
@@ -22,12 +21,13 @@ class VectorTask(Settings):
       j > 0 for learned vector number j, for which ``inputs`` holds zeros.
     """
 
+    size: int = Field(default=10, ge=1, description="Entries of a token.")
     noise: float = Field(default=0.01, ge=0, description="Standard deviation of the noise, per entry.")
 
     @property
     def input_size(self) -> int:
         """Return the number of entries of a token."""
-        raise NotImplementedError
+        return self.size
 
     @property
     def sequence_length(self) -> int:
