@@ -37,6 +37,8 @@ class MesaConfig(PreTrainedConfig):
         forget_bias: what the forget gate's bias starts at; gamma starts near sigmoid(forget_bias).
         forget_cap: caps the forget gate where the input gate is open, gamma <- gamma (1 - (1 - cap) beta^2), so that
             a run of identical tokens cannot make the state grow without bound. None: no cap.
+        dpfp: order nu of the feature map of mesa and linear mixers' queries and keys (Schlag et al. 2021, arXiv
+            2102.11174, section 5.3), which makes 2 nu head_dim features of head_dim numbers. 0: none.
         qk_l2_norm: whether mesa and linear mixers scale queries and keys to unit length.
         read_norm: whether what mesa and linear mixers read passes an RMS norm per head.
         ridge_init: the ridge of mesa mixers at the start.
@@ -84,6 +86,7 @@ class MesaConfig(PreTrainedConfig):
     gates: bool = True
     forget_bias: float = 4.0
     forget_cap: float | None = 0.9975
+    dpfp: int = 0
     qk_l2_norm: bool = True
     read_norm: bool = True
     ridge_init: float = 1.0
@@ -144,6 +147,12 @@ class MesaConfig(PreTrainedConfig):
         assert self.head_dim is not None
         return self.num_attention_heads, self.num_key_value_heads, self.head_dim
 
+    @property
+    def key_size(self) -> int:
+        """Return the size of the queries and keys that mesa and linear mixers hand to their operators."""
+        size = self.head_shape[2]
+        return 2 * self.dpfp * size if self.dpfp else size
+
     def conv_size_of(self, mixer: str) -> int:
         """Return the width of the short convolution of this mixer, 0 for none."""
         return DEFAULT_CONV_SIZES[mixer] if self.conv_size is None else self.conv_size
@@ -166,6 +175,8 @@ class MesaConfig(PreTrainedConfig):
             raise ValueError(f"num_key_value_heads: {groups} does not divide num_attention_heads {heads}")
         if self.conv_size is not None and (self.conv_size < 0 or self.conv_size == 1):
             raise ValueError(f"conv_size: {self.conv_size} must be 0 (none) or at least 2")
+        if not 0 <= self.dpfp < 2 * size:
+            raise ValueError(f"dpfp: {self.dpfp} must be 0 (none) or an order below 2 head_dim = {2 * size}")
         if self.ridge_floor < 0 or self.ridge_init <= self.ridge_floor:
             raise ValueError(
                 f"ridge_init: {self.ridge_init} must be above ridge_floor {self.ridge_floor}, which must be at least 0"

@@ -11,11 +11,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .cache_mesa import conv_state, recurrent_state
 from .configuration_mesa import MesaConfig
-from .layers import GateProjection, ResidualProjection, ShortConvolution
+from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp
 
 
 class Operands(NamedTuple):
-    """Hold what an operator reads, in its order: query [B, T, H, K], key and value [B, T, G, K], gates [B, T, G]."""
+    """Hold what an operator reads: query [B, T, H, K], key [B, T, G, K], value [B, T, G, V], gates [B, T, G]."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -27,10 +27,10 @@ class Operands(NamedTuple):
 class GatedMixer(nn.Module):
     """Mix tokens through a recurrent state of constant size; subclasses say how the state is read.
 
-    query, key: projection, causal convolution with SiLU, L2 norm; value: projection. The gates come from the token:
-    gamma = sigmoid(forget) capped as `MesaConfig.forget_cap` says, beta = sigmoid(input), one a key head. The
-    read-out passes an RMS norm per head, unless `MesaConfig.read_norm` is off, and the output projection (von Oswald
-    et al. 2025, section 2).
+    query, key: projection, causal convolution with SiLU, feature map if there is one, L2 norm; value: projection. The
+    gates come from the token: gamma = sigmoid(forget) capped as `MesaConfig.forget_cap` says, beta = sigmoid(input), one
+    a key head. The read-out passes an RMS norm per head, unless `MesaConfig.read_norm` is off, and the output projection
+    (von Oswald et al. 2025, section 2).
     """
 
     name: str
@@ -40,7 +40,7 @@ class GatedMixer(nn.Module):
         self.config = config
         self.layer_idx = layer_idx
         heads, groups, size = config.head_shape
-        self.heads, self.groups, self.head_dim = heads, groups, size
+        self.heads, self.groups, self.head_dim, self.key_size = heads, groups, size, config.key_size
         self.q_proj = nn.Linear(config.hidden_size, heads * size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
@@ -99,6 +99,8 @@ class GatedMixer(nn.Module):
         both = torch.cat((self.q_proj(hidden_states), self.k_proj(hidden_states)), dim=-1)
         both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx)
         both = both.view(batch, length, self.heads + self.groups, self.head_dim)
+        if self.config.dpfp:
+            both = dpfp(both, self.config.dpfp)
         if self.config.qk_l2_norm:
             # a padded token has a zero key, which must stay zero and not become NaN
             both = nn.functional.normalize(both.float(), dim=-1, eps=1e-6).to(both.dtype)

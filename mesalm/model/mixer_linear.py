@@ -22,5 +22,5 @@ class LinearMixer(GatedMixer):
 
     def flops(self, length: int) -> float:
         """Return the operations a token of one forward pass of the recurrence: two products with a state."""
-        chunk = min(64, length)
-        return 2 * 2.0 * self.heads * self.head_dim * (self.head_dim + chunk)
+        K, V, chunk = self.key_size, self.head_dim, min(64, length)
+        return 2.0 * self.heads * (2 * K * V + chunk * (K + V))

@@ -26,7 +26,7 @@ class MesaMixer(GatedMixer):
     def __init__(self, config: MesaConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         # kept flat, since training loops decay matrices and a ridge must not decay
-        count = self.groups * (self.head_dim if config.ridge_per_channel else 1)
+        count = self.groups * (self.key_size if config.ridge_per_channel else 1)
         self.ridge_parameter = nn.Parameter(torch.zeros(count))
         self.solver_steps: torch.Tensor | None = None
 
@@ -38,13 +38,13 @@ class MesaMixer(GatedMixer):
     def ridge(self) -> torch.Tensor:
         """Return the ridge, [G, K] or [G], float32."""
         ridge = self.config.ridge_floor + nn.functional.softplus(self.ridge_parameter.float())
-        return ridge.view(self.groups, self.head_dim) if self.config.ridge_per_channel else ridge
+        return ridge.view(self.groups, self.key_size) if self.config.ridge_per_channel else ridge
 
     def read(
         self, operands: Operands, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out and the state [B, G, K, K + V]; see `GatedMixer.read`."""
-        before = None if state is None else MesaState(state[..., : self.head_dim], state[..., self.head_dim :])
+        before = None if state is None else MesaState(state[..., : self.key_size], state[..., self.key_size :])
         output, after, report = mesa_attention(
             *operands,
             self.ridge(),
@@ -64,6 +64,8 @@ class MesaMixer(GatedMixer):
         One solver step is one product with H_t, 2 (K^2 + 2 C K) operations a token and head with chunks of C tokens;
         the steps are those of the last forward pass.
         """
-        size, chunk = self.head_dim, min(64, length)
+        K, V, chunk = self.key_size, self.head_dim, min(64, length)
         steps = 0.0 if self.solver_steps is None else float(self.solver_steps.float().mean())
-        return self.heads * (3 * 2.0 * size * (size + chunk) + steps * 2.0 * size * (size + 2 * chunk))
+        states = 2.0 * K * (K + V)
+        read = 2.0 * (K * V + chunk * (K + V))
+        return self.heads * (states + read + steps * 2.0 * K * (K + 2 * chunk))

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import mesalm
 from mesalm import MesaConfig, MesaForCausalLM, MesaModel
+from mesalm.model.layers import dpfp
 
 
 def test_one_line_swaps_every_layer() -> None:
@@ -132,3 +133,31 @@ def test_embeddings_enter_scaled_and_can_be_resized(tie: bool) -> None:
         assert after.shape[-1] == 20
         torch.testing.assert_close(after[..., :16], before)
         assert (model.lm_head.weight is model.model.embed_tokens.weight) == tie
+
+
+def test_features_are_those_of_the_definition() -> None:
+    x = torch.tensor([[1.0, -2.0, 3.0], [0.0, 0.0, 0.0]])
+    z = [1.0, 0.0, 3.0, 0.0, 2.0, 0.0]  # relu of [x, -x]
+    wanted = [z[i] * z[(i - j) % 6] for j in (1, 2) for i in range(6)]
+    assert dpfp(x, 2)[0].tolist() == wanted
+    assert any(wanted)
+    assert dpfp(x, 2)[1].tolist() == [0.0] * 12
+
+
+def test_features_enlarge_keys_and_states_only() -> None:
+    config = MesaConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        mixers="mesa",
+        num_attention_heads=2,
+        dpfp=3,
+    )
+    model = MesaForCausalLM(config)
+    assert config.key_size == 2 * 3 * 8
+    assert model.model.layers[0].mixer.ridge().shape == (2, 48)
+    cache = model(torch.arange(5)[None], use_cache=True).past_key_values
+    assert cache.layers[0].recurrent_states[0].shape == (1, 2, 48, 48 + 8)
+    with pytest.raises(ValueError, match="dpfp: 16 must be 0"):
+        MesaConfig(hidden_size=16, num_attention_heads=2, dpfp=16)

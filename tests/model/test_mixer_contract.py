@@ -19,6 +19,7 @@ CASES = [
         {"mixers": "mesa", "gates": False, "conv_size": 0, "ridge_per_channel": False, "ridge_floor": 0.0},
         id="mesa-plain",
     ),
+    pytest.param({"mixers": ["mesa", "linear"], "dpfp": 2}, id="dpfp"),
     pytest.param(
         {
             "mixers": ["mesa", "softmax", "linear"],

@@ -112,6 +112,7 @@ def test_every_pair_of_factors(case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # the oracle takes minutes for 8,192 tokens
 @DTYPES
 @pytest.mark.parametrize("case", whole_grid(), ids=str)
 def test_the_whole_grid(case: Case, dtype: torch.dtype) -> None:
@@ -154,6 +155,7 @@ def test_operands_of_trained_models(name: str, tokens: int, dtype: torch.dtype) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @DTYPES
 def test_whole_context_of_a_trained_model(dtype: torch.dtype) -> None:
     """Head by head, since the oracle keeps T * K * K numbers of each."""
