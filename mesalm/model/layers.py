@@ -90,8 +90,8 @@ def same_segment(segments: torch.Tensor, lag: int) -> torch.Tensor:
 def dpfp(inputs: torch.Tensor, order: int) -> torch.Tensor:
     """Map [..., D] to the features [..., 2 order D] of the deterministic parameter-free projection.
 
-    With z = relu([x, -x]) of 2 D entries, feature (j, i) is z_i z_{i - j}, indices cyclic, j = 1 .. order (Schlag et al.
-    2021, arXiv 2102.11174, section 5.3). Features are not negative, and zeros give zeros.
+    With z = relu([x, -x]) of 2 D entries, feature (j, i) is z_i z_{i - j}, indices cyclic, j = 1 .. order (Schlag et
+    al. 2021, arXiv 2102.11174, section 5.3). Features are not negative, and zeros give zeros.
     """
     both = torch.cat((inputs, -inputs), dim=-1).relu()
     return torch.cat([both * both.roll(shift, dims=-1) for shift in range(1, order + 1)], dim=-1)

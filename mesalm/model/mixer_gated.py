@@ -28,9 +28,9 @@ class GatedMixer(nn.Module):
     """Mix tokens through a recurrent state of constant size; subclasses say how the state is read.
 
     query, key: projection, causal convolution with SiLU, feature map if there is one, L2 norm; value: projection. The
-    gates come from the token: gamma = sigmoid(forget) capped as `MesaConfig.forget_cap` says, beta = sigmoid(input), one
-    a key head. The read-out passes an RMS norm per head, unless `MesaConfig.read_norm` is off, and the output projection
-    (von Oswald et al. 2025, section 2).
+    gates come from the token: gamma = sigmoid(forget) capped as `MesaConfig.forget_cap` says, beta = sigmoid(input),
+    one a key head. The read-out passes an RMS norm per head, unless `MesaConfig.read_norm` is off, and the output
+    projection (von Oswald et al. 2025, section 2).
     """
 
     name: str
