@@ -110,6 +110,7 @@ def fit(
     resume_from: Path | None = None,
     display: Display | None = None,
     count_items: Callable[[Batch], int] | None = None,
+    enough: Callable[[], bool] | None = None,
     compile_model: bool = False,
 ) -> Outcome:
     """Train a model until it has made ``steps`` optimiser steps, or until Ctrl-C or SIGTERM.
@@ -117,7 +118,8 @@ def fit(
     ``stream`` shards by itself; model and optimiser go through ``accelerator.prepare`` here, the model being on
     ``accelerator.device`` already. ``learning_rate(step)`` gives the rate of each step, counted from 0. A step's
     loss is the mean over its micro-batches and processes, each weighted alike or, with ``count_items``, by the
-    number of scored items that it returns for a batch. ``clip`` bounds the global norm of the gradient.
+    number of scored items that it returns for a batch. ``clip`` bounds the global norm of the gradient. ``enough`` is
+    asked after each step and its probes; where it says so on every process, that step was the last.
 
     ``resume_from`` is a checkpoint of the same run; on the CPU, and with as many processes, the run then goes on
     as if it had never stopped, to the last bit. Probes and data reading cannot change the random state of the run.
@@ -200,6 +202,8 @@ def fit(
                 if (probe.every > 0 and tally.step % probe.every == 0) or (last and probe.at_end):
                     _run_probe(accelerator, probe, raw_model, tally, journal, display)
             speed.pause(time.perf_counter() - begun)
+            if enough is not None and enough():
+                steps, last = tally.step, True
             if checkpoints is not None and (checkpoints.due(tally.step) or last or interrupted_by):
                 save()
         if interrupted_by is not None and tally.step < steps:

@@ -150,21 +150,21 @@ def recipes_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with mesalm."""
-    return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+def recipe_names(kind: str = "") -> list[str]:
+    """Return the names of the recipes of a kind (a folder under recipes/; none: runs) that come with mesalm."""
+    return sorted(path.stem for path in (recipes_folder() / kind).glob("*.yaml"))
 
 
-def find_recipe(name_or_path: str) -> Path:
-    """Return the file of a recipe given by path, or by bare name among those that come with mesalm."""
+def find_recipe(name_or_path: str, kind: str = "") -> Path:
+    """Return the file of a recipe given by path, or by bare name among those of a kind that come with mesalm."""
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
     if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
-        packaged = recipes_folder() / f"{name_or_path}.yaml"
+        packaged = recipes_folder() / kind / f"{name_or_path}.yaml"
         if packaged.is_file():
             return packaged
-        names = recipe_names()
+        names = recipe_names(kind)
         guess = nearest(name_or_path, names)
         hint = f"did you mean {guess!r}?" if guess else f"there are {', '.join(names) or 'none'}"
         raise SettingsError(f"{name_or_path}: no such recipe; {hint}")

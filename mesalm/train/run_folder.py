@@ -117,13 +117,20 @@ def read_run_recipe(folder: Path) -> Recipe:
 
 def first_difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] | None:
     """Return the first dotted key in which two recipes differ so that they are different runs, and its values."""
-    left, right = dict(_flat(old)), dict(_flat(new))
+    left, right = decisive(old), decisive(new)
     for key in sorted(left.keys() | right.keys()):
-        if any(key == harmless or key.startswith(harmless + ".") for harmless in HARMLESS):
-            continue
         if left.get(key) != right.get(key):
             return key, left.get(key), right.get(key)
     return None
+
+
+def decisive(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of plain data that decide what a run computes, by dotted key."""
+    return {
+        key: value
+        for key, value in _flat(data)
+        if not any(key == harmless or key.startswith(harmless + ".") for harmless in HARMLESS)
+    }
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,7 +27,6 @@ class AssociativeRecall(TokenTask):
     power: float = Field(default=0.01, gt=0, description="Exponent a of the distance's p(g) ~ g^(a - 1).")
     random_filler: bool = Field(default=True, description="Whether filler is drawn from the vocabulary; else token 0.")
     train_rows: int = Field(default=100_000, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
-    test_rows: int = Field(default=3_000, gt=0, description="Rows that are scored at the end.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

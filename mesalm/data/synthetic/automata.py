@@ -86,7 +86,6 @@ class Automata(TokenTask):
     strings: int = Field(default=20, ge=1, description="Most strings of a row.")
     string_length: int = Field(default=50, ge=1, description="Most symbols of a string.")
     train_rows: int = Field(default=5_000, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
-    test_rows: int = Field(default=500, gt=0, description="Rows that are scored at the end.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

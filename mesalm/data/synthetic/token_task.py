@@ -36,8 +36,6 @@ class TokenTask(Settings):
     train_rows: int = Field(
         default=12_800, ge=0, description="Rows of the training set; 0: a fresh row each time, none seen twice."
     )
-    valid_rows: int = Field(default=256, gt=0, description="Rows on which training is stopped and rates are chosen.")
-    test_rows: int = Field(default=1_280, gt=0, description="Rows that are scored at the end.")
 
     @property
     def vocab_size(self) -> int:

@@ -1,0 +1,261 @@
+"""Recipes of models trained from scratch on synthetic tasks: arms by grid by learning rate by seed."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from mesalm.data.synthetic.tasks import TASKS
+from mesalm.data.synthetic.token_task import TokenTask
+from mesalm.settings import Settings, SettingsError, nearest
+from mesalm.train.optim import OptimSettings
+from mesalm.train.overrides import apply_overrides, parse_override
+from mesalm.train.recipe import check_model_fields, find_recipe
+from mesalm.train.recipe_yaml import read_yaml
+from mesalm.train.run_folder import decisive
+from mesalm.train.schedule import ScheduleSettings
+from mesalm.train.sections import CheckpointSettings, TrainSettings
+
+KIND = "synth"
+"""The folder of these recipes under recipes/."""
+
+
+class ScoreSettings(Settings):
+    """Describe how a model is scored while it trains and at the end."""
+
+    valid_rows: int = Field(default=256, gt=0, description="Rows by which training stops and rates are chosen.")
+    test_rows: int = Field(default=1_280, gt=0, description="Rows that are scored at the end, by nothing but that.")
+    every: int = Field(default=100, gt=0, description="Steps between two scorings of the valid rows.")
+    enough: float | None = Field(
+        default=0.99, description="Score on the valid rows at which training ends early; none: it never does."
+    )
+    batch_rows: int = Field(default=64, gt=0, description="Rows scored at once.")
+    seed: int = Field(default=0, ge=0, description="Seed of the valid and test rows, the same for all models.")
+
+
+class TaskRun(Settings):
+    """Describe one training run but for its learning rate and its seed."""
+
+    task: dict[str, Any] = Field(description="The task: its name and its own settings (see below).")
+    model: dict[str, Any] = Field(default_factory=dict, description="Fields of the model's configuration.")
+    optim: OptimSettings = Field(default_factory=OptimSettings, description="Optimiser.")
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
+    train: TrainSettings = Field(description="Length, batches and arithmetic.")
+    score: ScoreSettings = Field(default_factory=ScoreSettings, description="Scoring.")
+    checkpoint: CheckpointSettings = Field(
+        default_factory=CheckpointSettings, description="Checkpoints, kept until a run has ended."
+    )
+
+    @model_validator(mode="after")
+    def _counted_in_steps(self) -> Self:
+        if self.train.steps is None:
+            raise ValueError("train.steps: must be given, for these runs are counted in steps, not in tokens")
+        return self
+
+    def build_task(self) -> TokenTask:
+        """Return the task's own settings. Raises SettingsError, one line."""
+        fields = dict(self.task)
+        name = fields.pop("name", None)
+        if name not in TASKS:
+            guess = nearest(str(name), TASKS)
+            hint = f"did you mean {guess!r}?" if guess else f"choose from {', '.join(TASKS)}"
+            raise SettingsError(f"task.name: {name!r} is not a synthetic task; {hint}")
+        return TASKS[name].build(fields, "task")
+
+
+class SyntheticRecipe(TaskRun):
+    """Describe a grid of runs: every arm at every point of the grid, its best learning rate, several seeds."""
+
+    name: str = Field(description="Name of the grid; its folder is <output_dir>/<name>.")
+    output_dir: str = Field(default="runs", description="Folder that holds the grid's folder.")
+    arms: dict[str, dict[str, Any]] = Field(
+        description="Variants that are compared, the first with each other: name -> {dotted key: value}."
+    )
+    grid: dict[str, list[Any] | dict[str, dict[str, Any]]] = Field(
+        default_factory=dict,
+        description="Axes: a dotted key -> its values, or any name -> {what a value is called: {dotted key: value}}.",
+    )
+    learning_rates: list[float] = Field(
+        default_factory=list, description="Rates of which the best on the valid rows counts; none: that of optim."
+    )
+    seeds: list[int] = Field(default_factory=lambda: [0], description="Seeds of weights, training rows and order.")
+    sweep_seeds: int = Field(
+        default=1, gt=0, description="First seeds that are run at every rate; the others at the best rate alone."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(f"must be letters, digits and . _ - only, for it names a folder, not {name!r}")
+        return name
+
+    @model_validator(mode="after")
+    def _something_to_run(self) -> Self:
+        for key in ("arms", "seeds"):
+            if not getattr(self, key):
+                raise ValueError(f"{key}: is empty; name at least one")
+        for axis, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid.{axis}: is empty; name at least one value")
+        for key in ("seeds", "learning_rates"):
+            if len(set(getattr(self, key))) < len(getattr(self, key)):
+                raise ValueError(f"{key}: names a value twice")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Return the grid's folder, <output_dir>/<name>."""
+        return Path(self.output_dir).expanduser() / self.name
+
+    @property
+    def rates(self) -> list[float]:
+        """Return the learning rates that are tried."""
+        return self.learning_rates or [self.optim.learning_rate]
+
+    def settings(self) -> list[Setting]:
+        """Return every arm at every point of the grid, arms innermost. Raises SettingsError, one line."""
+        base = {name: value for name, value in self.model_dump(mode="json").items() if name in TaskRun.model_fields}
+        found = []
+        for point in itertools.product(*(_axis_values(axis, values) for axis, values in self.grid.items())):
+            for arm, changes in self.arms.items():
+                data = copy.deepcopy(base)
+                for value in point:
+                    apply_overrides(data, value.changes.items(), TaskRun)
+                apply_overrides(data, changes.items(), TaskRun)
+                where = ", ".join([arm, *(f"{value.axis} {value.label}" for value in point)])
+                try:
+                    run = TaskRun.build(data)
+                    run.build_task()
+                    check_model_fields(run.model)
+                except SettingsError as error:
+                    raise SettingsError(f"{where}: {error}") from None
+                found.append(Setting(arm, {value.axis: value.label for value in point}, run))
+        return found
+
+
+@dataclass(frozen=True)
+class AxisValue:
+    """Hold one value of an axis: what it is called and the settings it changes."""
+
+    axis: str
+    label: str
+    changes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Hold one arm at one point of the grid (axis -> what its value is called)."""
+
+    arm: str
+    point: dict[str, str]
+    run: TaskRun
+
+    @property
+    def title(self) -> str:
+        """Return arm and point in words."""
+        return " ".join([self.arm, *(f"{_short(axis)} {label}" for axis, label in self.point.items())])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Hold one run of the grid: a setting at a learning rate with a seed."""
+
+    setting: Setting
+    rate: float
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """Return the run in words."""
+        return f"{self.setting.title}, rate {self.rate:g}, seed {self.seed}"
+
+    @property
+    def folder_name(self) -> str:
+        """Return a name that holds a hash of all that decides what the run computes."""
+        content = {**self.setting.run.model_dump(mode="json"), "rate": self.rate, "seed": self.seed}
+        content["optim"].pop("learning_rate")
+        digest = hashlib.sha256(json.dumps(decisive(content), sort_keys=True, default=str).encode()).hexdigest()
+        return f"{self.setting.arm}-s{self.seed}-{digest[:12]}"
+
+
+def load_synthetic_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> SyntheticRecipe:
+    """Read a recipe from a file or from those that come with mesalm, and check every run of it.
+
+    ``overrides`` are ``dotted.key=YAML value``. Raises SettingsError, one line.
+    """
+    path = find_recipe(name_or_path, KIND)
+    data = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path}: must hold a mapping of settings")
+    apply_overrides(data, [parse_override(text) for text in overrides], SyntheticRecipe)
+    recipe = SyntheticRecipe.build(data)
+    recipe.settings()
+    return recipe
+
+
+def synthetic_help() -> str:
+    """Return a line for every setting of a recipe and of every task: dotted key, type, default and meaning."""
+    rows = list(SyntheticRecipe.describe())
+    for name, task in TASKS.items():
+        rows += [(f"task.{key} [{name}]", *rest) for key, *rest in task.describe() if key != "name"]
+    return "\n".join(f"{key} ({kind}) = {default}\n    {description}" for key, kind, default, description in rows)
+
+
+def planned_cells(recipe: SyntheticRecipe, results: Mapping[str, Mapping[str, Any]]) -> Iterator[Cell]:
+    """Yield the runs that can be made now, finished ones among them.
+
+    ``results`` are those there are, by the cells' folder names. The seeds after the first ``sweep_seeds`` wait until
+    their setting's best rate is known.
+    """
+    for setting in recipe.settings():
+        sweep = [Cell(setting, rate, seed) for seed in recipe.seeds[: recipe.sweep_seeds] for rate in recipe.rates]
+        yield from sweep
+        if all(cell.folder_name in results for cell in sweep):
+            best = best_rate((cell.rate, results[cell.folder_name]) for cell in sweep)
+            yield from (Cell(setting, best, seed) for seed in recipe.seeds[recipe.sweep_seeds :])
+
+
+def planned_count(recipe: SyntheticRecipe) -> int:
+    """Return how many runs the whole grid has."""
+    swept = len(recipe.seeds[: recipe.sweep_seeds])
+    return len(recipe.settings()) * (swept * len(recipe.rates) + len(recipe.seeds) - swept)
+
+
+def best_rate(swept: Iterable[tuple[float, Mapping[str, Any]]]) -> float:
+    """Return the rate with the best mean score on the valid rows; of equals the least steps, then the lowest rate.
+
+    A run that diverged (``valid`` is None) takes its rate out; if every rate has one, the lowest rate is returned.
+    """
+    by_rate: dict[float, list[Mapping[str, Any]]] = {}
+    for rate, result in swept:
+        by_rate.setdefault(rate, []).append(result)
+    whole = {rate: runs for rate, runs in by_rate.items() if all(run["valid"] is not None for run in runs)}
+    if not whole:
+        return min(by_rate)
+
+    def rank(rate: float) -> tuple[float, float, float]:
+        runs = whole[rate]
+        sign = 1 if runs[0]["better"] == "lower" else -1
+        return sign * sum(run["valid"] for run in runs) / len(runs), sum(run["steps"] for run in runs), rate
+
+    return min(whole, key=rank)
+
+
+def _axis_values(axis: str, values: list[Any] | dict[str, dict[str, Any]]) -> list[AxisValue]:
+    if isinstance(values, dict):
+        return [AxisValue(axis, label, changes) for label, changes in values.items()]
+    return [AxisValue(axis, str(value), {axis: value}) for value in values]
+
+
+def _short(axis: str) -> str:
+    return axis.rpartition(".")[2]
