@@ -7,6 +7,7 @@ from mesalm.doors.measuring import compare_door, eval_door
 from mesalm.doors.preparing import prepare_door
 from mesalm.doors.publishing import publish_door
 from mesalm.doors.sampling import sample_door
+from mesalm.doors.synthesis import synth_door
 from mesalm.doors.training import train_door
 
 DOORS = (
@@ -15,6 +16,7 @@ DOORS = (
     sample_door,
     eval_door,
     compare_door,
+    synth_door,
     inspect_door,
     publish_door,
 )

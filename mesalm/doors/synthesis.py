@@ -24,18 +24,22 @@ def synth_door(doors: argparse._SubParsersAction) -> None:
     door.add_argument("-h", "--help", nargs=0, action=WithFields, help="show this message and every recipe field")
     door.add_argument("recipe", help="a YAML file or the name of a packaged recipe of this kind")
     door.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
-    door.add_argument("--report-only", action="store_true", help="write the report of the runs that are finished")
+    door.add_argument("--report-only", action="store_true", help="train nothing; report the runs that are finished")
     door.set_defaults(door=synth)
 
 
 def synth(options: argparse.Namespace) -> None:
-    """Run a grid, cell by cell, and write its report."""
-    from mesa_eval.synthetic_report import print_table, write_synthetic_report
+    """Run a grid cell by cell and report it."""
+    from mesa_eval.synthetic_report import report_grid
     from mesa_eval.synthetic_scores import score_model
-    from mesalm.train.synthetic_grid import finished_cells, read_results, run_grid
+    from mesalm.train.synthetic_grid import run_grid
     from mesalm.train.synthetic_recipe import load_synthetic_recipe
+    from mesalm.train.synthetic_results import write_results
 
     recipe = load_synthetic_recipe(options.recipe, options.overrides)
-    if not options.report_only:
-        run_grid(recipe, score_model)
-    finished_cells(recipe, read_results(recipe.folder / "cells"))
+    try:
+        if not options.report_only:
+            run_grid(recipe, score_model)
+    finally:
+        folder = write_results(recipe)
+    print(f"report: {report_grid(folder)}")

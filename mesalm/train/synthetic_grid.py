@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +35,7 @@ from mesalm.train.randomness import seed_everything
 from mesalm.train.schedule import learning_rate_factor
 from mesalm.train.synthetic_model import build_model
 from mesalm.train.synthetic_recipe import Cell, SyntheticRecipe, planned_cells, planned_count
+from mesalm.train.synthetic_results import cells_folder, read_result, read_results
 
 
 class Scored(Protocol):
@@ -55,23 +55,15 @@ class Scorer(Protocol):
     ) -> Scored: ...
 
 
-@dataclass(frozen=True)
-class Finished:
-    """Hold a cell with what came of it."""
+def run_grid(recipe: SyntheticRecipe, score: Scorer, *, quiet: bool = False) -> None:
+    """Run every cell of a recipe that has no result yet and that no other process is at work on.
 
-    cell: Cell
-    result: dict[str, Any]
-
-
-def run_grid(recipe: SyntheticRecipe, score: Scorer, *, quiet: bool = False) -> tuple[list[Finished], int]:
-    """Run every cell of a recipe that has no result yet; return all results there are and the number still missing.
-
-    Cells are missing only where another process is at work on them. ``quiet`` shows nothing. Raises Interrupted (a
+    ``quiet`` shows nothing. Raises Interrupted (a
     SystemExit with code 130 or 143) after Ctrl-C or SIGTERM, the cell's checkpoint written; SettingsError for a launch
     with several processes in one group.
     """
     total = planned_count(recipe)
-    folder = recipe.folder / "cells"
+    folder = cells_folder(recipe)
     while True:
         results = read_results(folder)
         due = [cell for cell in planned_cells(recipe, results) if cell.folder_name not in results]
@@ -79,32 +71,12 @@ def run_grid(recipe: SyntheticRecipe, score: Scorer, *, quiet: bool = False) -> 
         for cell in due:
             with _claim(folder / cell.folder_name) as mine:
                 if mine and read_result(folder / cell.folder_name) is None:
-                    done = sum(found.cell.folder_name in results for found in finished_cells(recipe, results))
+                    done = sum(cell.folder_name in results for cell in planned_cells(recipe, results))
                     Run(cell, folder / cell.folder_name, score, f"[{done + 1}/{total}]", quiet).finish()
                     taken = True
                     break
         if not taken:
-            finished = list(finished_cells(recipe, read_results(folder)))
-            return finished, total - len(finished)
-
-
-def finished_cells(recipe: SyntheticRecipe, results: dict[str, dict[str, Any]]) -> Iterator[Finished]:
-    """Yield the cells of a recipe that have a result."""
-    for cell in planned_cells(recipe, results):
-        if cell.folder_name in results:
-            yield Finished(cell, results[cell.folder_name])
-
-
-def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the results under a folder of cells, by the cells' folder names."""
-    found = {path.parent.name: read_result(path.parent) for path in sorted(folder.glob("*/result.json"))}
-    return {name: result for name, result in found.items() if result is not None}
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return what came of the cell in a folder, None if it has not ended."""
-    path = folder / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+            return
 
 
 class Run:

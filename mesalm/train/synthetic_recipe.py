@@ -20,7 +20,7 @@ from mesalm.settings import Settings, SettingsError, nearest
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.recipe import check_model_fields, find_recipe
-from mesalm.train.recipe_yaml import read_yaml
+from mesalm.train.recipe_yaml import read_yaml, write_yaml
 from mesalm.train.run_folder import decisive
 from mesalm.train.schedule import ScheduleSettings
 from mesalm.train.sections import CheckpointSettings, TrainSettings
@@ -121,6 +121,10 @@ class SyntheticRecipe(TaskRun):
     def rates(self) -> list[float]:
         """Return the learning rates that are tried."""
         return self.learning_rates or [self.optim.learning_rate]
+
+    def to_yaml(self) -> str:
+        """Return the recipe with all defaults written out; reading it gives an equal recipe."""
+        return write_yaml(self.model_dump(mode="json"))
 
     def settings(self) -> list[Setting]:
         """Return every arm at every point of the grid, arms innermost. Raises SettingsError, one line."""

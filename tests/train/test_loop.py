@@ -217,3 +217,17 @@ def test_rate_is_set_for_every_step(train_regression: Train) -> None:
     run = train_regression("rates")
     events = [event for event in read_journal(run.path / "journal.jsonl") if event["event"] == "step"]
     assert [event["learning_rate"] for event in events] == pytest.approx([1e-2 / (1 + s) for s in range(12)])
+
+
+def test_enough_ends_the_run_after_its_step_and_writes_the_last_checkpoint(train_regression: Train) -> None:
+    asked: list[int] = []
+
+    def enough() -> bool:
+        asked.append(len(asked) + 1)
+        return len(asked) == 5
+
+    run = train_regression("early", enough=enough)
+    assert run.outcome.step == 5
+    assert run.outcome.interrupted_by is None
+    assert asked == [1, 2, 3, 4, 5]
+    assert run.checkpoints.newest().name == "step-00000005"

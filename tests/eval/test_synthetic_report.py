@@ -1,0 +1,168 @@
+"""The report of a grid: numbers made by hand, a page that refers to nothing outside, the door from end to end."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from mesa_eval.synthetic_grid import lines, paired_t, read_grid
+from mesa_eval.synthetic_report import report_grid
+from mesa_eval.synthetic_scores import RowScores, TaskScores
+from mesalm.cli import main
+
+
+class Page(HTMLParser):
+    """Count the tags, check that they nest, and collect what the page refers to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.references: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        if tag != "meta":
+            self.open.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "data", "action")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag != "meta":
+            assert self.open.pop() == tag
+
+
+def made_grid(folder: Path, right: dict[str, dict[int, list[float]]], places: list[int] | None = None) -> Path:
+    """Write a grid of two points whose cells got ``right`` of 4 in each row, by arm and seed."""
+    settings = []
+    for length in (16, 32):
+        for arm, by_seed in right.items():
+            runs = []
+            for seed, rows in by_seed.items():
+                cell = f"{arm}-s{seed}-{length}"
+                table = [[value] * len(places or [0]) for value in rows]
+                four = [[4.0] * len(places or [0]) for _ in rows]
+                measure = RowScores("accuracy", "accuracy", "higher", table, four, places or [])
+                (folder / "cells" / cell).mkdir(parents=True)
+                (folder / "cells" / cell / "result.json").write_text(json.dumps(TaskScores([measure]).plain()))
+                runs.append({"folder": cell, "rate": 0.01, "seed": seed, "steps": 10, "parameters": 5})
+            settings.append(
+                {
+                    "arm": arm,
+                    "point": {"task.length": str(length)},
+                    "task": {"name": "mqar", "length": length, "pairs": 4},
+                    "test_rows": 3,
+                    "score_seed": 0,
+                    "best_rate": 0.01,
+                    "swept": runs[:1],
+                    "runs": runs,
+                }
+            )
+    summary = {
+        "name": "made",
+        "missing": 0,
+        "arms": list(right),
+        "axes": {"task.length": ["16", "32"]},
+        "seeds": list(next(iter(right.values()))),
+        "settings": settings,
+    }
+    (folder / "results.json").write_text(json.dumps(summary))
+    (folder / "recipe.yaml").write_text("name: made <&>\n")
+    return folder
+
+
+def test_several_seeds_are_a_mean_a_range_and_a_paired_t_interval(tmp_path: Path) -> None:
+    folder = made_grid(
+        tmp_path, {"mesa": {0: [4, 4], 1: [4, 2], 2: [2, 2]}, "softmax": {0: [2, 2], 1: [2, 2], 2: [2, 0]}}
+    )
+    mesa, softmax, *_ = lines(read_grid(folder), "accuracy")
+    assert mesa.values == {0: 1.0, 1: 0.75, 2: 0.5}
+    assert (mesa.mean, mesa.spread, mesa.difference) == (0.75, (0.5, 1.0), None)
+    assert softmax.mean == pytest.approx((0.5 + 0.5 + 0.25) / 3)
+    # differences -0.5, -0.25, -0.25: mean -1/3, sd 0.14434, t(0.975, 2) = 4.30265
+    assert softmax.difference is not None
+    assert softmax.difference.value == pytest.approx(-1 / 3)
+    assert softmax.difference.high == pytest.approx(-1 / 3 + 4.30265 * 0.14433757 / 3**0.5, abs=1e-5)
+    assert softmax.difference.units == 3
+    assert softmax.guesses == {"chance": 1 / 4096, "a value shown": 0.25}
+
+
+def test_one_seed_is_resampled_by_rows(tmp_path: Path) -> None:
+    folder = made_grid(tmp_path, {"mesa": {0: [4, 4, 0, 2] * 10}, "softmax": {0: [4, 2, 0, 2] * 10}})
+    mesa, softmax, *_ = lines(read_grid(folder), "accuracy")
+    assert mesa.mean == 0.625
+    assert mesa.spread is not None
+    # 40 rows with standard deviation 0.4146: an error of 0.0655, so about 0.128 to each side
+    assert mesa.spread[1] - mesa.spread[0] == pytest.approx(4 * 0.0655, rel=0.1)
+    assert softmax.difference is not None
+    assert softmax.difference.value == pytest.approx(-0.125)
+    assert softmax.difference.tells
+
+
+def test_paired_t_by_hand() -> None:
+    assert paired_t([0.3]) is None
+    interval = paired_t([1.0, 3.0])
+    assert interval is not None
+    # mean 2, standard error 1, t(0.975, 1) = 12.7062
+    assert np.allclose([interval.value, interval.low, interval.high], [2, 2 - 12.7062, 2 + 12.7062], atol=1e-4)
+    assert interval.p == pytest.approx(0.2951672, abs=1e-6)
+
+
+@pytest.mark.parametrize("places", [[], [1, 2, 3]])
+def test_the_page_holds_every_figure_and_nothing_from_outside(tmp_path: Path, places: list[int]) -> None:
+    folder = made_grid(tmp_path, {"mesa": {0: [4, 3], 1: [4, 2]}, "softmax": {0: [2, 2], 1: [2, 1]}}, places)
+    page = report_grid(folder, quiet=True).read_text()
+    parsed = Page()
+    parsed.feed(page)
+    assert not parsed.open
+    assert parsed.counts["svg"] == 1
+    assert parsed.counts["table"] == 1
+    assert all(reference.startswith("#") for reference in parsed.references)
+    assert "name: made &lt;&amp;&gt;" in page
+    assert not re.search(r"#0[1-4]0\d0", page)  # every marker colour became a variable
+    for words in ("mesa", "softmax", "chance", "0.875"):
+        assert words in page
+    report = json.loads((folder / "report.json").read_text())
+    assert [row["mean"] for row in report["rows"]][:2] == [0.8125, 0.4375]
+    assert "| 16 | mesa |" in (folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize("task", [{"name": "mqar", "vocabulary": 16, "length": 8, "pairs": 2}, {"name": "automata"}])
+def test_the_door_trains_scores_and_reports(
+    tmp_path: Path, task: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = {
+        "name": "small",
+        "output_dir": str(tmp_path),
+        "task": {"train_rows": 8, **task, **({"length": 40} if task["name"] == "automata" else {})},
+        "model": {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
+        "train": {"steps": 2, "batch_rows": 4, "device": "cpu"},
+        "score": {"every": 2, "valid_rows": 4, "test_rows": 6},
+        "arms": {"mesa": {"model.mixers": "mesa"}, "softmax": {"model.mixers": "softmax"}},
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert main(["synth", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "softmax" in shown
+    assert f"report: {tmp_path / 'small' / 'report.html'}" in shown
+    assert "trigram" in shown if task["name"] == "automata" else "a value shown 0.5" in shown
+    assert main(["synth", str(path), "--report-only", "seeds=[0,1]"]) == 0
+    assert "2 runs have not ended" in capsys.readouterr().out
+    assert main(["synth", str(path), "task.pears=3"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_without_results_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no results.json; run"):
+        report_grid(tmp_path)
