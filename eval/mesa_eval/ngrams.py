@@ -17,7 +17,7 @@ def ngram_distributions(tokens: np.ndarray, symbols: int, order: int) -> np.ndar
     counts: dict[tuple[int, ...], np.ndarray] = defaultdict(lambda: np.zeros(symbols))
     chances = np.full((len(tokens), symbols), 1 / symbols)
     begin = -1
-    history = (begin,)
+    history: tuple[int, ...] = (begin,)
     for place, token in enumerate(tokens.tolist()):
         contexts = [history[len(history) - size :] for size in range(min(order, len(history) + 1))]
         for context in reversed(contexts):

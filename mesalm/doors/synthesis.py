@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from mesalm.doors.words import OVERRIDES
+from mesalm.doors.words import OVERRIDES, add_fields_help
 
 
 def synth_door(doors: argparse._SubParsersAction) -> None:
     """Add `mesalm synth`."""
 
-    class WithFields(argparse.Action):
-        """Print the help of every recipe field after the door's own; made only when asked for."""
+    def fields() -> str:
+        from mesalm.train.synthetic_recipe import synthetic_help
 
-        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-            from mesalm.train.synthetic_recipe import synthetic_help
-
-            parser.print_help()
-            print("\nrecipe fields:\n" + synthetic_help())
-            parser.exit()
+        return synthetic_help()
 
     door = doors.add_parser("synth", help="train models from scratch on synthetic tasks and score them", add_help=False)
-    door.add_argument("-h", "--help", nargs=0, action=WithFields, help="show this message and every recipe field")
+    add_fields_help(door, fields)
     door.add_argument("recipe", help="a YAML file or the name of a packaged recipe of this kind")
     door.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     door.add_argument("--report-only", action="store_true", help="train nothing; report the runs that are finished")

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from mesalm.doors.words import OVERRIDES
+from mesalm.doors.words import OVERRIDES, add_fields_help
 
 
 def train_door(doors: argparse._SubParsersAction) -> None:
     """Add `mesalm train`."""
 
-    class WithFields(argparse.Action):
-        """Print the help of every recipe field after the door's own; made only when asked for."""
+    def fields() -> str:
+        from mesalm.train.recipe import help_text
 
-        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-            from mesalm.train.recipe import help_text
-
-            parser.print_help()
-            print("\nrecipe fields:\n" + help_text())
-            parser.exit()
+        return help_text()
 
     door = doors.add_parser("train", help="train a recipe's model, or each of its arms", add_help=False)
-    door.add_argument("-h", "--help", nargs=0, action=WithFields, help="show this message and every recipe field")
+    add_fields_help(door, fields)
     door.add_argument("recipe", help="a YAML file or the name of a packaged recipe")
     door.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     door.add_argument("--arm", action="append", metavar="NAME", help="train this arm only; may be given again")

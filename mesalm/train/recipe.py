@@ -33,6 +33,14 @@ from mesalm.train.sections import (
 NOT_MODEL_KEYS = ("layer_types", "bos_token_id", "eos_token_id", "pad_token_id")
 """Fields of the model's configuration that the run itself fills in."""
 
+
+def folder_name(name: str) -> str:
+    """Return a name that can name a folder; ValueError for any other."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"must be letters, digits and . _ - only, for it names a folder, not {name!r}")
+    return name
+
+
 with warnings.catch_warnings():
     # pydantic's deprecated BaseModel.validate is not used here, and `validate` is the word recipes use.
     warnings.filterwarnings("ignore", message='Field name "validate"', category=UserWarning)
@@ -73,9 +81,7 @@ with warnings.catch_warnings():
         @field_validator("name")
         @classmethod
         def _name_is_a_folder(cls, name: str) -> str:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-                raise ValueError(f"must be letters, digits and . _ - only, for it names a folder, not {name!r}")
-            return name
+            return folder_name(name)
 
         @field_validator("track")
         @classmethod

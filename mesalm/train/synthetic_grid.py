@@ -41,8 +41,11 @@ from mesalm.train.synthetic_results import cells_folder, read_result, read_resul
 class Scored(Protocol):
     """Hold the score of a model on rows of a task: one number, which way is better, and all else as plain data."""
 
-    value: float
-    better: str
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def better(self) -> str: ...
 
     def plain(self) -> dict[str, Any]: ...
 

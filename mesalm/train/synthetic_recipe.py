@@ -6,7 +6,6 @@ import copy
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from mesalm.data.synthetic.token_task import TokenTask
 from mesalm.settings import Settings, SettingsError, nearest
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
-from mesalm.train.recipe import check_model_fields, find_recipe
+from mesalm.train.recipe import check_model_fields, find_recipe, folder_name
 from mesalm.train.recipe_yaml import read_yaml, write_yaml
 from mesalm.train.run_folder import decisive
 from mesalm.train.schedule import ScheduleSettings
@@ -95,9 +94,7 @@ class SyntheticRecipe(TaskRun):
     @field_validator("name")
     @classmethod
     def _name_is_a_folder(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError(f"must be letters, digits and . _ - only, for it names a folder, not {name!r}")
-        return name
+        return folder_name(name)
 
     @model_validator(mode="after")
     def _something_to_run(self) -> Self:
@@ -209,9 +206,10 @@ def load_synthetic_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> S
 
 def synthetic_help() -> str:
     """Return a line for every setting of a recipe and of every task: dotted key, type, default and meaning."""
-    rows = list(SyntheticRecipe.describe())
+    rows = SyntheticRecipe.describe()
     for name, task in TASKS.items():
-        rows += [(f"task.{key} [{name}]", *rest) for key, *rest in task.describe() if key != "name"]
+        own = [row for row in task.describe() if row[0] != "name"]
+        rows += [(f"task.{key} [{name}]", kind, default, description) for key, kind, default, description in own]
     return "\n".join(f"{key} ({kind}) = {default}\n    {description}" for key, kind, default, description in rows)
 
 

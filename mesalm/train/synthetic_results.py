@@ -36,7 +36,7 @@ def write_results(recipe: SyntheticRecipe) -> Path:
     """
     results = read_results(cells_folder(recipe))
     cells = [cell for cell in planned_cells(recipe, results) if cell.folder_name in results]
-    settings = []
+    settings: list[dict[str, Any]] = []
     for setting in recipe.settings():
         mine = [cell for cell in cells if cell.setting == setting]
         swept = [cell for cell in mine if cell.seed in recipe.seeds[: recipe.sweep_seeds]]
