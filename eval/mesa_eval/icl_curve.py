@@ -32,11 +32,14 @@ BYTES_A_TOKEN = 32  # windows come from the first 32 (T + 1) bytes of a document
 
 @dataclass(frozen=True)
 class PositionScores:
-    """Hold the nats of each position of each window, `losses` [N, window], and the document of each window."""
+    """Hold, for each window, its document and tokens [N, window + 1], and for each position its nats and whether the
+    token was the likeliest, `losses` and `hits` [N, window]."""
 
     window: int
     owners: tuple[str, ...]
+    tokens: np.ndarray
     losses: np.ndarray
+    hits: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,13 @@ def score_positions(
     if not windows:
         return None
     scored = scorer.token_scores([tokens for _, tokens in windows], what="positions")
-    losses = -np.stack([one.nats for one in scored])
-    return PositionScores(window, tuple(owner for owner, _ in windows), losses)
+    return PositionScores(
+        window=window,
+        owners=tuple(owner for owner, _ in windows),
+        tokens=np.array([tokens for _, tokens in windows]),
+        losses=-np.stack([one.nats for one in scored]),
+        hits=np.stack([one.hits for one in scored]),
+    )
 
 
 def position_measures(scores: PositionScores) -> list[Measure]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import json
 import math
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -102,6 +103,7 @@ class Scorer:
         self._keeps_logits = "logits_to_keep" in accepted
         self._caches = "use_cache" in accepted
         self._shares = share_prefixes and self._caches and "past_key_values" in accepted
+        self.stage = ""  # what a progress bar says before the measure's own name, such as "3/12 "
         self._asked = False
         self._read: tuple[tuple[tuple[int, ...], int], Cache] | None = None
 
@@ -275,6 +277,15 @@ class Scorer:
             digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
         return digest.hexdigest()
 
+    def configuration(self) -> str:
+        """Return the configuration as JSON without what says only where it lay and who wrote it; "" without one."""
+        config = getattr(self.model, "config", None)
+        if config is None or not hasattr(config, "to_dict"):
+            return ""
+        own = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+        own.pop("transformers_version", None)
+        return json.dumps(own, sort_keys=True, default=str)
+
     def state_numbers(self, length: int) -> int | None:
         """Return how many numbers the cache holds after `length` tokens of one sequence; None without a cache."""
         token = self.start_token if self.start_token is not None else 0
@@ -358,7 +369,7 @@ class Scorer:
             transient=True,
             disable=not console.is_terminal,
         )
-        progress.add_task(f"{self.name}: {what}", total=total)
+        progress.add_task(f"{self.name}: {self.stage}{what}", total=total)
         return progress
 
 

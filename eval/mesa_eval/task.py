@@ -1,164 +1,194 @@
 """Few-shot tasks: items, prompts, demonstrations and distractors, none of which looks at a model.
 
-Everything is chosen by the seed, the task's name and the text alone, so every model, whatever its tokenizer,
-gets the same queries, demonstrations and candidates. The table `TASKS` names the modules of built-in tasks,
-each with `build(documents, seed) -> Task`; any other name is read as a file.
+Everything is chosen by the seed, the task's name and the text alone, so every model, whatever its tokenizer, gets the
+same queries, demonstrations and candidates. `Task` is a task of pairs; each other kind is a subclass in
+`mesa_eval/tasks/`, and says what it scores (`metrics`) and which score enters the average declared beforehand
+(`primary`). `mesa_eval.tasks.find_tasks` turns a name into tasks.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from mesa_eval.documents import Document, stable_number
+from mesa_eval.documents import stable_number
 
-TASKS = {
-    "copying": "mesa_eval.tasks.copying",
-    "key_value_recall": "mesa_eval.tasks.key_value_recall",
-    "case_change": "mesa_eval.tasks.case_change",
-}
+QUESTION, ANSWER = "{input}", " {output}"
+
+
+@dataclass(frozen=True)
+class FewShotProtocol:
+    """Fix what is asked before any model is seen.
+
+    shots: demonstrations (for classes: a label); draws: sets of demonstrations; rank_draws: draws on which the
+    answers of other items are ranked too; queries: items asked; candidates: how many answers are ranked; entries:
+    lines of a phonebook; episodes, ways, episode_shots: N-way episodes, N, and demonstrations a class; group_pairs:
+    minimal pairs a paradigm (None: all); scramble_shots: shots of word scrambles, besides as many as fit up to
+    `most_shots`; variants: labels shown as they are, permuted, or as symbols.
+    """
+
+    shots: tuple[int, ...]
+    draws: int
+    rank_draws: int
+    queries: int
+    candidates: int
+    class_shots: tuple[int, ...] = (0, 1, 2, 4, 8)
+    entries: tuple[int, ...] = (4, 8, 16, 32, 64)
+    episodes: int = 40
+    ways: int = 5
+    episode_shots: tuple[int, ...] = (1, 2, 4, 8)
+    group_pairs: int | None = 10
+    scramble_shots: tuple[int, ...] = (0, 1, 10)
+    most_shots: int = 100
+    variants: tuple[str, ...] = ("true", "permuted", "symbols")
 
 
 @dataclass(frozen=True)
 class Item:
-    """Hold one question and its answer."""
+    """Hold one question and its answer; `group` names the paradigm of a minimal pair."""
 
     input: str
     output: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
 class Query:
-    """Hold one prompt: its text, the right continuation and every candidate (the right one among them)."""
+    """Hold one prompt: its text, the right continuation, and every candidate (the right one among them).
+
+    shared: the beginning of the prompt that other queries have too, so that it need be read only once.
+    """
 
     prompt: str
     answer: str
-    candidates: tuple[str, ...]
+    candidates: tuple[str, ...] = ()
+    shared: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Describe a task. `kind` is "pair" (ranked among other answers), "class" (among `labels`) or "recall"
-    (one of the demonstrations holds the answer to the query)."""
+    """Describe a task of pairs: an answer is ranked among other answers of the evaluation items.
+
+    pool: items that demonstrations come from; evaluation: items that are asked; header: what every prompt begins
+    with; template: how one item is written, with `{input}` and ` {output}`.
+    """
 
     name: str
-    kind: str
     pool: tuple[Item, ...]
     evaluation: tuple[Item, ...]
-    labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    header: str = ""
+    template: str = "Q: {input}\nA: {output}\n\n"
+
+    kind: ClassVar[str] = "pair"
+    metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact")
+    primary: ClassVar[str] = "accuracy"
+    unit: ClassVar[str] = "query"
+    as_many_as_fit: ClassVar[bool] = False
 
     def fingerprint(self) -> str:
-        """Return the sha256 over kind, labels and items."""
-        items = [[[item.input, item.output] for item in split] for split in (self.pool, self.evaluation)]
-        return hashlib.sha256(json.dumps([self.kind, self.labels, items]).encode()).hexdigest()
+        """Return the sha256 over kind, wording and items."""
+        fields = {key: value for key, value in asdict(self).items() if key != "notes"}
+        return hashlib.sha256(json.dumps([self.kind, fields]).encode()).hexdigest()
 
-    def queries(self, count: int, seed: int) -> list[int]:
-        """Choose the indices of at most `count` evaluation items."""
-        order = self._generator(seed, "queries").permutation(len(self.evaluation))
-        return sorted(order[:count].tolist())
+    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+        """Return the numbers of shots that are asked, in rising order."""
+        return protocol.shots
+
+    @property
+    def most_shots(self) -> int:
+        """Return the largest number of shots that the items allow."""
+        return len(self.pool)
+
+    def shot_words(self, shots: int) -> str:
+        """Return how a number of shots is called."""
+        return f"{shots} shot{'s' if shots != 1 else ''}"
+
+    def draws(self, protocol: FewShotProtocol) -> int:
+        """Return how many sets of demonstrations each query is asked behind."""
+        return protocol.draws
+
+    def rank_draws(self, protocol: FewShotProtocol) -> int:
+        """Return on how many of the draws all candidates are scored."""
+        return protocol.rank_draws
+
+    def variants(self, protocol: FewShotProtocol, seed: int) -> dict[str, Task]:
+        """Return the task by the name of each way in which it is asked; "" is the plain one."""
+        return {"": self}
+
+    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+        """Choose the indices of the evaluation items that are asked."""
+        order = self.generator(seed, "queries").permutation(len(self.evaluation))
+        return sorted(order[: protocol.queries].tolist())
 
     def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
         """Return the demonstrations before a query, in the order in which they are shown.
 
-        "pair": the first `shots` of a permutation of the pool that depends on the draw only, so that more shots
-        extend fewer. "class": the same, but each round of as many shots as there are labels shows every label
-        once, in a fresh order. "recall": the query's own item at a random place among `shots` - 1 others.
+        They are the first of a permutation of the pool that depends on the draw only: more shots extend fewer.
         """
-        if self.kind == "recall":
-            return self._recall_demonstrations(query, draw, shots, seed)
-        generator = self._generator(seed, "demonstrations", draw)
-        order = [self.pool[i] for i in generator.permutation(len(self.pool))]
-        if self.kind == "pair":
-            return order[:shots]
-        queues = {label: [item for item in order if item.output == label] for label in self.labels}
-        shown: list[Item] = []
-        while len(shown) < shots and any(queues.values()):
-            for label in generator.permutation(len(self.labels)):
-                if queues[self.labels[label]]:
-                    shown.append(queues[self.labels[label]].pop(0))
-        return shown[:shots]
+        order = self.generator(seed, "demonstrations", draw).permutation(len(self.pool))
+        return [self.pool[i] for i in order[:shots]]
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
-        """Return the prompt of one evaluation item with its answer and candidates.
-
-        Distractors of a "pair" task are other answers of the evaluation items, those nearest in length first
-        (a sum of log-probabilities favours short answers), ties broken by the seed. A "recall" task takes
-        other answers out of the prompt first.
-        """
+        """Return the prompt of one evaluation item with its answer and candidates."""
         item = self.evaluation[index]
         shown = self.demonstrations(index, draw, shots, seed)
-        if self.kind == "class":
-            choices = list(self.labels)
-        else:
-            seen = [demonstration.output for demonstration in shown] if self.kind == "recall" else []
-            choices = self._answer_candidates(index, seen, candidates, seed)
-        return Query(self.prompt(shown, item.input), f" {item.output}", tuple(f" {choice}" for choice in choices))
+        choices = self.candidates(index, shown, candidates, seed)
+        prompt, shared = self.prompt(shown, item.input)
+        return Query(prompt, f" {item.output}", tuple(f" {choice}" for choice in choices), shared)
 
-    def prompt(self, demonstrations: Sequence[Item], question: str) -> str:
-        """Write demonstrations and question: `Q: x\\nA: y\\n\\n` blocks, or `text: x\\nlabel: y\\n\\n`."""
-        ask, reply = ("text", "label") if self.kind == "class" else ("Q", "A")
-        blocks = [f"{ask}: {item.input}\n{reply}: {item.output}\n\n" for item in demonstrations]
-        return "".join(blocks) + f"{ask}: {question}\n{reply}:"
+    def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
+        """Return the right answer and `count` - 1 others of the evaluation items.
+
+        Those nearest in length come first (a sum of log-probabilities favours short answers), ties by the seed.
+        """
+        return self.ranked_answers(index, [], count, seed)
+
+    def ranked_answers(self, index: int, preferred: Sequence[str], count: int, seed: int) -> list[str]:
+        """Return the right answer, then `preferred` ones in a seeded order, then others by length; `count` in all."""
+        answer = self.evaluation[index].output
+        generator = self.generator(seed, "candidates", index)
+        first = [other for other in dict.fromkeys(preferred) if other != answer]
+        first = [first[i] for i in generator.permutation(len(first))]
+        others = sorted({item.output for item in self.evaluation} - {answer} - set(first))
+        others = [others[i] for i in generator.permutation(len(others))]
+        others.sort(key=lambda other: abs(len(other.encode()) - len(answer.encode())))
+        return [answer, *(first + others)[: count - 1]]
+
+    def prompt(self, shown: Sequence[Item], question: str) -> tuple[str, str]:
+        """Return the prompt, and the part of it that stands before the question."""
+        ask = self.template.split(ANSWER)[0]
+        shared = self.header + "".join(self.written(item) for item in shown)
+        return shared + ask.replace(QUESTION, question), shared
+
+    def written(self, item: Item) -> str:
+        """Write one demonstration."""
+        before, after = self.template.split(ANSWER)
+        return f"{before.replace(QUESTION, item.input)} {item.output}{after}"
+
+    def free_query(self, draw: int, shots: int, seed: int) -> Query | None:
+        """Return the prompt with content-free input that scores are calibrated by; None where none is used."""
+        return None
 
     def majority(self, queries: Sequence[int]) -> float | None:
         """Return the share of the commonest label among the queries; None where there are no labels."""
-        if self.kind != "class":
-            return None
-        outputs = [self.evaluation[index].output for index in queries]
-        return max(outputs.count(label) for label in self.labels) / len(outputs)
+        return None
 
-    def _recall_demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
-        if shots < 1:
-            return []
-        generator = self._generator(seed, "demonstrations", draw, query)
-        others = [item for number, item in enumerate(self.evaluation) if number != query]
-        place = generator.random()
-        shown = [others[i] for i in generator.permutation(len(others))[: shots - 1]]
-        shown.insert(int(place * shots), self.evaluation[query])
-        return shown
+    def group(self, index: int) -> str:
+        """Return the paradigm that a query belongs to, "" for none."""
+        return ""
 
-    def _answer_candidates(self, index: int, seen: list[str], count: int, seed: int) -> list[str]:
-        answer = self.evaluation[index].output
-        generator = self._generator(seed, "candidates", index)
-        preferred = [other for other in dict.fromkeys(seen) if other != answer]
-        preferred = [preferred[i] for i in generator.permutation(len(preferred))]
-        others = sorted({item.output for item in self.evaluation} - {answer} - set(preferred))
-        others = [others[i] for i in generator.permutation(len(others))]
-        others.sort(key=lambda other: abs(len(other.encode()) - len(answer.encode())))
-        return [answer, *(preferred + others)[: count - 1]]
-
-    def _generator(self, seed: int, *purpose: object) -> np.random.Generator:
+    def generator(self, seed: int, *purpose: object) -> np.random.Generator:
+        """Return the random numbers for one purpose, which depend on the task's name and the seed alone."""
         return np.random.default_rng([seed, stable_number(self.name, *purpose)])
 
 
-def find_task(name: str, documents: Sequence[Document], seed: int) -> Task:
-    """Return the task of a name in `TASKS` or of a `.jsonl` / `.jsonl.gz` file.
-
-    Raises ValueError in one line for an unknown name, a file of the wrong form, or too little text to make the
-    task from.
-    """
-    if name in TASKS:
-        module = importlib.import_module(TASKS[name])
-        task = module.build(documents, seed)
-    else:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            known = ", ".join(TASKS)
-            raise ValueError(f"task {name!r}: neither a built-in task ({known}) nor a .jsonl file")
-        module_name = "classification_file" if labels_path(path).is_file() else "pairs_file"
-        task = importlib.import_module(f"mesa_eval.tasks.{module_name}").read(path)
-    if not isinstance(task, Task):
-        raise TypeError(f"task {name!r}: its module returned {type(task).__name__}, not a Task")
-    return task
-
-
-def labels_path(path: Path) -> Path:
-    """Return where a classification file's label set lies: `NAME.labels.json` beside `NAME.jsonl[.gz]`."""
-    return path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl") + ".labels.json")
+def check_template(template: str, where: str) -> None:
+    """Raise ValueError in one line unless a template holds `{input}` and ` {output}` once each, in that order."""
+    if template.count(QUESTION) != 1 or template.count(ANSWER) != 1 or QUESTION not in template.split(ANSWER)[0]:
+        raise ValueError(f"{where}: the template must hold {QUESTION!r} and, behind it, {ANSWER!r}, once each")

@@ -10,10 +10,16 @@ from mesalm.doors.words import MODEL
 
 def _evaluation_arguments(door: argparse.ArgumentParser) -> None:
     door.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
-    door.add_argument("--suite", choices=("quick", "full"), default="quick", help="how much to measure (default quick)")
+    door.add_argument("--suite", choices=("quick", "full", "paper"), default="quick", help="how much to measure")
     door.add_argument("--text", action="append", default=[], metavar="FILE", help="held-out text; may be given again")
     door.add_argument("--split", choices=("valid", "test"), default="valid", help="of a run's own text (default valid)")
-    door.add_argument("--task", action="append", default=[], metavar="FILE", help="a few-shot file; may be given again")
+    door.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="built-in name, file or hub:NAME; may be given again",
+    )
     door.add_argument("--out", type=Path, help="folder to write to")
     door.add_argument("--seed", type=int, default=0)
     door.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
@@ -25,7 +31,7 @@ def eval_door(doors: argparse._SubParsersAction) -> None:
     """Add `mesalm eval`."""
     door = doors.add_parser("eval", help="measure models: perplexity, loss by position, copying, few-shot tasks")
     _evaluation_arguments(door)
-    door.set_defaults(door=evaluate)
+    door.set_defaults(door=evaluate, out=Path("reports/eval"))
 
 
 def evaluate(options: argparse.Namespace) -> None:

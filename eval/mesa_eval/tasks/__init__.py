@@ -1,0 +1,32 @@
+"""Few-shot tasks, one file a kind; `find_tasks` turns a name, a file or a dataset on the Hub into tasks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from mesa_eval.documents import Document
+from mesa_eval.task import Task
+from mesa_eval.tasks.task_source import read_tasks
+
+BUILT_IN = {
+    "copying": "mesa_eval.tasks.copying",
+    "key_value_recall": "mesa_eval.tasks.key_value_recall",
+    "case_change": "mesa_eval.tasks.case_change",
+    "phonebook": "mesa_eval.tasks.phonebook",
+}
+"""Modules with `build(documents, seed) -> Task`, which make a task from any text."""
+
+
+def find_tasks(name: str, documents: Sequence[Document], seed: int) -> list[Task]:
+    """Return the tasks of a name: built in, a `.jsonl[.gz]` file, a `.yaml` description, or `hub:NAME?...`.
+
+    Raises ValueError in one line for an unknown name, a file of the wrong form, or too little text to make the task
+    from.
+    """
+    if name not in BUILT_IN:
+        return read_tasks(name, known=list(BUILT_IN))
+    task = importlib.import_module(BUILT_IN[name]).build(documents, seed)
+    if not isinstance(task, Task):
+        raise TypeError(f"task {name!r}: its module returned {type(task).__name__}, not a Task")
+    return [task]

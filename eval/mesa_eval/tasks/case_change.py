@@ -31,7 +31,7 @@ def build(documents: Sequence[Document], seed: int) -> Task:
     order = np.random.default_rng([seed, stable_number("case_change")]).permutation(len(found))[:WANTED]
     items = tuple(Item(found[i], camel_case(found[i])) for i in order)
     half = len(items) // 2
-    return Task("case_change", "pair", items[:half], items[half:], notes=notes)
+    return Task("case_change", items[:half], items[half:], notes=notes)
 
 
 def camel_case(name: str) -> str:

@@ -14,4 +14,4 @@ def build(documents: Sequence[Document], seed: int) -> Task:
     words = choose_words(documents, 400, seed, "copying")
     items = tuple(Item(word, word) for word in words)
     half = len(items) // 2
-    return Task("copying", "pair", items[:half], items[half:])
+    return Task("copying", items[:half], items[half:])

@@ -3,10 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from mesa_eval.documents import Document
-from mesa_eval.task import Item, Task
+from mesa_eval.task import FewShotProtocol, Item, Task
 from mesa_eval.tasks.text_words import choose_words
+
+
+@dataclass(frozen=True)
+class RecallTask(Task):
+    """Ask again for the answer of one of the demonstrations."""
+
+    kind: ClassVar[str] = "recall"
+
+    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+        """Return the numbers of listed pairs, at least one."""
+        return tuple(shots for shots in protocol.shots if shots > 0)
+
+    @property
+    def most_shots(self) -> int:
+        """Return the number of pairs there are."""
+        return len(self.evaluation)
+
+    def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
+        """Return the query's own item at a random place among `shots` - 1 others."""
+        generator = self.generator(seed, "demonstrations", draw, query)
+        others = [item for number, item in enumerate(self.evaluation) if number != query]
+        place = generator.random()
+        shown = [others[i] for i in generator.permutation(len(others))[: shots - 1]]
+        shown.insert(int(place * shots), self.evaluation[query])
+        return shown
+
+    def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
+        """Return the right answer and others, those in the prompt first."""
+        return self.ranked_answers(index, [item.output for item in shown], count, seed)
 
 
 def build(documents: Sequence[Document], seed: int) -> Task:
@@ -18,4 +49,4 @@ def build(documents: Sequence[Document], seed: int) -> Task:
     half = len(words) // 2
     items = tuple(Item(key, value) for key, value in zip(words[:half], words[half:], strict=False))
     note = "a shot is one listed pair; the distractors are the other values in the prompt as far as they go"
-    return Task("key_value_recall", "recall", (), items, notes=(note,))
+    return RecallTask("key_value_recall", (), items, notes=(note,))

@@ -1,0 +1,124 @@
+"""The parts of an evaluation, one thing asked each: text, positions and recall, copying, and every few-shot task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mesa_eval.documents import Document, text_fingerprint
+from mesa_eval.few_shot import CannotAskError, score_task
+from mesa_eval.icl_curve import copy_measures, position_measures, score_copying, score_positions
+from mesa_eval.perplexity import score_documents, text_measures
+from mesa_eval.protocols import Protocol
+from mesa_eval.scores import Part, TaskRecord
+from mesa_eval.scoring import Scorer
+from mesa_eval.task import Task
+from mesa_eval.task_measures import task_measures
+from mesa_eval.text_recall import rare_in_training, recall_measures
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Hold a model and everything that it is asked."""
+
+    scorer: Scorer
+    window: int
+    protocol: Protocol
+    seed: int
+    documents: Sequence[Document]
+    sample: Sequence[Document]
+    tasks: Sequence[Task]
+    missing: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """Hold one thing to ask; `wording` is plain data that is equal only where the same is asked."""
+
+    name: str
+    wording: Any
+    ask: Callable[[], Part]
+
+
+def questions(subject: Subject, training_data: Path | None) -> list[Question]:
+    """Return everything that a model is asked, in order; `training_data` tells which pairs of tokens are rare in it."""
+    protocol, seed = subject.protocol, subject.seed
+    wanted = min(protocol.position_windows, max(1, protocol.position_tokens // subject.window))
+    return [
+        Question("text", text_fingerprint(subject.sample), partial(_ask_text, subject)),
+        Question(
+            "positions",
+            [text_fingerprint(subject.documents), wanted, seed, str(training_data)],
+            partial(_ask_positions, subject, wanted, training_data),
+        ),
+        Question("copying", [protocol.copy_windows, seed], partial(_ask_copying, subject)),
+        *(
+            Question(
+                f"task/{task.name}",
+                [task.fingerprint(), dataclasses.asdict(protocol.few_shot), protocol.primary_shots, seed],
+                partial(_ask_task, subject, task),
+            )
+            for task in subject.tasks
+        ),
+        *(
+            Question(f"task/{name}", reason, partial(_not_asked, name, "built in", reason))
+            for name, reason in subject.missing
+        ),
+    ]
+
+
+def _ask_text(subject: Subject) -> Part:
+    scores = score_documents(subject.scorer, subject.sample, subject.window)
+    raw = {"documents": [dataclasses.asdict(score) for score in scores]}
+    return Part("text", "", text_measures(scores, text_fingerprint(subject.sample)), raw)
+
+
+def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) -> Part:
+    window, name = subject.window, subject.scorer.name
+    scores = score_positions(subject.scorer, subject.documents, window, wanted, subject.seed)
+    if scores is None:
+        reason = f"no document has {window + 1} tokens" if window >= 8 else f"a window of {window} tokens is too short"
+        return Part("positions", "", [], notes=[f"{name}: loss by position and recall are not measured: {reason}"])
+    rare = None if training_data is None else rare_in_training(scores.tokens, training_data)
+    notes = []
+    if rare is None:
+        notes.append(f"{name}: recall is not split by what is rare in training: the training text is not known")
+    raw = {"window": window, "owners": list(scores.owners), "nats": np.round(scores.losses, 4).tolist()}
+    return Part("positions", "", [*position_measures(scores), *recall_measures(scores, rare)], raw, notes=notes)
+
+
+def _ask_copying(subject: Subject) -> Part:
+    scores = score_copying(subject.scorer, subject.window, subject.protocol.copy_windows, subject.seed)
+    if scores is None:
+        reason = "the window or the vocabulary is too small"
+        return Part("copying", "", [], notes=[f"{subject.scorer.name}: copying is not measured: {reason}"])
+    return Part("copying", "", copy_measures(scores), dataclasses.asdict(scores))
+
+
+def _ask_task(subject: Subject, task: Task) -> Part:
+    name, window = subject.scorer.name, subject.window
+    try:
+        scores = score_task(subject.scorer, task, subject.protocol.few_shot, window, subject.seed)
+    except CannotAskError as error:
+        return _not_asked(task.name, task.kind, f"{error} ({name})")
+    raw = {
+        "queries": scores.queries,
+        "levels": {key: [dataclasses.asdict(level) for level in levels] for key, levels in scores.levels.items()},
+    }
+    notes = [f"{task.name}: {note}" for note in task.notes]
+    if scores.record.cut:
+        words = ", ".join(map(str, scores.record.cut))
+        notes.append(f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out ({name})")
+    measures = task_measures(scores, subject.protocol.primary_shots)
+    return Part(f"task/{task.name}", "", measures, raw, scores.record, notes)
+
+
+def _not_asked(name: str, kind: str, reason: str) -> Part:
+    record = TaskRecord(name, kind, skipped=reason)
+    return Part(f"task/{name}", "", [], task=record, notes=[f"{name}: not measured: {reason}"])

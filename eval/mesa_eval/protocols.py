@@ -1,0 +1,105 @@
+"""The suites: how much each asks, fixed before any model is seen.
+
+Budgets are tokens that a model reads, all of the suite's own measures and the few-shot files of a usual set (some
+thirty) together: `quick` 0.8 million, `full` 8 million; `paper` asks the whole protocol and has none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mesa_eval.task import FewShotProtocol
+from mesa_eval.tasks import BUILT_IN
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Fix the sizes of a suite.
+
+    text_bytes, document_bytes: bytes of text scored and the most taken of one document (None: all);
+    longest_window: bound on the window length, in tokens; position_tokens, position_windows: bounds on the
+    windows for loss by position and recall; copy_windows: random sequences; few_shot: see `FewShotProtocol`; tasks:
+    built-in tasks asked when none is named; primary_shots: the average takes each task at the most shots that fit up
+    to these.
+    """
+
+    name: str
+    text_bytes: int | None
+    document_bytes: int | None
+    longest_window: int
+    position_tokens: int
+    position_windows: int
+    copy_windows: int
+    few_shot: FewShotProtocol
+    tasks: tuple[str, ...] = tuple(BUILT_IN)
+    primary_shots: int = 8
+
+    def record(self) -> dict[str, Any]:
+        """Return the sizes as plain data."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+
+PROTOCOLS = {
+    "quick": Protocol(
+        name="quick",
+        text_bytes=160_000,
+        document_bytes=5_000,
+        longest_window=1024,
+        position_tokens=32_768,
+        position_windows=2_000,
+        copy_windows=64,
+        few_shot=FewShotProtocol(
+            shots=(0, 1, 2, 4, 8),
+            draws=2,
+            rank_draws=1,
+            queries=40,
+            candidates=5,
+            class_shots=(0, 1, 2, 4),
+            entries=(4, 8, 16),
+            episodes=40,
+            episode_shots=(1, 2),
+            group_pairs=5,
+        ),
+    ),
+    "full": Protocol(
+        name="full",
+        text_bytes=4_000_000,
+        document_bytes=None,
+        longest_window=2048,
+        position_tokens=2_097_152,
+        position_windows=2_000,
+        copy_windows=512,
+        few_shot=FewShotProtocol(
+            shots=(0, 1, 2, 4, 8, 16, 32),
+            draws=5,
+            rank_draws=1,
+            queries=100,
+            candidates=20,
+            episodes=200,
+            group_pairs=30,
+        ),
+    ),
+    "paper": Protocol(
+        name="paper",
+        text_bytes=None,
+        document_bytes=None,
+        longest_window=8192,
+        position_tokens=16_777_216,
+        position_windows=8_000,
+        copy_windows=512,
+        few_shot=FewShotProtocol(
+            shots=(0, 1, 2, 4, 8, 16, 32),
+            draws=5,
+            rank_draws=5,
+            queries=1_000,
+            candidates=20,
+            class_shots=(0, 1, 2, 4, 8, 16),
+            episodes=1_000,
+            group_pairs=None,
+        ),
+    ),
+}

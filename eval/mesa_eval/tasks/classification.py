@@ -1,0 +1,97 @@
+"""Classification: the labels are scored, with demonstrations of every class alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from mesa_eval.task import FewShotProtocol, Item, Query, Task
+
+CONTENT_FREE = "N/A"
+SYMBOLS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class ClassTask(Task):
+    """Ask for one of `labels`. A number of shots is one of demonstrations of each label.
+
+    Scores are given plain and calibrated: less the score of the label where the input is "N/A" (Zhao et al. 2021,
+    Calibrate before use). Asked also with the labels permuted, by a permutation that leaves none in its place, and
+    with letters for labels: what a model then scores it has read in its context.
+    """
+
+    labels: tuple[str, ...] = ()
+    template: str = "text: {input}\nlabel: {output}\n\n"
+
+    kind: ClassVar[str] = "class"
+    metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "calibrated", "f1", "f1-calibrated")
+    primary: ClassVar[str] = "calibrated"
+
+    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+        """Return the numbers of shots a label."""
+        return protocol.class_shots
+
+    @property
+    def most_shots(self) -> int:
+        """Return the number of items of the rarest label of the pool."""
+        outputs = [item.output for item in self.pool]
+        return min(outputs.count(label) for label in self.labels)
+
+    def shot_words(self, shots: int) -> str:
+        """Say that shots count for each label."""
+        return f"{super().shot_words(shots)} a label"
+
+    def rank_draws(self, protocol: FewShotProtocol) -> int:
+        """Score all labels on every draw."""
+        return protocol.draws
+
+    def variants(self, protocol: FewShotProtocol, seed: int) -> dict[str, Task]:
+        """Return the task with its labels as they are, permuted, and as letters."""
+        made: dict[str, Task] = {}
+        for variant in protocol.variants:
+            if variant == "symbols" and len(self.labels) > len(SYMBOLS):
+                continue
+            made["" if variant == "true" else variant] = self.relabelled(variant, seed)
+        return made
+
+    def relabelled(self, variant: str, seed: int) -> ClassTask:
+        """Return the task with other labels for the same items, the same demonstrations and the same queries."""
+        if variant == "true":
+            return self
+        if variant == "symbols":
+            new: tuple[str, ...] = tuple(SYMBOLS[: len(self.labels)])
+        else:
+            # one step around a circle in a seeded order moves every label
+            order = self.generator(seed, "permuted").permutation(len(self.labels))
+            following = {int(one): int(other) for one, other in zip(order, [*order[1:], order[0]], strict=True)}
+            new = tuple(self.labels[following[place]] for place in range(len(self.labels)))
+        table = dict(zip(self.labels, new, strict=True))
+
+        def renamed(items: tuple[Item, ...]) -> tuple[Item, ...]:
+            return tuple(replace(item, output=table[item.output]) for item in items)
+
+        return replace(self, labels=new, pool=renamed(self.pool), evaluation=renamed(self.evaluation))
+
+    def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
+        """Return `shots` rounds in which every label comes once, each round in a fresh order."""
+        generator = self.generator(seed, "demonstrations", draw)
+        order = [self.pool[i] for i in generator.permutation(len(self.pool))]
+        queues = [[item for item in order if item.output == label] for label in self.labels]
+        rounds = [generator.permutation(len(self.labels)) for _ in range(shots)]
+        return [queues[label][turn] for turn, labels in enumerate(rounds) for label in labels]
+
+    def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
+        """Return all labels."""
+        return list(self.labels)
+
+    def free_query(self, draw: int, shots: int, seed: int) -> Query:
+        """Return the prompt that asks for the label of "N/A"."""
+        prompt, shared = self.prompt(self.demonstrations(0, draw, shots, seed), CONTENT_FREE)
+        labels = tuple(f" {label}" for label in self.labels)
+        return Query(prompt, labels[0], labels, shared)
+
+    def majority(self, queries: Sequence[int]) -> float | None:
+        """Return the share of the commonest label among the queries."""
+        outputs = [self.evaluation[index].output for index in queries]
+        return max(outputs.count(label) for label in self.labels) / len(outputs)

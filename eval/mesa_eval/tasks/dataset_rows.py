@@ -1,0 +1,50 @@
+"""Rows of a dataset that `datasets.load_dataset` reads, as text columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+
+def read_dataset(
+    dataset: str,
+    subset: str | None,
+    revision: str | None,
+    split: str,
+    columns: Mapping[str, str],
+    most: int,
+    where: str,
+) -> tuple[list[dict[str, str]], list[str] | None]:
+    """Return up to `most` rows of a split as {"input", "output", "group"}, and the names of a class column.
+
+    columns: which column each of the three is; a group that the dataset lacks is "". A class column (numbers with
+    names) is written by its names. Raises ValueError in one line when the dataset, the split or a column is not there.
+    """
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(dataset, subset, split=split, revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        words = " ".join(str(error.__cause__ or error).split())[:300]
+        raise ValueError(f"{where}: dataset {dataset!r}, split {split!r} cannot be loaded ({words})") from error
+    for key in ("input", "output"):
+        if columns[key] not in rows.column_names:
+            there = ", ".join(rows.column_names)
+            raise ValueError(f"{where}: no column {columns[key]!r} for {key}; the columns are {there}")
+    names = {key: getattr(rows.features.get(column), "names", None) for key, column in columns.items()}
+    found = []
+    for row in islice(rows, most):
+        entry = {key: _text(row.get(column), names[key]) for key, column in columns.items()}
+        if entry["input"] and entry["output"]:
+            found.append(entry)
+    return found, names["output"]
+
+
+def _text(value: Any, names: list[str] | None) -> str:
+    """Write one cell: a class by its name, all else as it reads, on one line."""
+    if value is None:
+        return ""
+    if names is not None and isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else ""
+    return " ".join(str(value).split())

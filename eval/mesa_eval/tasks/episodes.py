@@ -1,0 +1,72 @@
+"""N-way episodes: few classes drawn afresh from many for each question, under letters that mean nothing elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mesa_eval.task import FewShotProtocol, Item, Query, Task
+from mesa_eval.tasks.classification import SYMBOLS
+
+
+@dataclass(frozen=True)
+class EpisodeTask(Task):
+    """Ask which of `ways` classes, shown by letters A, B, ... with `shots` demonstrations each, a text belongs to.
+
+    Every query is an episode with its own classes, letters and demonstrations, so that nothing but the prompt can
+    tell the answer.
+    """
+
+    labels: tuple[str, ...] = ()
+    ways: int = 5
+    template: str = "text: {input}\nlabel: {output}\n\n"
+
+    kind: ClassVar[str] = "episodes"
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    unit: ClassVar[str] = "episode"
+
+    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+        """Return the numbers of shots a class."""
+        return protocol.episode_shots
+
+    @property
+    def most_shots(self) -> int:
+        """Return the number of items of the rarest label of the pool."""
+        outputs = [item.output for item in self.pool]
+        return min(outputs.count(label) for label in self.labels)
+
+    def shot_words(self, shots: int) -> str:
+        """Say that shots count for each class."""
+        return f"{super().shot_words(shots)} a class"
+
+    def draws(self, protocol: FewShotProtocol) -> int:
+        """Return 1: every episode has its own demonstrations."""
+        return 1
+
+    def rank_draws(self, protocol: FewShotProtocol) -> int:
+        """Return 1: every episode has its own demonstrations."""
+        return 1
+
+    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+        """Number the episodes."""
+        return list(range(protocol.episodes))
+
+    def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
+        """Return one episode; more shots of the same episode extend fewer."""
+        generator = self.generator(seed, "episode", index)
+        chosen = [self.labels[i] for i in generator.permutation(len(self.labels))[: self.ways]]
+        letters = dict(zip(chosen, SYMBOLS, strict=False))
+        asked = [item for item in self.evaluation if item.output in letters]
+        target = asked[int(generator.integers(len(asked)))]
+        shown = []
+        queues = {}
+        for label in chosen:
+            own = [item for item in self.pool if item.output == label]
+            queues[label] = [own[i] for i in generator.permutation(len(own))]
+        for turn in range(shots):
+            for place in self.generator(seed, "order", index, turn).permutation(self.ways):
+                item = queues[chosen[place]][turn]
+                shown.append(Item(item.input, letters[item.output]))
+        prompt, _ = self.prompt(shown, target.input)
+        choices = tuple(f" {letter}" for letter in letters.values())
+        return Query(prompt, f" {letters[target.output]}", choices, prompt)

@@ -1,0 +1,55 @@
+"""Minimal pairs: a sentence that is right against one that differs in what makes it wrong (BLiMP's form)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mesa_eval.task import FewShotProtocol, Query, Task
+
+
+@dataclass(frozen=True)
+class MinimalPairTask(Task):
+    """Ask, without demonstrations, whether P(input) > P(output); `Item.group` is the paradigm.
+
+    A sentence's score is the sum of its tokens' log-probabilities behind the start token, as in
+    lm-evaluation-harness (Warstadt et al. 2020). A control of grammar, not of learning in context, so it stays out of
+    the average.
+    """
+
+    kind: ClassVar[str] = "minimal pair"
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    primary: ClassVar[str] = ""
+    unit: ClassVar[str] = "pair"
+
+    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+        """Return 0: nothing is shown before a sentence."""
+        return (0,)
+
+    def draws(self, protocol: FewShotProtocol) -> int:
+        """Return 1: there is nothing to draw."""
+        return 1
+
+    def rank_draws(self, protocol: FewShotProtocol) -> int:
+        """Return 1: there is nothing to draw."""
+        return 1
+
+    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+        """Choose up to `group_pairs` pairs of each paradigm."""
+        chosen: list[int] = []
+        groups: dict[str, list[int]] = {}
+        for index, item in enumerate(self.evaluation):
+            groups.setdefault(item.group, []).append(index)
+        for group, own in groups.items():
+            order = self.generator(seed, "queries", group).permutation(len(own))
+            chosen.extend(own[i] for i in order[: protocol.group_pairs])
+        return sorted(chosen)
+
+    def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
+        """Return both sentences as continuations of nothing."""
+        item = self.evaluation[index]
+        return Query("", item.input, (item.input, item.output))
+
+    def group(self, index: int) -> str:
+        """Return the paradigm."""
+        return self.evaluation[index].group

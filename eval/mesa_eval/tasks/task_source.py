@@ -1,0 +1,205 @@
+"""Tasks from files and from datasets on the Hub: which columns hold what, and what kind of task it is.
+
+A file has one object a line with `input`, `output` and `split` ("pool" or "eval"); `NAME.labels.json` beside it makes
+it a classification. `NAME.yaml` beside a file, a `.yaml` that names a dataset, and the options of
+`hub:NAME?key=value&...` hold the same settings, `TaskSettings`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import parse_qsl
+
+import yaml
+from pydantic import Field, model_validator
+
+from mesa_eval.task import Item, Task, check_template
+from mesa_eval.tasks.classification import ClassTask
+from mesa_eval.tasks.dataset_rows import read_dataset
+from mesa_eval.tasks.episodes import EpisodeTask
+from mesa_eval.tasks.extractive import ChoiceTask, is_choice
+from mesa_eval.tasks.minimal_pairs import MinimalPairTask
+from mesa_eval.tasks.records import read_records
+from mesa_eval.tasks.scrambles import ScrambleTask, is_scramble
+from mesalm.settings import Settings, one_of
+
+MOST_LABELS = 20  # beyond, one demonstration of each label fills the window of a small model
+KINDS: dict[str, type[Task]] = {
+    "pair": Task,
+    "choice": ChoiceTask,
+    "scramble": ScrambleTask,
+    "class": ClassTask,
+    "minimal": MinimalPairTask,
+}
+HUB = "hub:"
+
+
+class TaskSettings(Settings):
+    """Describe a task that lies in a file or a dataset."""
+
+    dataset: str | None = Field(default=None, description="Name on the Hub or local folder; needed without a file.")
+    subset: str | None = Field(default=None, description="The dataset's configuration.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of the dataset.")
+    name: str | None = Field(default=None, description="What the task is called in reports.")
+    kind: Literal["pair", "choice", "scramble", "class", "minimal"] | None = Field(
+        default=None, description="What is scored; told from the items where it is not given."
+    )
+    input: str = Field(default="input", description="Column of the question (minimal: of the right sentence).")
+    output: str = Field(default="output", description="Column of the answer (minimal: of the wrong sentence).")
+    group: str = Field(default="paradigm", description="Column of a minimal pair's paradigm, if present.")
+    pool: str = Field(default="train", description="Split of the dataset that demonstrations come from.")
+    eval: str = Field(default="test", description="Split of the dataset that is asked.")
+    most: int = Field(default=5000, ge=1, description="Most rows read of a split of the dataset.")
+    labels: list[str] | None = Field(default=None, description="The label set of a classification.")
+    header: str | None = Field(default=None, description="What every prompt begins with.")
+    template: str | None = Field(default=None, description="How an item is written: {input} and ' {output}'.")
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if self.template is not None:
+            check_template(self.template, "template")
+        if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            raise ValueError("labels must be at least two different strings")
+        return self
+
+
+def read_tasks(name: str, known: Sequence[str]) -> list[Task]:
+    """Return the tasks of a file, a `.yaml` or `hub:NAME?key=value`; `known` are the names of built-in tasks.
+
+    Raises ValueError in one line for what cannot be read or has the wrong form.
+    """
+    if name.startswith(HUB):
+        dataset, _, options = name.removeprefix(HUB).partition("?")
+        given = dict(parse_qsl(options, keep_blank_values=True))
+        labels = {"labels": given.pop("labels").split(",")} if "labels" in given else {}
+        settings = TaskSettings.build({"dataset": dataset, **given, **labels}, f"task {name!r}")
+        return _from_dataset(settings, name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        one_of(name, known, f"a built-in task, and no such file is there ({', '.join(known)})")
+    if path.suffix in (".yaml", ".yml"):
+        settings = _read_settings(path)
+        if settings.dataset is None:
+            raise ValueError(f"{path}: has no dataset; to describe a file, name the file and keep this beside it")
+        return _from_dataset(settings, str(path))
+    return _from_file(path)
+
+
+def _from_file(path: Path) -> list[Task]:
+    stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    beside = path.with_name(f"{stem}.yaml")
+    settings = _read_settings(beside) if beside.is_file() else TaskSettings()
+    labels_path = path.with_name(f"{stem}.labels.json")
+    labels = settings.labels or (_read_labels(labels_path) if labels_path.is_file() else None)
+    splits: dict[str, list[Item]] = {"pool": [], "eval": []}
+    for number, record in read_records(path, [settings.input, settings.output, "split"]):
+        if record["split"] not in splits:
+            raise ValueError(f"{path}:{number}: split is {record['split']!r}; it must be 'pool' or 'eval'")
+        group = str(record.get(settings.group, ""))
+        splits[record["split"]].append(Item(record[settings.input], record[settings.output], group))
+    return make_tasks(settings.name or stem, splits["pool"], splits["eval"], labels, settings, str(path))
+
+
+def _from_dataset(settings: TaskSettings, where: str) -> list[Task]:
+    assert settings.dataset is not None
+    columns = {"input": settings.input, "output": settings.output, "group": settings.group}
+    splits: dict[str, list[Item]] = {"pool": [], "eval": []}
+    labels = settings.labels
+    for split, name in (("pool", settings.pool), ("eval", settings.eval)):
+        if split == "pool" and settings.kind == "minimal":
+            continue
+        rows, named = read_dataset(
+            settings.dataset, settings.subset, settings.revision, name, columns, settings.most, where
+        )
+        splits[split] = [Item(row["input"], row["output"], row["group"]) for row in rows]
+        labels = labels or named
+    shown = {item.input for item in splits["pool"]}
+    splits["eval"] = [item for item in splits["eval"] if item.input not in shown]
+    name = settings.name or settings.dataset.rstrip("/").split("/")[-1]
+    return make_tasks(name, splits["pool"], splits["eval"], labels, settings, where)
+
+
+def make_tasks(
+    name: str,
+    pool: Sequence[Item],
+    evaluation: Sequence[Item],
+    labels: Sequence[str] | None,
+    settings: TaskSettings,
+    where: str,
+) -> list[Task]:
+    """Make the tasks of items: one, or with labels also N-way episodes (alone beyond 20 labels).
+
+    Without a kind in the settings, labels make a classification; questions that list their answers a choice; words
+    with their letters mixed a scramble; items without pool but with paradigms minimal pairs; all else pairs.
+    Raises ValueError in one line for a split that is empty, an input in both splits, an output that is no label, or
+    a label without a demonstration.
+    """
+    kind = settings.kind or _kind_of(pool, evaluation, labels)
+    wording = {key: value for key in ("header", "template") if (value := getattr(settings, key)) is not None}
+    if kind == "minimal":
+        pool = ()
+    for split, items in (("pool", pool), ("eval", evaluation)):
+        if not items and (split == "eval" or kind != "minimal"):
+            raise ValueError(f"{where}: has no line of split {split!r}; a few-shot task needs both pool and eval")
+    both = {item.input for item in pool} & {item.input for item in evaluation}
+    if both:
+        raise ValueError(f"{where}: {min(both)!r} is in pool and in eval; an input may be in one of them only")
+    own: dict[str, Any] = {"name": name, "pool": tuple(pool), "evaluation": tuple(evaluation), **wording}
+    if kind != "class":
+        return [KINDS[kind](**own)]
+    own["labels"] = _checked_labels(labels, pool, evaluation, where)
+    tasks: list[Task] = []
+    if len(own["labels"]) <= MOST_LABELS:
+        tasks.append(ClassTask(**own))
+    ways = EpisodeTask.ways
+    if len(own["labels"]) > ways:
+        tasks.append(EpisodeTask(**{**own, "name": f"{name}_{ways}way"}))
+    return tasks
+
+
+def _kind_of(pool: Sequence[Item], evaluation: Sequence[Item], labels: Sequence[str] | None) -> str:
+    if labels is not None:
+        return "class"
+    if not pool and all(item.group for item in evaluation):
+        return "minimal"
+    items = [*pool, *evaluation]
+    if items and is_choice(items):
+        return "choice"
+    return "scramble" if items and is_scramble(items) else "pair"
+
+
+def _checked_labels(
+    labels: Sequence[str] | None, pool: Sequence[Item], evaluation: Sequence[Item], where: str
+) -> tuple[str, ...]:
+    found = tuple(labels or sorted({item.output for item in [*pool, *evaluation]}))
+    for item in [*pool, *evaluation]:
+        if item.output not in found:
+            raise ValueError(f"{where}: output {item.output!r} is not in the labels; name them all")
+    missing = set(found) - {item.output for item in pool}
+    if missing:
+        raise ValueError(f"{where}: no line of the pool has the label {min(missing)!r}")
+    if len(found) < 2:
+        raise ValueError(f"{where}: a classification needs at least two labels")
+    return found
+
+
+def _read_labels(path: Path) -> list[str]:
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: the labels cannot be read ({error})") from error
+    strings = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not strings or len(set(labels)) != len(labels) or len(labels) < 2:
+        raise ValueError(f"{path}: must be a list of at least two different strings")
+    return list(labels)
+
+
+def _read_settings(path: Path) -> TaskSettings:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    return TaskSettings.build(data or {}, str(path))
