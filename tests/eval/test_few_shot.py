@@ -11,17 +11,27 @@ import pytest
 import torch
 
 from mesa_eval.documents import Document, read_documents
-from mesa_eval.few_shot import FewShotProtocol, score_task
+from mesa_eval.few_shot import CannotAskError, score_task
 from mesa_eval.scoring import Scorer
-from mesa_eval.task import TASKS, Item, Task, find_task
+from mesa_eval.task import FewShotProtocol, Item, Task
+from mesa_eval.task_measures import task_measures
+from mesa_eval.tasks import BUILT_IN, find_tasks
+from mesa_eval.tasks.key_value_recall import RecallTask
 
-PROTOCOL = FewShotProtocol(shots=(0, 1, 2, 4), draws=3, rank_draws=2, queries=10, candidates=5)
+PROTOCOL = FewShotProtocol(
+    shots=(0, 1, 2, 4), draws=3, rank_draws=2, queries=10, candidates=5, class_shots=(0, 1, 2), entries=(4, 8)
+)
 PAIRS = Task(
     "pairs",
-    "pair",
     (Item("up", "down"), Item("in", "out")),
     (Item("hot", "cold"), Item("wet", "dry"), Item("old", "young")),
 )
+
+
+def find_task(name: str, documents: list[Document], seed: int) -> Task:
+    """Return the one task of a name."""
+    (task,) = find_tasks(name, documents, seed)
+    return task
 
 
 class LookUp(torch.nn.Module):
@@ -44,7 +54,8 @@ class LookUp(torch.nn.Module):
 
 def test_pair_prompts_to_the_letter() -> None:
     shown = [Item("up", "down"), Item("in", "out")]
-    assert PAIRS.prompt(shown, "hot") == "Q: up\nA: down\n\nQ: in\nA: out\n\nQ: hot\nA:"
+    shared = "Q: up\nA: down\n\nQ: in\nA: out\n\n"
+    assert PAIRS.prompt(shown, "hot") == (f"{shared}Q: hot\nA:", shared)
     query = PAIRS.query(0, 0, 0, 3, seed=1)
     assert query.prompt == "Q: hot\nA:"
     assert query.answer == " cold"
@@ -55,10 +66,10 @@ def test_pair_prompts_to_the_letter() -> None:
 
 def test_class_prompts_to_the_letter(class_file: str) -> None:
     task = find_task(class_file, [], 0)
-    assert task.prompt([Item("a", "red")], "b") == "text: a\nlabel: red\n\ntext: b\nlabel:"
+    assert task.prompt([Item("a", "red")], "b")[0] == "text: a\nlabel: red\n\ntext: b\nlabel:"
     assert task.query(0, 0, 2, 99, seed=0).candidates == (" red", " tan", " sky")
     for draw in range(4):
-        shown = task.demonstrations(0, draw, 6, seed=0)
+        shown = task.demonstrations(0, draw, 2, seed=0)
         assert sorted(item.output for item in shown[:3]) == ["red", "sky", "tan"]
         assert sorted(item.output for item in shown[3:]) == ["red", "sky", "tan"]
     assert task.majority(list(range(15))) == pytest.approx(11 / 15)
@@ -86,7 +97,7 @@ def test_recall_shows_the_answer_once(text_file: str) -> None:
     assert places == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_tasks_depend_on_text_and_seed_alone(name: str, text_file: str) -> None:
     documents = read_documents([text_file])
     task = find_task(name, documents, 0)
@@ -106,28 +117,35 @@ def test_case_change_takes_identifiers_where_there_are_some() -> None:
 
 def test_a_uniform_model_is_at_chance(make, tokenizer, pair_file: str, class_file: str) -> None:
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
-    for path, chance in ((pair_file, 1 / 5), (class_file, 1 / 3)):
+    for path, chance, shots in ((pair_file, 1 / 5, [0, 1, 2, 4]), (class_file, 1 / 3, [0, 1, 2])):
         scores = score_task(scorer, find_task(path, [], 0), PROTOCOL, 256, seed=0)
-        assert [level.shots for level in scores.shots] == [0, 1, 2, 4]
-        for level in scores.shots:
-            assert np.mean(level.right) == pytest.approx(chance)
-            assert level.chance == pytest.approx(chance)
-            assert np.sum(level.nats) == pytest.approx(3 * sum(level.bytes) * np.log(258), rel=1e-6)
+        assert [level.shots for level in scores.levels[""]] == shots
+        for level in scores.levels[""]:
+            assert np.sum(level.nats) == pytest.approx(np.sum(level.bytes) * np.log(258), rel=1e-6)
             assert np.shape(level.nats) == (10, 3)
-            assert np.shape(level.right) == (10, 2)
+        for measure in task_measures(scores):
+            if measure.unit.startswith("accuracy") and "letters" not in measure.unit:
+                # candidates of one length: all scores are tied
+                assert np.sum(measure.numerator) / np.sum(measure.denominator) == pytest.approx(chance)
+                assert measure.chance == pytest.approx(chance)
+    ranked = score_task(scorer, find_task(pair_file, [], 0), PROTOCOL, 256, seed=0).levels[""][0].ranked
+    assert np.shape(ranked) == (10, 2, 5)
 
 
 def test_a_model_that_looks_up_recalls_everything(tokenizer) -> None:
     items = tuple(Item(f"k{n:02d}", f"{chr(97 + n)}{chr(103 + n)}") for n in range(8))
     scorer = Scorer(LookUp(), tokenizer, quiet=True)
-    scores = score_task(scorer, Task("recall", "recall", (), items), PROTOCOL, 256, seed=0)
-    assert [level.shots for level in scores.shots] == [1, 2, 4]
+    scores = score_task(scorer, RecallTask("recall", (), items), PROTOCOL, 256, seed=0)
+    levels = scores.levels[""]
+    assert [level.shots for level in levels] == [1, 2, 4]
     assert scores.record.example.count("Q: ") == 2
     assert scores.record.example.split("Q: ")[1].split("\n")[:2] == scores.record.example.split("Q: ")[2].split("\n")
-    for level in scores.shots:
-        assert np.mean(level.right) == 1.0
+    for level in levels:
         assert np.mean(level.exact) == 1.0
         assert np.mean(level.nats) == pytest.approx(0, abs=1e-6)
+    for measure in task_measures(scores):
+        value = np.sum(measure.numerator) / np.sum(measure.denominator)
+        assert value == pytest.approx(0.0 if measure.better == "lower" else 1.0, abs=1e-6)
 
 
 def test_shots_are_cut_where_a_prompt_does_not_fit(make, tokenizer, pair_file: str) -> None:
@@ -140,8 +158,8 @@ def test_shots_are_cut_where_a_prompt_does_not_fit(make, tokenizer, pair_file: s
     assert score_task(scorer, task, protocol, fits, seed=0).record.cut == [4]
     scores = score_task(scorer, task, protocol, short, seed=0)
     assert scores.record.cut == [2, 4]
-    assert [level.shots for level in scores.shots] == [0, 1]
-    with pytest.raises(ValueError, match="no prompt fits"):
+    assert [level.shots for level in scores.levels[""]] == [0, 1]
+    with pytest.raises(CannotAskError, match="no prompt fits"):
         score_task(scorer, task, protocol, 5, seed=0)
 
 
@@ -184,6 +202,11 @@ def test_items_do_not_depend_on_the_tokenizer(make, pair_file: str) -> None:
             ["x", "y"],
             "'b' is not in",
         ),
+        (
+            [{"input": "a", "output": "x", "split": "eval"}, {"input": "c", "output": "x", "split": "pool"}],
+            ["x", "y"],
+            "no line of the pool has the label 'y'",
+        ),
         ([], None, "holds no line"),
     ],
 )
@@ -198,5 +221,5 @@ def test_a_wrong_file_gets_one_line(tmp_path: Path, lines, labels, message: str)
 
 
 def test_an_unknown_task_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="copying, key_value_recall, case_change"):
+    with pytest.raises(ValueError, match="did you mean 'copying'"):
         find_task("coping", [], 0)

@@ -33,11 +33,11 @@ class ScrambleTask(Task):
 def is_scramble(items: Sequence[Item]) -> bool:
     """Return whether every answer is a word and its question holds the word's letters, never the word itself.
 
-    Signs that are no letters may stand between them.
+    Signs that are neither letters nor digits may stand between them.
     """
 
     def scrambled(item: Item) -> bool:
-        letters = Counter(sign for sign in item.input if sign.isalpha())
+        letters = Counter(sign for sign in item.input if sign.isalnum())
         return item.output.isalpha() and item.input != item.output and letters == Counter(item.output)
 
     return all(scrambled(item) for item in items)
