@@ -1,31 +1,59 @@
 """Hold the GPU kernels of the mesa operator: this is the face that the operator calls.
 
-No kernel family exists yet, so `supports` answers no. Nothing here imports triton, and torch only inside
-functions, so that the package costs a CPU user nothing.
+Nothing here imports triton, and torch only inside functions, so that the package costs a CPU user nothing. The kernels
+are in files by family: `gates`, `states`, `price`, `factorisation`, `series`, `conjugate_gradients`, `read`,
+`token_gradients`; `launch` calls them in order, `tuning` chooses their tiles.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
-FAMILIES: tuple[str, ...] = ()
-"""Names of the kernel families that can run."""
+DTYPES = ("float32", "bfloat16", "float16")
+SIZES = (1, 256)
+"""Least and largest size of keys and values."""
 
 
 def supports(*, device: str, dtype: torch.dtype, key_size: int, value_size: int) -> tuple[bool, str]:
     """Tell whether kernels can run a call of mesa attention, and if not, why.
 
     device: a torch device type such as "cuda"; dtype of query, key and value; key_size K and value_size V of
-    a head. Returns (True, "") or (False, a reason to show to a user).
+    a head. Returns (True, "") or (False, a reason to show to a user). CPU tensors, for tests, run in Triton's
+    interpreter.
     """
-    if not FAMILIES:
-        return False, "this version of mesa_kernels holds no kernels yet"
-    if device != "cuda":
-        return False, f"kernels run on cuda, not on {device}"
+    if device != "cuda" and not (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        interpreted = "; on the CPU they run in Triton's interpreter only: set TRITON_INTERPRET=1 before python starts"
+        return False, f"kernels run on cuda, not on {device}{interpreted if device == 'cpu' else ''}"
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        return False, f"kernels take {', '.join(DTYPES)}, not {name}"
+    for what, size in (("keys", key_size), ("values", value_size)):
+        if not SIZES[0] <= size <= SIZES[1]:
+            return False, f"kernels take {what} of size {SIZES[0]} to {SIZES[1]}, not {size}"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False, "triton is not installed"
     return True, ""
 
 
-__all__ = ["FAMILIES", "supports"]
+def forward(*operands: Any, **settings: Any) -> tuple[Tensor, ...]:
+    """Run a forward pass; arguments and results are those of `launch.forward`."""
+    from .launch import forward
+
+    return forward(*operands, **settings)
+
+
+def backward(*operands: Any, **settings: Any) -> tuple[Tensor, ...]:
+    """Run a backward pass; arguments and results are those of `launch.backward`."""
+    from .launch import backward
+
+    return backward(*operands, **settings)
+
+
+__all__ = ["DTYPES", "SIZES", "backward", "forward", "supports"]

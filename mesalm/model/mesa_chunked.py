@@ -31,6 +31,7 @@ from .chunk_states import (
 )
 from .mesa_problems import cut_problems
 from .mesa_solver import Factors, solve
+from .mesa_triton import run_kernels
 
 NAMESPACE = re.sub(r"\W", "_", __package__ or __name__)
 
@@ -47,9 +48,14 @@ def forward(
     tolerance: float,
     max_steps: int,
     method: str,
+    backend: str,
     keep: bool,
 ) -> tuple[Tensor, ...]:
     """Compute output, final gram, final cross, solutions `[B, T, H, K]`, steps `[B, N, H]` and the factors."""
+    if backend == "triton":
+        operands = (query, key, value, log_forget, input_gate, ridge, gram, cross)
+        results = run_kernels("forward", *operands, tolerance=tolerance, max_steps=max_steps, method=method)
+        return results if keep else (*results[:5], *(results[5].new_empty(0) for _ in range(2)))
     B, T, H, _ = query.shape
     G, N = key.shape[2], chunk_count(T)
     dtype = compute_dtype(query.dtype)
@@ -88,8 +94,14 @@ def backward(
     tolerance: float,
     max_steps: int,
     method: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    backend: str,
+) -> tuple[Tensor, ...]:
     """Compute the gradients of the eight tensor arguments of `forward`."""
+    if backend == "triton":
+        operands = (query, key, value, log_forget, input_gate, ridge, gram, cross, solution, carried, gains)
+        upstreams = (upstream, gram_upstream, cross_upstream)
+        settings = {"tolerance": tolerance, "max_steps": max_steps, "method": method}
+        return run_kernels("backward", *upstreams, *operands, **settings)
     B, T, _, K = query.shape
     G = key.shape[2]
     dtype = compute_dtype(query.dtype)
@@ -149,7 +161,7 @@ _forward_op = torch.library.custom_op(
     forward,
     mutates_args=(),
     schema=(
-        f"({_OPERANDS}, float tolerance, int max_steps, str method, bool keep) "
+        f"({_OPERANDS}, float tolerance, int max_steps, str method, str backend, bool keep) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
 )
@@ -159,7 +171,7 @@ _backward_op = torch.library.custom_op(
     mutates_args=(),
     schema=(
         f"(Tensor upstream, Tensor gram_upstream, Tensor cross_upstream, {_OPERANDS}, Tensor solution, "
-        "Tensor carried, Tensor gains, float tolerance, int max_steps, str method) "
+        "Tensor carried, Tensor gains, float tolerance, int max_steps, str method, str backend) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
 )
@@ -178,6 +190,7 @@ def _forward_shapes(
     tolerance: float,
     max_steps: int,
     method: str,
+    backend: str,
     keep: bool,
 ) -> tuple[Tensor, ...]:
     B, T, H, K = query.shape
@@ -214,14 +227,15 @@ def _backward_shapes(
     tolerance: float,
     max_steps: int,
     method: str,
+    backend: str,
 ) -> tuple[Tensor, ...]:
     operands = (query, key, value, log_forget, input_gate, ridge, gram, cross)
     return tuple(x.new_empty(x.shape) for x in operands)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *operands, tolerance, max_steps, method, _keep = inputs
-    ctx.settings = (tolerance, max_steps, method)
+    *operands, tolerance, max_steps, method, backend, _keep = inputs
+    ctx.settings = (tolerance, max_steps, method, backend)
     ctx.save_for_backward(*operands, output[3], *output[5:])
     ctx.mark_non_differentiable(*output[3:])
     ctx.set_materialize_grads(False)
@@ -238,7 +252,7 @@ def _differentiate(
     gram = torch.zeros_like(saved[6]) if gram is None else gram
     cross = torch.zeros_like(saved[7]) if cross is None else cross
     gradients = _backward_op(upstream, gram, cross, *saved, *ctx.settings)
-    return (*gradients, None, None, None, None)
+    return (*gradients, None, None, None, None, None)
 
 
 _forward_op.register_autograd(_differentiate, setup_context=_save)
@@ -256,15 +270,18 @@ def mesa_chunked(
     tolerance: float,
     max_steps: int,
     method: str = "auto",
+    backend: str = "torch",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute mesa attention in chunks, differentiably; `forward` as an operator known to torch.compile.
 
     query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, ridge `[G, K]`, states
     `[B, G, K, K]` and `[B, G, K, V]`; B and T at least 1. Returns output `[B, T, H, V]`, final gram and cross,
     and, without gradients, the solutions `[B, T, H, K]` and the steps of every system `[B, N, H]` (int32). method: one
-    of `mesa_price.METHODS`; "auto" prices each chunk and head, "shared" and "cg" are for measurements.
+    of `mesa_price.METHODS`; "auto" prices each chunk and head, "shared" and "cg" are for measurements. backend:
+    "torch", or "triton" for the kernels, which compute the same.
     """
     operands = (query, key, value, log_forget, input_gate, ridge, gram, cross)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-    output, last_gram, last_cross, solution, steps, _, _ = _forward_op(*operands, tolerance, max_steps, method, keep)
+    settings = (tolerance, max_steps, method, backend)
+    output, last_gram, last_cross, solution, steps, _, _ = _forward_op(*operands, *settings, keep)
     return output, last_gram, last_cross, solution, steps

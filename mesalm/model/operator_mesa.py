@@ -11,6 +11,7 @@ from .chunk_states import chunk_count, compute_dtype
 from .mesa_chunked import mesa_chunked
 from .mesa_exact import mesa_exact
 from .mesa_report import relative_residual
+from .mesa_triton import why_not
 from .operator_inputs import (
     Layout,
     check_choice,
@@ -43,7 +44,7 @@ class MesaReport(NamedTuple):
     `[B, N, H]` (float64): the largest |q - (H + ridge) x| / |q|, recomputed from x in float64; converged
     `[B, N, H]` (bool): is every x within the tolerance, measured in float64? Both None if only the steps were asked
     for.
-    backend: the back end that ran, "exact" or "torch".
+    backend: the back end that ran, "exact", "torch" or "triton".
     """
 
     steps: Tensor
@@ -95,8 +96,9 @@ def mesa_attention(
     underflow below 6e-8.
 
     backend: "exact" (one dense solve a token, float32 or better, by autograd), "torch" (in chunks, memory
-    O(T), gradients by implicit differentiation; a single token is solved densely), "triton" (GPU kernels;
-    none yet, so an error that says so), "auto" (the fastest that applies: "torch").
+    O(T), gradients by implicit differentiation; a single token is solved densely), "triton" (the same on the
+    GPU kernels of mesa_kernels, inputs of float32 or 16 bits, K and V up to 256), "auto" ("triton" on CUDA tensors that
+    it supports, else "torch").
 
     Returns output `[B, T, H, V]` in query's dtype; then a MesaState if return_state; then a MesaReport if
     return_report, which costs a product or, in hard cases, a solve in float64. return_report="steps" leaves
@@ -132,7 +134,7 @@ def mesa_attention(
         output, gram, cross, solution = mesa_exact(*operands)
         steps = torch.zeros(B, chunk_count(T), H, dtype=torch.int32, device=query.device)
     else:
-        output, gram, cross, solution, steps = mesa_chunked(*operands, float(tolerance), steps_at_most)
+        output, gram, cross, solution, steps = mesa_chunked(*operands, float(tolerance), steps_at_most, backend=chosen)
 
     results: list[Any] = [output if padding is None else padding.join(output)]
     if return_state:
@@ -153,19 +155,14 @@ def mesa_attention(
 def _choose(backend: str, query: Tensor, layout: Layout) -> str:
     """Name the back end that runs; raise ValueError if the one asked for cannot."""
     check_choice("backend", backend, BACKENDS)
-    if backend != "triton":
-        return "torch" if backend == "auto" else backend
-    try:
-        from mesa_kernels import supports
-    except ImportError:
-        supported, reason = False, "the package mesa_kernels is not installed"
-    else:
-        supported, reason = supports(
-            device=query.device.type, dtype=query.dtype, key_size=layout.K, value_size=layout.V
-        )
-    if supported:
-        reason = "this version of mesalm calls no kernels; the installed mesa_kernels is newer"
-    raise ValueError(f"backend is 'triton', which cannot run this call ({reason}): must be 'auto' or 'torch'")
+    if backend in ("torch", "exact") or (backend == "auto" and query.device.type == "cpu"):
+        return "exact" if backend == "exact" else "torch"
+    reason = why_not(query.device.type, query.dtype, layout.K, layout.V)
+    if backend == "auto":
+        return "torch" if reason else "triton"
+    if reason:
+        raise ValueError(f"backend is 'triton', which cannot run this call ({reason}): must be 'auto' or 'torch'")
+    return "triton"
 
 
 def _missed(tolerance: float, residual: Tensor, converged: Tensor, steps: Tensor) -> str:

@@ -183,7 +183,7 @@ def test_no_matrix_a_token_is_made(method: str) -> None:
     T, K = 512, 48
     inputs = make_inputs(T, H=1, K=K, V=K, dtype=torch.float32)
     with Largest() as largest:
-        output, gram, cross, solution, _, *factors = mesa_chunked.forward(*inputs, 1e-4, 100, method, True)
-        mesa_chunked.backward(output, gram, cross, *inputs, solution, *factors, 1e-4, 100, method)
+        output, gram, cross, solution, _, *factors = mesa_chunked.forward(*inputs, 1e-4, 100, method, "torch", True)
+        mesa_chunked.backward(output, gram, cross, *inputs, solution, *factors, 1e-4, 100, method, "torch")
     # A 64 x 64 mask a chunk, in float64 while it is made, is the largest thing.
     assert largest.numbers <= 2 * T * chunk_states.CHUNK < T * K * K / 10

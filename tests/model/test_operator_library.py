@@ -89,14 +89,15 @@ def test_registration_is_consistent(dtype: torch.dtype) -> None:
     gram, cross = torch.zeros(2, 2, 6, 6), torch.zeros(2, 2, 6, 5)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     states = (gram.requires_grad_(), cross.requires_grad_())
-    mesa = (*inputs, *states, 1e-4, 30, "shared", True)
-    for settings in ((1e-4, 30, "auto", True), (1e-4, 30, "cg", True), (1e-4, 30, "auto", False), mesa[-4:]):
+    mesa = (*inputs, *states, 1e-4, 30, "shared", "torch", True)
+    others = (("auto", "torch", True), ("cg", "torch", True), ("auto", "torch", False))
+    for settings in (*((1e-4, 30, *rest) for rest in others), mesa[-5:]):
         some = checks if settings[-1] else ("test_schema", "test_faketensor")
         torch.library.opcheck(mesa_chunked._forward_op, (*inputs, *states, *settings), test_utils=some)
     torch.library.opcheck(linear_chunked._forward_op, (*inputs[:5], cross), test_utils=checks)
     with torch.no_grad():
         output, last_gram, last_cross, solution, _, *factors = mesa_chunked._forward_op(*mesa)
-        backward = (output, last_gram, last_cross, *mesa[:8], solution, *factors, *mesa[-4:-1])
+        backward = (output, last_gram, last_cross, *mesa[:8], solution, *factors, *mesa[-5:-1])
         backward = tuple(x.detach() if isinstance(x, Tensor) else x for x in backward)
         torch.library.opcheck(mesa_chunked._backward_op, backward, test_utils=("test_schema", "test_faketensor"))
         again = (output, last_cross, *(x.detach() for x in (*inputs[:5], cross)))
