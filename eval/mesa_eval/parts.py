@@ -102,11 +102,11 @@ def _ask_copying(subject: Subject) -> Part:
 
 
 def _ask_task(subject: Subject, task: Task) -> Part:
-    name, window = subject.scorer.name, subject.window
+    window = subject.window
     try:
         scores = score_task(subject.scorer, task, subject.protocol.few_shot, window, subject.seed)
     except CannotAskError as error:
-        return _not_asked(task.name, task.kind, f"{error} ({name})")
+        return _not_asked(task.name, task.kind, str(error))
     raw = {
         "queries": scores.queries,
         "levels": {key: [dataclasses.asdict(level) for level in levels] for key, levels in scores.levels.items()},
@@ -114,7 +114,7 @@ def _ask_task(subject: Subject, task: Task) -> Part:
     notes = [f"{task.name}: {note}" for note in task.notes]
     if scores.record.cut:
         words = ", ".join(map(str, scores.record.cut))
-        notes.append(f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out ({name})")
+        notes.append(f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out")
     measures = task_measures(scores, subject.protocol.primary_shots)
     return Part(f"task/{task.name}", "", measures, raw, scores.record, notes)
 
