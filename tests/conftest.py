@@ -1,0 +1,18 @@
+"""Import Triton first of all, for its interpreter where there is no card.
+
+Triton decides when it is imported whether its own library runs in the interpreter, and other libraries import it too,
+so whichever came first would decide for the tests of the kernels. The variable itself is gone again afterwards.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+with pytest.MonkeyPatch.context() as early:
+    if not torch.cuda.is_available():
+        early.setenv("TRITON_INTERPRET", "1")
+    if importlib.util.find_spec("triton") is not None:  # a dependency on Linux only
+        importlib.import_module("triton.language")
