@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mesa_eval.figures import INK, MUTED, _svg, series_colour
+from mesa_eval.row_scores import RowScores
 from mesa_eval.synthetic_grid import Grid, Line, guesses, lines
-from mesa_eval.synthetic_scores import RowScores
 
 DASHES = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (5, 2, 1, 2)), (0, (8, 3)))
 """One pattern a guess."""

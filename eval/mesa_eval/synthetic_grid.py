@@ -18,9 +18,10 @@ import numpy as np
 
 from mesa_eval import student
 from mesa_eval.bootstrap import LEVEL, Interval, paired_intervals, ratio_intervals
+from mesa_eval.row_scores import RowScores, TaskScores
 from mesa_eval.scores import write_atomically
-from mesa_eval.synthetic_scores import RowScores, TaskScores, score_guesses
-from mesalm.data.synthetic.tasks import TASKS
+from mesa_eval.synthetic_scores import score_guesses
+from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
 from mesalm.data.synthetic.token_task import TokenTask
 
 
@@ -39,7 +40,7 @@ class Setting:
 
     arm: str
     point: dict[str, str]
-    task: TokenTask
+    task: SyntheticTask
     test_rows: int
     score_seed: int
     best_rate: float | None
@@ -134,7 +135,7 @@ def lines(grid: Grid, key: str) -> list[Line]:
 
 def guess_values(grid: Grid, setting: Setting, key: str) -> dict[str, float]:
     """Return what guesses without a model score in one statistic, by name."""
-    constant = setting.task.guesses() if key == "accuracy" else {}
+    constant = setting.task.guesses() if isinstance(setting.task, TokenTask) else {}
     scored = {name: scores.value for name, scores in guesses(grid, setting, key).items()}
     return {**constant, **scored}
 

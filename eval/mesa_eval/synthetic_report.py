@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mesa_eval.bootstrap import DRAWS
+from mesa_eval.row_scores import RowScores
 from mesa_eval.scores import write_atomically
 from mesa_eval.synthetic_figures import grid_figure
 from mesa_eval.synthetic_grid import Grid, Line, lines, read_grid
-from mesa_eval.synthetic_scores import RowScores
 from mesa_eval.wording import bracket, number
 
 DIGITS = 3

@@ -1,83 +1,34 @@
 """Scores of a model on rows of a synthetic task: raw numbers row by row, and what the row itself allows to guess.
 
-Every score is a ratio of sums over rows, sum(numerator) / sum(denominator), so that rows, never tokens, are resampled.
 All models of a grid see the same rows, which depend on the task, the split and the seed alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from mesa_eval.ngrams import ngram_distributions
+from mesa_eval.row_scores import RowScores, TaskScores
+from mesa_eval.vector_scores import score_vectors, vector_guesses
 from mesalm.data.stream import epoch_batches
 from mesalm.data.synthetic.automata import Automata
+from mesalm.data.synthetic.tasks import SyntheticTask
 from mesalm.data.synthetic.token_task import NOT_SCORED, Split, TokenRows, TokenTask, collate_rows
+from mesalm.data.synthetic.vector_task import VectorTask
 
 Batch = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class RowScores:
-    """Hold one statistic row by row: numerator and denominator [U][C], one column a place of ``places``.
-
-    label, unit: what a reader sees; better: "higher" or "lower"; places: positions or numbers of shots, one a
-    column, empty for a statistic with one column.
-    """
-
-    key: str
-    label: str
-    better: Literal["higher", "lower"]
-    numerator: list[list[float]]
-    denominator: list[list[float]]
-    places: list[int] = field(default_factory=list)
-
-    @property
-    def value(self) -> float:
-        """Return the statistic over all rows, averaged over its columns."""
-        return float(np.mean(self.columns))
-
-    @property
-    def columns(self) -> np.ndarray:
-        """Return the statistic over all rows for each column, float64 [C]."""
-        return np.asarray(self.numerator).sum(0) / np.asarray(self.denominator).sum(0)
-
-
-@dataclass(frozen=True)
-class TaskScores:
-    """Hold the statistics of one model; the first is the one that counts."""
-
-    measures: list[RowScores]
-
-    @property
-    def value(self) -> float:
-        """Return the score that counts."""
-        return self.measures[0].value
-
-    @property
-    def better(self) -> str:
-        """Return which way the score that counts is better."""
-        return self.measures[0].better
-
-    def plain(self) -> dict[str, Any]:
-        """Return plain lists, dicts and numbers."""
-        return {"measures": [asdict(measure) for measure in self.measures]}
-
-    @classmethod
-    def from_plain(cls, data: dict[str, Any]) -> TaskScores:
-        """Rebuild scores from `plain`."""
-        return cls([RowScores(**measure) for measure in data["measures"]])
-
-
 def score_model(
-    model: nn.Module, task: TokenTask, split: Split, rows: int, *, seed: int, batch_rows: int
+    model: nn.Module, task: SyntheticTask, split: Split, rows: int, *, seed: int, batch_rows: int
 ) -> TaskScores:
     """Score a model in evaluation mode on ``rows`` rows of a split."""
+    if isinstance(task, VectorTask):
+        return score_vectors(model, task, split, rows, seed=seed, batch_rows=batch_rows)
     device = next(model.parameters()).device
     data = TokenRows(task, split, seed, rows, keep=False)
 
@@ -97,8 +48,10 @@ def predictions(model: nn.Module, task: TokenTask, input_ids: torch.Tensor) -> t
     return torch.cat((torch.zeros_like(logits[:, :1]), logits[:, :-1]), dim=1)
 
 
-def score_guesses(task: TokenTask, rows: int, *, seed: int) -> dict[str, TaskScores]:
+def score_guesses(task: SyntheticTask, rows: int, *, seed: int) -> dict[str, TaskScores]:
     """Score the guesses that need no model, by name, on the test rows; for tasks whose guesses look at the row."""
+    if isinstance(task, VectorTask):
+        return vector_guesses(task, rows, seed=seed)
     if not isinstance(task, Automata):
         return {}
     data = TokenRows(task, "test", seed, rows, keep=False)

@@ -177,31 +177,39 @@ def find_recipe(name_or_path: str, kind: str = "") -> Path:
     raise SettingsError(f"{name_or_path}: no such recipe file")
 
 
-def model_fields() -> dict[str, Any]:
-    """Return the keys allowed under ``model`` with their defaults; imports the model's configuration."""
+def configuration_class(vectors: bool = False) -> Any:
+    """Return the configuration that the fields of ``model`` go into: MesaConfig, or the one for tasks of vectors."""
     from mesalm.model.configuration_mesa import MesaConfig
+    from mesalm.model.regressor_mesa import RegressorConfig
 
-    own = MesaConfig.__annotations__
-    fields = {field.name: field for field in dataclasses.fields(MesaConfig)}
+    return RegressorConfig if vectors else MesaConfig
+
+
+def model_fields(vectors: bool = False) -> dict[str, Any]:
+    """Return the keys allowed under ``model`` with their defaults; imports the model's configuration."""
+    fields = {field.name: field for field in dataclasses.fields(configuration_class(vectors))}
+    own = _own_annotations(vectors)
     return {name: fields[name].default for name in own if name in fields and name not in NOT_MODEL_KEYS}
 
 
-def check_model_fields(model: Mapping[str, Any]) -> None:
-    """Refuse a key under ``model`` that MesaConfig lacks, or values it will not take (SettingsError)."""
+def check_model_fields(model: Mapping[str, Any], vectors: bool = False) -> None:
+    """Refuse a key under ``model`` that the configuration lacks, or values it will not take (SettingsError)."""
     from huggingface_hub.errors import StrictDataclassError
 
-    from mesalm.model.configuration_mesa import MesaConfig
-
-    # Only the class's own annotations: the library's base class has names that do not resolve at run time.
-    own = type("Own", (), {"__annotations__": MesaConfig.__annotations__})
-    kinds = typing.get_type_hints(own)
-    fields: dict[str, Any] = {name: (kinds[name], default) for name, default in model_fields().items()}
+    kinds = typing.get_type_hints(type("Own", (), {"__annotations__": _own_annotations(vectors)}))
+    fields: dict[str, Any] = {name: (kinds[name], default) for name, default in model_fields(vectors).items()}
     pydantic.create_model("ModelFields", __base__=Settings, **fields).build(dict(model), "model")
     try:
         # A copy, since the configuration completes nested fields in place.
-        MesaConfig(**copy.deepcopy(dict(model)))
+        configuration_class(vectors)(**copy.deepcopy(dict(model)))
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise SettingsError(f"model.{' '.join(str(error).split())}") from None
+
+
+def _own_annotations(vectors: bool) -> dict[str, Any]:
+    """Return the annotations of our own classes alone: the library's base class has names that do not resolve."""
+    ours = [cls for cls in configuration_class(vectors).__mro__ if cls.__module__.startswith("mesalm.")]
+    return {name: kind for cls in reversed(ours) for name, kind in cls.__annotations__.items()}
 
 
 def help_text() -> str:

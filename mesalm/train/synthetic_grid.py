@@ -20,14 +20,17 @@ from accelerate import Accelerator
 from torch import nn
 
 from mesalm.data.stream import Position, RowStream
-from mesalm.data.synthetic.token_task import NOT_SCORED, TokenRows, TokenTask, collate_rows
+from mesalm.data.synthetic.drawn_stream import DrawnStream, StepPosition
+from mesalm.data.synthetic.tasks import SyntheticTask
+from mesalm.data.synthetic.token_task import NOT_SCORED, TokenRows, collate_rows
+from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.journal import Journal
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import GradientGuard, NonFiniteGradientError
 from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import end_run, make_accelerator
-from mesalm.train.loop import Outcome, Probe, fit
+from mesalm.train.loop import Outcome, Probe, Stream, fit
 from mesalm.train.optim import build_optimiser
 from mesalm.train.pretrain import device_name, versions
 from mesalm.train.progress import Display
@@ -54,7 +57,7 @@ class Scorer(Protocol):
     """Score a model in evaluation mode on the ``rows`` of a split ("valid" or "test") of a task."""
 
     def __call__(
-        self, model: nn.Module, task: TokenTask, split: Any, rows: int, *, seed: int, batch_rows: int
+        self, model: nn.Module, task: SyntheticTask, split: Any, rows: int, *, seed: int, batch_rows: int
     ) -> Scored: ...
 
 
@@ -149,14 +152,17 @@ class Run:
             checkpoints=checkpoints,
             resume_from=newest,
             display=self.display,
-            count_items=_count_scored,
+            count_items=None if isinstance(self.task, VectorTask) else _count_scored,
             enough=self._enough,
             compile_model=run.train.compile,
         )
 
-    def _stream(self, accelerator: Accelerator) -> RowStream:
+    def _stream(self, accelerator: Accelerator) -> Stream:
         train = self.run.train
         micro_rows = train.micro_rows or train.batch_rows
+        if isinstance(self.task, VectorTask):
+            position = StepPosition(self.cell.seed)
+            return DrawnStream(self.task, position, train.batch_rows, micro_rows=micro_rows, device=accelerator.device)
         # fresh rows: as many as the run can take, so that no row comes twice
         count = self.task.train_rows or self.steps * train.batch_rows
         rows = TokenRows(self.task, "train", self.cell.seed, count, keep=self.task.train_rows > 0)

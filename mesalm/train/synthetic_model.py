@@ -8,15 +8,20 @@ from typing import Any
 
 from torch import nn
 
-from mesalm.data.synthetic.token_task import TokenTask
+from mesalm.data.synthetic.tasks import SyntheticTask
+from mesalm.data.synthetic.vector_task import VectorTask
 
 
-def build_model(task: TokenTask, fields: Mapping[str, Any]) -> nn.Module:
+def build_model(task: SyntheticTask, fields: Mapping[str, Any]) -> nn.Module:
     """Return a fresh model, float32 on the CPU, for a task; ``fields`` are those of its configuration."""
     from mesalm.model.compression_mesa import MesaForCompression
     from mesalm.model.configuration_mesa import MesaConfig
     from mesalm.model.modeling_mesa import MesaForCausalLM
+    from mesalm.model.regressor_mesa import MesaRegressor, RegressorConfig
 
-    sizes = {"vocab_size": task.vocab_size, "max_position_embeddings": task.length}
-    config = MesaConfig(**{**sizes, **copy.deepcopy(dict(fields))})
+    own = copy.deepcopy(dict(fields))  # the configuration completes nested fields in place
+    if isinstance(task, VectorTask):
+        sizes = {"input_size": task.input_size, "learned_vectors": task.learned_vectors}
+        return MesaRegressor(RegressorConfig(**{**sizes, **own}))
+    config = MesaConfig(**{"vocab_size": task.vocab_size, "max_position_embeddings": task.length, **own})
     return MesaForCompression(config) if task.reads_last_state else MesaForCausalLM(config)

@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mesalm.data.synthetic.tasks import TASKS
-from mesalm.data.synthetic.token_task import TokenTask
+from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
+from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.settings import Settings, SettingsError, nearest
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
@@ -35,7 +35,7 @@ class ScoreSettings(Settings):
     test_rows: int = Field(default=1_280, gt=0, description="Rows that are scored at the end, by nothing but that.")
     every: int = Field(default=100, gt=0, description="Steps between two scorings of the valid rows.")
     enough: float | None = Field(
-        default=0.99, description="Score on the valid rows at which training ends early; none: it never does."
+        default=None, description="Score on the valid rows at which training ends early; none: it never does."
     )
     batch_rows: int = Field(default=64, gt=0, description="Rows scored at once.")
     seed: int = Field(default=0, ge=0, description="Seed of the valid and test rows, the same for all models.")
@@ -60,7 +60,7 @@ class TaskRun(Settings):
             raise ValueError("train.steps: must be given, for these runs are counted in steps, not in tokens")
         return self
 
-    def build_task(self) -> TokenTask:
+    def build_task(self) -> SyntheticTask:
         """Return the task's own settings. Raises SettingsError, one line."""
         fields = dict(self.task)
         name = fields.pop("name", None)
@@ -136,8 +136,11 @@ class SyntheticRecipe(TaskRun):
                 where = ", ".join([arm, *(f"{value.axis} {value.label}" for value in point)])
                 try:
                     run = TaskRun.build(data)
-                    run.build_task()
-                    check_model_fields(run.model)
+                    task = run.build_task()
+                    if isinstance(task, VectorTask):
+                        check_model_fields({"input_size": task.input_size, **run.model}, vectors=True)
+                    else:
+                        check_model_fields(run.model)
                 except SettingsError as error:
                     raise SettingsError(f"{where}: {error}") from None
                 found.append(Setting(arm, {value.axis: value.label for value in point}, run))

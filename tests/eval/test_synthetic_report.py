@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
+from mesa_eval.row_scores import RowScores, TaskScores
 from mesa_eval.synthetic_grid import lines, paired_t, read_grid
 from mesa_eval.synthetic_report import report_grid
-from mesa_eval.synthetic_scores import RowScores, TaskScores
 from mesalm.cli import main
 
 
@@ -137,14 +137,22 @@ def test_the_page_holds_every_figure_and_nothing_from_outside(tmp_path: Path, pl
     assert "| 16 | mesa |" in (folder / "report.md").read_text()
 
 
-@pytest.mark.parametrize("task", [{"name": "mqar", "vocabulary": 16, "length": 8, "pairs": 2}, {"name": "automata"}])
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"name": "mqar", "vocabulary": 16, "length": 8, "pairs": 2, "train_rows": 8}, "a value shown 0.5"),
+        ({"name": "automata", "length": 40, "train_rows": 8}, "trigram"),
+        ({"name": "regression", "size": 4, "pairs": 5}, "ridge"),
+        ({"name": "linear-dynamics", "size": 4, "length": 6}, "last state"),
+    ],
+)
 def test_the_door_trains_scores_and_reports(
-    tmp_path: Path, task: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, task: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = {
         "name": "small",
         "output_dir": str(tmp_path),
-        "task": {"train_rows": 8, **task, **({"length": 40} if task["name"] == "automata" else {})},
+        "task": task,
         "model": {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
         "train": {"steps": 2, "batch_rows": 4, "device": "cpu"},
         "score": {"every": 2, "valid_rows": 4, "test_rows": 6},
@@ -156,7 +164,7 @@ def test_the_door_trains_scores_and_reports(
     shown = capsys.readouterr().out
     assert "softmax" in shown
     assert f"report: {tmp_path / 'small' / 'report.html'}" in shown
-    assert "trigram" in shown if task["name"] == "automata" else "a value shown 0.5" in shown
+    assert words in shown
     assert main(["synth", str(path), "--report-only", "seeds=[0,1]"]) == 0
     assert "2 runs have not ended" in capsys.readouterr().out
     assert main(["synth", str(path), "task.pears=3"]) == 2

@@ -7,7 +7,7 @@ Row ``index`` of a split depends on (seed, split, index) and the task's settings
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from pydantic import Field
 
 from mesalm.settings import Settings
 
-Split = Literal["train", "valid", "test"]
+from .drawn_stream import Split
+
 Row = dict[str, np.ndarray]
 
 NOT_SCORED = -100

@@ -1,0 +1,63 @@
+"""Raw scores of one model on rows of a synthetic task.
+
+Every score is a ratio of sums over rows, sum(numerator) / sum(denominator), so that rows, never tokens, are resampled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """Hold one statistic row by row: numerator and denominator [U][C], one column a place of ``places``.
+
+    label, unit: what a reader sees; better: "higher" or "lower"; places: positions or numbers of shots, one a
+    column, empty for a statistic with one column.
+    """
+
+    key: str
+    label: str
+    better: Literal["higher", "lower"]
+    numerator: list[list[float]]
+    denominator: list[list[float]]
+    places: list[int] = field(default_factory=list)
+
+    @property
+    def value(self) -> float:
+        """Return the statistic over all rows, averaged over its columns."""
+        return float(np.mean(self.columns))
+
+    @property
+    def columns(self) -> np.ndarray:
+        """Return the statistic over all rows for each column, float64 [C]."""
+        return np.asarray(self.numerator).sum(0) / np.asarray(self.denominator).sum(0)
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """Hold the statistics of one model; the first is the one that counts."""
+
+    measures: list[RowScores]
+
+    @property
+    def value(self) -> float:
+        """Return the score that counts."""
+        return self.measures[0].value
+
+    @property
+    def better(self) -> str:
+        """Return which way the score that counts is better."""
+        return self.measures[0].better
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain lists, dicts and numbers."""
+        return {"measures": [asdict(measure) for measure in self.measures]}
+
+    @classmethod
+    def from_plain(cls, data: dict[str, Any]) -> TaskScores:
+        """Rebuild scores from `plain`."""
+        return cls([RowScores(**measure) for measure in data["measures"]])

@@ -1,0 +1,96 @@
+"""Regression on the pairs of a sequence: against numpy, against a map that is known, and against each other."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mesa_eval.least_squares import best_rates, gradient_predictions, ridge_predictions
+from mesa_eval.synthetic_scores import score_guesses, score_model
+from mesalm.data.synthetic.drawn_stream import drawn_batch
+from mesalm.data.synthetic.tasks import TASKS
+
+
+def pairs(rows: int = 3, count: int = 9, size: int = 4, outputs: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, count, size, generator=generator)
+    return x, torch.randn(rows, count, outputs, generator=generator)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.7])
+def test_ridge_agrees_with_numpys_least_squares(ridge: float) -> None:
+    x, y = pairs()
+    ours = ridge_predictions(x, y, ridge).numpy()
+    assert (ours[:, 0] == 0).all()
+    for row in range(3):
+        for shots in range(1, 9):
+            # ridge regression is least squares with sqrt(ridge) I below x and zeros below y
+            design = np.vstack([x[row, :shots].double().numpy(), ridge**0.5 * np.eye(4)])
+            wanted = np.vstack([y[row, :shots].double().numpy(), np.zeros((4, 2))])
+            fitted, *_ = np.linalg.lstsq(design, wanted, rcond=1e-10)
+            # the gram squares the condition number, some 1e4 here, so that 1e-16 becomes 1e-8
+            assert np.allclose(ours[row, shots], x[row, shots].double().numpy() @ fitted, atol=1e-7)
+
+
+def test_the_gradient_step_is_autograds_and_its_rate_is_the_best_one() -> None:
+    x, y = (part.double() for part in pairs())
+    ours = gradient_predictions(x, y, torch.full((9,), 0.3, dtype=torch.float64))
+    for shots in (1, 5):
+        weight = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
+        loss = 0.5 * (x[1, :shots] @ weight.T - y[1, :shots]).square().sum()
+        (slope,) = torch.autograd.grad(loss, weight)
+        torch.testing.assert_close(ours[1, shots], (-0.3 * slope) @ x[1, shots])
+    rates = best_rates(x, y)
+    error = (gradient_predictions(x, y, rates) - y).square().sum((0, 2))
+    for change in (-1e-3, 1e-3):
+        assert ((gradient_predictions(x, y, rates + change) - y).square().sum((0, 2))[1:] > error[1:]).all()
+
+
+def test_regressions_oracles_stand_in_the_order_of_theory() -> None:
+    task: Any = TASKS["regression"].build({"size": 5, "pairs": 12, "noise": 0.5})
+    found = {name: scores.measures[0].columns for name, scores in score_guesses(task, 4000, seed=0).items()}
+    # y = W x with entries of W of variance 1/d: E y^2 = 1 + noise^2; 4,000 sequences of 5 entries, error below 0.02
+    assert np.allclose(found["zero"], 1.25, atol=0.06)
+    assert np.allclose([found[name][0] for name in found], found["zero"][0])
+    assert (found["ridge"][1:] < found["one gradient step"][1:]).all()
+    assert (found["ridge"][1:] < found["least squares"][1:]).all()
+    assert found["least squares"][5] > 2  # as many pairs as unknowns: noise is interpolated
+    assert (np.diff(found["ridge"]) < 0.02).all()
+    assert 0.25 < found["ridge"][11] < 0.75
+
+
+def test_without_noise_the_map_is_known_after_as_many_pairs_as_entries() -> None:
+    for name, settings in (("regression", {"pairs": 9}), ("linear-dynamics", {"length": 9})):
+        task = TASKS[name].build({"size": 4, "noise": 0.0, **settings})
+        errors = score_guesses(task, 50, seed=0)["least squares"].measures[0].columns
+        assert errors[3] > 1e-3
+        assert (errors[5:] < 1e-6).all()
+
+
+def test_dynamics_last_state_is_what_it_says() -> None:
+    task = TASKS["linear-dynamics"].build({"size": 4, "length": 9})
+    found = score_guesses(task, 50, seed=3)
+    batch = drawn_batch(task, 50, 3)  # type: ignore[arg-type]
+    by_hand = (batch["inputs"] - batch["targets"]).double().square().mean((0, 2)).numpy()
+    assert np.allclose(found["last state"].measures[0].columns, by_hand, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["regression", "linear-dynamics"])
+def test_a_model_is_scored_on_the_same_sequences_as_the_guesses(name: str) -> None:
+    task: Any = TASKS[name].build({"size": 3})
+
+    class Zero(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, inputs: torch.Tensor) -> Any:
+            return SimpleNamespace(predictions=torch.zeros_like(inputs))
+
+    scores = score_model(Zero(), task, "test", 20, seed=1, batch_rows=8)
+    assert scores.plain() == score_guesses(task, 20, seed=1)["zero"].plain()
+    assert scores.better == "lower"
