@@ -10,7 +10,7 @@ import pytest
 
 from mesalm.cli import main, parse, parser
 
-DOORS = ["prepare", "train", "sample", "eval", "compare", "synth", "publish", "inspect"]
+DOORS = ["prepare", "train", "sample", "eval", "compare", "synth", "tune", "publish", "inspect"]
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -9,6 +9,7 @@ from mesalm.doors.publishing import publish_door
 from mesalm.doors.sampling import sample_door
 from mesalm.doors.synthesis import synth_door
 from mesalm.doors.training import train_door
+from mesalm.doors.tuning import tune_door
 
 DOORS = (
     prepare_door,
@@ -17,6 +18,7 @@ DOORS = (
     eval_door,
     compare_door,
     synth_door,
+    tune_door,
     inspect_door,
     publish_door,
 )

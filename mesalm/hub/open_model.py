@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from mesalm.model.soft_prefix import load_prefix, read_record
+
 
 def locate(model: str) -> str:
     """Return the folder or Hub name that `from_pretrained` takes for MODEL.
@@ -50,6 +52,8 @@ def open_model(
 ) -> PreTrainedModel:
     """Return the causal language model named MODEL, in evaluation mode on `device`.
 
+    A folder that `mesalm tune` wrote opens as the model it was tuned for with its soft prefix before it.
+
     Args:
         model: see `locate`.
         dtype: of the weights; "auto" is the one they were saved in.
@@ -59,6 +63,11 @@ def open_model(
         ValueError: nothing can be opened there.
     """
     place = locate(model)
+    tuned = read_record(Path(place))
+    if tuned is not None:
+        base = open_model(tuned["base"], dtype=dtype, device=device, **kwargs)
+        prefixed: Any = load_prefix(base, Path(place)).to(device).eval()
+        return prefixed
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **kwargs)
     except OSError as error:

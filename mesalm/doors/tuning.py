@@ -1,0 +1,50 @@
+"""Learn a soft prefix for a task."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mesalm.doors.words import MODEL, OVERRIDES, add_fields_help
+
+
+def tune_door(doors: argparse._SubParsersAction) -> None:
+    """Add `mesalm tune`."""
+
+    def fields() -> str:
+        from mesalm.train.prompt_tuning import TuneSettings
+
+        return "\n".join(
+            f"{key} ({kind}) = {default}\n    {text}" for key, kind, default, text in TuneSettings.describe()
+        )
+
+    door = doors.add_parser("tune", help="learn a soft prefix for a few-shot task, the model frozen", add_help=False)
+    add_fields_help(door, fields)
+    door.add_argument("model", help=MODEL)
+    door.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    door.add_argument("--task", required=True, metavar="FILE", help="a few-shot file")
+    door.add_argument("--out", type=Path, help="folder to write to (default runs/NAME-TASK-prefix)")
+    door.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    door.add_argument("--trust-remote-code", action="store_true", help="run code that lies with the model")
+    door.set_defaults(door=tune)
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Tune a prefix and say how to measure its gain."""
+    from mesa_eval.scoring import Scorer
+    from mesa_eval.task import find_task
+    from mesa_eval.tuning_rows import tuning_rows
+    from mesalm.train.prompt_tuning import tune_prefix, tune_settings
+
+    settings = tune_settings(options.overrides)
+    task = find_task(options.task, [], settings.seed)
+    scorer = Scorer.open(options.model, device=options.device, trust_remote_code=options.trust_remote_code)
+    folder = options.out or Path("runs") / f"{scorer.name}-{task.name}-prefix"
+    rows = tuning_rows(scorer, task, settings.shots, settings.rows, settings.seed)
+    valid = tuning_rows(scorer, task, settings.shots, settings.valid_rows, settings.seed + 1)
+    base = Path(scorer.source.load_from)
+    record = {"base": str(base.absolute() if base.is_dir() else base), "task": task.name, "items": task.fingerprint()}
+    loss = tune_prefix(scorer.model, rows, valid, settings, folder, record, device=options.device)
+    scorer.tokenizer.save_pretrained(folder)
+    print(f"tuned: {folder}, {loss:.4f} nats a token of the answers")
+    print(f"its gain over plain shots: mesalm compare {folder} {options.model} --task {options.task}")

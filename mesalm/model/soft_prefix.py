@@ -1,0 +1,115 @@
+"""A soft prefix: vectors learnt for a task that a frozen language model reads before every sequence.
+
+Prompt tuning of Lester et al. 2021 (arXiv 2104.08691); von Oswald et al. 2023 (arXiv 2309.05858, section 6) tune such
+a prefix to bring in-context learning out. It serves any causal language model of transformers, whatever its mixers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+VECTORS_FILE = "prefix.safetensors"
+RECORD_FILE = "prefix.json"
+
+
+class PrefixedModel(nn.Module):
+    """Read ``prefix`` [n, hidden], then the tokens; only the prefix can be trained.
+
+    From outside it is the language model itself: token ids in, logits of the same positions out. A call with a cache
+    continues a sequence whose prefix was read with its first tokens.
+    """
+
+    def __init__(self, model: nn.Module, prefix: torch.Tensor):
+        super().__init__()
+        self.model: Any = model.requires_grad_(False).eval()
+        self.prefix = nn.Parameter(prefix.detach().clone().float())
+        # decay would pull the vectors towards 0, where no token of the model lies
+        self.prefix._no_weight_decay = True  # type: ignore[attr-defined]
+
+    @property
+    def config(self) -> Any:
+        """Return the language model's configuration."""
+        return self.model.config
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: the frozen model must not drop anything out."""
+        return super().train(False)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        past_key_values: Any = None,
+        logits_to_keep: int = 0,
+    ) -> Any:
+        """Return the language model's output for ids [B, T]: logits [B, T or logits_to_keep, V], loss, cache."""
+        embeddings = self.model.get_input_embeddings()(input_ids)
+        count = len(self.prefix) if past_key_values is None else 0
+        if count:
+            before = self.prefix.to(embeddings.dtype).expand(len(input_ids), -1, -1)
+            embeddings = torch.cat((before, embeddings), dim=1)
+            if labels is not None:
+                labels = torch.cat((labels.new_full((len(labels), count), -100), labels), dim=1)
+        output = self.model(
+            inputs_embeds=embeddings,
+            labels=labels,
+            use_cache=use_cache,
+            past_key_values=past_key_values,
+            logits_to_keep=logits_to_keep,
+        )
+        if count and not logits_to_keep:
+            output.logits = output.logits[:, count:]
+        return output
+
+    def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Return the ids [B, T] with what the model writes after them, as transformers' ``generate`` does."""
+        embeddings = self.model.get_input_embeddings()(input_ids)
+        before = self.prefix.to(embeddings.dtype).expand(len(input_ids), -1, -1)
+        mask = torch.cat((attention_mask.new_ones(len(input_ids), len(self.prefix)), attention_mask), dim=1)
+        written = self.model.generate(
+            inputs_embeds=torch.cat((before, embeddings), dim=1), attention_mask=mask, **options
+        )
+        return torch.cat((input_ids, written), dim=1)
+
+
+def embedding_digest(model: Any) -> str:
+    """Return the sha256 of the input embeddings, which tells one trained model from another."""
+    weight = model.get_input_embeddings().weight.detach().cpu().float().contiguous()
+    return hashlib.sha256(weight.numpy().tobytes()).hexdigest()
+
+
+def save_prefix(prefixed: PrefixedModel, folder: Path, record: dict[str, Any]) -> None:
+    """Write the vectors, the model's configuration and ``record`` (``base``: where the model lies) into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"prefix": prefixed.prefix.detach().cpu().contiguous()}, folder / VECTORS_FILE)
+    prefixed.config.save_pretrained(folder)
+    content = {**record, "vectors": len(prefixed.prefix), "embedding_sha256": embedding_digest(prefixed.model)}
+    # last, since a folder that has it is whole
+    (folder / RECORD_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return what `save_prefix` recorded in a folder; None for a folder that holds no prefix."""
+    path = folder / RECORD_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def load_prefix(model: nn.Module, folder: Path) -> PrefixedModel:
+    """Put the prefix of a folder before a model; ValueError if it was tuned for other weights."""
+    record = read_record(folder)
+    if record is None:
+        raise ValueError(f"{folder}: holds no {RECORD_FILE}; tune a prefix first")
+    if embedding_digest(model) != record["embedding_sha256"]:
+        raise ValueError(f"{folder}: the prefix was tuned for other weights than those of {record['base']}; tune anew")
+    return PrefixedModel(model, load_file(folder / VECTORS_FILE)["prefix"])
+
+
+__all__ = ["PrefixedModel", "load_prefix", "read_record", "save_prefix"]

@@ -1,0 +1,166 @@
+"""Prompt tuning: learn a soft prefix for a frozen language model with the one training loop."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from mesalm.data.stream import Position, RowStream, epoch_batches
+from mesalm.journal import Journal
+from mesalm.model.soft_prefix import PrefixedModel, save_prefix
+from mesalm.settings import Settings, SettingsError
+from mesalm.train.checkpoint import Checkpoints
+from mesalm.train.interrupts import Interrupted
+from mesalm.train.launch import end_run, make_accelerator
+from mesalm.train.loop import Probe, fit
+from mesalm.train.optim import OptimSettings, build_optimiser
+from mesalm.train.overrides import apply_overrides, parse_override
+from mesalm.train.progress import Display
+from mesalm.train.randomness import seed_everything
+from mesalm.train.schedule import ScheduleSettings, learning_rate_factor
+
+Row = tuple[list[int], int]
+"""Token ids and the place of the first that is scored."""
+
+
+class TuneSettings(Settings):
+    """Describe how a soft prefix is learnt."""
+
+    vectors: int = Field(default=16, gt=0, description="Vectors of the prefix.")
+    init: Literal["shots", "vocabulary"] = Field(
+        default="shots", description="Where the vectors start: at the tokens of a prompt, or at random tokens."
+    )
+    shots: list[int] = Field(
+        default_factory=lambda: [0, 1, 2, 4], description="Numbers of demonstrations in the prompts it is learnt from."
+    )
+    rows: int = Field(default=2_000, gt=0, description="Prompts it is learnt from.")
+    valid_rows: int = Field(default=64, gt=0, description="Further prompts on which the loss is watched.")
+    steps: int = Field(default=300, gt=0, description="Optimiser steps.")
+    batch_rows: int = Field(default=16, gt=0, description="Prompts of a step.")
+    every: int = Field(default=50, gt=0, description="Steps between two looks at the valid prompts.")
+    seed: int = Field(default=0, ge=0, description="Seed of prompts, order and start.")
+    optim: OptimSettings = Field(
+        default_factory=lambda: OptimSettings(learning_rate=3e-2, weight_decay=0.0), description="Optimiser."
+    )
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
+
+
+def tune_settings(overrides: Sequence[str]) -> TuneSettings:
+    """Return the settings with ``dotted.key=YAML value`` changes. Raises SettingsError, one line."""
+    data: dict[str, Any] = TuneSettings().model_dump(mode="json")
+    apply_overrides(data, [parse_override(text) for text in overrides], TuneSettings)
+    return TuneSettings.build(data)
+
+
+def tune_prefix(
+    model: nn.Module,
+    rows: Sequence[Row],
+    valid_rows: Sequence[Row],
+    settings: TuneSettings,
+    folder: Path,
+    record: dict[str, Any],
+    *,
+    device: str = "auto",
+    quiet: bool = False,
+) -> float:
+    """Learn a prefix for a frozen model and save it into ``folder``; return the last loss on the valid rows, nats.
+
+    The loss is that of the tokens from each row's first scored place on. The same call goes on where an interrupted one
+    stopped. Raises Interrupted (a SystemExit) after Ctrl-C or SIGTERM, a checkpoint written; SettingsError where
+    there is a finished prefix already.
+    """
+    if (folder / "prefix.json").exists():
+        raise SettingsError(f"{folder}: holds a finished prefix; give another --out, or delete it")
+    accelerator = make_accelerator(device="cpu" if device == "cpu" else "auto", precision="fp32")
+    try:
+        seed_everything(settings.seed)
+        prefixed = PrefixedModel(model, _start(model, rows, settings)).to(accelerator.device)
+        checkpoints = Checkpoints(folder / "checkpoints", every=settings.every, keep=1)
+        newest = checkpoints.newest()
+        losses: list[float] = []
+
+        def watch(watched: nn.Module, step: int) -> Iterable[dict[str, Any]]:
+            losses.append(scored_loss(watched, valid_rows, settings.batch_rows))
+            return [{"loss": losses[-1]}]
+
+        display = Display(folder.name, settings.steps, enabled=accelerator.is_main_process and not quiet)
+        with Journal(folder / "journal.jsonl" if accelerator.is_main_process else None) as journal:
+            step = 0 if newest is None else checkpoints.read_state(newest)["step"]
+            journal.write("start", step=step, steps=settings.steps, settings=settings.model_dump(mode="json"), **record)
+            outcome = fit(
+                prefixed,
+                RowStream(
+                    rows,
+                    Position(settings.seed),
+                    settings.batch_rows,
+                    rank=accelerator.process_index,
+                    world=accelerator.num_processes,
+                    micro_rows=max(settings.batch_rows // accelerator.num_processes, 1),
+                    collate=collate_pairs,
+                ),
+                build_optimiser(prefixed, settings.optim),
+                accelerator=accelerator,
+                steps=settings.steps,
+                learning_rate=lambda step: (
+                    settings.optim.learning_rate * learning_rate_factor(settings.schedule, step, settings.steps)
+                ),
+                probes=[Probe("valid", settings.every, watch)],
+                journal=journal,
+                checkpoints=checkpoints,
+                resume_from=newest,
+                display=display,
+                count_items=lambda batch: int((batch["labels"] != -100).sum()),
+            )
+            if outcome.interrupted_by is not None:
+                display.say(f"stopped after step {outcome.step}; run the same command again to go on")
+                raise Interrupted(outcome.interrupted_by)
+            loss = losses[-1] if losses else scored_loss(prefixed, valid_rows, settings.batch_rows)
+            if accelerator.is_main_process:
+                journal.write("end", step=outcome.step, loss=loss, seconds=outcome.seconds)
+                save_prefix(prefixed, folder, {**record, "settings": settings.model_dump(mode="json"), "loss": loss})
+                shutil.rmtree(checkpoints.folder, ignore_errors=True)
+        return loss
+    finally:
+        end_run(accelerator)
+
+
+def collate_pairs(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """Make a batch of rows of several lengths: padded on the right, where a causal model cannot see it."""
+    longest = max(len(tokens) for tokens, _ in rows)
+    input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    labels = torch.full_like(input_ids, -100)
+    for number, (tokens, first) in enumerate(rows):
+        input_ids[number, : len(tokens)] = torch.tensor(tokens)
+        labels[number, first : len(tokens)] = torch.tensor(tokens[first:])
+    return {"input_ids": input_ids, "labels": labels}
+
+
+@torch.no_grad()
+def scored_loss(model: nn.Module, rows: Sequence[Row], batch_rows: int) -> float:
+    """Return the mean loss of the scored tokens of all rows, in nats."""
+    device = next(model.parameters()).device
+    total = count = 0.0
+    for batch in epoch_batches(rows, batch_rows, collate=collate_pairs):
+        scored = int((batch["labels"] != -100).sum())
+        total += float(model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss) * scored
+        count += scored
+    return total / count
+
+
+def _start(model: Any, rows: Sequence[Row], settings: TuneSettings) -> torch.Tensor:
+    """Return the vectors at the start, [n, hidden]: embeddings of the longest prompt's tokens, or of random ones."""
+    embed = model.get_input_embeddings()
+    if settings.init == "vocabulary":
+        ids = np.random.RandomState(settings.seed).randint(embed.num_embeddings, size=settings.vectors)
+    else:
+        tokens, first = max(rows, key=lambda row: row[1])
+        ids = np.resize(np.asarray(tokens[:first]), settings.vectors)
+    with torch.no_grad():
+        return embed(torch.from_numpy(ids.astype(np.int64)).to(embed.weight.device)).float().cpu()
