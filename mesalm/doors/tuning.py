@@ -32,12 +32,11 @@ def tune_door(doors: argparse._SubParsersAction) -> None:
 def tune(options: argparse.Namespace) -> None:
     """Tune a prefix and say how to measure its gain."""
     from mesa_eval.scoring import Scorer
-    from mesa_eval.task import find_task
-    from mesa_eval.tuning_rows import tuning_rows
+    from mesa_eval.tuning_rows import tuning_rows, tuning_task
     from mesalm.train.prompt_tuning import tune_prefix, tune_settings
 
     settings = tune_settings(options.overrides)
-    task = find_task(options.task, [], settings.seed)
+    task = tuning_task(options.task, settings.seed)
     scorer = Scorer.open(options.model, device=options.device, trust_remote_code=options.trust_remote_code)
     folder = options.out or Path("runs") / f"{scorer.name}-{task.name}-prefix"
     rows = tuning_rows(scorer, task, settings.shots, settings.rows, settings.seed)

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesa_eval.scoring import Scorer
-from mesa_eval.task import find_task
-from mesa_eval.tuning_rows import tuning_rows
+from mesa_eval.tuning_rows import tuning_rows, tuning_task
 from mesalm.cli import main
 
 
@@ -19,7 +18,7 @@ def test_rows_come_from_the_pool_and_are_scored_on_the_answer(
 ) -> None:
     scorer = Scorer.open(save_model("base", 0, length=200), device="cpu", quiet=True)
     for file in (pair_file, class_file):
-        task = find_task(file, [], 0)
+        task = tuning_task(file, 0)
         rows = tuning_rows(scorer, task, [0, 2], 30, seed=1)
         assert rows == tuning_rows(scorer, task, [0, 2], 30, seed=1)
         assert rows != tuning_rows(scorer, task, [0, 2], 30, seed=2)
@@ -33,7 +32,7 @@ def test_rows_come_from_the_pool_and_are_scored_on_the_answer(
             assert (question, answer.strip()) in pool
         assert counts == {0, 2}
     with pytest.raises(ValueError, match="need a pool larger than 12"):
-        tuning_rows(scorer, find_task(class_file, [], 0), [12], 2, seed=0)
+        tuning_rows(scorer, tuning_task(class_file, 0), [12], 2, seed=0)
 
 
 def test_a_tuned_folder_is_compared_with_its_model(
