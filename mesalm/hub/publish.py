@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 import mesalm.model
 from mesalm.hub.model_card import model_card
+from mesalm.hub.new_folder import must_be_new, new_folder
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
 from mesalm.model.configuration_mesa import MesaConfig
 
@@ -33,24 +33,18 @@ def publish(model: str, folder: str | Path) -> Path:
         ValueError: the model is not a mesa model, or `folder` holds something.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: it exists and is not empty; publish to a new folder or remove this one")
+    must_be_new(folder, "publish")
     source = Path(locate(model))
     opened = open_model(model)
     if not isinstance(opened.config, MesaConfig):
         raise ValueError(f"{model}: model_type is {opened.config.model_type!r}; only mesa models need remote code")
     tokenizer = open_tokenizer(model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        staged = Path(temporary) / "model"
+    with new_folder(folder, "publish") as staged:
         opened.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         _add_code(staged)
         run = source.parent if (source.parent / "journal.jsonl").is_file() else None
         (staged / "README.md").write_text(model_card(opened, folder.name, run), encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        staged.rename(folder)
     return folder
 
 

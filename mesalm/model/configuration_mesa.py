@@ -52,6 +52,8 @@ class MesaConfig(PreTrainedConfig):
         residual_clip: bound on every entry of the residual stream after each block. None: no bound.
         hidden_act: the MLP's activation.
         mlp_bias: whether the MLP's maps have biases.
+        attention_bias: whether the maps to queries, keys, values and outputs of every mixer have biases.
+        qk_norm: whether softmax mixers pass queries and keys through an RMS norm with a gain before rotating.
         max_position_embeddings: the longest sequence the model is meant for.
         rope_parameters: rotary embedding of softmax mixers.
         attention_dropout: dropout of softmax attention weights.
@@ -100,6 +102,8 @@ class MesaConfig(PreTrainedConfig):
     residual_clip: float | None = None
     hidden_act: str = "silu"
     mlp_bias: bool = False
+    attention_bias: bool = False
+    qk_norm: bool = False
     max_position_embeddings: int = 2048
     rope_parameters: dict | None = None
     attention_dropout: float = 0.0

@@ -41,10 +41,10 @@ class GatedMixer(nn.Module):
         self.layer_idx = layer_idx
         heads, groups, size = config.head_shape
         self.heads, self.groups, self.head_dim, self.key_size = heads, groups, size, config.key_size
-        self.q_proj = nn.Linear(config.hidden_size, heads * size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
-        self.o_proj = ResidualProjection(heads * size, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, heads * size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, groups * size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, groups * size, bias=config.attention_bias)
+        self.o_proj = ResidualProjection(heads * size, config.hidden_size, bias=config.attention_bias)
         conv_size = config.conv_size_of(self.name)
         self.conv = ShortConvolution((heads + groups) * size, conv_size) if conv_size else None
         if config.gates:

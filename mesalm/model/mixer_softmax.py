@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
 from .configuration_mesa import MesaConfig
 from .layers import ResidualProjection, ShortConvolution
@@ -28,10 +28,12 @@ class SoftmaxMixer(nn.Module):
         heads, groups, size = config.head_shape
         self.heads, self.groups, self.head_dim = heads, groups, size
         self.num_key_value_groups = heads // groups  # the attention interface reads this name
-        self.q_proj = nn.Linear(config.hidden_size, heads * size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, groups * size, bias=False)
-        self.o_proj = ResidualProjection(heads * size, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, heads * size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, groups * size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, groups * size, bias=config.attention_bias)
+        self.o_proj = ResidualProjection(heads * size, config.hidden_size, bias=config.attention_bias)
+        self.q_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
         conv_size = config.conv_size_of(self.name)
         self.conv = ShortConvolution((heads + groups) * size, conv_size) if conv_size else None
 
@@ -63,8 +65,8 @@ class SoftmaxMixer(nn.Module):
                 both = both * padding_mask.to(both.dtype).unsqueeze(-1)
             both = convolve(self.conv, both, padding_mask, segments, past_key_values, self.layer_idx)
             query, key = both.split((self.heads * self.head_dim, self.groups * self.head_dim), dim=-1)
-        query = query.view(batch, length, self.heads, self.head_dim).transpose(1, 2)
-        key = key.view(batch, length, self.groups, self.head_dim).transpose(1, 2)
+        query = self.q_norm(query.view(batch, length, self.heads, self.head_dim)).transpose(1, 2)
+        key = self.k_norm(key.view(batch, length, self.groups, self.head_dim)).transpose(1, 2)
         value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim).transpose(1, 2)
         if position_embeddings is not None:
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)

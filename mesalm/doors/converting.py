@@ -1,0 +1,43 @@
+"""Turn a softmax checkpoint into one with mesa layers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def convert_door(doors: argparse._SubParsersAction) -> None:
+    """Add `mesalm convert`."""
+    door = doors.add_parser("convert", help="swap a checkpoint's softmax attention for mesa layers")
+    door.add_argument("model", help="a Llama or Qwen3 checkpoint or a softmax model of mesalm: a folder or Hub name")
+    door.add_argument("folder", type=Path, help="a new folder")
+    door.add_argument(
+        "--layers", default="all", help="which to swap: all, none, or numbers from 0 like 1,3 or 0-5 or every-2"
+    )
+    door.add_argument("--mixer", choices=("mesa", "linear"), default="mesa", help="what to put there (default mesa)")
+    door.add_argument(
+        "--calibrate",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="text to fit the new layers to; may be given again (default: text the model writes itself)",
+    )
+    door.add_argument("--tokens", type=int, help="how many tokens to fit to (default 8192, more for wide models)")
+    door.add_argument("--seed", type=int, default=0)
+    door.set_defaults(door=convert)
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Convert a model and say how well each new layer fits."""
+    from mesalm.hub.convert import convert as convert_model
+
+    folder = convert_model(
+        options.model,
+        options.folder,
+        layers=options.layers,
+        mixer=options.mixer,
+        calibrate=options.calibrate,
+        tokens=options.tokens,
+        seed=options.seed,
+    )
+    print(f"converted: {folder}")

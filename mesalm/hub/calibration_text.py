@@ -1,0 +1,75 @@
+"""Rows of tokens to fit new layers to: from files, or written by the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from mesalm.data.data_settings import SourceSettings
+from mesalm.data.documents import Faults
+from mesalm.data.read_files import FileSource
+
+ROWS_AT_ONCE = 16
+
+
+def text_rows(
+    files: Sequence[str], tokenizer: PreTrainedTokenizerBase, count: int, length: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return up to `count` rows of `length` tokens, [N, T], and the files' names and hashes.
+
+    Documents are laid end to end, each after the token that begins documents, and read only as far as needed.
+
+    Raises:
+        ValueError: a file that cannot be read, or less text than four rows.
+    """
+    source = FileSource(SourceSettings.build({"name": "files", "files": list(files)}))
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ids: list[int] = []
+    for document in source.documents(Faults()):
+        ids += [] if begin is None else [begin]
+        # no more characters than could be wanted, so that one huge file costs no more than its beginning
+        text = (document.text or "")[: 32 * count * length]
+        ids += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(ids) >= count * length:
+            break
+    found = min(count, len(ids) // length)
+    if found < 4:
+        raise ValueError(f"{', '.join(files)}: {len(ids)} tokens are too few to fit to; give at least {4 * length}")
+    return torch.tensor(ids[: found * length]).view(found, length), {"name": "files", **source.identity()}
+
+
+def own_rows(model: Any, count: int, length: int, *, quiet: bool = False) -> Tensor:
+    """Return `count` rows of `length` tokens that the model samples at temperature 1, [N, T].
+
+    Rows begin with the token that begins documents, or with tokens drawn at random where there is none. Which tokens
+    come depends on torch's random state.
+    """
+    config = model.config
+    begin = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
+    begin = begin[0] if isinstance(begin, list) else begin
+    rows = []
+    parts = torch.arange(count).split(ROWS_AT_ONCE)
+    for part in tqdm(parts, desc="write text to fit to", disable=True if quiet else None):
+        start = torch.randint(config.vocab_size, (len(part), 1))
+        if begin is not None:
+            start.fill_(begin)
+        rows.append(
+            model.generate(
+                start,
+                attention_mask=torch.ones_like(start),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                repetition_penalty=1.0,
+                min_new_tokens=length - 1,
+                max_new_tokens=length - 1,
+                pad_token_id=0,
+            )
+        )
+    return torch.cat(rows)

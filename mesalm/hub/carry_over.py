@@ -1,0 +1,132 @@
+"""Hold a Llama- or Qwen3-style checkpoint as a mesa model whose mixers are all softmax."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from transformers import AutoConfig, LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers.configuration_utils import PreTrainedConfig
+
+from mesalm.hub.open_model import locate, open_model
+from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.model.modeling_mesa import MesaForCausalLM
+
+CARRIED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "mlp_bias",
+    "attention_bias",
+    "max_position_embeddings",
+    "rope_parameters",
+    "attention_dropout",
+    "rms_norm_eps",
+    "initializer_range",
+    "tie_word_embeddings",
+    "use_cache",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+"""Fields that mean the same in Llama, Qwen3 and mesa configurations."""
+
+NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
+    "llama": {"pretraining_tp": (1, None)},
+    "qwen3": {
+        "use_sliding_window": (False,),
+        "sliding_window": (None,),
+        "max_window_layers": (),  # says nothing without a window
+        "layer_types": ("full_attention",),
+    },
+}
+"""By model type, the fields that mesa has no word for, with the values that change nothing; empty: any value. A field
+named in neither table may have the value it has where nobody sets it."""
+
+STYLES: dict[str, type[PreTrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+
+
+def open_softmax_model(model: str, *, trust_remote_code: bool = False) -> MesaForCausalLM:
+    """Return MODEL, on the CPU in float32, as a mesa model that computes the same logits.
+
+    Args:
+        model: a folder, run folder or Hub name of a Llama, Qwen3 or mesa checkpoint; see `open_model.locate`.
+        trust_remote_code: whether code that lies with the model may run; a mesa checkpoint needs none of its own.
+
+    Raises:
+        ValueError: nothing can be opened there, a model of another style, or one that mesa cannot represent.
+
+    `config.dtype` is the dtype the checkpoint was saved in, and its generation settings are kept.
+    """
+    config = open_config(model, trust_remote_code=trust_remote_code)
+    if isinstance(config, MesaConfig):
+        ours: Any = open_model(model, dtype=torch.float32)
+    else:
+        mesa_config = softmax_config(config, model)
+        theirs = open_model(model, dtype=torch.float32)
+        ours = carry_weights(theirs, mesa_config)
+        ours.generation_config = theirs.generation_config
+    ours.config.dtype = config.dtype or torch.float32
+    return ours
+
+
+def open_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Return the configuration of MODEL, its style one that can be carried over; ValueError otherwise."""
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(locate(model), trust_remote_code=trust_remote_code)
+    except OSError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{model}: no model could be opened there ({first})") from None
+    if not isinstance(config, (MesaConfig, *STYLES.values())) or config.model_type not in ("mesa", *STYLES):
+        known = ", ".join(STYLES)
+        raise ValueError(
+            f"{model}: model_type is {config.model_type!r}; give a checkpoint of {known} or a softmax model of mesalm"
+        )
+    return config
+
+
+def softmax_config(config: PreTrainedConfig, model: str) -> MesaConfig:
+    """Return the mesa configuration that computes what a Llama or Qwen3 configuration says.
+
+    Raises:
+        ValueError: a field whose value has no counterpart, by name.
+    """
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"{model}: its weights are quantised; give the checkpoint in bfloat16, float16 or float32")
+    style = config.model_type
+    general = {field.name for field in fields(PreTrainedConfig)}
+    usual = STYLES[style]()
+    for field in fields(STYLES[style]):
+        if field.name in CARRIED or field.name in general:
+            continue
+        value = getattr(config, field.name)
+        harmless = NEUTRAL[style].get(field.name, (getattr(usual, field.name),))
+        kinds = set(value) if isinstance(value, list) else {value}
+        if harmless and not kinds <= set(harmless):
+            raise ValueError(f"{model}: {field.name} is {value!r}, which a mesa model cannot represent")
+    known = {name: getattr(config, name) for name in CARRIED if hasattr(config, name)}
+    try:
+        return MesaConfig(mixers="softmax", qk_norm=style == "qwen3", scale_embeddings=False, **known)
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from None
+
+
+def carry_weights(theirs: PreTrainedModel, config: MesaConfig) -> MesaForCausalLM:
+    """Return a mesa model of this configuration with the weights of a Llama or Qwen3 model.
+
+    Raises:
+        ValueError: a weight without a counterpart on either side.
+    """
+    weights = {name.replace(".self_attn.", ".mixer."): value for name, value in theirs.state_dict().items()}
+    ours = MesaForCausalLM(config)
+    found = ours.load_state_dict(weights, strict=False)
+    odd = [*found.unexpected_keys, *found.missing_keys]
+    if odd:
+        raise ValueError(f"{theirs.name_or_path}: weight {odd[0]} has no counterpart")
+    return ours.eval()

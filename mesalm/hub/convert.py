@@ -1,0 +1,140 @@
+"""Turn a softmax checkpoint into one with mesa layers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from mesalm.hub.calibration_text import own_rows, text_rows
+from mesalm.hub.carry_over import open_softmax_model
+from mesalm.hub.new_folder import must_be_new, new_folder
+from mesalm.hub.open_model import open_tokenizer
+from mesalm.hub.swap import swap_layers
+from mesalm.model.modeling_mesa import MesaForCausalLM
+
+RECORD = "conversion.json"
+"""What a converted folder says of its making."""
+
+RECURRENT = ("mesa", "linear")
+
+
+def convert(
+    model: str,
+    folder: str | Path,
+    *,
+    layers: str = "all",
+    mixer: str = "mesa",
+    calibrate: Sequence[str] = (),
+    tokens: int | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Path:
+    """Write MODEL with some of its softmax layers replaced by mesa layers to `folder`; return it.
+
+    The new layers are fitted to the old ones' outputs on the text of `calibrate` or, without any, on text the model
+    writes itself (see `swap_layers`). The folder holds weights in the checkpoint's own dtype, gates and ridge in
+    float32, the tokenizer, and `conversion.json`; `init_from`, `from_pretrained` and `mesalm publish` take it.
+
+    Args:
+        model: a folder, run folder or Hub name of a Llama or Qwen3 checkpoint, or of a mesa model with softmax layers.
+        folder: a path that does not exist yet, or an empty folder.
+        layers: "all", "none", or numbers from 0, ranges and strides with commas: "1,3", "0-5", "every-2".
+        mixer: "mesa" or "linear".
+        calibrate: text files to fit to, of the kinds that `mesalm prepare` reads.
+        tokens: how many tokens to fit to. None: four for each feature an output projection reads, at least 8192.
+        seed: of the model's own text and of the weights that nothing is known of.
+        quiet: whether to go without progress bars.
+
+    Raises:
+        ValueError: a model that cannot be carried over, layers that do not exist or are not softmax, a file that
+            cannot be read or is too short, or `folder` holds something.
+    """
+    folder = Path(folder)
+    must_be_new(folder, "convert")
+    if mixer not in RECURRENT:
+        raise ValueError(f"mixer: {mixer!r} cannot stand in for softmax; choose from {', '.join(RECURRENT)}")
+    torch.manual_seed(seed)
+    opened = open_softmax_model(model)
+    tokenizer = open_tokenizer(model)
+    chosen = choose_layers(layers, opened.config.layer_mixers)
+    converted, record = opened, {"source": _name(model), "mixer": mixer, "layers": chosen, "seed": seed}
+    if chosen:
+        rows, source = _rows(opened, tokenizer, calibrate, tokens, quiet)
+        record |= {"calibration": source, "tokens": rows.numel()}
+        converted, swaps = swap_layers(opened, chosen, mixer, rows, quiet=quiet)
+        record["swaps"] = [asdict(swap) for swap in swaps]
+    with new_folder(folder, "convert") as staged:
+        _save(converted, opened, staged)
+        tokenizer.save_pretrained(staged)
+        (staged / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def choose_layers(text: str, mixers: Sequence[str]) -> list[int]:
+    """Return the numbers of the layers that `text` names, sorted.
+
+    Args:
+        text: see `convert`.
+        mixers: the mixer of each layer of the model.
+
+    Raises:
+        ValueError: a word that is none of these forms, a layer that does not exist or that is not softmax.
+    """
+    count = len(mixers)
+    chosen: set[int] = set()
+    for word in text.replace(" ", "").split(","):
+        span = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        stride = re.fullmatch(r"every-([1-9]\d*)", word)
+        if word == "none":
+            continue
+        if word == "all":
+            named = [layer for layer in range(count) if mixers[layer] == "softmax"]
+        elif stride:
+            named = list(range(0, count, int(stride[1])))
+        elif span:
+            named = list(range(int(span[1]), int(span[2] or span[1]) + 1))
+        else:
+            named = []
+        if not named:
+            raise ValueError(f"layers: {word!r} names none; write all, none, 3, 1,3, 0-5 or every-2")
+        chosen.update(named)
+    for layer in sorted(chosen):
+        if layer >= count:
+            raise ValueError(f"layers: there is no layer {layer}; the model has layers 0 to {count - 1}")
+        if mixers[layer] != "softmax":
+            raise ValueError(f"layers: layer {layer} is {mixers[layer]}; only softmax layers can be swapped")
+    return sorted(chosen)
+
+
+def _rows(
+    model: MesaForCausalLM, tokenizer: PreTrainedTokenizerBase, files: Sequence[str], tokens: int | None, quiet: bool
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    heads, _, size = model.config.head_shape
+    length = min(512, model.config.max_position_embeddings)
+    count = max(4, -(-(tokens or max(8192, 4 * heads * size)) // length))
+    if files:
+        return text_rows(files, tokenizer, count, length)
+    return own_rows(model, count, length, quiet=quiet), {"name": "text of the model's own"}
+
+
+def _save(model: MesaForCausalLM, opened: MesaForCausalLM, folder: Path) -> None:
+    dtype = opened.config.dtype
+    for name, parameter in model.named_parameters():
+        if not any(part in name for part in model._keep_in_fp32_modules_strict or ()):
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    model.generation_config = opened.generation_config
+    model.save_pretrained(folder)
+
+
+def _name(model: str) -> str:
+    """Return what to call the source: a Hub name as it is, a folder by its last part."""
+    path = Path(model)
+    return path.resolve().name if path.exists() else model

@@ -1,0 +1,32 @@
+"""Make a folder appear whole or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def must_be_new(folder: Path, verb: str) -> None:
+    """Raise ValueError unless `folder` does not exist or is empty; `verb` says what was to be done with it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: it exists and is not empty; {verb} to a new folder or remove this one")
+
+
+@contextmanager
+def new_folder(folder: Path, verb: str) -> Iterator[Path]:
+    """Yield a folder to fill that becomes `folder` at the end, and vanishes where an error or Ctrl-C comes first.
+
+    Raises:
+        ValueError: `folder` holds something.
+    """
+    must_be_new(folder, verb)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        staged = Path(temporary) / "staged"
+        staged.mkdir()
+        yield staged
+        if folder.exists():
+            folder.rmdir()
+        staged.rename(folder)
