@@ -60,6 +60,8 @@ def convert(
     must_be_new(folder, "convert")
     if mixer not in RECURRENT:
         raise ValueError(f"mixer: {mixer!r} cannot stand in for softmax; choose from {', '.join(RECURRENT)}")
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"tokens: {tokens} must be at least 1")
     torch.manual_seed(seed)
     opened = open_softmax_model(model)
     tokenizer = open_tokenizer(model)

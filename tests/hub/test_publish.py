@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mesalm import MesaConfig, MesaForCausalLM
@@ -40,20 +39,8 @@ with torch.no_grad():
 """
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of single bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {"<|pad|>": 0, "<|endoftext|>": 1} | {letter: index + 2 for index, letter in enumerate(alphabet)}
-    raw = Tokenizer(models.BPE(words, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
-    )
-
-
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """Return a finished run folder of a small hybrid."""
     torch.manual_seed(0)
     config = MesaConfig(
@@ -71,7 +58,7 @@ def run(tmp_path: Path) -> Path:
     )
     folder = tmp_path / "run"
     MesaForCausalLM(config).save_pretrained(folder / "final")
-    tokenizer().save_pretrained(folder / "final")
+    tokenizer.save_pretrained(folder / "final")
     recipe = {"seed": 7, "data": {"sources": [{"name": "files", "files": ["/somewhere/shelf.jsonl.gz"]}]}}
     events = [
         {"event": "start", "recipe": recipe, "versions": {"torch": "2"}},

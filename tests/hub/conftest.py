@@ -1,0 +1,77 @@
+"""A tokenizer of single bytes, and a softmax model small enough to train in a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mesalm import MesaConfig, MesaForCausalLM
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of single bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {"<|pad|>": 0, "<|endoftext|>": 1} | {letter: index + 2 for index, letter in enumerate(alphabet)}
+    raw = Tokenizer(models.BPE(words, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
+    )
+
+
+@pytest.fixture
+def save_beside(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., str]:
+    """Save a model beside the tokenizer and return the folder."""
+
+    def save(model: torch.nn.Module, name: str = "model") -> str:
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    return save
+
+
+def draw_rows(count: int, seed: int) -> torch.Tensor:
+    """Return rows [count, 32] of 16 random tokens, twice over: only attention can predict the second half."""
+    half = torch.randint(2, 18, (count, 16), generator=torch.Generator().manual_seed(seed))
+    return torch.cat((half, half), dim=1)
+
+
+@pytest.fixture
+def copying_rows() -> Callable[[int, int], torch.Tensor]:
+    """Return the function that draws rows of the copying task."""
+    return draw_rows
+
+
+@pytest.fixture(scope="session")
+def copying_model() -> MesaForCausalLM:
+    """Return a softmax model that has learnt to copy, so that the loss without its attention is much worse."""
+    torch.manual_seed(3)
+    config = MesaConfig(
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        mixers="softmax",
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    model = MesaForCausalLM(config)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for step in range(400):
+        rows = draw_rows(32, step)
+        model(rows, labels=rows).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+    return model.eval()
