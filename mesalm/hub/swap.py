@@ -133,7 +133,8 @@ def fit_mixer(old: Any, new: Any, streams: _Streams, layer: int) -> Swap:
     _start_projections(old.mixer, new.mixer, inputs[: streams.fitted])
     biases = _choose_forgetting(new.mixer, inputs[: streams.fitted], read[: streams.fitted])
     scale = torch.stack([batch.square().mean() for batch in read]).mean().sqrt()
-    new.mixer.output_norm.weight.fill_(scale)
+    if new.mixer.config.read_norm:
+        new.mixer.output_norm.weight.fill_(scale)
     outputs = read_outs(new.mixer, inputs)
     offset = 0.0 if new.mixer.o_proj.bias is None else new.mixer.o_proj.bias
     moments = [
