@@ -119,3 +119,77 @@ def test_whole_documents_agree_too(save_model) -> None:
     (theirs,) = harness.loglikelihood_rolling([request], disable_tqdm=True)
     (ours,) = score_documents(Scorer.open(model, device="cpu", quiet=True), [Document("a", "b", text)], 128)
     assert -ours.nats == pytest.approx(theirs, abs=1e-3)
+
+
+ITEMS = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {path}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{prompt}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+target_delimiter: ""
+metric_list:
+  - metric: acc
+"""
+
+
+@pytest.mark.usefixtures("offline")
+def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, tmp_path: Path) -> None:
+    """Classes behind demonstrations (read from a cache here) and minimal pairs (behind nothing)."""
+    from mesa_eval.few_shot import score_task
+    from mesa_eval.harness import run_tasks
+    from mesa_eval.task import FewShotProtocol, Item
+    from mesa_eval.task_measures import task_measures
+    from mesa_eval.tasks import find_tasks
+    from mesa_eval.tasks.minimal_pairs import MinimalPairTask
+
+    tokenizer = make.tokenizer(merges_from="text: eval label: red tan sky " * 30, size=290)
+    model = save_mesa(tmp_path / "mesa", tokenizer)
+    protocol = FewShotProtocol(
+        shots=(2,),
+        draws=1,
+        rank_draws=1,
+        queries=9,
+        candidates=9,
+        class_shots=(1,),
+        group_pairs=None,
+        variants=("true",),
+    )
+    pairs = tuple(Item(f"the label {n} is red", f"the label is {n} red", f"group {n % 2}") for n in range(6))
+    tasks = [*find_tasks(class_file, [], 0), MinimalPairTask("pairs", (), pairs)]
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    scorer = Scorer.open(model, device="cpu", quiet=True)
+    ours = {}
+    for task in tasks:
+        ours[task.name] = score_task(scorer, task, protocol, 128, seed=0)
+        (level,) = ours[task.name].levels[""]
+        lines = []
+        for index in ours[task.name].queries:
+            query = task.query(index, 0, level.shots, 9, seed=0)
+            answer = query.candidates.index(query.answer)
+            lines.append({"prompt": query.prompt, "choices": list(query.candidates), "answer": answer})
+        path = folder / f"{task.name}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / f"{task.name}.yaml").write_text(ITEMS.format(name=task.name, path=path))
+    results = run_tasks(
+        model,
+        [task.name for task in tasks],
+        include_path=folder,
+        own_tasks_only=True,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    for name, scores in ours.items():
+        (level,) = scores.levels[""]
+        samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
+        assert len(samples) == len(scores.queries)
+        accuracy = next(measure for measure in task_measures(scores) if measure.key.endswith("/accuracy"))
+        for sample, logs, won in zip(samples, level.ranked, accuracy.numerator, strict=True):
+            assert logs[0] == pytest.approx([float(response[0][0]) for response in sample["resps"]], abs=1e-3)
+            assert won == [sample["acc"]]
