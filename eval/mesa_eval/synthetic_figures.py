@@ -11,7 +11,7 @@ from mesa_eval.figures import INK, MUTED, _svg, series_colour
 from mesa_eval.row_scores import RowScores
 from mesa_eval.synthetic_grid import Grid, Line, guesses, lines
 
-DASHES = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (5, 2, 1, 2)), (0, (8, 3)))
+DASHES = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (5, 2, 1, 2)), (0, (9, 3)), (0, (2, 1.5, 6, 1.5)))
 """One pattern a guess."""
 PANELS_A_ROW = 3
 
@@ -44,9 +44,7 @@ def _axis_panels(grid: Grid, measure: RowScores, found: list[Line]) -> str:
             axes.set_title(", ".join(name for name in names if len(panels) > 1))
             if measure.key in ("accuracy", "legal"):
                 axes.set_ylim(-0.03, 1.05)
-        first = figure.axes[0]
-        first.set_ylabel(measure.label)
-        first.legend(fontsize=8)
+        _label(figure, measure)
 
     return _svg(draw, _size(len(panels), max(1.0, len(ticks) / 5)), f"{grid.name}: {measure.label}")
 
@@ -85,7 +83,9 @@ def _curves(grid: Grid, measure: RowScores, found: list[Line]) -> str:
             settings = [line.setting for line in found if line.setting.point == point]
             for number, (name, guess) in enumerate(guesses(grid, settings[0], measure.key).items()):
                 dash = DASHES[number % len(DASHES)]
-                axes.plot(guess.places, guess.columns, linestyle=dash, color=INK, linewidth=1.2, label=name)
+                # above the arms: where a model meets an oracle, both are seen
+                style = {"linestyle": dash, "color": INK, "linewidth": 1.0, "zorder": 3}
+                axes.plot(guess.places, guess.columns, label=name, **style)
             for setting in settings:
                 measured = list(setting.measured(measure.key).values())
                 columns = np.stack([one.columns for one in measured])
@@ -97,10 +97,16 @@ def _curves(grid: Grid, measure: RowScores, found: list[Line]) -> str:
             axes.set_title(", ".join(point.values()))
             axes.set_xlabel("shots or position")
             axes.set_yscale("log")
-        figure.axes[0].set_ylabel(measure.label)
-        figure.axes[0].legend(fontsize=8)
+        _label(figure, measure)
 
     return _svg(draw, _size(len(points), 1.0), f"{grid.name}: {measure.label}")
+
+
+def _label(figure: Figure, measure: RowScores) -> None:
+    """Name the axis and put one legend beside the panels, where it hides nothing."""
+    figure.axes[0].set_ylabel(measure.label)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", fontsize=9)
 
 
 def _panels(figure: Figure, count: int) -> list[Any]:

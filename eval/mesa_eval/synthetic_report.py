@@ -85,7 +85,8 @@ def notes(grid: Grid) -> list[str]:
         if several
         else "One training seed: brackets are 95 % bootstrap intervals over rows and leave the spread between seeds "
         "out; differences are paired by row.",
-        "The learning rate is the best on the valid rows; scores are of the test rows, the same for all models.",
+        "The learning rate is the best on the valid rows; scores are of the test rows, the same for all models. Rows "
+        "in parentheses are guesses without a trained model.",
     ]
     if grid.missing:
         said.append(f"{grid.missing} runs have not ended and are left out.")
@@ -120,26 +121,28 @@ def render_page(grid: Grid, tables: list[dict[str, Any]]) -> str:
 def _table(grid: Grid, measure: RowScores) -> dict[str, Any]:
     """Return headings and rows of one statistic as text; which columns are numbers is in ``numeric``."""
     found = lines(grid, measure.key)
-    guesses = list(dict.fromkeys(name for line in found for name in line.guesses))
     axes = list(grid.axes)
     spread = "range over seeds" if len(grid.seeds) > 1 else "95 % interval"
     headings = [*(axis.rpartition(".")[2].replace("_", " ") for axis in axes), "arm", "best rate", "steps"]
-    headings += [measure.label, spread, f"less {grid.arms[0]}", *guesses]
+    headings += [measure.label, spread, f"less {grid.arms[0]}"]
     rows = []
-    for line in found:
+    for place, line in enumerate(found):
+        where = [line.setting.point[axis] for axis in axes]
         steps = [run.steps for run in line.setting.runs if run.steps is not None]
         rows.append(
             [
-                *(line.setting.point[axis] for axis in axes),
+                *where,
                 line.setting.arm,
                 f"{line.setting.best_rate:g}",
                 f"{sum(steps) / len(steps):,.0f}",
                 number(line.mean, DIGITS),
                 DASH if line.spread is None else f"{line.spread[0]:.{DIGITS}f} to {line.spread[1]:.{DIGITS}f}",
                 _difference(line),
-                *(f"{line.guesses[name]:.{DIGITS}g}" if name in line.guesses else DASH for name in guesses),
             ]
         )
+        if place + 1 == len(found) or found[place + 1].setting.point != line.setting.point:
+            for name, value in line.guesses.items():
+                rows.append([*where, f"({name})", DASH, DASH, f"{value:.{DIGITS}g}", DASH, DASH])
     return {
         "title": f"{measure.label[:1].upper()}{measure.label[1:]} ({measure.better} is better)",
         "headings": headings,
@@ -155,22 +158,16 @@ def _difference(line: Line) -> str:
 
 
 def _print(grid: Grid, tables: list[dict[str, Any]]) -> None:
-    """Print each table narrowly: axes in one column, score and spread in one, guesses in words below the table."""
+    """Print each table with all axes in one column."""
     out = Console()
-    for measure, table in zip(grid.measures(), tables, strict=True):
+    for table in tables:
         shown = Table(title=f"{grid.name}: {table['title']}", title_justify="left")
-        found = lines(grid, measure.key)
         for heading in ("", "arm", "rate", "steps", "score", table["headings"][len(grid.axes) + 4]):
             shown.add_column(heading, justify="left" if heading in ("", "arm") else "right")
         shown.add_column(f"less {grid.arms[0]}", justify="right")
-        for line, row in zip(found, table["rows"], strict=True):
-            cells = [", ".join(row[: len(grid.axes)]), *row[len(grid.axes) : len(grid.axes) + 6]]
-            shown.add_row(*(cell.replace("[", r"\[") for cell in cells), end_section=line.setting.arm == grid.arms[-1])
+        for row in table["rows"]:
+            cells = [", ".join(row[: len(grid.axes)]), *row[len(grid.axes) :]]
+            shown.add_row(*(cell.replace("[", r"\[") for cell in cells))
         out.print(shown)
-        for point in grid.points():
-            known = [line.guesses for line in found if line.setting.point == point and line.guesses]
-            if known:
-                words = ", ".join(f"{name} {value:.{DIGITS}g}" for name, value in known[0].items())
-                out.print(f"  {', '.join([*point.values(), ''])}without a model: {words}", style="dim", highlight=False)
     for note in notes(grid):
         out.print(f"- {note}", highlight=False, markup=False)
