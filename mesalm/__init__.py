@@ -1,10 +1,11 @@
 """Pretrain small language models with mesa attention.
 
-Importing this package makes `model_type="mesa"` known to `AutoConfig`, `AutoModel` and `AutoModelForCausalLM`.
+Importing this package makes `model_type="mesa"` known to transformers' Auto classes.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from mesalm.model.classifier_mesa import MesaForSequenceClassification
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM, MesaModel
 from mesalm.model.operator_mesa import MesaState, mesa_attention
@@ -17,10 +18,12 @@ AutoModel.register(MesaConfig, MesaModel, exist_ok=True)
 AutoConfig.register("mesa_regressor", RegressorConfig, exist_ok=True)
 AutoModel.register(RegressorConfig, MesaRegressor, exist_ok=True)
 AutoModelForCausalLM.register(MesaConfig, MesaForCausalLM, exist_ok=True)
+AutoModelForSequenceClassification.register(MesaConfig, MesaForSequenceClassification, exist_ok=True)
 
 __all__ = [
     "MesaConfig",
     "MesaForCausalLM",
+    "MesaForSequenceClassification",
     "MesaModel",
     "MesaRegressor",
     "MesaState",

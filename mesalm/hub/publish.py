@@ -16,6 +16,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_mesa.MesaConfig",
     "AutoModel": "modeling_mesa.MesaModel",
     "AutoModelForCausalLM": "modeling_mesa.MesaForCausalLM",
+    "AutoModelForSequenceClassification": "classifier_mesa.MesaForSequenceClassification",
 }
 
 

@@ -1,32 +1,59 @@
-"""Transformers' cache, counting tokens also where no layer of it does."""
+"""Transformers' caches, counting tokens also where no layer of them does."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 
-class MesaCache(DynamicCache):
+class CountedTokens(Cache):
     """Answer `get_seq_length` for models without softmax layers, whose states have no length.
 
-    `generate` asks for it, and transformers' own cache refuses when all its layers are recurrent. The count lies with
+    `generate` asks for it, and transformers' own caches refuse when all their layers are recurrent. The count lies with
     the first layer, so that every cache that shares the layers agrees on it.
     """
 
-    @classmethod
-    def around(cls, cache: Cache) -> MesaCache:
-        """Return a cache that shares the layers of `cache`."""
-        shared = cls()
-        shared.layers = cache.layers
-        return shared
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of tokens seen."""
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        """Return the number of tokens seen, an integer; a tensor in a static cache, as transformers' own is."""
         if self.layers and all(self.is_linear):
             return tokens_seen(self)
         return super().get_seq_length(layer_idx)
+
+
+class MesaCache(CountedTokens, DynamicCache):
+    """Hold a dynamic cache that counts its tokens."""
+
+    @property
+    def is_compileable(self) -> bool:
+        """Return False: a state of constant size could be compiled, but `generate` would do so without being asked."""
+        return False
+
+
+class MesaStaticCache(CountedTokens, StaticCache):
+    """Hold a static cache that counts its tokens."""
+
+
+def counting(cache: Cache) -> CountedTokens:
+    """Return a cache of the same kind that shares everything with `cache` and counts its tokens."""
+    kind = MesaStaticCache if isinstance(cache, StaticCache) else MesaCache
+    shared = kind.__new__(kind)
+    shared.__dict__ = cache.__dict__
+    return shared
+
+
+def check_cache(cache: Cache, layers: int) -> None:
+    """Refuse a cache that was made without the configuration, which has no place for recurrent states.
+
+    Raises:
+        ValueError: `cache` has not one layer for each of the model's `layers`.
+    """
+    if len(cache.layers) != layers:
+        raise ValueError(
+            f"past_key_values: this cache has {len(cache.layers)} layers and the model {layers}; make it by "
+            "DynamicCache(config=model.config)"
+        )
 
 
 def conv_state(cache: Cache | None, layer_idx: int) -> torch.Tensor | None:
@@ -47,13 +74,21 @@ def _state(cache: Cache | None, layer_idx: int, kind: str) -> torch.Tensor | Non
     return getattr(layer, kind)[0] if layer.has_previous_state[0] else None
 
 
-def tokens_seen(cache: Cache) -> int:
+def tokens_seen(cache: Cache) -> Any:
     """Return the number of tokens a cache of recurrent layers has seen, 0 after a reset."""
     first: Any = cache.layers[0]
     return getattr(first, "tokens_seen", 0) if any(first.has_previous_state.values()) else 0
 
 
-def count_tokens(cache: Cache, before: int, new: int) -> None:
+def count_tokens(cache: Cache, before: Any, new: int) -> None:
     """Write down that a cache which had seen `before` tokens has seen `new` more."""
     first: Any = cache.layers[0]
-    first.tokens_seen = before + new
+    if not isinstance(cache, StaticCache):
+        first.tokens_seen = before + new
+        return
+    # a number would make torch.compile start anew for each token
+    if not isinstance(getattr(first, "tokens_seen", None), torch.Tensor):
+        first.tokens_seen = torch.zeros((), dtype=torch.long, device=first.device)
+        if not torch.compiler.is_compiling():
+            torch._dynamo.mark_static_address(first.tokens_seen)
+    first.tokens_seen.copy_(before + new)

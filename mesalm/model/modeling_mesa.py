@@ -15,12 +15,13 @@ from transformers.masking_utils import create_causal_mask, create_recurrent_atte
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache_mesa import MesaCache, count_tokens, tokens_seen
+from .cache_mesa import CountedTokens, MesaCache, check_cache, count_tokens, counting, tokens_seen
 from .configuration_mesa import MesaConfig
 from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortConvolution
 from .mixer_mesa import MesaMixer
@@ -69,12 +70,20 @@ class MesaPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
-    _is_stateful = True
-    # the solver stops when its bound is met, which a CUDA graph of the whole decoding loop cannot follow
-    _can_compile_fullgraph = False
-    _keep_in_fp32_modules_strict = ["ridge_parameter", "forget_proj", "input_proj"]  # noqa: RUF012
+    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": MesaBlock, "attentions": SoftmaxMixer}  # noqa: RUF012
+
+    def __init__(self, config: MesaConfig):
+        super().__init__(config)
+        # a recurrent state cannot be taken back by a token, which assisted generation needs
+        self._is_stateful = set(config.layer_types or ()) != {"full_attention"}
+        gated = set(config.layer_mixers) & {"mesa", "linear"}
+        self._keep_in_fp32_modules_strict = [
+            *(["forget_proj", "input_proj"] if gated and config.gates else []),
+            *(["ridge_parameter"] if "mesa" in gated else []),
+        ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -147,7 +156,8 @@ class MesaModel(MesaPreTrainedModel):
             use_cache: whether to return a cache; rows of several documents return none.
 
         Raises:
-            ValueError: both or neither of input_ids and inputs_embeds.
+            ValueError: both or neither of input_ids and inputs_embeds; a mask that is not [B, T] or a cache made
+                without the configuration, where layers are recurrent.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("forward: give exactly one of input_ids and inputs_embeds")
@@ -158,6 +168,8 @@ class MesaModel(MesaPreTrainedModel):
             segments = find_segments(position_ids.expand(inputs_embeds.shape[:2]))
         if use_cache and past_key_values is None and segments is None:
             past_key_values = MesaCache(config=self.config)
+        if past_key_values is not None and self._is_stateful:
+            check_cache(past_key_values, len(self.layers))
         if position_ids is None:
             # a cache without softmax layers does not count tokens, and no layer asks for positions then
             seen = past_key_values.get_seq_length() if self.has_softmax and past_key_values is not None else 0
@@ -192,6 +204,11 @@ class MesaModel(MesaPreTrainedModel):
     ) -> dict[str, torch.Tensor | None]:
         if isinstance(attention_mask, dict):
             return attention_mask
+        if attention_mask is not None and attention_mask.ndim != 2 and self._is_stateful:
+            raise ValueError(
+                f"attention_mask: it has {attention_mask.ndim} dimensions, but recurrent layers and convolutions can "
+                "only leave out tokens, by a mask [B, T] of 0 and 1; keep documents apart by position_ids instead"
+            )
         arguments: dict[str, Any] = {
             "config": self.config,
             "inputs_embeds": inputs_embeds,
@@ -294,8 +311,8 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         parent: Any = super()
         parent._prepare_cache_for_generation(generation_config, model_kwargs, *rest, **more)
         cache = model_kwargs.get("past_key_values")
-        if isinstance(cache, Cache) and not isinstance(cache, MesaCache) and not self.model.has_softmax:
-            model_kwargs["past_key_values"] = MesaCache.around(cache)
+        if isinstance(cache, Cache) and not isinstance(cache, CountedTokens) and not self.model.has_softmax:
+            model_kwargs["past_key_values"] = counting(cache)
 
     def flops_per_token(self, sequence_length: int) -> float:
         """Return the floating-point operations a token of one training step, forward and backward.
@@ -310,5 +327,8 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         mixers = sum(layer.mixer.flops(sequence_length) for layer in self.model.layers)
         return 3.0 * (2.0 * weights + mixers)
 
+
+# Trainer's label smoothing shifts the labels only of classes in this table, and pipelines warn of all others
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault("mesa", "MesaForCausalLM")
 
 __all__ = ["MesaForCausalLM", "MesaModel", "MesaPreTrainedModel"]

@@ -1,0 +1,104 @@
+"""A model that classifies whole sequences."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.utils import can_return_tuple
+
+from .configuration_mesa import MesaConfig
+from .modeling_mesa import MesaModel, MesaPreTrainedModel
+
+
+class MesaForSequenceClassification(MesaPreTrainedModel):
+    """Read a sequence and score `config.num_labels` classes, or one or more numbers, at its last token.
+
+    The last token is the last one that `attention_mask` keeps; without a mask the last that is not the padding token.
+    So padding may lie left or right. (transformers' own heads look at the padding token even where a mask is given, and
+    take a wrong token where that token also ends the text.)
+    """
+
+    # the losses are means over sequences, which Trainer then divides by its accumulation steps
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: MesaConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = MesaModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Return logits [B, labels], and the mean loss where labels are given.
+
+        Args:
+            attention_mask: [B, T], 0 at padding, left or right.
+            labels: [B] classes, [B] or [B, labels] numbers to regress on, or [B, labels] zeros and ones, as
+                `config.problem_type` says; None there: transformers' guess by number and dtype.
+
+        The other arguments are those of `MesaModel.forward`.
+
+        Raises:
+            ValueError: several sequences and nothing that tells where they end.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=False if labels is not None and use_cache is None else use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        last = self._last_tokens(hidden_states, input_ids, attention_mask)
+        logits = self.score(hidden_states[torch.arange(len(last), device=last.device), last])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _last_tokens(
+        self, hidden_states: torch.Tensor, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the place of each sequence's last token, [B]."""
+        batch, length, _ = hidden_states.shape
+        places = torch.arange(length, device=hidden_states.device)
+        if attention_mask is not None:
+            real = attention_mask[:, -length:] != 0
+        elif input_ids is not None and self.config.pad_token_id is not None:
+            real = input_ids != self.config.pad_token_id
+        elif batch == 1:
+            return places[-1:]
+        else:
+            raise ValueError(
+                f"attention_mask: {batch} sequences need it to tell where they end, or input_ids and a "
+                "config.pad_token_id"
+            )
+        return (places * real.to(places)).argmax(-1)
+
+
+# the text-classification pipeline knows classifiers by this table of names
+MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.setdefault("mesa", "MesaForSequenceClassification")
+
+__all__ = ["MesaForSequenceClassification"]

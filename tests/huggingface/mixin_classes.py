@@ -1,0 +1,117 @@
+"""transformers' own model tests over our four kinds of model; run by `test_mixins.py` in an interpreter of its own.
+
+What is adapted, and why, stands beside it. Everything else is theirs as it is.
+"""
+
+from __future__ import annotations
+
+import unittest
+
+import torch
+from tests import causal_lm_tester
+from transformers.models.auto import modeling_auto
+
+from mesalm import MesaConfig, MesaForCausalLM, MesaForSequenceClassification, MesaModel
+
+# their tests tell a base model from one with labels by this table; the tables of causal models and classifiers know
+# ours by themselves
+modeling_auto.MODEL_MAPPING_NAMES["mesa"] = "MesaModel"
+
+NO_ATTENTION = "the model has no softmax layer, so no attention weights"
+NO_ROTARY = "the model has no softmax layer, so no rotary positions"
+NO_WAY_BACK = "a recurrent state cannot be taken back by a token; generate refuses with one clear line"
+NO_FOUR = "a recurrent layer can only leave out tokens; a four-dimensional mask is refused with one clear line"
+NO_GATES = "the model has no parameter that must stay in float32"
+
+WITHOUT_SOFTMAX = {
+    "test_attention_outputs": NO_ATTENTION,
+    "test_model_rope_scaling_frequencies": NO_ROTARY,
+    "test_model_rope_scaling_from_config_0_linear": NO_ROTARY,
+    "test_model_rope_scaling_from_config_1_dynamic": NO_ROTARY,
+    "test_model_rope_scaling_from_config_2_yarn": NO_ROTARY,
+}
+WITH_RECURRENCE = {
+    "test_assisted_decoding_matches_greedy_search_0_random": NO_WAY_BACK,
+    "test_assisted_decoding_matches_greedy_search_1_same": NO_WAY_BACK,
+    "test_assisted_decoding_sample": NO_WAY_BACK,
+    "test_custom_4d_attention_mask": NO_FOUR,
+}
+
+
+class MesaTester(causal_lm_tester.CausalLMModelTester):
+    """Describe the model to their tests."""
+
+    config_class = MesaConfig
+    base_model_class = MesaModel
+    causal_lm_class = MesaForCausalLM
+    sequence_classification_class = MesaForSequenceClassification
+    mixers: str | list[str]
+
+    def __init__(self, parent: unittest.TestCase) -> None:
+        super().__init__(parent=parent)
+        self.mixers = type(self).mixers
+        self.hidden_act = "silu"  # their default, gelu, would do as well
+
+
+class MesaShapes:
+    """Tell their cache checks the shapes of our states, and count only softmax layers' attention weights."""
+
+    # their reason to leave this out is a model from before 2023, told by the year of the licence at the file's head
+    test_can_init_all_missing_weights_before_2023 = True
+
+    def _get_conv_state_shape(self, batch_size: int, config: MesaConfig) -> tuple[int, ...]:
+        heads, groups, size = config.head_shape
+        return batch_size, (heads + groups) * size, config.conv_size_of("mesa") - 1
+
+    def _get_recurrent_state_shape(self, batch_size: int, config: MesaConfig) -> tuple[int, ...]:
+        _, groups, size = config.head_shape
+        return batch_size, groups, size, size if config.mixers == "linear" else 2 * size
+
+    def test_attention_outputs(self) -> None:
+        """Ask for attention weights by argument and by configuration: one a softmax layer, after the hidden states.
+
+        Theirs expects one a layer; the hybrids of the library replace it too.
+        """
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        softmax_layers = config.layer_mixers.count("softmax")
+        shape = (config.num_attention_heads, self.model_tester.seq_length, self.model_tester.seq_length)
+        for model_class in self.all_model_classes:
+            for by_argument in (True, False):
+                config.output_attentions = not by_argument
+                model = model_class._from_config(config, attn_implementation="eager").eval()
+                arguments = self._prepare_for_class(inputs, model_class)
+                if by_argument:
+                    arguments |= {"output_attentions": True}
+                with torch.no_grad():
+                    plain = model(**arguments)
+                    more = model(**arguments, output_hidden_states=True)
+                self.assertEqual(len(plain.attentions), softmax_layers)
+                self.assertEqual({weights.shape[-3:] for weights in plain.attentions}, {torch.Size(shape)})
+                self.assertEqual(len(more), len(plain) + 1)
+                self.assertEqual(list(more.keys())[-1], "attentions")
+
+    def test_retain_grad_hidden_states_attentions(self) -> None:
+        """Run theirs with attention weights where there are any."""
+        self.has_attentions = "softmax" in self.model_tester.mixers
+        super().test_retain_grad_hidden_states_attentions()
+
+
+def suite(mixers: str | list[str]) -> type[unittest.TestCase]:
+    """Return their tests over models with these mixers, in two layers."""
+    inapplicable = {}
+    if "softmax" not in mixers:
+        inapplicable |= WITHOUT_SOFTMAX
+    if mixers != "softmax":
+        inapplicable |= WITH_RECURRENCE
+    if mixers == "softmax":
+        inapplicable |= {"test_keep_in_fp32_modules_exist": NO_GATES}
+    tester = type("Tester", (MesaTester,), {"mixers": mixers})
+    body = {name: unittest.skip(reason)(lambda self: None) for name, reason in inapplicable.items()}
+    bases = (MesaShapes, causal_lm_tester.CausalLMModelTest, unittest.TestCase)
+    return type("Suite", bases, {"model_tester_class": tester, **body})
+
+
+TestMesa = suite("mesa")
+TestHybrid = suite(["mesa", "softmax"])
+TestLinear = suite("linear")
+TestSoftmax = suite("softmax")
