@@ -55,7 +55,8 @@ class MesaMixer(GatedMixer):
             backend=self.config.mesa_backend,
             return_report="steps",
         )
-        self.solver_steps = report.steps
+        if not torch.compiler.is_exporting():  # an exported graph cannot leave anything behind
+            self.solver_steps = report.steps
         return output, torch.cat((after.gram, after.cross), dim=-1) if return_state else None
 
     def flops(self, length: int) -> float:

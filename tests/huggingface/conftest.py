@@ -1,0 +1,77 @@
+"""Small models and a tokenizer that the tests of this folder share; importlib mode leaves the folder off the path."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mesalm import MesaConfig, MesaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+KINDS = {"mesa": "mesa", "hybrid": ["mesa", "softmax"], "linear": "linear", "softmax": "softmax"}
+
+
+def small(kind: str = "hybrid", model_class: type = MesaForCausalLM, **changes: object) -> MesaForCausalLM:
+    """Return a small model in evaluation mode whose every parameter matters."""
+    options = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "initializer_range": 0.2,
+        "tolerance": 1e-6,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+        "mixers": KINDS[kind],
+        **changes,
+    }
+    torch.manual_seed(0)
+    return model_class(MesaConfig(**options)).eval()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Name each of the four kinds of model in turn."""
+    return request.param
+
+
+@pytest.fixture
+def build() -> Callable[..., MesaForCausalLM]:
+    """Return `small`, which makes a model."""
+    return small
+
+
+@pytest.fixture
+def tokens() -> Callable[..., torch.Tensor]:
+    """Return a function that draws token ids `[batch, length]` without special tokens."""
+
+    def draw(batch: int, length: int, seed: int = 1) -> torch.Tensor:
+        return torch.randint(2, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+    return draw
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of single bytes that pads left."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {"<|pad|>": 0, "<|endoftext|>": 1} | {letter: index + 2 for index, letter in enumerate(alphabet)}
+    raw = Tokenizer(models.BPE(words, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        padding_side="left",
+    )
