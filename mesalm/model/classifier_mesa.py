@@ -26,9 +26,9 @@ class MesaForSequenceClassification(MesaPreTrainedModel):
 
     def __init__(self, config: MesaConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = len(config.id2label or {})
         self.model = MesaModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.post_init()
 
     @can_return_tuple

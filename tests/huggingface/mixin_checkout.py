@@ -25,7 +25,8 @@ STAND_INS = {
     "utils/test_configuration_utils.py": "config_common_kwargs = "
     + repr({"output_hidden_states": True, "id2label": {0: "label"}, "label2id": {"label": 0}, "return_dict": False}),
     "exporters/__init__.py": "",
-    "exporters/test_export.py": "class ExportTesterMixin: pass\nclass ExportGenerateTesterMixin(ExportTesterMixin): pass\n",
+    "exporters/test_export.py": "class ExportTesterMixin: pass\n"
+    "class ExportGenerateTesterMixin(ExportTesterMixin): pass\n",
     "distributed_testing_utils.py": ABSENT.format(module="distributed_testing_utils"),
 }
 """What the mixins import and a part of the tests, a source distribution's for instance, does not hold."""

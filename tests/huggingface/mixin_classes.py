@@ -8,10 +8,10 @@ from __future__ import annotations
 import unittest
 
 import torch
-from tests import causal_lm_tester
 from transformers.models.auto import modeling_auto
 
 from mesalm import MesaConfig, MesaForCausalLM, MesaForSequenceClassification, MesaModel
+from tests import causal_lm_tester
 
 # their tests tell a base model from one with labels by this table; the tables of causal models and classifiers know
 # ours by themselves
@@ -85,10 +85,10 @@ class MesaShapes:
                 with torch.no_grad():
                     plain = model(**arguments)
                     more = model(**arguments, output_hidden_states=True)
-                self.assertEqual(len(plain.attentions), softmax_layers)
-                self.assertEqual({weights.shape[-3:] for weights in plain.attentions}, {torch.Size(shape)})
-                self.assertEqual(len(more), len(plain) + 1)
-                self.assertEqual(list(more.keys())[-1], "attentions")
+                assert len(plain.attentions) == softmax_layers
+                assert {weights.shape[-3:] for weights in plain.attentions} == {torch.Size(shape)}
+                assert len(more) == len(plain) + 1
+                assert list(more.keys())[-1] == "attentions"
 
     def test_retain_grad_hidden_states_attentions(self) -> None:
         """Run theirs with attention weights where there are any."""

@@ -53,7 +53,7 @@ SKIPPED = {
         disk_offload_safetensors flex_attention_with_grads sdpa_can_compile_dynamic sdpa_can_dispatch_on_flash
         torch_compile_for_training
     """,
-    "their pipeline tests load tiny models from a list on the Hub that names none of ours; test_pipelines.py runs the pipelines": """
+    "theirs load tiny models from a list on the Hub that names none of ours; test_pipelines.py has its own": """
         pipeline_feature_extraction pipeline_feature_extraction_fp16 pipeline_text_classification
         pipeline_text_classification_fp16 pipeline_text_generation pipeline_text_generation_fp16 pipeline_zero_shot
         pipeline_zero_shot_fp16
@@ -99,7 +99,7 @@ SKIPPED = {
     "a recurrent layer can only leave out tokens; a four-dimensional mask is refused with one clear line": """
         custom_4d_attention_mask
     """,
-    "theirs asks for output_attentions among forward's named arguments, where the library's own models no longer have it": """
+    "theirs wants output_attentions among forward's named arguments, which the library's models have lost": """
         eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions
     """,
     "the model has no encoder": """
