@@ -38,6 +38,11 @@ class PrefixedModel(nn.Module):
         """Return the language model's configuration."""
         return self.model.config
 
+    @property
+    def device(self) -> torch.device:
+        """Return where the model and the prefix lie."""
+        return self.prefix.device
+
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: the frozen model must not drop anything out."""
         return super().train(False)

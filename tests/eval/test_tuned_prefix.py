@@ -53,5 +53,6 @@ def test_a_tuned_folder_is_compared_with_its_model(
     gain = row["differences"][0]["interval"]
     assert gain["value"] < -0.5  # bits a byte of the answers, which the plain random model cannot know
     assert gain["high"] < 0
+    assert main(["sample", out, "--prompt", "Q: bcd1", "--tokens", "3", "--temperature", "0"]) == 0
     assert main([*arguments, "--device", "cpu"]) == 2
     assert "holds a finished prefix" in capsys.readouterr().err
