@@ -1,0 +1,135 @@
+"""The claims of the mesa-optimisation paper: criteria and sizes from claims.yaml, and the verdict on an experiment."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from mesalm.settings import Settings, SettingsError, nearest
+
+TABLE = Path(__file__).with_name("claims.yaml")
+Size = Literal["small", "paper"]
+
+
+class Criterion(Settings):
+    """Bound one quantity of an experiment: at_least and at_most include the bound, above and below do not."""
+
+    quantity: str = Field(description="The quantity's name, as the experiment gives it.")
+    at_least: float | None = Field(default=None, description="Least value allowed.")
+    at_most: float | None = Field(default=None, description="Largest value allowed.")
+    above: float | None = Field(default=None, description="A value that must be exceeded.")
+    below: float | None = Field(default=None, description="A value that must not be reached.")
+
+    def holds(self, value: float) -> bool:
+        """Return whether a value keeps every bound; NaN keeps none."""
+        return (
+            not math.isnan(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def words(self) -> str:
+        """Return the bounds in words."""
+        bounds = {"at least": self.at_least, "at most": self.at_most, "above": self.above, "below": self.below}
+        return " and ".join(f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None)
+
+
+class Claim(Settings):
+    """Hold one claim: what is claimed and where, what decides it, and the sizes it is tried at."""
+
+    number: int = Field(description="Place in the list of claims.")
+    claim: str = Field(description="The claim in one sentence.")
+    source: str = Field(description="Where in the paper it stands.")
+    criteria: list[Criterion] = Field(min_length=1, description="What must hold.")
+    small: dict[str, Any] = Field(description="Sizes for 2 CPU cores.")
+    paper: dict[str, Any] = Field(description="The paper's sizes.")
+
+    def sizes(self, size: Size) -> dict[str, Any]:
+        """Return the sizes of one of the two scales."""
+        return dict(self.small if size == "small" else self.paper)
+
+
+@dataclass
+class Curve:
+    """Hold one line of a figure: its label, x and y."""
+
+    label: str
+    x: list[float]
+    y: list[float]
+
+
+@dataclass
+class Findings:
+    """Hold what an experiment found with one seed.
+
+    ``values`` are the quantities of the criteria; ``controls`` further numbers to print. ``curves`` is drawn over
+    ``x_label`` and ``y_label``; ``blocks`` names matrices [rows, columns] drawn as pictures.
+    """
+
+    values: dict[str, float]
+    controls: dict[str, float] = field(default_factory=dict)
+    curves: list[Curve] = field(default_factory=list)
+    x_label: str = "position"
+    y_label: str = "loss"
+    logarithmic: bool = False
+    blocks: dict[str, list[list[float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """Say of one criterion whether the mean over seeds keeps it, with the least and largest value."""
+
+    criterion: Criterion
+    mean: float
+    least: float
+    largest: float
+    holds: bool
+
+
+def load_claims(path: Path = TABLE) -> dict[str, Claim]:
+    """Return the claims by name, in the order of their numbers. Raises SettingsError for a fault in the file."""
+    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    claims = {name: Claim.build(entry, name) for name, entry in table.items()}
+    return dict(sorted(claims.items(), key=lambda item: item[1].number))
+
+
+def chosen(names: Sequence[str], claims: Mapping[str, Claim]) -> list[str]:
+    """Return the claims that names, numbers or "all" stand for, each once, in the order of the table.
+
+    Raises SettingsError for a name that is no claim's.
+    """
+    by_number = {str(claim.number): name for name, claim in claims.items()}
+    wanted = set()
+    for name in names:
+        if name == "all":
+            wanted |= set(claims)
+        elif name in claims or name in by_number:
+            wanted.add(by_number.get(name, name))
+        else:
+            guess = nearest(name, claims)
+            hint = f"did you mean {guess!r}?" if guess else "`mesalm lab list` shows them all"
+            raise SettingsError(f"{name}: there is no such claim; {hint}")
+    return [name for name in claims if name in wanted]
+
+
+def judge(claim: Claim, values: Sequence[Mapping[str, float]]) -> list[Ruling]:
+    """Hold the mean over seeds of every quantity against its criterion; ``values`` has one entry a seed.
+
+    Raises KeyError for a quantity that the experiment did not give.
+    """
+    rulings = []
+    for criterion in claim.criteria:
+        found = [seed[criterion.quantity] for seed in values]
+        mean = statistics.fmean(found)
+        rulings.append(Ruling(criterion, mean, min(found), max(found), criterion.holds(mean)))
+    return rulings
