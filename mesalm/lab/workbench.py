@@ -1,0 +1,180 @@
+"""Where experiments get their nets: trained by the loop, kept under a hash of their recipe, shared between claims."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from mesalm.data.stream import Batch
+from mesalm.data.synthetic.context_regression import ContextRegression
+from mesalm.data.synthetic.drawn_stream import DrawnStream, StepPosition, drawn_batch
+from mesalm.data.synthetic.linear_dynamics import LinearDynamics
+from mesalm.data.synthetic.nonlinear_dynamics import NonlinearDynamics
+from mesalm.data.synthetic.vector_task import VectorTask
+from mesalm.journal import Journal
+from mesalm.model.regressor_mesa import MesaRegressor, RegressorConfig
+from mesalm.settings import Settings
+from mesalm.train.checkpoint import Checkpoints, load_weights, publish_folder
+from mesalm.train.interrupts import Interrupted
+from mesalm.train.launch import make_accelerator
+from mesalm.train.loop import fit
+from mesalm.train.optim import build_optimiser
+from mesalm.train.progress import Display
+from mesalm.train.randomness import preserved_randomness, seed_everything
+from mesalm.train.schedule import learning_rate_factor
+from mesalm.train.sections import OptimSettings, ScheduleSettings
+
+STAGES = 10
+"""Checkpoints of a training that are kept, evenly spaced: what claims about its course are read from."""
+
+
+class NetRecipe(Settings):
+    """Describe one net: its form, the sequences it is trained on, and how."""
+
+    task: LinearDynamics | NonlinearDynamics | ContextRegression = Field(
+        discriminator="name", description="What is drawn."
+    )
+    model: dict[str, Any] = Field(description="Settings of RegressorConfig; input_size is the task's.")
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    batch: int = Field(ge=1, description="Sequences of a step.")
+    optim: OptimSettings = Field(description="Optimiser.")
+    schedule: ScheduleSettings = Field(description="Course of the learning rate.")
+    seed: int = Field(default=0, ge=0, description="Seed of weights and sequences.")
+    base: NetRecipe | None = Field(
+        default=None, description="A net whose weights are taken over and stay; learned vectors it lacks are trained."
+    )
+
+    def key(self) -> str:
+        """Return the name of the net's folder: a hash of all that decides its weights."""
+        content = json.dumps(self.model_dump(), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def net_recipe(
+    task: VectorTask,
+    sizes: dict[str, Any],
+    seed: int,
+    model: dict[str, Any],
+    *,
+    weight_decay: float = 0.05,
+    cosine: bool = False,
+    base: NetRecipe | None = None,
+) -> NetRecipe:
+    """Make a recipe of an experiment's sizes: ``steps``, ``batch`` and ``learning_rate`` are read from them.
+
+    AdamW as the authors have it; the gradient is clipped to norm 1 as a whole, theirs entry by entry.
+    """
+    schedule = {"name": "cosine", "warmup_fraction": 0.1} if cosine else {"name": "constant", "warmup_steps": 0}
+    optim = {
+        "learning_rate": sizes["learning_rate"],
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": weight_decay,
+    }
+    data = {
+        "task": task.model_dump(),
+        "model": model,
+        "steps": sizes["steps"],
+        "batch": sizes["batch"],
+        "optim": optim,
+        "schedule": schedule,
+        "seed": seed,
+        "base": None if base is None else base.model_dump(),
+    }
+    return NetRecipe.build(data)
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Give experiments their seed, device and nets; nets lie under ``cache``."""
+
+    seed: int
+    cache: Path
+    device: str = "cpu"
+    quiet: bool = False
+
+    def net(self, recipe: NetRecipe) -> MesaRegressor:
+        """Return the trained net of a recipe, in evaluation mode; train it if it is not there.
+
+        An interrupted training goes on from its newest checkpoint. Raises Interrupted after Ctrl-C or SIGTERM, a
+        checkpoint written.
+        """
+        folder = self.folder(recipe)
+        if not (folder / "final").is_dir():
+            with preserved_randomness():
+                self._train(recipe, folder)
+        net = MesaRegressor.from_pretrained(folder / "final")
+        return net.to(self.device).eval().requires_grad_(False)
+
+    def stages(self, recipe: NetRecipe) -> list[tuple[int, MesaRegressor]]:
+        """Return the net after evenly spaced numbers of steps, the last being the trained net."""
+        final = self.net(recipe)
+        stages = []
+        for folder in Checkpoints(self.folder(recipe) / "checkpoints").complete():
+            net = MesaRegressor(final.config)
+            load_weights(net, folder)
+            stages.append((int(folder.name.removeprefix("step-")), net.to(self.device).eval().requires_grad_(False)))
+        return stages
+
+    def folder(self, recipe: NetRecipe) -> Path:
+        """Return the folder of a recipe's net, which need not be there."""
+        return self.cache / recipe.key()
+
+    def batch(self, task: VectorTask, rows: int, step: int = 0) -> Batch:
+        """Draw fresh sequences that no training has seen; other steps give others."""
+        return drawn_batch(task, rows, self.seed, step=step, device=self.device)
+
+    def _train(self, recipe: NetRecipe, folder: Path) -> None:
+        base = None if recipe.base is None else self.net(recipe.base)
+        seed_everything(recipe.seed)
+        config = RegressorConfig(input_size=recipe.task.input_size, **recipe.model)
+        net = MesaRegressor(config)
+        if base is not None:
+            _take_over(net, base)
+        accelerator = make_accelerator(device="cpu" if self.device == "cpu" else "auto", precision="fp32")
+        net.to(accelerator.device)
+        name = f"{'+'.join(dict.fromkeys(config.layer_mixers))}-{config.num_hidden_layers} {folder.name[:6]}"
+        display = Display(name, recipe.steps, enabled=not self.quiet)
+        checkpoints = Checkpoints(folder / "checkpoints", every=max(recipe.steps // STAGES, 1), keep=STAGES + 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(), indent=1), encoding="utf-8")
+        with Journal(folder / "journal.jsonl") as journal:
+            newest = checkpoints.newest()
+            journal.write("start", step=0 if newest is None else int(newest.name.removeprefix("step-")))
+            outcome = fit(
+                net,
+                DrawnStream(recipe.task, StepPosition(recipe.seed), recipe.batch, device=accelerator.device),
+                build_optimiser(net, recipe.optim),
+                accelerator=accelerator,
+                steps=recipe.steps,
+                learning_rate=lambda step: (
+                    recipe.optim.learning_rate * learning_rate_factor(recipe.schedule, step, recipe.steps)
+                ),
+                journal=journal,
+                log_every=max(recipe.steps // 100, 1),
+                checkpoints=checkpoints,
+                resume_from=newest,
+                display=display,
+            )
+        if outcome.interrupted_by is not None:
+            raise Interrupted(outcome.interrupted_by)
+        net.save_pretrained(folder / "final.partial")
+        publish_folder(folder / "final.partial", folder / "final")
+
+
+def _take_over(net: MesaRegressor, base: MesaRegressor) -> None:
+    """Give a net the weights of another and freeze them; learned vectors beyond the other's are what is left."""
+    own = net.state_dict()
+    for name, tensor in base.state_dict().items():
+        own[name][: len(tensor)] = tensor.cpu()
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name == "learned")
+    if net.learned is not None and base.learned is not None:
+        count = len(base.learned)
+        net.learned.register_hook(lambda gradient: torch.cat((torch.zeros_like(gradient[:count]), gradient[count:])))
