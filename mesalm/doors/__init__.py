@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mesalm.doors.converting import convert_door
+from mesalm.doors.experimenting import lab_door
 from mesalm.doors.inspecting import inspect_door
 from mesalm.doors.measuring import compare_door, eval_door
 from mesalm.doors.preparing import prepare_door
@@ -22,6 +23,7 @@ DOORS = (
     tune_door,
     inspect_door,
     convert_door,
+    lab_door,
     publish_door,
 )
 """Each adds its parser to the program's; `mesalm --help` lists them in this order."""

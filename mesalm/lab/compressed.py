@@ -34,7 +34,10 @@ def compressed(layers: Layers) -> Layers:
 def averaged(first: Layers, second: Layers) -> Layers:
     """Return the equal average of the products of two nets, head by head."""
     return [
-        [HeadProducts(*((a + b) / 2 for a, b in zip(one, other, strict=True))) for one, other in zip(*pair, strict=True)]
+        [
+            HeadProducts(*((a + b) / 2 for a, b in zip(one, other, strict=True)))
+            for one, other in zip(*pair, strict=True)
+        ]
         for pair in zip(first, second, strict=True)
     ]
 

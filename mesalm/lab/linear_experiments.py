@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -188,14 +189,17 @@ def target_probe(bench: Workbench, sizes: Sizes) -> Findings:
     curves, last = [], []
     for position in sorted({sizes["length"] // 4, sizes["length"] // 2, sizes["length"]}):
         errors = [
-            decode((a[:, position - 1], fit["targets"][:, position - 1]), (b[:, position - 1], test["targets"][:, position - 1])).error
+            decode(
+                (a[:, position - 1], fit["targets"][:, position - 1]),
+                (b[:, position - 1], test["targets"][:, position - 1]),
+            ).error
             for a, b in zip(*streams, strict=True)
         ]
         curves.append(Curve(f"position {position}", [float(layer) for layer in range(len(errors))], errors))
         last = errors
     return Findings(
         {
-            "largest ratio of successive errors": max(b / a for a, b in zip(last, last[1:], strict=False)),
+            "largest ratio of successive errors": max(b / a for a, b in pairwise(last)),
             "last error relative to the input's": last[-1] / last[0],
         },
         curves=curves,
@@ -226,9 +230,7 @@ def preconditioning_probe(bench: Workbench, sizes: Sizes) -> Findings:
         stream = net(batch["inputs"], output_hidden_states=True).hidden_states
         parts.append((query[kept], batch["targets"][kept, at], [state[kept, at] for state in stream]))
     (fit_query, fit_next, fit_stream), (test_query, test_next, test_stream) = parts
-    errors = [
-        decode((a, fit_query), (b, test_query)).error for a, b in zip(fit_stream, test_stream, strict=True)
-    ]
+    errors = [decode((a, fit_query), (b, test_query)).error for a, b in zip(fit_stream, test_stream, strict=True)]
     control = decode((fit_query, fit_next), (test_query, test_next))
     return Findings(
         {

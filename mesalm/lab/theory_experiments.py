@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def preconditioning(bench: Workbench, sizes: Sizes) -> Findings:
         matrices = (cross @ neumann_inverse(gram, scale, depth) @ inputs.unsqueeze(-1)).squeeze(-1)
         gaps.append(largest(built - matrices))
         errors.append(relative(built, exact))
-    ratios = [after / before for before, after in zip(errors, errors[1:], strict=False)]
+    ratios = [after / before for before, after in pairwise(errors)]
     return Findings(
         {
             "difference of layers and recursion": max(gaps),
@@ -99,7 +100,7 @@ def preconditioning(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def batch_ridge(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 3: recursion, dense solve and operator on the same operands; the limit of a large ridge; the first token."""
+    """Claim 3: recursion, dense solve and operator on the same operands; a large ridge; the first token."""
     shape = (sizes["rows"], sizes["length"], sizes["heads"], sizes["size"])
     generator = step_generator(bench.seed, 0, "test")
     query, key, value = (normal(shape, 1.0, generator) for _ in range(3))
@@ -196,9 +197,7 @@ def dimension_curse(bench: Workbench, sizes: Sizes) -> Findings:
         kernel_losses.append(
             min(mean_loss(kernel_predictions(inputs, 0.25 * 2 ** (power / 2)), targets) for power in range(16)) / size
         )
-    ratios = dict(
-        zip(sizes["sizes"], (k / r for k, r in zip(kernel_losses, ridge_losses, strict=True)), strict=True)
-    )
+    ratios = dict(zip(sizes["sizes"], (k / r for k, r in zip(kernel_losses, ridge_losses, strict=True)), strict=True))
     fresh = {size: k / r for size, k, r in zip(sizes["sizes"], kernel_losses, fresh_losses, strict=True)}
     x = [float(size) for size in sizes["sizes"]]
     return Findings(

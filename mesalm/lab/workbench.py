@@ -24,11 +24,10 @@ from mesalm.train.checkpoint import Checkpoints, load_weights, publish_folder
 from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import make_accelerator
 from mesalm.train.loop import fit
-from mesalm.train.optim import build_optimiser
+from mesalm.train.optim import OptimSettings, build_optimiser
 from mesalm.train.progress import Display
 from mesalm.train.randomness import preserved_randomness, seed_everything
-from mesalm.train.schedule import learning_rate_factor
-from mesalm.train.sections import OptimSettings, ScheduleSettings
+from mesalm.train.schedule import ScheduleSettings, learning_rate_factor
 
 STAGES = 10
 """Checkpoints of a training that are kept, evenly spaced: what claims about its course are read from."""

@@ -1,0 +1,47 @@
+"""Test the claims of the mesa-optimisation paper."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def lab_door(doors: argparse._SubParsersAction) -> None:
+    """Add `mesalm lab`."""
+    door = doors.add_parser("lab", help="test the claims of the mesa-optimisation paper")
+    actions = door.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="show every claim and its criteria")
+    listing.set_defaults(door=show)
+    running = actions.add_parser("run", help="run claims; trained nets are kept and used again")
+    running.add_argument("claims", nargs="+", metavar="CLAIM", help="names or numbers of claims, or all")
+    running.add_argument("--seeds", type=int, default=1, help="seeds to average over (default 1)")
+    running.add_argument("--nets", type=Path, default=Path("runs/lab"), help="where trained nets lie")
+    running.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    running.set_defaults(door=run)
+    reporting = actions.add_parser("report", help="write one page with every claim and its verdict")
+    reporting.add_argument("--page", type=Path, help="the file to write (default: claims-SIZE.html beside the results)")
+    reporting.set_defaults(door=report)
+    for action in (running, reporting):
+        action.add_argument("--size", choices=("small", "paper"), default="small", help="sizes (default small)")
+        action.add_argument("--out", type=Path, default=Path("reports/lab"), help="folder of the results")
+
+
+def show(options: argparse.Namespace) -> None:
+    """Print every claim."""
+    from mesalm.lab.claim_runs import list_claims
+
+    list_claims()
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run claims and print their verdicts."""
+    from mesalm.lab.claim_runs import run_claims
+
+    run_claims(options.claims, options.size, options.seeds, out=options.out, nets=options.nets, device=options.device)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write the page."""
+    from mesalm.lab.claims_page import write_page
+
+    print(f"report: {write_page(options.out, options.size, options.page)}")

@@ -1,0 +1,93 @@
+"""The report of the laboratory: one page that refers to nothing outside it."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from mesalm.lab.claim_runs import RESULTS, read_results
+from mesalm.lab.claims import Claim, Criterion, Findings, Ruling, Size, judge, load_claims
+from mesalm.lab.findings_figure import draw_findings
+from mesalm.settings import SettingsError
+
+VERDICTS = {True: ("reproduced", "yes"), False: ("not reproduced", "no"), None: ("not run", "none")}
+
+
+def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None = None) -> Path:
+    """Write the page of all claims from the results in a folder; return its path (default: in that folder).
+
+    Raises SettingsError where there are no results of this size.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    found = read_results(results, size)
+    if not found:
+        raise SettingsError(f"{results}: holds no results of {size} size; run `mesalm lab run all` first")
+    items = [_item(name, claim, found.get(name)) for name, claim in load_claims().items()]
+    for item in items:
+        item["figure"] = Markup(item["figure"])
+    verdicts = [item["verdict"] for item in items]
+    counts = {
+        word: verdicts.count(verdict)
+        for word, verdict in (("reproduced", "reproduced"), ("failed", "not reproduced"), ("open", "not run"))
+    }
+    source = Path(__file__).with_name("templates") / "claims.html.j2"
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        source.read_text(encoding="utf-8")
+    )
+    page = page or results / f"claims-{size}.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(template.render(items=items, counts=counts, size=size) + "\n", encoding="utf-8")
+    return page
+
+
+def room(criterion: Criterion, value: float) -> float:
+    """Return the distance to the nearest bound as a share of it, negative where it is missed; of a bound 0, itself."""
+    upper = [bound for bound in (criterion.at_most, criterion.below) if bound is not None]
+    lower = [bound for bound in (criterion.at_least, criterion.above) if bound is not None]
+    distances = [(bound - value) / (abs(bound) or 1.0) for bound in upper]
+    distances += [(value - bound) / (abs(bound) or 1.0) for bound in lower]
+    return min(distances)
+
+
+def _item(name: str, claim: Claim, found: list[Findings] | None) -> dict[str, Any]:
+    rulings = judge(claim, [findings.values for findings in found]) if found else []
+    holds = all(ruling.holds for ruling in rulings) if found else None
+    verdict, style = VERDICTS[holds]
+    item: dict[str, Any] = {"name": name, "claim": claim, "verdict": verdict, "style": style, "seeds": len(found or ())}
+    if not found:
+        rows = [{"quantity": c.quantity, "value": "", "bound": c.words()} for c in claim.criteria]
+        blank = {"holds": "", "style": "none", "room": ""}
+        return {
+            **item,
+            "closest": "",
+            "rows": [{**row, **blank} for row in rows],
+            "controls": [],
+            "figure": "",
+            "notes": [],
+        }
+    nearest = min(rulings, key=lambda ruling: room(ruling.criterion, ruling.mean))
+    return {
+        **item,
+        "closest": f"{nearest.mean:.4g}, {nearest.criterion.words()}",
+        "rows": [_row(ruling, len(found)) for ruling in rulings],
+        "controls": [
+            (key, f"{statistics.fmean(findings.controls[key] for findings in found):.4g}") for key in found[0].controls
+        ],
+        "figure": draw_findings(found[0], name),
+        "notes": found[0].notes,
+    }
+
+
+def _row(ruling: Ruling, seeds: int) -> dict[str, str]:
+    spread = f" ({ruling.least:.4g} to {ruling.largest:.4g})" if seeds > 1 else ""
+    return {
+        "quantity": ruling.criterion.quantity,
+        "value": f"{ruling.mean:.4g}{spread}",
+        "bound": ruling.criterion.words(),
+        "holds": "yes" if ruling.holds else "no",
+        "style": "yes" if ruling.holds else "no",
+        "room": f"{100 * room(ruling.criterion, ruling.mean):+.3g} %",
+    }

@@ -1,0 +1,39 @@
+"""The table of experiments: one line a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mesalm.lab.claims import Findings
+from mesalm.lab.linear_experiments import (
+    chebyshev,
+    depth,
+    fixed_teacher,
+    interpolation,
+    one_layer,
+    preconditioning_probe,
+    target_probe,
+)
+from mesalm.lab.softmax_experiments import copy_layer, longer_binding, shallow_hybrid
+from mesalm.lab.theory_experiments import batch_ridge, dimension_curse, gradient_step, mesa_gradients, preconditioning
+from mesalm.lab.workbench import Workbench
+
+EXPERIMENTS: dict[str, Callable[[Workbench, dict[str, Any]], Findings]] = {
+    "gradient-step": gradient_step,
+    "preconditioning": preconditioning,
+    "batch-ridge": batch_ridge,
+    "mesa-gradients": mesa_gradients,
+    "one-layer": one_layer,
+    "interpolation": interpolation,
+    "depth": depth,
+    "chebyshev": chebyshev,
+    "target-probe": target_probe,
+    "preconditioning-probe": preconditioning_probe,
+    "copy-layer": copy_layer,
+    "longer-binding": longer_binding,
+    "dimension-curse": dimension_curse,
+    "fixed-teacher": fixed_teacher,
+    "shallow-hybrid": shallow_hybrid,
+}
+"""Claim -> function(bench, sizes) -> findings of one seed. Claims of claims.yaml that are not here cannot be run yet."""

@@ -1,0 +1,67 @@
+"""The figure of an experiment's findings: its curves, and matrices as pictures."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+import numpy as np
+
+from mesalm.lab.claims import Findings
+from mesalm.lab.gate_figure import GRID, STYLE
+
+COLOURS = ("#3b6fb6", "#c1662b", "#2f7d5b", "#8a5aa8", "#555555", "#b3372f")
+
+
+def draw_findings(findings: Findings, name: str) -> str:
+    """Return an SVG element that refers to nothing outside it; empty where there is nothing to draw.
+
+    ``name`` keeps the identifiers inside apart from those of other figures on the same page.
+    """
+    if not findings.curves and not findings.blocks:
+        return ""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name, "axes.grid.axis": "both"}):
+        count = len(findings.blocks)
+        figure = Figure(figsize=(8.0, 3.4 + (2.4 if count else 0.0)), layout="constrained")
+        parts = figure.subfigures(2 if count else 1, 1, squeeze=False, height_ratios=[3.4, 2.4] if count else None)
+        _draw_curves(parts[0, 0].subplots(), findings)
+        if count:
+            _draw_blocks(np.atleast_1d(parts[1, 0].subplots(1, count)), findings.blocks)
+        stream = StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _draw_curves(axes: Any, findings: Findings) -> None:
+    for place, curve in enumerate(findings.curves):
+        style = {"marker": "o", "markersize": 3} if len(curve.x) <= 12 else {}
+        axes.plot(curve.x, curve.y, color=COLOURS[place % len(COLOURS)], label=curve.label, linewidth=1.5, **style)
+    axes.set_xlabel(findings.x_label)
+    axes.set_ylabel(findings.y_label)
+    if findings.logarithmic:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=min(0.0, *(min(curve.y) for curve in findings.curves)))
+    if findings.x_label in ("layers", "lambda", "dimension"):
+        axes.set_xscale("log")
+    axes.legend(loc="best")
+
+
+def _draw_blocks(panels: Any, blocks: dict[str, list[list[float]]]) -> None:
+    """Draw matrices of 4 by 4 blocks, positive entries blue and negative ones red, each on a scale of its own."""
+    for axes, (name, matrix) in zip(panels, blocks.items(), strict=True):
+        values = np.asarray(matrix)
+        bound = float(np.abs(values).max()) or 1.0
+        axes.imshow(values, cmap="RdBu", vmin=-bound, vmax=bound, interpolation="nearest")
+        axes.grid(False)
+        for edge in range(1, 4):
+            at = edge * len(values) / 4 - 0.5
+            axes.axhline(at, color=GRID, linewidth=0.8)
+            axes.axvline(at, color=GRID, linewidth=0.8)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(name, fontsize=8)
