@@ -60,14 +60,8 @@ def _item(name: str, claim: Claim, found: list[Findings] | None) -> dict[str, An
     if not found:
         rows = [{"quantity": c.quantity, "value": "", "bound": c.words()} for c in claim.criteria]
         blank = {"holds": "", "style": "none", "room": ""}
-        return {
-            **item,
-            "closest": "",
-            "rows": [{**row, **blank} for row in rows],
-            "controls": [],
-            "figure": "",
-            "notes": [],
-        }
+        empty: dict[str, Any] = {"closest": "", "controls": [], "figure": "", "notes": []}
+        return {**item, **empty, "rows": [{**row, **blank} for row in rows]}
     nearest = min(rulings, key=lambda ruling: room(ruling.criterion, ruling.mean))
     return {
         **item,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mesalm.lab.constructions import HeadProducts, linear_net, products_of, set_products
+from mesalm.lab.workbench import fixed
 from mesalm.model.regressor_mesa import SLOTS, MesaRegressor
 
 Layers = list[list[HeadProducts]]
@@ -47,12 +48,12 @@ def with_products(net: MesaRegressor, layers: Layers) -> MesaRegressor:
     config = net.config
     like = linear_net(config.num_hidden_layers, config.num_attention_heads, config.input_size, config.residual_clip)
     like.config.copy_slot = config.copy_slot
-    return set_products(like, layers)
+    return fixed(set_products(like, layers), net.device)
 
 
 def counts(net: MesaRegressor) -> tuple[int, int]:
     """Return the numbers a head has when compressed, and as trained: 16 a product, and four maps."""
-    heads, _, size = net.config.head_shape
+    heads = net.config.num_attention_heads
     trained = sum(parameter.numel() for parameter in net.layers.parameters())
     return 2 * SLOTS**2, trained // (heads * net.config.num_hidden_layers)
 

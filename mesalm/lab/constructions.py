@@ -24,7 +24,9 @@ class HeadProducts(NamedTuple):
     output_value: Tensor
 
 
-def linear_net(layers: int, heads: int, size: int, clip: float | None = None) -> MesaRegressor:
+def linear_net(
+    layers: int, heads: int, size: int, clip: float | None = None, dtype: torch.dtype = torch.float32
+) -> MesaRegressor:
     """Make a net of linear layers on constructed tokens whose heads are as wide as a token, its weights to be set."""
     config = RegressorConfig(
         input_size=size,
@@ -37,7 +39,8 @@ def linear_net(layers: int, heads: int, size: int, clip: float | None = None) ->
         positions=False,
         residual_clip=clip,
     )
-    return MesaRegressor(config).eval().requires_grad_(False)
+    net: Any = MesaRegressor(config)
+    return net.to(dtype).eval().requires_grad_(False)
 
 
 def set_products(net: MesaRegressor, layers: Sequence[Sequence[HeadProducts]]) -> MesaRegressor:

@@ -36,4 +36,4 @@ EXPERIMENTS: dict[str, Callable[[Workbench, dict[str, Any]], Findings]] = {
     "fixed-teacher": fixed_teacher,
     "shallow-hybrid": shallow_hybrid,
 }
-"""Claim -> function(bench, sizes) -> findings of one seed. Claims of claims.yaml that are not here cannot be run yet."""
+"""Claim -> function(bench, sizes) -> findings of one seed. Other claims cannot be run yet."""

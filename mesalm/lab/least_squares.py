@@ -58,7 +58,7 @@ def best_rate(states: Tensor, targets: Tensor, lag: int = 0) -> float:
 
 
 def kernel_predictions(states: Tensor, sharpness: float) -> Tensor:
-    """Predict the mean of s_{t'+1} over t' < t, weighted by softmax(sharpness s_{t'} . s_t); zero at the first token."""
+    """Predict the mean of s_{t'+1} over t' < t, weighted by softmax(sharpness s_{t'} . s_t); zero at t = 1."""
     length = states.shape[1]
     scores = sharpness * states @ states.mT
     later = torch.ones(length, length, dtype=torch.bool, device=states.device).triu()

@@ -1,4 +1,4 @@
-"""Linear decoders: what can be read from the residual stream by least squares, scored on sequences they have not seen."""
+"""Linear decoders: what can be read from the residual stream by least squares, scored on fresh sequences."""
 
 from __future__ import annotations
 

@@ -109,10 +109,10 @@ def interpolation(bench: Workbench, sizes: Sizes) -> Findings:
     steps = []
     for step, stage in bench.stages(recipe):
         steps.append(float(step))
-        mixed = with_products(net, averaged(products_of(stage), small)).to(inputs.device)
+        mixed = with_products(net, averaged(products_of(stage), small))
         losses["trained net"].append(mean_loss(stage(inputs).predictions, targets))
         losses["average of both"].append(mean_loss(mixed(inputs).predictions, targets))
-    alone = mean_loss(with_products(net, small).to(inputs.device)(inputs).predictions, targets)
+    alone = mean_loss(with_products(net, small)(inputs).predictions, targets)
     kept, trained = counts(net)
     return Findings(
         {
@@ -163,7 +163,7 @@ def depth(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def chebyshev(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 8: proposition 2 with learned coefficients beside a net of as many layers; the lag that is nearer counts."""
+    """Claim 8: proposition 2 with learned coefficients beside a net of as many layers; the nearer lag counts."""
     layers = sizes["layers"]
     recipe = constructed_net(bench, sizes, "linear", layers)
     batch = bench.batch(recipe.task, sizes["test_rows"])

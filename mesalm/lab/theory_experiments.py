@@ -57,7 +57,7 @@ def gradient_step(bench: Workbench, sizes: Sizes) -> Findings:
         for trial, rate in enumerate((0.001, 0.05, 0.2)):
             generator = step_generator(bench.seed, trial, "test")
             start = normal((task.size, task.size), 0.5, generator).to(dtype)
-            net = set_products(linear_net(1, 1, task.size).to(dtype), [[gradient_step_head(start, rate)]])
+            net = set_products(linear_net(1, 1, task.size, dtype=dtype), [[gradient_step_head(start, rate)]])
             tokens = net.embed(inputs)
             tokens[..., : task.size] = inputs @ start.mT
             predicted = net.layers[0](tokens)[..., : task.size]
@@ -81,7 +81,7 @@ def preconditioning(bench: Workbench, sizes: Sizes) -> Findings:
     gaps, errors = [], []
     for depth in sizes["depths"]:
         heads = polynomial_heads(*neumann_coefficients(depth, scale, ridge), size)
-        built = set_products(linear_net(depth, 2, size).double(), heads)(inputs).predictions
+        built = set_products(linear_net(depth, 2, size, dtype=torch.float64), heads)(inputs).predictions
         matrices = (cross @ neumann_inverse(gram, scale, depth) @ inputs.unsqueeze(-1)).squeeze(-1)
         gaps.append(largest(built - matrices))
         errors.append(relative(built, exact))
@@ -186,7 +186,9 @@ def _kept_numbers(seed: int, size: int, length: int) -> int:
 
 def dimension_curse(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 14: kernel regression by softmax against ridge regression, sequences four times as long as the size."""
-    ridge_losses, kernel_losses, fresh_losses = [], [], []
+    ridge_losses: list[float] = []
+    fresh_losses: list[float] = []
+    kernel_losses: list[float] = []
     for size in sizes["sizes"]:
         batch = drawn_batch(LinearDynamics(size=size, length=4 * size), sizes["rows"], bench.seed)
         inputs, targets = batch["inputs"], batch["targets"]

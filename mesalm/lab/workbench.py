@@ -20,7 +20,7 @@ from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.journal import Journal
 from mesalm.model.regressor_mesa import MesaRegressor, RegressorConfig
 from mesalm.settings import Settings
-from mesalm.train.checkpoint import Checkpoints, load_weights, publish_folder
+from mesalm.train.checkpoint import Checkpoints, load_weights, publish_folder, save_weights
 from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import make_accelerator
 from mesalm.train.loop import fit
@@ -108,18 +108,13 @@ class Workbench:
         if not (folder / "final").is_dir():
             with preserved_randomness():
                 self._train(recipe, folder)
-        net = MesaRegressor.from_pretrained(folder / "final")
-        return net.to(self.device).eval().requires_grad_(False)
+        return self._opened(folder / "final")
 
     def stages(self, recipe: NetRecipe) -> list[tuple[int, MesaRegressor]]:
         """Return the net after evenly spaced numbers of steps, the last being the trained net."""
-        final = self.net(recipe)
-        stages = []
-        for folder in Checkpoints(self.folder(recipe) / "checkpoints").complete():
-            net = MesaRegressor(final.config)
-            load_weights(net, folder)
-            stages.append((int(folder.name.removeprefix("step-")), net.to(self.device).eval().requires_grad_(False)))
-        return stages
+        self.net(recipe)
+        folders = Checkpoints(self.folder(recipe) / "checkpoints").complete()
+        return [(int(folder.name.removeprefix("step-")), self._opened(folder)) for folder in folders]
 
     def folder(self, recipe: NetRecipe) -> Path:
         """Return the folder of a recipe's net, which need not be there."""
@@ -128,6 +123,12 @@ class Workbench:
     def batch(self, task: VectorTask, rows: int, step: int = 0) -> Batch:
         """Draw fresh sequences that no training has seen; other steps give others."""
         return drawn_batch(task, rows, self.seed, step=step, device=self.device)
+
+    def _opened(self, folder: Path) -> MesaRegressor:
+        # not by from_pretrained, which would show a bar for each of many tiny files
+        net = MesaRegressor(RegressorConfig.from_pretrained(folder))
+        load_weights(net, folder)
+        return fixed(net, self.device)
 
     def _train(self, recipe: NetRecipe, folder: Path) -> None:
         base = None if recipe.base is None else self.net(recipe.base)
@@ -163,8 +164,15 @@ class Workbench:
             )
         if outcome.interrupted_by is not None:
             raise Interrupted(outcome.interrupted_by)
-        net.save_pretrained(folder / "final.partial")
-        publish_folder(folder / "final.partial", folder / "final")
+        partial = folder / "final.partial"
+        partial.mkdir(exist_ok=True)
+        save_weights(net, partial)
+        publish_folder(partial, folder / "final")
+
+
+def fixed(net: Any, device: torch.device | str) -> MesaRegressor:
+    """Return a net on a device, in evaluation mode, its weights not to be trained."""
+    return net.to(device).eval().requires_grad_(False)
 
 
 def _take_over(net: MesaRegressor, base: MesaRegressor) -> None:

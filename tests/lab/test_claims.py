@@ -1,0 +1,192 @@
+"""The claims: criteria decide, the fastest are reproduced here, results come back as they were written."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from mesalm.cli import main
+from mesalm.data.synthetic.context_regression import ContextRegression
+from mesalm.data.synthetic.linear_dynamics import LinearDynamics
+from mesalm.journal import read_journal
+from mesalm.lab import claim_runs
+from mesalm.lab.claims import Criterion, Findings, chosen, judge, load_claims
+from mesalm.lab.claims_page import room, write_page
+from mesalm.lab.experiments import EXPERIMENTS
+from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
+from mesalm.settings import SettingsError
+
+CLAIMS = load_claims()
+TINY = {"steps": 4, "batch": 8, "learning_rate": 1e-2}
+
+
+def recipe(seed: int = 0, **changes: object) -> NetRecipe:
+    return net_recipe(LinearDynamics(size=2, length=5), {**TINY, **changes}, seed, {"hidden_size": 8, "head_dim": 4})
+
+
+def test_there_are_twenty_claims_and_every_experiment_is_one() -> None:
+    assert [claim.number for claim in CLAIMS.values()] == list(range(1, 21))
+    assert set(EXPERIMENTS) <= set(CLAIMS)
+    assert all(set(claim.small) == set(claim.paper) for claim in CLAIMS.values())
+
+
+@pytest.mark.parametrize("name", ["gradient-step", "preconditioning", "batch-ridge", "mesa-gradients"])
+def test_the_claims_of_theory_are_reproduced(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert claim_runs.run_claims([name], out=tmp_path, nets=tmp_path) == {name: True}
+    assert "NOT" not in capsys.readouterr().out
+
+
+def test_the_curse_of_dimension_is_reproduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = load_claims()
+    claims["dimension-curse"].small = {"sizes": [4, 40], "rows": 48, "ridge": 1e-3}
+    monkeypatch.setattr(claim_runs, "load_claims", lambda: claims)
+    assert claim_runs.run_claims(["14"], out=tmp_path, nets=tmp_path) == {"dimension-curse": True}
+
+
+@pytest.mark.slow
+def test_a_trained_layer_is_a_gradient_step(tmp_path: Path) -> None:
+    assert claim_runs.run_claims(["one-layer", "interpolation"], out=tmp_path, nets=tmp_path, quiet=True) == {
+        "one-layer": True,
+        "interpolation": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("bounds", "kept", "missed"),
+    [
+        ({"at_most": 1.0}, 1.0, 1.1),
+        ({"below": 1.0}, 0.9, 1.0),
+        ({"at_least": 1.0}, 1.0, 0.9),
+        ({"above": 1.0}, 1.1, 1.0),
+        ({"at_least": 1.0, "at_most": 2.0}, 1.5, 2.5),
+        ({"at_most": 1.0}, 0.0, math.nan),
+    ],
+)
+def test_a_criterion_decides(bounds: dict[str, float], kept: float, missed: float) -> None:
+    criterion = Criterion(quantity="x", **bounds)
+    assert criterion.holds(kept)
+    assert not criterion.holds(missed)
+    assert not room(criterion, missed) > 0
+
+
+def test_the_mean_over_seeds_is_judged() -> None:
+    claim = CLAIMS["fixed-teacher"]
+    (quantity,) = (criterion.quantity for criterion in claim.criteria)
+    (ruling,) = judge(claim, [{quantity: 0.1}, {quantity: 0.4}])
+    assert (ruling.holds, ruling.mean, ruling.least, ruling.largest) == (True, 0.25, 0.1, 0.4)
+    (ruling,) = judge(claim, [{quantity: 0.1}, {quantity: 0.6}])
+    assert not ruling.holds
+    with pytest.raises(KeyError):
+        judge(claim, [{"another": 0.1}])
+
+
+def test_names_numbers_and_all_choose_claims() -> None:
+    assert chosen(["5", "gradient-step", "5"], CLAIMS) == ["gradient-step", "one-layer"]
+    assert chosen(["all"], CLAIMS) == list(CLAIMS)
+    with pytest.raises(SettingsError, match="did you mean 'one-layer'"):
+        chosen(["one-layr"], CLAIMS)
+
+
+def test_a_net_is_trained_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Workbench(0, tmp_path, quiet=True)
+    first = bench.net(recipe())
+    assert recipe().key() != recipe(seed=1).key() != recipe(steps=5).key()
+    monkeypatch.setattr("mesalm.lab.workbench.fit", None)  # a second training would fail
+    again = bench.net(recipe())
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    assert [step for step, _ in bench.stages(recipe())] == [1, 2, 3, 4]
+    assert torch.equal(bench.stages(recipe())[-1][1].output_map.weight, first.output_map.weight)
+    assert not (tmp_path / recipe(seed=1).key()).exists()
+
+
+def test_an_interrupted_training_goes_on_to_the_same_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Workbench(0, tmp_path / "whole", quiet=True).net(recipe(steps=6))
+    bench = Workbench(0, tmp_path / "parts", quiet=True)
+    from mesalm.lab import workbench
+
+    def broken(model: object, stream: object, optimiser: object, **options: object) -> None:
+        real(model, stream, optimiser, **{**options, "steps": 3})
+        raise KeyboardInterrupt
+
+    real = workbench.fit
+    monkeypatch.setattr(workbench, "fit", broken)
+    with pytest.raises(KeyboardInterrupt):
+        bench.net(recipe(steps=6))
+    monkeypatch.setattr(workbench, "fit", real)
+    resumed = bench.net(recipe(steps=6))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor)
+    steps = [line["step"] for line in read_journal(bench.folder(recipe(steps=6)) / "journal.jsonl") if "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_learned_vectors_are_trained_and_all_else_stays(tmp_path: Path) -> None:
+    bench = Workbench(0, tmp_path, quiet=True)
+    base = recipe()
+    model = {**base.model, "learned_vectors": 1}
+    separator = net_recipe(ContextRegression(size=2, pairs=3, separator=True), TINY, 0, model, base=base)
+    model = {**base.model, "learned_vectors": 3}
+    prefixed = ContextRegression(size=2, pairs=3, separator=True, prefix=2)
+    prefix = net_recipe(prefixed, TINY, 0, model, base=separator, weight_decay=0.0)
+    nets = [bench.net(each) for each in (base, separator, prefix)]
+    for name, tensor in nets[0].state_dict().items():
+        assert all(torch.equal(net.state_dict()[name], tensor) for net in nets)
+    assert torch.equal(nets[2].learned[:1], nets[1].learned)
+    assert nets[2].learned[1:].abs().min() > 0
+
+
+def test_results_come_back_and_make_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--out", str(tmp_path)]
+    assert (
+        main(["lab", "run", "gradient-step", "batch-ridge", "--seeds", "2", "--nets", str(tmp_path), *arguments]) == 0
+    )
+    found = claim_runs.read_results(tmp_path, "small")
+    assert {name: len(seeds) for name, seeds in found.items()} == {"gradient-step": 2, "batch-ridge": 2}
+    assert isinstance(found["batch-ridge"][0], Findings)
+    assert main(["lab", "report", *arguments]) == 0
+    page = write_page(tmp_path).read_text(encoding="utf-8")
+    assert "2 claims reproduced, 0 not, 18 not run" in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert page.count("<svg") == 1
+    capsys.readouterr()
+
+
+def test_results_of_other_criteria_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    claim_runs.run_claims(["gradient-step"], out=tmp_path, nets=tmp_path)
+    path = tmp_path / "gradient-step-small.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["criteria"][0]["at_most"] = 1.0
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert main(["lab", "report", "--out", str(tmp_path)]) == 2
+    assert "run `mesalm lab run gradient-step` again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "no-such"], "no such claim"),
+        (["run", "language-order"], "no experiment yet"),
+        (["run", "one-layer", "--seeds", "0"], "seeds"),
+        (["report"], "holds no results"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lab", *arguments, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_the_list_names_every_claim(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", "list"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in CLAIMS)
