@@ -11,11 +11,26 @@ def publish_door(doors: argparse._SubParsersAction) -> None:
     door = doors.add_parser("publish", help="write a folder that any process with transformers can load")
     door.add_argument("model", help="a run folder or a saved model's folder")
     door.add_argument("folder", type=Path, help="a new folder")
+    door.add_argument("--licence", metavar="NAME", help="of the weights, in the Hub's words, for instance apache-2.0")
+    door.add_argument(
+        "--scores", type=Path, metavar="FILE", help="scores/NAME.json of `mesalm eval --out`, for the card"
+    )
+    door.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the Hub as well")
+    door.add_argument("--private", action="store_true", help="make the repository on the Hub private")
     door.set_defaults(door=publish)
 
 
 def publish(options: argparse.Namespace) -> None:
     """Publish a model."""
+    from mesa_eval.card_rows import card_rows
     from mesalm.hub.publish import publish as publish_model
 
-    print(f"published: {publish_model(options.model, options.folder)}")
+    folder = publish_model(
+        options.model,
+        options.folder,
+        licence=options.licence,
+        evaluations=card_rows(options.scores) if options.scores else (),
+        push_to=options.push,
+        private=options.private,
+    )
+    print(f"published: {folder}" + (f" and {options.push}" if options.push else ""))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedModel
 
-from mesalm.journal import read_journal
+from mesalm.hub.training_record import training_lines
 
 CARD = """---
 {front}
@@ -17,20 +19,21 @@ CARD = """---
 
 # {name}
 
-A causal language model of {parameters:,} parameters with {mixers} sequence mixers, trained with mesalm.
+A causal language model of {parameters:,} parameters with {mixers} sequence mixers, made with mesalm.
 
 ## Load it
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
 inputs = tokenizer("Once", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 ```
 
-The code that `trust_remote_code` runs lies in this folder and needs torch and transformers only.
+The code that `trust_remote_code` runs lies in this folder and needs torch and transformers only. With mesalm installed,
+`import mesalm` first: its own classes then open the folder, and `trust_remote_code` is not needed.
 
 ## Architecture
 
@@ -40,72 +43,122 @@ The code that `trust_remote_code` runs lies in this folder and needs torch and t
 
 {training}
 
+## Evaluation
+
+{evaluation}
+
 ## Limits
 
 This is a small model for research on in-context learning. It knows its training text and little else, was not
 taught to follow instructions, and was not filtered for what it may say.
 """
 
+NO_EVALUATION = "None was recorded beyond the held-out loss above, if there is one."
 
-def model_card(model: PreTrainedModel, name: str, run: Path | None) -> str:
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Hold one measured value for the card: what was measured, its value, and the ends of its 95 % interval, if any."""
+
+    section: str
+    label: str
+    unit: str
+    value: float
+    low: float | None
+    high: float | None
+    digits: int = 3
+
+
+def model_card(
+    model: PreTrainedModel,
+    name: str,
+    run: Path | None,
+    *,
+    place: str | None = None,
+    licence: str | None = None,
+    evaluations: Sequence[Evaluation] = (),
+    conversion: dict[str, Any] | None = None,
+) -> str:
     """Return the text of README.md for a published mesa model.
 
     Args:
         model: the model; its configuration and size are described.
-        name: the folder's name, used in the loading example.
+        name: the title.
         run: the run folder whose journal tells of data, tokens and loss; None: the card says that it is not known.
+        place: the folder or Hub name in the loading example. None: `name`.
+        licence: the Hub's word for the weights' licence, "apache-2.0" for instance. None: the card says that it is not
+            stated and depends on the training text.
+        evaluations: measured values.
+        conversion: what `conversion.json` says, where the model was converted.
     """
     config = model.config
     mixers = config.layer_mixers
+    source = (conversion or {}).get("source")
+    # losses by position and the like are for the table; what the Hub lists are scores that others compare with
+    results = [_result(item) for item in evaluations if item.section == "text" or item.section.startswith("task/")]
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
+        license=licence,
+        base_model=source if source and "/" in source else None,
         tags=["mesa", "mesalm", *sorted(set(mixers))],
+        model_name=name if results else None,
+        eval_results=results or None,
     )
     architecture = [
         f"- layers: {config.num_hidden_layers} ({', '.join(mixers)})",
         f"- width {config.hidden_size}, MLP {config.intermediate_size}, {config.num_attention_heads} heads of "
         f"{config.head_dim} ({config.num_key_value_heads} for keys and values)",
-        f"- vocabulary {config.vocab_size}, trained on sequences of up to {config.max_position_embeddings} tokens",
+        f"- vocabulary {config.vocab_size}, meant for sequences of up to {config.max_position_embeddings} tokens",
     ]
+    training = [*conversion_lines(conversion), *training_lines(run)]
+    training.append(f"- licence of the weights: {licence or 'not stated; that of the training text binds'}")
     return CARD.format(
         front=card_data.to_yaml(),
         name=name,
+        place=place or name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         mixers=" and ".join(sorted(set(mixers))),
         architecture="\n".join(architecture),
-        training=_training(run),
+        training="\n".join(training),
+        evaluation=_table(evaluations) if evaluations else NO_EVALUATION,
     )
 
 
-def _training(run: Path | None) -> str:
-    if run is None:
-        return "No training journal lies with these weights; data, tokens and loss are not known."
-    events: dict[str, dict[str, Any]] = {}
-    for event in read_journal(run / "journal.jsonl"):
-        events[event["event"]] = event  # the last of each kind
-    rows = []
-    if start := events.get("start"):
-        sources = start["recipe"]["data"]["sources"]
-        rows.append(f"- data: {'; '.join(_describe(source) for source in sources)}")
-        rows.append(f"- seed {start['recipe']['seed']}, versions {json.dumps(start['versions'])}")
-    if end := events.get("end"):
-        rows.append(f"- {end['tokens']:,} tokens in {end['step']:,} steps; training loss at the end {end['loss']:.4f}")
-    if valid := events.get("valid"):
-        bits = valid.get("bits_per_byte")
-        rows.append(
-            f"- held-out loss {valid['loss']:.4f} nats a token"
-            + (f", {bits:.4f} bits a byte" if bits is not None else "")
-            + f" after {valid['tokens']:,} tokens"
-        )
-    rows.append("- licence: that of the training text; see the sources above")
-    return "\n".join(rows)
+def conversion_lines(conversion: dict[str, Any] | None) -> list[str]:
+    """Return what a converted folder says of its making, as lines of the card."""
+    if conversion is None:
+        return []
+    text = conversion.get("calibration", {})
+    names = ", ".join(file["name"] for file in text.get("files", [])) or text.get("name", "nothing")
+    layers = ", ".join(map(str, conversion["layers"])) or "none"
+    return [
+        f"- converted from {conversion['source']}: {conversion['mixer']} in the place of softmax in layers {layers}, "
+        f"fitted to {conversion.get('tokens', 0):,} tokens of {names}"
+    ]
 
 
-def _describe(source: dict[str, Any]) -> str:
-    place = source.get("dataset") or source.get("files")
-    if isinstance(place, list):
-        place = ", ".join(Path(item).name for item in place)
-    elif place and source.get("files"):
-        place = Path(place).name
-    return f"{source['name']} ({place})" if place else str(source["name"])
+def read_conversion(folder: Path) -> dict[str, Any] | None:
+    """Return what `conversion.json` in a folder says, None where there is none."""
+    path = folder / "conversion.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _result(item: Evaluation) -> EvalResult:
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=item.section.replace("/", "-"),
+        dataset_name=item.section,
+        metric_type=item.label,
+        metric_value=round(item.value, item.digits),
+    )
+
+
+def _table(evaluations: Sequence[Evaluation]) -> str:
+    rows = ["| | measure | value | 95 % interval |", "|---|---|---|---|"]
+    for item in evaluations:
+        value = f"{item.value:.{item.digits}f}"
+        bounded = item.low is not None and item.high is not None
+        interval = f"{item.low:.{item.digits}f} to {item.high:.{item.digits}f}" if bounded else ""
+        rows.append(f"| {item.section} | {item.label}, {item.unit} | {value} | {interval} |")
+    return "\n".join([*rows, "", "Measured by `mesalm eval`."])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
 import mesalm.model
-from mesalm.hub.model_card import model_card
+from mesalm.hub.model_card import Evaluation, model_card, read_conversion
 from mesalm.hub.new_folder import must_be_new, new_folder
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
 from mesalm.model.configuration_mesa import MesaConfig
@@ -20,7 +24,15 @@ AUTO_MAP = {
 }
 
 
-def publish(model: str, folder: str | Path) -> Path:
+def publish(
+    model: str,
+    folder: str | Path,
+    *,
+    licence: str | None = None,
+    evaluations: Sequence[Evaluation] = (),
+    push_to: str | None = None,
+    private: bool = False,
+) -> Path:
     """Write weights (safetensors), tokenizer, model card and remote code of MODEL to `folder`; return it.
 
     The code is the flat model folder of this package, so that
@@ -29,9 +41,14 @@ def publish(model: str, folder: str | Path) -> Path:
     Args:
         model: a run folder or a saved mesa model's folder.
         folder: a path that does not exist yet, or an empty folder.
+        licence: see `model_card`.
+        evaluations: measured values for the card.
+        push_to: a name on the Hub, "owner/name", to upload the folder to; made if it is not there. None: none.
+        private: whether a repository made there is private.
 
     Raises:
-        ValueError: the model is not a mesa model, or `folder` holds something.
+        ValueError: the model is not a mesa model, `folder` holds something, or the Hub refuses; the folder is then
+            there, and can be uploaded again.
     """
     folder = Path(folder)
     must_be_new(folder, "publish")
@@ -40,13 +57,39 @@ def publish(model: str, folder: str | Path) -> Path:
     if not isinstance(opened.config, MesaConfig):
         raise ValueError(f"{model}: model_type is {opened.config.model_type!r}; only mesa models need remote code")
     tokenizer = open_tokenizer(model)
+    run = source.parent if (source.parent / "journal.jsonl").is_file() else None
+    card = model_card(
+        opened,
+        (push_to or folder.name).split("/")[-1],
+        run,
+        place=push_to,
+        licence=licence,
+        evaluations=evaluations,
+        conversion=read_conversion(source),
+    )
     with new_folder(folder, "publish") as staged:
         opened.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
         _add_code(staged)
-        run = source.parent if (source.parent / "journal.jsonl").is_file() else None
-        (staged / "README.md").write_text(model_card(opened, folder.name, run), encoding="utf-8")
+        (staged / "README.md").write_text(card, encoding="utf-8")
+    if push_to is not None:
+        push(folder, push_to, private=private)
     return folder
+
+
+def push(folder: Path, name: str, *, private: bool = False) -> str:
+    """Upload a published folder to the Hub and return the commit's address.
+
+    Raises:
+        ValueError: the Hub cannot be reached, or refuses.
+    """
+    api = HfApi()
+    try:
+        place = api.create_repo(name, private=private, exist_ok=True).repo_id
+        return str(api.upload_folder(repo_id=place, folder_path=folder, commit_message="Publish model"))
+    except (HfHubHTTPError, HFValidationError, OSError, OfflineModeIsEnabled) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name}: {folder} could not be uploaded ({first})") from None
 
 
 def _add_code(folder: Path) -> None:

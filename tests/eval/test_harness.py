@@ -51,8 +51,10 @@ def task_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def save_mesa(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
-    """Save a random hybrid of all mixers beside its tokenizer."""
+def save_mesa(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, mixers: str | tuple | list = ("mesa", "linear", "softmax")
+) -> str:
+    """Save a random model, by default a hybrid of all mixers, beside its tokenizer."""
     torch.manual_seed(7)
     config = MesaConfig(
         vocab_size=len(tokenizer),
@@ -60,7 +62,7 @@ def save_mesa(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
         intermediate_size=48,
         num_hidden_layers=3,
         num_attention_heads=2,
-        mixers=["mesa", "linear", "softmax"],
+        mixers=mixers if isinstance(mixers, str) else list(mixers),
         max_position_embeddings=128,
         initializer_range=0.3,
         tolerance=1e-6,
@@ -103,6 +105,69 @@ def test_the_harness_agrees_with_our_scores(kind: str, save_model, make, task_fo
             assert [likelihood.nats for likelihood in ours] == pytest.approx(theirs, abs=1e-4)
             greedy = [str(response[0][1]) == "True" for response in sample["resps"]]
             assert [likelihood.greedy for likelihood in ours] == greedy
+
+
+KINDS = {
+    "colours": ("multiple_choice", 'doc_to_choice: "{{choices}}"', "acc"),
+    "whole": ("loglikelihood_rolling", "", "bits_per_byte"),
+    "tales": ("generate_until", 'generation_kwargs: {until: ["z"], max_gen_toks: 6, do_sample: false}', "exact_match"),
+}
+
+
+@pytest.fixture
+def task_kinds(task_folder: Path) -> Path:
+    """Return a folder with a task of each kind that the harness batches, on items of different lengths."""
+    for name, (kind, more, metric) in KINDS.items():
+        lines = [
+            f"task: {name}",
+            "dataset_path: json",
+            f"dataset_kwargs: {{data_files: {{test: {task_folder / 'items.jsonl'}}}}}",
+            "test_split: test",
+            f"output_type: {kind}",
+            'doc_to_text: "Q: {{question}}\\nA:"' if kind != "loglikelihood_rolling" else 'doc_to_text: ""',
+            'doc_to_target: "{{question}}"' if kind != "multiple_choice" else 'doc_to_target: "{{answer}}"',
+            more,
+            f"metric_list: [{{metric: {metric}}}]",
+        ]
+        (task_folder / f"{name}.yaml").write_text("\n".join(lines) + "\n")
+    return task_folder
+
+
+@pytest.mark.parametrize("mixers", ["mesa", ["mesa", "softmax"], "softmax"], ids=["mesa", "hybrid", "softmax"])
+@pytest.mark.usefixtures("offline")
+def test_no_figure_depends_on_the_batch(mixers: str | list[str], make, task_kinds: Path, tmp_path: Path) -> None:
+    """Likelihoods are batched with padding on the right and no mask, generations with padding on the left and one."""
+    from mesa_eval.harness import run_tasks
+
+    tokenizer = make.tokenizer(merges_from="red green dark blue number " * 30, size=290)
+    model = save_mesa(tmp_path / "model", tokenizer, mixers=mixers)
+    found = {}
+    for batch_size in (1, 8):
+        results = run_tasks(
+            model,
+            list(KINDS),
+            include_path=task_kinds,
+            own_tasks_only=True,
+            batch_size=batch_size,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+        found[batch_size] = {
+            task: [sample["resps"] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
+            for task, samples in results["samples"].items()
+        }
+    alone, together = found[1], found[8]
+    assert all(len(alone[task]) == len(together[task]) == 6 for task in KINDS)
+    assert alone["tales"] == together["tales"]
+    assert len({str(response) for response in alone["tales"]}) > 1
+    # a batch changes the order of float32 sums and nothing else
+    for one, other in zip(alone["colours"], together["colours"], strict=True):
+        assert [float(choice[0][0]) for choice in one] == pytest.approx(
+            [float(choice[0][0]) for choice in other], abs=1e-4
+        )
+        assert [str(choice[0][1]) for choice in one] == [str(choice[0][1]) for choice in other]
+    for one, other in zip(alone["whole"], together["whole"], strict=True):
+        assert float(one[0][0]) == pytest.approx(float(other[0][0]), abs=1e-3)
 
 
 @pytest.mark.usefixtures("offline")

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from transformers import PreTrainedTokenizerFast
 
+from mesa_eval.suite import evaluate
 from mesalm import MesaConfig, MesaForCausalLM
-from mesalm.hub.model_card import model_card
+from mesalm.cli import main
+from mesalm.hub.model_card import Evaluation, model_card
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
 from mesalm.hub.publish import publish
 from mesalm.hub.sample import sample
+from mesalm.hub.training_record import training_lines
 
 STRANGER = """
 import json, sys
@@ -25,18 +33,75 @@ class Absent:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
 import torch
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 folder = sys.argv[1]
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 inputs = tokenizer("a b", return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=0)
-model.train()(inputs.input_ids, labels=inputs.input_ids).loss.backward()
-assert all(parameter.grad is not None for parameter in model.parameters())
-assert "mesalm" not in sys.modules
 with torch.no_grad():
-    print(json.dumps({"output": output[0].tolist(), "logits": model.eval()(inputs.input_ids).logits[0, -1].tolist()}))
+    logits = model.eval()(inputs.input_ids).logits[0, -1].tolist()
+optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+losses = []
+for _ in range(4):
+    loss = model.train()(inputs.input_ids, labels=inputs.input_ids).loss
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    optimiser.step()
+    optimiser.zero_grad()
+    losses.append(float(loss.detach()))
+# what a stranger saves carries the code on
+model.save_pretrained(sys.argv[2])
+again = AutoModelForCausalLM.from_pretrained(sys.argv[2], trust_remote_code=True)
+assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+assert "mesalm" not in sys.modules
+print(json.dumps({"output": output[0].tolist(), "logits": logits, "losses": losses}))
 """
+
+NEIGHBOUR = """
+import importlib.util, sys
+from transformers import AutoModelForCausalLM
+assert importlib.util.find_spec("mesalm") is not None
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, mesa_backend="triton")
+assert type(model).__module__.startswith("transformers_modules.")
+assert "mesalm" not in sys.modules
+try:
+    model(model.dummy_inputs["input_ids"])
+except ValueError as error:
+    print(error)
+"""
+
+
+EVALUATIONS = [Evaluation("text", "bits per byte", "bits", 1.5, 1.4, 1.6)]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder that stands for the Hub: what is uploaded to owner/name lies under it."""
+    place = tmp_path / "hub"
+
+    def create_repo(self: HfApi, repo_id: str, **_: object) -> SimpleNamespace:
+        (place / repo_id).mkdir(parents=True, exist_ok=True)
+        return SimpleNamespace(repo_id=repo_id)
+
+    def create_commit(self: HfApi, repo_id: str, operations: list, **_: object) -> str:
+        for operation in operations:
+            shutil.copyfile(operation.path_or_fileobj, place / repo_id / operation.path_in_repo)
+        return "commit"
+
+    def upload_folder(self: HfApi, *, repo_id: str, folder_path: Path, **_: object) -> str:
+        shutil.copytree(folder_path, place / repo_id, dirs_exist_ok=True)
+        return "commit"
+
+    def no_card(*_: object, **__: object) -> None:
+        raise EntryNotFoundError("no card yet")
+
+    for method in (create_repo, create_commit, upload_folder):
+        monkeypatch.setattr(HfApi, method.__name__, method)
+    monkeypatch.setattr(ModelCard, "load", no_card)
+    return place
 
 
 @pytest.fixture
@@ -60,10 +125,13 @@ def run(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     MesaForCausalLM(config).save_pretrained(folder / "final")
     tokenizer.save_pretrained(folder / "final")
     recipe = {"seed": 7, "data": {"sources": [{"name": "files", "files": ["/somewhere/shelf.jsonl.gz"]}]}}
+    machine = {"versions": {"torch": "2"}, "device": "cpu: small", "world": 2, "prepared": "NOWHERE"}
     events = [
-        {"event": "start", "recipe": recipe, "versions": {"torch": "2"}},
+        {"event": "start", "recipe": recipe, **machine},
+        {"event": "step", "step": 1, "tokens": 130, "loss": 5.5},
+        {"event": "valid", "step": 5, "tokens": 600, "loss": 4.5, "bits_per_byte": 3.5},
         {"event": "valid", "step": 9, "tokens": 1234, "loss": 3.25, "bits_per_byte": 2.5},
-        {"event": "end", "step": 10, "tokens": 1300, "loss": 3.125},
+        {"event": "end", "step": 10, "tokens": 1300, "loss": 3.125, "seconds": 12.0},
     ]
     (folder / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return folder
@@ -74,7 +142,7 @@ def test_a_stranger_loads_generates_and_trains(run: Path, tmp_path: Path) -> Non
     assert (folder / "model.safetensors").is_file()
     assert not list(folder.glob("*.bin"))
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STRANGER, str(folder)],
+        [sys.executable, "-W", "ignore", "-c", STRANGER, str(folder), str(tmp_path / "saved")],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -90,19 +158,124 @@ def test_a_stranger_loads_generates_and_trains(run: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(torch.tensor(seen["logits"]), logits, atol=1e-5, rtol=1e-5)
     expected = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     assert seen["output"] == expected[0].tolist()
+    assert seen["losses"][-1] < seen["losses"][0]
 
 
 def test_here_the_installed_class_opens_a_published_folder(run: Path, tmp_path: Path) -> None:
     folder = publish(str(run), tmp_path / "published")
     assert type(open_model(str(folder))) is MesaForCausalLM
+    # also where the folder's own code is allowed: classes registered by an import of mesalm go first
+    assert type(open_model(str(folder), trust_remote_code=True)) is MesaForCausalLM
+
+
+def test_the_code_of_the_folder_uses_kernels_that_are_installed(run: Path, tmp_path: Path) -> None:
+    """The folder's code runs where mesalm is installed but not imported, and asks mesa_kernels if that is there."""
+    folder = publish(str(run), tmp_path / "published")
+    kernels = tmp_path / "site" / "mesa_kernels"
+    kernels.mkdir(parents=True)
+    (kernels / "__init__.py").write_text(
+        "def supports(*operands, **settings):\n    return False, 'asked the kernels'\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", NEIGHBOUR, str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_OFFLINE": "1",
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *sys.path]),
+        },
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "asked the kernels" in result.stdout
 
 
 def test_the_card_tells_what_the_journal_knows(run: Path, tmp_path: Path) -> None:
-    text = (publish(str(run), tmp_path / "published") / "README.md").read_text()
-    for words in ("files (shelf.jsonl.gz)", "1,300 tokens", "3.2500 nats", "2.5000 bits a byte", "library_name"):
+    text = (publish(str(run), tmp_path / "published", licence="apache-2.0") / "README.md").read_text()
+    for words in (
+        "files (shelf.jsonl.gz)",
+        "1,300 tokens in 10 steps; training loss at the end 3.1250",
+        "from 5.5000 at step 1",
+        "held-out loss 3.2500 nats a token, 2.5000 bits a byte, after 1,234 tokens (4.5000 after 600)",
+        "hardware: cpu: small, 2 processes; 12 seconds",
+        "licence of the weights: apache-2.0",
+        "versions: torch 2",
+    ):
         assert words in text
     assert "/somewhere" not in text
     assert "not known" in model_card(open_model(str(run)), "tiny", None)
+
+
+def test_the_card_names_the_prepared_data(run: Path, tmp_path: Path) -> None:
+    manifest = {
+        "hash": "abc",
+        "sources": [{"name": "files", "files": [{"name": "shelf.txt", "sha256": "123"}]}],
+        "splits": {"train": {"documents": 3, "bytes": 4000, "tokens": 1000}},
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    journal = run / "journal.jsonl"
+    journal.write_text(journal.read_text().replace("NOWHERE", str(tmp_path)))
+    text = "\n".join(training_lines(run))
+    assert "shelf.txt (sha256 `123`)" in text
+    assert "train split: 3 documents, 4,000 bytes, 1,000 tokens" in text
+    assert "`abc`" in text
+
+
+def test_the_hub_understands_the_card(run: Path, tmp_path: Path) -> None:
+    measured = [Evaluation("task/copying", "accuracy, 4 shots", "share", 0.25, 0.125, None), *EVALUATIONS]
+    folder = publish(str(run), tmp_path / "published", licence="mit", evaluations=measured)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "mit"
+    assert card.data.pipeline_tag == "text-generation"
+    assert card.data.library_name == "transformers"
+    assert {"mesa", "linear", "softmax", "mesalm"} <= set(card.data.tags)
+    assert [result.metric_value for result in card.data.eval_results] == [0.25, 1.5]
+    assert "| text | bits per byte, bits | 1.500 | 1.400 to 1.600 |" in card.text
+
+
+def test_scores_of_an_evaluation_reach_the_card(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_text("some text that was held out. " * 40)
+    (tmp_path / "odd.json").write_text("[]")
+    evaluate([str(run)], "quick", texts=[str(tmp_path / "text.txt")], out=tmp_path / "out", device="cpu", quiet=True)
+    scores = tmp_path / "out" / "scores" / "run.json"
+    assert main(["publish", str(run), str(tmp_path / "published"), "--scores", str(scores)]) == 0
+    assert "| text | all text (1 document), bits per byte |" in (tmp_path / "published" / "README.md").read_text()
+    for wrong in ("odd.json", "none.json"):
+        assert main(["publish", str(run), str(tmp_path / "other"), "--scores", str(tmp_path / wrong)]) == 2
+        assert wrong in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_pushing_uploads_the_whole_folder(run: Path, tmp_path: Path, hub: Path) -> None:
+    assert main(["publish", str(run), str(tmp_path / "published"), "--push", "me/tiny"]) == 0
+    there = hub / "me" / "tiny"
+    assert {file.name for file in there.iterdir()} == {file.name for file in (tmp_path / "published").iterdir()}
+    assert 'from_pretrained("me/tiny", trust_remote_code=True)' in (there / "README.md").read_text()
+    assert "# tiny" in (there / "README.md").read_text()
+
+
+def test_push_to_hub_of_model_and_tokenizer(run: Path, hub: Path) -> None:
+    model, words = open_model(str(run)), open_tokenizer(str(run))
+    model.push_to_hub("me/pushed")
+    words.push_to_hub("me/pushed")
+    again = open_model(str(hub / "me" / "pushed"))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert open_tokenizer(str(hub / "me" / "pushed")).get_vocab() == words.get_vocab()
+
+
+def test_a_refusal_of_the_hub_is_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OfflineModeIsEnabled("no network here\nand more")
+
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    assert main(["publish", str(run), str(tmp_path / "published"), "--push", "me/tiny"]) == 2
+    assert "me/tiny: " in capsys.readouterr().err
+    assert (tmp_path / "published" / "model.safetensors").is_file()
 
 
 def test_publishing_never_writes_over_anything(run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""The lines of a model card that measured scores give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mesa_eval.compare import build_comparison
+from mesa_eval.scores import Scores
+from mesalm.hub.model_card import Evaluation
+
+
+def card_rows(path: Path) -> list[Evaluation]:
+    """Return each measure of a scores file with its interval.
+
+    Raises:
+        ValueError: the file is not there, or does not hold scores of this format.
+    """
+    try:
+        scores = Scores.read(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); give scores/NAME.json of `mesalm eval --out`") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: these are no scores that can be read ({error})") from None
+    found = []
+    for row in build_comparison([scores], differences=False).rows:
+        interval = row.values[0]
+        if interval is not None:
+            found.append(
+                Evaluation(row.section, row.label, row.unit, interval.value, interval.low, interval.high, row.digits)
+            )
+    return found
