@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rows import load_block, load_unit, multiply_system, store_block, store_rows
-from .tiles import locate
+from .rows import load_unit, multiply_system, store_rows
+from .tiles import load_block, locate, store_block
 
 REFINEMENTS = 4
 """Restarts from a recomputed residual before a system counts as stuck at the limit of float32."""
@@ -37,7 +37,7 @@ def gradient_kernel(
     gram,
     scale,
     plan,
-    vectors,  # [programs, 3, C, K] float32
+    vectors,  # [programs, 3 C K + C C] float32
     problems,
     limit,
     max_steps,
@@ -55,8 +55,9 @@ def gradient_kernel(
 ):
     """Programs go through problems and query heads in turn, each with memory of its own for x and p."""
     programs = tl.num_programs(0)
-    solution = vectors + tl.program_id(0).to(tl.int64) * 3 * C * K
+    solution = vectors + tl.program_id(0).to(tl.int64) * (3 * C * K + C * C)
     direction = solution + C * K
+    memory = solution + 3 * C * K
     for place in range(tl.program_id(0), problems * R, programs):
         p = (place // R).to(tl.int64)
         if tl.load(plan + 4 * p) == 0:
@@ -73,7 +74,7 @@ def gradient_kernel(
                 rr = tl.sum(r * r, 1)
                 while tl.max(live.to(tl.int32), 0) > 0:
                     product = multiply_system(
-                        direction, key, input_gate, high, low, gram, scale, p, T, G, N, K, DOT, FLOOR, C, BK, BI
+                        direction, memory, key, input_gate, high, low, gram, scale, p, T, G, N, K, DOT, FLOOR, C, BK, BI
                     )
                     v = load_block(direction, K, C, BK)
                     curvature = tl.sum(v * product, 1)
@@ -92,7 +93,7 @@ def gradient_kernel(
                         live = live & (tl.sqrt(rr) > 0.75 * allow(solution, scale, g, limit, K, C, BK))
                 # The recurrence's residual drifts from the true one: look, and begin anew where that does not pass.
                 product = multiply_system(
-                    solution, key, input_gate, high, low, gram, scale, p, T, G, N, K, DOT, FLOOR, C, BK, BI
+                    solution, memory, key, input_gate, high, low, gram, scale, p, T, G, N, K, DOT, FLOOR, C, BK, BI
                 )
                 r, largest, norm = load_unit(rhs, scale, b, first, g, head, G * R, K, T, C, BK)
                 r -= product

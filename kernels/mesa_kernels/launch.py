@@ -26,11 +26,17 @@ class Sizes(NamedTuple):
     K: int
     V: int
     half: bool
+    device: torch.device
 
     @property
     def R(self) -> int:  # noqa: N802
         """Return the query heads a key head."""
         return self.H // self.G
+
+    @property
+    def halves(self) -> bool:
+        """Tell whether float16 operands may be used: for inputs of 16 bits, where registers hold all vectors."""
+        return self.half and self.K <= 128
 
     @property
     def N(self) -> int:  # noqa: N802
@@ -63,6 +69,7 @@ class Prepared(NamedTuple):
     value: Tensor
     log_forget: Tensor
     input_gate: Tensor
+    ridge: Tensor
     scale: Tensor
     gates: Gates
     gram: Tensor
@@ -93,9 +100,10 @@ def prepare(
 ) -> Prepared:
     """Sum the gates and scan the states; arguments as in `forward`."""
     B, T, H, K = query.shape
-    sizes = Sizes(B, T, H, key.shape[2], K, value.shape[3], query.dtype != torch.float32)
+    sizes = Sizes(B, T, H, key.shape[2], K, value.shape[3], query.dtype != torch.float32, query.device)
     query, key, value, log_forget, input_gate = (x.contiguous() for x in (query, key, value, log_forget, input_gate))
-    scale = ridge.to(torch.float32).rsqrt().contiguous()
+    ridge = ridge.to(torch.float32).contiguous()
+    scale = ridge.rsqrt()
     G, N, P = sizes.G, sizes.N, sizes.P
     shapes = {"start": (P,), "reach": (P,)}
     dtypes = {"stretch": torch.int32}
@@ -103,28 +111,31 @@ def prepare(
     choice = choose("gates", sizes)
     gates.gate_kernel[(P,)](log_forget, *sums, T, G, N, FLOOR=FLOOR, C=CHUNK, **choice.options)
     symmetric = (0.5 * (gram + gram.mT)).to(torch.float32).contiguous()
-    grams, last_gram = scan(key, key, input_gate, sums, symmetric, sizes, 1, reverse=False)
-    crosses, last_cross = scan(
-        key, value, input_gate, sums, cross.to(torch.float32).contiguous(), sizes, 1, reverse=False
-    )
+    grams, last_gram = scan("gram", key, key, input_gate, sums, symmetric, sizes)
+    start = cross.to(torch.float32).contiguous()
+    crosses, last_cross = scan("cross", key, value, input_gate, sums, start, sizes)
     return Prepared(
-        sizes, query, key, value, log_forget, input_gate, scale, sums, grams, crosses, last_gram, last_cross
+        sizes, query, key, value, log_forget, input_gate, ridge, scale, sums, grams, crosses, last_gram, last_cross
     )
 
 
 def scan(
-    left: Tensor, right: Tensor, input_gate: Tensor, sums: Gates, initial: Tensor, sizes: Sizes, heads: int, *,
-    reverse: bool, symmetric: bool = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Carry a state over the chunks; see `states.scan_kernel`. heads: those of left and right a key head."""
+    name: str, left: Tensor, right: Tensor, input_gate: Tensor, sums: Gates, initial: Tensor, sizes: Sizes
+) -> tuple[Tensor, Tensor]:
+    """Carry a state over the chunks, "gram" or "cross", or backwards its gradient, "gram adjoint" or "cross adjoint".
+
+    Arguments and results as those of `states.scan_kernel`.
+    """
+    reverse = name.endswith("adjoint")
     B, G, K, D = initial.shape
     each, final = fresh(left, sizes.P, K, D), fresh(left, B, G, K, D)
-    choice = choose("states", sizes)
+    choice = choose(name, sizes)
     BI, BJ = (min(choice.tile, power_of_two(size)) for size in (K, D))
     grid = ((K + BI - 1) // BI, (D + BJ - 1) // BJ, B * G)
     states.scan_kernel[grid](
-        left, right, input_gate, sums.high, sums.low, initial, each, final, sizes.T, G, heads, sizes.N, K, D,
-        REVERSE=reverse, SYMMETRIC=symmetric, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, BI=BI, BJ=BJ, **choice.options,
+        left, right, input_gate, sums.high, sums.low, initial, each, final, sizes.T, G,
+        sizes.R if reverse else 1, sizes.N, K, D, REVERSE=reverse, SYMMETRIC=name == "gram adjoint", DOT=choice.dot,
+        FLOOR=FLOOR, C=CHUNK, BI=BI, BJ=BJ, **choice.options,
     )  # fmt: skip
     return each, final
 
@@ -142,6 +153,7 @@ def solve(
     fixed = {"FLOOR": FLOOR, "C": CHUNK}
     BK = power_of_two(s.K)
     carried, gains = factors or (fresh(rhs, s.P, s.K, s.K), fresh(rhs, s.P, CHUNK, s.K))
+    passes = price.count_passes(tolerance)
     plan = fresh(rhs, s.P, price.PLAN, dtype=torch.int32)
     # The series bounds the error in the scaled norm.
     limit = (price.SLACK * tolerance) * made.scale.amin(-1) / made.scale.amax(-1)
@@ -149,8 +161,8 @@ def solve(
     choice = choose("price", s)
     price.price_kernel[(s.P,)](
         made.key, made.input_gate, sums.high, sums.low, sums.reach, made.gram, made.scale, limit, carried, plan,
-        tolerance, max_steps, s.T, s.G, s.R, s.N, s.K, METHOD=method, REUSED=factors is not None,
-        MAY_HALVE=s.half, **constants, **fixed, BI=min(choice.tile, BK), **choice.options,
+        tolerance, max_steps, passes, s.T, s.G, s.R, s.N, s.K, METHOD=method, REUSED=factors is not None,
+        MAY_HALVE=s.halves, **constants, **fixed, BI=min(choice.tile, BK), **choice.options,
     )  # fmt: skip
     if factors is None:
         choice = choose("factor", s)
@@ -161,23 +173,45 @@ def solve(
     x = fresh(rhs, s.B, s.T, s.H, s.K)
     steps = fresh(rhs, s.B, s.N, s.H, dtype=torch.int32)
     programs = min(PROGRAMS, s.P * s.R)
-    vectors = fresh(rhs, programs, 3, CHUNK, s.K)
+    vectors = fresh(rhs, programs, 3 * CHUNK * s.K + CHUNK * CHUNK)
     places = (rhs, x, steps, made.key, made.input_gate, sums.high, sums.low, made.gram, made.scale)
     shape = (s.T, s.G, s.R, s.N, s.K)
-    factored = (sums.log_ratio, sums.stretch, plan, carried, gains, vectors, s.P)
-    for name, kernel in (("half", series.half_kernel), ("series", series.series_kernel)):
-        if name == "half" and not s.half:
-            continue
-        choice = choose(name, s)
-        kernel[(programs,)](
-            *places, *factored, *shape, DOT=choice.dot, **fixed, BK=BK, BI=min(choice.tile, BK), **choice.options
-        )
+    choice = choose("series", s)
+    series.series_kernel[(programs,)](
+        *places, sums.log_ratio, sums.stretch, plan, carried, gains, vectors, s.P, *shape, DOT=choice.dot, **fixed,
+        BK=BK, BI=min(choice.tile, BK), **choice.options,
+    )  # fmt: skip
+    if s.halves:
+        correct_halves(made, rhs, x, steps, plan, carried, gains, vectors, passes)
     choice = choose("gradients", s)
     conjugate_gradients.gradient_kernel[(programs,)](
         *places, plan, vectors, s.P, tolerance / (1.0 + tolerance), max_steps, *shape, DOT=choice.dot,
         REFINEMENTS=conjugate_gradients.REFINEMENTS, **fixed, BK=BK, BI=min(choice.tile, BK), **choice.options,
     )  # fmt: skip
     return x, steps, (carried, gains)
+
+
+def correct_halves(
+    made: Prepared, rhs: Tensor, x: Tensor, steps: Tensor, plan: Tensor, carried: Tensor, gains: Tensor,
+    vectors: Tensor, passes: int,
+) -> None:  # fmt: skip
+    """Solve with float16 operands by `passes`, each after the first for what the true residual in float32 asks for."""
+    s, sums = made.sizes, made.gates
+    shape, BK = (s.T, s.G, s.R, s.N, s.K), power_of_two(s.K)
+    left = rhs
+    for number in range(passes):
+        if number:
+            choice = choose("residual", s)
+            left = fresh(rhs, *x.shape)
+            series.residual_kernel[(vectors.shape[0],)](
+                rhs, x, left, made.key, made.input_gate, sums.high, sums.low, made.gram, made.ridge, plan, vectors, s.P,
+                *shape, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, BK=BK, BI=min(choice.tile, BK), **choice.options,
+            )  # fmt: skip
+        choice = choose("half", s)
+        series.half_kernel[(s.P, s.R)](
+            left, x, steps, made.scale, sums.log_ratio, sums.stretch, plan, carried, gains, *shape, LATER=number > 0,
+            C=CHUNK, BK=BK, **choice.options,
+        )  # fmt: skip
 
 
 PRICES = ("FACTOR_PRICE", "STEP_PRICE", "ROUNDING", "CORRECTION", "HALF_GAIN", "HALF_EIGENVALUE")
@@ -251,8 +285,8 @@ def backward(
     y, _, _ = solve(made, rhs, tolerance, max_steps, method, (carried, gains))
     last_gram = (0.5 * (gram_upstream + gram_upstream.mT)).to(torch.float32).contiguous()
     last_cross = cross_upstream.to(torch.float32).contiguous()
-    gram_end, d_gram = scan(x, y, made.input_gate, sums, last_gram, s, s.R, reverse=True, symmetric=True)
-    cross_end, d_cross = scan(x, d, made.input_gate, sums, last_cross, s, s.R, reverse=True)
+    gram_end, d_gram = scan("gram adjoint", x, y, made.input_gate, sums, last_gram, s)
+    cross_end, d_cross = scan("cross adjoint", x, d, made.input_gate, sums, last_cross, s)
     rows, tokens = (x, y, d), (made.key, made.value, made.input_gate, sums.high, sums.low)
     shape, fixed = (s.T, s.G, s.R, s.N, s.K, s.V), {"FLOOR": FLOOR, "C": CHUNK}
     pairs, within = fresh(x, s.P, s.R, 2, CHUNK, CHUNK), fresh(x, s.P, CHUNK)

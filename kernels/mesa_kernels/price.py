@@ -6,6 +6,8 @@ from a bound on the largest eigenvalue, and the cheaper way is taken.
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -29,6 +31,11 @@ directions of small eigenvalues, where P is near 1."""
 HALF_EIGENVALUE = 128.0
 """Largest eigenvalue up to which float16 operands are used: in its direction P is 1/128, known to 2^-11 only, so that a
 pass still makes a sixteenth of the error there."""
+
+
+def count_passes(tolerance: float) -> int:
+    """Count the passes with float16 operands that reach a tolerance; the host knows it, so each is a launch."""
+    return max(1, math.ceil(math.log(SLACK * tolerance) / math.log(HALF_GAIN)))
 
 
 @triton.jit
@@ -80,6 +87,7 @@ def price_kernel(
     plan,  # [P, PLAN] int32
     tolerance,
     max_steps,
+    passes_of_half,
     T,
     G,
     R,
@@ -128,13 +136,11 @@ def price_kernel(
     passes = tl.where(largest * largest * 1.2e-7 > ROUNDING * tolerance, 2.0, 1.0)
     later = count_products(distance, CORRECTION)
     if MAY_HALVE:
-        half = shared & (largest <= HALF_EIGENVALUE)
-        rounds = tl.maximum(tl.ceil(tl.log(wanted) / tl.log(tl.full([], HALF_GAIN, tl.float32))), 1.0)
-        share = count_products(distance, tl.exp(tl.log(wanted) / rounds))
+        share = tl.exp(tl.log(wanted) / passes_of_half)
+        half = shared & (largest <= HALF_EIGENVALUE) & (share >= 0.5 * HALF_GAIN)
+        share = count_products(distance, share)
         way = tl.where(half, 2, way)
         degree = tl.where(half, share, degree)
-        later = tl.where(half, share, later)
-        passes = tl.where(half, rounds, passes)
     degree = tl.minimum(degree, max_steps)
     tl.store(plan + 4 * p, way)
     tl.store(plan + 4 * p + 1, degree.to(tl.int32))

@@ -48,8 +48,8 @@ def read_kernel(
         i = begin + tl.arange(0, BI)
         x = load_rows(rows, b, first, head, G * R, K, i, T, C)
         k = load_rows(key, b, first, g, G, K, i, T, C)
-        place = p * K * D + i[:, None] * row_stride + j[None, :] * column_stride
-        s = tl.load(states + place, mask=(i < K)[:, None] & (j < D)[None, :], other=0.0)
+        place = i[:, None] * row_stride + j[None, :] * column_stride
+        s = tl.load(states + p * K * D + place, mask=(i < K)[:, None] & (j < D)[None, :], other=0.0)
         result = tl.dot(x, s, result, input_precision=DOT)
         scores = tl.dot(x, tl.trans(k), scores, input_precision=DOT)
     c, d = load_sums(high, low, p, C)
@@ -58,5 +58,5 @@ def read_kernel(
     w = load_rows(value, b, first, g, G, D, j, T, C)
     result = tl.dot(scores, w, result, input_precision=DOT)
     t = tl.arange(0, C)
-    place = ((b * T + first + t) * (G * R) + head) * D
-    tl.store(out + place[:, None] + j[None, :], result, mask=(t < left)[:, None] & (j < D)[None, :])
+    out += ((b * T + first) * (G * R) + head) * D
+    tl.store(out + t[:, None] * (G * R * D) + j[None, :], result, mask=(t < left)[:, None] & (j < D)[None, :])

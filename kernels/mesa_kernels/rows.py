@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import apply_matrix, factor, load_decay, load_rows, load_sums, locate
+from .tiles import factor, gather, load_block, load_decay, load_rows, load_sums, locate, project
 
 
 @triton.jit
@@ -23,16 +23,25 @@ def load_unit(rhs, scale, b, first, g, head, heads, K, T, C: tl.constexpr, BK: t
 @triton.jit
 def store_rows(out, rows, scale, largest, norm, b, first, g, head, heads, K, T, C: tl.constexpr, BK: tl.constexpr):
     """Undo `load_unit` and store to out `[B, T, heads, K]`, in the caller's units."""
-    t = tl.arange(0, C)
     k = tl.arange(0, BK)
     rows = rows * norm[:, None] * largest[:, None] * tl.load(scale + g * K + k, mask=k < K, other=0.0)[None, :]
-    place = ((b * T + first + t) * heads + head) * K
-    tl.store(out + place[:, None] + k[None, :], rows, mask=(first + t < T)[:, None] & (k < K)[None, :])
+    store_tokens(out, rows, b, first, head, heads, K, T, C, BK)
+
+
+@triton.jit
+def store_tokens(out, rows, b, first, head, heads, K, T, C: tl.constexpr, BK: tl.constexpr):
+    """Store the rows `[C, BK]` of one chunk and head to out `[B, T, heads, K]`."""
+    t = tl.arange(0, C)
+    k = tl.arange(0, BK)
+    out += ((b * T + first) * heads + head) * K
+    place = t[:, None] * (heads * K) + k[None, :]
+    tl.store(out + place, rows, mask=(first + t < T)[:, None] & (k < K)[None, :])
 
 
 @triton.jit
 def multiply_system(
     rows,
+    memory,
     key,
     input_gate,
     high,
@@ -50,30 +59,15 @@ def multiply_system(
     BK: tl.constexpr,
     BI: tl.constexpr,
 ):
-    """Multiply rows `[C, K]` in memory by their token's scaled H_t + 1: `[C, BK]`."""
+    """Multiply rows `[C, K]` in memory by their token's scaled H_t + 1: `[C, BK]`; memory: `[C, C]` to work in."""
     b, g, first, left = locate(p, T, G, N, C)
-    c, d = load_sums(high, low, p, C)
-    mask = load_decay(high, low, input_gate, p, T, G, N, FLOOR, C)
+    k = tl.arange(0, BK)
     vectors = key + ((b * T + first) * G + g) * K
-    product = apply_matrix(
-        rows, gram + p * K * K, vectors, G * K, left, scale + g * K, mask, factor(c + d, FLOOR), K, DOT, True, C, BK, BI
-    )
+    scale += g * K
+    product, scores = project(rows, K, gram + p * K * K, vectors, G * K, left, scale, K, DOT, True, C, BK, BI)
+    c, d = load_sums(high, low, p, C)
+    product *= factor(c + d, FLOOR)[:, None]
+    scores *= load_decay(high, low, input_gate, p, T, G, N, FLOOR, C)
+    product = gather(product, scores, memory, vectors, G * K, left, K, DOT, C, BK, BI)
+    product *= tl.load(scale + k, mask=k < K, other=0.0)[None, :]
     return product + load_block(rows, K, C, BK)
-
-
-@triton.jit
-def load_block(rows, K, C: tl.constexpr, BK: tl.constexpr):
-    """Load rows `[C, K]` from memory."""
-    t = tl.arange(0, C)
-    k = tl.arange(0, BK)
-    return tl.load(rows + t[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
-
-
-@triton.jit
-def store_block(rows, values, K, C: tl.constexpr, BK: tl.constexpr):
-    """Store rows `[C, K]` where all threads of the program may read them afterwards."""
-    t = tl.arange(0, C)
-    k = tl.arange(0, BK)
-    tl.debug_barrier()
-    tl.store(rows + t[:, None] * K + k[None, :], values, mask=(k < K)[None, :])
-    tl.debug_barrier()

@@ -39,7 +39,7 @@ def scan_kernel(
     """One program a tile `[BI, BJ]` of the state of one key head, through all chunks in turn."""
     bg = tl.program_id(2).to(tl.int64)
     b = bg // G
-    g = bg % G
+    g = (bg % G).to(tl.int32)
     i = tl.program_id(0) * BI + tl.arange(0, BI)
     j = tl.program_id(1) * BJ + tl.arange(0, BJ)
     tile = i[:, None] * D + j[None, :]

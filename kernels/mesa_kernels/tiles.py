@@ -22,9 +22,9 @@ FLOOR = -60.0
 
 @triton.jit
 def locate(p, T, G, N, C: tl.constexpr):
-    """Give batch row, key head, first token and tokens left of problem p."""
-    n = p % N
-    g = (p // N) % G
+    """Give batch row (64 bits), key head, first token and tokens left (32 bits) of problem p."""
+    n = (p % N).to(tl.int32)
+    g = ((p // N) % G).to(tl.int32)
     b = p // (N * G)
     return b, g, n * C, T - n * C
 
@@ -33,9 +33,10 @@ def locate(p, T, G, N, C: tl.constexpr):
 def load_rows(x, b, first, head, heads, width, columns, T, C: tl.constexpr):
     """Load columns of the rows of one chunk and head of x `[B, T, heads, width]`, float32 `[C, columns]`."""
     t = tl.arange(0, C)
-    place = ((b * T + first + t).to(tl.int64) * heads + head) * width
+    x += ((b * T + first) * heads + head) * width
+    place = t[:, None] * (heads * width) + columns[None, :]  # 32 bits an offset: half the registers of 64
     inside = (first + t < T)[:, None] & (columns < width)[None, :]
-    return tl.load(x + place[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    return tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -81,15 +82,14 @@ def load_decay(high, low, input_gate, p, T, G, N, FLOOR: tl.constexpr, C: tl.con
 
 
 @triton.jit
-def apply_matrix(
+def project(
     rows,
+    row_stride,
     matrix,
     vectors,
-    vectors_stride,
+    stride,
     left,
     scale,
-    mask,
-    carry,
     K,
     DOT: tl.constexpr,
     SCALED: tl.constexpr,
@@ -97,12 +97,11 @@ def apply_matrix(
     BK: tl.constexpr,
     BI: tl.constexpr,
 ):
-    """Multiply rows R `[C, K]` in memory: carry * (R A) + ((R X') * mask) X, as `[C, BK]`.
+    """Multiply rows R `[C, K]` in memory by a matrix A and by vectors X: R A `[C, BK]` and R X' `[C, C]`.
 
-    matrix A `[K, K]` (symmetric) float32; vectors X, row s at s * vectors_stride, of which `left` exist; mask `[C, C]`;
-    carry `[C]`. SCALED: A and X are those of the unscaled problem, scale `[K]` = 1 / sqrt(ridge), and the scaled
-    product scale * ((scale * R) ...) is returned. Products run over slices of BI of the inner size, so that no operand
-    need be held whole.
+    rows R, row t at t * row_stride, and vectors X, row s at s * stride, of which `left` exist; matrix A `[K, K]`
+    float32. SCALED: R is first multiplied by scale `[K]`, column by column. Both products run over slices of BI columns
+    of R, so that no operand is held whole.
     """
     t = tl.arange(0, C)
     k = tl.arange(0, BK)
@@ -110,24 +109,63 @@ def apply_matrix(
     scores = tl.zeros([C, C], tl.float32)
     for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)
-        v = tl.load(rows + t[:, None] * K + i[None, :], mask=(i < K)[None, :], other=0.0)
+        inside = (t < left)[:, None] & (i < K)[None, :]
+        v = tl.load(rows + t[:, None] * row_stride + i[None, :], mask=inside, other=0.0)
         if SCALED:
             v *= tl.load(scale + i, mask=i < K, other=0.0)[None, :]
         a = tl.load(matrix + i[:, None] * K + k[None, :], mask=(i < K)[:, None] & (k < K)[None, :], other=0.0)
-        x = tl.load(
-            vectors + t[None, :].to(tl.int64) * vectors_stride + i[:, None],
-            mask=(t < left)[None, :] & (i < K)[:, None],
-            other=0.0,
-        ).to(tl.float32)
+        inside = (t < left)[None, :] & (i < K)[:, None]
+        x = tl.load(vectors + t[None, :] * stride + i[:, None], mask=inside, other=0.0).to(tl.float32)
         product = tl.dot(v, a, product, input_precision=DOT)
         scores = tl.dot(v, x, scores, input_precision=DOT)
-    product *= carry[:, None]
-    x = tl.load(
-        vectors + t[:, None].to(tl.int64) * vectors_stride + k[None, :],
-        mask=(t < left)[:, None] & (k < K)[None, :],
-        other=0.0,
-    ).to(tl.float32)
-    product = tl.dot(scores * mask, x, product, input_precision=DOT)
-    if SCALED:
-        product *= tl.load(scale + k, mask=k < K, other=0.0)[None, :]
-    return product
+    return product, scores
+
+
+@triton.jit
+def gather(
+    product,
+    scores,
+    memory,
+    vectors,
+    stride,
+    left,
+    K,
+    DOT: tl.constexpr,
+    C: tl.constexpr,
+    BK: tl.constexpr,
+    BI: tl.constexpr,
+):
+    """Add scores `[C, C]` times vectors X `[C, K]` to a product `[C, BK]`, in slices of BI vectors.
+
+    The scores go through `memory` `[C, C]`: a product whose operand is another's result would tie all warps to the rows
+    of the tile, and more than four of them would hold it twice.
+    """
+    t = tl.arange(0, C)
+    k = tl.arange(0, BK)
+    store_block(memory, scores, C, C, C)
+    added = tl.zeros([C, BK], tl.float32)
+    for begin in range(0, C, BI):
+        s = begin + tl.arange(0, BI)
+        weight = tl.load(memory + t[:, None] * C + s[None, :])
+        inside = (s < left)[:, None] & (k < K)[None, :]
+        x = tl.load(vectors + s[:, None] * stride + k[None, :], mask=inside, other=0.0).to(tl.float32)
+        added = tl.dot(weight, x, added, input_precision=DOT)
+    return product + added
+
+
+@triton.jit
+def load_block(rows, K, C: tl.constexpr, BK: tl.constexpr):
+    """Load rows `[C, K]` from memory."""
+    t = tl.arange(0, C)
+    k = tl.arange(0, BK)
+    return tl.load(rows + t[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
+
+
+@triton.jit
+def store_block(rows, values, K, C: tl.constexpr, BK: tl.constexpr):
+    """Store rows `[C, K]` where all threads of the program may read them afterwards."""
+    t = tl.arange(0, C)
+    k = tl.arange(0, BK)
+    tl.debug_barrier()
+    tl.store(rows + t[:, None] * K + k[None, :], values, mask=(k < K)[None, :])
+    tl.debug_barrier()

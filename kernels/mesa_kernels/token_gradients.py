@@ -16,8 +16,8 @@ from .tiles import decay_between, factor, load_gate, load_last, load_rows, load_
 @triton.jit
 def load_state(state, p, rows, columns, K, D):
     """Load a tile of a state `[P, K, D]`."""
-    place = p * K * D + rows[:, None] * D + columns[None, :]
-    return tl.load(state + place, mask=(rows < K)[:, None] & (columns < D)[None, :], other=0.0)
+    place = rows[:, None] * D + columns[None, :]
+    return tl.load(state + p * K * D + place, mask=(rows < K)[:, None] & (columns < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -186,8 +186,8 @@ def token_kernel(
     tl.store(place, tl.sum(gradient * own, 1))
     tl.store(place + problems * C, tail)
     gradient *= load_gate(input_gate, b, g, first, left, T, G, C)[:, None]
-    place = ((b * T + first + t) * G + g) * D
-    tl.store(out + place[:, None] + j[None, :], gradient, mask=(t < left)[:, None] & (j < D)[None, :])
+    out += ((b * T + first) * G + g) * D
+    tl.store(out + t[:, None] * (G * D) + j[None, :], gradient, mask=(t < left)[:, None] & (j < D)[None, :])
 
 
 @triton.jit

@@ -1,43 +1,118 @@
-"""Choose tiles, warps and the precision of products for every kernel."""
+"""Choose tiles, warps and the precision of products for every kernel.
+
+The defaults are read from the compiler (kernels/README.md). A table measured on a card is data in `tuned/`, named by
+the card; where there is one for this card its entries go before the defaults.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
+import re
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+import torch
+
+FOLDER = Path(__file__).parent / "tuned"
+ROUGH = frozenset({"cross", "cross adjoint", "gram adjoint", "read", "pairs", "tokens"})
+"""Kernels that multiply once in TensorFloat-32 for inputs of 16 bits: 11 significant bits against the 8 of bfloat16,
+and no condition number multiplies what they lose. Everything that a solve rests on is multiplied thrice (tf32x3)."""
 
 
 class Choice(NamedTuple):
-    """Hold the tile, the precision of products, and the compiler's options of one kernel."""
+    """Hold the tile of a kernel's loops, the precision of its products, its warps and the stages of its pipelines."""
 
     tile: int
     dot: str
-    options: dict[str, Any]
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Give the options of a launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
 class Shapes(Protocol):
-    """Say what a choice depends on: key and value size, and whether inputs are of 16 bits."""
+    """Say what a choice depends on: key and value size, whether inputs are of 16 bits, and where they are."""
 
     @property
-    def K(self) -> int: ...  # noqa: N802
+    def K(self) -> int:  # noqa: N802
+        """Return the key size."""
+
     @property
-    def V(self) -> int: ...  # noqa: N802
+    def V(self) -> int:  # noqa: N802
+        """Return the value size."""
+
     @property
-    def half(self) -> bool: ...
+    def half(self) -> bool:
+        """Tell whether inputs are of 16 bits."""
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the call runs."""
 
 
-TILES = {
-    "gates": 64,
-    "states": 64,
-    "price": 32,
-    "factor": 32,
-    "half": 32,
-    "series": 32,
-    "gradients": 32,
-    "read": 64,
-    "pairs": 32,
-    "tokens": 64,
+DEFAULTS = {
+    # kernel: (largest size, tile, warps, stages), the first row whose size holds K and V
+    "gates": ((256, 64, 8, 1),),
+    "gram": ((256, 64, 4, 1),),
+    "cross": ((256, 64, 4, 1),),
+    "cross adjoint": ((256, 64, 4, 1),),
+    "gram adjoint": ((256, 64, 8, 1),),
+    "price": ((256, 32, 4, 1),),
+    "factor": ((64, 32, 4, 1), (128, 32, 8, 1), (256, 32, 8, 1)),
+    "half": ((64, 32, 4, 1), (256, 16, 4, 1)),
+    "residual": ((64, 32, 4, 1), (256, 32, 8, 1)),
+    "series": ((64, 32, 4, 1), (128, 32, 8, 1), (256, 16, 8, 1)),
+    "gradients": ((64, 32, 4, 1), (128, 32, 8, 1), (256, 16, 8, 1)),
+    "read": ((256, 32, 4, 1),),
+    "pairs": ((256, 32, 4, 1),),
+    "tokens": ((256, 32, 4, 1),),
 }
+"""What runs where no table was measured."""
 
 
 def choose(name: str, sizes: Shapes) -> Choice:
-    """Choose for the kernel `name`."""
-    return Choice(TILES[name], "tf32x3", {"num_warps": 4})
+    """Choose for the kernel `name`: from the card's table, or else the default."""
+    size = max(sizes.K, sizes.V)
+    tile, warps, stages = next(row[1:] for row in DEFAULTS[name] if size <= row[0])
+    if sizes.device.type == "cuda":
+        tile, warps, stages = load_table(card_name(sizes.device)).get(describe(name, sizes), (tile, warps, stages))
+    return Choice(tile, "tf32" if sizes.half and name in ROUGH else "tf32x3", warps, stages)
+
+
+def describe(name: str, sizes: Shapes) -> str:
+    """Name the entry of a table: the kernel, the power of two that holds K and V, and the bits of the inputs."""
+    return f"{name} {1 << (max(sizes.K, sizes.V, 16) - 1).bit_length()} {'16' if sizes.half else '32'} bits"
+
+
+def card_name(device: torch.device) -> str:
+    """Name a card as its table is named."""
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+
+
+@functools.cache
+def load_table(card: str) -> dict[str, tuple[int, int, int]]:
+    """Load the table of a card: entry to (tile, warps, stages); empty where none was measured."""
+    file = FOLDER / f"{card}.json"
+    if not file.exists():
+        return {}
+    read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return {entry: (row["tile"], row["warps"], row["stages"]) for entry, row in read["entries"].items()}
+
+
+def write_table(card: str, entries: dict[str, Choice], seconds: dict[str, float]) -> Path:
+    """Write what was measured on a card, merged with what its table holds, and return the file."""
+    file = FOLDER / f"{card}.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["entries"] if file.exists() else {}
+    rows = {
+        entry: {"tile": x.tile, "warps": x.warps, "stages": x.stages, "seconds": seconds[entry]}
+        for entry, x in entries.items()
+    }
+    FOLDER.mkdir(exist_ok=True)
+    made = {"card": card, "entries": dict(sorted((before | rows).items()))}
+    file.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    load_table.cache_clear()
+    return file

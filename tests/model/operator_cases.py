@@ -237,6 +237,7 @@ def attend(
     *,
     method: str = "auto",
     scale: float = 1.0,
+    device: str = "cpu",
 ) -> dict[str, Tensor]:
     """Return outputs, and the gradients of a fixed random function of them, by name, in float64.
 
@@ -244,7 +245,7 @@ def attend(
     names of the operands. The oracle (backend "exact") solves packed sequences one at a time. method: how mesa_chunked
     solves; the shared factor may take all the products that it is defined for. scale multiplies the upstream gradient.
     """
-    leaves = [x.to(dtype).detach().requires_grad_() for x in (*operands.tokens, *(operands.state or ()))]
+    leaves = [x.to(device, dtype).detach().requires_grad_() for x in (*operands.tokens, *(operands.state or ()))]
     call = Operands(tuple(leaves[:6]), (leaves[6], leaves[7]) if operands.state else None, operands.bounds)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operator_mesa, "mesa_chunked", functools.partial(mesa_chunked, method=method))
@@ -256,18 +257,18 @@ def attend(
         # What comes back through the states should not hide what comes through the output, of size 1 / ridge.
         sizes = (1.0, *[0.1 / (1.0 + float(operands.tokens[5].mean()))] * 2)
         upstream = [
-            (scale * single(size * torch.randn(x.shape, generator=generator).double())).to(dtype)
+            (scale * single(size * torch.randn(x.shape, generator=generator).double())).to(device, dtype)
             for x, size in zip(results, sizes[: len(results)], strict=True)
         ]
         gradients = torch.autograd.grad(results, leaves, upstream)
     named = zip((*OUTPUTS[: len(results)], *NAMES[: len(leaves)]), (*results, *gradients), strict=True)
-    return {name: x.detach().double() for name, x in named}
+    return {name: x.detach().double().cpu() for name, x in named}
 
 
 def call_operator(call: Operands, **options: object) -> tuple[Tensor, ...]:
     """Return output, and the last states where the call has one to start from."""
     if call.bounds is not None:
-        options["cu_seqlens"] = torch.tensor(call.bounds)
+        options["cu_seqlens"] = torch.tensor(call.bounds, device=call.tokens[0].device)
     if call.state is None:
         return (mesa_attention(*call.tokens, **options),)  # type: ignore[arg-type]
     output, state = mesa_attention(*call.tokens, initial_state=call.state, return_state=True, **options)  # type: ignore[arg-type]
