@@ -1,0 +1,49 @@
+"""Every experiment with trained nets, at sizes of no meaning: it gives the quantities that its criteria ask for."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesalm.lab.claims import judge, load_claims
+from mesalm.lab.experiments import EXPERIMENTS
+from mesalm.lab.findings_figure import draw_findings
+from mesalm.lab.workbench import Workbench
+
+TINY: dict[str, Any] = {"size": 2, "length": 8, "fit_rows": 64, "test_rows": 64, "steps": 2, "batch": 4, "layers": 2}
+OWN: dict[str, dict[str, Any]] = {
+    "depth": {"steps": [2, 2, 2, 2]},
+    "preconditioning-probe": {"position": 4},
+    "longer-binding": {"hidden": 5, "width": 8},
+}
+TRAINED = [
+    "one-layer",
+    "interpolation",
+    "depth",
+    "chebyshev",
+    "target-probe",
+    "preconditioning-probe",
+    "copy-layer",
+    "longer-binding",
+    "fixed-teacher",
+    "shallow-hybrid",
+]
+
+
+def test_every_experiment_is_tried_somewhere() -> None:
+    theory = {"gradient-step", "preconditioning", "batch-ridge", "mesa-gradients", "dimension-curse"}
+    assert set(TRAINED) | theory == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_experiment_gives_what_its_criteria_ask_for(name: str, tmp_path: Path) -> None:
+    claim = load_claims()[name]
+    sizes = {**claim.small, **{key: value for key, value in TINY.items() if key in claim.small}, **OWN.get(name, {})}
+    findings = EXPERIMENTS[name](Workbench(0, tmp_path, quiet=True), sizes)
+    rulings = judge(claim, [findings.values])
+    assert len(findings.values) == len(rulings)
+    assert all(math.isfinite(value) for value in (*findings.values.values(), *findings.controls.values()))
+    assert draw_findings(findings, name).startswith("<svg")
