@@ -16,16 +16,17 @@ from mesalm import MesaConfig, MesaForCausalLM
 pytest.importorskip("lm_eval")
 
 TASK = """\
-task: colours
+task: {name}
 dataset_path: json
 dataset_kwargs:
   data_files:
     test: {path}
 test_split: test
 output_type: multiple_choice
-doc_to_text: "Q: {{{{question}}}}\\nA:"
+doc_to_text: "{text}"
 doc_to_choice: "{{{{choices}}}}"
 doc_to_target: "{{{{answer}}}}"
+target_delimiter: "{between}"
 metric_list:
   - metric: acc
 """
@@ -47,7 +48,9 @@ def task_folder(tmp_path: Path) -> Path:
         for n in range(6)
     ]
     (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    (folder / "colours.yaml").write_text(TASK.format(path=folder / "items.jsonl"))
+    (folder / "colours.yaml").write_text(
+        TASK.format(name="colours", path=folder / "items.jsonl", text="Q: {{question}}\\nA:", between=" ")
+    )
     return folder
 
 
@@ -186,23 +189,6 @@ def test_whole_documents_agree_too(save_model) -> None:
     assert -ours.nats == pytest.approx(theirs, abs=1e-3)
 
 
-ITEMS = """\
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {path}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{prompt}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-target_delimiter: ""
-metric_list:
-  - metric: acc
-"""
-
-
 @pytest.mark.usefixtures("offline")
 def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, tmp_path: Path) -> None:
     """Classes behind demonstrations (read from a cache here) and minimal pairs (behind nothing)."""
@@ -241,7 +227,7 @@ def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, tmp_path: 
             lines.append({"prompt": query.prompt, "choices": list(query.candidates), "answer": answer})
         path = folder / f"{task.name}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (folder / f"{task.name}.yaml").write_text(ITEMS.format(name=task.name, path=path))
+        (folder / f"{task.name}.yaml").write_text(TASK.format(name=task.name, path=path, text="{{prompt}}", between=""))
     results = run_tasks(
         model,
         [task.name for task in tasks],
