@@ -18,7 +18,7 @@ def _evaluation_arguments(door: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TASK",
-        help="built-in name, file or hub:NAME; may be repeated",
+        help="built-in name, file, folder or hub:NAME; may be repeated",
     )
     door.add_argument("--out", type=Path, help="folder to write to")
     door.add_argument("--seed", type=int, default=0)

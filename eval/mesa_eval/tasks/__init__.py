@@ -19,7 +19,7 @@ BUILT_IN = {
 
 
 def find_tasks(name: str, documents: Sequence[Document], seed: int) -> list[Task]:
-    """Return the tasks of a name: built in, a `.jsonl[.gz]` file, a `.yaml` description, or `hub:NAME?...`.
+    """Return the tasks of a name: built in, a `.jsonl[.gz]` file, a folder of them, a `.yaml`, or `hub:NAME?...`.
 
     Raises ValueError in one line for an unknown name, a file of the wrong form, or too little text to make the task
     from.

@@ -67,7 +67,8 @@ class TaskSettings(Settings):
 
 
 def read_tasks(name: str, known: Sequence[str]) -> list[Task]:
-    """Return the tasks of a file, a `.yaml` or `hub:NAME?key=value`; `known` are the names of built-in tasks.
+    """Return the tasks of a file, all files of a folder, a `.yaml` or `hub:NAME?key=value`; `known` are the
+    names of built-in tasks.
 
     Raises ValueError in one line for what cannot be read or has the wrong form.
     """
@@ -78,6 +79,11 @@ def read_tasks(name: str, known: Sequence[str]) -> list[Task]:
         settings = TaskSettings.build({"dataset": dataset, **given, **labels}, f"task {name!r}")
         return _from_dataset(settings, name)
     path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.name.endswith((".jsonl", ".jsonl.gz")))
+        if not files:
+            raise ValueError(f"{path}: holds no .jsonl or .jsonl.gz file")
+        return [task for file in files for task in _from_file(file)]
     if not path.is_file():
         one_of(name, known, f"a built-in task, and no such file is there ({', '.join(known)})")
     if path.suffix in (".yaml", ".yml"):
