@@ -8,6 +8,7 @@ from typing import Any
 
 from mesalm.lab.claim_runs import RESULTS, read_results
 from mesalm.lab.claims import Claim, Criterion, Findings, Ruling, Size, judge, load_claims
+from mesalm.lab.experiments import EXPERIMENTS
 from mesalm.lab.findings_figure import draw_findings
 from mesalm.settings import SettingsError
 
@@ -31,7 +32,12 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
     verdicts = [item["verdict"] for item in items]
     counts = {
         word: verdicts.count(verdict)
-        for word, verdict in (("reproduced", "reproduced"), ("failed", "not reproduced"), ("open", "not run"))
+        for word, verdict in (
+            ("reproduced", "reproduced"),
+            ("failed", "not reproduced"),
+            ("open", "not run"),
+            ("missing", "no experiment yet"),
+        )
     }
     source = Path(__file__).with_name("templates") / "claims.html.j2"
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
@@ -56,6 +62,8 @@ def _item(name: str, claim: Claim, found: list[Findings] | None) -> dict[str, An
     rulings = judge(claim, [findings.values for findings in found]) if found else []
     holds = all(ruling.holds for ruling in rulings) if found else None
     verdict, style = VERDICTS[holds]
+    if name not in EXPERIMENTS:
+        verdict = "no experiment yet"
     item: dict[str, Any] = {"name": name, "claim": claim, "verdict": verdict, "style": style, "seeds": len(found or ())}
     if not found:
         rows = [{"quantity": c.quantity, "value": "", "bound": c.words()} for c in claim.criteria]

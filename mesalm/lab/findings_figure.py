@@ -37,6 +37,8 @@ def draw_findings(findings: Findings, name: str) -> str:
 
 
 def _draw_curves(axes: Any, findings: Findings) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     for place, curve in enumerate(findings.curves):
         style = {"marker": "o", "markersize": 3} if len(curve.x) <= 12 else {}
         axes.plot(curve.x, curve.y, color=COLOURS[place % len(COLOURS)], label=curve.label, linewidth=1.5, **style)
@@ -48,6 +50,11 @@ def _draw_curves(axes: Any, findings: Findings) -> None:
         axes.set_ylim(bottom=min(0.0, *(min(curve.y) for curve in findings.curves)))
     if findings.x_label in ("layers", "lambda", "dimension"):
         axes.set_xscale("log")
+    for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
+        if scale == "log":
+            # the style draws text as it stands, so the powers that matplotlib writes as mathematics would show raw
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
     axes.legend(loc="best")
 
 
