@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mesa_eval.bootstrap import (
-    group_sums,
-    holm,
-    paired_intervals,
-    ratio_intervals,
-    resampled_sums,
-)
+from mesa_eval.bootstrap import group_sums, mean_of, resample, resampled_sums
+from mesa_eval.intervals import Interval
+
+
+def alone(numerator: np.ndarray, denominator: np.ndarray, **options: object) -> Interval:
+    return resample(numerator, denominator, **options).interval()
+
+
+def paired(own: np.ndarray, size: np.ndarray, base: np.ndarray, base_size: np.ndarray, **options: object) -> Interval:
+    return (resample(own, size, **options) - resample(base, base_size, **options)).interval()
 
 
 def test_the_interval_of_a_ratio_covers_the_truth() -> None:
@@ -20,7 +23,7 @@ def test_the_interval_of_a_ratio_covers_the_truth() -> None:
     for trial in range(300):
         sizes = generator.integers(50, 500, 60).astype(float)
         totals = sizes * generator.normal(2.0, 0.3, 60)
-        (interval,) = ratio_intervals(totals[:, None], sizes[:, None], draws=600, seed=trial)
+        interval = alone(totals[:, None], sizes[:, None], draws=600, seed=trial)
         assert interval.low is not None
         assert interval.high is not None
         covered += interval.low <= 2.0 <= interval.high
@@ -32,19 +35,19 @@ def test_pairing_takes_out_what_units_have_in_common() -> None:
     hard = generator.normal(2.0, 1.0, (200, 1))
     ones = np.ones_like(hard)
     other = hard - 0.05 + generator.normal(0, 0.02, hard.shape)
-    (difference,) = paired_intervals(other, ones, hard, ones)
+    difference = paired(other, ones, hard, ones)
     assert difference.tells
     assert difference.value == pytest.approx((other - hard).mean())
     assert difference.high - difference.low < 0.01
-    (alone,) = ratio_intervals(hard, ones)
-    assert alone.high - alone.low > 0.2
+    wide = alone(hard, ones)
+    assert wide.high - wide.low > 0.2
     shuffled = other[generator.permutation(200)]
-    (broken,) = paired_intervals(shuffled, ones, hard, ones)
+    broken = paired(shuffled, ones, hard, ones)
     assert not broken.tells
 
 
 def test_units_are_weighted_by_their_size() -> None:
-    (interval,) = ratio_intervals(np.array([[10.0], [1.0]]), np.array([[10.0], [2.0]]))
+    interval = alone(np.array([[10.0], [1.0]]), np.array([[10.0], [2.0]]))
     assert interval.value == pytest.approx(11 / 12)
     assert interval.low == pytest.approx(0.5)
     assert interval.high == pytest.approx(1.0)
@@ -61,11 +64,11 @@ def test_columns_share_their_draws_and_seeds_repeat() -> None:
 
 def test_a_transform_is_applied_to_the_ratio() -> None:
     nats, tokens = np.array([[30.0], [50.0], [44.0]]), np.array([[10.0], [20.0], [18.0]])
-    (plain,) = ratio_intervals(nats, tokens)
-    (raised,) = ratio_intervals(nats, tokens, transform=np.exp)
+    plain = alone(nats, tokens)
+    raised = alone(nats, tokens, transform=np.exp)
     assert raised.value == pytest.approx(np.exp(plain.value))
     assert raised.low == pytest.approx(np.exp(plain.low), rel=1e-6)
-    (difference,) = paired_intervals(nats, tokens, nats * 0.9, tokens, transform=np.exp)
+    difference = paired(nats, tokens, nats * 0.9, tokens, transform=np.exp)
     assert difference.value == pytest.approx(np.exp(plain.value) - np.exp(0.9 * plain.value))
 
 
@@ -73,42 +76,57 @@ def test_the_mean_over_columns_leaves_out_what_is_not_there() -> None:
     # by hand: class 0 has F1 2/3, class 1 has 2/4, class 2 neither occurs nor is named
     numerator = np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
     denominator = np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [1.0, 2.0, 0.0]])
-    (interval,) = ratio_intervals(numerator, denominator, average=True)
+    interval = alone(numerator, denominator)
     assert interval.value == pytest.approx((2 / 3 + 2 / 4) / 2)
     assert (interval.low, interval.high) == (0.0, 1.0)
-    (difference,) = paired_intervals(numerator, denominator, numerator, denominator, average=True)
+    difference = paired(numerator, denominator, numerator, denominator)
     assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)
 
 
 def test_one_unit_has_no_interval() -> None:
-    (interval,) = ratio_intervals(np.array([[3.0]]), np.array([[2.0]]))
+    interval = alone(np.array([[3.0]]), np.array([[2.0]]))
     assert (interval.value, interval.low, interval.p, interval.tells) == (1.5, None, None, False)
 
 
 def test_equal_models_differ_by_nothing() -> None:
     values = np.random.default_rng(3).normal(size=(40, 2))
-    ones = np.ones_like(values)
-    for interval in paired_intervals(values, ones, values, ones):
-        assert (interval.value, interval.low, interval.high, interval.tells) == (0, 0, 0, False)
-        assert interval.p == 1.0
+    interval = paired(values, np.ones_like(values), values.copy(), np.ones_like(values))
+    assert (interval.value, interval.low, interval.high, interval.tells, interval.p) == (0, 0, 0, False, 1.0)
 
 
 def test_numerators_and_sizes_stay_together() -> None:
     sizes = np.arange(1.0, 31.0)[:, None]
-    (interval,) = paired_intervals(3 * sizes, sizes, 2 * sizes[::-1], sizes[::-1])
+    interval = paired(3 * sizes, sizes, 2 * sizes[::-1], sizes[::-1])
     assert (interval.value, interval.low, interval.high) == pytest.approx((1, 1, 1))
 
 
 def test_units_must_match() -> None:
-    with pytest.raises(ValueError, match="same units"):
-        paired_intervals(np.ones((2, 1)), np.ones((2, 1)), np.ones((3, 1)), np.ones((3, 1)))
+    with pytest.raises(ValueError, match="2 and 3 units cannot be paired"):
+        paired(np.ones((2, 1)), np.ones((2, 1)), np.ones((3, 1)), np.ones((3, 1)))
+
+
+def test_many_units_are_drawn_like_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(4).normal(size=(50, 2))
+    kept = resampled_sums(values, 300, seed=(1, 2))
+    monkeypatch.setattr("mesa_eval.bootstrap.KEPT_COUNTS", 0)
+    np.testing.assert_array_equal(resampled_sums(values, 300, seed=(1, 2)), kept)
+    assert not np.array_equal(resampled_sums(values, 300, seed=(1, 3)), kept)
+
+
+def test_the_mean_over_seeds_is_that_of_the_draws() -> None:
+    generator = np.random.default_rng(5)
+    shared, ones = generator.normal(size=(60, 1)), np.ones((60, 1))
+    seeds = [resample(shared + shift, ones) for shift in (-1.0, 0.0, 4.0)]
+    mean = mean_of(seeds)
+    assert mean.value == pytest.approx(shared.mean() + 1)
+    assert mean.spread == pytest.approx(seeds[0].spread)  # one document, one draw: nothing averages out
+    own = [resample(generator.normal(size=(60, 1)), ones) for _ in range(4)]
+    assert mean_of(own).spread == pytest.approx(np.mean([part.spread for part in own]) / 2, rel=0.25)
+    assert mean_of([resample(ones[:1], ones[:1])]).interval().low is None
+    assert resample(ones[:1], ones[:1]).spread == 0
 
 
 def test_windows_of_a_document_are_one_unit() -> None:
     sums, names = group_sums(np.array([[1.0], [2.0], [4.0]]), ["b", "a", "b"])
     assert names == ["b", "a"]
     np.testing.assert_array_equal(sums, [[5.0], [2.0]])
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
