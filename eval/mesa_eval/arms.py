@@ -1,0 +1,117 @@
+"""Arms of a comparison: runs of one recipe that differ by their training seed only, and which of them are paired."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mesa_eval.scores import ModelCard
+
+NO_COMMON_SEED = "no training seed in common"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Hold one thing compared: a name, the places of its models among all, and each one's training seed.
+
+    A seed is None for a model whose run is not known, such as one from the Hub.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    seeds: tuple[int | None, ...]
+
+    @property
+    def fixed(self) -> bool:
+        """Return whether this is one model without a known seed: a point of reference, not a draw among seeds."""
+        return self.seeds == (None,)
+
+
+def find_arms(cards: Sequence[ModelCard], groups: Mapping[str, Sequence[str]] | None = None) -> list[Arm]:
+    """Gather models into arms, in the order in which their first ones come.
+
+    Runs whose recipes and data are equal but for name, seed and output folder are one arm. `groups` names arms by hand:
+    name -> arguments or names of models; where their seeds are not known or not distinct, the order counts as seed.
+    Raises ValueError in one line for a group that names no model, or one that another group has.
+    """
+    chosen = _by_hand(cards, groups or {})
+    gathered: dict[object, list[int]] = {}
+    for place, card in enumerate(cards):
+        gathered.setdefault(chosen.get(place) or _recipe(cards, place, gathered), []).append(place)
+    arms: list[Arm] = []
+    for key, members in gathered.items():
+        seeds: list[int | None] = [cards[place].seed for place in members]
+        if len(members) > 1 and (None in seeds or len(set(seeds)) < len(seeds)):
+            seeds = list(range(len(members)))
+        members, seeds = _in_order(members, seeds)
+        name = key if isinstance(key, str) else _shared_name([cards[place] for place in members])
+        while name in [arm.name for arm in arms]:
+            name += "-2"
+        arms.append(Arm(name, tuple(members), tuple(seeds)))
+    return arms
+
+
+def read_groups(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Read `NAME=MODEL,MODEL,...` of the command line; ValueError in one line for anything else."""
+    groups: dict[str, list[str]] = {}
+    for text in texts:
+        name, sign, models = text.partition("=")
+        listed = [model.strip() for model in models.split(",") if model.strip()]
+        if not sign or not name.strip() or not listed:
+            raise ValueError(f"arm {text!r}: must be NAME=MODEL,MODEL,...")
+        groups.setdefault(name.strip(), []).extend(listed)
+    return groups
+
+
+def pairs(own: Arm, base: Arm) -> list[tuple[int | None, int, int]]:
+    """Return (seed, own model, base model) of every pair: by seed, or each with the one model of a fixed arm."""
+    if own.fixed or base.fixed:
+        seeds = base.seeds if own.fixed else own.seeds
+        return [
+            (seed, own.members[0 if own.fixed else place], base.members[0 if base.fixed else place])
+            for place, seed in enumerate(seeds)
+        ]
+    partner = dict(zip(base.seeds, base.members, strict=True))
+    if len(own.members) == len(base.members) == 1:
+        return [(own.seeds[0], own.members[0], base.members[0])]
+    return [
+        (seed, place, partner[seed]) for seed, place in zip(own.seeds, own.members, strict=True) if seed in partner
+    ]
+
+
+def _by_hand(cards: Sequence[ModelCard], groups: Mapping[str, Sequence[str]]) -> dict[int, str]:
+    chosen: dict[int, str] = {}
+    for name, models in groups.items():
+        for model in models:
+            places = [place for place, card in enumerate(cards) if model in (card.argument, card.name)]
+            if not places:
+                raise ValueError(f"arm {name}: {model!r} is none of {', '.join(card.name for card in cards)}")
+            if chosen.setdefault(places[0], name) != name:
+                raise ValueError(f"arm {name}: {model} is in arm {chosen[places[0]]} already")
+    return chosen
+
+
+def _recipe(cards: Sequence[ModelCard], place: int, gathered: Mapping[object, Sequence[int]]) -> object:
+    """Return what a model is gathered by; a seed that its recipe has already begins another arm."""
+    card = cards[place]
+    if not card.recipe or card.seed is None:
+        return (place,)
+    count = 0
+    while any(cards[other].seed == card.seed for other in gathered.get((card.recipe, count), ())):
+        count += 1
+    return (card.recipe, count)
+
+
+def _in_order(members: Sequence[int], seeds: Sequence[int | None]) -> tuple[list[int], list[int | None]]:
+    order = sorted(range(len(members)), key=lambda place: seeds[place] or 0)
+    return [members[place] for place in order], [seeds[place] for place in order]
+
+
+def _shared_name(cards: Sequence[ModelCard]) -> str:
+    """Return the one model's name, or what the names of several have in common before their seeds."""
+    names = [card.name for card in cards]
+    if len(names) == 1:
+        return names[0]
+    stems = {re.sub(rf"-s{card.seed}$", "", card.name) for card in cards}
+    return stems.pop() if len(stems) == 1 else names[0]
