@@ -37,7 +37,7 @@ def find_arms(cards: Sequence[ModelCard], groups: Mapping[str, Sequence[str]] | 
     """
     chosen = _by_hand(cards, groups or {})
     gathered: dict[object, list[int]] = {}
-    for place, card in enumerate(cards):
+    for place in range(len(cards)):
         gathered.setdefault(chosen.get(place) or _recipe(cards, place, gathered), []).append(place)
     arms: list[Arm] = []
     for key, members in gathered.items():
@@ -75,9 +75,7 @@ def pairs(own: Arm, base: Arm) -> list[tuple[int | None, int, int]]:
     partner = dict(zip(base.seeds, base.members, strict=True))
     if len(own.members) == len(base.members) == 1:
         return [(own.seeds[0], own.members[0], base.members[0])]
-    return [
-        (seed, place, partner[seed]) for seed, place in zip(own.seeds, own.members, strict=True) if seed in partner
-    ]
+    return [(seed, place, partner[seed]) for seed, place in zip(own.seeds, own.members, strict=True) if seed in partner]
 
 
 def _by_hand(cards: Sequence[ModelCard], groups: Mapping[str, Sequence[str]]) -> dict[int, str]:

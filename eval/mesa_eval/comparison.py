@@ -134,7 +134,8 @@ class Comparison:
         rows = self.section(section)
         chosen = [row for row in rows if row.primary] or [row for row in rows if row.key.endswith("/accuracy")]
         shared = [row for row in chosen if all(value is not None for value in row.values)]
-        return (shared or chosen or [None])[-1]
+        found = shared or chosen
+        return found[-1] if found else None
 
     def claims(self, index: int) -> list[Claim]:
         """Return one claim a task about an arm, with p values adjusted by Holm over all of them."""

@@ -34,6 +34,8 @@ def describe_model(scorer: Scorer, window: int) -> ModelCard:
         state_numbers=whole,
         state_grows=None if half is None or whole is None else whole > half,
         training=scorer.source.training,
+        seed=scorer.source.seed,
+        recipe=scorer.source.recipe,
     )
 
 

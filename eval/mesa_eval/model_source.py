@@ -32,6 +32,8 @@ class ModelSource:
     tokens_trained: int | None = None
     prepared: Path | None = None
     training: dict[str, list[list[float]]] = field(default_factory=dict)
+    seed: int | None = None
+    recipe: str = ""
 
 
 def find_model(argument: str) -> ModelSource:
@@ -69,6 +71,8 @@ def _finished_run(argument: str, final: Path) -> ModelSource:
         tokens_trained=max((int(event["tokens"]) for event in ends), default=None),
         prepared=Path(prepared) if prepared else None,
         training=training_curve(events),
+        seed=recipe.get("seed"),
+        recipe=recipe_fingerprint(recipe, starts[-1].get("data") if starts else None),
     )
 
 
@@ -77,6 +81,14 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         return {}
     loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     return loaded if isinstance(loaded, dict) else {}
+
+
+def recipe_fingerprint(recipe: dict[str, Any], data: Any) -> str:
+    """Return the sha256 of a resolved recipe without name, seed and output folder, and of the data; "" without one."""
+    if not recipe:
+        return ""
+    kept = {key: value for key, value in recipe.items() if key not in ("name", "seed", "output_dir")}
+    return hashlib.sha256(json.dumps([kept, data], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def training_curve(events: list[dict[str, Any]]) -> dict[str, list[list[float]]]:

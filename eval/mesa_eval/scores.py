@@ -22,7 +22,10 @@ FORMAT = 2
 
 @dataclass
 class ModelCard:
-    """Say what was measured: where it lies, what it weighs, how long it was trained."""
+    """Say what was measured: where it lies, what it weighs, how long it was trained.
+
+    seed, recipe: the training seed, and a sha256 that runs share whose recipes and data differ by nothing else.
+    """
 
     name: str
     argument: str
@@ -38,6 +41,8 @@ class ModelCard:
     state_numbers: int | None = None
     state_grows: bool | None = None
     training: dict[str, list[list[float]]] = field(default_factory=dict)
+    seed: int | None = None
+    recipe: str = ""
 
 
 @dataclass

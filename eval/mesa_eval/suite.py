@@ -75,7 +75,7 @@ def evaluate(
     plan = make_plan(models, suite, texts, split, tasks, seed, trust_remote_code)
     scores = run_plan(plan, out, device, batch_tokens, trust_remote_code, quiet)
     if not quiet and join_processes(device).main:
-        from mesa_eval.compare import build_comparison
+        from mesa_eval.rows import build_comparison
         from mesa_eval.tables import print_comparison
 
         print_comparison(build_comparison(scores, differences=False))

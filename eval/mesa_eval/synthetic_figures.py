@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mesa_eval.figures import INK, MUTED, _svg, series_colour
 from mesa_eval.row_scores import RowScores
+from mesa_eval.svg import INK, MUTED, draw_svg, series_colour
 from mesa_eval.synthetic_grid import Grid, Line, guesses, lines
 
 DASHES = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (5, 2, 1, 2)), (0, (9, 3)), (0, (2, 1.5, 6, 1.5)))
@@ -46,7 +46,7 @@ def _axis_panels(grid: Grid, measure: RowScores, found: list[Line]) -> str:
                 axes.set_ylim(-0.03, 1.05)
         _label(figure, measure)
 
-    return _svg(draw, _size(len(panels), max(1.0, len(ticks) / 5)), f"{grid.name}: {measure.label}")
+    return draw_svg(draw, _size(len(panels), max(1.0, len(ticks) / 5)), f"{grid.name}: {measure.label}")
 
 
 def _arm_line(axes: Any, chosen: list[Line], ticks: list[str], across: str | None, index: int, arm: str) -> None:
@@ -99,7 +99,7 @@ def _curves(grid: Grid, measure: RowScores, found: list[Line]) -> str:
             axes.set_yscale("log")
         _label(figure, measure)
 
-    return _svg(draw, _size(len(points), 1.0), f"{grid.name}: {measure.label}")
+    return draw_svg(draw, _size(len(points), 1.0), f"{grid.name}: {measure.label}")
 
 
 def _label(figure: Figure, measure: RowScores) -> None:

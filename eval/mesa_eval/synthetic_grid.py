@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mesa_eval import student
-from mesa_eval.bootstrap import LEVEL, Interval, paired_intervals, ratio_intervals
+from mesa_eval.bootstrap import Resampled, resample
+from mesa_eval.intervals import Interval, paired_t
 from mesa_eval.row_scores import RowScores, TaskScores
 from mesa_eval.scores import write_atomically
 from mesa_eval.synthetic_scores import score_guesses
@@ -154,18 +152,6 @@ def guesses(grid: Grid, setting: Setting, key: str) -> dict[str, RowScores]:
     return {guess: m for guess, scores in scored.items() for m in scores.measures if m.key == key}
 
 
-def paired_t(differences: Sequence[float]) -> Interval | None:
-    """Return the mean of paired differences with its t interval, degrees of freedom n - 1; None for fewer than 2."""
-    count = len(differences)
-    if count < 2:
-        return None
-    mean = float(np.mean(differences))
-    error = float(np.std(differences, ddof=1)) / math.sqrt(count)
-    half = student.critical(LEVEL, count - 1) * error
-    p = 1.0 if mean == 0 else student.tail(math.inf if error == 0 else mean / error, count - 1)
-    return Interval(mean, mean - half, mean + half, p, count)
-
-
 def _setting(folder: Path, entry: dict[str, Any]) -> Setting:
     fields = dict(entry["task"])
     runs = [
@@ -195,19 +181,18 @@ def _spread(measured: dict[int, RowScores]) -> tuple[float, float] | None:
         values = [measure.value for measure in measured.values()]
         return min(values), max(values)
     (only,) = measured.values()
-    (interval,) = ratio_intervals(np.asarray(only.numerator), np.asarray(only.denominator), average=True)
+    interval = _resampled(only).interval()
     return None if interval.low is None or interval.high is None else (interval.low, interval.high)
 
 
 def _difference(mine: dict[int, RowScores], base: dict[int, RowScores]) -> Interval | None:
     shared = [seed for seed in mine if seed in base]
     if len(shared) > 1:
-        return paired_t([mine[seed].value - base[seed].value for seed in shared])
+        return paired_t([mine[seed].value for seed in shared], [base[seed].value for seed in shared])
     if not shared:
         return None
-    tables = [np.asarray(part) for one in (mine, base) for part in _parts(one[shared[0]])]
-    return paired_intervals(*tables, average=True)[0]
+    return (_resampled(mine[shared[0]]) - _resampled(base[shared[0]])).interval()
 
 
-def _parts(measure: RowScores) -> tuple[list[list[float]], list[list[float]]]:
-    return measure.numerator, measure.denominator
+def _resampled(measure: RowScores) -> Resampled:
+    return resample(np.asarray(measure.numerator), np.asarray(measure.denominator))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from mesa_eval.compare import Comparison, Row
-from mesa_eval.wording import ALWAYS, bracket, few_units, number, summary, verdict
+from mesa_eval.comparison import Comparison, Row
+from mesa_eval.wording import number, spread_words, summarise
 
-STYLES = {"better": "green", "worse": "red"}
+STYLES = {"better": "green", "worse": "red", "differs": ""}
+MARKS = {"better": " +", "worse": " -"}  # colours alone do not reach every reader or every log
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
@@ -16,9 +17,11 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     out = console or Console()
     out.print(_models(comparison))
     for section, title in (
+        ("primary", "Primary average, declared beforehand"),
         ("text", "Text"),
         ("position", "Loss by position in the window"),
         ("context", "Use of the context"),
+        ("recall", "Recall on natural text"),
     ):
         rows = comparison.section(section)
         if rows:
@@ -26,22 +29,24 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     if any(row.section.startswith("task/") for row in comparison.rows):
         out.print(_tasks(comparison))
     if comparison.compared:
-        out.print("Differences with 95 % intervals; green: better, red: worse, dim: none told.", style="dim")
-    warnings = [ALWAYS, few_units(comparison) or ""] if comparison.compared else []
-    for line in [*summary(comparison), *warnings, *comparison.notes]:
-        if line:
-            out.print(f"- {line}", highlight=False, markup=False)
+        out.print("Differences with 95 % intervals; + better, - worse, dim: none told.", style="dim", markup=False)
+    summary = summarise(comparison)
+    limits = summary.limits if comparison.compared else []
+    for line in [summary.compared, *summary.sentences, *limits, *comparison.notes]:
+        out.print(f"- {line}", highlight=False, markup=False)
 
 
 def _models(comparison: Comparison) -> Table:
     table = Table(title="Models", title_justify="left")
-    for heading in ("model", "mixers", "parameters", "tokens trained", "window", "state, numbers"):
-        table.add_column(heading, justify="left" if heading in ("model", "mixers") else "right")
-    for scores in comparison.scores:
+    for heading in ("model", "mixers", "seeds", "parameters", "tokens trained", "window", "state, numbers"):
+        table.add_column(heading, justify="left" if heading in ("model", "mixers", "seeds") else "right")
+    for index, arm in enumerate(comparison.arms):
+        scores = comparison.members(index)[0]
         card = scores.model
         table.add_row(
-            card.name,
+            arm.name,
             card.mixers,
+            ", ".join("" if seed is None else str(seed) for seed in arm.seeds),
             f"{card.parameters:,}",
             "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}",
             str(scores.window),
@@ -107,7 +112,7 @@ def _model_columns(table: Table, comparison: Comparison) -> None:
     for name in comparison.names:
         table.add_column(name, justify="right")
     for index in comparison.compared:
-        table.add_column(f"{comparison.names[index]} less {comparison.names[comparison.baseline]}", min_width=16)
+        table.add_column(f"{comparison.names[index]} less {comparison.base}", min_width=16)
 
 
 def _unit_words(row: Row) -> str:
@@ -119,8 +124,10 @@ def _difference(row: Row, index: int, between: str = " ") -> str:
     if difference.interval is None:
         return f"[dim]{difference.reason}[/dim]"
     text = number(difference.interval.value, row.digits, signed=True)
-    text = f"{text}{between}{bracket(difference.interval, row.digits, signed=True)}".replace("[", r"\[")
-    style = STYLES.get(verdict(row, difference.interval), "dim")
+    spreads = [f"{interval} {name}".strip() for interval, name in spread_words(row, difference)]
+    verdict = row.verdict(index)
+    text = f"{text}{between}{chr(10).join(spreads)}{MARKS.get(verdict, '')}".replace("[", r"\[")
+    style = STYLES.get(verdict, "dim")
     return f"[{style}]{text}[/{style}]"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from mesalm.doors.words import MODEL
 
 
-def _evaluation_arguments(door: argparse.ArgumentParser) -> None:
-    door.add_argument("models", nargs="+", metavar="MODEL", help=MODEL)
+def _evaluation_arguments(door: argparse.ArgumentParser, models: str = "+") -> None:
+    door.add_argument("models", nargs=models, metavar="MODEL", help=MODEL)
     door.add_argument("--suite", choices=("quick", "full", "paper"), default="quick", help="how much to measure")
     door.add_argument("--text", action="append", default=[], metavar="FILE", help="held-out text; may be given again")
     door.add_argument("--split", choices=("valid", "test"), default="valid", help="of a run's own text (default valid)")
@@ -55,15 +55,40 @@ def evaluate(options: argparse.Namespace) -> None:
 def compare_door(doors: argparse._SubParsersAction) -> None:
     """Add `mesalm compare`."""
     door = doors.add_parser("compare", help="measure models on the same items and report the differences")
-    _evaluation_arguments(door)
-    door.add_argument("--baseline", metavar="MODEL", help="the model the others are compared with (default: the last)")
+    _evaluation_arguments(door, models="*")
+    door.add_argument("--baseline", metavar="MODEL", help="what the others are compared with (default: the last)")
+    door.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL,...",
+        help="models that are one arm with several seeds; runs of one recipe are found by themselves",
+    )
+    door.add_argument(
+        "--from-scores",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="make the report from a report folder or score file, without running a model; may be given again",
+    )
     door.set_defaults(door=compare)
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Measure models on the same items, print the differences and write the report."""
+    """Measure models on the same items, or read their scores, print the differences and write the report."""
     from mesa_eval.compare import compare as compare_models
+    from mesa_eval.compare import read_scores, report
 
+    if options.from_scores and options.models:
+        raise ValueError("models and --from-scores: give one of the two")
+    if options.from_scores:
+        scores = read_scores(options.from_scores)
+        folder = options.out or options.from_scores[0]
+        if not options.out and (len(options.from_scores) > 1 or not folder.is_dir()):
+            raise ValueError("--from-scores: name the folder to write to with --out")
+        print(f"report: {report(scores, folder, baseline=options.baseline, arms=options.arm)}")
+        return
     page = compare_models(
         options.models,
         options.suite,
@@ -76,5 +101,6 @@ def compare(options: argparse.Namespace) -> None:
         batch_tokens=options.batch_tokens,
         trust_remote_code=options.trust_remote_code,
         baseline=options.baseline,
+        arms=options.arm,
     )
     print(f"report: {page}")

@@ -8,12 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from mesa_eval.row_scores import RowScores, TaskScores
-from mesa_eval.synthetic_grid import lines, paired_t, read_grid
+from mesa_eval.synthetic_grid import lines, read_grid
 from mesa_eval.synthetic_report import report_grid
 from mesalm.cli import main
 
@@ -107,15 +106,6 @@ def test_one_seed_is_resampled_by_rows(tmp_path: Path) -> None:
     assert softmax.difference is not None
     assert softmax.difference.value == pytest.approx(-0.125)
     assert softmax.difference.tells
-
-
-def test_paired_t_by_hand() -> None:
-    assert paired_t([0.3]) is None
-    interval = paired_t([1.0, 3.0])
-    assert interval is not None
-    # mean 2, standard error 1, t(0.975, 1) = 12.7062
-    assert np.allclose([interval.value, interval.low, interval.high], [2, 2 - 12.7062, 2 + 12.7062], atol=1e-4)
-    assert interval.p == pytest.approx(0.2951672, abs=1e-6)
 
 
 @pytest.mark.parametrize("places", [[], [1, 2, 3]])

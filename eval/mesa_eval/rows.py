@@ -1,0 +1,196 @@
+"""Make the rows of a comparison from measures: values of arms, paired differences, and the one average.
+
+Every statistic of every model is resampled once; the draws of a section are the same for all models, so a difference
+is the difference of their draws. A row is a key: arms that lack it, or were asked other items, say so in place of a
+difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mesa_eval.arms import NO_COMMON_SEED, Arm, find_arms, pairs
+from mesa_eval.bootstrap import Resampled, Transform, mean_of, resample
+from mesa_eval.comparison import PRIMARY, Comparison, Difference, Row, ordered_keys
+from mesa_eval.documents import stable_number
+from mesa_eval.intervals import Interval, joint_interval, t_interval
+from mesa_eval.scores import Measure, Scores
+
+OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
+OTHER_WINDOW = "windows differ"
+OTHER_ITEMS = "other items were asked"
+NOT_MEASURED = "not measured"
+TRANSFORMS: dict[str, Transform | None] = {"": None, "exp": np.exp}
+
+
+def build_comparison(
+    scores: list[Scores],
+    baseline: int = 0,
+    *,
+    differences: bool = True,
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> Comparison:
+    """Make every row from raw scores; `baseline` is an arm's index. Without `differences` arms stand for themselves.
+
+    `groups` names arms by hand, see `mesa_eval.arms.find_arms`.
+    """
+    arms = find_arms([item.model for item in scores], groups)
+    table = _Table(scores, arms, baseline if differences and len(arms) > 1 else -1)
+    keys = ordered_keys([[(measure.section, measure.key) for measure in item.measures] for item in scores])
+    rows = table.average() + [table.row(key) for key in keys]
+    return Comparison(scores, arms, table.baseline, rows, [*table.notes, *_gathered_notes(scores)])
+
+
+def _gathered_notes(scores: Sequence[Scores]) -> list[str]:
+    """Return every note once; what was noted of several models names them together, of all of them none."""
+    of: dict[str, list[str]] = {}
+    for item in scores:
+        name = item.model.name
+        for note in [*item.notes, *(note for part in item.parts for note in part.notes)]:
+            names = of.setdefault(note.removesuffix(f" ({name})"), [])
+            if note.endswith(f" ({name})"):
+                names.append(name)
+    few = {note: names if len(names) < len(scores) else [] for note, names in of.items()}
+    return [f"{note} ({', '.join(names)})" if names else note for note, names in few.items()]
+
+
+class _Table:
+    def __init__(self, scores: Sequence[Scores], arms: Sequence[Arm], baseline: int) -> None:
+        self.scores = scores
+        self.arms = arms
+        self.baseline = baseline
+        self.seed = int(scores[0].protocol["seed"])
+        self.measures = [{measure.key: measure for measure in item.measures} for item in scores]
+        self.notes: list[str] = []
+
+    def row(self, key: str) -> Row:
+        """Return the row of one key."""
+        measures = [table.get(key) for table in self.measures]
+        first = next(measure for measure in measures if measure is not None)
+        drawn = [None if measure is None else self._resample(measure) for measure in measures]
+        chance = tuple(
+            self._first(arm, [None if item is None else item.chance for item in measures]) for arm in self.arms
+        )
+        return self._row(first, drawn, [[measure] for measure in measures], chance)
+
+    def average(self) -> list[Row]:
+        """Return the row of the average declared beforehand: the mean of (score - chance) / (1 - chance) over tasks.
+
+        A task enters by its primary measure; where models read unlike numbers of shots, by the fewest of them, so that
+        all are asked the same. A task that a model lacks is left out for all, and a note says so.
+        """
+        chosen, lacking = self._primary_keys()
+        if lacking:
+            self.notes.append(f"left out of the average, for not every model was asked: {', '.join(lacking)}")
+        if not chosen:
+            return []
+        measures = [[table[key] for key in chosen] for table in self.measures]
+        drawn: list[Resampled | None] = [mean_of([self._normalised(measure) for measure in own]) for own in measures]
+        tasks = f"{len(chosen)} task{'s' if len(chosen) != 1 else ''}"
+        label = f"primary average of {tasks}"
+        first = Measure("primary", PRIMARY, label, "score above chance, share", "higher", 3, "query", [], [], [])
+        return [self._row(first, drawn, measures, tuple(0.0 for _ in self.arms))]
+
+    def _primary_keys(self) -> tuple[list[str], list[str]]:
+        candidates: dict[str, dict[str, float]] = {}
+        for table in self.measures:
+            for measure in table.values():
+                if measure.primary:
+                    candidates.setdefault(measure.section, {})[measure.key] = measure.x or 0.0
+        chosen, lacking = [], []
+        for section, keys in candidates.items():
+            fewest = min(keys, key=lambda key: keys[key])
+            if all(fewest in table for table in self.measures):
+                chosen.append(fewest)
+            else:
+                lacking.append(section.removeprefix("task/"))
+        return chosen, lacking
+
+    def _normalised(self, measure: Measure) -> Resampled:
+        chance = measure.chance or 0.0
+        raw = self._resample(measure)
+        drawn = None if raw.drawn is None else (raw.drawn - chance) / (1 - chance)
+        return Resampled((raw.value - chance) / (1 - chance), drawn, raw.units)
+
+    def _resample(self, measure: Measure) -> Resampled:
+        """Resample one statistic; sections draw apart, for query 3 of one task is not query 3 of another."""
+        seed = (self.seed, stable_number(measure.section))
+        numerator, denominator = np.array(measure.numerator), np.array(measure.denominator)
+        return resample(numerator, denominator, transform=TRANSFORMS[measure.transform], seed=seed)
+
+    def _row(
+        self,
+        first: Measure,
+        drawn: Sequence[Resampled | None],
+        measures: Sequence[Sequence[Measure | None]],
+        chance: tuple[float | None, ...],
+    ) -> Row:
+        return Row(
+            section=first.section,
+            key=first.key,
+            label=first.label,
+            unit=first.unit,
+            better=first.better,
+            digits=first.digits,
+            values=tuple(_value([drawn[place] for place in arm.members]) for arm in self.arms),
+            differences=tuple(self._difference(index, drawn, measures) for index in range(len(self.arms))),
+            by_seed=tuple(tuple(_plain(drawn[place]) for place in arm.members) for arm in self.arms),
+            chance=chance if any(entry is not None for entry in chance) else (),
+            x=first.x,
+            resampled=first.resampled,
+            primary=first.primary,
+        )
+
+    def _difference(
+        self, index: int, drawn: Sequence[Resampled | None], measures: Sequence[Sequence[Measure | None]]
+    ) -> Difference:
+        if self.baseline < 0 or index == self.baseline:
+            return Difference()
+        paired = pairs(self.arms[index], self.arms[self.baseline])
+        if not paired:
+            return Difference(reason=NO_COMMON_SEED)
+        found: list[tuple[int | None, Resampled]] = []
+        for seed, own, base in paired:
+            for one, other in zip(measures[own], measures[base], strict=True):
+                reason = _reason(one, other, self.scores[own], self.scores[base])
+                if reason:
+                    return Difference(reason=reason)
+            mine, theirs = drawn[own], drawn[base]
+            if mine is not None and theirs is not None:
+                found.append((seed, mine - theirs))
+        by_seed = tuple((seed, difference.value) for seed, difference in found)
+        mean = mean_of([difference for _, difference in found])
+        if len(found) == 1:
+            return Difference(mean.interval(), by_seed=by_seed)
+        values = [value for _, value in by_seed]
+        joint = joint_interval(values, mean.spread, mean.units)
+        return Difference(t_interval(values), items=mean.interval(), joint=joint, by_seed=by_seed)
+
+    @staticmethod
+    def _first(arm: Arm, values: Sequence[float | None]) -> float | None:
+        return next((values[place] for place in arm.members if values[place] is not None), None)
+
+
+def _value(parts: Sequence[Resampled | None]) -> Interval | None:
+    """Return an arm's value: a bootstrap interval for one model, a t interval over training seeds for several."""
+    there = [part for part in parts if part is not None]
+    if not there:
+        return None
+    return there[0].interval() if len(parts) == 1 else t_interval([part.value for part in there])
+
+
+def _plain(part: Resampled | None) -> float | None:
+    return None if part is None else part.value
+
+
+def _reason(own: Measure | None, base: Measure | None, model: Scores, other: Scores) -> str:
+    """Say why a model is not compared with the baseline; "" if it can be."""
+    if own is None or base is None:
+        return NOT_MEASURED
+    if not own.any_tokenizer and model.model.tokenizer != other.model.tokenizer:
+        return OTHER_TOKENIZER
+    if not own.any_tokenizer and model.window != other.window:
+        return OTHER_WINDOW
+    return "" if (own.items, own.units) == (base.items, base.units) else OTHER_ITEMS

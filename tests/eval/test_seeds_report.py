@@ -1,0 +1,324 @@
+"""Comparisons of made-up scores with known answers: seeds, the average, Holm, stored scores, and the page of each."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mesa_eval.compare import read_scores, report
+from mesa_eval.comparison import PRIMARY
+from mesa_eval.intervals import paired_t
+from mesa_eval.page import render_page
+from mesa_eval.report import write_report
+from mesa_eval.rows import OTHER_ITEMS, OTHER_TOKENIZER, OTHER_WINDOW, build_comparison
+from mesa_eval.scores import Measure, ModelCard, Part, Scores, TaskRecord
+from mesa_eval.wording import summarise
+from mesalm.cli import main
+
+UNITS = 30
+BITS = np.random.default_rng(0).normal(2.0, 0.3, UNITS)
+
+
+def measure(section: str, key: str, values: np.ndarray, **options: object) -> Measure:
+    plain = {"label": key, "unit": "share", "better": "higher", "digits": 3, "resampled": "query", "items": section}
+    return Measure(
+        section,
+        key,
+        units=[str(place) for place in range(len(values))],
+        numerator=values[:, None].astype(float).tolist(),
+        denominator=[[1.0] for _ in values],
+        **{**plain, **options},
+    )
+
+
+def task_part(task: str, right: np.ndarray, chance: float) -> Part:
+    rows = [
+        measure(
+            f"task/{task}",
+            f"task/{task}/{shots}/{metric}",
+            right,
+            label=f"{shots} shots",
+            unit=metric,
+            chance=chance,
+            x=float(shots),
+            primary=metric == "accuracy" and shots == 4,
+        )
+        for shots in (1, 4)
+        for metric in ("answer", "accuracy")
+    ]
+    return Part(f"task/{task}", "", rows, task=TaskRecord(task, "pair", UNITS, 1, 5))
+
+
+def made(name: str, shift: float, *, seed: int | None = None, recipe: str = "", hits: int = 12) -> Scores:
+    """Make one model's scores: bits per byte moved by `shift`, and two tasks, one of them with `hits` of 30 right."""
+    model = ModelCard(name, f"runs/{name}", "M", "mesa", 1000, f"f-{name}", "t", 9, 64, 0, 5000, 7, False)
+    model.seed, model.recipe = seed, recipe
+    model.training = {"valid": [[1e6, 3.0 + shift], [2e6, 2.5 + shift]]}
+    noise = np.random.default_rng(len(name) + 7 * (seed or 0)).normal(0, 0.01, UNITS)
+    text = {"unit": "bits per byte", "better": "lower", "digits": 4, "resampled": "document", "any_tokenizer": True}
+    place = {"better": "lower", "resampled": "document"}
+    parts = [
+        Part("text", "", [measure("text", f"bits_per_byte{end}", BITS + shift + noise, **text) for end in ("", "/a")]),
+        Part(
+            "positions",
+            "",
+            [measure("position", f"position/{x}", BITS + shift / x, x=float(x), **place) for x in (1, 2, 4)],
+        ),
+        task_part("pairs", np.arange(UNITS) < hits, 0.2),
+        task_part("labels", np.arange(UNITS) % 2 == 0, 0.25),
+    ]
+    protocol = {"seed": 0, "name": "made", "command": f"mesalm compare {name}", "text": "text"}
+    protocol |= {"documents_available": 30, "document_bytes": None}
+    return Scores(model, protocol, "text sha", 100, UNITS, 64, parts, {"python": "3"})
+
+
+def campaign(seeds: int = 3) -> list[Scores]:
+    shifts = [-0.10, -0.12, -0.11, -0.09, -0.1][:seeds]
+    arms = [made(f"mesa-s{n}", shift, seed=n, recipe="M", hits=20 + n) for n, shift in enumerate(shifts)]
+    return arms + [made(f"softmax-s{n}", 0.0, seed=n, recipe="S", hits=10 + n) for n in range(seeds)]
+
+
+def test_seeds_are_paired_and_shown() -> None:
+    scores = campaign()
+    comparison = build_comparison(scores, 1)
+    assert comparison.names == ["mesa", "softmax"]
+    row = comparison.row("bits_per_byte")
+    means = [np.mean(item.measure("bits_per_byte").numerator) for item in scores]
+    assert row.by_seed == (pytest.approx(tuple(means[:3])), pytest.approx(tuple(means[3:])))
+    expected = paired_t(means[:3], means[3:])
+    difference = row.differences[0]
+    assert (difference.interval.value, difference.interval.low, difference.interval.p) == pytest.approx(
+        (expected.value, expected.low, expected.p)
+    )
+    assert [seed for seed, _ in difference.by_seed] == [0, 1, 2]
+    assert difference.items.value == pytest.approx(expected.value)
+    assert difference.joint.low < difference.interval.low < difference.interval.high < difference.joint.high
+    assert row.verdict(0) == "better"
+    assert row.values[0].freedom == 2
+    assert "mesa is lower than softmax by " in summarise(comparison).told[0]
+    assert any("Student" in words for words in summarise(comparison).limits)
+
+
+def test_seeds_that_disagree_tell_nothing() -> None:
+    scores = [made(f"m-s{n}", shift, seed=n, recipe="M") for n, shift in enumerate((-0.3, 0.1, -0.2))]
+    scores += [made(f"s-s{n}", 0.0, seed=n, recipe="S") for n in range(3)]
+    comparison = build_comparison(scores, 1)
+    difference = comparison.row("bits_per_byte").differences[0]
+    assert difference.items.tells  # these three runs are better on any documents
+    assert comparison.row("bits_per_byte").verdict(0) == "no difference told"
+
+
+def test_one_pair_is_compared_over_its_units() -> None:
+    comparison = build_comparison([made("a", -0.1), made("b", 0.0)], 1)
+    difference = comparison.row("bits_per_byte").differences[0]
+    assert difference.joint is None
+    assert difference.interval.units == UNITS
+    assert any("do not cover the training seed" in words for words in summarise(comparison).limits)
+
+
+def test_the_average_by_hand() -> None:
+    comparison = build_comparison([made("a", 0, hits=18), made("b", 0, hits=12)], 1)
+    row = comparison.row(PRIMARY)
+    # (18/30 - 0.2) / 0.8 = 0.5 and (15/30 - 0.25) / 0.75 = 1/3; for b (12/30 - 0.2) / 0.8 = 0.25
+    assert row.values[0].value == pytest.approx((0.5 + 1 / 3) / 2)
+    assert row.differences[0].interval.value == pytest.approx(0.125)
+    # 6 of 30 queries differ, each by 1 / 0.8 / 2: standard error 0.625 sqrt(0.2 * 0.8 / 30)
+    half = 1.96 * 0.625 * (0.2 * 0.8 / 30) ** 0.5
+    assert row.differences[0].interval.high - row.differences[0].interval.low == pytest.approx(2 * half, rel=0.12)
+
+
+def test_the_average_takes_the_shots_that_all_have() -> None:
+    short, long = made("a", 0, hits=18), made("b", 0, hits=12)
+    part = short.part("task/pairs")
+    part.measures = [item for item in part.measures if item.x == 1]
+    for item in part.measures:
+        item.primary = item.unit == "accuracy"
+    assert build_comparison([short, long], 1).row(PRIMARY).differences[0].interval.value == pytest.approx(0.125)
+    part.measures = []
+    comparison = build_comparison([short, long], 1)
+    assert comparison.row(PRIMARY).label == "primary average of 1 task"
+    assert comparison.notes[0] == "left out of the average, for not every model was asked: pairs"
+
+
+def test_claims_are_corrected_for_their_number() -> None:
+    comparison = build_comparison([made("a", 0, hits=20), made("b", 0, hits=12)], 1)
+    claims = {claim.task: claim for claim in comparison.claims(0)}
+    assert claims["pairs"].adjusted == pytest.approx(2 * claims["pairs"].p)
+    assert (claims["pairs"].verdict, claims["labels"].verdict) == ("better", "no difference told")
+    assert claims["labels"].adjusted == 1.0
+    assert "better than b on 1 (pairs)" in " ".join(summarise(comparison).told)
+
+
+def test_what_may_not_be_compared_says_why() -> None:
+    models = [made(name, 0) for name in "abcd"]
+    models[0].model.tokenizer = "u"
+    models[2].window = 32
+    for item in models[3].measures:
+        item.items = "others"
+    comparison = build_comparison(models, 1)
+    accuracy = comparison.row("task/pairs/4/accuracy")
+    assert [entry.reason for entry in accuracy.differences] == [OTHER_TOKENIZER, "", OTHER_WINDOW, OTHER_ITEMS]
+    text = comparison.row("bits_per_byte")
+    assert [entry.reason for entry in text.differences] == ["", "", "", OTHER_ITEMS]
+    assert OTHER_WINDOW in " ".join(summarise(comparison).limits)
+    assert OTHER_TOKENIZER in render_page(comparison)
+
+
+class Page(HTMLParser):
+    """Count tags, collect ids and references, and look at the tables' marks."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.labels: list[str] = []
+        self.bare = 0
+        self.last = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        known = dict(attributes)
+        self.ids += [known["id"] or ""] if "id" in known else []
+        self.references += [known[name] or "" for name in ("href", "src") if name in known]
+        if tag == "svg":
+            assert known["role"] == "img"
+            self.labels.append(known["aria-label"] or "")
+        if tag == "table":
+            assert known["class"] == "sortable"
+        if tag == "th":
+            assert known["scope"] in ("col", "row")
+        if self.last == "th-col":
+            self.bare += tag != "button"
+        self.last = "th-col" if tag == "th" and known["scope"] == "col" else tag
+
+
+MODELS = {
+    "one": [made("a", 0)],
+    "one arm": campaign()[:3],
+    "two": [made("a", -0.1), made("b", 0)],
+    "two arms": campaign(),
+    "five": [made(name, 0.1 * n) for n, name in enumerate("abcde")],
+    "five arms": [*campaign(2), *(made(f"x{n}", 0.05, seed=s, recipe=f"X{n}") for n in range(3) for s in range(2))],
+}
+
+
+@pytest.mark.parametrize("models", MODELS)
+def test_the_page_of_any_number_of_models(models: str, tmp_path: Path) -> None:
+    scores = MODELS[models]
+    comparison = build_comparison(scores, 0)
+    several = len(comparison.arms) > 1
+    text = write_report(comparison, tmp_path).read_text(encoding="utf-8")
+    page = Page(text)
+    # training, positions, two tasks; the two forests need something to differ from
+    assert page.counts["svg"] == page.counts["figure"] == len(set(page.labels)) == 4 + 2 * several
+    assert len(page.ids) == len(set(page.ids))
+    assert all(reference.startswith("#") and reference[1:] in page.ids for reference in page.references)
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    assert not re.search(r"#0[1-4]0\d0", text)
+    assert page.bare == 0
+    for item in scores:
+        assert item.model.fingerprint in text
+        assert item.protocol["command"] in text
+    assert ("Every training seed" in text) == comparison.seeded
+    paper = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for line in paper.splitlines():
+        assert not line.startswith("|") or line.endswith("|")
+    assert "## Primary average" in paper
+    assert all(name in paper for name in comparison.names)
+
+
+def test_stored_scores_make_the_same_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = campaign()
+    report(scores, tmp_path / "first", quiet=True)
+    for item in scores:
+        item.write(tmp_path / "apart" / "scores")
+    assert read_scores([tmp_path / "first"]) == scores
+    assert [item.model.name for item in read_scores([tmp_path / "apart"])] == [item.model.name for item in scores]
+    assert read_scores([tmp_path / "apart/scores/mesa-s1.json"]) == [scores[1]]
+    for place in ("first", "apart"):
+        assert main(["compare", "--from-scores", str(tmp_path / place), "--out", str(tmp_path / "again")]) == 0
+        old, new = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("first", "again"))
+        assert [old[key] for key in ("rows", "claims", "scores")] == [new[key] for key in ("rows", "claims", "scores")]
+    shown = capsys.readouterr().out
+    assert "mesa less softmax" in shown
+    assert f"report: {tmp_path / 'again' / 'report.html'}" in shown
+
+
+def test_bad_stored_scores_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "old.json").write_text('{"format": 1}')
+    made("a", 0).write(tmp_path / "scores")
+    cases = [
+        (["compare", "--from-scores", str(tmp_path / "gone")], "no scores here"),
+        (["compare", "--from-scores", str(tmp_path / "broken.json"), "--out", "x"], "holds no scores"),
+        (["compare", "--from-scores", str(tmp_path / "old.json"), "--out", "x"], "format 1 cannot be read"),
+        (["compare", "--from-scores", str(tmp_path / "scores"), "--from-scores", str(tmp_path / "scores")], "twice"),
+        (["compare", "--from-scores", str(tmp_path / "scores/a.json")], "--out"),
+        (["compare", "--from-scores", str(tmp_path), "model"], "one of the two"),
+        (["compare"], "no model given"),
+        (["compare", "--arm", "one"], "NAME=MODEL"),
+    ]
+    for arguments, words in cases:
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of WCAG 2."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_stand_out_on_both_grounds() -> None:
+    text = render_page(build_comparison(MODELS["two"], 1))
+    parts = text.split("prefers-color-scheme: dark")[:2]
+    least = {f"series-{n}": 3.0 for n in range(1, 9)} | {"ink": 7.0, "muted": 4.5, "better": 4.5, "worse": 4.5}
+    for palette in (dict(re.findall(r"--([\w-]+): (#\w{6})", part)) for part in parts):
+        for name, contrast in least.items():
+            low, high = sorted((luminance(palette[name]), luminance(palette["card"])))
+            assert (high + 0.05) / (low + 0.05) >= contrast, name
+        # without red or green cones blue against yellow is what is left of colour (Vienot et al. 1999)
+        blues = [int(palette[f"series-{n}"][5:7], 16) - int(palette[f"series-{n}"][1:3], 16) for n in (1, 2)]
+        assert blues[0] > 60
+        assert blues[1] < -60
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="there is no Chromium")
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_a_browser_shows_sorts_and_prints_the_page(tmp_path: Path, scheme: int) -> None:
+    """Run the page's script in a browser: press a heading twice, read the rows; draw it dark (0) and light (1)."""
+    text = render_page(build_comparison(campaign(), 1))
+    press = "<script>const b = document.querySelectorAll('#text th button'); b[1].click(); b[1].click();</script>"
+    page = tmp_path / "page.html"
+    page.write_text(text.replace("</body>", f"{press}</body>"), encoding="utf-8")
+    program = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    plain = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    plain += [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=900,900"]
+
+    def browse(*options: str) -> str:
+        run = subprocess.run([*plain, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+        return run.stdout
+
+    shown = browse("--dump-dom")
+    table = shown[shown.index('id="text"') :]
+    assert table.index('aria-sort="descending"') < table.index("</table>")
+    browse(f"--screenshot={tmp_path / 'page.png'}")
+    browse(f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    image = pytest.importorskip("PIL.Image").open(tmp_path / "page.png").convert("L")
+    ground = image.getpixel((2, 2))
+    assert ground < 60 if scheme == 0 else ground > 200
+    assert len(set(image.getdata() if not hasattr(image, "get_flattened_data") else image.get_flattened_data())) > 20
+    assert (tmp_path / "page.pdf").stat().st_size > 20_000
