@@ -67,10 +67,10 @@ PROTOCOLS = {
     ),
     "full": Protocol(
         name="full",
-        text_bytes=4_000_000,
+        text_bytes=1_500_000,
         document_bytes=None,
         longest_window=2048,
-        position_tokens=2_097_152,
+        position_tokens=1_048_576,
         position_windows=2_000,
         copy_windows=512,
         few_shot=FewShotProtocol(
