@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mesalm.lab.claims import Findings
+from mesalm.lab.few_shot_experiments import continual, few_shot
 from mesalm.lab.linear_experiments import (
     chebyshev,
     depth,
@@ -35,5 +36,7 @@ EXPERIMENTS: dict[str, Callable[[Workbench, dict[str, Any]], Findings]] = {
     "dimension-curse": dimension_curse,
     "fixed-teacher": fixed_teacher,
     "shallow-hybrid": shallow_hybrid,
+    "few-shot": few_shot,
+    "continual": continual,
 }
 """Claim -> function(bench, sizes) -> findings of one seed. Other claims cannot be run yet."""
