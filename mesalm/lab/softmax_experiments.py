@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
+from mesalm.data.synthetic.nonlinear_dynamics import NonlinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.lab.claims import Curve, Findings
 from mesalm.lab.least_squares import mean_loss, position_losses, ridge_predictions
@@ -20,8 +21,10 @@ LAGS = 6
 """Lags of the figures of what the first layer holds."""
 
 
-def plain_net(bench: Workbench, sizes: Sizes, task: VectorTask, mixers: str | list[str], layers: int) -> NetRecipe:
-    """Return the recipe of a net on plain tokens: no MLP, no norms, sinusoidal positions in the first layer."""
+def plain_net(
+    bench: Workbench, sizes: Sizes, task: VectorTask, mixers: str | list[str], layers: int, *, mlps: bool = False
+) -> NetRecipe:
+    """Return the recipe of a net on plain tokens: no norms, sinusoidal positions in the first layer, MLPs if asked."""
     width = sizes.get("width", 4 * task.input_size)
     hybrid = isinstance(mixers, list)
     model = {
@@ -29,7 +32,8 @@ def plain_net(bench: Workbench, sizes: Sizes, task: VectorTask, mixers: str | li
         "head_dim": max(2 * (width // 4), 2),
         "num_hidden_layers": layers,
         "mixers": mixers,
-        "residual_clip": 1.0 if hybrid else None,
+        "block_mlps": mlps,
+        "residual_clip": (15.0 if mlps else 1.0) if hybrid else None,
     }
     return net_recipe(task, sizes, bench.seed, model, cosine=True)
 
@@ -113,4 +117,34 @@ def longer_binding(bench: Workbench, sizes: Sizes) -> Findings:
         curves=[Curve("R2 of decoding", lags, explained), Curve("sensitivity", lags, sensitivity)],
         x_label="lag",
         y_label="R2, norm of the gradient",
+    )
+
+
+def nonlinear(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 20: the features decoded after the first block of a softmax net with MLPs, and the hybrid beside it."""
+    task = NonlinearDynamics(size=sizes["size"], width=sizes["features_width"], length=sizes["length"])
+    deep = plain_net(bench, sizes, task, "softmax", sizes["layers"], mlps=True)
+    hybrid = plain_net(bench, sizes, task, ["softmax", "mesa"], 2, mlps=True)
+    fit, test = (bench.batch(task, sizes[f"{name}_rows"], step) for step, name in ((1, "fit"), (0, "test")))
+    features = [task.features(batch["inputs"][:, -1]) for batch in (fit, test)]
+    net = bench.net(deep)
+    streams = [net(batch["inputs"], output_hidden_states=True).hidden_states for batch in (fit, test)]
+    explained = [decode((a[:, -1], features[0]), (b[:, -1], features[1])).r2 for a, b in zip(*streams, strict=True)]
+    inputs, targets = test["inputs"], test["targets"]
+    losses = [position_losses(bench.net(recipe)(inputs).predictions, targets) for recipe in (deep, hybrid)]
+    softmax, ours = (float(each.mean()) for each in losses)
+    return Findings(
+        {
+            "R2 of the features after the first MLP": explained[1],
+            "loss of the hybrid relative to softmax": ours / softmax,
+        },
+        controls={
+            "R2 of the features in the input": explained[0],
+            "loss of softmax": softmax,
+            "loss of the hybrid": ours,
+            "ridge on the states, all pairs": mean_loss(ridge_predictions(inputs.double(), RIDGE), targets),
+            "loss of predicting zero": mean_loss(torch.zeros_like(targets), targets),
+        },
+        curves=[curve(f"softmax, {sizes['layers']} layers", losses[0]), curve("softmax then mesa", losses[1])],
+        notes=["the MLPs are gated GELU, and softmax layers do not scale queries and keys to unit length"],
     )

@@ -17,6 +17,7 @@ TINY: dict[str, Any] = {"size": 2, "length": 8, "fit_rows": 64, "test_rows": 64,
 OWN: dict[str, dict[str, Any]] = {
     "depth": {"steps": [2, 2, 2, 2]},
     "preconditioning-probe": {"position": 4},
+    "nonlinear": {"features_width": 4, "width": 8},
     "few-shot": {"length": 16, "tuning_steps": 2, "prefix": 2},
     "continual": {"length": 16, "first_pairs": 2, "second_pairs": 9},
     "longer-binding": {"hidden": 5, "width": 8},
@@ -34,6 +35,7 @@ TRAINED = [
     "shallow-hybrid",
     "few-shot",
     "continual",
+    "nonlinear",
 ]
 
 
