@@ -177,8 +177,12 @@ def _claims_sentence(comparison: Comparison, index: int) -> str:
     def listed(tasks: list[str]) -> str:
         return f"{len(tasks)} ({', '.join(tasks)})" if tasks else "0"
 
+    lead = f"Task by task, {plural(len(claims), 'task')} with Holm’s correction:"
+    name, base = comparison.names[index], comparison.base
+    if not better and not worse:
+        return f"{lead} no difference between {name} and {base} can be told on any."
     rest = len(claims) - len(better) - len(worse)
     return (
-        f"Task by task, {plural(len(claims), 'task')} with Holm’s correction: {comparison.names[index]} is better than"
-        f" {comparison.base} on {listed(better)}, worse on {listed(worse)}; on {rest} no difference can be told."
+        f"{lead} {name} is better than {base} on {listed(better)}, worse on {listed(worse)}; on {rest} no difference can"
+        " be told."
     )

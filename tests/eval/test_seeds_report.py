@@ -237,7 +237,7 @@ def test_the_page_of_any_number_of_models(models: str, tmp_path: Path) -> None:
 
 
 def test_stored_scores_make_the_same_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scores = campaign()
+    scores = campaign(2)
     report(scores, tmp_path / "first", quiet=True)
     for item in scores:
         item.write(tmp_path / "apart" / "scores")
