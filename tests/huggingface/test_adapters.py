@@ -1,0 +1,63 @@
+"""Low-rank adapters (PEFT) on the projections: train, save, load, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mesalm import MesaForCausalLM
+
+peft = pytest.importorskip("peft")
+# peft asks for an attribute by the name it had before transformers 5.20
+pytestmark = pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing` is deprecated:FutureWarning")
+
+Build = Callable[..., MesaForCausalLM]
+Draw = Callable[..., torch.Tensor]
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+@pytest.mark.parametrize("target", [PROJECTIONS, "all-linear"], ids=["projections", "all"])
+def test_adapters_train_save_load_and_merge(
+    target: list[str] | str, kind: str, build: Build, tokens: Draw, tmp_path: Path
+) -> None:
+    model, ids = build(kind), tokens(2, 12)
+    model.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        untouched = model(ids).logits
+    options = peft.LoraConfig(r=4, lora_alpha=8, target_modules=target, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, options).train()
+    trainable = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name for name in trainable)
+    assert {name.split(".")[6] for name in trainable if "mixer" in name} >= set(PROJECTIONS)
+    before = {name: parameter.detach().clone() for name, parameter in adapted.named_parameters()}
+    optimiser = torch.optim.AdamW(trainable.values(), 1e-2)
+    losses = []
+    for _ in range(6):
+        loss = adapted(ids, labels=ids).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    changed = {name for name, parameter in adapted.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == set(trainable)
+    adapted.eval()
+    with torch.no_grad():
+        learnt = adapted(ids).logits
+        assert (learnt - untouched).abs().max() > 1e-3
+        written = adapted.generate(input_ids=ids, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        adapted.save_pretrained(tmp_path / "adapter")
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        loaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+        torch.testing.assert_close(loaded(ids).logits, learnt)
+        merged = loaded.merge_and_unload()
+        assert type(merged) is MesaForCausalLM
+        torch.testing.assert_close(merged(ids).logits, learnt, atol=1e-4, rtol=1e-4)
+        merged.save_pretrained(tmp_path / "merged")
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        torch.testing.assert_close(again(ids).logits, learnt, atol=1e-4, rtol=1e-4)
+        assert torch.equal(again.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False), written)

@@ -1,0 +1,19 @@
+"""The examples of docs/huggingface.md run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs/huggingface.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: re.sub(r"\W+", " ", text)[:40])
+def test_an_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "peft" in example:
+        pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, str(PAGE), "exec"), {})
