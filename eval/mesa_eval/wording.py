@@ -180,9 +180,9 @@ def _claims_sentence(comparison: Comparison, index: int) -> str:
     lead = f"Task by task, {plural(len(claims), 'task')} with Holm’s correction:"
     name, base = comparison.names[index], comparison.base
     if not better and not worse:
-        return f"{lead} no difference between {name} and {base} can be told on any."
+        return f"{lead} no difference can be told between {name} and {base} on any."
     rest = len(claims) - len(better) - len(worse)
     return (
-        f"{lead} {name} is better than {base} on {listed(better)}, worse on {listed(worse)}; on {rest} no difference can"
-        " be told."
+        f"{lead} {name} is better than {base} on {listed(better)}, worse on {listed(worse)}; on {rest} no difference"
+        " can be told."
     )
