@@ -19,17 +19,12 @@ CARD = """---
 
 # {name}
 
-A causal language model of {parameters:,} parameters with {mixers} sequence mixers, made with mesalm.
+A {kind} of {parameters:,} parameters with {mixers} sequence mixers, made with mesalm.
 
 ## Load it
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
-inputs = tokenizer("Once", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
+{example}
 ```
 
 The code that `trust_remote_code` runs lies in this folder and needs torch and transformers only. With mesalm installed,
@@ -52,6 +47,22 @@ The code that `trust_remote_code` runs lies in this folder and needs torch and t
 This is a small model for research on in-context learning. It knows its training text and little else, was not
 taught to follow instructions, and was not filtered for what it may say.
 """
+
+GENERATE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
+inputs = tokenizer("Once", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
+
+CLASSIFY = """\
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
+model = AutoModelForSequenceClassification.from_pretrained("{place}", trust_remote_code=True)
+inputs = tokenizer("Once", return_tensors="pt")
+print(model.config.id2label[int(model(**inputs).logits.argmax())])"""
 
 NO_EVALUATION = "None was recorded beyond the held-out loss above, if there is one."
 
@@ -93,12 +104,13 @@ def model_card(
     """
     config = model.config
     mixers = config.layer_mixers
+    classifies = type(model).__name__.endswith("ForSequenceClassification")
     source = (conversion or {}).get("source")
     # losses by position and the like are for the table; what the Hub lists are scores that others compare with
     results = [_result(item) for item in evaluations if item.section == "text" or item.section.startswith("task/")]
     card_data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if classifies else "text-generation",
         license=licence,
         base_model=source if source and "/" in source else None,
         tags=["mesa", "mesalm", *sorted(set(mixers))],
@@ -116,7 +128,8 @@ def model_card(
     return CARD.format(
         front=card_data.to_yaml(),
         name=name,
-        place=place or name,
+        kind="text classifier" if classifies else "causal language model",
+        example=(CLASSIFY if classifies else GENERATE).format(place=place or name),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         mixers=" and ".join(sorted(set(mixers))),
         architecture="\n".join(architecture),

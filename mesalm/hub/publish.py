@@ -9,11 +9,13 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from transformers import AutoConfig, PreTrainedModel
 
 import mesalm.model
 from mesalm.hub.model_card import Evaluation, model_card, read_conversion
 from mesalm.hub.new_folder import must_be_new, new_folder
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
+from mesalm.model.classifier_mesa import MesaForSequenceClassification
 from mesalm.model.configuration_mesa import MesaConfig
 
 AUTO_MAP = {
@@ -53,9 +55,7 @@ def publish(
     folder = Path(folder)
     must_be_new(folder, "publish")
     source = Path(locate(model))
-    opened = open_model(model)
-    if not isinstance(opened.config, MesaConfig):
-        raise ValueError(f"{model}: model_type is {opened.config.model_type!r}; only mesa models need remote code")
+    opened = _open(model)
     tokenizer = open_tokenizer(model)
     run = source.parent if (source.parent / "journal.jsonl").is_file() else None
     card = model_card(
@@ -75,6 +75,17 @@ def publish(
     if push_to is not None:
         push(folder, push_to, private=private)
     return folder
+
+
+def _open(model: str) -> PreTrainedModel:
+    """Open MODEL with the head it was saved with."""
+    opened = open_model(model)
+    if not isinstance(opened.config, MesaConfig):
+        raise ValueError(f"{model}: model_type is {opened.config.model_type!r}; only mesa models need remote code")
+    saved = AutoConfig.from_pretrained(locate(model)).architectures or []
+    if MesaForSequenceClassification.__name__ in saved:
+        return MesaForSequenceClassification.from_pretrained(locate(model), dtype="auto")
+    return opened
 
 
 def push(folder: Path, name: str, *, private: bool = False) -> str:

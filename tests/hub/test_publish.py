@@ -14,10 +14,10 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from mesa_eval.suite import evaluate
-from mesalm import MesaConfig, MesaForCausalLM
+from mesalm import MesaConfig, MesaForCausalLM, MesaForSequenceClassification
 from mesalm.cli import main
 from mesalm.hub.model_card import Evaluation, model_card
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
@@ -166,6 +166,22 @@ def test_here_the_installed_class_opens_a_published_folder(run: Path, tmp_path: 
     assert type(open_model(str(folder))) is MesaForCausalLM
     # also where the folder's own code is allowed: classes registered by an import of mesalm go first
     assert type(open_model(str(folder), trust_remote_code=True)) is MesaForCausalLM
+
+
+def test_a_classifier_keeps_its_head(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MesaConfig(vocab_size=258, pad_token_id=0, num_labels=3, **sizes)
+    model = MesaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    folder = publish(str(tmp_path / "model"), tmp_path / "published")
+    again = AutoModelForSequenceClassification.from_pretrained(folder)
+    ids = torch.randint(2, 258, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert "AutoModelForSequenceClassification" in card
 
 
 def test_the_code_of_the_folder_uses_kernels_that_are_installed(run: Path, tmp_path: Path) -> None:
