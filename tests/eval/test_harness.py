@@ -73,7 +73,10 @@ def save_mesa(
         eos_token_id=0,
         pad_token_id=1,
     )
-    MesaForCausalLM(config).save_pretrained(folder)
+    model = MesaForCausalLM(config)
+    # the padding's embedding starts at zero, which would hide padding that is not masked
+    model.model.embed_tokens.weight.data[1] = model.model.embed_tokens.weight.data[2:].std() * torch.randn(32)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
