@@ -37,7 +37,7 @@ def gradient_kernel(
     gram,
     scale,
     plan,
-    vectors,  # [programs, 3 C K + C C] float32
+    vectors,  # [programs, 4 C K + C C] float32
     problems,
     limit,
     max_steps,
@@ -53,11 +53,12 @@ def gradient_kernel(
     BK: tl.constexpr,
     BI: tl.constexpr,
 ):
-    """Programs go through problems and query heads in turn, each with memory of its own for x and p."""
+    """Programs go through problems and query heads in turn, each with memory of its own for x, p and r."""
     programs = tl.num_programs(0)
-    solution = vectors + tl.program_id(0).to(tl.int64) * (3 * C * K + C * C)
+    solution = vectors + tl.program_id(0).to(tl.int64) * (4 * C * K + C * C)
     direction = solution + C * K
-    memory = solution + 3 * C * K
+    residual = solution + 2 * C * K
+    memory = solution + 4 * C * K
     for place in range(tl.program_id(0), problems * R, programs):
         p = (place // R).to(tl.int64)
         if tl.load(plan + 4 * p) == 0:
@@ -71,6 +72,7 @@ def gradient_kernel(
             attempt = 0
             while (attempt <= REFINEMENTS) & (tl.max(live.to(tl.int32), 0) > 0):
                 store_block(direction, r, K, C, BK)
+                store_block(residual, r, K, C, BK)
                 rr = tl.sum(r * r, 1)
                 while tl.max(live.to(tl.int32), 0) > 0:
                     product = multiply_system(
@@ -82,7 +84,8 @@ def gradient_kernel(
                     live = live & (curvature > 0.0) & (rr > 1e-32) & (taken < max_steps)
                     alpha = tl.where(live, rr / tl.where(live, curvature, 1.0), 0.0)
                     store_block(solution, load_block(solution, K, C, BK) + alpha[:, None] * v, K, C, BK)
-                    r -= alpha[:, None] * product
+                    r = load_block(residual, K, C, BK) - alpha[:, None] * product
+                    store_block(residual, r, K, C, BK)
                     new = tl.where(live, tl.sum(r * r, 1), rr)
                     beta = tl.where(live, new / tl.where(live, rr, 1.0), 0.0)
                     store_block(direction, r + beta[:, None] * v, K, C, BK)

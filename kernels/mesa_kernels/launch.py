@@ -12,7 +12,7 @@ from .tiles import CHUNK, FLOOR
 from .tuning import choose
 
 PROGRAMS = 1024
-"""Programs that share out the problems of a solve, each with memory of its own for three blocks of vectors; more than
+"""Programs that share out the problems of a solve, each with memory of its own for four blocks of vectors; more than
 any card runs at once."""
 
 
@@ -173,7 +173,7 @@ def solve(
     x = fresh(rhs, s.B, s.T, s.H, s.K)
     steps = fresh(rhs, s.B, s.N, s.H, dtype=torch.int32)
     programs = min(PROGRAMS, s.P * s.R)
-    vectors = fresh(rhs, programs, 3 * CHUNK * s.K + CHUNK * CHUNK)
+    vectors = fresh(rhs, programs, 4 * CHUNK * s.K + CHUNK * CHUNK)
     places = (rhs, x, steps, made.key, made.input_gate, sums.high, sums.low, made.gram, made.scale)
     shape = (s.T, s.G, s.R, s.N, s.K)
     choice = choose("series", s)

@@ -66,13 +66,15 @@ def sum_series(
     own, unit, carried, gains, log_ratio, stretch, p, m, K, DOT: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
     BI: tl.constexpr,
 ):  # fmt: skip
-    """Sum m products of the series for unit rows `[C, BK]`; own: memory for three blocks `[C, K]` and one `[C, C]`."""
-    memory = own + 3 * C * K
+    """Sum m products of the series for unit rows `[C, BK]`; own: memory for four blocks `[C, K]` and one `[C, C]`."""
+    memory = own + 4 * C * K
     root, q = load_ratio(log_ratio, p, C)
     log_q = tl.log2(tl.maximum(tl.abs(q), 1e-30))
     total = 0.5 * weigh(0, m, root, 1.0, log_q)[:, None] * unit
     power = q
     store_block(own, unit, K, C, BK)
+    running = own + 3 * C * K
+    store_block(running, total, K, C, BK)
     for j in range(1, m):
         current = own + ((j - 1) % 2) * C * K
         other = own + (j % 2) * C * K
@@ -80,11 +82,11 @@ def sum_series(
         y -= load_block(current, K, C, BK)
         if j > 1:
             y = 2.0 * y - load_block(other, K, C, BK)
-        total += weigh(j, m, root, power, log_q)[:, None] * y
+        total = load_block(running, K, C, BK) + weigh(j, m, root, power, log_q)[:, None] * y
+        store_block(running, total, K, C, BK)
         power *= q
         store_block(other, y, K, C, BK)
-    store_block(own, total, K, C, BK)
-    return multiply_factor(own, memory, carried, gains, stretch, p, K, DOT, C, BK, BI)
+    return multiply_factor(running, memory, carried, gains, stretch, p, K, DOT, C, BK, BI)
 
 
 @triton.jit
@@ -103,7 +105,7 @@ def series_kernel(
     plan,  # [P, 4]
     carried,  # [P, K, K]
     gains,  # [P, C, K]
-    vectors,  # [programs, 3 C K + C C] float32
+    vectors,  # [programs, 4 C K + C C] float32
     problems,
     T,
     G,
@@ -118,7 +120,7 @@ def series_kernel(
 ):
     """Programs go through problems and query heads in turn, each with memory of its own."""
     programs = tl.num_programs(0)
-    own = vectors + tl.program_id(0).to(tl.int64) * (3 * C * K + C * C)
+    own = vectors + tl.program_id(0).to(tl.int64) * (4 * C * K + C * C)
     solution = own + 2 * C * K
     for place in range(tl.program_id(0), problems * R, programs):
         p = (place // R).to(tl.int64)
@@ -134,7 +136,7 @@ def series_kernel(
             for _number in range(1, passes):
                 product = multiply_system(
                     solution,
-                    own + 3 * C * K,
+                    own + 4 * C * K,
                     key,
                     input_gate,
                     high,
@@ -244,7 +246,7 @@ def residual_kernel(
     gram,
     ridge,  # [G, K] float32
     plan,
-    vectors,  # [programs, 3 C K + C C] float32
+    vectors,  # [programs, 4 C K + C C] float32
     problems,
     T,
     G,
@@ -258,7 +260,7 @@ def residual_kernel(
     BI: tl.constexpr,
 ):
     """Programs go through the problems that are solved with float16 operands; all in the caller's units."""
-    memory = vectors + tl.program_id(0).to(tl.int64) * (3 * C * K + C * C)
+    memory = vectors + tl.program_id(0).to(tl.int64) * (4 * C * K + C * C)
     k = tl.arange(0, BK)
     for place in range(tl.program_id(0), problems * R, tl.num_programs(0)):
         p = (place // R).to(tl.int64)

@@ -1,0 +1,54 @@
+"""Compile the kernels for sm_90 without a card, and print registers, spills, shared memory and tensor-core instructions.
+
+    python kernels/bench/compile_report.py                           # heads of 64 and 128, bfloat16 and float32
+    python kernels/bench/compile_report.py --size 128 --dtype bfloat16 --only half residual
+
+Some kernels take minutes. Prints one row of a markdown table a kernel, as it is compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+DTYPES = ("bfloat16", "float16", "float32")
+COLUMNS = ("warps", "registers", "stack", "shared", "local", "local_in_loops", "hgmma", "hmma")
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    text = (__doc__ or "").split("\n", maxsplit=1)
+    parser = argparse.ArgumentParser(
+        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", type=int, nargs="+", default=[64, 128], help="size of keys and values")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="kernels whose names begin with one of these words")
+    parser.add_argument("--capability", type=int, default=90, help="compute capability of the card, 90 for sm_90")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after one line about input that is wrong."""
+    arguments = parse(words)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        print("compile_report: TRITON_INTERPRET is set, under which nothing is compiled: unset it", file=sys.stderr)
+        return 2
+    import torch
+    from ahead_of_time import list_launches, read_launch
+
+    print(f"| size | inputs | kernel | {' | '.join(column.replace('_', ' ') for column in COLUMNS)} |", flush=True)
+    print("|" + "---|" * (len(COLUMNS) + 3), flush=True)
+    for size in arguments.size:
+        for dtype in arguments.dtype:
+            for launch in list_launches(size, size, getattr(torch, dtype)):
+                if arguments.only is None or launch.name.startswith(tuple(arguments.only)):
+                    reading = read_launch(launch, arguments.capability)
+                    values = " | ".join(str(getattr(reading, column)) for column in COLUMNS)
+                    print(f"| {size} | {dtype} | {reading.name} | {values} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
