@@ -1,4 +1,4 @@
-"""Compile the kernels for sm_90 without a card, and print registers, spills, shared memory and tensor-core instructions.
+"""Compile the kernels for sm_90 without a card; print registers, spills, shared memory and tensor-core products.
 
     python kernels/bench/compile_report.py                           # heads of 64 and 128, bfloat16 and float32
     python kernels/bench/compile_report.py --size 128 --dtype bfloat16 --only half residual

@@ -54,6 +54,12 @@ STEPS = (
         ("-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/kernels", "tests/model/test_devices.py"),
         figures=False,
     ),
+    Step(
+        "tune",
+        "tiles and warps of every kernel; the table is kernels/mesa_kernels/tuned/CARD.json",
+        (f"{BENCH}/tune.py", "--size", "64", "128", "--dtype", "bfloat16", "float32"),
+        figures=False,
+    ),
     operator(
         "aim",
         "the size that the targets name: time, memory and error beside the peer, gated linear and softmax attention",

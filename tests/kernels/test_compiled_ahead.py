@@ -1,4 +1,4 @@
-"""Read from the compiler, without a card, what the kernels become on sm_90: in a process that does not interpret them."""
+"""Read from the compiler, without a card, what kernels become on sm_90, in a process that does not interpret them."""
 
 from __future__ import annotations
 

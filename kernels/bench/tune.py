@@ -1,0 +1,89 @@
+"""Time tiles, warps and stages of every kernel on this machine's card, and write the best to the card's table.
+
+    python kernels/bench/tune.py --size 64 128 --dtype bfloat16 float32
+
+One kernel after another tries its candidates, the others as they are; what is timed is a forward and backward pass. The
+table is `kernels/mesa_kernels/tuned/CARD.json`, which the kernels read from then on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from cases import DTYPES, Case, make_operands
+from measure import interleave
+from rich.progress import track
+
+from mesa_kernels import launch, tuning
+from mesa_kernels.tuning import Choice, Shapes
+from mesalm.model.operator_mesa import mesa_attention
+
+TILES, WARPS, STAGES = (16, 32, 64), (4, 8), (1, 2)
+
+
+@contextmanager
+def forced(kernel: str, choice: Choice) -> Iterator[None]:
+    """Make one kernel run with a choice of ours; the precision of its products stays."""
+    plain = tuning.choose
+
+    def choose(name: str, sizes: Shapes) -> Choice:
+        usual = plain(name, sizes)
+        return choice._replace(dot=usual.dot) if name == kernel else usual
+
+    launch.choose = choose
+    try:
+        yield
+    finally:
+        launch.choose = plain
+
+
+def best_choice(kernel: str, usual: Choice, time: Callable[[], float]) -> tuple[Choice, float]:
+    """Try all candidates of a kernel; one that does not compile or needs too much memory is left out."""
+    candidates = {usual, *(Choice(*rest) for rest in itertools.product(TILES, [usual.dot], WARPS, STAGES))}
+    seconds: dict[Choice, float] = {}
+    for choice in sorted(candidates):
+        with forced(kernel, choice):
+            try:
+                seconds[choice] = time()
+            except Exception as trouble:  # triton raises errors of many kinds where a choice cannot run
+                print(f"{kernel} {choice}: {str(trouble).splitlines()[0]}", file=sys.stderr)
+    if not seconds:
+        raise ValueError(f"no choice for the kernel {kernel} runs on this card")
+    fastest = min(seconds, key=seconds.__getitem__)
+    return fastest, seconds[fastest]
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after one line about input that is wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--size", type=int, nargs="+", default=[64, 128], help="size of keys and values")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), nargs="+", default=["bfloat16"])
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args(words)
+    if not torch.cuda.is_available():
+        print("tune: there is no CUDA card here", file=sys.stderr)
+        return 2
+    for size, dtype in itertools.product(arguments.size, arguments.dtype):
+        operands = make_operands(Case(4096, 4, 16, size, gamma=0.97, dtype=dtype, device="cuda")).leaves()
+        upstream = torch.randn_like(operands.value)
+        shapes = launch.Sizes(4, 4096, 16, 16, size, size, DTYPES[dtype] != torch.float32, operands.query.device)
+
+        def run(operands: tuple[torch.Tensor, ...] = operands, upstream: torch.Tensor = upstream) -> None:
+            mesa_attention(*operands, backend="triton").backward(upstream)
+
+        for kernel in track(tuning.DEFAULTS, f"size {size}, {dtype}"):
+            usual = tuning.choose(kernel, shapes)
+            time = lambda run=run: interleave({"": run}, arguments.repeats, 2, "cuda")[""].median  # noqa: E731
+            choice, seconds = best_choice(kernel, usual, time)
+            entry = tuning.describe(kernel, shapes)
+            tuning.write_table(tuning.card_name(shapes.device), {entry: choice}, {entry: seconds})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
