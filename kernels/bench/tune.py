@@ -58,13 +58,18 @@ def best_choice(kernel: str, usual: Choice, time: Callable[[], float]) -> tuple[
     return fastest, seconds[fastest]
 
 
-def main(words: list[str] | None = None) -> int:
-    """Run the program; return 0, or 2 after one line about input that is wrong."""
+def parse(words: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", type=int, nargs="+", default=[64, 128], help="size of keys and values")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), nargs="+", default=["bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args(words)
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after one line about input that is wrong."""
+    arguments = parse(words)
     if not torch.cuda.is_available():
         print("tune: there is no CUDA card here", file=sys.stderr)
         return 2
