@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,12 +14,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one door and return the process's exit code: 0 done, 2 bad input, 130 interrupted."""
     options = parse(arguments)
     try:
-        return int(options.door(options) or 0)
+        code = int(options.door(options) or 0)
+        sys.stdout.flush()
+        return code
     except (ValueError, FileNotFoundError) as error:
         if options.traceback:
             raise
         print(f"mesalm {options.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # who reads the output has seen enough, as in `mesalm lab list | head`; what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print(f"mesalm {options.command}: interrupted", file=sys.stderr)
         return 130

@@ -131,6 +131,7 @@ def mesa_attention(
     operands = (query, key, value, log_forget, input_gate, ridges, state.gram, state.cross)
     B, T, H, _ = query.shape
     if chosen == "exact" or T <= 1 or B == 0:
+        chosen = "exact" if chosen == "exact" else "torch"  # no kernel takes a single token: it is one dense solve
         output, gram, cross, solution = mesa_exact(*operands)
         steps = torch.zeros(B, chunk_count(T), H, dtype=torch.int32, device=query.device)
     else:
