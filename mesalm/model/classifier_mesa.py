@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
 from .configuration_mesa import MesaConfig
@@ -97,8 +96,5 @@ class MesaForSequenceClassification(MesaPreTrainedModel):
             )
         return (places * real.to(places)).argmax(-1)
 
-
-# the text-classification pipeline knows classifiers by this table of names
-MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.setdefault("mesa", "MesaForSequenceClassification")
 
 __all__ = ["MesaForSequenceClassification"]

@@ -328,7 +328,7 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         return 3.0 * (2.0 * weights + mixers)
 
 
-# Trainer's label smoothing shifts the labels only of classes in this table, and pipelines warn of all others
+# Trainer's label smoothing shifts the labels only of classes in this table
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault("mesa", "MesaForCausalLM")
 
 __all__ = ["MesaForCausalLM", "MesaModel", "MesaPreTrainedModel"]

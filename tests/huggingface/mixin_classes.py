@@ -13,9 +13,9 @@ from transformers.models.auto import modeling_auto
 from mesalm import MesaConfig, MesaForCausalLM, MesaForSequenceClassification, MesaModel
 from tests import causal_lm_tester
 
-# their tests tell a base model from one with labels by this table; the tables of causal models and classifiers know
-# ours by themselves
+# their tests tell base models and classifiers by these tables; the table of causal models knows ours by itself
 modeling_auto.MODEL_MAPPING_NAMES["mesa"] = "MesaModel"
+modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["mesa"] = "MesaForSequenceClassification"
 
 NO_ATTENTION = "the model has no softmax layer, so no attention weights"
 NO_ROTARY = "the model has no softmax layer, so no rotary positions"
