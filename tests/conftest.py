@@ -1,4 +1,7 @@
-"""Import Triton first of all, for its interpreter where there is no card.
+"""Compute in one thread, and import Triton first of all, for its interpreter where there is no card.
+
+The tests' tensors are so small that threads cost more than they save, and what a small model has learnt depends on
+their number; processes that tests start inherit it.
 
 Triton decides when it is imported whether its own library runs in the interpreter, and other libraries import it too,
 so whichever came first would decide for the tests of the kernels. The variable itself is gone again afterwards.
@@ -7,6 +10,9 @@ so whichever came first would decide for the tests of the kernels. The variable 
 from __future__ import annotations
 
 import importlib.util
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 import pytest
 import torch
