@@ -60,6 +60,21 @@ assert "mesalm" not in sys.modules
 print(json.dumps({"output": output[0].tolist(), "logits": logits, "losses": losses}))
 """
 
+STRANGER_CLASSIFIER = """
+import json, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("mesalm", "mesa_eval", "mesa_kernels"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import torch
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+with torch.no_grad():
+    print(json.dumps(model(torch.arange(2, 11)[None]).logits[0].tolist()))
+assert "mesalm" not in sys.modules
+"""
+
 NEIGHBOUR = """
 import importlib.util, sys
 from transformers import AutoModelForCausalLM
@@ -182,6 +197,18 @@ def test_a_classifier_keeps_its_head(tokenizer: PreTrainedTokenizerFast, tmp_pat
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: text-classification" in card
     assert "AutoModelForSequenceClassification" in card
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", STRANGER_CLASSIFIER, str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    with torch.no_grad():
+        expected = model(torch.arange(2, 11)[None]).logits[0]
+    torch.testing.assert_close(torch.tensor(json.loads(result.stdout.splitlines()[-1])), expected)
 
 
 def test_the_code_of_the_folder_uses_kernels_that_are_installed(run: Path, tmp_path: Path) -> None:
