@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import torch
 
+RIDGES = [10.0**power for power in range(-6, 3)]
+"""Ridges that `best_ridge` tries."""
+
 
 def ridge_predictions(x: torch.Tensor, y: torch.Tensor, ridge: float) -> torch.Tensor:
     """Predict y_k at x_k from the pairs before it: G (H + ridge)^-1 x_k, H = sum x_i x_i^T, G = sum y_i x_i^T.
@@ -38,6 +41,22 @@ def best_rates(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     steps = gradient_predictions(x, y, torch.ones(x.shape[1], dtype=torch.float64))
     size = steps.square().sum((0, 2))
     return torch.where(size > 0, (steps * y.double()).sum((0, 2)) / size.clamp(min=1e-300), 0.0)
+
+
+def best_ridge(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Return the one of `RIDGES` whose predictions have the least squared error on these sequences."""
+    return min(RIDGES, key=lambda ridge: float((ridge_predictions(x, y, ridge) - y).square().sum()))
+
+
+def last_states(x: torch.Tensor, count: int) -> torch.Tensor:
+    """Lay each state's ``count`` last ones side by side, newest first; the first count - 1 places hold zeros alone.
+
+    x [B, P, D]; returns [B, P, count D]. Where a system of n hidden entries is seen through D of them, the next
+    observation is a linear map of the last n / D ones (von Oswald et al. 2023, section 4.4); where there are fewer
+    it is not, and a pair that is cut off would spoil the regression.
+    """
+    windows = x.unfold(1, count, 1).flip(-1).transpose(-1, -2).flatten(2)
+    return torch.nn.functional.pad(windows, (0, 0, count - 1, 0))
 
 
 def _before(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

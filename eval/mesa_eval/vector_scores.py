@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
-from mesa_eval.least_squares import best_rates, gradient_predictions, ridge_predictions
+from mesa_eval.least_squares import best_rates, best_ridge, gradient_predictions, last_states, ridge_predictions
 from mesa_eval.row_scores import RowScores, TaskScores
 from mesalm.data.synthetic.context_regression import ContextRegression
 from mesalm.data.synthetic.drawn_stream import Split, drawn_batch
+from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
 
 DIGITS = 7
@@ -34,12 +37,14 @@ def vector_guesses(task: VectorTask, rows: int, *, seed: int) -> dict[str, TaskS
     """Score regression on the pairs seen so far, and simpler guesses, on the test sequences.
 
     Pairs are (x_i, y_i), or each state with the next one. The rates of the gradient step are fitted on the valid
-    sequences, one for each number of pairs.
+    sequences, one for each number of pairs. Where a state is seen in part, regression on one observation cannot be
+    exact; regression on as many as the state needs stands beside it, its ridge fitted on the valid sequences.
     """
     batch, other = (drawn_batch(task, rows, seed, split=split) for split in ("test", "valid"))
     queries = _queries(task)
     x, y = batch["inputs"][:, queries], batch["targets"][:, queries]
-    rates = best_rates(other["inputs"][:, queries], other["targets"][:, queries])
+    other_x, other_y = other["inputs"][:, queries], other["targets"][:, queries]
+    rates = best_rates(other_x, other_y)
     found = {
         "ridge": ridge_predictions(x, y, task.size * task.noise**2),
         "least squares": ridge_predictions(x, y, 0.0),
@@ -48,6 +53,10 @@ def vector_guesses(task: VectorTask, rows: int, *, seed: int) -> dict[str, TaskS
     }
     if not isinstance(task, ContextRegression):
         found["last state"] = x
+    if isinstance(task, LinearDynamics) and task.hidden is not None:
+        count = math.ceil(task.hidden / task.size)
+        ridge = best_ridge(last_states(other_x, count), other_y)
+        found[f"ridge on {count} states"] = ridge_predictions(last_states(x, count), y, ridge)
     return {name: _scores(task, predictions, y) for name, predictions in found.items()}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mesa_eval.least_squares import best_rates, gradient_predictions, ridge_predictions
+from mesa_eval.least_squares import best_rates, best_ridge, gradient_predictions, last_states, ridge_predictions
 from mesa_eval.synthetic_scores import score_guesses, score_model
 from mesalm.data.synthetic.drawn_stream import drawn_batch
 from mesalm.data.synthetic.tasks import TASKS
@@ -77,6 +77,22 @@ def test_dynamics_last_state_is_what_it_says() -> None:
     batch = drawn_batch(task, 50, 3)  # type: ignore[arg-type]
     by_hand = (batch["inputs"] - batch["targets"]).double().square().mean((0, 2)).numpy()
     assert np.allclose(found["last state"].measures[0].columns, by_hand, rtol=1e-5)
+
+
+def test_a_state_seen_in_part_is_regressed_on_as_many_observations_as_it_needs() -> None:
+    x = torch.arange(6.0).view(1, 3, 2)
+    assert last_states(x, 2).tolist() == [[[0, 0, 0, 0], [2, 3, 0, 1], [4, 5, 2, 3]]]
+    task = TASKS["linear-dynamics"].build({"size": 2, "hidden": 5, "length": 24, "noise": 0.0})
+    found = {name: scores.measures[0].columns for name, scores in score_guesses(task, 200, seed=0).items()}
+    # without noise the map from three observations is known once there are as many pairs as it has columns, but for
+    # badly conditioned ones; one observation never tells the next
+    assert found["ridge on 3 states"][12:].mean() < 2e-2 * found["ridge"][12:].mean()
+
+
+def test_the_best_ridge_is_that_of_the_prior() -> None:
+    batch = drawn_batch(TASKS["regression"].build({"size": 10, "pairs": 12, "noise": 1.0}), 2000, 0)
+    x, y = batch["inputs"][:, ::2], batch["targets"][:, ::2]
+    assert best_ridge(x, y) == 10.0  # d sigma^2
 
 
 @pytest.mark.parametrize("name", ["regression", "linear-dynamics"])
