@@ -11,14 +11,34 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 import pytest
 import torch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 with pytest.MonkeyPatch.context() as early:
     if not torch.cuda.is_available():
         early.setenv("TRITON_INTERPRET", "1")
     if importlib.util.find_spec("triton") is not None:  # a dependency on Linux only
         importlib.import_module("triton.language")
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of single bytes, 258 words with the two special ones."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {"<|pad|>": 0, "<|endoftext|>": 1} | {letter: index + 2 for index, letter in enumerate(alphabet)}
+    raw = Tokenizer(models.BPE(words, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
+    )

@@ -1,4 +1,4 @@
-"""A tokenizer of single bytes, and a softmax model small enough to train in a test."""
+"""A softmax model small enough to train in a test."""
 
 from __future__ import annotations
 
@@ -7,23 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mesalm import MesaConfig, MesaForCausalLM
-
-
-@pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of single bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {"<|pad|>": 0, "<|endoftext|>": 1} | {letter: index + 2 for index, letter in enumerate(alphabet)}
-    raw = Tokenizer(models.BPE(words, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
-    )
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mesalm import MesaConfig, MesaForCausalLM
@@ -61,17 +60,7 @@ def tokens() -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of single bytes that pads left."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {"<|pad|>": 0, "<|endoftext|>": 1} | {letter: index + 2 for index, letter in enumerate(alphabet)}
-    raw = Tokenizer(models.BPE(words, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|pad|>",
-        padding_side="left",
-    )
+def tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of single bytes, padding left."""
+    tokenizer.padding_side = "left"
+    return tokenizer

@@ -10,7 +10,6 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mesalm import MesaConfig, MesaForCausalLM
@@ -21,19 +20,8 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {"<|pad|>": 0, "<|endoftext|>": 1} | {letter: index + 2 for index, letter in enumerate(alphabet)}
-    core = Tokenizer(models.BPE(words, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
-    )
-
-
 @pytest.fixture
-def save_model(tmp_path: Path) -> Callable[..., str]:
+def save_model(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., str]:
     """Return a function that writes a random model, gates and ridge spread as after training, and its tokenizer."""
 
     def save(mixers: str | list[str], name: str = "model", layers: int = 2, **settings: Any) -> str:
@@ -57,7 +45,7 @@ def save_model(tmp_path: Path) -> Callable[..., str]:
                     parameter.add_(0.5 * torch.randn_like(parameter))
         folder = tmp_path / name
         model.save_pretrained(folder)
-        byte_tokenizer().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         return str(folder)
 
     return save
