@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from mesa_eval.bootstrap import DRAWS
@@ -15,6 +14,7 @@ from mesa_eval.figures import claims_figure, position_figure, task_figure, text_
 from mesa_eval.intervals import Interval
 from mesa_eval.scores import TaskRecord
 from mesa_eval.tables import chance_words, state_words
+from mesa_eval.templating import render
 from mesa_eval.wording import bracket, number, spread_words, summarise
 
 DASH = "\u2013"
@@ -23,20 +23,10 @@ GLANCE = (PRIMARY, "bits_per_byte", "perplexity", "in_context", "copy_score", "c
 
 def render_page(comparison: Comparison) -> str:
     """Return the page as HTML text without any reference to a resource outside it."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mesa_eval"),
-        autoescape=jinja2.select_autoescape(["j2"], default=True),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     first = comparison.scores[0]
-    style, _, _ = environment.loader.get_source(environment, "report.css") if environment.loader else ("", None, None)
-    script, _, _ = environment.loader.get_source(environment, "sort.js") if environment.loader else ("", None, None)
     glance = [row for key in GLANCE for row in comparison.starting(key) if row.key == key or key == "in_context"]
-    return environment.get_template("report.html.j2").render(
-        style=Markup(style),
-        script=Markup(script),
+    return render(
+        "report.html.j2",
         names=comparison.names,
         base=comparison.base,
         baseline=comparison.baseline,

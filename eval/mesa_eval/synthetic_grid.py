@@ -44,6 +44,7 @@ class Setting:
     best_rate: float | None
     rates: list[float]
     parameters: int | None
+    state_numbers: int
     runs: list[SeedRun]
 
     def measured(self, key: str) -> dict[int, RowScores]:
@@ -167,6 +168,7 @@ def _setting(folder: Path, entry: dict[str, Any]) -> Setting:
         best_rate=entry["best_rate"],
         rates=list(dict.fromkeys(run["rate"] for run in entry["swept"])),
         parameters=next((run["parameters"] for run in entry["runs"] if "parameters" in run), None),
+        state_numbers=entry["state_numbers"],
         runs=runs,
     )
 

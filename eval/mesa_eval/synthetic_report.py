@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +16,7 @@ from mesa_eval.row_scores import RowScores
 from mesa_eval.scores import write_atomically
 from mesa_eval.synthetic_figures import grid_figure
 from mesa_eval.synthetic_grid import Grid, Line, lines, read_grid
+from mesa_eval.templating import render
 from mesa_eval.wording import bracket, number
 
 DIGITS = 3
@@ -52,6 +52,7 @@ def report_data(grid: Grid) -> dict[str, Any]:
                 "best_rate": line.setting.best_rate,
                 "rates": line.setting.rates,
                 "parameters": line.setting.parameters,
+                "state_numbers": line.setting.state_numbers,
                 "steps": {run.seed: run.steps for run in line.setting.runs},
                 "mean": line.mean,
                 "seeds": line.values,
@@ -87,6 +88,7 @@ def notes(grid: Grid) -> list[str]:
         "out; differences are paired by row.",
         "The learning rate is the best on the valid rows; scores are of the test rows, the same for all models. Rows "
         "in parentheses are guesses without a trained model.",
+        "State: the numbers that a model keeps of one sequence of the task's length.",
     ]
     if grid.missing:
         said.append(f"{grid.missing} runs have not ended and are left out.")
@@ -98,15 +100,9 @@ def notes(grid: Grid) -> list[str]:
 
 def render_page(grid: Grid, tables: list[dict[str, Any]]) -> str:
     """Return the page as HTML text without any reference to a resource outside it."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mesa_eval"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     figures = [grid_figure(grid, measure) for measure in grid.measures()]
-    return environment.get_template("synthetic.html.j2").render(
+    return render(
+        "synthetic.html.j2",
         name=grid.name,
         notes=notes(grid),
         sections=[
@@ -123,7 +119,7 @@ def _table(grid: Grid, measure: RowScores) -> dict[str, Any]:
     found = lines(grid, measure.key)
     axes = list(grid.axes)
     spread = "range over seeds" if len(grid.seeds) > 1 else "95 % interval"
-    headings = [*(axis.rpartition(".")[2].replace("_", " ") for axis in axes), "arm", "best rate", "steps"]
+    headings = [*(axis.rpartition(".")[2].replace("_", " ") for axis in axes), "arm", "best rate", "steps", "state"]
     headings += [measure.label, spread, f"less {grid.arms[0]}"]
     rows = []
     for place, line in enumerate(found):
@@ -135,6 +131,7 @@ def _table(grid: Grid, measure: RowScores) -> dict[str, Any]:
                 line.setting.arm,
                 f"{line.setting.best_rate:g}",
                 f"{sum(steps) / len(steps):,.0f}",
+                f"{line.setting.state_numbers:,}",
                 number(line.mean, DIGITS),
                 DASH if line.spread is None else f"{line.spread[0]:.{DIGITS}f} to {line.spread[1]:.{DIGITS}f}",
                 _difference(line),
@@ -142,7 +139,7 @@ def _table(grid: Grid, measure: RowScores) -> dict[str, Any]:
         )
         if place + 1 == len(found) or found[place + 1].setting.point != line.setting.point:
             for name, value in line.guesses.items():
-                rows.append([*where, f"({name})", DASH, DASH, f"{value:.{DIGITS}g}", DASH, DASH])
+                rows.append([*where, f"({name})", DASH, DASH, DASH, f"{value:.{DIGITS}g}", DASH, DASH])
     return {
         "title": f"{measure.label[:1].upper()}{measure.label[1:]} ({measure.better} is better)",
         "headings": headings,
@@ -162,7 +159,7 @@ def _print(grid: Grid, tables: list[dict[str, Any]]) -> None:
     out = Console()
     for table in tables:
         shown = Table(title=f"{grid.name}: {table['title']}", title_justify="left")
-        for heading in ("", "arm", "rate", "steps", "score", table["headings"][len(grid.axes) + 4]):
+        for heading in ("", "arm", "rate", "steps", "state", "score", table["headings"][len(grid.axes) + 5]):
             shown.add_column(heading, justify="left" if heading in ("", "arm") else "right")
         shown.add_column(f"less {grid.arms[0]}", justify="right")
         for row in table["rows"]:

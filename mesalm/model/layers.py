@@ -60,6 +60,11 @@ class ShortConvolution(nn.Module):
         self.size = size
         self.weight = nn.Parameter(torch.zeros(channels, size))
 
+    @property
+    def state_numbers(self) -> int:
+        """Return how many numbers a cache holds for it: the inputs that its next output needs."""
+        return self.weight.shape[0] * (self.size - 1)
+
     def forward(self, inputs: torch.Tensor, past: torch.Tensor, segments: torch.Tensor | None = None) -> torch.Tensor:
         """Return the convolved inputs, [B, T, D], in the inputs' dtype.
 

@@ -88,6 +88,16 @@ class GatedMixer(nn.Module):
         """Return the read-out [B, T, H, V] and, if asked, the state after the last token, one float32 tensor."""
         raise NotImplementedError(f"{type(self).__name__} must say how its state is read")
 
+    @property
+    def state_columns(self) -> int:
+        """Return how many numbers the state has for each key dimension of a key head."""
+        return self.head_dim
+
+    def state_numbers(self, length: int) -> int:
+        """Return how many numbers a cache holds of one sequence after ``length`` tokens."""
+        state = self.groups * self.key_size * self.state_columns
+        return state + (0 if self.conv is None else self.conv.state_numbers)
+
     def _query_key(
         self,
         hidden_states: torch.Tensor,

@@ -59,6 +59,11 @@ class MesaMixer(GatedMixer):
             self.solver_steps = report.steps
         return output, torch.cat((after.gram, after.cross), dim=-1) if return_state else None
 
+    @property
+    def state_columns(self) -> int:
+        """Return how many numbers the state has for each key dimension: a row of gram and one of cross."""
+        return self.key_size + self.head_dim
+
     def flops(self, length: int) -> float:
         """Return the operations a token of one forward pass: two states, the read-out, and the solve's products.
 

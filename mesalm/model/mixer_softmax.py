@@ -87,6 +87,10 @@ class SoftmaxMixer(nn.Module):
         )
         return self.o_proj(output.reshape(batch, length, -1)), weights
 
+    def state_numbers(self, length: int) -> int:
+        """Return how many numbers a cache holds of one sequence after ``length`` tokens."""
+        return 2 * length * self.groups * self.head_dim + (0 if self.conv is None else self.conv.state_numbers)
+
     def flops(self, length: int) -> float:
         """Return the operations a token of one forward pass over `length` tokens: scores and read-out, causal half."""
         return 2.0 * self.heads * self.head_dim * length

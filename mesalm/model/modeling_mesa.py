@@ -103,6 +103,11 @@ class MesaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MesaMixer):
             module.init_weights()
 
+    def state_numbers(self, length: int) -> int:
+        """Return how many numbers a cache holds of one sequence after ``length`` tokens."""
+        mixers: list[Any] = [block.mixer for block in self.modules() if isinstance(block, MesaBlock)]
+        return sum(mixer.state_numbers(length) for mixer in mixers)
+
     def solver_steps(self) -> float | None:
         """Return the mean steps of the mesa solves in the last forward pass, None without a mesa layer."""
         steps = [module.solver_steps for module in self.modules() if isinstance(module, MesaMixer)]

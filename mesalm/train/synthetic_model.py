@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from mesalm.data.synthetic.tasks import SyntheticTask
 from mesalm.data.synthetic.vector_task import VectorTask
 
+if TYPE_CHECKING:
+    from mesalm.model.modeling_mesa import MesaPreTrainedModel
 
-def build_model(task: SyntheticTask, fields: Mapping[str, Any]) -> nn.Module:
+
+def build_model(task: SyntheticTask, fields: Mapping[str, Any]) -> MesaPreTrainedModel:
     """Return a fresh model, float32 on the CPU, for a task; ``fields`` are those of its configuration."""
     from mesalm.model.compression_mesa import MesaForCompression
     from mesalm.model.configuration_mesa import MesaConfig

@@ -7,7 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mesalm.train.synthetic_recipe import Cell, SyntheticRecipe, best_rate, planned_cells, planned_count
+import torch
+
+from mesalm.data.synthetic.vector_task import VectorTask
+from mesalm.train.synthetic_model import build_model
+from mesalm.train.synthetic_recipe import Cell, Setting, SyntheticRecipe, best_rate, planned_cells, planned_count
 
 
 def cells_folder(recipe: SyntheticRecipe) -> Path:
@@ -52,6 +56,7 @@ def write_results(recipe: SyntheticRecipe) -> Path:
                 "test_rows": setting.run.score.test_rows,
                 "score_seed": setting.run.score.seed,
                 "steps": setting.run.train.steps,
+                "state_numbers": _state_numbers(setting),
                 "best_rate": best,
                 "swept": [_entry(cell, results[cell.folder_name]) for cell in swept],
                 "runs": [_entry(cell, results[cell.folder_name]) for cell in mine if cell.rate == best],
@@ -69,6 +74,14 @@ def write_results(recipe: SyntheticRecipe) -> Path:
     _replace(recipe.folder / "recipe.yaml", recipe.to_yaml())
     _replace(recipe.folder / "results.json", json.dumps(summary, indent=1))
     return recipe.folder
+
+
+def _state_numbers(setting: Setting) -> int:
+    """Return how many numbers the setting's model keeps of one sequence of the task's length."""
+    task = setting.run.build_task()
+    with torch.device("meta"):
+        model = build_model(task, setting.run.model)
+    return model.state_numbers(task.sequence_length if isinstance(task, VectorTask) else task.length)
 
 
 def _entry(cell: Cell, result: dict[str, Any]) -> dict[str, Any]:

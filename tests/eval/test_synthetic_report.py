@@ -62,6 +62,7 @@ def made_grid(folder: Path, right: dict[str, dict[int, list[float]]], places: li
                     "task": {"name": "mqar", "length": length, "pairs": 4},
                     "test_rows": 3,
                     "score_seed": 0,
+                    "state_numbers": 1200 + length,
                     "best_rate": 0.01,
                     "swept": runs[:1],
                     "runs": runs,
@@ -120,7 +121,7 @@ def test_the_page_holds_every_figure_and_nothing_from_outside(tmp_path: Path, pl
     assert all(reference.startswith("#") for reference in parsed.references)
     assert "name: made &lt;&amp;&gt;" in page
     assert not re.search(r"#0[1-4]0\d0", page)  # every marker colour became a variable
-    for words in ("mesa", "softmax", "chance", "0.875"):
+    for words in ("mesa", "softmax", "chance", "0.875", "1,216", "1,232"):
         assert words in page
     report = json.loads((folder / "report.json").read_text())
     assert [row["mean"] for row in report["rows"]][:2] == [0.8125, 0.4375]
