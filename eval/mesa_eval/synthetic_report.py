@@ -159,11 +159,13 @@ def _print(grid: Grid, tables: list[dict[str, Any]]) -> None:
     out = Console()
     for table in tables:
         shown = Table(title=f"{grid.name}: {table['title']}", title_justify="left")
-        for heading in ("", "arm", "rate", "steps", "state", "score", table["headings"][len(grid.axes) + 5]):
-            shown.add_column(heading, justify="left" if heading in ("", "arm") else "right")
+        if grid.axes:
+            shown.add_column("")
+        for heading in ("arm", "rate", "steps", "state", "score", table["headings"][len(grid.axes) + 5]):
+            shown.add_column(heading, justify="left" if heading == "arm" else "right")
         shown.add_column(f"less {grid.arms[0]}", justify="right")
         for row in table["rows"]:
-            cells = [", ".join(row[: len(grid.axes)]), *row[len(grid.axes) :]]
+            cells = [", ".join(row[: len(grid.axes)])] * bool(grid.axes) + row[len(grid.axes) :]
             shown.add_row(*(cell.replace("[", r"\[") for cell in cells))
         out.print(shown)
     for note in notes(grid):
