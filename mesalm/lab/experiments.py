@@ -7,6 +7,7 @@ from typing import Any
 
 from mesalm.lab.claims import Findings
 from mesalm.lab.few_shot_experiments import continual, few_shot
+from mesalm.lab.language_experiments import language_order
 from mesalm.lab.linear_experiments import (
     chebyshev,
     depth,
@@ -38,6 +39,7 @@ EXPERIMENTS: dict[str, Callable[[Workbench, dict[str, Any]], Findings]] = {
     "shallow-hybrid": shallow_hybrid,
     "few-shot": few_shot,
     "continual": continual,
+    "language-order": language_order,
     "nonlinear": nonlinear,
 }
 """Claim -> function(bench, sizes) -> findings of one seed. Other claims cannot be run yet."""

@@ -152,7 +152,7 @@ def test_results_come_back_and_make_a_page(tmp_path: Path, capsys: pytest.Captur
     assert isinstance(found["batch-ridge"][0], Findings)
     assert main(["lab", "report", *arguments]) == 0
     page = write_page(tmp_path).read_text(encoding="utf-8")
-    assert "2 claims reproduced, 0 not, 16 not run" in page
+    assert "2 claims reproduced, 0 not, 17 not run" in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
@@ -175,7 +175,7 @@ def test_results_of_other_criteria_are_refused(tmp_path: Path, capsys: pytest.Ca
     ("arguments", "words"),
     [
         (["run", "no-such"], "no such claim"),
-        (["run", "language-order"], "no experiment yet"),
+        (["run", "linearisation"], "no experiment yet"),
         (["run", "one-layer", "--seeds", "0"], "seeds"),
         (["report"], "holds no results"),
     ],
