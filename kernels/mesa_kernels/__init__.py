@@ -2,7 +2,7 @@
 
 Nothing here imports triton, and torch only inside functions, so that the package costs a CPU user nothing. The kernels
 are in files by family: `gates`, `states`, `price`, `factorisation`, `series`, `conjugate_gradients`, `read`,
-`token_gradients`; `launch` calls them in order, `tuning` chooses their tiles.
+`token_gradients`, `one_step`; `launch` calls them in order, `tuning` chooses their tiles.
 """
 
 from __future__ import annotations
@@ -56,4 +56,11 @@ def backward(*operands: Any, **settings: Any) -> tuple[Tensor, ...]:
     return backward(*operands, **settings)
 
 
-__all__ = ["DTYPES", "SIZES", "backward", "forward", "supports"]
+def step(*operands: Any, **settings: Any) -> tuple[Tensor, ...]:
+    """Take one step of decoding; arguments and results are those of `launch.step`."""
+    from .launch import step
+
+    return step(*operands, **settings)
+
+
+__all__ = ["DTYPES", "SIZES", "backward", "forward", "step", "supports"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import conjugate_gradients, factorisation, gates, price, read, series, states, token_gradients
+from . import conjugate_gradients, factorisation, gates, one_step, price, read, series, states, token_gradients
 from .tiles import CHUNK, FLOOR
 from .tuning import choose
 
@@ -314,3 +314,43 @@ def backward(
     )  # fmt: skip
     ridges = d_ridge.view(s.B, s.G, s.N, s.K).sum((0, 2)).to(ridge.dtype)
     return y.to(query.dtype), d_key, d_value, d_log, d_gate, ridges, d_gram.to(gram.dtype), d_cross.to(cross.dtype)
+
+
+def step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_forget: Tensor,
+    input_gate: Tensor,
+    ridge: Tensor,
+    gram: Tensor,
+    cross: Tensor,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Take one step of decoding: output, the new states beside one another, solutions and steps.
+
+    Arguments as in `forward`, with T = 1; states of any strides. Returns output `[B, 1, H, V]` in query's dtype, state
+    `[B, G, K, K + V]` and solutions `[B, 1, H, K]` in float32, and steps `[B, 1, H]` (int32), 0 where conjugate
+    gradients did not end within `max_steps` (or twice K, if that is less) and the system was factored.
+    """
+    B, T, H, K = query.shape
+    G, V = value.shape[2:]
+    sizes = Sizes(B, T, H, G, K, V, query.dtype != torch.float32, query.device)
+    query, key, value, log_forget, input_gate = (x.contiguous() for x in (query, key, value, log_forget, input_gate))
+    gram, cross = (x.to(torch.float32) for x in (gram, cross))
+    gram, cross = (x if x.stride(-1) == 1 else x.contiguous() for x in (gram, cross))
+    state, output = fresh(query, B, G, K, K + V), fresh(query, B, T, H, V, dtype=query.dtype)
+    solution, memory = fresh(query, B, T, H, K), fresh(query, B, G, 2, K)
+    steps = fresh(query, B, T, H, dtype=torch.int32)
+    choice = choose("one step", sizes._replace(V=K))
+    BK = power_of_two(K)
+    held = BK <= one_step.HELD_SIZE
+    one_step.one_step_kernel[(B * G,)](
+        query, key, value, log_forget, input_gate, ridge.to(torch.float32).rsqrt().contiguous(), gram, cross, state,
+        output, solution, steps, memory, tolerance / (1.0 + tolerance), min(max_steps, one_step.STEPS_A_SIZE * K),
+        *gram.stride()[:3], *cross.stride()[:3], G, sizes.R, K, V, HELD=held,
+        RESTARTS=one_step.RESTARTS, ROUNDING=one_step.ROUNDING, FLOOR=FLOOR, BK=BK, BI=BK if held else choice.tile,
+        BJ=min(choice.tile, power_of_two(V)), **choice.options,
+    )  # fmt: skip
+    return output, state, solution, steps

@@ -70,6 +70,7 @@ DEFAULTS = {
     "read": ((256, 32, 4, 1),),
     "pairs": ((256, 32, 4, 1),),
     "tokens": ((256, 32, 4, 1),),
+    "one step": ((64, 64, 4, 1), (128, 64, 8, 1), (256, 32, 8, 1)),
 }
 """What runs where no table was measured."""
 
