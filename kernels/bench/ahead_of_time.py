@@ -92,7 +92,10 @@ def list_launches(
     heads: int = 16,
     groups: int | None = None,
 ) -> list[Launch]:
-    """List what one forward and backward pass launches, each kernel and specialisation once; no memory is touched."""
+    """List what a forward and backward pass and a step of decoding launch, each kernel and specialisation once.
+
+    No memory is touched.
+    """
     G = groups or heads
     shapes = [(heads, K), (G, K), (G, V)]
     query, key, value = (torch.empty(batch, length, *shape, dtype=dtype, device="meta") for shape in shapes)
@@ -102,6 +105,8 @@ def list_launches(
     with recorded() as launches:
         output, gram, cross, solution, _, *factors = launch.forward(*operands, 1e-3, 4 * K)
         launch.backward(output, gram, cross, *operands, solution, *factors, 1e-3, 4 * K)
+        state = torch.empty(batch, G, K, K + V, device="meta").split((K, V), -1)
+        launch.step(*(x[:, :1] for x in operands[:5]), rest[0], *state, 1e-3, 4 * K)
     once = {(x.name, str(x.arguments.get("REUSED")), str([*map(_kind, x.arguments.values())])): x for x in launches}
     return list(once.values())
 

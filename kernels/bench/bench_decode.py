@@ -21,7 +21,7 @@ import torch
 from cases import DTYPES
 from measure import Spread, interleave, ratio, time_once
 
-from mesalm import MesaConfig, MesaForCausalLM
+from mesalm import MesaConfig, MesaForCausalLM, mesa_attention
 
 TWIN = "softmax"
 PREFILL = 2048
@@ -125,6 +125,16 @@ def build(arguments: argparse.Namespace, mixer: str) -> Writer:
     return Writer(model.to(arguments.device).eval(), torch.empty(0))
 
 
+def name_backend(arguments: argparse.Namespace) -> str:
+    """Name the back end that solves a single token of the mesa model."""
+    shape = (1, 1, arguments.heads, arguments.width // arguments.heads)
+    token = torch.zeros(shape, device=arguments.device, dtype=DTYPES[arguments.dtype])
+    with torch.inference_mode():
+        report = mesa_attention(token, token, token, return_report="steps")[1]
+    backend: str = report.backend
+    return backend
+
+
 @dataclass(frozen=True)
 class Measured:
     """Hold what was measured of one model after one context: a token, the context's reading, the cache."""
@@ -159,6 +169,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure, print and write all contexts; return the JSON lines."""
     shared = records.describe_run("bench_decode", arguments)
     writers = {mixer: build(arguments, mixer) for mixer in arguments.mixers}
+    backend = name_backend(arguments)
     lines, cells = [], []
     for batch, context in itertools.product(arguments.batch, arguments.context):
         measured = measure_context(writers, context, batch, arguments)
@@ -169,6 +180,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "context": context,
                 "batch": batch,
                 "variant": name,
+                "backend": backend if name == "mesa" else None,
                 "token_s": records.spread_fields(found.token),
                 "tokens_per_s": batch / found.token.median,
                 "time_over_softmax": ratio(found.token, twin.token if twin else None),

@@ -2,8 +2,9 @@
 
     python kernels/bench/tune.py --size 64 128 --dtype bfloat16 float32
 
-One kernel after another tries its candidates, the others as they are; what is timed is a forward and backward pass. The
-table is `kernels/mesa_kernels/tuned/CARD.json`, which the kernels read from then on.
+One kernel after another tries its candidates, the others as they are; what is timed is a forward and backward pass, and
+for the kernel of single tokens a step. The table is `kernels/mesa_kernels/tuned/CARD.json`, which the kernels read from
+then on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rich.progress import track
 
 from mesa_kernels import launch, tuning
 from mesa_kernels.tuning import Choice, Shapes
-from mesalm.model.operator_mesa import mesa_attention
+from mesalm.model.operator_mesa import MesaState, mesa_attention
 
 TILES, WARPS, STAGES = (16, 32, 64), (4, 8), (1, 2)
 
@@ -81,9 +82,17 @@ def main(words: list[str] | None = None) -> int:
         def run(operands: tuple[torch.Tensor, ...] = operands, upstream: torch.Tensor = upstream) -> None:
             mesa_attention(*operands, backend="triton").backward(upstream)
 
+        with torch.no_grad():
+            _, state = mesa_attention(*operands, backend="triton", return_state=True)
+
+        @torch.no_grad()
+        def decode(operands: tuple[torch.Tensor, ...] = operands.tokens(0, 1), state: MesaState = state) -> None:
+            mesa_attention(*operands, initial_state=state, return_state=True, backend="triton")
+
         for kernel in track(tuning.DEFAULTS, f"size {size}, {dtype}"):
             usual = tuning.choose(kernel, shapes)
-            time = lambda run=run: interleave({"": run}, arguments.repeats, 2, "cuda")[""].median  # noqa: E731
+            timed = decode if kernel == "one step" else run
+            time = lambda timed=timed: interleave({"": timed}, arguments.repeats, 2, "cuda")[""].median  # noqa: E731
             choice, seconds = best_choice(kernel, usual, time)
             entry = tuning.describe(kernel, shapes)
             tuning.write_table(tuning.card_name(shapes.device), {entry: choice}, {entry: seconds})

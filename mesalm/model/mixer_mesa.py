@@ -9,6 +9,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_mesa import MesaConfig
+from .mesa_step import beside
 from .mixer_gated import GatedMixer, Operands
 from .operator_mesa import MesaState, mesa_attention
 
@@ -57,7 +58,7 @@ class MesaMixer(GatedMixer):
         )
         if not torch.compiler.is_exporting():  # an exported graph cannot leave anything behind
             self.solver_steps = report.steps
-        return output, torch.cat((after.gram, after.cross), dim=-1) if return_state else None
+        return output, beside(after.gram, after.cross) if return_state else None
 
     @property
     def state_columns(self) -> int:

@@ -11,6 +11,7 @@ from .chunk_states import chunk_count, compute_dtype
 from .mesa_chunked import mesa_chunked
 from .mesa_exact import mesa_exact
 from .mesa_report import relative_residual
+from .mesa_step import mesa_step, wants_gradients
 from .mesa_triton import why_not
 from .operator_inputs import (
     Layout,
@@ -91,14 +92,14 @@ def mesa_attention(
     tolerance bounds the relative error of the solution (H_t + ridge)^-1 q_t in the 2-norm, by the theory of the
     solver that each chunk and head gets (docs/solver.md). It is out of reach where it asks for more than the rounding
     of the states leaves (in float32 about the condition number times 1e-7). max_steps: products with a chunk's
-    matrices at most (None: 4 K). strict: raise if the tolerance was not kept, measured in float64, at the cost of the
-    full report. The backward pass solves to the same tolerance. Gradients of float16 arguments are float16 and
-    underflow below 6e-8.
+    matrices at most (None: 4 K); a single token's system is factored past them. strict: raise if the tolerance was not
+    kept, measured in float64, at the cost of the full report. The backward pass solves to the same tolerance. Gradients
+    of float16 arguments are float16 and underflow below 6e-8.
 
     backend: "exact" (one dense solve a token, float32 or better, by autograd), "torch" (in chunks, memory
     O(T), gradients by implicit differentiation; a single token is solved densely), "triton" (the same on the
-    GPU kernels of mesa_kernels, inputs of float32 or 16 bits, K and V up to 256), "auto" ("triton" on CUDA tensors that
-    it supports, else "torch").
+    GPU kernels of mesa_kernels, inputs of float32 or 16 bits, K and V up to 256; a single token by a kernel of its own,
+    or by "torch" where gradients are asked for), "auto" ("triton" on CUDA tensors that it supports, else "torch").
 
     Returns output `[B, T, H, V]` in query's dtype; then a MesaState if return_state; then a MesaReport if
     return_report, which costs a product or, in hard cases, a solve in float64. return_report="steps" leaves
@@ -130,8 +131,10 @@ def mesa_attention(
 
     operands = (query, key, value, log_forget, input_gate, ridges, state.gram, state.cross)
     B, T, H, _ = query.shape
-    if chosen == "exact" or T <= 1 or B == 0:
-        chosen = "exact" if chosen == "exact" else "torch"  # no kernel takes a single token: it is one dense solve
+    if chosen == "triton" and T == 1 and B > 0 and not wants_gradients(operands):
+        output, gram, cross, solution, steps = mesa_step(*operands, float(tolerance), steps_at_most)
+    elif chosen == "exact" or T <= 1 or B == 0:
+        chosen = "exact" if chosen == "exact" else "torch"  # the kernel of a single token has no gradient
         output, gram, cross, solution = mesa_exact(*operands)
         steps = torch.zeros(B, chunk_count(T), H, dtype=torch.int32, device=query.device)
     else:

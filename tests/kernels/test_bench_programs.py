@@ -133,7 +133,8 @@ def test_the_decode_program_writes_every_field(bench: SimpleNamespace, tmp_path:
     ]
     for line in lines:
         wanted = {"context", "batch", "token_s", "tokens_per_s", "time_over_softmax", "read_s", "cache_bytes"}
-        assert set(line) == SHARED | wanted
+        assert set(line) == SHARED | wanted | {"backend"}
+        assert line["backend"] == ("torch" if line["variant"] == "mesa" else None)
         check_spread(line["token_s"], 2)
     # keys and values of 4 layers, 48 wide, against states of 3 heads of 16 x 32 and what the convolution keeps
     assert [line["cache_bytes"] for line in lines if line["variant"] == "softmax"] == [
