@@ -24,8 +24,7 @@ NETS = Path("runs/lab")
 def list_claims() -> None:
     """Print every claim with its number and criteria."""
     for name, claim in load_claims().items():
-        state = "" if name in EXPERIMENTS else "  (no experiment yet)"
-        print(f"{claim.number:2d} {name}{state}\n   {claim.claim}")
+        print(f"{claim.number:2d} {name}\n   {claim.claim}")
         for criterion in claim.criteria:
             print(f"   - {criterion.quantity}: {criterion.words()}")
 
@@ -42,25 +41,19 @@ def run_claims(
 ) -> dict[str, bool]:
     """Run claims with seeds 0 .. seeds - 1, print and write what came out; return whether each was reproduced.
 
-    "all" stands for every claim that has an experiment. Trained nets are kept under ``nets`` and used again; results
-    go to ``out``/CLAIM-SIZE.json. Raises SettingsError for a name that cannot be run.
+    Trained nets are kept under ``nets`` and used again; results go to ``out``/CLAIM-SIZE.json. Raises SettingsError for
+    a name that is no claim's.
     """
     if seeds < 1:
         raise SettingsError(f"seeds: must be at least 1, not {seeds}")
     claims = load_claims()
     wanted = chosen(names, claims)
-    missing = [name for name in wanted if name not in EXPERIMENTS]
-    if missing and "all" not in names:
-        raise SettingsError(f"{missing[0]}: has no experiment yet; `mesalm lab list` shows which claims can be run")
     reproduced = {}
     for name in wanted:
-        if name in EXPERIMENTS:
-            claim = claims[name]
-            found = [
-                EXPERIMENTS[name](Workbench(seed, nets, device, quiet), claim.sizes(size)) for seed in range(seeds)
-            ]
-            write_result(out / f"{name}-{size}.json", name, claim, size, found, device)
-            reproduced[name] = print_verdict(name, claim, found)
+        claim = claims[name]
+        found = [EXPERIMENTS[name](Workbench(seed, nets, device, quiet), claim.sizes(size)) for seed in range(seeds)]
+        write_result(out / f"{name}-{size}.json", name, claim, size, found, device)
+        reproduced[name] = print_verdict(name, claim, found)
     return reproduced
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from mesalm.lab.claim_runs import RESULTS, read_results
 from mesalm.lab.claims import Claim, Criterion, Findings, Ruling, Size, judge, load_claims
-from mesalm.lab.experiments import EXPERIMENTS
 from mesalm.lab.findings_figure import draw_findings
 from mesalm.settings import SettingsError
 
@@ -36,7 +35,6 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
             ("reproduced", "reproduced"),
             ("failed", "not reproduced"),
             ("open", "not run"),
-            ("missing", "no experiment yet"),
         )
     }
     source = Path(__file__).with_name("templates") / "claims.html.j2"
@@ -62,8 +60,6 @@ def _item(name: str, claim: Claim, found: list[Findings] | None) -> dict[str, An
     rulings = judge(claim, [findings.values for findings in found]) if found else []
     holds = all(ruling.holds for ruling in rulings) if found else None
     verdict, style = VERDICTS[holds]
-    if name not in EXPERIMENTS:
-        verdict = "no experiment yet"
     item: dict[str, Any] = {"name": name, "claim": claim, "verdict": verdict, "style": style, "seeds": len(found or ())}
     if not found:
         rows = [{"quantity": c.quantity, "value": "", "bound": c.words()} for c in claim.criteria]

@@ -17,6 +17,7 @@ from mesalm.lab.linear_experiments import (
     preconditioning_probe,
     target_probe,
 )
+from mesalm.lab.linearisation_experiments import linearisation
 from mesalm.lab.softmax_experiments import copy_layer, longer_binding, nonlinear, shallow_hybrid
 from mesalm.lab.theory_experiments import batch_ridge, dimension_curse, gradient_step, mesa_gradients, preconditioning
 from mesalm.lab.workbench import Workbench
@@ -39,7 +40,8 @@ EXPERIMENTS: dict[str, Callable[[Workbench, dict[str, Any]], Findings]] = {
     "shallow-hybrid": shallow_hybrid,
     "few-shot": few_shot,
     "continual": continual,
+    "linearisation": linearisation,
     "language-order": language_order,
     "nonlinear": nonlinear,
 }
-"""Claim -> function(bench, sizes) -> findings of one seed. Other claims cannot be run yet."""
+"""Claim -> function(bench, sizes) -> findings of one seed."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from torch import nn
 
 from mesalm.data.stream import Batch
 from mesalm.data.synthetic.context_regression import ContextRegression
@@ -18,8 +19,8 @@ from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.data.synthetic.nonlinear_dynamics import NonlinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.journal import Journal
-from mesalm.model.regressor_mesa import MesaRegressor, RegressorConfig
-from mesalm.settings import Settings
+from mesalm.model.regressor_mesa import MesaRegressor, RegressionOutput, RegressorConfig
+from mesalm.settings import Settings, SettingsError
 from mesalm.train.checkpoint import Checkpoints, load_weights, publish_folder, save_weights
 from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import make_accelerator
@@ -48,6 +49,16 @@ class NetRecipe(Settings):
     base: NetRecipe | None = Field(
         default=None, description="A net whose weights are taken over and stay; learned vectors it lacks are trained."
     )
+    imitates: int | None = Field(
+        default=None,
+        ge=0,
+        description="A layer, from 0, trained to give what the base's gives; all else stays.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_asked(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # so that a net which imitates nothing keeps its name
+        return {name: value for name, value in plain(self).items() if name != "imitates" or value is not None}
 
     def key(self) -> str:
         """Return the name of the net's folder: a hash of all that decides its weights."""
@@ -64,6 +75,7 @@ def net_recipe(
     weight_decay: float = 0.05,
     cosine: bool = False,
     base: NetRecipe | None = None,
+    imitates: int | None = None,
 ) -> NetRecipe:
     """Make a recipe of an experiment's sizes: ``steps``, ``batch`` and ``learning_rate`` are read from them.
 
@@ -85,6 +97,7 @@ def net_recipe(
         "schedule": schedule,
         "seed": seed,
         "base": None if base is None else base.model_dump(),
+        "imitates": imitates,
     }
     return NetRecipe.build(data)
 
@@ -137,8 +150,13 @@ class Workbench:
         net = MesaRegressor(config)
         if base is not None:
             _take_over(net, base)
+        learner: nn.Module = net
+        if recipe.imitates is not None:
+            if base is None:
+                raise SettingsError("imitates: needs a base whose layer is imitated")
+            learner = Imitation(net, base, recipe.imitates)
         accelerator = make_accelerator(device="cpu" if self.device == "cpu" else "auto", precision="fp32")
-        net.to(accelerator.device)
+        learner.to(accelerator.device)
         name = f"{'+'.join(dict.fromkeys(config.layer_mixers))}-{config.num_hidden_layers} {folder.name[:6]}"
         display = Display(name, recipe.steps, enabled=not self.quiet)
         checkpoints = Checkpoints(folder / "checkpoints", every=max(recipe.steps // STAGES, 1), keep=STAGES + 1)
@@ -148,9 +166,9 @@ class Workbench:
             newest = checkpoints.newest()
             journal.write("start", step=0 if newest is None else int(newest.name.removeprefix("step-")))
             outcome = fit(
-                net,
+                learner,
                 DrawnStream(recipe.task, StepPosition(recipe.seed), recipe.batch, device=accelerator.device),
-                build_optimiser(net, recipe.optim),
+                build_optimiser(learner, recipe.optim),
                 accelerator=accelerator,
                 steps=recipe.steps,
                 learning_rate=lambda step: (
@@ -168,6 +186,26 @@ class Workbench:
         partial.mkdir(exist_ok=True)
         save_weights(net, partial)
         publish_folder(partial, folder / "final")
+
+
+class Imitation(nn.Module):
+    """Train one layer of a net to give, on the base's own stream, what the base's layer adds to it.
+
+    For nets whose blocks are a mixer alone: no norm, no MLP, no bound.
+    """
+
+    def __init__(self, net: MesaRegressor, base: MesaRegressor, layer: int) -> None:
+        super().__init__()
+        self.mixer: Any = net.layers[layer].mixer
+        self.mixer.requires_grad_(True)
+        self.base, self.layer = base, layer
+
+    def forward(self, inputs: torch.Tensor, **kwargs: torch.Tensor) -> RegressionOutput:
+        """Return the mean squared error of the layer's output; inputs [B, T, D]."""
+        with torch.no_grad():
+            before, after = self.base(inputs, output_hidden_states=True).hidden_states[self.layer : self.layer + 2]
+        mixed, _ = self.mixer(before)
+        return RegressionOutput(loss=(mixed - (after - before)).square().mean(), predictions=mixed)
 
 
 def fixed(net: Any, device: torch.device | str) -> MesaRegressor:

@@ -1,0 +1,71 @@
+"""Replacing single layers: a layer that is linear already costs nothing, imitation brings a softmax layer's near."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mesalm.data.synthetic.linear_dynamics import LinearDynamics
+from mesalm.journal import read_journal
+from mesalm.lab.linearisation_experiments import linearisation, linearised, loss_ratios
+from mesalm.lab.softmax_experiments import plain_net
+from mesalm.lab.workbench import Workbench
+from mesalm.settings import SettingsError
+
+SIZES: dict[str, Any] = {
+    "layers": 2,
+    "steps": 4,
+    "batch": 16,
+    "learning_rate": 1e-2,
+    "linear_steps": 2,
+    "test_rows": 32,
+}
+TASK = LinearDynamics(size=4, length=8)
+
+
+def test_a_layer_that_is_linear_already_costs_nothing(tmp_path: Path) -> None:
+    bench = Workbench(0, tmp_path, quiet=True)
+    base = plain_net(bench, SIZES, TASK, "linear", 2)
+    assert loss_ratios(bench, SIZES, base) == pytest.approx([1.0, 1.0], abs=1e-6)
+
+
+def test_a_layer_learns_what_the_softmax_layer_gives_and_all_else_stays(tmp_path: Path) -> None:
+    bench = Workbench(0, tmp_path, quiet=True)
+    base = plain_net(bench, {**SIZES, "steps": 30}, TASK, "softmax", 2)
+    recipe = linearised(bench, {**SIZES, "linear_steps": 200, "learning_rate": 4e-3}, base, 1)
+    net, before = bench.net(recipe), bench.net(base)
+    assert net.config.layer_mixers == ["softmax", "linear"]
+    events = read_journal(bench.folder(recipe) / "journal.jsonl")
+    losses = [event["loss"] for event in events if event["event"] == "step"]
+    assert losses[-1] < 0.5 * losses[0]
+    for (name, ours), theirs in zip(net.state_dict().items(), before.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs) != name.startswith("layers.1.mixer"), name
+    batch = bench.batch(TASK, 16)
+    stream = before(batch["inputs"], output_hidden_states=True).hidden_states
+    wanted, (given, _) = stream[2] - stream[1], net.layers[1].mixer(stream[1])  # type: ignore[operator]
+    assert (given - wanted).square().mean() < 2 * losses[-1] + 1e-9
+
+
+def test_a_net_that_imitates_nothing_keeps_its_name(tmp_path: Path) -> None:
+    base = plain_net(Workbench(0, tmp_path), SIZES, TASK, "softmax", 2)
+    assert "imitates" not in base.model_dump()
+    assert base.model_copy(update={"imitates": 0}).key() != base.key()
+    with pytest.raises(SettingsError, match="needs a base"):
+        Workbench(0, tmp_path, quiet=True).net(base.model_copy(update={"imitates": 0}))
+
+
+def test_ratios_are_told_by_layer_and_size(tmp_path: Path) -> None:
+    sizes = {**SIZES, "sizes": [2, 4]}
+    findings = linearisation(Workbench(0, tmp_path, quiet=True), sizes)
+    first = [findings.controls[f"loss ratio of layer 1 at size {size}"] for size in (2, 4)]
+    later = [findings.controls[f"loss ratio of layer 2 at size {size}"] for size in (2, 4)]
+    assert findings.values == pytest.approx(
+        {
+            "loss ratio of layer 1": sum(first) / 2,
+            "mean loss ratio of later layers": sum(later) / 2,
+            "mean loss ratio of later layers at size 4 over size 2": later[1] / later[0],
+        }
+    )
