@@ -124,7 +124,10 @@ def factor_kernel(
         m = decay * row[:, None] * columns[None, :] * h + tl.where(i[:, None] == k[None, :], 1.0, 0.0)
         tl.store(matrix + place, m, mask=(i < K)[:, None] & inside)
     tl.debug_barrier()
-    sound = invert_matrix(matrix, K, DOT, BT, BK)
+    if invert_matrix(matrix, K, DOT, BT, BK) == 0:
+        tl.store(matrix, float("nan"))
+        tl.store(plan + 4 * p, 0)
+        return
 
     number = tl.load(stretch + p * C + t)
     beta = load_gate(input_gate, b, g, first, left, T, G, C)
@@ -155,6 +158,3 @@ def factor_kernel(
     half = tl.dot(small, half, input_precision=DOT)
     tl.debug_barrier()
     tl.store(rows + t[:, None] * K + k[None, :], half, mask=inside)
-    if sound == 0:
-        tl.store(matrix, float("nan"))
-        tl.store(plan + 4 * p, 0)

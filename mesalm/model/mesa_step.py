@@ -5,6 +5,8 @@ It has no gradient: where one is asked for, a single token is a dense solve in P
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,20 +14,8 @@ from .mesa_chunked import NAMESPACE
 from .mesa_triton import run_kernels
 
 
-def _step(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-    tolerance: float,
-    max_steps: int,
-) -> tuple[Tensor, ...]:
-    operands = (query, key, value, log_forget, input_gate, ridge, gram, cross)
-    return run_kernels("step", *operands, tolerance=tolerance, max_steps=max_steps)
+def _step(*arguments: Any) -> tuple[Tensor, ...]:
+    return run_kernels("step", *arguments)
 
 
 _step_op = torch.library.custom_op(
@@ -40,18 +30,7 @@ _step_op = torch.library.custom_op(
 
 
 @_step_op.register_fake
-def _step_shapes(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-    tolerance: float,
-    max_steps: int,
-) -> tuple[Tensor, ...]:
+def _step_shapes(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
     B, T, H, K = query.shape
     G, V = value.shape[2:]
     single = torch.float32
