@@ -61,7 +61,7 @@ class Gates(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Hold what both passes read: inputs laid out, gates summed, states at the chunks' starts, and the final ones."""
+    """Hold what both passes read: inputs laid out, gates summed, grams at the chunks' starts, and the final one."""
 
     sizes: Sizes
     query: Tensor
@@ -73,9 +73,7 @@ class Prepared(NamedTuple):
     scale: Tensor
     gates: Gates
     gram: Tensor
-    cross: Tensor
     last_gram: Tensor
-    last_cross: Tensor
 
 
 def fresh(like: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -96,9 +94,8 @@ def prepare(
     input_gate: Tensor,
     ridge: Tensor,
     gram: Tensor,
-    cross: Tensor,
 ) -> Prepared:
-    """Sum the gates and scan the states; arguments as in `forward`."""
+    """Sum the gates and scan the gram; arguments as in `forward`."""
     B, T, H, K = query.shape
     sizes = Sizes(B, T, H, key.shape[2], K, value.shape[3], query.dtype != torch.float32, query.device)
     query, key, value, log_forget, input_gate = (x.contiguous() for x in (query, key, value, log_forget, input_gate))
@@ -112,11 +109,13 @@ def prepare(
     gates.gate_kernel[(P,)](log_forget, *sums, T, G, N, FLOOR=FLOOR, C=CHUNK, **choice.options)
     symmetric = (0.5 * (gram + gram.mT)).to(torch.float32).contiguous()
     grams, last_gram = scan("gram", key, key, input_gate, sums, symmetric, sizes)
+    return Prepared(sizes, query, key, value, log_forget, input_gate, ridge, scale, sums, grams, last_gram)
+
+
+def scan_cross(made: Prepared, cross: Tensor) -> tuple[Tensor, Tensor]:
+    """Scan the cross state from its initial one; see `scan`."""
     start = cross.to(torch.float32).contiguous()
-    crosses, last_cross = scan("cross", key, value, input_gate, sums, start, sizes)
-    return Prepared(
-        sizes, query, key, value, log_forget, input_gate, ridge, scale, sums, grams, crosses, last_gram, last_cross
-    )
+    return scan("cross", made.key, made.value, made.input_gate, made.gates, start, made.sizes)
 
 
 def scan(
@@ -244,6 +243,7 @@ def forward(
     tolerance: float,
     max_steps: int,
     method: str = "auto",
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute mesa attention: output, final gram and cross, solutions, steps and the factors for the backward pass.
 
@@ -251,12 +251,16 @@ def forward(
     `[B, T, G]`, ridge `[G, K]`, states `[B, G, K, K]` and `[B, G, K, V]`; B and T at least 1. Returns output
     `[B, T, H, V]` in query's dtype; in float32 the final states, the solutions `[B, T, H, K]` and the factors
     `[P, K, K]` and `[P, C, K]`; steps `[B, N, H]` (int32). The relative error of the solutions is at most `tolerance`.
-    method: "auto" prices every chunk and head; "shared" and "cg" are for measurements.
+    method: "auto" prices every chunk and head; "shared" and "cg" are for measurements. keep: if not, the factors are
+    released as soon as they are used, and two empty tensors stand for them.
     """
-    made = prepare(query, key, value, log_forget, input_gate, ridge, gram, cross)
+    made = prepare(query, key, value, log_forget, input_gate, ridge, gram)
     x, steps, factors = solve(made, made.query, tolerance, max_steps, method)
-    output = read_states(made, x, made.key, made.value, made.cross, query.dtype)
-    return output, made.last_gram, made.last_cross, x, steps, *factors
+    if not keep:
+        factors = fresh(x, 0), fresh(x, 0)
+    crosses, last_cross = scan_cross(made, cross)
+    output = read_states(made, x, made.key, made.value, crosses, query.dtype)
+    return output, made.last_gram, last_cross, x, steps, *factors
 
 
 def backward(
@@ -278,11 +282,16 @@ def backward(
     max_steps: int,
     method: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute the gradients of the eight tensor arguments of `forward`, in their dtypes."""
-    made = prepare(query, key, value, log_forget, input_gate, ridge, gram, cross)
+    """Compute the gradients of the eight tensor arguments of `forward`, in their dtypes.
+
+    carried, gains: the forward pass's factors, or two empty tensors, for which they are made again.
+    """
+    made = prepare(query, key, value, log_forget, input_gate, ridge, gram)
+    crosses, _ = scan_cross(made, cross)
     s, sums, d, x = made.sizes, made.gates, upstream.contiguous(), solution.contiguous()
-    rhs = read_states(made, d, made.value, made.key, made.cross.mT, torch.float32)
-    y, _, _ = solve(made, rhs, tolerance, max_steps, method, (carried, gains))
+    rhs = read_states(made, d, made.value, made.key, crosses.mT, torch.float32)
+    y = solve(made, rhs, tolerance, max_steps, method, (carried, gains) if carried.numel() else None)[0]
+    del rhs
     last_gram = (0.5 * (gram_upstream + gram_upstream.mT)).to(torch.float32).contiguous()
     last_cross = cross_upstream.to(torch.float32).contiguous()
     gram_end, d_gram = scan("gram adjoint", x, y, made.input_gate, sums, last_gram, s)
@@ -292,7 +301,7 @@ def backward(
     pairs, within = fresh(x, s.P, s.R, 2, CHUNK, CHUNK), fresh(x, s.P, CHUNK)
     choice = choose("pairs", s)
     token_gradients.pair_kernel[(s.P,)](
-        *rows, *tokens, made.gram, made.cross, gram_end, cross_end, pairs, within, *shape, DOT=choice.dot, **fixed,
+        *rows, *tokens, made.gram, crosses, gram_end, cross_end, pairs, within, *shape, DOT=choice.dot, **fixed,
         BI=min(choice.tile, power_of_two(max(s.K, s.V))), **choice.options,
     )  # fmt: skip
     d_key, d_value = (fresh(x, *operand.shape, dtype=operand.dtype) for operand in (made.key, made.value))

@@ -4,7 +4,7 @@ Everything works on problems scaled by the ridge (`mesa_problems`) and scales ba
 
 Backward, for the gradient d_t of o_t: y_t = (H_t + L)^-1 G_t d_t is the gradient of q_t, -sum_t x_t * y_t
 that of the ridge, and `chunk_gradients` carries both through the states. Nothing of size T * K * K is held:
-states at chunk boundaries are rebuilt, and only x and the shared factors are kept.
+states at chunk boundaries are rebuilt, and only x and the shared factors are kept, by the kernels only x.
 
 The two functions are registered with torch.library under a namespace made from this package's name, so that
 a second copy of the folder (remote code beside a checkpoint) registers names of its own.
@@ -33,6 +33,9 @@ from .mesa_problems import cut_problems
 from .mesa_solver import Factors, solve
 from .mesa_triton import run_kernels
 
+KEEP_FACTORS = False
+"""Keep the kernels' factors for the backward pass, instead of making them again: one factorisation less a call, for
+four times the memory that is held between the passes (kernels/README.md)."""
 NAMESPACE = re.sub(r"\W", "_", __package__ or __name__)
 
 
@@ -54,8 +57,7 @@ def forward(
     """Compute output, final gram, final cross, solutions `[B, T, H, K]`, steps `[B, N, H]` and the factors."""
     if backend == "triton":
         operands = (query, key, value, log_forget, input_gate, ridge, gram, cross)
-        results = run_kernels("forward", *operands, tolerance=tolerance, max_steps=max_steps, method=method)
-        return results if keep else (*results[:5], *(results[5].new_empty(0) for _ in range(2)))
+        return run_kernels("forward", *operands, tolerance=tolerance, max_steps=max_steps, method=method, keep=keep)
     B, T, H, _ = query.shape
     G, N = key.shape[2], chunk_count(T)
     dtype = compute_dtype(query.dtype)
@@ -258,6 +260,11 @@ def _differentiate(
 _forward_op.register_autograd(_differentiate, setup_context=_save)
 
 
+def wants_gradients(operands: tuple[Tensor, ...]) -> bool:
+    """Tell whether a gradient of any of `operands` may be asked for."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+
+
 def mesa_chunked(
     query: Tensor,
     key: Tensor,
@@ -281,7 +288,7 @@ def mesa_chunked(
     "torch", or "triton" for the kernels, which compute the same.
     """
     operands = (query, key, value, log_forget, input_gate, ridge, gram, cross)
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+    keep = wants_gradients(operands) and (backend != "triton" or KEEP_FACTORS)
     settings = (tolerance, max_steps, method, backend)
     output, last_gram, last_cross, solution, steps, _, _ = _forward_op(*operands, *settings, keep)
     return output, last_gram, last_cross, solution, steps

@@ -42,11 +42,6 @@ def _step_shapes(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Te
     )
 
 
-def wants_gradients(operands: tuple[Tensor, ...]) -> bool:
-    """Tell whether a gradient of any of `operands` may be asked for."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-
-
 def mesa_step(
     query: Tensor,
     key: Tensor,

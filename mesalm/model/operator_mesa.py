@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .chunk_states import chunk_count, compute_dtype
-from .mesa_chunked import mesa_chunked
+from .mesa_chunked import mesa_chunked, wants_gradients
 from .mesa_exact import mesa_exact
 from .mesa_report import relative_residual
-from .mesa_step import mesa_step, wants_gradients
+from .mesa_step import mesa_step
 from .mesa_triton import why_not
 from .operator_inputs import (
     Layout,

@@ -11,6 +11,7 @@ from torch import Tensor
 from mesa_kernels import launch
 from mesa_kernels.price import GRADIENTS, HALF, PLAN, SERIES
 from mesalm import mesa_attention
+from mesalm.model import mesa_chunked
 
 # as in test_kernels_operator: output and gradients lean on x, known to 1e-4, keys and gates on products of two such
 OUTPUT, GRADIENT = 1e-4, 5e-4
@@ -68,14 +69,19 @@ def test_several_tiles_of_16_bits(kernels: str, plans: list[Tensor]) -> None:
     assert ways(plans) == [{HALF}] * 2
 
 
-def test_a_problem_without_a_factor_is_solved_by_conjugate_gradients(kernels: str, plans: list[Tensor]) -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_problem_without_a_factor_is_solved_by_conjugate_gradients(
+    keep: bool, kernels: str, plans: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The state is so indefinite that a chunk's start has no factor, and the first token writes so much that every
-    token's own system is positive definite: the plan changes on the device, forwards and, by its mark, backwards."""
-    operands = make_operands(Case("iid", "0.999", "none", "1", "1", 24, 8, "2/1", 66, "state"))
+    token's own system is positive definite: the plan changes on the device, forwards and backwards; where
+    factors are kept, by the mark that the missing one bears."""
+    monkeypatch.setattr(mesa_chunked, "KEEP_FACTORS", keep)
+    operands = make_operands(Case("iid", "0.999", "none", "1", "1", 16, 8, "1/1", 66, "state"))
     query, key, value, log_forget, beta, ridge = operands.tokens
     gram, cross = operands.state
     ridge = torch.ones_like(ridge)
-    axis = torch.eye(24, dtype=torch.float64)[0]
+    axis = torch.eye(16, dtype=torch.float64)[0]
     key[:, 0] = 3.0 * axis
     state = (gram - 4.0 * torch.outer(axis, axis) - gram[0, 0, 0, 0] * torch.outer(axis, axis), cross)
     broken = Operands((query, key, value, log_forget, beta, ridge), state, None)
