@@ -13,7 +13,10 @@ def lab_door(doors: argparse._SubParsersAction) -> None:
     listing = actions.add_parser("list", help="show every claim and its criteria")
     listing.set_defaults(door=show)
     running = actions.add_parser("run", help="run claims; trained nets are kept and used again")
-    running.add_argument("claims", nargs="+", metavar="CLAIM", help="names or numbers of claims, or all")
+    running.add_argument(
+        "claims", nargs="+", metavar="CLAIM", help="names or numbers of claims, all, or names of studies"
+    )
+    running.add_argument("--without", nargs="+", default=[], metavar="CLAIM", help="claims to leave out, as of all")
     running.add_argument("--seeds", type=int, default=1, help="seeds to average over (default 1)")
     running.add_argument("--nets", type=Path, default=Path("runs/lab"), help="where trained nets lie")
     running.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
@@ -33,11 +36,21 @@ def show(options: argparse.Namespace) -> None:
     list_claims()
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run claims and print their verdicts."""
+def run(options: argparse.Namespace) -> int:
+    """Run claims and print their verdicts; return 1 where one failed."""
     from mesalm.lab.claim_runs import run_claims
 
-    run_claims(options.claims, options.size, options.seeds, out=options.out, nets=options.nets, device=options.device)
+    outcomes = run_claims(
+        options.claims,
+        options.size,
+        options.seeds,
+        without=options.without,
+        out=options.out,
+        nets=options.nets,
+        device=options.device,
+        traces=options.traceback,
+    )
+    return int(None in outcomes.values())
 
 
 def report(options: argparse.Namespace) -> None:

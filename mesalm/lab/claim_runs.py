@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import statistics
+import sys
+import traceback
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 
 from mesalm.lab.claims import Claim, Curve, Findings, Size, chosen, judge, load_claims
 from mesalm.lab.experiments import EXPERIMENTS
+from mesalm.lab.studies import STUDIES
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
 from mesalm.train.pretrain import device_name, versions
@@ -22,11 +26,13 @@ NETS = Path("runs/lab")
 
 
 def list_claims() -> None:
-    """Print every claim with its number and criteria."""
+    """Print every claim with its number and criteria, then the studies."""
     for name, claim in load_claims().items():
         print(f"{claim.number:2d} {name}\n   {claim.claim}")
         for criterion in claim.criteria:
             print(f"   - {criterion.quantity}: {criterion.words()}")
+    for name, study in STUDIES.items():
+        print(f" - {name}\n   {study.question}")
 
 
 def run_claims(
@@ -34,27 +40,85 @@ def run_claims(
     size: Size = "small",
     seeds: int = 1,
     *,
+    without: Collection[str] = (),
     out: Path = RESULTS,
     nets: Path = NETS,
     device: str = "cpu",
     quiet: bool = False,
-) -> dict[str, bool]:
-    """Run claims with seeds 0 .. seeds - 1, print and write what came out; return whether each was reproduced.
+    traces: bool = False,
+) -> dict[str, bool | None]:
+    """Run claims and studies with seeds 0 .. seeds - 1, print and write what came out; return each one's verdict.
 
-    Trained nets are kept under ``nets`` and used again; results go to ``out``/CLAIM-SIZE.json. Raises SettingsError for
-    a name that is no claim's.
+    True: reproduced; False: not; None: it failed, and its error was printed (with its place in the code if ``traces``
+    or if it is no error of input); the others run all the same. A study that ran is True. Trained nets are kept under
+    ``nets`` and used again; results go to ``out``/CLAIM-SIZE.json. Raises SettingsError for a name that is no claim's,
+    also in ``without``, and where nothing is left to run.
     """
     if seeds < 1:
         raise SettingsError(f"seeds: must be at least 1, not {seeds}")
     claims = load_claims()
-    wanted = chosen(names, claims)
-    reproduced = {}
+    left_out = chosen(list(without), claims, list(STUDIES))
+    wanted = [name for name in chosen(names, claims, list(STUDIES)) if name not in left_out]
+    if not wanted:
+        raise SettingsError("--without: leaves nothing to run; name fewer claims there")
+    outcomes: dict[str, bool | None] = {}
     for name in wanted:
-        claim = claims[name]
-        found = [EXPERIMENTS[name](Workbench(seed, nets, device, quiet), claim.sizes(size)) for seed in range(seeds)]
-        write_result(out / f"{name}-{size}.json", name, claim, size, found, device)
-        reproduced[name] = print_verdict(name, claim, found)
-    return reproduced
+        try:
+            outcomes[name] = _run(
+                name, claims, size, [Workbench(seed, nets, device, quiet) for seed in range(seeds)], out
+            )
+        except Exception as error:
+            if traces or not isinstance(error, (ValueError, FileNotFoundError)):
+                traceback.print_exception(error)
+            print(f"mesalm lab: {name} failed: {error or type(error).__name__}", file=sys.stderr)
+            outcomes[name] = None
+    if len(wanted) > 1:
+        print(_summary(outcomes))
+    return outcomes
+
+
+def _run(name: str, claims: dict[str, Claim], size: Size, benches: Sequence[Workbench], out: Path) -> bool:
+    """Run one claim or study once a bench, write its result and print it; tell whether every criterion holds."""
+    claim = claims.get(name)
+    experiment, sizes = _experiment(name, claims, size)
+    found = [experiment(bench, dict(sizes)) for bench in benches]
+    criteria = [] if claim is None else _criteria(claim)
+    write_result(out / f"{name}-{size}.json", name, criteria, size, sizes, found, benches[0].device)
+    if claim is not None:
+        return print_verdict(name, claim, found)
+    print(f" - {name}: {STUDIES[name].question}")
+    for quantity, mean in mean_quantities(found).items():
+        print(f"       {quantity}: {mean:.4g}")
+    return True
+
+
+def _experiment(
+    name: str, claims: dict[str, Claim], size: Size
+) -> tuple[Callable[[Workbench, dict[str, Any]], Findings], dict[str, Any]]:
+    if name in STUDIES:
+        study = STUDIES[name]
+        return study.experiment, claims[study.sizes_of].sizes(size)
+    return EXPERIMENTS[name], claims[name].sizes(size)
+
+
+def _criteria(claim: Claim) -> list[dict[str, Any]]:
+    return [criterion.model_dump(exclude_none=True) for criterion in claim.criteria]
+
+
+def _summary(outcomes: dict[str, bool | None]) -> str:
+    """Return one line: how many came out how, and which claims were not reproduced or failed."""
+    verdicts = {name: verdict for name, verdict in outcomes.items() if name not in STUDIES}
+    parts = [f"{sum(verdict is True for verdict in verdicts.values())} claims reproduced"]
+    for words, verdicts_of, kind in (("not reproduced", verdicts, False), ("failed", outcomes, None)):
+        names = [name for name, verdict in verdicts_of.items() if verdict is kind]
+        parts.append(f"{len(names)} {words}" + (f" ({', '.join(names)})" if names else ""))
+    return ", ".join(parts)
+
+
+def mean_quantities(found: Sequence[Findings]) -> dict[str, float]:
+    """Return the mean over seeds of every quantity and control."""
+    first = {**found[0].values, **found[0].controls}
+    return {key: statistics.fmean({**each.values, **each.controls}[key] for each in found) for key in first}
 
 
 def print_verdict(name: str, claim: Claim, found: Sequence[Findings]) -> bool:
@@ -69,13 +133,21 @@ def print_verdict(name: str, claim: Claim, found: Sequence[Findings]) -> bool:
     return holds
 
 
-def write_result(path: Path, name: str, claim: Claim, size: Size, found: Sequence[Findings], device: str) -> None:
+def write_result(
+    path: Path,
+    name: str,
+    criteria: list[dict[str, Any]],
+    size: Size,
+    sizes: dict[str, Any],
+    found: Sequence[Findings],
+    device: str,
+) -> None:
     """Write the findings of all seeds with sizes, criteria and versions; the file appears whole."""
     content = {
         "claim": name,
         "size": size,
-        "sizes": claim.sizes(size),
-        "criteria": [criterion.model_dump(exclude_none=True) for criterion in claim.criteria],
+        "sizes": sizes,
+        "criteria": criteria,
         "seeds": [rounded(asdict(findings)) for findings in found],
         "versions": versions(),
         "device": device_name(torch.device(device)),
@@ -87,18 +159,18 @@ def write_result(path: Path, name: str, claim: Claim, size: Size, found: Sequenc
 
 
 def read_results(folder: Path, size: Size) -> dict[str, list[Findings]]:
-    """Return the findings of every claim that has a result of this size, one entry a seed.
+    """Return the findings of every claim and study that has a result of this size, one entry a seed.
 
     Raises SettingsError for a result whose criteria or sizes are not those of claims.yaml now.
     """
-    results = {}
-    for name, claim in load_claims().items():
+    results, claims = {}, load_claims()
+    for name in (*claims, *STUDIES):
         path = folder / f"{name}-{size}.json"
         if not path.is_file():
             continue
         content = json.loads(path.read_text(encoding="utf-8"))
-        criteria = [criterion.model_dump(exclude_none=True) for criterion in claim.criteria]
-        if content["criteria"] != criteria or content["sizes"] != claim.sizes(size):
+        criteria = _criteria(claims[name]) if name in claims else []
+        if content["criteria"] != criteria or content["sizes"] != _experiment(name, claims, size)[1]:
             raise SettingsError(f"{path}: was made with other criteria or sizes; run `mesalm lab run {name}` again")
         results[name] = [_findings(seed) for seed in content["seeds"]]
     return results

@@ -72,7 +72,8 @@ class Findings:
     """Hold what an experiment found with one seed.
 
     ``values`` are the quantities of the criteria; ``controls`` further numbers to print. ``curves`` is drawn over
-    ``x_label`` and ``y_label``; ``blocks`` names matrices [rows, columns] drawn as pictures.
+    ``x_label`` and ``y_label``; ``blocks`` names matrices [rows, columns] drawn as pictures, cut by lines into
+    ``divisions`` parts a side.
     """
 
     values: dict[str, float]
@@ -82,6 +83,7 @@ class Findings:
     y_label: str = "loss"
     logarithmic: bool = False
     blocks: dict[str, list[list[float]]] = field(default_factory=dict)
+    divisions: int = 4
     notes: list[str] = field(default_factory=list)
 
 
@@ -103,23 +105,23 @@ def load_claims(path: Path = TABLE) -> dict[str, Claim]:
     return dict(sorted(claims.items(), key=lambda item: item[1].number))
 
 
-def chosen(names: Sequence[str], claims: Mapping[str, Claim]) -> list[str]:
+def chosen(names: Sequence[str], claims: Mapping[str, Claim], studies: Sequence[str] = ()) -> list[str]:
     """Return the claims that names, numbers or "all" stand for, each once, in the order of the table.
 
-    Raises SettingsError for a name that is no claim's.
+    Studies, which "all" leaves out, follow the claims. Raises SettingsError for a name that is no claim's or study's.
     """
     by_number = {str(claim.number): name for name, claim in claims.items()}
     wanted = set()
     for name in names:
         if name == "all":
             wanted |= set(claims)
-        elif name in claims or name in by_number:
+        elif name in claims or name in by_number or name in studies:
             wanted.add(by_number.get(name, name))
         else:
-            guess = nearest(name, claims)
+            guess = nearest(name, [*claims, *studies])
             hint = f"did you mean {guess!r}?" if guess else "`mesalm lab list` shows them all"
             raise SettingsError(f"{name}: there is no such claim; {hint}")
-    return [name for name in claims if name in wanted]
+    return [name for name in (*claims, *studies) if name in wanted]
 
 
 def judge(claim: Claim, values: Sequence[Mapping[str, float]]) -> list[Ruling]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 from typing import Any
 
-from mesalm.lab.claim_runs import RESULTS, read_results
+from mesalm.lab.claim_runs import RESULTS, mean_quantities, read_results
 from mesalm.lab.claims import Claim, Criterion, Findings, Ruling, Size, judge, load_claims
 from mesalm.lab.findings_figure import draw_findings
+from mesalm.lab.studies import STUDIES
 from mesalm.settings import SettingsError
 
 VERDICTS = {True: ("reproduced", "yes"), False: ("not reproduced", "no"), None: ("not run", "none")}
@@ -17,6 +17,7 @@ VERDICTS = {True: ("reproduced", "yes"), False: ("not reproduced", "no"), None: 
 def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None = None) -> Path:
     """Write the page of all claims from the results in a folder; return its path (default: in that folder).
 
+    Studies that have a result follow the claims.
     Raises SettingsError where there are no results of this size.
     """
     import jinja2
@@ -26,7 +27,20 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
     if not found:
         raise SettingsError(f"{results}: holds no results of {size} size; run `mesalm lab run all` first")
     items = [_item(name, claim, found.get(name)) for name, claim in load_claims().items()]
-    for item in items:
+    studies = [
+        {
+            "name": name,
+            "question": study.question,
+            "sizes_of": study.sizes_of,
+            "seeds": len(found[name]),
+            "quantities": _in_digits(mean_quantities(found[name])),
+            "figure": draw_findings(found[name][0], name),
+            "notes": found[name][0].notes,
+        }
+        for name, study in STUDIES.items()
+        if name in found
+    ]
+    for item in (*items, *studies):
         item["figure"] = Markup(item["figure"])
     verdicts = [item["verdict"] for item in items]
     counts = {
@@ -43,7 +57,7 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
     )
     page = page or results / f"claims-{size}.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(template.render(items=items, counts=counts, size=size) + "\n", encoding="utf-8")
+    page.write_text(template.render(items=items, studies=studies, counts=counts, size=size) + "\n", encoding="utf-8")
     return page
 
 
@@ -71,12 +85,16 @@ def _item(name: str, claim: Claim, found: list[Findings] | None) -> dict[str, An
         **item,
         "closest": f"{nearest.mean:.4g}, {nearest.criterion.words()}",
         "rows": [_row(ruling, len(found)) for ruling in rulings],
-        "controls": [
-            (key, f"{statistics.fmean(findings.controls[key] for findings in found):.4g}") for key in found[0].controls
-        ],
+        "controls": _in_digits(
+            {key: mean for key, mean in mean_quantities(found).items() if key not in found[0].values}
+        ),
         "figure": draw_findings(found[0], name),
         "notes": found[0].notes,
     }
+
+
+def _in_digits(quantities: dict[str, float]) -> list[tuple[str, str]]:
+    return [(name, f"{value:.4g}") for name, value in quantities.items()]
 
 
 def _row(ruling: Ruling, seeds: int) -> dict[str, str]:

@@ -61,18 +61,31 @@ def base_net(bench: Workbench, sizes: Sizes) -> NetRecipe:
     return plain_net(bench, sizes, task, "softmax", sizes["layers"])
 
 
+def aided(bench: Workbench, sizes: Sizes, base: NetRecipe) -> dict[str, tuple[ContextRegression, NetRecipe]]:
+    """Return the task and the net of each way to show pairs: plain, with a tuned separator, with a prefix too."""
+    size, length, prefix = sizes["size"], sizes["length"], sizes["prefix"]
+    plain = pairs_task(size, pairs=length // 2)
+    parted = pairs_task(size, pairs=length // 3, separator=True)
+    prefixed = pairs_task(size, pairs=(length - prefix) // 3, separator=True, prefix=prefix)
+    separator = tuned(bench, sizes, base, parted)
+    return {
+        "plain": (plain, base),
+        "separator": (parted, separator),
+        "separator and prefix": (prefixed, tuned(bench, sizes, separator, prefixed)),
+    }
+
+
 def few_shot(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 17: pairs as they are, with a tuned separator, and with a tuned prefix before them."""
-    size, length, prefix, rows = sizes["size"], sizes["length"], sizes["prefix"], sizes["test_rows"]
-    base = base_net(bench, sizes)
-    tasks = {
-        "plain": pairs_task(size, pairs=length // 2),
-        "separator": pairs_task(size, pairs=length // 3, separator=True),
-        "separator and prefix": pairs_task(size, pairs=(length - prefix) // 3, separator=True, prefix=prefix),
-    }
-    separator = tuned(bench, sizes, base, tasks["separator"])
-    recipes = [base, separator, tuned(bench, sizes, separator, tasks["separator and prefix"])]
-    found = [pair_losses(bench, recipe, task, rows) for recipe, task in zip(recipes, tasks.values(), strict=True)]
+    return learning_from_pairs(bench, sizes, base_net(bench, sizes))
+
+
+def learning_from_pairs(bench: Workbench, sizes: Sizes, base: NetRecipe) -> Findings:
+    """Return what a net that was trained on dynamics makes of pairs, beside least squares."""
+    size, rows = sizes["size"], sizes["test_rows"]
+    ways = aided(bench, sizes, base)
+    tasks = {name: task for name, (task, _) in ways.items()}
+    found = [pair_losses(bench, recipe, task, rows) for task, recipe in ways.values()]
     plain, separated, prefixed = found
     controls, curves = {}, [by_pair(name, losses) for name, losses in zip(tasks, found, strict=True)]
     for lag, name in ((0, "all pairs"), (1, "without the newest pair")):
@@ -114,4 +127,34 @@ def continual(bench: Workbench, sizes: Sizes) -> Findings:
         controls={"best ridge of the control": ridge},
         curves=[by_pair("plain", losses), by_pair("least squares, all pairs", control)],
         x_label="pair",
+    )
+
+
+def few_shot_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
+    """Measure what claim 17 asks for of one softmax and one mesa layer in place of the deep softmax net."""
+    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
+    return learning_from_pairs(bench, sizes, plain_net(bench, sizes, task, ["softmax", "mesa"], 2))
+
+
+def continual_aided(bench: Workbench, sizes: Sizes) -> Findings:
+    """Give two tasks in one sequence to the nets of claim 17: plain, with separator, with separator and prefix.
+
+    All three see as many pairs as the longest of the three forms fits into the length that the net was trained on, a
+    third of them of the first task: with separators, the pairs of claim 18 would not fit.
+    """
+    pairs = (sizes["length"] - sizes["prefix"]) // 3
+    first = pairs // 3
+    values, curves = {}, []
+    for name, (task, recipe) in aided(bench, sizes, base_net(bench, sizes)).items():
+        both = task.model_copy(update={"pairs": first, "second_pairs": pairs - first})
+        losses = pair_losses(bench, recipe, both, sizes["test_rows"])
+        values[f"loss at the switch over the loss before, {name}"] = float(losses[first] / losses[first - 1])
+        values[f"last loss over the loss at the switch, {name}"] = float(losses[-1] / losses[first])
+        values[f"mean loss of the second task, {name}"] = float(losses[first:].mean())
+        curves.append(by_pair(name, losses))
+    return Findings(
+        values,
+        curves=curves,
+        x_label="pair",
+        notes=[f"{first} pairs of the first task, then {pairs - first} of the second, in all three forms"],
     )
