@@ -40,9 +40,20 @@ class Launch:
     @property
     def name(self) -> str:
         """Return the kernel's name, and what it was specialised for where it serves two ends."""
-        kinds = {"KEY": ("value", "key"), "REVERSE": ("forward", "reverse"), "SYMMETRIC": ("", "symmetric")}
+        kinds = {
+            "KEY": ("value", "key"),
+            "REVERSE": ("forward", "reverse"),
+            "SYMMETRIC": ("", "symmetric"),
+            "LATER": ("first", "later"),
+            "REUSED": ("", "reused"),
+        }
         words = [names[bool(self.arguments[kind])] for kind, names in kinds.items() if kind in self.arguments]
         return " ".join([self.kernel.__name__.removesuffix("_kernel"), *filter(None, words)])
+
+    @property
+    def products(self) -> str:
+        """Return what the kernel multiplies in."""
+        return str(self.arguments.get("DOT", "float16" if self.name.startswith("half") else "none"))
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ class Reading:
     """
 
     name: str
+    products: str
     warps: int
     registers: int
     stack: int
@@ -107,19 +119,19 @@ def list_launches(
         launch.backward(output, gram, cross, *operands, solution, *factors, 1e-3, 4 * K)
         state = torch.empty(batch, G, K, K + V, device="meta").split((K, V), -1)
         launch.step(*(x[:, :1] for x in operands[:5]), rest[0], *state, 1e-3, 4 * K)
-    once = {(x.name, str(x.arguments.get("REUSED")), str([*map(_kind, x.arguments.values())])): x for x in launches}
+    once: dict[str, Launch] = {}
+    for x in launches:
+        once.setdefault(f"{x.name} {specialise(x)}", x)
     return list(once.values())
 
 
-def _kind(value: Any) -> str:
-    return str(value.dtype) if isinstance(value, torch.Tensor) else ""
-
-
-def compile_launch(launch: Launch, capability: int = 90) -> Any:
-    """Compile a launch as Triton's own launcher would specialise it: aligned pointers, sizes divisible by 16, ones."""
+def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[list[Any]]]]:
+    """Give signature, constants and attributes as Triton's launcher does: aligned pointers, sizes over 16, ones."""
     kernel = launch.kernel
     fixed = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
-    signature, constants, attributes = {}, {}, {}
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for place, name in enumerate(kernel.arg_names):
         value = launch.arguments[name]
         if name in fixed or (isinstance(value, int) and value == 1):
@@ -131,7 +143,13 @@ def compile_launch(launch: Launch, capability: int = 90) -> Any:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
         if not isinstance(value, float) and (isinstance(value, torch.Tensor) or value % 16 == 0):
             attributes[(place,)] = [["tt.divisibility", 16]]
-    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return signature, constants, attributes
+
+
+def compile_launch(launch: Launch, capability: int = 90) -> Any:
+    """Compile a launch for a card of a compute capability, as Triton's own launcher would."""
+    signature, constants, attributes = specialise(launch)
+    source = triton.compiler.ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
 
 
@@ -150,6 +168,7 @@ def read_launch(launch: Launch, capability: int = 90) -> Reading:
     inside = [place for place in local if any(first <= place <= last for first, last in loops)]
     return Reading(
         launch.name,
+        launch.products,
         int(launch.options.get("num_warps", 4)),
         registers,
         stack,

@@ -13,7 +13,7 @@ import os
 import sys
 
 DTYPES = ("bfloat16", "float16", "float32")
-COLUMNS = ("warps", "registers", "stack", "shared", "local", "local_in_loops", "hgmma", "hmma")
+COLUMNS = ("products", "warps", "registers", "stack", "shared", "local", "local_in_loops", "hgmma", "hmma")
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:

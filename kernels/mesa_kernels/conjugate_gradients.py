@@ -9,20 +9,43 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rows import load_unit, multiply_system, store_rows
-from .tiles import load_block, locate, store_block
+from .rows import load_unit, measure_rows, multiply_system, store_rows
+from .tiles import factor, load_columns, load_sums, locate, score, store_columns, store_decay
 
 REFINEMENTS = 4
 """Restarts from a recomputed residual before a system counts as stuck at the limit of float32."""
 
 
 @triton.jit
-def allow(solution, scale, g, limit, K, C: tl.constexpr, BK: tl.constexpr):
-    """Give the residual norm `[C]` that certifies the tolerance at the solution in memory."""
-    k = tl.arange(0, BK)
-    root = tl.load(scale + g * K + k, mask=k < K, other=0.0)
-    x = load_block(solution, K, C, BK) * root[None, :]
-    return tl.sqrt(tl.sum(x * x, 1)) * (limit / tl.max(root, 0))
+def advance(own, root, alpha, K, C: tl.constexpr, BI: tl.constexpr):
+    """Take a step alpha `[C]` with the blocks x, p, r and A p `[C, K]` in memory; give |r|^2 and |x|^2 `[C]`.
+
+    |x| is that of the caller's units, so that it is multiplied by the root first.
+    """
+    square = tl.zeros([C], tl.float32)
+    size = tl.zeros([C], tl.float32)
+    for begin in range(0, K, BI):
+        j = begin + tl.arange(0, BI)
+        x = load_columns(own, K, C, j, K, C) + alpha[:, None] * load_columns(own + C * K, K, C, j, K, C)
+        store_columns(own, x, K, C, j, K, C)
+        x *= tl.load(root + j, mask=j < K, other=0.0)[None, :]
+        size += tl.sum(x * x, 1)
+        r = load_columns(own + 2 * C * K, K, C, j, K, C)
+        r -= alpha[:, None] * load_columns(own + 3 * C * K, K, C, j, K, C)
+        store_columns(own + 2 * C * K, r, K, C, j, K, C)
+        square += tl.sum(r * r, 1)
+    tl.debug_barrier()
+    return square, size
+
+
+@triton.jit
+def turn(own, beta, K, C: tl.constexpr, BI: tl.constexpr):
+    """Set the next direction, p = r + beta p, in the blocks of `advance`."""
+    for begin in range(0, K, BI):
+        j = begin + tl.arange(0, BI)
+        p = load_columns(own + 2 * C * K, K, C, j, K, C) + beta[:, None] * load_columns(own + C * K, K, C, j, K, C)
+        store_columns(own + C * K, p, K, C, j, K, C)
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -37,7 +60,7 @@ def gradient_kernel(
     gram,
     scale,
     plan,
-    vectors,  # [programs, 4 C K + C C] float32
+    vectors,  # [programs, 4 C K + 2 C C] float32
     problems,
     limit,
     max_steps,
@@ -53,58 +76,90 @@ def gradient_kernel(
     BK: tl.constexpr,
     BI: tl.constexpr,
 ):
-    """Programs go through problems and query heads in turn, each with memory of its own for x, p and r."""
+    """Programs go through problems and query heads in turn, each with memory of its own for x, p, r and A p.
+
+    All of it is done by tiles of BI columns, so that registers hold one tile whatever the key size.
+    """
     programs = tl.num_programs(0)
-    solution = vectors + tl.program_id(0).to(tl.int64) * (4 * C * K + C * C)
+    solution = vectors + tl.program_id(0).to(tl.int64) * (4 * C * K + 2 * C * C)
     direction = solution + C * K
     residual = solution + 2 * C * K
+    image = solution + 3 * C * K
     memory = solution + 4 * C * K
+    k = tl.arange(0, BK)
     for place in range(tl.program_id(0), problems * R, programs):
         p = (place // R).to(tl.int64)
         if tl.load(plan + 4 * p) == 0:
-            b, g, first, _left = locate(p, T, G, N, C)
+            b, g, first, left = locate(p, T, G, N, C)
             head = g * R + place % R
-            r, largest, norm = load_unit(rhs, scale, b, first, g, head, G * R, K, T, C, BK)
-            store_block(solution, tl.zeros([C, BK], tl.float32), K, C, BK)
+            root = scale + g * K
+            keys = key + ((b * T + first) * G + g) * K
+            matrix = gram + p * K * K
+            c, d = load_sums(high, low, p, C)
+            before = factor(c + d, FLOOR)
+            allowed = limit / tl.max(tl.load(root + k, mask=k < K, other=0.0), 0)
+            largest, norm = measure_rows(rhs, root, b, first, head, G * R, K, T, C, BI)
+            rr = tl.zeros([C], tl.float32)
+            tl.debug_barrier()
+            store_decay(memory + C * C, high, low, input_gate, p, T, G, N, FLOOR, C, BI)
+            for begin in range(0, K, BI):
+                j = begin + tl.arange(0, BI)
+                r = load_unit(rhs, root, largest, norm, b, first, head, G * R, j, K, T, C)
+                store_columns(solution, tl.zeros([C, BI], tl.float32), K, C, j, K, C)
+                store_columns(direction, r, K, C, j, K, C)
+                store_columns(residual, r, K, C, j, K, C)
+                rr += tl.sum(r * r, 1)
+            tl.debug_barrier()
             live = norm > 0.0
             taken = tl.zeros([C], tl.int32)
             last = tl.full([C], 1e30, tl.float32)
             attempt = 0
             while (attempt <= REFINEMENTS) & (tl.max(live.to(tl.int32), 0) > 0):
-                store_block(direction, r, K, C, BK)
-                store_block(residual, r, K, C, BK)
-                rr = tl.sum(r * r, 1)
                 while tl.max(live.to(tl.int32), 0) > 0:
-                    product = multiply_system(
-                        direction, memory, key, input_gate, high, low, gram, scale, p, T, G, N, K, DOT, FLOOR, C, BK, BI
-                    )
-                    v = load_block(direction, K, C, BK)
-                    curvature = tl.sum(v * product, 1)
+                    score(direction, K, keys, G * K, left, root, memory, K, DOT, True, C, BI)
+                    curvature = tl.zeros([C], tl.float32)
+                    for begin in range(0, K, BI):
+                        j = begin + tl.arange(0, BI)
+                        product = multiply_system(
+                            direction, K, matrix, before, keys, G * K, left, root, memory, j, K, DOT, True, C, BI
+                        )
+                        store_columns(image, product, K, C, j, K, C)
+                        curvature += tl.sum(product * load_columns(direction, K, C, j, K, C), 1)
+                    tl.debug_barrier()
                     # Far below any tolerance a row has nothing left to gain and its squares would underflow.
                     live = live & (curvature > 0.0) & (rr > 1e-32) & (taken < max_steps)
                     alpha = tl.where(live, rr / tl.where(live, curvature, 1.0), 0.0)
-                    store_block(solution, load_block(solution, K, C, BK) + alpha[:, None] * v, K, C, BK)
-                    r = load_block(residual, K, C, BK) - alpha[:, None] * product
-                    store_block(residual, r, K, C, BK)
-                    new = tl.where(live, tl.sum(r * r, 1), rr)
+                    new, size = advance(solution, root, alpha, K, C, BI)
+                    new = tl.where(live, new, rr)
                     beta = tl.where(live, new / tl.where(live, rr, 1.0), 0.0)
-                    store_block(direction, r + beta[:, None] * v, K, C, BK)
+                    turn(solution, beta, K, C, BI)
                     taken += live.to(tl.int32)
                     rr = new
-                    # |x| <= |b| here, so a row with a residual above the limit itself cannot be done.
-                    if tl.max(tl.where(live, rr, 0.0), 0) <= limit * limit:
-                        live = live & (tl.sqrt(rr) > 0.75 * allow(solution, scale, g, limit, K, C, BK))
+                    # The tolerance is certified by this residual norm, 0.75 of it leaving room for drift.
+                    live = live & (tl.sqrt(rr) > 0.75 * allowed * tl.sqrt(size))
                 # The recurrence's residual drifts from the true one: look, and begin anew where that does not pass.
-                product = multiply_system(
-                    solution, memory, key, input_gate, high, low, gram, scale, p, T, G, N, K, DOT, FLOOR, C, BK, BI
-                )
-                r, largest, norm = load_unit(rhs, scale, b, first, g, head, G * R, K, T, C, BK)
-                r -= product
-                size = tl.sqrt(tl.sum(r * r, 1))
-                live = (size > allow(solution, scale, g, limit, K, C, BK)) & (size < 0.5 * last) & (taken < max_steps)
+                score(solution, K, keys, G * K, left, root, memory, K, DOT, True, C, BI)
+                rr = tl.zeros([C], tl.float32)
+                size = tl.zeros([C], tl.float32)
+                for begin in range(0, K, BI):
+                    j = begin + tl.arange(0, BI)
+                    r = load_unit(rhs, root, largest, norm, b, first, head, G * R, j, K, T, C)
+                    r -= multiply_system(
+                        solution, K, matrix, before, keys, G * K, left, root, memory, j, K, DOT, True, C, BI
+                    )
+                    store_columns(direction, r, K, C, j, K, C)
+                    store_columns(residual, r, K, C, j, K, C)
+                    rr += tl.sum(r * r, 1)
+                    x = load_columns(solution, K, C, j, K, C)
+                    x *= tl.load(root + j, mask=j < K, other=0.0)[None, :]
+                    size += tl.sum(x * x, 1)
+                tl.debug_barrier()
+                live = (tl.sqrt(rr) > allowed * tl.sqrt(size)) & (tl.sqrt(rr) < 0.5 * last) & (taken < max_steps)
                 live = live & (norm > 0.0)
-                last = size
+                last = tl.sqrt(rr)
                 attempt += 1
-            x = load_block(solution, K, C, BK)
-            store_rows(out, x, scale, largest, norm, b, first, g, head, G * R, K, T, C, BK)
+            for begin in range(0, K, BI):
+                j = begin + tl.arange(0, BI)
+                x = load_columns(solution, K, C, j, K, C)
+                store_rows(out, x, root, largest, norm, b, first, head, G * R, j, K, T, C)
             tl.store(steps + (b * N + p % N) * (G * R) + head, tl.max(taken, 0))

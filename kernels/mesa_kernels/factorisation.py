@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import load_gate, load_rows, locate
+from .tiles import load_columns, load_gate, load_rows, locate, store_columns
 
 
 @triton.jit
@@ -49,39 +49,68 @@ def invert_root(a, C: tl.constexpr):
 
 
 @triton.jit
-def invert_matrix(matrix, K, DOT: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr):
-    """Invert a symmetric positive definite matrix `[K, K]` in memory, in place; tell as 1 or 0 if it was sound."""
+def load_elsewhere(rows, K, left, columns, begin, BT: tl.constexpr):
+    """Load columns of BT rows in memory, but 0 for those of the pivot's tile, which begins at `begin`."""
     t = tl.arange(0, BT)
-    k = tl.arange(0, BK)
+    here = (columns >= begin) & (columns < begin + BT)
+    inside = (t < left)[:, None] & (~here & (columns < K))[None, :]
+    return tl.load(rows + t[:, None] * K + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def store_elsewhere(rows, values, K, left, columns, begin, BT: tl.constexpr):
+    """Store what `load_elsewhere` loads."""
+    t = tl.arange(0, BT)
+    here = (columns >= begin) & (columns < begin + BT)
+    inside = (t < left)[:, None] & (~here & (columns < K))[None, :]
+    tl.store(rows + t[:, None] * K + columns[None, :], values, mask=inside)
+
+
+@triton.jit
+def invert_matrix(matrix, K, DOT: tl.constexpr, BT: tl.constexpr, BJ: tl.constexpr):
+    """Invert a symmetric positive definite matrix `[K, K]` in memory, in place; tell as 1 or 0 if it was sound.
+
+    Pivots are tiles of BT, rows are worked on by tiles of BJ columns.
+    """
+    t = tl.arange(0, BT)
     sound = tl.full([], 1, tl.int32)
     for begin in range(0, K, BT):
         i = begin + t
-        here = (i < K)[:, None] & (i < K)[None, :]
-        pivot = tl.load(matrix + i[:, None] * K + i[None, :], mask=here, other=0.0)
+        row = matrix + begin * K
+        pivot = load_columns(row, K, K - begin, i, K, BT)
         pivot = tl.where((i[:, None] == i[None, :]) & (i >= K)[:, None], 1.0, pivot)
         inverse, good = invert_tile(pivot, BT)
         sound = sound * good
-        elsewhere = ((k < begin) | (k >= begin + BT)) & (k < K)
-        across = (i < K)[:, None] & elsewhere[None, :]
-        panel = tl.load(matrix + i[:, None] * K + k[None, :], mask=across, other=0.0)
-        panel = tl.dot(inverse, panel, input_precision=DOT)
         tl.debug_barrier()
-        tl.store(matrix + i[:, None] * K + k[None, :], panel, mask=across)
-        tl.store(matrix + i[:, None] * K + i[None, :], inverse, mask=here)
+        for next in range(0, K, BJ):
+            j = next + tl.arange(0, BJ)
+            panel = tl.dot(inverse, load_elsewhere(row, K, K - begin, j, begin, BT), input_precision=DOT)
+            tl.debug_barrier()
+            store_elsewhere(row, panel, K, K - begin, j, begin, BT)
+        store_columns(row, inverse, K, K - begin, i, K, BT)
+        tl.debug_barrier()
         for other in range(0, K, BT):
             if other != begin:
-                o = other + t
-                side = (o < K)[:, None] & (i < K)[None, :]
-                rest = (o < K)[:, None] & elsewhere[None, :]
-                block = tl.load(matrix + o[:, None] * K + i[None, :], mask=side, other=0.0)
-                row = tl.load(matrix + o[:, None] * K + k[None, :], mask=rest, other=0.0)
-                row = tl.dot(-block, panel, row, input_precision=DOT)
-                column = tl.dot(-block, inverse, input_precision=DOT)
+                rest = matrix + other * K
+                block = -load_columns(rest, K, K - other, i, K, BT)
                 tl.debug_barrier()
-                tl.store(matrix + o[:, None] * K + k[None, :], row, mask=rest)
-                tl.store(matrix + o[:, None] * K + i[None, :], column, mask=side)
+                for next in range(0, K, BJ):
+                    j = next + tl.arange(0, BJ)
+                    panel = load_elsewhere(row, K, K - begin, j, begin, BT)
+                    update = load_elsewhere(rest, K, K - other, j, begin, BT)
+                    update = tl.dot(block, panel, update, input_precision=DOT)
+                    store_elsewhere(rest, update, K, K - other, j, begin, BT)
+                column = tl.dot(block, inverse, input_precision=DOT)
+                store_columns(rest, column, K, K - other, i, K, BT)
         tl.debug_barrier()
     return sound
+
+
+@triton.jit
+def load_keys(key, scale, weight, b, first, g, columns, T, G, K, C: tl.constexpr):
+    """Load columns of W, a chunk's keys, each scaled and weighted as its token: `[C, columns]`."""
+    row = tl.load(scale + columns, mask=columns < K, other=0.0)
+    return load_rows(key, b, first, g, G, K, columns, T, C) * row[None, :] * weight[:, None]
 
 
 @triton.jit
@@ -103,7 +132,7 @@ def factor_kernel(
     DOT: tl.constexpr,
     C: tl.constexpr,
     BT: tl.constexpr,
-    BK: tl.constexpr,
+    BJ: tl.constexpr,
 ):
     """One program a problem; problems planned for conjugate gradients are left alone."""
     p = tl.program_id(0).to(tl.int64)
@@ -111,50 +140,50 @@ def factor_kernel(
         return
     b, g, first, left = locate(p, T, G, N, C)
     t = tl.arange(0, C)
-    k = tl.arange(0, BK)
-    inside = (k < K)[None, :]
-    columns = tl.load(scale + g * K + k, mask=k < K, other=0.0)
+    scale += g * K
     matrix = carried + p * K * K
     decay = tl.exp(tl.load(start + p))
     for begin in range(0, K, BT):
         i = begin + tl.arange(0, BT)
-        row = tl.load(scale + g * K + i, mask=i < K, other=0.0)
-        place = i[:, None] * K + k[None, :]
-        h = tl.load(gram + p * K * K + place, mask=(i < K)[:, None] & inside, other=0.0)
-        m = decay * row[:, None] * columns[None, :] * h + tl.where(i[:, None] == k[None, :], 1.0, 0.0)
-        tl.store(matrix + place, m, mask=(i < K)[:, None] & inside)
+        row = tl.load(scale + i, mask=i < K, other=0.0)
+        for next in range(0, K, BJ):
+            j = next + tl.arange(0, BJ)
+            column = tl.load(scale + j, mask=j < K, other=0.0)
+            h = load_columns(gram + p * K * K + begin * K, K, K - begin, j, K, BT)
+            m = decay * row[:, None] * column[None, :] * h + tl.where(i[:, None] == j[None, :], 1.0, 0.0)
+            store_columns(matrix + begin * K, m, K, K - begin, j, K, BT)
     tl.debug_barrier()
-    if invert_matrix(matrix, K, DOT, BT, BK) == 0:
+    if invert_matrix(matrix, K, DOT, BT, BJ) == 0:
         tl.store(matrix, float("nan"))
         tl.store(plan + 4 * p, 0)
         return
 
     number = tl.load(stretch + p * C + t)
-    beta = load_gate(input_gate, b, g, first, left, T, G, C)
+    beta = load_gate(input_gate, b, g, first, left, T, G, t)
     weight = tl.sqrt(beta * tl.exp(tl.load(log_ratio + p * C + t)))
-    half = tl.zeros([C, BK], tl.float32)
-    for begin in range(0, K, BT):
-        i = begin + tl.arange(0, BT)
-        row = tl.load(scale + g * K + i, mask=i < K, other=0.0)
-        w = load_rows(key, b, first, g, G, K, i, T, C) * row[None, :] * weight[:, None]
-        n = tl.load(matrix + i[:, None] * K + k[None, :], mask=(i < K)[:, None] & inside, other=0.0)
-        half = tl.dot(w, n, half, input_precision=DOT)
-    whole = load_rows(key, b, first, g, G, K, k, T, C) * columns[None, :] * weight[:, None]
-    half = tl.where((number == 0)[:, None], half, whole)  # after a restart M is the identity
     rows = gains + p * C * K
-    tl.store(rows + t[:, None] * K + k[None, :], half, mask=inside)
+    for next in range(0, K, BJ):
+        j = next + tl.arange(0, BJ)
+        half = tl.zeros([C, BJ], tl.float32)
+        for begin in range(0, K, BT):
+            i = begin + tl.arange(0, BT)
+            w = load_keys(key, scale, weight, b, first, g, i, T, G, K, C)
+            n = load_columns(matrix + begin * K, K, K - begin, j, K, BT)
+            half = tl.dot(w, n, half, input_precision=DOT)
+        whole = load_keys(key, scale, weight, b, first, g, j, T, G, K, C)
+        half = tl.where((number == 0)[:, None], half, whole)  # after a restart M is the identity
+        store_columns(rows, half, K, C, j, K, C)
     tl.debug_barrier()
     inner = tl.zeros([C, C], tl.float32)
     for begin in range(0, K, BT):
         i = begin + tl.arange(0, BT)
-        row = tl.load(scale + g * K + i, mask=i < K, other=0.0)
-        w = load_rows(key, b, first, g, G, K, i, T, C) * row[None, :] * weight[:, None]
-        h = tl.load(rows + t[:, None] * K + i[None, :], mask=(i < K)[None, :], other=0.0)
-        inner = tl.dot(h, tl.trans(w), inner, input_precision=DOT)
+        w = load_keys(key, scale, weight, b, first, g, i, T, G, K, C)
+        inner = tl.dot(load_columns(rows, K, C, i, K, C), tl.trans(w), inner, input_precision=DOT)
     inner = tl.where(number[:, None] == number[None, :], inner, 0.0)
     inner += tl.where(t[:, None] == t[None, :], 1.0, 0.0)
     small = invert_root(inner, C)
-    half = tl.load(rows + t[:, None] * K + k[None, :], mask=inside, other=0.0)
-    half = tl.dot(small, half, input_precision=DOT)
-    tl.debug_barrier()
-    tl.store(rows + t[:, None] * K + k[None, :], half, mask=inside)
+    for next in range(0, K, BJ):
+        j = next + tl.arange(0, BJ)
+        half = tl.dot(small, load_columns(rows, K, C, j, K, C), input_precision=DOT)
+        tl.debug_barrier()
+        store_columns(rows, half, K, C, j, K, C)

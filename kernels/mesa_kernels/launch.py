@@ -12,8 +12,10 @@ from .tiles import CHUNK, FLOOR
 from .tuning import choose
 
 PROGRAMS = 1024
-"""Programs that share out the problems of a solve, each with memory of its own for four blocks of vectors; more than
-any card runs at once."""
+"""Programs that share out the problems of a solve, each with memory of its own for four blocks of vectors and two of
+scores; more than any card runs at once."""
+WIDTH = 64
+"""Columns of a row that the factorisation works on at once."""
 
 
 class Sizes(NamedTuple):
@@ -167,25 +169,26 @@ def solve(
         choice = choose("factor", s)
         factorisation.factor_kernel[(s.P,)](
             made.key, made.input_gate, sums.log_ratio, sums.stretch, sums.start, made.gram, made.scale, plan, carried,
-            gains, s.T, s.G, s.N, s.K, DOT=choice.dot, C=CHUNK, BT=min(choice.tile, BK), BK=BK, **choice.options,
+            gains, s.T, s.G, s.N, s.K, DOT=choice.dot, C=CHUNK, BT=min(choice.tile, BK), BJ=min(WIDTH, BK),
+            **choice.options,
         )  # fmt: skip
     x = fresh(rhs, s.B, s.T, s.H, s.K)
     steps = fresh(rhs, s.B, s.N, s.H, dtype=torch.int32)
     programs = min(PROGRAMS, s.P * s.R)
-    vectors = fresh(rhs, programs, 4 * CHUNK * s.K + CHUNK * CHUNK)
+    vectors = fresh(rhs, programs, 4 * CHUNK * s.K + 2 * CHUNK * CHUNK)
     places = (rhs, x, steps, made.key, made.input_gate, sums.high, sums.low, made.gram, made.scale)
     shape = (s.T, s.G, s.R, s.N, s.K)
     choice = choose("series", s)
     series.series_kernel[(programs,)](
         *places, sums.log_ratio, sums.stretch, plan, carried, gains, vectors, s.P, *shape, DOT=choice.dot, **fixed,
-        BK=BK, BI=min(choice.tile, BK), **choice.options,
+        BI=choice.tile, **choice.options,
     )  # fmt: skip
     if s.halves:
         correct_halves(made, rhs, x, steps, plan, carried, gains, vectors, passes)
     choice = choose("gradients", s)
     conjugate_gradients.gradient_kernel[(programs,)](
         *places, plan, vectors, s.P, tolerance / (1.0 + tolerance), max_steps, *shape, DOT=choice.dot,
-        REFINEMENTS=conjugate_gradients.REFINEMENTS, **fixed, BK=BK, BI=min(choice.tile, BK), **choice.options,
+        REFINEMENTS=conjugate_gradients.REFINEMENTS, **fixed, BK=BK, BI=choice.tile, **choice.options,
     )  # fmt: skip
     return x, steps, (carried, gains)
 
@@ -204,12 +207,12 @@ def correct_halves(
             left = fresh(rhs, *x.shape)
             series.residual_kernel[(vectors.shape[0],)](
                 rhs, x, left, made.key, made.input_gate, sums.high, sums.low, made.gram, made.ridge, plan, vectors, s.P,
-                *shape, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, BK=BK, BI=min(choice.tile, BK), **choice.options,
+                *shape, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, BI=choice.tile, **choice.options,
             )  # fmt: skip
         choice = choose("half", s)
         series.half_kernel[(s.P, s.R)](
             left, x, steps, made.scale, sums.log_ratio, sums.stretch, plan, carried, gains, *shape, LATER=number > 0,
-            C=CHUNK, BK=BK, **choice.options,
+            C=CHUNK, BK=BK, BI=choice.tile, **choice.options,
         )  # fmt: skip
 
 

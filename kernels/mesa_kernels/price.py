@@ -67,7 +67,7 @@ def bound_eigenvalues(
             h = tl.load(gram + p * K * K + i[:, None] * K + j[None, :], mask=inside, other=0.0)
             h *= row[:, None] * column[None, :]
             whole += tl.sum(h * h, 1)
-    decay = load_decay(high, low, input_gate, p, T, G, N, FLOOR, C)
+    decay = load_decay(high, low, input_gate, p, tl.arange(0, C), T, G, N, FLOOR, C)
     inside = tl.max(tl.sum(decay * size[None, :], 1), 0)
     c, d = load_sums(high, low, p, C)
     return 1.0 + inside + tl.max(factor(c + d, FLOOR), 0) * tl.sqrt(tl.sum(whole, 0))

@@ -54,7 +54,7 @@ def read_kernel(
         scores = tl.dot(x, tl.trans(k), scores, input_precision=DOT)
     c, d = load_sums(high, low, p, C)
     result *= factor(c + d, FLOOR)[:, None]
-    scores *= load_decay(high, low, input_gate, p, T, G, N, FLOOR, C)
+    scores *= load_decay(high, low, input_gate, p, tl.arange(0, C), T, G, N, FLOOR, C)
     w = load_rows(value, b, first, g, G, D, j, T, C)
     result = tl.dot(scores, w, result, input_precision=DOT)
     t = tl.arange(0, C)

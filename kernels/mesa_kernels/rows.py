@@ -5,69 +5,69 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import factor, gather, load_block, load_decay, load_rows, load_sums, locate, project
+from .tiles import load_columns, load_rows, mix, store_columns
 
 
 @triton.jit
-def load_unit(rhs, scale, b, first, g, head, heads, K, T, C: tl.constexpr, BK: tl.constexpr):
-    """Load one chunk and head of rhs `[B, T, heads, K]`, scaled: unit rows, their largest entries and norms."""
-    k = tl.arange(0, BK)
-    rows = load_rows(rhs, b, first, head, heads, K, k, T, C)
-    rows *= tl.load(scale + g * K + k, mask=k < K, other=0.0)[None, :]
-    largest = tl.max(tl.abs(rows), 1)
+def load_scaled(rhs, scale, b, first, head, heads, columns, K, T, C: tl.constexpr):
+    """Load columns of one chunk and head of rhs `[B, T, heads, K]`, each multiplied by its scale: `[C, columns]`."""
+    rows = load_rows(rhs, b, first, head, heads, K, columns, T, C)
+    return rows * tl.load(scale + columns, mask=columns < K, other=0.0)[None, :]
+
+
+@triton.jit
+def measure_rows(rhs, scale, b, first, head, heads, K, T, C: tl.constexpr, BI: tl.constexpr):
+    """Give the largest entries `[C]` of scaled rows, and the norms `[C]` that are left after dividing by them."""
+    largest = tl.zeros([C], tl.float32)
+    for begin in range(0, K, BI):
+        rows = load_scaled(rhs, scale, b, first, head, heads, begin + tl.arange(0, BI), K, T, C)
+        largest = tl.maximum(largest, tl.max(tl.abs(rows), 1))
+    square = tl.zeros([C], tl.float32)
+    divisor = tl.where(largest > 0.0, largest, 1.0)
+    for begin in range(0, K, BI):
+        rows = load_scaled(rhs, scale, b, first, head, heads, begin + tl.arange(0, BI), K, T, C)
+        rows = rows / divisor[:, None]
+        square += tl.sum(rows * rows, 1)
+    return largest, tl.sqrt(square)
+
+
+@triton.jit
+def load_unit(rhs, scale, largest, norm, b, first, head, heads, columns, K, T, C: tl.constexpr):
+    """Load columns of scaled rows that `measure_rows` measured, at unit norm: `[C, columns]`."""
+    rows = load_scaled(rhs, scale, b, first, head, heads, columns, K, T, C)
     rows = rows / tl.where(largest > 0.0, largest, 1.0)[:, None]
-    norm = tl.sqrt(tl.sum(rows * rows, 1))
-    return rows / tl.where(norm > 0.0, norm, 1.0)[:, None], largest, norm
+    return rows / tl.where(norm > 0.0, norm, 1.0)[:, None]
 
 
 @triton.jit
-def store_rows(out, rows, scale, largest, norm, b, first, g, head, heads, K, T, C: tl.constexpr, BK: tl.constexpr):
+def store_rows(out, rows, scale, largest, norm, b, first, head, heads, columns, K, T, C: tl.constexpr):
     """Undo `load_unit` and store to out `[B, T, heads, K]`, in the caller's units."""
-    k = tl.arange(0, BK)
-    rows = rows * norm[:, None] * largest[:, None] * tl.load(scale + g * K + k, mask=k < K, other=0.0)[None, :]
-    store_tokens(out, rows, b, first, head, heads, K, T, C, BK)
+    ends = tl.load(scale + columns, mask=columns < K, other=0.0)
+    store_tokens(out, rows * norm[:, None] * largest[:, None] * ends[None, :], b, first, head, heads, columns, K, T, C)
 
 
 @triton.jit
-def store_tokens(out, rows, b, first, head, heads, K, T, C: tl.constexpr, BK: tl.constexpr):
-    """Store the rows `[C, BK]` of one chunk and head to out `[B, T, heads, K]`."""
-    t = tl.arange(0, C)
-    k = tl.arange(0, BK)
+def store_tokens(out, rows, b, first, head, heads, columns, K, T, C: tl.constexpr):
+    """Store columns of the rows of one chunk and head to out `[B, T, heads, K]`."""
     out += ((b * T + first) * heads + head) * K
-    place = t[:, None] * (heads * K) + k[None, :]
-    tl.store(out + place, rows, mask=(first + t < T)[:, None] & (k < K)[None, :])
+    store_columns(out, rows, heads * K, T - first, columns, K, C)
 
 
 @triton.jit
 def multiply_system(
-    rows,
-    memory,
-    key,
-    input_gate,
-    high,
-    low,
-    gram,
-    scale,
-    p,
-    T,
-    G,
-    N,
-    K,
-    DOT: tl.constexpr,
-    FLOOR: tl.constexpr,
-    C: tl.constexpr,
-    BK: tl.constexpr,
-    BI: tl.constexpr,
-):
-    """Multiply rows `[C, K]` in memory by their token's scaled H_t + 1: `[C, BK]`; memory: `[C, C]` to work in."""
-    b, g, first, left = locate(p, T, G, N, C)
-    k = tl.arange(0, BK)
-    vectors = key + ((b * T + first) * G + g) * K
-    scale += g * K
-    product, scores = project(rows, K, gram + p * K * K, vectors, G * K, left, scale, K, DOT, True, C, BK, BI)
-    c, d = load_sums(high, low, p, C)
-    product *= factor(c + d, FLOOR)[:, None]
-    scores *= load_decay(high, low, input_gate, p, T, G, N, FLOOR, C)
-    product = gather(product, scores, memory, vectors, G * K, left, K, DOT, C, BK, BI)
-    product *= tl.load(scale + k, mask=k < K, other=0.0)[None, :]
-    return product + load_block(rows, K, C, BK)
+    rows, row_stride, gram, before, keys, stride, left, scale, memory, columns, K, DOT: tl.constexpr,
+    SCALED: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
+):  # fmt: skip
+    """Multiply rows by their token's system and give BI columns, after `score` by the decays: `[C, BI]`.
+
+    Arguments as those of `mix`, with a chunk's gram state, the decays `[C]` since its start and its keys. SCALED: the
+    system is the scaled H_t + 1 and scale 1 / sqrt(ridge); otherwise it is H_t + ridge and scale the ridge.
+    """
+    product = mix(rows, row_stride, gram, before, keys, stride, left, scale, memory, columns, K, DOT, SCALED, C, BI)
+    ends = tl.load(scale + columns, mask=columns < K, other=0.0)[None, :]
+    x = load_columns(rows, row_stride, left, columns, K, C)
+    if SCALED:
+        product = product * ends + x
+    else:
+        product += x * ends
+    return product

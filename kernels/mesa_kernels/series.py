@@ -11,8 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rows import load_unit, multiply_system, store_rows, store_tokens
-from .tiles import factor, gather, load_block, load_decay, load_rows, load_sums, locate, project, store_block
+from .rows import load_unit, measure_rows, multiply_system, store_rows, store_tokens
+from .tiles import factor, load_columns, load_rows, load_sums, locate, mix, score, store_columns, store_decay
 
 
 @triton.jit
@@ -29,64 +29,71 @@ def weigh(j, m, root, power, log_q):
 
 
 @triton.jit
-def load_masks(stretch, p, C: tl.constexpr):
-    """Load the masks of a chunk with restarts: minus 1 from a token to itself and later ones of its stretch; 1 before
-    the first restart, where N is carried."""
+def load_mask(stretch, p, s, C: tl.constexpr):
+    """Load the mask of sources s in a chunk with restarts: minus 1 to themselves and later tokens of their stretch."""
     t = tl.arange(0, C)
-    number = tl.load(stretch + p * C + t)
-    same = (number[:, None] == number[None, :]) & (t[:, None] >= t[None, :])
-    return tl.where(same, -1.0, 0.0), tl.where(number == 0, 1.0, 0.0)
+    same = tl.load(stretch + p * C + t)[:, None] == tl.load(stretch + p * C + s)[None, :]
+    return tl.where(same & (t[:, None] >= s[None, :]), -1.0, 0.0)
 
 
 @triton.jit
-def multiply_factor(
-    rows,
-    memory,
-    carried,
-    gains,
-    stretch,
-    p,
-    K,
-    DOT: tl.constexpr,
-    C: tl.constexpr,
-    BK: tl.constexpr,
-    BI: tl.constexpr,
-):
-    """Multiply rows `[C, K]` in memory by their token's 2 P: `[C, BK]`; memory: `[C, C]` to work in."""
-    vectors = gains + p * C * K
-    product, scores = project(rows, K, carried + p * K * K, vectors, K, C, carried, K, DOT, False, C, BK, BI)
-    mask, first = load_masks(stretch, p, C)
-    product *= first[:, None]
-    product = gather(product, scores * mask, memory, vectors, K, C, K, DOT, C, BK, BI)
-    return 2.0 * (product + (1.0 - first)[:, None] * load_block(rows, K, C, BK))
+def load_first(stretch, p, C: tl.constexpr):
+    """Load 1 `[C]` for tokens before the first restart, where N is carried, else 0."""
+    return tl.where(tl.load(stretch + p * C + tl.arange(0, C)) == 0, 1.0, 0.0)
+
+
+@triton.jit
+def store_mask(memory, stretch, p, C: tl.constexpr, BI: tl.constexpr):
+    """Store `load_mask` of all sources to memory `[C, C]`, for `score`."""
+    for begin in range(0, C, BI):
+        s = begin + tl.arange(0, BI)
+        store_columns(memory, load_mask(stretch, p, s, C), C, C, s, C, C)
 
 
 @triton.jit
 def sum_series(
-    own, unit, carried, gains, log_ratio, stretch, p, m, K, DOT: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
-    BI: tl.constexpr,
+    own, carried, gains, log_ratio, stretch, p, m, K, DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr
 ):  # fmt: skip
-    """Sum m products of the series for unit rows `[C, BK]`; own: memory for four blocks `[C, K]` and one `[C, C]`."""
+    """Add the sum of m products of the series for the rows in block 0 of `own` to its block 2.
+
+    own: memory for four blocks `[C, K]` and two `[C, C]`. Blocks 0 and 1 take turns with the recurrence, block 3 holds
+    the sum before its last product, which is the last turn of the loop.
+    """
+    solution = own + 2 * C * K
+    running = own + 3 * C * K
     memory = own + 4 * C * K
+    matrix = carried + p * K * K
+    vectors = gains + p * C * K
+    store_mask(memory + C * C, stretch, p, C, BI)
+    carries = load_first(stretch, p, C)
     root, q = load_ratio(log_ratio, p, C)
     log_q = tl.log2(tl.maximum(tl.abs(q), 1e-30))
-    total = 0.5 * weigh(0, m, root, 1.0, log_q)[:, None] * unit
+    for begin in range(0, K, BI):
+        j = begin + tl.arange(0, BI)
+        start = 0.5 * weigh(0, m, root, 1.0, log_q)[:, None] * load_columns(own, K, C, j, K, C)
+        store_columns(running, start, K, C, j, K, C)
     power = q
-    store_block(own, unit, K, C, BK)
-    running = own + 3 * C * K
-    store_block(running, total, K, C, BK)
-    for j in range(1, m):
-        current = own + ((j - 1) % 2) * C * K
-        other = own + (j % 2) * C * K
-        y = multiply_factor(current, memory, carried, gains, stretch, p, K, DOT, C, BK, BI)
-        y -= load_block(current, K, C, BK)
-        if j > 1:
-            y = 2.0 * y - load_block(other, K, C, BK)
-        total = load_block(running, K, C, BK) + weigh(j, m, root, power, log_q)[:, None] * y
-        store_block(running, total, K, C, BK)
+    for n in range(1, m + 1):
+        current = tl.where(n == m, 3, (n - 1) % 2) * (C * K) + own
+        other = own + (n % 2) * C * K
+        score(current, K, vectors, K, C, vectors, memory, K, DOT, False, C, BI)
+        weight = weigh(n, m, root, power, log_q)
+        for begin in range(0, K, BI):
+            j = begin + tl.arange(0, BI)
+            v = load_columns(current, K, C, j, K, C)
+            y = mix(current, K, matrix, carries, vectors, K, C, vectors, memory, j, K, DOT, False, C, BI)
+            y = 2.0 * (y + (1.0 - carries)[:, None] * v)
+            if n == m:
+                store_columns(solution, load_columns(solution, K, C, j, K, C) + y, K, C, j, K, C)
+            else:
+                y -= v
+                if n > 1:
+                    y = 2.0 * y - load_columns(other, K, C, j, K, C)
+                store_columns(other, y, K, C, j, K, C)
+                y = load_columns(running, K, C, j, K, C) + weight[:, None] * y
+                store_columns(running, y, K, C, j, K, C)
         power *= q
-        store_block(other, y, K, C, BK)
-    return multiply_factor(running, memory, carried, gains, stretch, p, K, DOT, C, BK, BI)
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -105,7 +112,7 @@ def series_kernel(
     plan,  # [P, 4]
     carried,  # [P, K, K]
     gains,  # [P, C, K]
-    vectors,  # [programs, 4 C K + C C] float32
+    vectors,  # [programs, 4 C K + 2 C C] float32
     problems,
     T,
     G,
@@ -115,51 +122,53 @@ def series_kernel(
     DOT: tl.constexpr,
     FLOOR: tl.constexpr,
     C: tl.constexpr,
-    BK: tl.constexpr,
     BI: tl.constexpr,
 ):
-    """Programs go through problems and query heads in turn, each with memory of its own."""
+    """Programs go through problems and query heads in turn, each with memory of its own.
+
+    All of it is done by tiles of BI columns, so that registers hold one tile whatever the key size.
+    """
     programs = tl.num_programs(0)
-    own = vectors + tl.program_id(0).to(tl.int64) * (4 * C * K + C * C)
+    own = vectors + tl.program_id(0).to(tl.int64) * (4 * C * K + 2 * C * C)
     solution = own + 2 * C * K
+    memory = own + 4 * C * K
     for place in range(tl.program_id(0), problems * R, programs):
         p = (place // R).to(tl.int64)
         if tl.load(plan + 4 * p) == 1:
-            b, g, first, _left = locate(p, T, G, N, C)
+            b, g, first, left = locate(p, T, G, N, C)
             head = g * R + place % R
-            unit, largest, norm = load_unit(rhs, scale, b, first, g, head, G * R, K, T, C, BK)
+            root = scale + g * K
+            keys = key + ((b * T + first) * G + g) * K
+            c, d = load_sums(high, low, p, C)
+            before = factor(c + d, FLOOR)
             m = tl.load(plan + 4 * p + 1)
             later = tl.load(plan + 4 * p + 2)
             passes = tl.load(plan + 4 * p + 3)
-            x = sum_series(own, unit, carried, gains, log_ratio, stretch, p, m, K, DOT, C, BK, BI)
-            store_block(solution, x, K, C, BK)
-            for _number in range(1, passes):
-                product = multiply_system(
-                    solution,
-                    own + 4 * C * K,
-                    key,
-                    input_gate,
-                    high,
-                    low,
-                    gram,
-                    scale,
-                    p,
-                    T,
-                    G,
-                    N,
-                    K,
-                    DOT,
-                    FLOOR,
-                    C,
-                    BK,
-                    BI,
-                )
-                rest, largest, norm = load_unit(rhs, scale, b, first, g, head, G * R, K, T, C, BK)
-                rest -= product
-                y = sum_series(own, rest, carried, gains, log_ratio, stretch, p, later, K, DOT, C, BK, BI)
-                store_block(solution, load_block(solution, K, C, BK) + y, K, C, BK)
-            x = load_block(solution, K, C, BK)
-            store_rows(out, x, scale, largest, norm, b, first, g, head, G * R, K, T, C, BK)
+            largest, norm = measure_rows(rhs, root, b, first, head, G * R, K, T, C, BI)
+            tl.debug_barrier()
+            for begin in range(0, K, BI):
+                j = begin + tl.arange(0, BI)
+                store_columns(solution, tl.zeros([C, BI], tl.float32), K, C, j, K, C)
+            for number in range(passes):
+                if number > 0:
+                    store_decay(memory + C * C, high, low, input_gate, p, T, G, N, FLOOR, C, BI)
+                    score(solution, K, keys, G * K, left, root, memory, K, DOT, True, C, BI)
+                for begin in range(0, K, BI):
+                    j = begin + tl.arange(0, BI)
+                    rest = load_unit(rhs, root, largest, norm, b, first, head, G * R, j, K, T, C)
+                    if number > 0:
+                        rest -= multiply_system(
+                            solution, K, gram + p * K * K, before, keys, G * K, left, root, memory, j, K, DOT, True, C,
+                            BI,
+                        )  # fmt: skip
+                    store_columns(own, rest, K, C, j, K, C)
+                tl.debug_barrier()
+                degree = tl.where(number > 0, later, m)
+                sum_series(own, carried, gains, log_ratio, stretch, p, degree, K, DOT, C, BI)
+            for begin in range(0, K, BI):
+                j = begin + tl.arange(0, BI)
+                x = load_columns(solution, K, C, j, K, C)
+                store_rows(out, x, root, largest, norm, b, first, head, G * R, j, K, T, C)
             tl.store(steps + (b * N + p % N) * (G * R) + head, m + (passes - 1) * (later + 1))
 
 
@@ -167,9 +176,9 @@ def series_kernel(
 def apply_half(v, matrix, gains, stretch, p, C: tl.constexpr):
     """Multiply rows v `[C, BK]` by P; v, matrix N `[BK, BK]` and gains U `[C, BK]` are float16, the result float32."""
     scores = tl.dot(v, tl.trans(gains))
-    mask, first = load_masks(stretch, p, C)
+    first = load_first(stretch, p, C)
     y = tl.dot(v, matrix) * first[:, None]
-    y = tl.dot((scores * mask).to(tl.float16), gains, y)
+    y = tl.dot((scores * load_mask(stretch, p, tl.arange(0, C), C)).to(tl.float16), gains, y)
     return y + (1.0 - first)[:, None] * v
 
 
@@ -192,6 +201,7 @@ def half_kernel(
     LATER: tl.constexpr,
     C: tl.constexpr,
     BK: tl.constexpr,
+    BI: tl.constexpr,
 ):
     """One program a problem and query head makes one pass; a later pass adds what a residual asks for.
 
@@ -205,11 +215,12 @@ def half_kernel(
     k = tl.arange(0, BK)
     square = (k < K)[:, None] & (k < K)[None, :]
     matrix = tl.load(carried + p * K * K + k[:, None] * K + k[None, :], mask=square, other=0.0).to(tl.float16)
-    narrow = load_block(gains + p * C * K, K, C, BK).to(tl.float16)
+    narrow = load_columns(gains + p * C * K, K, C, k, K, C).to(tl.float16)
     root, q = load_ratio(log_ratio, p, C)
     log_q = tl.log2(tl.maximum(tl.abs(q), 1e-30))
     m = tl.load(plan + 4 * p + 1)
-    v, largest, norm = load_unit(rhs, scale, b, first, g, head, G * R, K, T, C, BK)
+    largest, norm = measure_rows(rhs, scale + g * K, b, first, head, G * R, K, T, C, BI)
+    v = load_unit(rhs, scale + g * K, largest, norm, b, first, head, G * R, k, K, T, C)
     total = (0.5 * weigh(0, m, root, 1.0, log_q)[:, None] * v).to(tl.float16)
     power = q
     current = v.to(tl.float16)
@@ -227,10 +238,10 @@ def half_kernel(
     if LATER:
         v = v * (norm * largest)[:, None] * tl.load(scale + g * K + k, mask=k < K, other=0.0)[None, :]
         v += load_rows(out, b, first, head, G * R, K, k, T, C)
-        store_tokens(out, v, b, first, head, G * R, K, T, C, BK)
+        store_tokens(out, v, b, first, head, G * R, k, K, T, C)
         tl.store(count, tl.load(count) + m + 1)
     else:
-        store_rows(out, v, scale, largest, norm, b, first, g, head, G * R, K, T, C, BK)
+        store_rows(out, v, scale + g * K, largest, norm, b, first, head, G * R, k, K, T, C)
         tl.store(count, m)
 
 
@@ -246,7 +257,7 @@ def residual_kernel(
     gram,
     ridge,  # [G, K] float32
     plan,
-    vectors,  # [programs, 4 C K + C C] float32
+    vectors,  # [programs, 4 C K + 2 C C] float32
     problems,
     T,
     G,
@@ -256,27 +267,28 @@ def residual_kernel(
     DOT: tl.constexpr,
     FLOOR: tl.constexpr,
     C: tl.constexpr,
-    BK: tl.constexpr,
     BI: tl.constexpr,
 ):
     """Programs go through the problems that are solved with float16 operands; all in the caller's units."""
-    memory = vectors + tl.program_id(0).to(tl.int64) * (4 * C * K + C * C)
-    k = tl.arange(0, BK)
+    memory = vectors + tl.program_id(0).to(tl.int64) * (4 * C * K + 2 * C * C)
     for place in range(tl.program_id(0), problems * R, tl.num_programs(0)):
         p = (place // R).to(tl.int64)
         if tl.load(plan + 4 * p) == 2:
             b, g, first, left = locate(p, T, G, N, C)
             head = g * R + place % R
-            keys = key + ((b * T + first) * G + g) * K
+            stride = G * R * K
             rows = solution + ((b * T + first) * (G * R) + head) * K
-            product, scores = project(
-                rows, G * R * K, gram + p * K * K, keys, G * K, left, ridge, K, DOT, False, C, BK, BI
-            )
+            keys = key + ((b * T + first) * G + g) * K
+            diagonal = ridge + g * K
             c, d = load_sums(high, low, p, C)
-            product *= factor(c + d, FLOOR)[:, None]
-            scores *= load_decay(high, low, input_gate, p, T, G, N, FLOOR, C)
-            product = gather(product, scores, memory, keys, G * K, left, K, DOT, C, BK, BI)
-            x = load_rows(solution, b, first, head, G * R, K, k, T, C)
-            product += x * tl.load(ridge + g * K + k, mask=k < K, other=0.0)[None, :]
-            v = load_rows(rhs, b, first, head, G * R, K, k, T, C) - product
-            store_tokens(out, v, b, first, head, G * R, K, T, C, BK)
+            before = factor(c + d, FLOOR)
+            tl.debug_barrier()
+            store_decay(memory + C * C, high, low, input_gate, p, T, G, N, FLOOR, C, BI)
+            score(rows, stride, keys, G * K, left, diagonal, memory, K, DOT, False, C, BI)
+            for begin in range(0, K, BI):
+                j = begin + tl.arange(0, BI)
+                product = multiply_system(
+                    rows, stride, gram + p * K * K, before, keys, G * K, left, diagonal, memory, j, K, DOT, False, C, BI
+                )
+                rest = load_rows(rhs, b, first, head, G * R, K, j, T, C) - product
+                store_tokens(out, rest, b, first, head, G * R, j, K, T, C)

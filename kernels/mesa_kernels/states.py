@@ -57,18 +57,19 @@ def scan_kernel(
         if REVERSE:
             weight = factor(c + d, FLOOR)
         else:
-            beta = load_gate(input_gate, b, g, first, T - first, T, G, C)
+            beta = load_gate(input_gate, b, g, first, T - first, T, G, tl.arange(0, C))
             weight = factor((end - c) + (rest - d), FLOOR) * beta
         update = tl.zeros([BI, BJ], tl.float32)
-        for r in range(R):
+        for turn in range(R * 2 if SYMMETRIC else R):
+            one, other, r = left, right, turn
+            if SYMMETRIC:  # both orders by one product in the code: two would not fit in registers
+                r = turn // 2
+                if turn % 2 == 1:
+                    one, other = right, left
             head = g * R + r
-            x = load_rows(left, b, first, head, G * R, K, i, T, C) * weight[:, None]
-            y = load_rows(right, b, first, head, G * R, D, j, T, C)
+            x = load_rows(one, b, first, head, G * R, K, i, T, C) * weight[:, None]
+            y = load_rows(other, b, first, head, G * R, D, j, T, C)
             update = tl.dot(tl.trans(x), y, update, input_precision=DOT)
-            if SYMMETRIC:
-                x = load_rows(right, b, first, head, G * R, D, i, T, C) * weight[:, None]
-                y = load_rows(left, b, first, head, G * R, K, j, T, C)
-                update = tl.dot(tl.trans(x), y, update, input_precision=DOT)
         if SYMMETRIC:
             update *= -0.5
         state = state * factor(end + rest, FLOOR) + update

@@ -30,13 +30,27 @@ def locate(p, T, G, N, C: tl.constexpr):
 
 
 @triton.jit
+def load_columns(rows, stride, left, columns, width, C: tl.constexpr):
+    """Load columns of rows in memory, row t at t * stride, of which `left` exist: float32 `[C, columns]`."""
+    t = tl.arange(0, C)
+    place = t[:, None] * stride + columns[None, :]  # 32 bits an offset: half the registers of 64
+    inside = (t < left)[:, None] & (columns < width)[None, :]
+    return tl.load(rows + place, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_columns(rows, values, stride, left, columns, width, C: tl.constexpr):
+    """Store what `load_columns` loads."""
+    t = tl.arange(0, C)
+    place = t[:, None] * stride + columns[None, :]
+    tl.store(rows + place, values, mask=(t < left)[:, None] & (columns < width)[None, :])
+
+
+@triton.jit
 def load_rows(x, b, first, head, heads, width, columns, T, C: tl.constexpr):
     """Load columns of the rows of one chunk and head of x `[B, T, heads, width]`, float32 `[C, columns]`."""
-    t = tl.arange(0, C)
     x += ((b * T + first) * heads + head) * width
-    place = t[:, None] * (heads * width) + columns[None, :]  # 32 bits an offset: half the registers of 64
-    inside = (first + t < T)[:, None] & (columns < width)[None, :]
-    return tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    return load_columns(x, heads * width, T - first, columns, width, C)
 
 
 @triton.jit
@@ -59,113 +73,89 @@ def load_last(high, low, p, C: tl.constexpr):
 
 
 @triton.jit
-def decay_between(high, low, p, FLOOR: tl.constexpr, C: tl.constexpr):
-    """Give e^{c_t - c_s} `[C, C]` for s <= t (reader t, source s), else 0."""
+def decay_from(high, low, p, s, FLOOR: tl.constexpr, C: tl.constexpr):
+    """Give e^{c_t - c_s} `[C, sources]` for sources s <= t (reader t), else 0."""
     t = tl.arange(0, C)
     c, d = load_sums(high, low, p, C)
-    between = factor((c[:, None] - c[None, :]) + (d[:, None] - d[None, :]), FLOOR)
-    return tl.where(t[:, None] >= t[None, :], between, 0.0)
+    high += p * C
+    low += p * C
+    between = factor((c[:, None] - tl.load(high + s)[None, :]) + (d[:, None] - tl.load(low + s)[None, :]), FLOOR)
+    return tl.where(t[:, None] >= s[None, :], between, 0.0)
 
 
 @triton.jit
-def load_gate(input_gate, b, g, first, left, T, G, C: tl.constexpr):
-    """Load beta `[C]` of a problem, 0 past the end."""
-    t = tl.arange(0, C)
+def decay_between(high, low, p, FLOOR: tl.constexpr, C: tl.constexpr):
+    """Give `decay_from` all sources of a chunk, `[C, C]`."""
+    return decay_from(high, low, p, tl.arange(0, C), FLOOR, C)
+
+
+@triton.jit
+def load_gate(input_gate, b, g, first, left, T, G, t):
+    """Load beta of tokens t of a problem, 0 past the end."""
     return tl.load(input_gate + (b * T + first + t) * G + g, mask=t < left, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def load_decay(high, low, input_gate, p, T, G, N, FLOOR: tl.constexpr, C: tl.constexpr):
-    """Give `decay_between` times beta_s."""
+def load_decay(high, low, input_gate, p, s, T, G, N, FLOOR: tl.constexpr, C: tl.constexpr):
+    """Give `decay_from` sources s times beta_s."""
     b, g, first, left = locate(p, T, G, N, C)
-    return decay_between(high, low, p, FLOOR, C) * load_gate(input_gate, b, g, first, left, T, G, C)[None, :]
+    return decay_from(high, low, p, s, FLOOR, C) * load_gate(input_gate, b, g, first, left, T, G, s)[None, :]
 
 
 @triton.jit
-def project(
-    rows,
-    row_stride,
-    matrix,
-    vectors,
-    stride,
-    left,
-    scale,
-    K,
-    DOT: tl.constexpr,
-    SCALED: tl.constexpr,
-    C: tl.constexpr,
-    BK: tl.constexpr,
-    BI: tl.constexpr,
-):
-    """Multiply rows R `[C, K]` in memory by a matrix A and by vectors X: R A `[C, BK]` and R X' `[C, C]`.
-
-    rows R, row t at t * row_stride, and vectors X, row s at s * stride, of which `left` exist; matrix A `[K, K]`
-    float32. SCALED: R is first multiplied by scale `[K]`, column by column. Both products run over slices of BI columns
-    of R, so that no operand is held whole.
-    """
-    t = tl.arange(0, C)
-    k = tl.arange(0, BK)
-    product = tl.zeros([C, BK], tl.float32)
-    scores = tl.zeros([C, C], tl.float32)
-    for begin in range(0, K, BI):
-        i = begin + tl.arange(0, BI)
-        inside = (t < left)[:, None] & (i < K)[None, :]
-        v = tl.load(rows + t[:, None] * row_stride + i[None, :], mask=inside, other=0.0)
-        if SCALED:
-            v *= tl.load(scale + i, mask=i < K, other=0.0)[None, :]
-        a = tl.load(matrix + i[:, None] * K + k[None, :], mask=(i < K)[:, None] & (k < K)[None, :], other=0.0)
-        inside = (t < left)[None, :] & (i < K)[:, None]
-        x = tl.load(vectors + t[None, :] * stride + i[:, None], mask=inside, other=0.0).to(tl.float32)
-        product = tl.dot(v, a, product, input_precision=DOT)
-        scores = tl.dot(v, x, scores, input_precision=DOT)
-    return product, scores
-
-
-@triton.jit
-def gather(
-    product,
-    scores,
-    memory,
-    vectors,
-    stride,
-    left,
-    K,
-    DOT: tl.constexpr,
-    C: tl.constexpr,
-    BK: tl.constexpr,
-    BI: tl.constexpr,
-):
-    """Add scores `[C, C]` times vectors X `[C, K]` to a product `[C, BK]`, in slices of BI vectors.
-
-    The scores go through `memory` `[C, C]`: a product whose operand is another's result would tie all warps to the rows
-    of the tile, and more than four of them would hold it twice.
-    """
-    t = tl.arange(0, C)
-    k = tl.arange(0, BK)
-    store_block(memory, scores, C, C, C)
-    added = tl.zeros([C, BK], tl.float32)
+def store_decay(memory, high, low, input_gate, p, T, G, N, FLOOR: tl.constexpr, C: tl.constexpr, BI: tl.constexpr):
+    """Store `load_decay` of all sources to memory `[C, C]`, for `score`."""
     for begin in range(0, C, BI):
         s = begin + tl.arange(0, BI)
-        weight = tl.load(memory + t[:, None] * C + s[None, :])
-        inside = (s < left)[:, None] & (k < K)[None, :]
-        x = tl.load(vectors + s[:, None] * stride + k[None, :], mask=inside, other=0.0).to(tl.float32)
-        added = tl.dot(weight, x, added, input_precision=DOT)
-    return product + added
+        store_columns(memory, load_decay(high, low, input_gate, p, s, T, G, N, FLOOR, C), C, C, s, C, C)
 
 
 @triton.jit
-def load_block(rows, K, C: tl.constexpr, BK: tl.constexpr):
-    """Load rows `[C, K]` from memory."""
-    t = tl.arange(0, C)
-    k = tl.arange(0, BK)
-    return tl.load(rows + t[:, None] * K + k[None, :], mask=(k < K)[None, :], other=0.0)
+def score(
+    rows, row_stride, vectors, stride, left, scale, memory, K, DOT: tl.constexpr, SCALED: tl.constexpr,
+    C: tl.constexpr, BI: tl.constexpr,
+):  # fmt: skip
+    """Multiply rows R by vectors X, both `[C, K]` in memory, of which `left` exist, and weigh: W = R X' * Z.
+
+    row t of R at t * row_stride, row s of X at s * stride. SCALED: R is first multiplied by scale `[K]`, column by
+    column. memory holds W and after it Z, both `[C, C]`. W goes through memory because a product whose operand is
+    another's result would tie all warps to the rows of the tile, and because `mix` needs all of it for every tile.
+    """
+    tl.debug_barrier()
+    for first in range(0, C, BI):
+        s = first + tl.arange(0, BI)
+        scores = tl.zeros([C, BI], tl.float32)
+        for begin in range(0, K, BI):
+            i = begin + tl.arange(0, BI)
+            v = load_columns(rows, row_stride, left, i, K, C)
+            if SCALED:
+                v *= tl.load(scale + i, mask=i < K, other=0.0)[None, :]
+            x = load_columns(vectors + first * stride, stride, left - first, i, K, BI)
+            scores = tl.dot(v, tl.trans(x), scores, input_precision=DOT)
+        store_columns(memory, scores * load_columns(memory + C * C, C, C, s, C, C), C, C, s, C, C)
+    tl.debug_barrier()
 
 
 @triton.jit
-def store_block(rows, values, K, C: tl.constexpr, BK: tl.constexpr):
-    """Store rows `[C, K]` where all threads of the program may read them afterwards."""
-    t = tl.arange(0, C)
-    k = tl.arange(0, BK)
-    tl.debug_barrier()
-    tl.store(rows + t[:, None] * K + k[None, :], values, mask=(k < K)[None, :])
-    tl.debug_barrier()
+def mix(
+    rows, row_stride, matrix, before, vectors, stride, left, scale, memory, columns, K, DOT: tl.constexpr,
+    SCALED: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
+):  # fmt: skip
+    """Give BI columns of diag(before) R A + W X, after `score`: `[C, BI]`.
+
+    R, X, scale, SCALED and W, in memory, as there; before `[C]`, matrix A `[K, K]` float32.
+    """
+    product = tl.zeros([C, BI], tl.float32)
+    for begin in range(0, K, BI):
+        i = begin + tl.arange(0, BI)
+        v = load_columns(rows, row_stride, left, i, K, C)
+        if SCALED:
+            v *= tl.load(scale + i, mask=i < K, other=0.0)[None, :]
+        a = load_columns(matrix + begin * K, K, K - begin, columns, K, BI)
+        product = tl.dot(v, a, product, input_precision=DOT)
+    product *= before[:, None]
+    for begin in range(0, C, BI):
+        weight = load_columns(memory, C, C, begin + tl.arange(0, BI), C, C)
+        x = load_columns(vectors + begin * stride, stride, left - begin, columns, K, BI)
+        product = tl.dot(weight, x, product, input_precision=DOT)
+    return product

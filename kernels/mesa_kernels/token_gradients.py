@@ -52,7 +52,7 @@ def pair_kernel(
     b, g, first, left = locate(p, T, G, N, C)
     t = tl.arange(0, C)
     decay = decay_between(high, low, p, FLOOR, C)
-    beta = load_gate(input_gate, b, g, first, left, T, G, C)
+    beta = load_gate(input_gate, b, g, first, left, T, G, tl.arange(0, C))
     through = tl.zeros([C, C], tl.float32)
     from_start = tl.zeros([C], tl.float32)
     across = tl.zeros([BI], tl.float32)
@@ -185,7 +185,7 @@ def token_kernel(
     place = sums + (tile * 2 * problems + p) * C + t
     tl.store(place, tl.sum(gradient * own, 1))
     tl.store(place + problems * C, tail)
-    gradient *= load_gate(input_gate, b, g, first, left, T, G, C)[:, None]
+    gradient *= load_gate(input_gate, b, g, first, left, T, G, tl.arange(0, C))[:, None]
     out += ((b * T + first) * G + g) * D
     tl.store(out + t[:, None] * (G * D) + j[None, :], gradient, mask=(t < left)[:, None] & (j < D)[None, :])
 
@@ -216,7 +216,7 @@ def gate_gradient_kernel(
         place = sums + (tile * 2 * problems + p) * C + t
         gate += tl.load(place)
         tail += tl.load(place + problems * C)
-    tail *= load_gate(input_gate, b, g, first, left, T, G, C)
+    tail *= load_gate(input_gate, b, g, first, left, T, G, tl.arange(0, C))
     earlier = tl.sum(tl.where(t[None, :] < t[:, None], tail[None, :], 0.0), 1)
     place = (b * T + first + t) * G + g
     log = tl.load(log_forget + place, mask=t < left, other=0.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +24,7 @@ with pytest.MonkeyPatch.context() as early:
     if DEVICE == "cpu":
         early.setenv("TRITON_INTERPRET", "1")
     from mesa_kernels import launch
+    from mesa_kernels.tuning import Choice, Shapes, choose
 
 WRONG_NUMBER = -(2**30)
 
@@ -34,13 +35,33 @@ def fresh_and_wrong(like: torch.Tensor, *shape: int, dtype: torch.dtype = torch.
     return made.fill_(torch.nan if dtype.is_floating_point else WRONG_NUMBER)
 
 
+def choose_tile(tile: int) -> Callable[[str, Shapes], Choice]:
+    """Choose as the package does, but another tile for the solvers in memory."""
+
+    def choose_solver(name: str, sizes: Shapes) -> Choice:
+        choice = choose(name, sizes)
+        return choice._replace(tile=tile) if name in {"series", "gradients", "residual"} else choice
+
+    return choose_solver
+
+
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> str:
     """Make kernels run on this machine, on fresh memory full of NaN; return the device."""
     if DEVICE == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+        # The interpreter's time goes by operations, so here one tile holds a small head; other tiles have a test.
+        monkeypatch.setattr(launch, "choose", choose_tile(64))
     monkeypatch.setattr(launch, "fresh", fresh_and_wrong)
     return DEVICE
+
+
+@pytest.fixture(params=[16, 32])
+def tile(request: pytest.FixtureRequest, kernels: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Make the solvers in memory and the factorisation take each of the smaller tiles."""
+    monkeypatch.setattr(launch, "WIDTH", request.param)
+    monkeypatch.setattr(launch, "choose", choose_tile(request.param))
+    return int(request.param)
 
 
 @pytest.fixture(scope="session")

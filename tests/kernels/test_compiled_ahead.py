@@ -22,22 +22,39 @@ def read_table(*words: str) -> list[dict[str, str]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16"])
-def test_light_kernels_keep_to_registers_and_use_warp_group_products(dtype: str) -> None:
-    rows = read_table("--size", "64", "--dtype", dtype, "--only", "gate", "scan forward", "price", "one_step")
-    assert {row["kernel"] for row in rows} >= {"gate", "scan forward", "price", "gate_gradient", "one_step"}
+def assert_kept_in_registers(rows: list[dict[str, str]]) -> None:
+    """Hold kernels to registers inside loops, and all but the small tiles of the factor to warp-group products."""
     for row in rows:
         assert row["local in loops"] == "0", row
-        assert row["hmma"] == "0", row
-    assert all(int(row["hgmma"]) > 0 for row in rows if row["kernel"].startswith("scan"))
+        if row["products"] != "none":
+            assert int(row["hgmma"]) > 0, row
+        if row["kernel"] != "factor":
+            assert row["hmma"] == "0", row
+
+
+def test_light_kernels_of_heads_of_64() -> None:
+    rows = read_table("--size", "64", "--dtype", "bfloat16", "--only", "gate", "scan forward", "price", "one_step")
+    assert {row["kernel"] for row in rows} >= {"gate", "scan forward", "price", "gate_gradient", "one_step"}
+    assert {row["products"] for row in rows} == {"none", "tf32", "tf32x3"}
+    assert_kept_in_registers(rows)
+
+
+def test_the_float32_solvers_of_heads_of_128() -> None:
+    rows = read_table("--size", "128", "--dtype", "float32", "--only", "series", "gradient")
+    assert [row["kernel"] for row in rows] == ["series", "gradient"]
+    assert_kept_in_registers(rows)
 
 
 @pytest.mark.slow
-def test_the_fast_path_of_heads_of_128_does_not_spill_in_loops() -> None:
-    rows = read_table("--size", "128", "--dtype", "bfloat16", "--only", "half", "residual", "scan")
-    for row in rows:
-        assert row["local in loops"] == "0", row
-        assert int(row["hgmma"]) > 0, row
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("size", [64, 96, 128, 256])
+def test_every_kernel(size: int, dtype: str) -> None:
+    rows = read_table("--size", str(size), "--dtype", dtype)
+    solvers = {"factor", "series", "gradient"} | (
+        {"half later", "residual"} if dtype != "float32" and size <= 128 else set()
+    )
+    assert {row["kernel"] for row in rows} >= solvers | {"scan reverse symmetric", "read", "pair", "token key"}
+    assert_kept_in_registers(rows)
 
 
 def test_the_report_refuses_to_interpret() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from operator_cases import OUTPUTS, Case, attend, covering_cases, make_operands, recorded_operands, relative_error
 
+from mesa_kernels import launch
 from mesalm import mesa_attention
 
 # |a - b| / |b| of whole tensors at the default tolerance of 1e-4: output and gradients lean on x, known to 1e-4, the
@@ -27,6 +28,7 @@ SMALL = [
     Case("correlated", "by token", "every", "0.1", "0", 16, 8, "1/1", 63, "one row"),
     Case("iid", "by head", "1%", "1", "random", 40, 16, "2/2", 66, "packed state"),
 ]
+SIZES = launch.Sizes(1, 64, 2, 2, 40, 8, False, torch.device("cpu"))
 CASES = [*SMALL, *covering_cases()] if torch.cuda.is_available() else SMALL
 
 
@@ -78,6 +80,18 @@ def test_inputs_of_16_bits(case: Case, dtype: torch.dtype, kernels: str) -> None
 
     for place, (got, wanted) in enumerate(zip(run("triton", kernels), run("exact", "cpu"), strict=True)):
         assert relative_error(got, wanted) <= ROUNDING[dtype], place
+
+
+def test_tiles_of_the_solvers(tile: int, kernels: str) -> None:
+    """Heads of 40 take three tiles of 16 or two of 32, the last one not full; a head takes conjugate gradients, the
+    others one and three products of the series, in two passes.
+    """
+    assert launch.choose("series", SIZES).tile == tile
+    operands = make_operands(Case("correlated", "by head", "none", "0.1", "random", 40, 8, "3/3", 62, "one row"))
+    exact = attend(operands, "exact", torch.float64)
+    got = attend(operands, "triton", torch.float32, device=kernels)
+    for name, wanted in exact.items():
+        assert relative_error(got[name], wanted) <= (FLOAT32_OUTPUT if name in OUTPUTS else FLOAT32_GRADIENT), name
 
 
 def test_gradients_scale_with_the_upstream_gradient(kernels: str) -> None:
