@@ -111,6 +111,15 @@ def store_decay(memory, high, low, input_gate, p, T, G, N, FLOOR: tl.constexpr, 
 
 
 @triton.jit
+def load_operand(rows, stride, left, scale, columns, K, SCALED: tl.constexpr, C: tl.constexpr):
+    """Load columns of rows in memory; SCALED: each multiplied by its scale `[K]`."""
+    v = load_columns(rows, stride, left, columns, K, C)
+    if SCALED:
+        v *= tl.load(scale + columns, mask=columns < K, other=0.0)[None, :]
+    return v
+
+
+@triton.jit
 def score(
     rows, row_stride, vectors, stride, left, scale, memory, K, DOT: tl.constexpr, SCALED: tl.constexpr,
     C: tl.constexpr, BI: tl.constexpr,
@@ -127,9 +136,7 @@ def score(
         scores = tl.zeros([C, BI], tl.float32)
         for begin in range(0, K, BI):
             i = begin + tl.arange(0, BI)
-            v = load_columns(rows, row_stride, left, i, K, C)
-            if SCALED:
-                v *= tl.load(scale + i, mask=i < K, other=0.0)[None, :]
+            v = load_operand(rows, row_stride, left, scale, i, K, SCALED, C)
             x = load_columns(vectors + first * stride, stride, left - first, i, K, BI)
             scores = tl.dot(v, tl.trans(x), scores, input_precision=DOT)
         store_columns(memory, scores * load_columns(memory + C * C, C, C, s, C, C), C, C, s, C, C)
@@ -148,9 +155,7 @@ def mix(
     product = tl.zeros([C, BI], tl.float32)
     for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)
-        v = load_columns(rows, row_stride, left, i, K, C)
-        if SCALED:
-            v *= tl.load(scale + i, mask=i < K, other=0.0)[None, :]
+        v = load_operand(rows, row_stride, left, scale, i, K, SCALED, C)
         a = load_columns(matrix + begin * K, K, K - begin, columns, K, BI)
         product = tl.dot(v, a, product, input_precision=DOT)
     product *= before[:, None]
