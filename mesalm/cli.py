@@ -35,6 +35,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line; settings and models may also follow options, which argparse alone does not allow."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
+    if "--traceback" in rest:  # it stands behind an action of a door, whose own parser does not know it
+        rest.remove("--traceback")
+        options.traceback = True
     listed = getattr(options, "overrides", getattr(options, "models", None))
     if rest and (listed is None or any(word.startswith("-") for word in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -10,7 +10,7 @@ import pytest
 
 from mesalm.cli import main, parse, parser
 
-DOORS = ["prepare", "train", "sample", "eval", "compare", "synth", "tune", "publish", "inspect"]
+DOORS = ["prepare", "train", "sample", "eval", "compare", "synth", "tune", "publish", "inspect", "convert", "lab"]
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -52,6 +52,12 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert words in error
     assert error.count("\n") == 1
     assert error.startswith(f"mesalm {arguments[0]}: ")
+
+
+def test_a_traceback_can_be_asked_for_anywhere(tmp_path: Path) -> None:
+    for arguments in (["eval", "/nowhere", "--traceback"], ["lab", "report", "--out", str(tmp_path), "--traceback"]):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            main(arguments)
 
 
 def test_settings_and_models_may_follow_options() -> None:
