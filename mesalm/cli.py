@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # who reads the output has seen enough, as in `mesalm lab list | head`; what is left goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        print(f"mesalm {options.command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print("; ".join([f"mesalm {options.command}: interrupted", *map(str, stopped.args)]), file=sys.stderr)
         return 130
 
 

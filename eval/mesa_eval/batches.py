@@ -59,6 +59,18 @@ def plan_batches(
     return batches
 
 
+def plan_prompts(lengths: Sequence[int], more: int, budget: int) -> list[Batch]:
+    """Cut prompts that are continued by up to `more` tokens into batches of one length each."""
+    by_length: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        by_length.setdefault(length, []).append(index)
+    batches: list[Batch] = []
+    for length, own in sorted(by_length.items(), reverse=True):
+        count = max(1, budget // (length + more))
+        batches.extend(Batch(tuple(own[begin : begin + count])) for begin in range(0, len(own), count))
+    return batches
+
+
 def tokens_read(batches: Iterable[Batch], rows: Sequence[Sequence[int]]) -> int:
     """Return how many tokens the batches read, padding left out and each prefix counted once."""
     heads = {(batch.heads, batch.cut) for batch in batches if batch.cut}

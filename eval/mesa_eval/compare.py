@@ -41,8 +41,7 @@ def compare(
     so; `out` is the folder of `report.html`, `report.md`, `report.json` and `scores/` (default `reports/<A>-vs-<B>`).
     Prints tables on the terminal. Raises ValueError in one line for bad input.
     """
-    groups = read_groups(arms)
-    asked = [*models, *(model for listed in groups.values() for model in listed if model not in models)]
+    groups, asked = read_groups(arms), named_models(models, arms)
     plan = make_plan(asked, suite, texts, split, tasks, seed, trust_remote_code)
     found = find_arms(
         [_card(source.name, source.argument, source.seed, source.recipe) for source in plan.sources], groups
@@ -53,6 +52,12 @@ def compare(
     if not join_processes(device).main:
         return folder / "report.html"
     return report(scores, folder, baseline=baseline, arms=arms, quiet=quiet)
+
+
+def named_models(models: Sequence[str], arms: Sequence[str]) -> list[str]:
+    """Return the models given by themselves and those in arms, each once."""
+    listed = [model for own in read_groups(arms).values() for model in own]
+    return [*models, *(model for model in listed if model not in models)]
 
 
 def report(
@@ -75,7 +80,10 @@ def report(
     comparison = build_comparison(scores, base, groups=groups)
     if not quiet:
         print_comparison(comparison)
-    return write_report(comparison, folder)
+    page = write_report(comparison, folder)
+    if not quiet:
+        print(f"report: {page}")
+    return page
 
 
 def read_scores(places: Sequence[Path]) -> list[Scores]:

@@ -22,8 +22,8 @@ import numpy as np
 
 from mesa_eval.bootstrap import group_sums
 from mesa_eval.documents import Document, cut_document, in_turn
+from mesa_eval.reader import Reader
 from mesa_eval.scores import Measure
-from mesa_eval.scoring import Scorer
 
 SCORE_NAME = "in-context score (490-510 less 45-55)"
 SHORT_SCORE_NAME = "late-less-early score"
@@ -73,7 +73,7 @@ def score_ranges(window: int) -> tuple[str, list[int], list[int]]:
 
 
 def collect_windows(
-    scorer: Scorer, documents: Sequence[Document], window: int, wanted: int, seed: int
+    scorer: Reader, documents: Sequence[Document], window: int, wanted: int, seed: int
 ) -> list[tuple[str, list[int]]]:
     """Collect up to `wanted` (document, window + 1 tokens): first one a document, then second ones, and so on.
 
@@ -105,7 +105,7 @@ def collect_windows(
 
 
 def score_positions(
-    scorer: Scorer, documents: Sequence[Document], window: int, wanted: int, seed: int
+    scorer: Reader, documents: Sequence[Document], window: int, wanted: int, seed: int
 ) -> PositionScores | None:
     """Return loss by position over up to `wanted` windows; None if no document has `window` + 1 tokens."""
     if window < 8:
@@ -157,7 +157,7 @@ def _by_document(
     )
 
 
-def score_copying(scorer: Scorer, window: int, windows: int, seed: int, length: int = 64) -> CopyScores | None:
+def score_copying(scorer: Reader, window: int, windows: int, seed: int, length: int = 64) -> CopyScores | None:
     """Return the copy scores over `windows` random sequences; None if the model or vocabulary is too small.
 
     The sequence is `length` tokens, or fewer where two of them and the start token do not fit the window.

@@ -134,13 +134,22 @@ def training_length(source: ModelSource, tokenizer: Any, trust_remote_code: bool
     """
     if source.sequence_length:
         return source.sequence_length
+    return declared_length(_read_configuration(source, trust_remote_code), tokenizer)
+
+
+def declared_vocabulary(source: ModelSource, tokenizer: Any, trust_remote_code: bool = False) -> int:
+    """Return the rows of a model's output layer, without loading its weights; errors as `training_length`."""
+    configuration = _read_configuration(source, trust_remote_code)
+    return int(getattr(configuration, "vocab_size", None) or len(tokenizer))
+
+
+def _read_configuration(source: ModelSource, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(source.load_from, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(source.load_from, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"{source.argument}: the configuration cannot be read: {one_line(error)}") from error
-    return declared_length(config, tokenizer)
 
 
 def declared_length(config: Any, tokenizer: Any) -> int:

@@ -16,8 +16,8 @@ from mesa_eval.few_shot import CannotAskError, score_task
 from mesa_eval.icl_curve import copy_measures, position_measures, score_copying, score_positions
 from mesa_eval.perplexity import score_documents, text_measures
 from mesa_eval.protocols import Protocol
+from mesa_eval.reader import Reader
 from mesa_eval.scores import Part, TaskRecord
-from mesa_eval.scoring import Scorer
 from mesa_eval.task import Task
 from mesa_eval.task_measures import task_measures
 from mesa_eval.text_recall import rare_in_training, recall_measures
@@ -27,7 +27,7 @@ from mesa_eval.text_recall import rare_in_training, recall_measures
 class Subject:
     """Hold a model and everything that it is asked."""
 
-    scorer: Scorer
+    scorer: Reader
     window: int
     protocol: Protocol
     seed: int
@@ -112,6 +112,9 @@ def _ask_task(subject: Subject, task: Task) -> Part:
         "levels": {key: [dataclasses.asdict(level) for level in levels] for key, levels in scores.levels.items()},
     }
     notes = [f"{task.name}: {note}" for note in task.notes]
+    if scores.left_out:
+        words = f"{scores.left_out} of {scores.left_out + len(scores.queries)}"
+        notes.append(f"{task.name}: {words} texts left out, with their answer they exceed {window} tokens")
     if scores.record.cut:
         words = ", ".join(map(str, scores.record.cut))
         notes.append(f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out")

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mesa_eval.documents import Document
+from mesa_eval.reader import Reader, uniform_nats
 from mesa_eval.scores import Measure
-from mesa_eval.scoring import Scorer, uniform_nats
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def cut_windows(length: int, window: int) -> list[Window]:
     return windows
 
 
-def score_documents(scorer: Scorer, documents: Sequence[Document], window: int) -> list[DocumentScore]:
+def score_documents(scorer: Reader, documents: Sequence[Document], window: int) -> list[DocumentScore]:
     """Return each document's nats, tokens and bytes; see the module's docstring for the counting."""
     rows: list[list[int]] = []
     firsts: list[int] = []

@@ -22,8 +22,8 @@ class Protocol:
     text_bytes, document_bytes: bytes of text scored and the most taken of one document (None: all);
     longest_window: bound on the window length, in tokens; position_tokens, position_windows: bounds on the
     windows for loss by position and recall; copy_windows: random sequences; few_shot: see `FewShotProtocol`; tasks:
-    built-in tasks asked when none is named; primary_shots: the average takes each task at the most shots that fit up
-    to these.
+    built-in tasks asked when none is named; budget: tokens that a model reads at most for the suite and a usual set of
+    files (None: no bound); primary_shots: the average takes each task at the most shots that fit up to these.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Protocol:
     position_windows: int
     copy_windows: int
     few_shot: FewShotProtocol
+    budget: int | None = None
     tasks: tuple[str, ...] = tuple(BUILT_IN)
     primary_shots: int = 8
 
@@ -63,7 +64,9 @@ PROTOCOLS = {
             episodes=40,
             episode_shots=(1, 2),
             group_pairs=5,
+            passages=100,
         ),
+        budget=800_000,
     ),
     "full": Protocol(
         name="full",
@@ -81,7 +84,9 @@ PROTOCOLS = {
             candidates=20,
             episodes=200,
             group_pairs=30,
+            passages=500,
         ),
+        budget=8_000_000,
     ),
     "paper": Protocol(
         name="paper",
@@ -100,6 +105,7 @@ PROTOCOLS = {
             class_shots=(0, 1, 2, 4, 8, 16),
             episodes=1_000,
             group_pairs=None,
+            passages=None,
         ),
     ),
 }

@@ -82,7 +82,7 @@ class TaskRecord:
 
     cut: numbers of shots left out because a prompt would not fit or the items run out; skipped: why the task could
     not run at all, else ""; majority: share of the commonest label; pairs_joint, pairs_apart: see
-    `Scorer.encode_pairs`.
+    `Encoder.encode_pairs`.
     """
 
     name: str

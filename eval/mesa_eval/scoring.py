@@ -10,11 +10,9 @@ import copy
 import hashlib
 import inspect
 import json
-import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,51 +21,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.cache_utils import Cache
 
 import mesalm  # noqa: F401  (registers the model type "mesa")
-from mesa_eval.batches import Batch, plan_batches, tokens_read
+from mesa_eval.batches import Batch, tokens_read
 from mesa_eval.model_source import ModelSource, declared_length, find_model, load_tokenizer, one_line
 from mesa_eval.processes import Processes
+from mesa_eval.reader import Reader, TokenScores
 from mesalm.hub.open_model import open_model
 
-LOGITS_PER_BATCH = 2**26  # 256 MiB of float32: a large vocabulary then gets smaller batches
 
-
-@dataclass(frozen=True)
-class Pair:
-    """Hold an encoded (context, continuation): `tokens[start:]` is the continuation.
-
-    `joint` is False where encoding context and continuation together did not begin with the tokens of the
-    context alone, so that the two were encoded apart.
-    """
-
-    tokens: list[int]
-    start: int
-    joint: bool
-
-
-class TokenScores(NamedTuple):
-    """Hold, for the scored tokens of one row: log P in nats, whether the token was the likeliest, and which was."""
-
-    nats: np.ndarray
-    hits: np.ndarray
-    best: np.ndarray
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """Hold log P(continuation | context) in nats, whether every token of it was the likeliest one, and those that
-    were, each after the right ones before it."""
-
-    nats: float
-    greedy: bool
-    best: tuple[int, ...] = ()
-
-
-class Scorer:
+class Scorer(Reader):
     """Score text with one causal language model.
 
     `model` maps `input_ids` [B, T] to an object with `.logits` [B, T, V]; `tokenizer` is a Hugging Face
-    tokenizer. `max_length` is the number of tokens the model was trained to read at once; `start_token` is
-    what every document and every prompt begins with: the tokenizer's bos, else its eos, else None.
+    tokenizer. `max_length` is the number of tokens the model was trained to read at once.
     """
 
     def __init__(
@@ -83,28 +48,23 @@ class Scorer:
         share_prefixes: bool = True,
         processes: Processes | None = None,
     ) -> None:
-        if batch_tokens < 1:
-            raise ValueError(f"batch_tokens: {batch_tokens} given; it must be at least 1")
-        self.model = model.to(device).eval()
-        self.tokenizer = tokenizer
         self.source = source or ModelSource("", type(model).__name__, "")
+        vocab_size = int(getattr(getattr(model, "config", None), "vocab_size", None) or len(tokenizer))
+        super().__init__(tokenizer, self.source.name, vocab_size, batch_tokens, quiet)
+        self.model = model.to(device).eval()
         self.device = device
-        self.batch_tokens = batch_tokens
-        self.quiet = quiet
         self.processes = processes or Processes()
         self.max_length = (
             max_length or self.source.sequence_length or declared_length(getattr(model, "config", None), tokenizer)
         )
-        self.tokens_run = 0
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self.start_token: int | None = bos if bos is not None else eos
+        eos = tokenizer.eos_token_id
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos or 0)
         accepted = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in accepted
         self._caches = "use_cache" in accepted
         self._shares = share_prefixes and self._caches and "past_key_values" in accepted
-        self.stage = ""  # what a progress bar says before the measure's own name, such as "3/12 "
         self._asked = False
+        self._ends: dict[str, list[int]] = {}
         self._read: tuple[tuple[tuple[int, ...], int], Cache] | None = None
 
     @classmethod
@@ -143,126 +103,79 @@ class Scorer:
             processes=processes,
         )
 
-    @property
-    def name(self) -> str:
-        """Return the short name shown in reports."""
-        return self.source.name
-
-    @property
-    def vocab_size(self) -> int:
-        """Return the number of rows of the output layer, or the tokenizer's size where that is unknown."""
-        return int(getattr(getattr(self.model, "config", None), "vocab_size", None) or len(self.tokenizer))
-
-    def encode(self, text: str) -> list[int]:
-        """Encode text as plain text: no special token is added, and none that is spelled out is read as one."""
-        return self.encode_all([text])[0]
-
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode several texts at once; see `encode`."""
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
+    def score_batches(
+        self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], firsts: Sequence[int], what: str
+    ) -> dict[int, TokenScores]:
+        """Score this process's share of the batches, and return what all processes found; see `token_scores`."""
+        return self._shared_out(
+            batches,
+            lambda batch: self._score_batch(batch, rows, firsts),
+            lambda batch: sum(len(rows[row]) - 1 - batch.cut for row in batch.rows),
+            what,
+            tokens_read(batches, rows),
         )
-        return [list(ids) for ids in encoded["input_ids"]]
 
-    def start(self) -> list[int]:
-        """Return the tokens that stand before every document and prompt (none or one)."""
-        return [] if self.start_token is None else [self.start_token]
+    def continue_batches(
+        self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], most: Sequence[int], stop: str, what: str
+    ) -> dict[int, list[int]]:
+        """Write on behind this process's share of the prompts; see `generate`."""
+        if batches and not hasattr(self.model, "generate"):
+            raise ValueError(f"{self.name}: the model cannot write text (it has no `generate`)")
+        ends = self._tokens_with(stop)
+        return self._shared_out(
+            batches,
+            lambda batch: self._continue_batch(batch, rows, most, ends),
+            lambda batch: sum(len(rows[row]) + most[row] - 1 for row in batch.rows),
+            what,
+            sum(len(rows[row]) + most[row] - 1 for batch in batches for row in batch.rows),
+        )
 
-    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
-        """Encode (context, continuation) pairs so that the boundary is exact.
-
-        Context and continuation are encoded together where the result begins with the tokens of the context
-        alone, since that is how running text would be tokenised. Where it does not (a merge crosses the
-        boundary), the two are encoded apart, so that the context's tokens do not depend on the answer: all
-        candidates of a query are then conditioned on the same thing. Raises ValueError for an empty
-        continuation, or an empty context with a tokenizer that has no start token.
-        """
-        contexts = dict.fromkeys(context for context, _ in pairs)
-        encoded = dict(zip(contexts, self.encode_all(list(contexts)), strict=True))
-        wholes = self.encode_all([context + continuation for context, continuation in pairs])
-        result = []
-        for (context, continuation), whole in zip(pairs, wholes, strict=True):
-            prefix = encoded[context]
-            joint = len(whole) > len(prefix) and whole[: len(prefix)] == prefix
-            ending = whole[len(prefix) :] if joint else self.encode(continuation)
-            before = self.start() + prefix
-            if not ending or not before:
-                raise ValueError(
-                    f"cannot score {continuation!r} after {context[-20:]!r}: an empty context (with no start"
-                    " token) or an empty continuation"
-                )
-            result.append(Pair(before + ending, len(before), joint))
-        return result
-
-    def token_scores(
+    def _shared_out(
         self,
-        rows: Sequence[Sequence[int]],
-        firsts: Sequence[int] | None = None,
-        what: str = "",
-        shared: Sequence[Hashable] | None = None,
-    ) -> list[TokenScores]:
-        """Score each token of each row given those before it.
-
-        For row r and its entry f of `firsts` (1 if not given; at least 1) the result has arrays of length
-        `len(r) - f`: log P(r[i] | r[:i]) in nats (float64, from a float32 log-softmax), whether r[i] was the
-        likeliest token, and which was, for i = f ... len(r) - 1. The model reads `r[:-1]`. Rows are batched by
-        length and padded on the right, which a causal model cannot see. Rows with the same entry of `shared` are
-        continued from a cache of the tokens that all of them begin with, where the model has one; the result is
-        the same to rounding. Several processes share the batches. Raises ValueError for a value that is not finite.
-        """
-        starts = [1] * len(rows) if firsts is None else list(firsts)
-        if any(first < 1 for first in starts):
-            raise ValueError("firsts: the first scored position must be at least 1")
-        budget = min(self.batch_tokens, max(1, LOGITS_PER_BATCH // self.vocab_size))
-        batches = plan_batches(rows, starts, shared if shared is not None and self._can_share() else None, budget)
-        found: dict[int, TokenScores] = {}
+        batches: Sequence[Batch],
+        run: Callable[[Batch], dict[int, Any]],
+        size: Callable[[Batch], int],
+        what: str,
+        total: int,
+    ) -> dict[int, Any]:
+        """Run every so-manieth batch in each process and return the results of all of them."""
+        found: dict[int, Any] = {}
         error = ""
-        with self._progress(what, tokens_read(batches, rows)) as progress:
+        with self._progress(what, total) as progress:
             for batch in batches[self.processes.index :: self.processes.count]:
                 try:
-                    found.update(self._score_batch(batch, rows, starts))
+                    found.update(run(batch))
                 except ValueError as caught:
                     error = str(caught)
                     break
                 if progress is not None:
-                    read = sum(len(rows[row]) - 1 - batch.cut for row in batch.rows)
-                    progress.advance(progress.task_ids[0], read * self.processes.count)
+                    progress.advance(progress.task_ids[0], size(batch) * self.processes.count)
         self._read = None
-        found = self.processes.gather(found, error)
-        self.tokens_run += tokens_read(batches, rows)
-        nothing = TokenScores(np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64))
-        return [found.get(index, nothing) for index in range(len(rows))]
+        return self.processes.gather(found, error)
 
-    def likelihoods(
-        self, pairs: Sequence[Pair], what: str = "", shared: Sequence[Hashable] | None = None
-    ) -> list[Likelihood]:
-        """Return the summed log P(continuation | context) of each encoded pair; `shared` as in `token_scores`."""
-        scores = self.token_scores([pair.tokens for pair in pairs], [pair.start for pair in pairs], what, shared)
-        return [Likelihood(float(one.nats.sum()), bool(one.hits.all()), tuple(one.best.tolist())) for one in scores]
+    def _tokens_with(self, stop: str) -> list[int]:
+        """Return the tokens that hold `stop`, and the tokenizer's end."""
+        if stop not in self._ends:
+            written = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
+            ends = {token for token, text in enumerate(written) if stop in text}
+            self._ends[stop] = sorted(ends | ({self.tokenizer.eos_token_id} - {None}))
+        return self._ends[stop]
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: str = "\n") -> list[str]:
-        """Continue each prompt greedily and cut before `stop`; needs a Hugging Face model with `generate`."""
-        texts = []
-        for prompt in prompts:
-            ids = torch.tensor([self.start() + self.encode(prompt)], device=self.device)
-            with torch.no_grad():
-                out = self.model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    do_sample=False,
-                    num_beams=1,
-                    max_new_tokens=max_new_tokens,
-                    pad_token_id=self._pad,
-                )
-            self.tokens_run += out.shape[1]
-            texts.append(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).split(stop)[0])
-        return texts
+    def _continue_batch(
+        self, batch: Batch, rows: Sequence[Sequence[int]], most: Sequence[int], ends: list[int]
+    ) -> dict[int, list[int]]:
+        ids = torch.tensor([list(rows[row]) for row in batch.rows], device=self.device)
+        with torch.no_grad():
+            out = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=most[batch.rows[0]],
+                pad_token_id=self._pad,
+                eos_token_id=ends or None,
+            )
+        return {row: _up_to(out[place, ids.shape[1] :].tolist(), set(ends)) for place, row in enumerate(batch.rows)}
 
     def parameters(self) -> int:
         """Return the number of parameters, tied weights counted once."""
@@ -296,7 +209,7 @@ class Scorer:
             cache = self.model(input_ids=ids, use_cache=True).past_key_values
         return None if cache is None else _numbers_in(cache, set())
 
-    def _can_share(self) -> bool:
+    def shares_prefixes(self) -> bool:
         """Return whether the model hands out a cache of transformers' kind; asked of the model once."""
         if self._shares and not self._asked:
             ids = torch.full((1, 2), self._pad, dtype=torch.long, device=self.device)
@@ -373,9 +286,10 @@ class Scorer:
         return progress
 
 
-def uniform_nats(scorer: Scorer) -> float:
-    """Return ln V, the charge for a token that has nothing at all before it."""
-    return math.log(scorer.vocab_size)
+def _up_to(tokens: list[int], ends: set[int]) -> list[int]:
+    """Return tokens up to and with the first of `ends`; what follows it is padding."""
+    last = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: last + 1]
 
 
 def _numbers_in(thing: Any, seen: set[int]) -> int:

@@ -180,9 +180,11 @@ def run_plan(
         try:
             scores = score_model(scorer, plan, window, store)
         except KeyboardInterrupt:
-            if folder is not None and not quiet:
-                console.print(f"stopped; what was measured lies in {folder}, and the same command goes on from there")
-            raise
+            if folder is None:
+                raise
+            raise KeyboardInterrupt(
+                f"what was measured lies in {folder}, and the same command goes on from there"
+            ) from None
         if folder is not None and processes.main:
             path = scores.write(folder)
             if not quiet:

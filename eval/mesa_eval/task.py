@@ -28,7 +28,8 @@ class FewShotProtocol:
     shots: demonstrations (for classes: a label); draws: sets of demonstrations; rank_draws: draws on which the
     answers of other items are ranked too; queries: items asked; candidates: how many answers are ranked; entries:
     lines of a phonebook; episodes, ways, episode_shots: N-way episodes, N, and demonstrations a class; group_pairs:
-    minimal pairs a paradigm (None: all); scramble_shots: shots of word scrambles, besides as many as fit up to
+    minimal pairs a paradigm (None: all); passages: texts asked for a value or their last word (None: all);
+    scramble_shots: shots of word scrambles, besides as many as fit up to
     `most_shots`; variants: labels shown as they are, permuted, or as symbols.
     """
 
@@ -43,6 +44,7 @@ class FewShotProtocol:
     ways: int = 5
     episode_shots: tuple[int, ...] = (1, 2, 4, 8)
     group_pairs: int | None = 10
+    passages: int | None = 100
     scramble_shots: tuple[int, ...] = (0, 1, 10)
     most_shots: int = 100
     variants: tuple[str, ...] = ("true", "permuted", "symbols")
@@ -90,6 +92,7 @@ class Task:
     primary: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "query"
     as_many_as_fit: ClassVar[bool] = False
+    leaves_out_long: ClassVar[bool] = False
 
     def fingerprint(self) -> str:
         """Return the sha256 over kind, wording and items."""

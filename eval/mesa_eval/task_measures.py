@@ -6,6 +6,9 @@
 - calibrated: the same with each score less that of the candidate behind content-free input (Zhao et al. 2021);
 - f1: macro-F1, the mean over the labels of 2 TP / (2 TP + FP + FN), ties shared as above;
 - exact: every token of the answer is the likeliest one, which is what greedy decoding would write;
+- greedy: the same where one word is asked for (LAMBADA's accuracy);
+- perplexity: the exponential of the mean nats of an answer;
+- contains: the answer stands in what the model writes greedily up to a line end, 48 tokens at most, in whatever case;
 - digits: the share of digits that are the likeliest, the right ones before them given.
 
 Queries (episodes, pairs) are the units; the draws of a query are summed within it.
@@ -29,8 +32,12 @@ UNITS = {
     "f1-calibrated": "macro-F1, calibrated",
     "exact": "exact match",
     "digits": "digits right",
+    "greedy": "accuracy, greedy",
+    "perplexity": "perplexity of the answer",
+    "contains": "answer contained",
 }
 VARIED = ("accuracy", "calibrated")  # what is reported with labels permuted or as symbols
+LIKELIHOODS = ("answer", "perplexity")  # of the same string, whatever the tokenizer
 VARIANTS = {"": "", "permuted": ", labels permuted", "symbols": ", letters for labels"}
 
 Columns = tuple[list[list[float]], list[list[float]], float | None]
@@ -69,13 +76,14 @@ def _measure(scores: TaskScores, level: Level, metric: str, variant: str, column
         key=f"{section}/{level.key}/{metric}{'-' if variant else ''}{variant}",
         label=level.words,
         unit=UNITS[metric] + VARIANTS[variant],
-        better="lower" if metric == "answer" else "higher",
-        digits=3,
+        better="lower" if metric in LIKELIHOODS else "higher",
+        digits=2 if metric == "perplexity" else 3,
         resampled=scores.task.unit,
         units=[str(index) for index in scores.queries],
         numerator=numerator,
         denominator=denominator,
-        any_tokenizer=metric == "answer" and level.key != MOST,
+        transform="exp" if metric == "perplexity" else "",
+        any_tokenizer=metric in LIKELIHOODS and level.key != MOST,
         chance=chance,
         x=float(level.shots),
         items=items,
@@ -108,6 +116,14 @@ def _by_group(scores: TaskScores, whole: Measure) -> list[Measure]:
 def _answer(level: Level) -> Columns:
     bits = [[sum(row) / math.log(2)] for row in level.nats]
     return bits, [[float(sum(row))] for row in level.bytes], None
+
+
+def _perplexity(level: Level) -> Columns:
+    return [[sum(row)] for row in level.nats], [[float(len(row))] for row in level.nats], None
+
+
+def _contains(level: Level) -> Columns:
+    return [[sum(row)] for row in level.contains], [[float(len(row))] for row in level.contains], 0.0
 
 
 def _exact(level: Level) -> Columns:
@@ -167,5 +183,8 @@ METRICS: dict[str, Callable[[Level], Columns]] = {
     "f1": _f1,
     "f1-calibrated": lambda level: _f1(level, True),
     "exact": _exact,
+    "greedy": _exact,
+    "perplexity": _perplexity,
+    "contains": _contains,
     "digits": _digits,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from mesalm.doors.words import MODEL
@@ -20,11 +21,23 @@ def _evaluation_arguments(door: argparse.ArgumentParser, models: str = "+") -> N
         metavar="TASK",
         help="built-in name, file, folder or hub:NAME; may be repeated",
     )
+    door.add_argument(
+        "--plan", action="store_true", help="print the tokens that each measure will read, and stop; no model is run"
+    )
     door.add_argument("--out", type=Path, help="folder to write to")
     door.add_argument("--seed", type=int, default=0)
     door.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     door.add_argument("--batch-tokens", type=int, default=8192, help="tokens a forward pass (default 8192)")
     door.add_argument("--trust-remote-code", action="store_true", help="run code that lies with a model")
+
+
+def _print_plan(options: argparse.Namespace, models: Sequence[str]) -> None:
+    from mesa_eval.suite import make_plan
+    from mesa_eval.token_count import count_tokens, print_counts
+
+    chosen = options.suite, options.text, options.split, options.task, options.seed, options.trust_remote_code
+    plan = make_plan(models, *chosen)
+    print_counts(plan, count_tokens(plan, options.batch_tokens, options.trust_remote_code))
 
 
 def eval_door(doors: argparse._SubParsersAction) -> None:
@@ -36,6 +49,9 @@ def eval_door(doors: argparse._SubParsersAction) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure each model and print a table."""
+    if options.plan:
+        _print_plan(options, options.models)
+        return
     from mesa_eval.suite import evaluate as evaluate_models
 
     evaluate_models(
@@ -78,8 +94,11 @@ def compare_door(doors: argparse._SubParsersAction) -> None:
 def compare(options: argparse.Namespace) -> None:
     """Measure models on the same items, or read their scores, print the differences and write the report."""
     from mesa_eval.compare import compare as compare_models
-    from mesa_eval.compare import read_scores, report
+    from mesa_eval.compare import named_models, read_scores, report
 
+    if options.plan:
+        _print_plan(options, named_models(options.models, options.arm))
+        return
     if options.from_scores and options.models:
         raise ValueError("models and --from-scores: give one of the two")
     if options.from_scores:
@@ -87,9 +106,9 @@ def compare(options: argparse.Namespace) -> None:
         folder = options.out or options.from_scores[0]
         if not options.out and (len(options.from_scores) > 1 or not folder.is_dir()):
             raise ValueError("--from-scores: name the folder to write to with --out")
-        print(f"report: {report(scores, folder, baseline=options.baseline, arms=options.arm)}")
+        report(scores, folder, baseline=options.baseline, arms=options.arm)
         return
-    page = compare_models(
+    compare_models(
         options.models,
         options.suite,
         texts=options.text,
@@ -103,4 +122,3 @@ def compare(options: argparse.Namespace) -> None:
         baseline=options.baseline,
         arms=options.arm,
     )
-    print(f"report: {page}")

@@ -15,11 +15,13 @@ def read_dataset(
     columns: Mapping[str, str],
     most: int,
     where: str,
+    verbatim: bool = False,
 ) -> tuple[list[dict[str, str]], list[str] | None]:
     """Return up to `most` rows of a split as {"input", "output", "group"}, and the names of a class column.
 
     columns: which column each of the three is; a group that the dataset lacks is "". A class column (numbers with
-    names) is written by its names. Raises ValueError in one line when the dataset, the split or a column is not there.
+    names) is written by its names. Cells are put on one line each, unless `verbatim`.
+    Raises ValueError in one line when the dataset, the split or a column is not there.
     """
     import datasets
 
@@ -35,16 +37,16 @@ def read_dataset(
     names = {key: getattr(rows.features.get(column), "names", None) for key, column in columns.items()}
     found = []
     for row in islice(rows, most):
-        entry = {key: _text(row.get(column), names[key]) for key, column in columns.items()}
+        entry = {key: _text(row.get(column), names[key], verbatim) for key, column in columns.items()}
         if entry["input"] and entry["output"]:
             found.append(entry)
     return found, names["output"]
 
 
-def _text(value: Any, names: list[str] | None) -> str:
-    """Write one cell: a class by its name, all else as it reads, on one line."""
+def _text(value: Any, names: list[str] | None, verbatim: bool) -> str:
+    """Write one cell: a class by its name, all else as it reads."""
     if value is None:
         return ""
     if names is not None and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else ""
-    return " ".join(str(value).split())
+    return str(value) if verbatim else " ".join(str(value).split())

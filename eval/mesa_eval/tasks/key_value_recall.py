@@ -16,6 +16,7 @@ class RecallTask(Task):
     """Ask again for the answer of one of the demonstrations."""
 
     kind: ClassVar[str] = "recall"
+    metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact", "contains")
 
     def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
         """Return the numbers of listed pairs, at least one."""

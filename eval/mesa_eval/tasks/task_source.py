@@ -1,7 +1,8 @@
 """Tasks from files and from datasets on the Hub: which columns hold what, and what kind of task it is.
 
 A file has one object a line with `input`, `output` and `split` ("pool" or "eval"); `NAME.labels.json` beside it makes
-it a classification. `NAME.yaml` beside a file, a `.yaml` that names a dataset, and the options of
+it a classification. Lines without `split` but with a `text` are passages: asked for their `value` where they have one,
+else for their last word. `NAME.yaml` beside a file, a `.yaml` that names a dataset, and the options of
 `hub:NAME?key=value&...` hold the same settings, `TaskSettings`.
 """
 
@@ -22,6 +23,7 @@ from mesa_eval.tasks.dataset_rows import read_dataset
 from mesa_eval.tasks.episodes import EpisodeTask
 from mesa_eval.tasks.extractive import ChoiceTask, is_choice
 from mesa_eval.tasks.minimal_pairs import MinimalPairTask
+from mesa_eval.tasks.passages import LastWordTask, TextRecallTask, cut_last_word
 from mesa_eval.tasks.records import read_records
 from mesa_eval.tasks.scrambles import ScrambleTask, is_scramble
 from mesalm.settings import Settings, one_of
@@ -33,7 +35,10 @@ KINDS: dict[str, type[Task]] = {
     "scramble": ScrambleTask,
     "class": ClassTask,
     "minimal": MinimalPairTask,
+    "text-recall": TextRecallTask,
+    "last-word": LastWordTask,
 }
+PASSAGES = ("text-recall", "last-word")
 HUB = "hub:"
 
 
@@ -44,11 +49,17 @@ class TaskSettings(Settings):
     subset: str | None = Field(default=None, description="The dataset's configuration.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of the dataset.")
     name: str | None = Field(default=None, description="What the task is called in reports.")
-    kind: Literal["pair", "choice", "scramble", "class", "minimal"] | None = Field(
+    kind: Literal["pair", "choice", "scramble", "class", "minimal", "text-recall", "last-word"] | None = Field(
         default=None, description="What is scored; told from the items where it is not given."
     )
-    input: str = Field(default="input", description="Column of the question (minimal: of the right sentence).")
-    output: str = Field(default="output", description="Column of the answer (minimal: of the wrong sentence).")
+    input: str | None = Field(
+        default=None,
+        description="Column of the question (default input; minimal: of the right sentence; passages: text).",
+    )
+    output: str | None = Field(
+        default=None,
+        description="Column of the answer (default output; minimal: of the wrong sentence; text-recall: value).",
+    )
     group: str = Field(default="paradigm", description="Column of a minimal pair's paradigm, if present.")
     pool: str = Field(default="train", description="Split of the dataset that demonstrations come from.")
     eval: str = Field(default="test", description="Split of the dataset that is asked.")
@@ -64,6 +75,13 @@ class TaskSettings(Settings):
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             raise ValueError("labels must be at least two different strings")
         return self
+
+    def columns(self, kind: str | None) -> tuple[str, str]:
+        """Return the columns of question and answer; for the last word of a text they are one column."""
+        question = self.input or ("text" if kind in PASSAGES else "input")
+        if kind == "last-word":
+            return question, self.output or question
+        return question, self.output or ("value" if kind == "text-recall" else "output")
 
 
 def read_tasks(name: str, known: Sequence[str]) -> list[Task]:
@@ -101,26 +119,40 @@ def _from_file(path: Path) -> list[Task]:
     labels_path = path.with_name(f"{stem}.labels.json")
     labels = settings.labels or (_read_labels(labels_path) if labels_path.is_file() else None)
     splits: dict[str, list[Item]] = {"pool": [], "eval": []}
-    for number, record in read_records(path, [settings.input, settings.output, "split"]):
+    (_, first), *_ = read_records(path, [])
+    settings = _told_from(first, settings)
+    question, answer = settings.columns(settings.kind)
+    if settings.kind in PASSAGES:
+        records = [(f"{path}:{number}", record) for number, record in read_records(path, [question, answer])]
+        splits["eval"] = [_passage(record[question], record[answer], question == answer, at) for at, record in records]
+        return make_tasks(settings.name or stem, [], splits["eval"], None, settings, str(path))
+    for number, record in read_records(path, [question, answer, "split"]):
         if record["split"] not in splits:
             raise ValueError(f"{path}:{number}: split is {record['split']!r}; it must be 'pool' or 'eval'")
         group = str(record.get(settings.group, ""))
-        splits[record["split"]].append(Item(record[settings.input], record[settings.output], group))
+        splits[record["split"]].append(Item(record[question], record[answer], group))
     return make_tasks(settings.name or stem, splits["pool"], splits["eval"], labels, settings, str(path))
 
 
 def _from_dataset(settings: TaskSettings, where: str) -> list[Task]:
     assert settings.dataset is not None
-    columns = {"input": settings.input, "output": settings.output, "group": settings.group}
+    question, answer = settings.columns(settings.kind)
+    columns = {"input": question, "output": answer, "group": settings.group}
+    passages = settings.kind in PASSAGES
     splits: dict[str, list[Item]] = {"pool": [], "eval": []}
     labels = settings.labels
     for split, name in (("pool", settings.pool), ("eval", settings.eval)):
-        if split == "pool" and settings.kind == "minimal":
+        if split == "pool" and (settings.kind == "minimal" or passages):
             continue
         rows, named = read_dataset(
-            settings.dataset, settings.subset, settings.revision, name, columns, settings.most, where
+            settings.dataset, settings.subset, settings.revision, name, columns, settings.most, where, passages
         )
-        splits[split] = [Item(row["input"], row["output"], row["group"]) for row in rows]
+        splits[split] = [
+            _passage(row["input"], row["output"], question == answer, where)
+            if passages
+            else Item(row["input"], row["output"], row["group"])
+            for row in rows
+        ]
         labels = labels or named
     shown = {item.input for item in splits["pool"]}
     splits["eval"] = [item for item in splits["eval"] if item.input not in shown]
@@ -145,10 +177,11 @@ def make_tasks(
     """
     kind = settings.kind or _kind_of(pool, evaluation, labels)
     wording = {key: value for key in ("header", "template") if (value := getattr(settings, key)) is not None}
-    if kind == "minimal":
+    without_pool = kind == "minimal" or kind in PASSAGES
+    if without_pool:
         pool = ()
     for split, items in (("pool", pool), ("eval", evaluation)):
-        if not items and (split == "eval" or kind != "minimal"):
+        if not items and (split == "eval" or not without_pool):
             raise ValueError(f"{where}: has no line of split {split!r}; a few-shot task needs both pool and eval")
     both = {item.input for item in pool} & {item.input for item in evaluation}
     if both:
@@ -164,6 +197,26 @@ def make_tasks(
     if len(own["labels"]) > ways:
         tasks.append(EpisodeTask(**{**own, "name": f"{name}_{ways}way"}))
     return tasks
+
+
+def _told_from(first: dict[str, Any], settings: TaskSettings) -> TaskSettings:
+    """Return the settings with what the first line of a file tells: whether it is a passage, and its columns."""
+    if not isinstance(first, dict):
+        return settings  # and the line is refused where all are read
+    kind = settings.kind
+    if kind is None and "split" not in first and "text" in first:
+        kind = "text-recall" if settings.output or "value" in first or "output" in first else "last-word"
+    question, answer = settings.input, settings.output
+    if kind in PASSAGES and "text" not in first and "input" in first:
+        question = question or "input"
+    if kind == "text-recall" and "value" not in first and "output" in first:
+        answer = answer or "output"
+    return settings.model_copy(update={"kind": kind, "input": question, "output": answer})
+
+
+def _passage(text: str, answer: str, whole: bool, where: str) -> Item:
+    """Return a text and its value; its last word where the answer is in the text's own column."""
+    return cut_last_word(text, where) if whole else Item(text.rstrip(), answer.strip())
 
 
 def _kind_of(pool: Sequence[Item], evaluation: Sequence[Item], labels: Sequence[str] | None) -> str:

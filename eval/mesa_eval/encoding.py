@@ -1,0 +1,129 @@
+"""Turn text into tokens: plain text, and (context, continuation) pairs whose boundary is exact.
+
+Few-shot prompts hold the same lines thousands of times. Where a tokenizer is known to cut at every line end anyway,
+each different line is encoded once and the lines are put together, which gives the tokens of the whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+LINE_ENDS = re.compile(r"(?<=[!-~])(?=\n)")
+MOST_KNOWN = 2**17  # lines remembered at once
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Hold an encoded (context, continuation): `tokens[start:]` is the continuation.
+
+    `joint` is False where encoding context and continuation together did not begin with the tokens of the
+    context alone, so that the two were encoded apart.
+    """
+
+    tokens: list[int]
+    start: int
+    joint: bool
+
+
+class Encoder:
+    """Encode text with a Hugging Face tokenizer.
+
+    `start_token` is what every document and every prompt begins with: the tokenizer's bos, else its eos, else None.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.start_token: int | None = bos if bos is not None else eos
+        self._by_lines = cuts_before_line_ends(tokenizer)
+        self._known: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """Encode text as plain text: no special token is added, and none that is spelled out is read as one."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode several texts at once; see `encode`."""
+        if not self._by_lines:
+            return self._encode_whole(texts)
+        cut = [LINE_ENDS.split(text) for text in texts]
+        if len(self._known) > MOST_KNOWN:
+            self._known.clear()
+        new = list(dict.fromkeys(line for lines in cut for line in lines if line not in self._known))
+        self._known.update(zip(new, self._encode_whole(new), strict=True))
+        return [list(chain.from_iterable([self._known[line] for line in lines])) for lines in cut]
+
+    def _encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def start(self) -> list[int]:
+        """Return the tokens that stand before every document and prompt (none or one)."""
+        return [] if self.start_token is None else [self.start_token]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+        """Encode (context, continuation) pairs so that the boundary is exact.
+
+        Context and continuation are encoded together where the result begins with the tokens of the context
+        alone, since that is how running text would be tokenised. Where it does not (a merge crosses the
+        boundary), the two are encoded apart, so that the context's tokens do not depend on the answer: all
+        candidates of a query are then conditioned on the same thing. Raises ValueError for an empty
+        continuation, or an empty context with a tokenizer that has no start token.
+        """
+        contexts = dict.fromkeys(context for context, _ in pairs)
+        encoded = dict(zip(contexts, self.encode_all(list(contexts)), strict=True))
+        wholes = self.encode_all([context + continuation for context, continuation in pairs])
+        result = []
+        for (context, continuation), whole in zip(pairs, wholes, strict=True):
+            prefix = encoded[context]
+            joint = len(whole) > len(prefix) and whole[: len(prefix)] == prefix
+            ending = whole[len(prefix) :] if joint else self.encode(continuation)
+            before = self.start() + prefix
+            if not ending or not before:
+                raise ValueError(
+                    f"cannot score {continuation!r} after {context[-20:]!r}: an empty context (with no start"
+                    " token) or an empty continuation"
+                )
+            result.append(Pair(before + ending, len(before), joint))
+        return result
+
+
+def cuts_before_line_ends(tokenizer: Any) -> bool:
+    """Return whether the tokenizer surely cuts between a visible ASCII sign and the line end behind it.
+
+    So does byte-level BPE with GPT-2's pattern, whose words hold no line end but one that they begin with, and which
+    looks at nothing before a word; also where digits stand alone. It must not change the text (a normalizer, a space
+    before it), drop merges at random, or know added tokens that are not special, which could reach over a line end.
+    All other tokenizers encode whole texts.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return False
+    rules = json.loads(backend.to_str())
+    before = rules.get("pre_tokenizer") or {}
+    steps = before.get("pretokenizers", [before])
+    model = rules["model"]
+    return (
+        rules.get("normalizer") is None
+        and model.get("type") == "BPE"
+        and not model.get("dropout")
+        and not model.get("continuing_subword_prefix")
+        and not model.get("end_of_word_suffix")
+        and all(token["special"] for token in rules.get("added_tokens", ()))
+        and {step.get("type") for step in steps} <= {"ByteLevel", "Digits"}
+        and any(step.get("use_regex") for step in steps)
+        and not any(step.get("add_prefix_space") for step in steps)
+    )

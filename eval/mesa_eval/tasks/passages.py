@@ -1,0 +1,75 @@
+"""Passages: a text as it stands, then the value that it is asked for, or its own last word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mesa_eval.task import FewShotProtocol, Item, Task
+
+
+@dataclass(frozen=True)
+class PassageTask(Task):
+    """Ask each text once, without demonstrations; those longer than the window are left out and counted."""
+
+    template: str = "{input} {output}"
+
+    primary: ClassVar[str] = ""
+    leaves_out_long: ClassVar[bool] = True
+
+    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+        """Return 0: nothing is shown before a text."""
+        return (0,)
+
+    def shot_words(self, shots: int) -> str:
+        """Say what is asked."""
+        return "text as it stands"
+
+    def draws(self, protocol: FewShotProtocol) -> int:
+        """Return 1: there is nothing to draw."""
+        return 1
+
+    def rank_draws(self, protocol: FewShotProtocol) -> int:
+        """Return 1: there is nothing to draw."""
+        return 1
+
+    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+        """Choose up to `passages` texts."""
+        order = self.generator(seed, "queries").permutation(len(self.evaluation))
+        return sorted(order[: protocol.passages].tolist())
+
+    def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
+        """Return the right answer alone: no other is scored."""
+        return [self.evaluation[index].output]
+
+
+@dataclass(frozen=True)
+class TextRecallTask(PassageTask):
+    """Ask for a value that stands in the text, as SWDE, FDA and SQuAD are asked in Arora et al. (2024, Based).
+
+    The text ends where the value is to follow. The model writes on greedily to the end of the line, 48 tokens at most,
+    and is right if the value stands in what it writes.
+    """
+
+    kind: ClassVar[str] = "text recall"
+    metrics: ClassVar[tuple[str, ...]] = ("answer", "contains", "exact")
+
+
+@dataclass(frozen=True)
+class LastWordTask(PassageTask):
+    """Ask for the last word of a text, behind a space (Paperno et al. 2016, LAMBADA).
+
+    As in lm-evaluation-harness: the perplexity of the word, and whether each of its tokens is the likeliest.
+    """
+
+    kind: ClassVar[str] = "last word"
+    metrics: ClassVar[tuple[str, ...]] = ("answer", "perplexity", "greedy")
+
+
+def cut_last_word(text: str, where: str) -> Item:
+    """Return a text without its last word, and the word; ValueError in one line where nothing stands before it."""
+    before, _, word = text.rstrip().rpartition(" ")
+    if not before.strip():
+        raise ValueError(f"{where}: the text {text[:40]!r} has no word before its last one")
+    return Item(before, word)
