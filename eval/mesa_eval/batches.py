@@ -59,15 +59,12 @@ def plan_batches(
     return batches
 
 
-def plan_prompts(lengths: Sequence[int], more: int, budget: int) -> list[Batch]:
-    """Cut prompts that are continued by up to `more` tokens into batches of one length each."""
-    by_length: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        by_length.setdefault(length, []).append(index)
+def plan_prompts(lengths: Sequence[int], most: Sequence[int], budget: int) -> list[Batch]:
+    """Cut prompts into batches, by length, of those that are continued by up to equally many tokens, `most`."""
     batches: list[Batch] = []
-    for length, own in sorted(by_length.items(), reverse=True):
-        count = max(1, budget // (length + more))
-        batches.extend(Batch(tuple(own[begin : begin + count])) for begin in range(0, len(own), count))
+    for more in sorted(set(most)):
+        own = [index for index, wanted in enumerate(most) if wanted == more]
+        batches.extend(Batch(tuple(rows)) for rows in _by_length(own, [length + more for length in lengths], budget))
     return batches
 
 

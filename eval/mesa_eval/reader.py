@@ -94,7 +94,7 @@ class Reader(Encoder, ABC):
         """Continue each prompt greedily, by at most `max_new_tokens` tokens, and cut before `stop`.
 
         What is written ends where the window of the model would, too. A prompt is read once, and of what is written all
-        but the last token. Prompts of one length share a batch, so nothing is padded. Raises ValueError for a model
+        but the last token. Prompts are padded on the left, which `generate` masks. Raises ValueError for a model
         without `generate`.
         """
         rows = [self.start() + ids for ids in self.encode_all(list(prompts))]
@@ -103,7 +103,7 @@ class Reader(Encoder, ABC):
             raise ValueError(
                 f"generate: a prompt of {max(map(len, rows))} tokens leaves no room in a window of {window}"
             )
-        batches = plan_prompts([len(row) for row in rows], max_new_tokens, self._budget())
+        batches = plan_prompts([len(row) for row in rows], most, self._budget())
         written = self.continue_batches(batches, rows, most, stop, what)
         self.tokens_run += sum(len(row) + len(written[place]) - 1 for place, row in enumerate(rows))
         texts = [self.tokenizer.decode(written[place], skip_special_tokens=True) for place in range(len(rows))]

@@ -164,11 +164,17 @@ class Scorer(Reader):
     def _continue_batch(
         self, batch: Batch, rows: Sequence[Sequence[int]], most: Sequence[int], ends: list[int]
     ) -> dict[int, list[int]]:
-        ids = torch.tensor([list(rows[row]) for row in batch.rows], device=self.device)
+        longest = max(len(rows[row]) for row in batch.rows)
+        padding = [longest - len(rows[row]) for row in batch.rows]
+        ids = torch.tensor(
+            [[self._pad] * count + list(rows[row]) for row, count in zip(batch.rows, padding, strict=True)],
+            device=self.device,
+        )
+        mask = (torch.arange(longest) >= torch.tensor(padding)[:, None]).long().to(self.device)
         with torch.no_grad():
             out = self.model.generate(
                 ids,
-                attention_mask=torch.ones_like(ids),
+                attention_mask=mask,
                 do_sample=False,
                 num_beams=1,
                 max_new_tokens=most[batch.rows[0]],

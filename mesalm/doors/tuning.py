@@ -18,12 +18,22 @@ def tune_door(doors: argparse._SubParsersAction) -> None:
             f"{key} ({kind}) = {default}\n    {text}" for key, kind, default, text in TuneSettings.describe()
         )
 
-    door = doors.add_parser("tune", help="learn a soft prefix for a few-shot task, the model frozen", add_help=False)
+    door = doors.add_parser("tune", help="learn a soft prefix for few-shot tasks, the model frozen", add_help=False)
     add_fields_help(door, fields)
     door.add_argument("model", help=MODEL)
     door.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
-    door.add_argument("--task", required=True, metavar="FILE", help="a few-shot file")
-    door.add_argument("--out", type=Path, help="folder to write to (default runs/NAME-TASK-prefix)")
+    door.add_argument(
+        "--task",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="a few-shot file or a folder of them; may be given again: one prefix is learnt from all together",
+    )
+    door.add_argument(
+        "--out",
+        type=Path,
+        help="folder to write to (default runs/NAME-TASK-prefix, of several runs/NAME-N-tasks-prefix)",
+    )
     door.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     door.add_argument("--trust-remote-code", action="store_true", help="run code that lies with the model")
     door.set_defaults(door=tune)
@@ -32,18 +42,26 @@ def tune_door(doors: argparse._SubParsersAction) -> None:
 def tune(options: argparse.Namespace) -> None:
     """Tune a prefix and say how to measure its gain."""
     from mesa_eval.scoring import Scorer
-    from mesa_eval.tuning_rows import tuning_rows, tuning_task
+    from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
     from mesalm.train.prompt_tuning import tune_prefix, tune_settings
 
     settings = tune_settings(options.overrides)
-    task = tuning_task(options.task, settings.seed)
+    tasks = tuning_tasks(options.task, settings.seed)
+    names = [task.name for task in tasks]
     scorer = Scorer.open(options.model, device=options.device, trust_remote_code=options.trust_remote_code)
-    folder = options.out or Path("runs") / f"{scorer.name}-{task.name}-prefix"
-    rows = tuning_rows(scorer, task, settings.shots, settings.rows, settings.seed)
-    valid = tuning_rows(scorer, task, settings.shots, settings.valid_rows, settings.seed + 1)
+    folder = (
+        options.out or Path("runs") / f"{scorer.name}-{names[0] if len(names) == 1 else f'{len(names)}-tasks'}-prefix"
+    )
+    rows = tuning_rows(scorer, tasks, settings.shots, settings.rows, settings.seed)
+    valid = tuning_rows(scorer, tasks, settings.shots, settings.valid_rows, settings.seed + 1)
     base = Path(scorer.source.load_from)
-    record = {"base": str(base.absolute() if base.is_dir() else base), "task": task.name, "items": task.fingerprint()}
+    record = {
+        "base": str(base.absolute() if base.is_dir() else base),
+        "tasks": {task.name: task.fingerprint() for task in tasks},
+    }
+    print(f"learning one prefix from {', '.join(names)}")
     loss = tune_prefix(scorer.model, rows, valid, settings, folder, record, device=options.device)
     scorer.tokenizer.save_pretrained(folder)
     print(f"tuned: {folder}, {loss:.4f} nats a token of the answers")
-    print(f"its gain over plain shots: mesalm compare {folder} {options.model} --task {options.task}")
+    asked = " ".join(f"--task {name}" for name in options.task)
+    print(f"its gain over plain shots: mesalm compare {folder} {options.model} {asked}")

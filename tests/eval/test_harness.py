@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -247,3 +248,67 @@ def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, tmp_path: 
         for sample, logs, won in zip(samples, level.ranked, accuracy.numerator, strict=True):
             assert logs[0] == pytest.approx([float(response[0][0]) for response in sample["resps"]], abs=1e-3)
             assert won == [sample["acc"]]
+
+
+PASSAGES = {
+    "last": """\
+output_type: loglikelihood
+doc_to_text: "{{text.split(' ')[:-1]|join(' ')}}"
+doc_to_target: "{{' ' + text.split(' ')[-1]}}"
+metric_list: [{metric: perplexity}, {metric: acc}]
+""",
+    "facts": """\
+output_type: generate_until
+doc_to_text: "{{text}}"
+doc_to_target: "{{value}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 48, do_sample: false}
+metric_list: [{metric: exact_match}]
+""",
+}
+
+
+@pytest.mark.usefixtures("offline")
+def test_passages_agree_to_the_last_item(make, tmp_path: Path) -> None:
+    """Last words as the harness asks LAMBADA, and what is written behind a text up to the end of the line."""
+    from mesa_eval.few_shot import score_task
+    from mesa_eval.harness import run_tasks
+    from mesa_eval.protocols import PROTOCOLS
+    from mesa_eval.task_measures import task_measures
+    from mesa_eval.tasks import find_tasks
+
+    tokenizer = make.tokenizer(merges_from="the end of a long line\n" * 30, size=290)
+    model = save_mesa(tmp_path / "mesa", tokenizer)
+    scorer = Scorer.open(model, device="cpu", quiet=True)
+    texts = [f"the{' long' * n} line\n has number {n * 7919} end{n}" for n in range(8)]
+    # two of the last words are what the model would write
+    texts[2:4] = [f"the long line ends {word}" for word in ("so", "x")]
+    lines = {"last": [{"text": text} for text in texts]}
+    lines["facts"] = [{"text": text, "value": f"line {n}"} for n, text in enumerate(texts)]
+    folder, described = tmp_path / "asked", tmp_path / "described"
+    folder.mkdir()
+    described.mkdir()
+    for name, own in lines.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in own))
+        head = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / name}.jsonl}}}}\n"
+        (described / f"{name}.yaml").write_text(f"{head}test_split: test\n{PASSAGES[name]}")
+    results = run_tasks(
+        model, list(lines), include_path=described, own_tasks_only=True, bootstrap_iters=0, log_samples=True
+    )
+    theirs = {
+        name: [sample["resps"][0][0] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
+        for name, samples in results["samples"].items()
+    }
+    ours = {}
+    for name in lines:
+        (task,) = find_tasks(str(folder / f"{name}.jsonl"), [], 0)
+        ours[name] = score_task(scorer, task, PROTOCOLS["full"].few_shot, 128, seed=0)
+        assert ours[name].queries == list(range(8))
+    (last,), (facts,) = ours["last"].levels[""], ours["facts"].levels[""]
+    # float32 sums in another order
+    assert [-row[0] for row in last.nats] == pytest.approx([float(nats) for nats, _ in theirs["last"]], abs=1e-3)
+    assert [row[0] for row in last.exact] == [float(str(greedy) == "True") for _, greedy in theirs["last"]]
+    measures = {measure.key.rsplit("/", 1)[1]: measure for measure in task_measures(ours["last"])}
+    found = np.sum(measures["perplexity"].numerator) / np.sum(measures["perplexity"].denominator)
+    assert np.exp(found) == pytest.approx(results["results"]["last"]["perplexity,none"], rel=1e-3)
+    assert [row[0] for row in facts.written] == theirs["facts"]
+    assert len(set(theirs["facts"])) > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -42,33 +43,47 @@ def test_what_is_stored_is_not_measured_again(
     assert calls == ["text", "positions", "copying"]
 
 
-def test_a_killed_evaluation_goes_on_where_it_stopped(save_model, text_file: str, tmp_path: Path) -> None:
-    model = save_model("one", 1)
-    out = tmp_path / "out"
+def stopped_midway(arguments: list[str], sent: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """Run the program in a process of its own that gets a signal when the second of its tasks is to be asked."""
     program = f"""
-import os, signal
-from mesa_eval import few_shot, parts
+import os, signal, sys
+from mesa_eval import parts
+from mesalm.cli import main
 plain = parts.score_task
-def killed(scorer, task, *rest):
+def stopped(scorer, task, *rest):
     if task.name == "case_change":
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.{sent.name})
     return plain(scorer, task, *rest)
-parts.score_task = killed
-from mesa_eval.suite import evaluate
-tasks = ["copying", "case_change"]
-evaluate([{model!r}], texts=[{text_file!r}], tasks=tasks, out={str(out)!r}, device="cpu", quiet=True)
+parts.score_task = stopped
+sys.exit(main({arguments!r}))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_evaluation_goes_on_where_it_was(
+    sent: signal.Signals, save_model, text_file: str, tmp_path: Path
+) -> None:
+    model, out = save_model("one", 1), tmp_path / "out"
+    asked = ["eval", model, "--text", text_file, "--task", "copying", "--task", "case_change", "--device", "cpu"]
+    done = stopped_midway([*asked, "--out", str(out)], sent)
+    if sent == signal.SIGKILL:
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    else:
+        assert done.returncode == 130, done.stderr
+        said = f"mesalm eval: interrupted; what was measured lies in {out / 'scores'}, and the same command goes on"
+        # what else is there, transformers' bar of weights loaded, ends before it
+        assert done.stderr.splitlines()[-1] == f"{said} from there"
+        assert "Traceback" not in done.stderr
+    assert done.stdout == ""
     kept = {path: path.stat().st_mtime_ns for path in (out / "scores" / "parts").iterdir()}
     assert len(kept) == 4
     assert not (out / "scores" / "one.json").exists()
-    (scores,) = evaluate(
-        [model], texts=[text_file], tasks=["copying", "case_change"], out=out, device="cpu", quiet=True
-    )
+    options = {"texts": [text_file], "tasks": ["copying", "case_change"], "device": "cpu", "quiet": True}
+    (went_on,) = evaluate([model], out=out, **options)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    (whole,) = evaluate([model], texts=[text_file], tasks=["copying", "case_change"], device="cpu", quiet=True)
-    assert scores.measures == whole.measures
+    (whole,) = evaluate([model], **options)
+    assert went_on.measures == whole.measures
 
 
 def test_a_task_that_cannot_run_says_why(save_model, text_file: str, tmp_path: Path) -> None:
@@ -97,9 +112,13 @@ def test_a_task_that_cannot_run_says_why(save_model, text_file: str, tmp_path: P
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(save_model, text_file: str, pair_file: str, tmp_path: Path) -> None:
-    model = save_model("one", 1)
-    arguments = ["eval", model, "--text", text_file, "--task", pair_file, "--task", "copying", "--device", "cpu"]
+@pytest.mark.parametrize("door", ["eval", "compare"])
+def test_two_processes_give_the_numbers_of_one(
+    door: str, save_model, text_file: str, pair_file: str, tmp_path: Path
+) -> None:
+    names = ["one", "two"] if door == "compare" else ["one"]
+    arguments = [door, *(save_model(name, seed) for seed, name in enumerate(names)), "--text", text_file]
+    arguments += ["--task", pair_file, "--task", "key_value_recall", "--device", "cpu"]
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "mesalm"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -114,6 +133,17 @@ def test_two_processes_give_the_numbers_of_one(save_model, text_file: str, pair_
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Models") == 1
-    alone, shared = (Scores.read(tmp_path / name / "scores" / "one.json") for name in ("alone", "shared"))
-    assert alone.measures == shared.measures
-    assert alone.tokens_run == shared.tokens_run
+        assert done.stdout.count("report: ") == (door == "compare")
+    for name in names:
+        alone, shared = (Scores.read(tmp_path / run / "scores" / f"{name}.json") for run in ("alone", "shared"))
+        assert alone.measures == shared.measures
+        assert alone.tokens_run == shared.tokens_run
+    if door == "compare":
+        rows = [json.loads((tmp_path / run / "report.json").read_text())["rows"] for run in ("alone", "shared")]
+        assert rows[0] == rows[1]
+        assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == [
+            "report.html",
+            "report.json",
+            "report.md",
+            "scores",
+        ]

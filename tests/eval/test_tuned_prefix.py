@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mesa_eval.scoring import Scorer
-from mesa_eval.tuning_rows import tuning_rows, tuning_task
+from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
 from mesalm.cli import main
 
 
@@ -18,10 +19,10 @@ def test_rows_come_from_the_pool_and_are_scored_on_the_answer(
 ) -> None:
     scorer = Scorer.open(save_model("base", 0, length=200), device="cpu", quiet=True)
     for file in (pair_file, class_file):
-        task = tuning_task(file, 0)
-        rows = tuning_rows(scorer, task, [0, 2], 30, seed=1)
-        assert rows == tuning_rows(scorer, task, [0, 2], 30, seed=1)
-        assert rows != tuning_rows(scorer, task, [0, 2], 30, seed=2)
+        (task,) = tuning_tasks([file], 0)
+        rows = tuning_rows(scorer, [task], [0, 2], 30, seed=1)
+        assert rows == tuning_rows(scorer, [task], [0, 2], 30, seed=1)
+        assert rows != tuning_rows(scorer, [task], [0, 2], 30, seed=2)
         pool = {(item.input, item.output) for item in task.pool}
         counts = set()
         for tokens, first in rows:
@@ -32,27 +33,73 @@ def test_rows_come_from_the_pool_and_are_scored_on_the_answer(
             assert (question, answer.strip()) in pool
         assert counts == {0, 2}
     with pytest.raises(ValueError, match="need a pool larger than 12"):
-        tuning_rows(scorer, tuning_task(class_file, 0), [12], 2, seed=0)
+        tuning_rows(scorer, tuning_tasks([class_file], 0), [12], 2, seed=0)
+
+
+def test_a_mixture_holds_as_many_prompts_of_each_task(
+    save_model: Callable[..., str], pair_file: str, class_file: str, tmp_path: Path
+) -> None:
+    scorer = Scorer.open(save_model("base", 0, length=200), device="cpu", quiet=True)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for file in (pair_file, class_file, class_file.replace(".jsonl", ".labels.json")):
+        shutil.copy(file, folder)
+    lines = [{"input": f"right {n}", "output": f"wrong {n}", "split": "eval", "paradigm": "one"} for n in range(3)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tasks = tuning_tasks([str(folder)], 0)  # minimal pairs have no pool to learn from
+    assert [task.name for task in tasks] == ["colour", "letters"]
+    assert tasks == tuning_tasks([class_file, pair_file], 0)
+    rows = tuning_rows(scorer, tasks, [0, 1], 21, seed=1)
+    begins = [scorer.tokenizer.decode(tokens[1:3]) for tokens, _ in rows]
+    assert begins == ["te"] * 11 + ["Q:"] * 10
+    assert rows[:11] == tuning_rows(scorer, tasks[:1], [0, 1], 11, seed=1)
+    assert rows[11:] == tuning_rows(scorer, tasks[1:], [0, 1], 10, seed=1)
+    with pytest.raises(ValueError, match="at least one a task"):
+        tuning_rows(scorer, tasks, [0], 1, seed=0)
+    with pytest.raises(ValueError, match="two tasks are named 'letters'"):
+        tuning_tasks([str(folder), pair_file], 0)
+    with pytest.raises(ValueError, match="pairs has none"):
+        tuning_tasks([str(folder / "pairs.jsonl")], 0)
 
 
 def test_a_tuned_folder_is_compared_with_its_model(
     save_model: Callable[..., str],
     pair_file: str,
+    class_file: str,
     text_file: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """One prefix learnt from a mixture lowers what the answers of each of its tasks cost."""
     base, out = save_model("base", 0, length=200), str(tmp_path / "tuned")
-    arguments = ["tune", base, "--task", pair_file, "--out", out, "--device", "cpu", "vectors=4", "steps=40"]
+    arguments = [
+        "tune",
+        base,
+        "--task",
+        pair_file,
+        "--task",
+        class_file,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "vectors=4",
+        "steps=40",
+    ]
     assert main([*arguments, "rows=60", "valid_rows=8", "batch_rows=8", "shots=[0,1]"]) == 0
-    assert "mesalm compare" in capsys.readouterr().out
-    compared = ["compare", out, base, "--text", text_file, "--task", pair_file, "--device", "cpu"]
+    said = capsys.readouterr().out
+    assert "learning one prefix from letters, colour" in said
+    assert f"mesalm compare {out} {base} --task {pair_file} --task {class_file}" in said
+    record = json.loads((tmp_path / "tuned" / "prefix.json").read_text())
+    assert list(record["tasks"]) == ["letters", "colour"]
+    compared = ["compare", out, base, "--text", text_file, "--task", pair_file, "--task", class_file, "--device", "cpu"]
     assert main([*compared, "--out", str(tmp_path / "report")]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    (row,) = (row for row in report["rows"] if row["section"] == "task/letters" and row["key"].endswith("0/answer"))
-    gain = row["differences"][0]["interval"]
-    assert gain["value"] < -0.5  # bits a byte of the answers, which the plain random model cannot know
-    assert gain["high"] < 0
+    for name in ("letters", "colour"):
+        (row,) = (row for row in report["rows"] if row["key"] == f"task/{name}/0/answer")
+        gain = row["differences"][0]["interval"]
+        assert gain["value"] < -0.5  # bits a byte of the answers, which the plain random model cannot know
+        assert gain["high"] < 0
     assert main(["sample", out, "--prompt", "Q: bcd1", "--tokens", "3", "--temperature", "0"]) == 0
     assert main([*arguments, "--device", "cpu"]) == 2
     assert "holds a finished prefix" in capsys.readouterr().err
