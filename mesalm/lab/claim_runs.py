@@ -72,7 +72,7 @@ def run_claims(
                 traceback.print_exception(error)
             print(f"mesalm lab: {name} failed: {error or type(error).__name__}", file=sys.stderr)
             outcomes[name] = None
-    if len(wanted) > 1:
+    if len(wanted) > 1 and not set(wanted) <= set(STUDIES):
         print(_summary(outcomes))
     return outcomes
 

@@ -78,12 +78,13 @@ def _item(name: str, claim: Claim, found: list[Findings] | None) -> dict[str, An
     if not found:
         rows = [{"quantity": c.quantity, "value": "", "bound": c.words()} for c in claim.criteria]
         blank = {"holds": "", "style": "none", "room": ""}
-        empty: dict[str, Any] = {"closest": "", "controls": [], "figure": "", "notes": []}
+        empty: dict[str, Any] = {"closest": "", "room": "", "controls": [], "figure": "", "notes": []}
         return {**item, **empty, "rows": [{**row, **blank} for row in rows]}
     nearest = min(rulings, key=lambda ruling: room(ruling.criterion, ruling.mean))
     return {
         **item,
         "closest": f"{nearest.mean:.4g}, {nearest.criterion.words()}",
+        "room": _percent(nearest),
         "rows": [_row(ruling, len(found)) for ruling in rulings],
         "controls": _in_digits(
             {key: mean for key, mean in mean_quantities(found).items() if key not in found[0].values}
@@ -105,5 +106,9 @@ def _row(ruling: Ruling, seeds: int) -> dict[str, str]:
         "bound": ruling.criterion.words(),
         "holds": "yes" if ruling.holds else "no",
         "style": "yes" if ruling.holds else "no",
-        "room": f"{100 * room(ruling.criterion, ruling.mean):+.3g} %",
+        "room": _percent(ruling),
     }
+
+
+def _percent(ruling: Ruling) -> str:
+    return f"{100 * room(ruling.criterion, ruling.mean):+.3g} %"

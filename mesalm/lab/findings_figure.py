@@ -61,7 +61,7 @@ def _draw_curves(axes: Any, findings: Findings) -> None:
     axes.set_xlabel(findings.x_label)
     axes.set_ylabel(findings.y_label)
     if findings.logarithmic:
-        axes.set_yscale("log")
+        axes.set_yscale("log", nonpositive="mask")  # an exact zero is a gap, not a fall to the edge
     else:
         axes.set_ylim(bottom=min(0.0, *(min(curve.y) for curve in findings.curves)))
     if findings.x_label in ("layers", "lambda", "dimension"):

@@ -28,6 +28,7 @@ from mesalm.lab.least_squares import (
     running_cross,
     running_gram,
 )
+from mesalm.lab.linear_experiments import curve
 from mesalm.lab.preconditioners import neumann_inverse
 from mesalm.lab.recursion import sherman_morrison
 from mesalm.lab.workbench import Workbench
@@ -50,10 +51,10 @@ def relative(value: Tensor, reference: Tensor) -> float:
 def gradient_step(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 1: proposition 1's weights against the gradient step itself, random starts and rates."""
     task = LinearDynamics(size=sizes["size"], length=sizes["length"])
-    found = {}
+    found, curves = {}, []
     for dtype, name in ((torch.float32, "float32"), (torch.float64, "float64")):
         inputs = drawn_batch(task, sizes["rows"], bench.seed)["inputs"].to(dtype)
-        worst = 0.0
+        worst = torch.zeros(task.sequence_length, dtype=dtype)
         for trial, rate in enumerate((0.001, 0.05, 0.2)):
             generator = step_generator(bench.seed, trial, "test")
             start = normal((task.size, task.size), 0.5, generator).to(dtype)
@@ -62,9 +63,17 @@ def gradient_step(bench: Workbench, sizes: Sizes) -> Findings:
             tokens[..., : task.size] = inputs @ start.mT
             predicted = net.layers[0](tokens)[..., : task.size]
             exact = gradient_predictions(inputs, rate, start=start)
-            worst = max(worst, largest(predicted - exact) / max(1.0, largest(exact)))
-        found[f"difference in {name}"] = worst
-    return Findings(found, notes=["differences are divided by the largest prediction where that is above 1"])
+            by_position = (predicted - exact).abs().amax(dim=(0, 2)) / max(1.0, largest(exact))
+            worst = torch.maximum(worst, by_position)
+        found[f"difference in {name}"] = float(worst.max())
+        curves.append(curve(name, worst))
+    return Findings(
+        found,
+        curves=curves,
+        y_label="largest difference",
+        logarithmic=True,
+        notes=["differences are divided by the largest prediction where that is above 1"],
+    )
 
 
 def preconditioning(bench: Workbench, sizes: Sizes) -> Findings:
@@ -149,9 +158,20 @@ def mesa_gradients(bench: Workbench, sizes: Sizes) -> Findings:
             relative(ours.double(), theirs)
             for ours, theirs in zip(_gradients(bench.seed, sizes, dtype, "torch", tolerance), exact, strict=True)
         )
-    kept = _kept_numbers(bench.seed, sizes["memory_size"], sizes["memory_length"])
-    found["matrices kept a token"] = kept / (sizes["memory_length"] * sizes["memory_size"] ** 2)
-    return Findings(found, notes=["gradients of query, key, value, log gamma, beta and ridge; the worst is shown"])
+    size, longest = sizes["memory_size"], sizes["memory_length"]
+    lengths = [longest // 4, longest // 2, longest]
+    kept = [_kept_numbers(bench.seed, size, length) / (length * size**2) for length in lengths]
+    found["matrices kept a token"] = kept[-1]
+    return Findings(
+        found,
+        curves=[
+            Curve("the operator", [float(length) for length in lengths], kept),
+            Curve("a matrix a token, as autodiff keeps", [float(length) for length in lengths], [1.0] * len(lengths)),
+        ],
+        x_label="tokens",
+        y_label="matrices kept a token",
+        notes=["gradients of query, key, value, log gamma, beta and ridge; the worst is shown"],
+    )
 
 
 def _gradients(seed: int, sizes: Sizes, dtype: torch.dtype, backend: str, tolerance: float) -> list[Tensor]:

@@ -156,7 +156,7 @@ def test_results_come_back_and_make_a_page(tmp_path: Path, capsys: pytest.Captur
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2
     assert "mathdefault" not in page
     capsys.readouterr()
 

@@ -81,6 +81,8 @@ def test_two_tasks_meet_the_vectors_that_one_task_tuned(tmp_path: Path) -> None:
         assert findings.values[f"mean loss of the second task, {curve.label}"] == pytest.approx(sum(curve.y[2:]) / 5)
         switch = findings.values[f"loss at the switch over the loss before, {curve.label}"]
         assert switch == pytest.approx(curve.y[2] / curve.y[1])
+        last = findings.values[f"last loss over the loss at the switch, {curve.label}"]
+        assert last == pytest.approx(curve.y[6] / curve.y[2])
 
 
 def test_a_claim_that_fails_does_not_stop_the_others(
