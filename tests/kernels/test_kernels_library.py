@@ -49,12 +49,11 @@ def test_compiled_equals_eager_in_one_graph(T: int, kernels: str) -> None:
             assert torch.allclose(mine, eager, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_registration_is_consistent(dtype: torch.dtype, kernels: str) -> None:
+def test_registration_is_consistent(kernels: str) -> None:
     """Let torch compare schemas and fake shapes, strides and dtypes with what comes out of the kernels."""
     checks = ("test_schema", "test_faketensor")
     settings = (1e-3, 24, "auto", "triton")
-    *operands, state = make_inputs(3, kernels, dtype)
+    *operands, state = make_inputs(3, kernels, torch.bfloat16)
     operands += [state[..., :6].contiguous(), state[..., 6:].contiguous()]
     torch.library.opcheck(mesa_chunked._forward_op, (*operands, *settings, True), test_utils=checks)
     output, gram, cross, solution, _, *factors = mesa_chunked._forward_op(*operands, *settings, True)

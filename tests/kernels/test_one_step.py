@@ -20,11 +20,10 @@ TOLERANCE = 1e-4
 BOUND = 1e-4
 STEPS = 2
 CASES = [
-    Case("iid", "0.99", "none", "0.1", "random", 24, 40, "2/1", 20, "state"),
+    Case("iid", "0.99", "none", "0.1", "random", 16, 40, "4/2", 9, "two rows"),
     Case("correlated", "1", "none", "0.01", "1", 20, 24, "2/1", 60, "one row"),
     Case("repeated", "1", "none", "0.01", "1", 16, 8, "2/2", 90, "one row"),
     Case("nearly identical", "0.97", "none", "spread", "random", 32, 16, "2/1", 40, "state"),
-    Case("iid", "0.9", "none", "0.1", "random", 16, 16, "4/2", 9, "two rows"),
     Case("iid", "0.5", "every", "0.1", "zeros and ones", 8, 72, "2/2", 6, "state"),
     Case("correlated", "by token", "5%", "1", "0", 20, 20, "1/1", 6, "state"),
 ]
@@ -89,7 +88,7 @@ def system(K: int, eigenvalues: Tensor, rotated: bool, heads: int = 2) -> list[T
 
 
 @pytest.mark.parametrize("rotated", [False, True], ids=["axes", "rotated"])
-@pytest.mark.parametrize("largest", [1e1, 1e3, 1e5, 1e7])
+@pytest.mark.parametrize("largest", [1e1, 1e4, 1e7])
 def test_hard_systems_are_solved_to_the_rounding_of_their_entries(largest: float, rotated: bool, kernels: str) -> None:
     """x is right to the tolerance, or as right as the entries of the system allow, whichever way it is solved.
 
