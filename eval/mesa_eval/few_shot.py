@@ -146,7 +146,7 @@ def _write(
     """
     written: dict[str, str] = {}
     prompts: dict[str, None] = {}
-    if "contains" not in task.metrics:
+    if "contains" not in task.metrics or not reader.writes():
         return written
     for level, table in zip(asked, tables, strict=True):
         for query in (query for row in level.grid for query in row[: level.ranks]):

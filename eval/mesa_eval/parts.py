@@ -112,6 +112,8 @@ def _ask_task(subject: Subject, task: Task) -> Part:
         "levels": {key: [dataclasses.asdict(level) for level in levels] for key, levels in scores.levels.items()},
     }
     notes = [f"{task.name}: {note}" for note in task.notes]
+    if "contains" in task.metrics and not subject.scorer.writes():
+        notes.append(f"{task.name}: nothing was looked for in what the model writes, since it has no `generate`")
     if scores.left_out:
         words = f"{scores.left_out} of {scores.left_out + len(scores.queries)}"
         notes.append(f"{task.name}: {words} texts left out, with their answer they exceed {window} tokens")

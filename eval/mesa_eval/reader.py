@@ -94,8 +94,8 @@ class Reader(Encoder, ABC):
         """Continue each prompt greedily, by at most `max_new_tokens` tokens, and cut before `stop`.
 
         What is written ends where the window of the model would, too. A prompt is read once, and of what is written all
-        but the last token. Prompts are padded on the left, which `generate` masks. Raises ValueError for a model
-        without `generate`.
+        but the last token. Prompts are padded on the left, which the model masks. Raises ValueError for a prompt that
+        fills the window.
         """
         rows = [self.start() + ids for ids in self.encode_all(list(prompts))]
         most = [max_new_tokens if window is None else min(max_new_tokens, window + 1 - len(row)) for row in rows]
@@ -115,6 +115,10 @@ class Reader(Encoder, ABC):
     @abstractmethod
     def shares_prefixes(self) -> bool:
         """Return whether rows that begin alike can be continued from one cache."""
+
+    @abstractmethod
+    def writes(self) -> bool:
+        """Return whether `generate` can be asked."""
 
     @abstractmethod
     def score_batches(

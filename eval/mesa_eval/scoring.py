@@ -103,6 +103,10 @@ class Scorer(Reader):
             processes=processes,
         )
 
+    def writes(self) -> bool:
+        """Return whether the model has `generate`, as all causal models of transformers have."""
+        return hasattr(self.model, "generate")
+
     def score_batches(
         self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], firsts: Sequence[int], what: str
     ) -> dict[int, TokenScores]:
@@ -119,8 +123,6 @@ class Scorer(Reader):
         self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], most: Sequence[int], stop: str, what: str
     ) -> dict[int, list[int]]:
         """Write on behind this process's share of the prompts; see `generate`."""
-        if batches and not hasattr(self.model, "generate"):
-            raise ValueError(f"{self.name}: the model cannot write text (it has no `generate`)")
         ends = self._tokens_with(stop)
         return self._shared_out(
             batches,

@@ -55,7 +55,7 @@ def task_measures(scores: TaskScores, primary_shots: int = 8) -> list[Measure]:
     for variant, levels in scores.levels.items():
         for level in levels:
             for metric in scores.task.metrics:
-                if variant and metric not in VARIED:
+                if (variant and metric not in VARIED) or (metric == "contains" and not level.contains):
                     continue
                 columns = METRICS[metric](level)
                 made = _measure(scores, level, metric, variant, columns, items)

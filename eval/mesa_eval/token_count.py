@@ -29,6 +29,10 @@ class TokenCounter(Reader):
         """Return True: transformers' causal models have a cache."""
         return True
 
+    def writes(self) -> bool:
+        """Return True: transformers' causal models have `generate`."""
+        return True
+
     def score_batches(
         self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], firsts: Sequence[int], what: str
     ) -> dict[int, TokenScores]:

@@ -112,13 +112,24 @@ def test_keys_and_values_are_looked_for_in_what_is_written(tokenizer) -> None:
     assert found["exact"] == 0.0
 
 
-def test_an_answer_of_likeliest_tokens_is_what_would_be_written(make, tokenizer) -> None:
-    """A model that is sure of the answer is not asked to write it, and writing it gives the same."""
-    model = make.llama(258, seed=5)
-    scorer = Scorer(model, tokenizer, quiet=True)
-    (text,) = scorer.generate(["go on:"], 3, stop="\0")
-    task = TextRecallTask("sure", (), (Item("go on:", text[1:]),))
-    assert text[0] != " " or score_task(scorer, task, PROTOCOL, 60, seed=0).levels[""][0].written == [[text]]
+def test_a_model_that_is_sure_of_the_answer_is_not_asked_to_write(make, tokenizer) -> None:
+    colon, space, y, e, s = tokenizer(": yes").input_ids
+    table = torch.zeros(258, 258)
+    table[colon, space] = table[space, y] = table[y, e] = table[e, s] = 9.0
+    model = make.table(table)
+    asked: list[int] = []
+    model.generate = lambda ids, **_: asked.append(len(ids)) or torch.cat((ids, ids[:, :1]), 1)
+    task = TextRecallTask("sure", (), (Item("go:", "yes"), Item("no:", "not")))
+    (level,) = score_task(Scorer(model, tokenizer, quiet=True), task, PROTOCOL, 60, seed=0).levels[""]
+    assert asked == [1]
+    assert level.written == [[" yes"], [""]]
+    assert level.contains == [[1.0], [0.0]]
+
+
+def test_a_model_that_cannot_write_is_asked_the_rest(make, tokenizer) -> None:
+    task = TextRecallTask("facts", (), (Item("go:", "yes"),))
+    scores = score_task(Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True), task, PROTOCOL, 60, seed=0)
+    assert values(task_measures(scores)).keys() == {"answer", "exact"}
 
 
 def test_the_last_word_by_hand(make, tokenizer) -> None:
