@@ -130,9 +130,14 @@ class Comparison:
         return list(dict.fromkeys(row.section for row in self.rows if row.section.startswith("task/")))
 
     def claim_row(self, section: str) -> Row | None:
-        """Return the row by which a task is judged: its primary one, else accuracy at the most shots."""
+        """Return the row by which a task is judged: its primary one, else accuracy at the most shots.
+
+        For the last word of texts accuracy is the greedy one, for values in texts that the answer is contained.
+        """
         rows = self.section(section)
-        chosen = [row for row in rows if row.primary] or [row for row in rows if row.key.endswith("/accuracy")]
+        chosen = [row for row in rows if row.primary] or [
+            row for row in rows if row.key.endswith(("/accuracy", "/greedy")) or row.key.endswith("/0/contains")
+        ]
         shared = [row for row in chosen if all(value is not None for value in row.values)]
         found = shared or chosen
         return found[-1] if found else None

@@ -10,6 +10,7 @@ from mesa_eval.wording import number, spread_words, summarise
 
 STYLES = {"better": "green", "worse": "red", "differs": ""}
 MARKS = {"better": " +", "worse": " -"}  # colours alone do not reach every reader or every log
+SHOWN = ("accuracy", "greedy", "contains", "exact", "answer")  # of a task; exact match where none before it is there
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
@@ -89,15 +90,17 @@ def _tasks(comparison: Comparison) -> Table:
     table.add_column("chance", justify="right")
     _model_columns(table, comparison)
     for section in dict.fromkeys(row.section for row in comparison.rows if row.section.startswith("task/")):
-        for ending in ("/accuracy", "/answer"):
-            rows = [row for row in comparison.section(section) if row.key.endswith(ending)]
-            if not rows:
+        named = False
+        for metric in SHOWN:
+            rows = [row for row in comparison.section(section) if row.key.endswith(f"/{metric}")]
+            if not rows or (metric == "exact" and named):
                 continue
             ends = [rows[0], rows[-1]] if len(rows) > 1 else rows
-            shots = " to ".join(row.label.split()[0] for row in ends)
-            accuracy = f"{section.removeprefix('task/')}, {shots} shots: accuracy"
+            task = section.removeprefix("task/")
+            if ends[-1].label[0].isdigit():
+                task += ", " + " to ".join([*(row.label.split()[0] for row in ends[:-1]), ends[-1].label])
             table.add_row(
-                accuracy if ending == "/accuracy" else "  answer, bits per byte",
+                f"  {rows[0].unit}" if named else f"{task}: {rows[0].unit}",
                 chance_words(rows[-1]),
                 *[
                     " to ".join("" if (value := row.values[i]) is None else number(value.value, 2) for row in ends)
@@ -105,6 +108,7 @@ def _tasks(comparison: Comparison) -> Table:
                 ],
                 *[_difference(rows[-1], index, between="\n") for index in comparison.compared],
             )
+            named = True
     return table
 
 

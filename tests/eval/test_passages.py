@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -10,10 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from mesa_eval.few_shot import CannotAskError, contains, score_task
+from mesa_eval.rows import build_comparison
 from mesa_eval.scores import Measure
 from mesa_eval.scoring import Scorer
+from mesa_eval.suite import evaluate
+from mesa_eval.tables import print_comparison
 from mesa_eval.task import FewShotProtocol, Item
 from mesa_eval.task_measures import task_measures
 from mesa_eval.tasks import find_tasks
@@ -180,3 +185,21 @@ def test_datasets_of_passages_keep_their_lines(tmp_path: Path, monkeypatch: pyte
     assert words.evaluation == (Item("one\n two ", "three"),)
     (facts,) = find_tasks(f"hub:{tmp_path / 'set'}?kind=text-recall&input=story&output=fact", [], 0)
     assert facts.evaluation == (Item("one\n two  three", "two"),)
+
+
+def test_passages_stand_in_a_comparison_by_name(save_model, text_file: str, tmp_path: Path) -> None:
+    write_lines(tmp_path / "words.jsonl", [{"text": f"some text {n} end"} for n in range(12)])
+    write_lines(tmp_path / "facts.jsonl", [{"text": f"key: {n}\nkey:", "value": str(n)} for n in range(12)])
+    tasks = [str(tmp_path / f"{name}.jsonl") for name in ("words", "facts")]
+    models = [save_model(name, seed) for seed, name in enumerate(("one", "two"))]
+    scores = evaluate(models, texts=[text_file], tasks=[*tasks, "phonebook"], quiet=True, device="cpu")
+    comparison = build_comparison(scores, 1)
+    rows = {row.key: row for row in comparison.rows}
+    assert comparison.claim_row("task/words") == rows["task/words/0/greedy"]
+    assert comparison.claim_row("task/facts") == rows["task/facts/0/contains"]
+    assert rows["task/words/0/perplexity"].differences[0].interval is not None
+    assert not any(row.primary for row in comparison.rows if row.section.startswith("task/"))
+    shown = io.StringIO()
+    print_comparison(comparison, Console(file=shown, width=200))
+    for line in ("words: accuracy, greedy", "facts: answer contained", "  answer, bits per byte"):
+        assert f"│ {line} " in shown.getvalue()
