@@ -37,7 +37,7 @@ test-gpu:
 
 # Everything that waits for a card (docs/gpu.md): tests, benchmarks, targets.
 gpu:
-	$(GPU_PYTHON) kernels/bench/gpu_session.py --out $(GPU_OUT)
+	$(GPU_PYTHON) kernels/bench/gpu_session.py --out $(GPU_OUT) $(if $(GPU_MINUTES),--minutes $(GPU_MINUTES))
 
 check: $(VENV)/.dev
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types house

@@ -17,6 +17,8 @@ LAST_TOKENS = 512
 """Tokens compared at the end of a longer sequence, where the systems are hardest."""
 GRADIENT_TOKENS = 512
 """Tokens that gradients are compared on: the exact ones hold a state a token."""
+GRADIENT_BYTES = 2**31
+"""Bytes of one state a token of the heads whose exact gradients are computed together on a card."""
 TABLED_GRADIENTS = ("query", "key", "log_forget")
 
 
@@ -54,11 +56,15 @@ class Errors:
         return max((self.gradients[name] for name in TABLED_GRADIENTS if name in self.gradients), default=None)
 
 
-def find_truth(operands: Operands, gradients: bool = True, seed: int = 0, upstream: float = 1.0) -> Truth:
-    """Compute the exact output, and the exact gradients on the first tokens, in float64 and head by head.
+def find_truth(
+    operands: Operands, gradients: bool = True, seed: int = 0, upstream: float = 1.0, rows: int | None = None
+) -> Truth:
+    """Compute the exact output, and the exact gradients on the first tokens, in float64, a few heads at a time.
 
-    upstream: the standard deviation of the upstream gradient, which is rounded to the operands' dtype.
+    upstream: the standard deviation of the upstream gradient, which is rounded to the operands' dtype. rows: of the
+    first sequences only.
     """
+    operands = operands.rows(rows)
     T = operands.query.shape[1]
     first = 0 if T <= WHOLE_TRUTH else T - LAST_TOKENS
     with torch.no_grad():
@@ -69,11 +75,14 @@ def find_truth(operands: Operands, gradients: bool = True, seed: int = 0, upstre
     generator = torch.Generator().manual_seed(seed)
     drawn = upstream * torch.randn(short.value.shape, generator=generator, dtype=torch.float64)
     given = drawn.to(operands.query)
+    B, T, H, K = short.query.shape
+    # a card takes the tokens of many heads in one call; on a CPU one head's states are enough
+    together = max(1, GRADIENT_BYTES // (8 * B * T * K * K)) if operands.query.is_cuda else 1
     by_head = []
-    for h in range(short.query.shape[2]):
-        leaves = short.head(h).double().leaves()
+    for h in range(0, H, together):
+        leaves = short.heads(h, h + together).double().leaves()
         exact = mesa_attention(*leaves, backend="exact")
-        by_head.append(torch.autograd.grad(exact, leaves, given[:, :, h : h + 1].double()))
+        by_head.append(torch.autograd.grad(exact, leaves, given[:, :, h : h + together].double()))
     joined = [torch.cat(parts, 2 if parts[0].dim() > 2 else 0) for parts in zip(*by_head, strict=True)]
     return Truth(first, output, given, tuple(joined))
 
@@ -111,10 +120,10 @@ def output_errors(output: Tensor, truth: Truth) -> Errors:
 def find_errors(variant: Variant, operands: Operands, truth: Truth) -> Errors:
     """Run a variant and compare what it gives with the truth; the gradients on the first tokens of the case."""
     with torch.no_grad():
-        errors = output_errors(variant.run(operands), truth)
+        errors = output_errors(variant.run(operands)[: len(truth.output)], truth)
     if truth.upstream is None:
         return errors
-    leaves = operands.tokens(0, GRADIENT_TOKENS).leaves()
+    leaves = operands.rows(len(truth.output)).tokens(0, GRADIENT_TOKENS).leaves()
     got = torch.autograd.grad(variant.run(leaves), leaves, truth.upstream)
     by_name = {
         name: float((mine.double() - exact).norm() / exact.norm())

@@ -41,9 +41,13 @@ class Operands(NamedTuple):
         """Keep the tokens from `first` up to and without `last`."""
         return Operands(*(x if x is self.ridge else x[:, first:last] for x in self))
 
-    def head(self, index: int) -> Operands:
-        """Keep one head."""
-        here = slice(index, index + 1)
+    def rows(self, count: int | None) -> Operands:
+        """Keep the first sequences; all of them for None."""
+        return Operands(*(x if x is self.ridge else x[:count] for x in self))
+
+    def heads(self, first: int, last: int) -> Operands:
+        """Keep the heads from `first` up to and without `last`."""
+        here = slice(first, last)
         return Operands(*(x[here] if x is self.ridge else x[:, :, here] for x in self))
 
     def double(self) -> Operands:

@@ -39,6 +39,12 @@ def read_lines(file: Path) -> dict[tuple[int, str], Line]:
     return {(line["case"]["length"], line["variant"].partition("@")[0]): line for line in lines}
 
 
+def find_lines(folder: Path, step: str) -> dict[tuple[int, str], Line]:
+    """Read a step's lines; those of the size that is aimed at after tuning, where that was done."""
+    tuned = read_lines(folder / "tuned.jsonl") if step == "aim" else {}
+    return tuned or read_lines(folder / f"{step}.jsonl")
+
+
 def _pair(lines: dict[tuple[int, str], Line], other: str) -> list[tuple[int, Line, Line]]:
     """Give, by length, our line and another variant's of the same case."""
     lengths = sorted({length for length, _ in lines})
@@ -106,7 +112,7 @@ def show_targets(folder: Path) -> None:
     card = folder / "card.txt"
     rows = []
     for target in TARGETS:
-        found = target.find(read_lines(folder / f"{target.step}.jsonl"))
+        found = target.find(find_lines(folder, target.step))
         figure, verdict = ("not measured", "") if found is None else (found[0], "met" if found[1] else "missed")
         rows.append((target.aim, figure, verdict, target.step))
     title = f"targets, {card.read_text(encoding='utf-8').strip()}" if card.exists() else "targets"

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 import torch
 from cases import DTYPES, Case, make_operands
@@ -25,6 +27,8 @@ from mesa_kernels.tuning import Choice, Shapes
 from mesalm.model.operator_mesa import MesaState, mesa_attention
 
 TILES, WARPS, STAGES = (16, 32, 64), (4, 8), (1, 2)
+FIRST = ("half", "factor", "residual", "gradients", "pairs", "tokens", "read", "gram adjoint")
+"""Kernels that do most of the work: tuned first, in case that time runs out."""
 
 
 @contextmanager
@@ -43,11 +47,16 @@ def forced(kernel: str, choice: Choice) -> Iterator[None]:
         launch.choose = plain
 
 
-def best_choice(kernel: str, usual: Choice, time: Callable[[], float]) -> tuple[Choice, float]:
-    """Try all candidates of a kernel; one that does not compile or needs too much memory is left out."""
-    candidates = {usual, *(Choice(*rest) for rest in itertools.product(TILES, [usual.dot], WARPS, STAGES))}
+def best_choice(kernel: str, usual: Choice, time: Callable[[], float], end: float = math.inf) -> tuple[Choice, float]:
+    """Try all candidates of a kernel, the usual one first, until a time of the monotonic clock.
+
+    One that does not compile or needs too much memory is left out.
+    """
+    candidates = [Choice(*rest) for rest in itertools.product(TILES, [usual.dot], WARPS, STAGES)]
     seconds: dict[Choice, float] = {}
-    for choice in sorted(candidates):
+    for choice in [usual, *(choice for choice in candidates if choice != usual)]:
+        if seconds and monotonic() > end:
+            break
         with forced(kernel, choice):
             try:
                 seconds[choice] = time()
@@ -65,6 +74,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs="+", default=[64, 128], help="size of keys and values")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), nargs="+", default=["bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--limit", type=float, default=math.inf, metavar="SECONDS", help="stop after that time")
     return parser.parse_args(words)
 
 
@@ -74,6 +84,7 @@ def main(words: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("tune: there is no CUDA card here", file=sys.stderr)
         return 2
+    end = monotonic() + arguments.limit
     for size, dtype in itertools.product(arguments.size, arguments.dtype):
         operands = make_operands(Case(4096, 4, 16, size, gamma=0.97, dtype=dtype, device="cuda")).leaves()
         upstream = torch.randn_like(operands.value)
@@ -89,11 +100,16 @@ def main(words: list[str] | None = None) -> int:
         def decode(operands: tuple[torch.Tensor, ...] = operands.tokens(0, 1), state: MesaState = state) -> None:
             mesa_attention(*operands, initial_state=state, return_state=True, backend="triton")
 
-        for kernel in track(tuning.DEFAULTS, f"size {size}, {dtype}"):
+        for kernel in track(
+            [*FIRST, *(name for name in tuning.DEFAULTS if name not in FIRST)], f"size {size}, {dtype}"
+        ):
+            if monotonic() > end:
+                print(f"tune: out of time before the kernel {kernel} at size {size}, {dtype}", file=sys.stderr)
+                return 0
             usual = tuning.choose(kernel, shapes)
             timed = decode if kernel == "one step" else run
             time = lambda timed=timed: interleave({"": timed}, arguments.repeats, 2, "cuda")[""].median  # noqa: E731
-            choice, seconds = best_choice(kernel, usual, time)
+            choice, seconds = best_choice(kernel, usual, time, end)
             entry = tuning.describe(kernel, shapes)
             tuning.write_table(tuning.card_name(shapes.device), {entry: choice}, {entry: seconds})
     return 0

@@ -209,6 +209,28 @@ def test_what_waits_for_a_gpu_is_listed_in_words_that_its_programs_know(
         assert capsys.readouterr().err.startswith("gpu_session: there is no CUDA card here")
 
 
+def test_a_step_past_its_limit_is_interrupted_and_the_next_one_runs(
+    bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Step = bench.gpu_session.Step
+    waits = "import time\nprint('begun')\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('interrupted')"
+    steps = [
+        Step("long", "waits", ("-c", waits), 3, figures=False),
+        Step("broken", "fails", ("-c", "raise SystemExit(3)"), 60, figures=False),
+        Step("short", "prints", ("-c", "print(1)"), 60, figures=False),
+    ]
+    assert bench.gpu_session.run(steps, tmp_path, again=False, minutes=2.0) == ["long", "broken"]
+    shown = capsys.readouterr().out
+    assert "== long: STOPPED at its limit" in shown
+    assert "== broken: FAILED (3)" in shown
+    assert (tmp_path / "long.log").read_text().split() == ["begun", "interrupted"]
+    assert {file.name for file in tmp_path.glob("*.done")} == {"short.done"}
+    assert bench.gpu_session.run(steps, tmp_path, again=False, minutes=0.1) == ["long", "broken"]
+    assert "== long: no time is left for it\n== broken: no time is left for it\n== short: done before" in (
+        capsys.readouterr().out
+    )
+
+
 def test_targets_are_held_against_figures(
     bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -221,8 +243,8 @@ def test_targets_are_held_against_figures(
                 file.write(json.dumps(line | {"errors": {"output": error / 10, "gradient": error}}) + "\n")
 
     def verdicts() -> dict[str, tuple[str, bool] | None]:
-        read = bench.targets.read_lines
-        return {target.aim: target.find(read(tmp_path / f"{target.step}.jsonl")) for target in bench.targets.TARGETS}
+        read = bench.targets.find_lines
+        return {target.aim: target.find(read(tmp_path, target.step)) for target in bench.targets.TARGETS}
 
     assert set(verdicts().values()) == {None}
     write("aim", 4096, mesa=5e-3, fla=2e-2)
@@ -241,4 +263,6 @@ def test_targets_are_held_against_figures(
     bench.targets.show_targets(tmp_path)
     shown = capsys.readouterr().out
     assert shown.count("missed") == 2
+    write("tuned", 4096, mesa=4e-3, fla=2e-2)
+    assert verdicts()["both passes under 6 ms"] == ("4.00 ms", True)
     assert shown.count("not measured") == 1
