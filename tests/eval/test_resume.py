@@ -47,6 +47,7 @@ def stopped_midway(arguments: list[str], sent: signal.Signals) -> subprocess.Com
     """Run the program in a process of its own that gets a signal when the second of its tasks is to be asked."""
     program = f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 from mesa_eval import parts
 from mesalm.cli import main
 plain = parts.score_task

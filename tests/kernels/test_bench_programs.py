@@ -213,7 +213,9 @@ def test_a_step_past_its_limit_is_interrupted_and_the_next_one_runs(
     bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     Step = bench.gpu_session.Step
-    waits = "import time\nprint('begun')\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('interrupted')"
+    # a job in the background inherits that the signal is ignored
+    heeds = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nprint('begun')\n"
+    waits = heeds + "try: time.sleep(60)\nexcept KeyboardInterrupt: print('interrupted')"
     steps = [
         Step("long", "waits", ("-c", waits), 3, figures=False),
         Step("broken", "fails", ("-c", "raise SystemExit(3)"), 60, figures=False),
