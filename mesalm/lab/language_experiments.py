@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import statistics
 from typing import Any
@@ -31,10 +33,12 @@ def language_recipe(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Reci
     """
     steps, width = sizes["steps"], sizes["width"]
     device = "cpu" if bench.device == "cpu" else "auto"
+    # in a folder of its own for other sizes, as the other nets are
+    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:16]
     return Recipe.build(
         {
-            "name": f"language-{arm}-{sizes['layers']}-s{seed}",
-            "output_dir": str(bench.cache),
+            "name": f"{arm}-s{seed}",
+            "output_dir": str(bench.cache / f"language-{digest}"),
             "seed": seed,
             "data": {
                 "sources": [sizes["source"]],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 from torch import nn
 
 from mesalm.data.stream import Batch
@@ -54,11 +54,6 @@ class NetRecipe(Settings):
         ge=0,
         description="A layer, from 0, trained to give what the base's gives; all else stays.",
     )
-
-    @model_serializer(mode="wrap")
-    def _without_what_was_not_asked(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # so that a net which imitates nothing keeps its name
-        return {name: value for name, value in plain(self).items() if name != "imitates" or value is not None}
 
     def key(self) -> str:
         """Return the name of the net's folder: a hash of all that decides its weights."""

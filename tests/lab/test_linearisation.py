@@ -49,9 +49,8 @@ def test_a_layer_learns_what_the_softmax_layer_gives_and_all_else_stays(tmp_path
     assert (given - wanted).square().mean() < 2 * losses[-1] + 1e-9
 
 
-def test_a_net_that_imitates_nothing_keeps_its_name(tmp_path: Path) -> None:
+def test_a_net_that_imitates_is_another_and_needs_a_base(tmp_path: Path) -> None:
     base = plain_net(Workbench(0, tmp_path), SIZES, TASK, "softmax", 2)
-    assert "imitates" not in base.model_dump()
     assert base.model_copy(update={"imitates": 0}).key() != base.key()
     with pytest.raises(SettingsError, match="needs a base"):
         Workbench(0, tmp_path, quiet=True).net(base.model_copy(update={"imitates": 0}))
