@@ -108,7 +108,10 @@ def main(words: list[str] | None = None) -> int:
                 return 0
             usual = tuning.choose(kernel, shapes)
             timed = decode if kernel == "one step" else run
-            time = lambda timed=timed: interleave({"": timed}, arguments.repeats, 2, "cuda")[""].median  # noqa: E731
+
+            def time(timed: Callable[[], None] = timed) -> float:
+                return interleave({"": timed}, arguments.repeats, 2, "cuda")[""].median
+
             choice, seconds = best_choice(kernel, usual, time, end)
             entry = tuning.describe(kernel, shapes)
             tuning.write_table(tuning.card_name(shapes.device), {entry: choice}, {entry: seconds})

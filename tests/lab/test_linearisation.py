@@ -45,7 +45,8 @@ def test_a_layer_learns_what_the_softmax_layer_gives_and_all_else_stays(tmp_path
         assert torch.equal(ours, theirs) != name.startswith("layers.1.mixer"), name
     batch = bench.batch(TASK, 16)
     stream = before(batch["inputs"], output_hidden_states=True).hidden_states
-    wanted, (given, _) = stream[2] - stream[1], net.layers[1].mixer(stream[1])  # type: ignore[operator]
+    mixer: Any = net.layers[1].mixer
+    wanted, (given, _) = stream[2] - stream[1], mixer(stream[1])
     assert (given - wanted).square().mean() < 2 * losses[-1] + 1e-9
 
 
