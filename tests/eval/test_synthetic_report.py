@@ -156,6 +156,9 @@ def test_the_door_trains_scores_and_reports(
     assert "softmax" in shown
     assert f"report: {tmp_path / 'small' / 'report.html'}" in shown
     assert f"| ({words}) |" in (tmp_path / "small" / "report.md").read_text()
+    if task["name"] == "regression":  # one head of 8, no convolution: gram and cross; keys and values of 5 pairs
+        found = json.loads((tmp_path / "small" / "results.json").read_text())["settings"]
+        assert [setting["state_numbers"] for setting in found] == [8 * (8 + 8), 2 * 8 * 10]
     assert main(["synth", str(path), "--report-only", "seeds=[0,1]"]) == 0
     assert "2 runs have not ended" in capsys.readouterr().out
     assert main(["synth", str(path), "task.pears=3"]) == 2

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mesalm.journal import read_journal
 from mesalm.lab.language_experiments import (
     ARMS,
     in_context_score,
@@ -71,8 +72,11 @@ def test_models_have_the_papers_choices(sizes: dict[str, Any], tmp_path: Path) -
 def test_losses_are_those_of_held_out_rows_by_position(sizes: dict[str, Any], tmp_path: Path) -> None:
     bench = Workbench(0, tmp_path / "nets", quiet=True)
     recipe = language_recipe(bench, sizes, "linear", 0)
-    once = position_losses(bench, recipe, 20)
-    torch.testing.assert_close(position_losses(bench, recipe, 20), once)  # opened, not trained again
+    once = position_losses(bench, recipe, 10_000)
+    events = read_journal(recipe.folder / "journal.jsonl")
+    (valid,) = (event["loss"] for event in events if event["event"] == "valid")
+    assert float(once.mean()) == pytest.approx(valid, rel=1e-5)  # what the training itself measured on all of them
+    torch.testing.assert_close(position_losses(bench, recipe, 10_000), once)  # opened, not trained again
     assert once.shape == (31,)
     assert once.dtype == torch.float64
 
