@@ -97,7 +97,7 @@ def _experiment(
 ) -> tuple[Callable[[Workbench, dict[str, Any]], Findings], dict[str, Any]]:
     if name in STUDIES:
         study = STUDIES[name]
-        return study.experiment, claims[study.sizes_of].sizes(size)
+        return study.experiment, study.sizes(claims, size)
     return EXPERIMENTS[name], claims[name].sizes(size)
 
 

@@ -26,20 +26,9 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
     found = read_results(results, size)
     if not found:
         raise SettingsError(f"{results}: holds no results of {size} size; run `mesalm lab run all` first")
-    items = [_item(name, claim, found.get(name)) for name, claim in load_claims().items()]
-    studies = [
-        {
-            "name": name,
-            "question": study.question,
-            "sizes_of": study.sizes_of,
-            "seeds": len(found[name]),
-            "quantities": _in_digits(mean_quantities(found[name])),
-            "figure": draw_findings(found[name][0], name),
-            "notes": found[name][0].notes,
-        }
-        for name, study in STUDIES.items()
-        if name in found
-    ]
+    claims = load_claims()
+    items = [_item(name, claim, found.get(name)) for name, claim in claims.items()]
+    studies = [_study(name, claims[study.sizes_of], found) for name, study in STUDIES.items() if name in found]
     for item in (*items, *studies):
         item["figure"] = Markup(item["figure"])
     verdicts = [item["verdict"] for item in items]
@@ -91,6 +80,27 @@ def _item(name: str, claim: Claim, found: list[Findings] | None) -> dict[str, An
         ),
         "figure": draw_findings(found[0], name),
         "notes": found[0].notes,
+    }
+
+
+def _study(name: str, claim: Claim, found: dict[str, list[Findings]]) -> dict[str, Any]:
+    """Return what the page shows of a study: its quantities beside what its claim asks for and found."""
+    study, quantities = STUDIES[name], mean_quantities(found[name])
+    of_claim = dict(_in_digits(mean_quantities(found[study.sizes_of]))) if study.sizes_of in found else {}
+    bounds = {criterion.quantity: criterion.words() for criterion in claim.criteria}
+    return {
+        "name": name,
+        "question": study.question,
+        "sizes_of": study.sizes_of,
+        "changes": ", ".join(f"{key} {value}" for key, value in study.changes.items()),
+        "seeds": len(found[name]),
+        "rows": [
+            {"quantity": key, "value": value, "claim": of_claim.get(key, ""), "bound": bounds.get(key, "")}
+            for key, value in _in_digits(quantities)
+        ],
+        "compared": not quantities.keys().isdisjoint(of_claim),
+        "figure": draw_findings(found[name][0], name),
+        "notes": found[name][0].notes,
     }
 
 

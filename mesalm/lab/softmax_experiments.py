@@ -24,7 +24,10 @@ LAGS = 6
 def plain_net(
     bench: Workbench, sizes: Sizes, task: VectorTask, mixers: str | list[str], layers: int, *, mlps: bool = False
 ) -> NetRecipe:
-    """Return the recipe of a net on plain tokens: no norms, sinusoidal positions in the first layer, MLPs if asked."""
+    """Return the recipe of a net on plain tokens: no norms, sinusoidal positions in the first layer, MLPs if asked.
+
+    Without a ``width`` among the sizes it is four times the input's; without ``heads`` there are 4.
+    """
     width = sizes.get("width", 4 * task.input_size)
     hybrid = isinstance(mixers, list)
     model = {
@@ -35,6 +38,8 @@ def plain_net(
         "block_mlps": mlps,
         "residual_clip": (15.0 if mlps else 1.0) if hybrid else None,
     }
+    if "heads" in sizes:
+        model["num_attention_heads"] = sizes["heads"]
     return net_recipe(task, sizes, bench.seed, model, cosine=True)
 
 

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from mesalm.lab.attention_experiments import attention_maps
-from mesalm.lab.claims import Findings
+from mesalm.lab.claims import Claim, Findings, Size
 from mesalm.lab.few_shot_experiments import continual_aided, few_shot_hybrid
+from mesalm.lab.language_experiments import language_order
+from mesalm.lab.linear_experiments import fixed_teacher
+from mesalm.lab.linearisation_experiments import linearisation
+from mesalm.lab.softmax_experiments import longer_binding
 from mesalm.lab.workbench import Workbench
+from mesalm.settings import SettingsError
 
 
 @dataclass(frozen=True)
 class Study:
-    """Hold one study: what is asked, the claim whose sizes and nets it takes, and the experiment."""
+    """Hold one study: what is asked, the claim whose sizes and nets it takes, and the experiment.
+
+    ``changes`` are the small sizes that differ from the claim's; a study that has them has no paper size.
+    """
 
     question: str
     sizes_of: str
     experiment: Callable[[Workbench, dict[str, Any]], Findings]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def sizes(self, claims: Mapping[str, Claim], size: Size) -> dict[str, Any]:
+        """Return the sizes of one of the two scales. Raises SettingsError for a paper size that is not there."""
+        if self.changes and size == "paper":
+            raise SettingsError(
+                f"size: this study changes small sizes; `mesalm lab run {self.sizes_of} --size paper` has the paper's"
+            )
+        return {**claims[self.sizes_of].sizes(size), **self.changes}
 
 
 STUDIES = {
@@ -33,6 +50,30 @@ STUDIES = {
         "Do the separator and the prefix, tuned on one task, help with two in one sequence?",
         "continual",
         continual_aided,
+    ),
+    "language-order-deep": Study(
+        "Is the order of language models the same with four layers and MLPs?",
+        "language-order",
+        language_order,
+        {"layers": 4},
+    ),
+    "language-order-dpfp": Study(
+        "Is the order of language models the same with DPFP features?", "language-order", language_order, {"dpfp": 1}
+    ),
+    "fixed-teacher-longer": Study(
+        "Is the one map remembered after five times the training?", "fixed-teacher", fixed_teacher, {"steps": 10000}
+    ),
+    "longer-binding-longer": Study(
+        "Are three tokens bound with the authors' 12 heads after three times the training?",
+        "longer-binding",
+        longer_binding,
+        {"heads": 12, "steps": 12000},
+    ),
+    "linearisation-longer": Study(
+        "Do linear layers replace softmax layers if they learn from ten times the batches?",
+        "linearisation",
+        linearisation,
+        {"linear_steps": 15000},
     ),
 }
 """Study -> what it is; `mesalm lab run` takes their names beside those of claims."""

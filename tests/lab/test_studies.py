@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from mesalm.lab.findings_figure import draw_findings
 from mesalm.lab.softmax_experiments import plain_net
 from mesalm.lab.studies import STUDIES
 from mesalm.lab.workbench import Workbench
+from mesalm.settings import SettingsError
 
 TINY: dict[str, Any] = {"size": 2, "length": 24, "test_rows": 32, "steps": 2, "batch": 4, "layers": 2}
 OWN: dict[str, dict[str, Any]] = {
@@ -31,15 +34,34 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def sizes_of(name: str) -> dict[str, Any]:
-    sizes = load_claims()[STUDIES[name].sizes_of].small
+    sizes = STUDIES[name].sizes(load_claims(), "small")
     return {**sizes, **{key: value for key, value in TINY.items() if key in sizes}, **OWN.get(name, {})}
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if not study.changes])
 def test_a_study_gives_numbers_and_a_figure(name: str, tmp_path: Path) -> None:
     findings = STUDIES[name].experiment(Workbench(0, tmp_path, quiet=True), sizes_of(name))
     assert all(math.isfinite(value) for value in (*findings.values.values(), *findings.controls.values()))
     assert draw_findings(findings, name).startswith("<svg")
+
+
+def test_a_study_of_other_sizes_is_its_claims_experiment() -> None:
+    claims = load_claims()
+    for name, study in STUDIES.items():
+        sizes, claimed = study.sizes(claims, "small"), claims[study.sizes_of].small
+        changed = {key for key in sizes if sizes[key] != claimed.get(key)}
+        assert changed == set(study.changes), name  # nothing changed to what it was
+        if changed:
+            assert study.experiment is EXPERIMENTS[study.sizes_of]
+            with pytest.raises(SettingsError, match=f"lab run {study.sizes_of} --size paper"):
+                study.sizes(claims, "paper")
+
+
+def test_heads_are_a_size(tmp_path: Path) -> None:
+    bench, task = Workbench(0, tmp_path, quiet=True), LinearDynamics(size=2, hidden=6, length=9)
+    sizes = {**STUDIES["longer-binding-longer"].sizes(load_claims(), "small"), "steps": 1}
+    net = bench.net(plain_net(bench, sizes, task, sizes["mixers"], 2))
+    assert [(layer.mixer.heads, layer.mixer.head_dim) for layer in net.layers] == [(12, 16)] * 2
 
 
 def test_maps_are_the_softmax_of_the_scores(tmp_path: Path) -> None:
@@ -121,3 +143,29 @@ def test_the_page_shows_what_has_no_result_and_the_studies(tmp_path: Path, monke
     for variable in ("--ink", "--muted", "--grid", "--series-1"):
         assert page.count(f"{variable}:") == 2  # light and dark
         assert f"var({variable}" in page
+
+
+def test_a_study_stands_beside_what_its_claim_asks_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = load_claims()
+    small = claims["fixed-teacher"].small
+    claims["fixed-teacher"].small = {
+        **small,
+        **{key: value for key, value in TINY.items() if key in small},
+        "learning_rate": 0.1,
+    }
+    monkeypatch.setattr(claim_runs, "load_claims", lambda: claims)
+    study = replace(STUDIES["fixed-teacher-longer"], changes={"steps": 3})
+    monkeypatch.setitem(STUDIES, "fixed-teacher-longer", study)
+    claim_runs.run_claims(["fixed-teacher-longer"], out=tmp_path, nets=tmp_path, quiet=True)
+    alone = write_page(tmp_path).read_text(encoding="utf-8")
+    assert "</a>, but steps 3</p>" in alone
+    assert "in the claim's own run" not in alone
+    claim_runs.run_claims(["fixed-teacher"], out=tmp_path, nets=tmp_path, quiet=True)
+    page = write_page(tmp_path).read_text(encoding="utf-8")
+    found = claim_runs.read_results(tmp_path, "small")
+    quantity = "loss relative to the best gradient step"
+    longer, claimed = (found[name][0].values[quantity] for name in ("fixed-teacher-longer", "fixed-teacher"))
+    assert longer != claimed
+    cells = [f"{longer:.4g}", f"{claimed:.4g}", "at most 0.3"]
+    row = page[page.index(f"<td>{quantity}</td>", page.index("Beside the claims")) :].split("</tr>")[0]
+    assert re.findall("<td[^>]*>([^<]*)</td>", row)[1:] == cells
