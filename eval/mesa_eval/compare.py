@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mesa_eval.arms import Arm, find_arms, read_groups
-from mesa_eval.processes import join_processes
+from mesa_eval.reading.processes import join_processes
 from mesa_eval.rows import build_comparison
 from mesa_eval.scores import ModelCard, Scores
 from mesa_eval.suite import make_plan, run_plan
@@ -69,8 +69,8 @@ def report(
     quiet: bool = False,
 ) -> Path:
     """Compare scores that are there already; print the tables, write the report and return its page."""
-    from mesa_eval.report import write_report
-    from mesa_eval.tables import print_comparison
+    from mesa_eval.report.files import write_report
+    from mesa_eval.report.tables import print_comparison
 
     groups = read_groups(arms)
     cards = [item.model for item in scores]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mesa_eval.arms import Arm
-from mesa_eval.intervals import Interval, holm
 from mesa_eval.scores import Scores
+from mesa_eval.uncertainty.intervals import Interval, holm
 
 PRIMARY = "primary_average"
 

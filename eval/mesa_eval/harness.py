@@ -5,7 +5,7 @@
 
 takes every argument of `lm_eval`. It makes the model type "mesa" known (so no `trust_remote_code` is needed)
 and adds the model `mesalm`: the harness's own `hf` model, with the start token before every context, as in
-training and in `mesa_eval.scoring`. Published folders also work with plain
+training and in `mesa_eval.reading.scoring`. Published folders also work with plain
 `lm_eval run --model hf --model_args pretrained=DIR,trust_remote_code=True,add_bos_token=True`.
 Without a network set HF_HUB_OFFLINE=1, HF_DATASETS_OFFLINE=1 and TRANSFORMERS_OFFLINE=1, and name a local task:
 `dataset_path: json` with `dataset_kwargs: {data_files: {test: /path/to/file.jsonl}}`.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import mesalm  # noqa: F401  (registers the model type "mesa")
-from mesa_eval.model_source import find_model
+from mesa_eval.reading.model_source import find_model
 
 MODEL_NAME = "mesalm"
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mesa_eval.processes import Processes
+from mesa_eval.reading.processes import Processes
 from mesa_eval.scores import FORMAT, ModelCard, Part, write_atomically
 
 

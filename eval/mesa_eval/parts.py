@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from mesa_eval.documents import Document, text_fingerprint
-from mesa_eval.few_shot import CannotAskError, score_task
-from mesa_eval.icl_curve import copy_measures, position_measures, score_copying, score_positions
-from mesa_eval.perplexity import score_documents, text_measures
+from mesa_eval.measures.few_shot import CannotAskError, score_task
+from mesa_eval.measures.icl_curve import copy_measures, position_measures, score_copying, score_positions
+from mesa_eval.measures.perplexity import score_documents, text_measures
+from mesa_eval.measures.task_measures import task_measures
+from mesa_eval.measures.text_recall import rare_in_training, recall_measures
 from mesa_eval.protocols import Protocol
-from mesa_eval.reader import Reader
+from mesa_eval.reading.reader import Reader
 from mesa_eval.scores import Part, TaskRecord
-from mesa_eval.task import Task
-from mesa_eval.task_measures import task_measures
-from mesa_eval.text_recall import rare_in_training, recall_measures
+from mesa_eval.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mesa_eval.task import FewShotProtocol
 from mesa_eval.tasks import BUILT_IN
+from mesa_eval.tasks.task import FewShotProtocol
 
 
 @dataclass(frozen=True)

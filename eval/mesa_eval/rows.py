@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mesa_eval.arms import NO_COMMON_SEED, Arm, find_arms, pairs
-from mesa_eval.bootstrap import Resampled, Transform, mean_of, resample
 from mesa_eval.comparison import PRIMARY, Comparison, Difference, Row, ordered_keys
 from mesa_eval.documents import stable_number
-from mesa_eval.intervals import Interval, joint_interval, t_interval
 from mesa_eval.scores import Measure, Scores
+from mesa_eval.uncertainty.bootstrap import Resampled, Transform, mean_of, resample
+from mesa_eval.uncertainty.intervals import Interval, joint_interval, t_interval
 
 OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
 OTHER_WINDOW = "windows differ"

@@ -18,16 +18,22 @@ from typing import Any
 from rich.console import Console
 
 from mesa_eval.documents import Document, held_out_documents, read_documents, subsample, text_fingerprint
-from mesa_eval.model_record import describe_model, installed_versions
-from mesa_eval.model_source import ModelSource, find_model, load_tokenizer, tokenizer_fingerprint, training_length
 from mesa_eval.part_store import PartStore
 from mesa_eval.parts import Subject, questions
-from mesa_eval.processes import Processes, join_processes
 from mesa_eval.protocols import PROTOCOLS, Protocol
+from mesa_eval.reading.model_record import describe_model, installed_versions
+from mesa_eval.reading.model_source import (
+    ModelSource,
+    find_model,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    training_length,
+)
+from mesa_eval.reading.processes import Processes, join_processes
+from mesa_eval.reading.scoring import Scorer
 from mesa_eval.scores import Part, Scores
-from mesa_eval.scoring import Scorer
-from mesa_eval.task import Task
 from mesa_eval.tasks import BUILT_IN, find_tasks
+from mesa_eval.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,8 @@ def evaluate(
     plan = make_plan(models, suite, texts, split, tasks, seed, trust_remote_code)
     scores = run_plan(plan, out, device, batch_tokens, trust_remote_code, quiet)
     if not quiet and join_processes(device).main:
+        from mesa_eval.report.tables import print_comparison
         from mesa_eval.rows import build_comparison
-        from mesa_eval.tables import print_comparison
 
         print_comparison(build_comparison(scores, differences=False))
     return scores

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mesa_eval.batches import Batch
-from mesa_eval.model_source import declared_vocabulary, load_tokenizer, tokenizer_fingerprint
 from mesa_eval.parts import Subject, questions
-from mesa_eval.reader import Reader, TokenScores
+from mesa_eval.reading.batches import Batch
+from mesa_eval.reading.model_source import declared_vocabulary, load_tokenizer, tokenizer_fingerprint
+from mesa_eval.reading.reader import Reader, TokenScores
 from mesa_eval.suite import Plan
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mesa_eval.scoring import Scorer
-from mesa_eval.task import Task
+from mesa_eval.reading.scoring import Scorer
 from mesa_eval.tasks import find_tasks
 from mesa_eval.tasks.episodes import EpisodeTask
+from mesa_eval.tasks.task import Task
 
 Row = tuple[list[int], int]
 

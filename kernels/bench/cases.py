@@ -139,7 +139,7 @@ def _correlate(noise: Tensor, mean: Tensor) -> Tensor:
 
 def _recorded(file: Path, length: int | None) -> Operands:
     """Read a trained model's operands, the heads of all its layers side by side, cut to `length` tokens if given."""
-    from mesalm.lab.recorded import load_recorded
+    from mesalm.lab.inspection.recorded import load_recorded
 
     layers = load_recorded(file)
     if not layers:

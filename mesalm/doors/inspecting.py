@@ -25,7 +25,7 @@ def inspect_door(doors: argparse._SubParsersAction) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """Print a model's gates and condition numbers and draw them."""
-    from mesalm.lab.inspection import inspect_model
+    from mesalm.lab.inspection.run import inspect_model
 
     inspect_model(
         options.model,

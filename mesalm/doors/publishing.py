@@ -22,7 +22,7 @@ def publish_door(doors: argparse._SubParsersAction) -> None:
 
 def publish(options: argparse.Namespace) -> None:
     """Publish a model."""
-    from mesa_eval.card_rows import card_rows
+    from mesa_eval.report.card_rows import card_rows
     from mesalm.hub.publish import publish as publish_model
 
     folder = publish_model(

@@ -41,7 +41,7 @@ def tune_door(doors: argparse._SubParsersAction) -> None:
 
 def tune(options: argparse.Namespace) -> None:
     """Tune a prefix and say how to measure its gain."""
-    from mesa_eval.scoring import Scorer
+    from mesa_eval.reading.scoring import Scorer
     from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
     from mesalm.train.prompt_tuning import tune_prefix, tune_settings
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mesalm.lab.claims import Claim, Curve, Findings, Size, chosen, judge, load_claims
-from mesalm.lab.experiments import EXPERIMENTS
+from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.studies import STUDIES
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mesalm.lab.claims import Findings
-from mesalm.lab.gate_figure import GRID, MUTED, STYLE
+from mesalm.lab.inspection.gate_figure import GRID, MUTED, STYLE
 
 COLOURS = ("#3b6fb6", "#c1662b", "#2f7d5b", "#8a5aa8", "#b3372f", "#8a7000")
 INK = "#222222"

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mesalm.lab.attention_experiments import attention_maps
 from mesalm.lab.claims import Claim, Findings, Size
-from mesalm.lab.few_shot_experiments import continual_aided, few_shot_hybrid
-from mesalm.lab.language_experiments import language_order
-from mesalm.lab.linear_experiments import fixed_teacher
-from mesalm.lab.linearisation_experiments import linearisation
-from mesalm.lab.softmax_experiments import longer_binding
+from mesalm.lab.experiments.attention import attention_maps
+from mesalm.lab.experiments.few_shot import continual_aided, few_shot_hybrid
+from mesalm.lab.experiments.language import language_order
+from mesalm.lab.experiments.linear import fixed_teacher
+from mesalm.lab.experiments.linearisation import linearisation
+from mesalm.lab.experiments.softmax import longer_binding
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesa_eval.batches import plan_batches, tokens_read
-from mesa_eval.processes import Processes, join_processes
-from mesa_eval.scoring import Scorer
+from mesa_eval.reading.batches import plan_batches, tokens_read
+from mesa_eval.reading.processes import Processes, join_processes
+from mesa_eval.reading.scoring import Scorer
 from mesalm import MesaConfig, MesaForCausalLM
 
 ROWS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40), st.integers(1, 12)), max_size=12)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mesa_eval.bootstrap import group_sums, mean_of, resample, resampled_sums
-from mesa_eval.intervals import Interval
+from mesa_eval.uncertainty.bootstrap import group_sums, mean_of, resample, resampled_sums
+from mesa_eval.uncertainty.intervals import Interval
 
 
 def alone(numerator: np.ndarray, denominator: np.ndarray, **options: object) -> Interval:
@@ -108,7 +108,7 @@ def test_units_must_match() -> None:
 def test_many_units_are_drawn_like_few(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(4).normal(size=(50, 2))
     kept = resampled_sums(values, 300, seed=(1, 2))
-    monkeypatch.setattr("mesa_eval.bootstrap.KEPT_COUNTS", 0)
+    monkeypatch.setattr("mesa_eval.uncertainty.bootstrap.KEPT_COUNTS", 0)
     np.testing.assert_array_equal(resampled_sums(values, 300, seed=(1, 2)), kept)
     assert not np.array_equal(resampled_sums(values, 300, seed=(1, 3)), kept)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesa_eval.documents import Document, in_turn, read_documents, subsample, text_fingerprint
-from mesa_eval.model_source import find_model
+from mesa_eval.reading.model_source import find_model
 
 
 def test_files_of_every_kind(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mesa_eval.encoding import Encoder, cuts_before_line_ends
+from mesa_eval.reading.encoding import Encoder, cuts_before_line_ends
 from mesalm.data.bpe import train_tokenizer
 
 PIECES = [
@@ -69,7 +69,7 @@ def test_a_line_is_encoded_once(tokenizer, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_memory_of_lines_is_bounded(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesa_eval.encoding.MOST_KNOWN", 3)
+    monkeypatch.setattr("mesa_eval.reading.encoding.MOST_KNOWN", 3)
     encoder = Encoder(tokenizer)
     for number in range(20):
         text = f"a\nb{number}\nc{number}"

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from mesa_eval.documents import Document, read_documents
-from mesa_eval.few_shot import CannotAskError, score_task
-from mesa_eval.scoring import Scorer
-from mesa_eval.task import FewShotProtocol, Item, Task
-from mesa_eval.task_measures import task_measures
+from mesa_eval.measures.few_shot import CannotAskError, score_task
+from mesa_eval.measures.task_measures import task_measures
+from mesa_eval.reading.scoring import Scorer
 from mesa_eval.tasks import BUILT_IN, find_tasks
 from mesa_eval.tasks.key_value_recall import RecallTask
+from mesa_eval.tasks.task import FewShotProtocol, Item, Task
 
 PROTOCOL = FewShotProtocol(
     shots=(0, 1, 2, 4), draws=3, rank_draws=2, queries=10, candidates=5, class_shots=(0, 1, 2), entries=(4, 8)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from mesa_eval.perplexity import score_documents
-from mesa_eval.scoring import Scorer
+from mesa_eval.measures.perplexity import score_documents
+from mesa_eval.reading.scoring import Scorer
 from mesalm import MesaConfig, MesaForCausalLM
 
 pytest.importorskip("lm_eval")
@@ -196,12 +196,12 @@ def test_whole_documents_agree_too(save_model) -> None:
 @pytest.mark.usefixtures("offline")
 def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, tmp_path: Path) -> None:
     """Classes behind demonstrations (read from a cache here) and minimal pairs (behind nothing)."""
-    from mesa_eval.few_shot import score_task
     from mesa_eval.harness import run_tasks
-    from mesa_eval.task import FewShotProtocol, Item
-    from mesa_eval.task_measures import task_measures
+    from mesa_eval.measures.few_shot import score_task
+    from mesa_eval.measures.task_measures import task_measures
     from mesa_eval.tasks import find_tasks
     from mesa_eval.tasks.minimal_pairs import MinimalPairTask
+    from mesa_eval.tasks.task import FewShotProtocol, Item
 
     tokenizer = make.tokenizer(merges_from="text: eval label: red tan sky " * 30, size=290)
     model = save_mesa(tmp_path / "mesa", tokenizer)
@@ -270,10 +270,10 @@ metric_list: [{metric: exact_match}]
 @pytest.mark.usefixtures("offline")
 def test_passages_agree_to_the_last_item(make, tmp_path: Path) -> None:
     """Last words as the harness asks LAMBADA, and what is written behind a text up to the end of the line."""
-    from mesa_eval.few_shot import score_task
     from mesa_eval.harness import run_tasks
+    from mesa_eval.measures.few_shot import score_task
+    from mesa_eval.measures.task_measures import task_measures
     from mesa_eval.protocols import PROTOCOLS
-    from mesa_eval.task_measures import task_measures
     from mesa_eval.tasks import find_tasks
 
     tokenizer = make.tokenizer(merges_from="the end of a long line\n" * 30, size=290)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mesa_eval.documents import Document
-from mesa_eval.icl_curve import (
+from mesa_eval.measures.icl_curve import (
     collect_windows,
     position_bins,
     position_measures,
@@ -17,7 +17,7 @@ from mesa_eval.icl_curve import (
     score_positions,
     score_ranges,
 )
-from mesa_eval.scoring import Scorer
+from mesa_eval.reading.scoring import Scorer
 
 
 def documents(lengths: list[int]) -> list[Document]:

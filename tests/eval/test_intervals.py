@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesa_eval.bootstrap import mean_of, resample
-from mesa_eval.intervals import holm, joint_interval, paired_t, t_interval
-from mesa_eval.student import critical, tail
+from mesa_eval.uncertainty.bootstrap import mean_of, resample
+from mesa_eval.uncertainty.intervals import holm, joint_interval, paired_t, t_interval
+from mesa_eval.uncertainty.student import critical, tail
 
 # two-sided 95 % and 99 % points, as printed in any table of Student's t
 TABLE = {1: (12.706, 63.657), 2: (4.303, 9.925), 4: (2.776, 4.604), 9: (2.262, 3.250), 30: (2.042, 2.750)}

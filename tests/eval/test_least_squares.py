@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from mesa_eval.least_squares import best_rates, best_ridge, gradient_predictions, last_states, ridge_predictions
-from mesa_eval.synthetic_scores import score_guesses, score_model
+from mesa_eval.synthetic.least_squares import (
+    best_rates,
+    best_ridge,
+    gradient_predictions,
+    last_states,
+    ridge_predictions,
+)
+from mesa_eval.synthetic.scores import score_guesses, score_model
 from mesalm.data.synthetic.drawn_stream import drawn_batch
 from mesalm.data.synthetic.tasks import TASKS
 

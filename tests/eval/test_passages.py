@@ -13,17 +13,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from mesa_eval.few_shot import CannotAskError, contains, score_task
+from mesa_eval.measures.few_shot import CannotAskError, contains, score_task
+from mesa_eval.measures.task_measures import task_measures
+from mesa_eval.reading.scoring import Scorer
+from mesa_eval.report.tables import print_comparison
 from mesa_eval.rows import build_comparison
 from mesa_eval.scores import Measure
-from mesa_eval.scoring import Scorer
 from mesa_eval.suite import evaluate
-from mesa_eval.tables import print_comparison
-from mesa_eval.task import FewShotProtocol, Item
-from mesa_eval.task_measures import task_measures
 from mesa_eval.tasks import find_tasks
 from mesa_eval.tasks.key_value_recall import RecallTask
 from mesa_eval.tasks.passages import LastWordTask, TextRecallTask
+from mesa_eval.tasks.task import FewShotProtocol, Item
 
 PROTOCOL = FewShotProtocol(shots=(1, 2), draws=2, rank_draws=1, queries=4, candidates=3, passages=10)
 

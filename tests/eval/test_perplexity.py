@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesa_eval.documents import Document
-from mesa_eval.perplexity import bits_per_byte, cut_windows, perplexity, score_documents
-from mesa_eval.scoring import Scorer
+from mesa_eval.measures.perplexity import bits_per_byte, cut_windows, perplexity, score_documents
+from mesa_eval.reading.scoring import Scorer
 
 
 @given(st.integers(0, 300), st.integers(1, 64))

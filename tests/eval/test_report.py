@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from mesa_eval.arms import Arm
-from mesa_eval.bootstrap import resample
 from mesa_eval.compare import compare, find_baseline
 from mesa_eval.documents import stable_number
-from mesa_eval.page import render_page
-from mesa_eval.report import write_report
+from mesa_eval.report.files import write_report
+from mesa_eval.report.page import render_page
+from mesa_eval.report.wording import number, summarise
 from mesa_eval.rows import OTHER_TOKENIZER, build_comparison
 from mesa_eval.scores import Scores
 from mesa_eval.suite import evaluate, make_plan
-from mesa_eval.wording import number, summarise
+from mesa_eval.uncertainty.bootstrap import resample
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

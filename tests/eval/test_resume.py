@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mesa_eval.reading.scoring import Scorer
 from mesa_eval.scores import Scores
-from mesa_eval.scoring import Scorer
 from mesa_eval.suite import evaluate
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mesa_eval.model_source import tokenizer_fingerprint
-from mesa_eval.scoring import Scorer
+from mesa_eval.reading.model_source import tokenizer_fingerprint
+from mesa_eval.reading.scoring import Scorer
 
 
 def direct(model, row: list[int]) -> np.ndarray:

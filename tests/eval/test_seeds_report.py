@@ -14,12 +14,12 @@ import pytest
 
 from mesa_eval.compare import read_scores, report
 from mesa_eval.comparison import PRIMARY
-from mesa_eval.intervals import paired_t
-from mesa_eval.page import render_page
-from mesa_eval.report import write_report
+from mesa_eval.report.files import write_report
+from mesa_eval.report.page import render_page
+from mesa_eval.report.wording import summarise
 from mesa_eval.rows import OTHER_ITEMS, OTHER_TOKENIZER, OTHER_WINDOW, build_comparison
 from mesa_eval.scores import Measure, ModelCard, Part, Scores, TaskRecord
-from mesa_eval.wording import summarise
+from mesa_eval.uncertainty.intervals import paired_t
 from mesalm.cli import main
 
 UNITS = 30

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mesa_eval.row_scores import RowScores, TaskScores
-from mesa_eval.synthetic_grid import lines, read_grid
-from mesa_eval.synthetic_report import report_grid
+from mesa_eval.synthetic.grid import lines, read_grid
+from mesa_eval.synthetic.report import report_grid
+from mesa_eval.synthetic.row_scores import RowScores, TaskScores
 from mesalm.cli import main
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mesa_eval.ngrams import ngram_distributions
-from mesa_eval.row_scores import TaskScores
-from mesa_eval.synthetic_scores import score_guesses, score_model
+from mesa_eval.synthetic.ngrams import ngram_distributions
+from mesa_eval.synthetic.row_scores import TaskScores
+from mesa_eval.synthetic.scores import score_guesses, score_model
 from mesalm.data.synthetic.tasks import TASKS
 from mesalm.data.synthetic.token_task import TokenRows, TokenTask, collate_rows
 
@@ -70,7 +70,7 @@ def test_the_true_distribution_has_no_distance(monkeypatch: pytest.MonkeyPatch) 
         return task.next_symbols(task.automaton(rows.random(row), "test"), tokens)
 
     rows = TokenRows(task, "test", 5, 10)
-    monkeypatch.setattr("mesa_eval.synthetic_scores.ngram_distributions", truth)
+    monkeypatch.setattr("mesa_eval.synthetic.scores.ngram_distributions", truth)
     legal, distance = score_guesses(task, 10, seed=5)["bigram"].measures
     assert legal.value == 1.0
     assert distance.value == pytest.approx(0.0, abs=1e-12)

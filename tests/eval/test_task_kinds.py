@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from mesa_eval.documents import read_documents
-from mesa_eval.few_shot import Level, TaskScores, digits_right, score_task
+from mesa_eval.measures.few_shot import Level, TaskScores, digits_right, score_task
+from mesa_eval.measures.task_measures import task_measures
+from mesa_eval.reading.scoring import Scorer
 from mesa_eval.scores import Measure, TaskRecord
-from mesa_eval.scoring import Scorer
-from mesa_eval.task import FewShotProtocol, Item
-from mesa_eval.task_measures import task_measures
 from mesa_eval.tasks import find_tasks
 from mesa_eval.tasks.classification import ClassTask
 from mesa_eval.tasks.episodes import EpisodeTask
 from mesa_eval.tasks.extractive import ChoiceTask, is_choice
 from mesa_eval.tasks.minimal_pairs import MinimalPairTask
 from mesa_eval.tasks.scrambles import ScrambleTask, is_scramble
+from mesa_eval.tasks.task import FewShotProtocol, Item
 
 PROTOCOL = FewShotProtocol(
     shots=(0, 2),

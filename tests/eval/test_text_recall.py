@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mesa_eval import text_recall
-from mesa_eval.icl_curve import PositionScores
-from mesa_eval.text_recall import count_pairs, rare_in_training, recall_measures, repeated
+from mesa_eval.measures import text_recall
+from mesa_eval.measures.icl_curve import PositionScores
+from mesa_eval.measures.text_recall import count_pairs, rare_in_training, recall_measures, repeated
 
 
 def test_a_pair_is_repeated_from_its_second_time_on() -> None:

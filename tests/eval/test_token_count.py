@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesa_eval.protocols import PROTOCOLS
-from mesa_eval.scoring import Scorer
+from mesa_eval.reading.scoring import Scorer
 from mesa_eval.suite import make_plan, run_plan
 from mesa_eval.token_count import count_tokens
 from mesalm.cli import main

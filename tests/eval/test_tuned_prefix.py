@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mesa_eval.scoring import Scorer
+from mesa_eval.reading.scoring import Scorer
 from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
 from mesalm.cli import main
 

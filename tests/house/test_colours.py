@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-REPORT = ROOT / "eval/mesa_eval/templates/report.css"
+REPORT = ROOT / "eval/mesa_eval/report/templates/report.css"
 CLAIMS = ROOT / "mesalm/lab/templates/claims.html.j2"
 OWN_NAMES = {"yes": "better", "no": "worse"}
 

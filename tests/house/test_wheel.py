@@ -33,8 +33,8 @@ def test_the_wheel_holds_three_packages_recipes_and_templates(wheel: Path) -> No
         assert f"mesalm/recipes/{recipe.name}" in names
     for package in tops:
         assert f"{package}/py.typed" in names
-    for template in (ROOT / "eval/mesa_eval/templates").iterdir():
-        assert f"mesa_eval/templates/{template.name}" in names
+    for template in (ROOT / "eval/mesa_eval/report/templates").iterdir():
+        assert f"mesa_eval/report/templates/{template.name}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

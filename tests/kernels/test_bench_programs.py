@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mesalm.lab.recorded import save_recorded
+from mesalm.lab.inspection.recorded import save_recorded
 from mesalm.model.operator_mesa import mesa_attention
 
 MACHINE = {"cpu", "cores", "threads", "load_before", "system", "python", "torch", "device"}

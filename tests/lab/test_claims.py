@@ -16,7 +16,7 @@ from mesalm.journal import read_journal
 from mesalm.lab import claim_runs
 from mesalm.lab.claims import Criterion, Findings, chosen, judge, load_claims
 from mesalm.lab.claims_page import room, write_page
-from mesalm.lab.experiments import EXPERIMENTS
+from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 from mesalm.settings import SettingsError
 

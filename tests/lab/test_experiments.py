@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mesalm.lab.claims import judge, load_claims
-from mesalm.lab.experiments import EXPERIMENTS
+from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.findings_figure import draw_findings
 from mesalm.lab.workbench import Workbench
 

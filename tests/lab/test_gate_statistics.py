@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from mesalm import mesa_attention
-from mesalm.lab.capture import Reading
-from mesalm.lab.gate_statistics import (
+from mesalm.lab.inspection.capture import Reading
+from mesalm.lab.inspection.gate_statistics import (
     FORGET_EDGES,
     INPUT_EDGES,
     LayerSamples,
     late_tokens,
     long_chunks,
 )
-from mesalm.lab.late_systems import effective_rank, survey
-from mesalm.lab.reach import LAGS, lag_shares
+from mesalm.lab.inspection.late_systems import effective_rank, survey
+from mesalm.lab.inspection.reach import LAGS, lag_shares
 from mesalm.model.operator_linear import linear_attention
 
 T, G, K = 150, 3, 8

@@ -17,11 +17,11 @@ from mesalm.cli import main
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.prepare import prepare
 from mesalm.hub.open_model import open_model, open_tokenizer
-from mesalm.lab.capture import Reading, watched
-from mesalm.lab.held_out import Run, cut_windows, held_out_text
-from mesalm.lab.inspection import inspect_model, run_windows
-from mesalm.lab.reach import Reach
-from mesalm.lab.recorded import load_recorded, parse_heads, recorded_metadata
+from mesalm.lab.inspection.capture import Reading, watched
+from mesalm.lab.inspection.held_out import Run, cut_windows, held_out_text
+from mesalm.lab.inspection.reach import Reach
+from mesalm.lab.inspection.recorded import load_recorded, parse_heads, recorded_metadata
+from mesalm.lab.inspection.run import inspect_model, run_windows
 from mesalm.model import mixer_softmax
 
 SaveModel = Callable[..., str]

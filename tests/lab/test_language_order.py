@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mesalm.journal import read_journal
-from mesalm.lab.language_experiments import (
+from mesalm.lab.experiments.language import (
     ARMS,
     in_context_score,
     in_standard_errors,

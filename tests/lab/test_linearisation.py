@@ -10,8 +10,8 @@ import torch
 
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.journal import read_journal
-from mesalm.lab.linearisation_experiments import linearisation, linearised, loss_ratios
-from mesalm.lab.softmax_experiments import plain_net
+from mesalm.lab.experiments.linearisation import linearisation, linearised, loss_ratios
+from mesalm.lab.experiments.softmax import plain_net
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mesalm.lab.recorded import load_recorded, recorded_metadata
+from mesalm.lab.inspection.recorded import load_recorded, recorded_metadata
 
 DATA = Path(__file__).parents[1] / "data"
 

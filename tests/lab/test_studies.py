@@ -14,13 +14,13 @@ import torch
 from mesalm.cli import main
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.lab import claim_runs
-from mesalm.lab.attention_experiments import mean_maps, shares_by_lag
 from mesalm.lab.claims import Findings, load_claims
 from mesalm.lab.claims_page import write_page
-from mesalm.lab.experiments import EXPERIMENTS
-from mesalm.lab.few_shot_experiments import base_net, few_shot
+from mesalm.lab.experiments.attention import mean_maps, shares_by_lag
+from mesalm.lab.experiments.few_shot import base_net, few_shot
+from mesalm.lab.experiments.softmax import plain_net
+from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.findings_figure import draw_findings
-from mesalm.lab.softmax_experiments import plain_net
 from mesalm.lab.studies import STUDIES
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError

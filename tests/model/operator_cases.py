@@ -19,7 +19,7 @@ from pair_covering import Level, covering
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mesalm.lab.recorded import load_recorded
+from mesalm.lab.inspection.recorded import load_recorded
 from mesalm.model import operator_mesa
 from mesalm.model.mesa_chunked import mesa_chunked
 from mesalm.model.operator_mesa import mesa_attention

@@ -19,8 +19,8 @@ from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
 from mesalm.train.interrupts import Interrupted
 from mesalm.train.recipe import recipe_names
-from mesalm.train.synthetic_grid import run_grid
-from mesalm.train.synthetic_recipe import (
+from mesalm.train.synthetic.grid import run_grid
+from mesalm.train.synthetic.recipe import (
     SyntheticRecipe,
     best_rate,
     load_synthetic_recipe,
@@ -28,7 +28,7 @@ from mesalm.train.synthetic_recipe import (
     planned_count,
     synthetic_help,
 )
-from mesalm.train.synthetic_results import read_results, write_results
+from mesalm.train.synthetic.results import read_results, write_results
 
 TINY: dict[str, Any] = {
     "name": "tiny",

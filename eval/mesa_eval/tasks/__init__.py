@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 
 from mesa_eval.documents import Document
-from mesa_eval.task import Task
+from mesa_eval.tasks.task import Task
 from mesa_eval.tasks.task_source import read_tasks
 
 BUILT_IN = {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mesa_eval.documents import Document, stable_number
-from mesa_eval.task import Item, Task
+from mesa_eval.tasks.task import Item, Task
 from mesa_eval.tasks.text_words import choose_words
 
 IDENTIFIER = re.compile(r"(?<![A-Za-z0-9_])[a-z]{2,12}(?:_[a-z]{2,12}){1,2}(?![A-Za-z0-9_(])")

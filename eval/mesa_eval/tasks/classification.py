@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from mesa_eval.task import FewShotProtocol, Item, Query, Task
+from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
 
 CONTENT_FREE = "N/A"
 SYMBOLS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mesa_eval.task import FewShotProtocol, Item, Query, Task
 from mesa_eval.tasks.classification import SYMBOLS
+from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mesa_eval.task import FewShotProtocol, Query, Task
+from mesa_eval.tasks.task import FewShotProtocol, Query, Task
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mesa_eval.documents import Document
-from mesa_eval.task import FewShotProtocol, Item, Query, Task
+from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
 from mesa_eval.tasks.text_words import choose_words
 
 DIGITS = 7

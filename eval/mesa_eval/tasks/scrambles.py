@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mesa_eval.task import FewShotProtocol, Item, Task
+from mesa_eval.tasks.task import FewShotProtocol, Item, Task
 
 
 @dataclass(frozen=True)

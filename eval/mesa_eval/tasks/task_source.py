@@ -17,7 +17,6 @@ from urllib.parse import parse_qsl
 import yaml
 from pydantic import Field, model_validator
 
-from mesa_eval.task import Item, Task, check_template
 from mesa_eval.tasks.classification import ClassTask
 from mesa_eval.tasks.dataset_rows import read_dataset
 from mesa_eval.tasks.episodes import EpisodeTask
@@ -26,6 +25,7 @@ from mesa_eval.tasks.minimal_pairs import MinimalPairTask
 from mesa_eval.tasks.passages import LastWordTask, TextRecallTask, cut_last_word
 from mesa_eval.tasks.records import read_records
 from mesa_eval.tasks.scrambles import ScrambleTask, is_scramble
+from mesa_eval.tasks.task import Item, Task, check_template
 from mesalm.settings import Settings, one_of
 
 MOST_LABELS = 20  # beyond, one demonstration of each label fills the window of a small model

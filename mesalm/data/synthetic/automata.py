@@ -147,7 +147,7 @@ class Automata(TokenTask):
         return chances
 
     def guesses(self) -> dict[str, float]:
-        """Return nothing: the guesses for this task look at the row (mesa_eval.ngrams)."""
+        """Return nothing: the guesses for this task look at the row (mesa_eval.synthetic.ngrams)."""
         return {}
 
     def _any_automaton(self, random: np.random.RandomState) -> Automaton:

@@ -1,0 +1,271 @@
+"""Ask a model a few-shot task: log P of answers and candidates behind prompts, by number of shots.
+
+The score of an answer is log P(answer tokens | prompt), summed, never a generation alone; recall is asked both ways.
+All numbers of shots are read in one go, each set of demonstrations once (see `batches.py`). A number of shots is left
+out, for this and all larger ones, when any prompt with its answer would not fit the window (the length the model was
+trained on) or the items run out; the report names them. What the scores are turned into is in `task_measures.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mesa_eval.reading.encoding import Pair
+from mesa_eval.reading.reader import Likelihood, Reader
+from mesa_eval.scores import TaskRecord
+from mesa_eval.tasks.task import FewShotProtocol, Query, Task
+
+MOST = "most"
+WRITTEN = 48  # tokens written at most where an answer is looked for in what a model writes (Arora et al. 2024, Based)
+STOP = "\n"
+Table = dict[tuple[str, str], Likelihood]
+
+
+class CannotAskError(ValueError):
+    """Say in one line why a task cannot be asked of a model."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """Hold one number of shots of one variant: arrays [query][draw].
+
+    key: the number of shots, or "most" where it is as many as fit; nats: of the answer; bytes: of the answer;
+    exact: whether greedy decoding writes it; ranked: log P of each candidate, on the first draws only where ranking
+    is done on fewer; truth: which candidate is right; free: log P of each candidate behind content-free input, by
+    draw, where the task has one; digits: how many digits of the answer the likeliest tokens hold; written: what the
+    model writes, and contains: whether the answer is in it, where the task asks that, on the same draws as `ranked`.
+    """
+
+    key: str
+    shots: int
+    words: str
+    nats: list[list[float]]
+    bytes: list[list[int]]
+    exact: list[list[float]]
+    ranked: list[list[list[float]]]
+    truth: list[list[int]]
+    free: list[list[float]]
+    digits: list[list[int]]
+    written: list[list[str]] = field(default_factory=list)
+    contains: list[list[float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """Hold what one task gave: its record, the queries asked, and levels by variant ("" is the plain one).
+
+    left_out: how many of the chosen queries are longer than the window, in a task that goes on without those.
+    """
+
+    task: Task
+    record: TaskRecord
+    queries: list[int]
+    levels: dict[str, list[Level]]
+    left_out: int = 0
+
+
+@dataclass
+class _Asked:
+    """Hold what is asked at one number of shots: queries [query][draw], content-free ones, encoded pairs."""
+
+    key: str
+    shots: int
+    words: str
+    grid: list[list[Query]]
+    free: list[Query]
+    ranks: int
+    pairs: dict[tuple[str, str], Pair]
+    shared: list[str]
+
+
+def score_task(reader: Reader, task: Task, protocol: FewShotProtocol, window: int, seed: int) -> TaskScores:
+    """Score one task at every number of shots that fits the window.
+
+    Raises CannotAskError if not even the smallest number of shots fits, or an answer cannot be encoded.
+    """
+    chosen = task.queries(protocol, seed)
+    queries = _short_enough(reader, task, chosen, window, seed) if task.leaves_out_long else chosen
+    if not queries:
+        raise CannotAskError(f"no prompt fits the window of {window} tokens")
+    cut: set[int] = set()
+    asked: dict[str, list[_Asked]] = {}
+    for variant, own in task.variants(protocol, seed).items():
+        asked[variant] = _fitting(reader, own, protocol, queries, window, seed, cut)
+    if not any(asked.values()):
+        raise CannotAskError(f"no prompt fits the window of {window} tokens")
+    flat = [level for levels in asked.values() for level in levels]
+    pairs = [pair for level in flat for pair in level.pairs.values()]
+    scored = iter(reader.likelihoods(pairs, task.name, [label for level in flat for label in level.shared]))
+    tables = [dict(zip(level.pairs, scored, strict=False)) for level in flat]
+    written = _write(reader, task, flat, tables, window)
+    in_turn = iter(tables)
+    levels = {
+        variant: [_level(reader, level, next(in_turn), written) for level in own] for variant, own in asked.items()
+    }
+    shown = next((level for level in flat if level.shots), flat[0]).grid[0][0]
+    record = TaskRecord(
+        name=task.name,
+        kind=task.kind,
+        queries=len(queries),
+        draws=task.draws(protocol),
+        candidates=max(len(query.candidates) for level in flat for row in level.grid for query in row),
+        majority=task.majority(queries),
+        cut=sorted(cut),
+        pairs_joint=sum(pair.joint for pair in pairs),
+        pairs_apart=sum(not pair.joint for pair in pairs),
+        example=(shown.prompt + shown.answer).lstrip(),
+    )
+    return TaskScores(task, record, queries, levels, len(chosen) - len(queries))
+
+
+def _short_enough(reader: Reader, task: Task, queries: list[int], window: int, seed: int) -> list[int]:
+    """Return the queries whose prompt and answer fit the window."""
+    asked = [task.query(index, 0, 0, 1, seed) for index in queries]
+    pairs = _encoded(reader, [(query.prompt, query.answer) for query in asked])
+    return [index for index, pair in zip(queries, pairs, strict=True) if len(pair.tokens) - 1 <= window]
+
+
+def _encoded(reader: Reader, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+    try:
+        return reader.encode_pairs(pairs)
+    except ValueError as error:
+        raise CannotAskError(str(error)) from error
+
+
+def _write(
+    reader: Reader,
+    task: Task,
+    asked: Sequence[_Asked],
+    tables: Sequence[Table],
+    window: int,
+) -> dict[str, str]:
+    """Return what the model writes behind each prompt of a task that asks for it.
+
+    Where every token of an answer was the likeliest, the answer is what the model would write, and it is not asked to.
+    """
+    written: dict[str, str] = {}
+    prompts: dict[str, None] = {}
+    if "contains" not in task.metrics or not reader.writes():
+        return written
+    for level, table in zip(asked, tables, strict=True):
+        for query in (query for row in level.grid for query in row[: level.ranks]):
+            pair, found = level.pairs[query.prompt, query.answer], table[query.prompt, query.answer]
+            if found.greedy and STOP not in query.answer and len(pair.tokens) - pair.start <= WRITTEN:
+                written[query.prompt] = query.answer
+            else:
+                prompts[query.prompt] = None
+    texts = reader.generate(list(prompts), WRITTEN, STOP, f"{task.name}, written", window) if prompts else []
+    return {**written, **dict(zip(prompts, texts, strict=True))}
+
+
+def _fitting(
+    reader: Reader,
+    task: Task,
+    protocol: FewShotProtocol,
+    queries: list[int],
+    window: int,
+    seed: int,
+    cut: set[int],
+) -> list[_Asked]:
+    """Encode every number of shots that fits; those that do not are added to `cut`."""
+    fitting: list[_Asked] = []
+    for shots in task.levels(protocol):
+        level = None
+        if shots <= task.most_shots and not any(shots > other for other in cut):
+            level = _encode(reader, task, protocol, queries, shots, window, seed)
+        if level is None:
+            cut.add(shots)
+        else:
+            fitting.append(level)
+    if task.as_many_as_fit and fitting:
+        most = _most_that_fit(reader, task, protocol, queries, window, seed, fitting[-1].shots)
+        if most is not None:
+            fitting.append(most)
+    return fitting
+
+
+def _most_that_fit(
+    reader: Reader, task: Task, protocol: FewShotProtocol, queries: list[int], window: int, seed: int, known: int
+) -> _Asked | None:
+    """Find the largest number of shots that fits, more than `known`, by halving; None if there is none."""
+    low, high = known, min(protocol.most_shots, task.most_shots)
+    best = None
+    while low < high:
+        middle = (low + high + 1) // 2
+        level = _encode(reader, task, protocol, queries, middle, window, seed)
+        if level is None:
+            high = middle - 1
+        else:
+            low, best = middle, level
+    if best is not None:
+        best.key, best.words = MOST, f"{best.words}, the most that fit"
+    return best
+
+
+def _encode(
+    reader: Reader, task: Task, protocol: FewShotProtocol, queries: list[int], shots: int, window: int, seed: int
+) -> _Asked | None:
+    """Encode everything that is asked at one number of shots; None if a prompt with a continuation does not fit."""
+    draws = task.draws(protocol)
+    ranks = task.rank_draws(protocol) if {"accuracy", "contains"} & set(task.metrics) else 0
+    grid = [[task.query(index, draw, shots, protocol.candidates, seed) for draw in range(draws)] for index in queries]
+    free = [query for draw in range(ranks) if (query := task.free_query(draw, shots, seed)) is not None]
+    wanted: dict[tuple[str, str], str] = {}
+    for row in grid:
+        for draw, query in enumerate(row):
+            continuations = query.candidates if draw < ranks else (query.answer,)
+            wanted.update(dict.fromkeys(((query.prompt, text) for text in continuations), _label(query)))
+    for query in free:
+        wanted.update(dict.fromkeys(((query.prompt, text) for text in query.candidates), _label(query)))
+    pairs = _encoded(reader, list(wanted))
+    if max(len(pair.tokens) - 1 for pair in pairs) > window:
+        return None
+    table = dict(zip(wanted, pairs, strict=True))
+    return _Asked(str(shots), shots, task.shot_words(shots), grid, free, ranks, table, list(wanted.values()))
+
+
+def _label(query: Query) -> str:
+    """Return what a query's rows are grouped by: the demonstrations where they are most of the prompt, else all."""
+    return query.shared if 2 * len(query.shared) > len(query.prompt) else query.prompt
+
+
+def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str]) -> Level:
+    def logs(query: Query) -> list[float]:
+        return [table[query.prompt, text].nats for text in query.candidates]
+
+    def digits(query: Query) -> int:
+        pair = asked.pairs[query.prompt, query.answer]
+        return digits_right(reader, pair.tokens[pair.start :], table[query.prompt, query.answer].best)
+
+    ranked = [row[: asked.ranks] for row in asked.grid]
+    return Level(
+        key=asked.key,
+        shots=asked.shots,
+        words=asked.words,
+        nats=[[-table[query.prompt, query.answer].nats for query in row] for row in asked.grid],
+        bytes=[[len(query.answer.encode()) for query in row] for row in asked.grid],
+        exact=[[float(table[query.prompt, query.answer].greedy) for query in row] for row in asked.grid],
+        ranked=[[logs(query) for query in row] for row in ranked],
+        truth=[[query.candidates.index(query.answer) for query in row] for row in ranked],
+        free=[logs(query) for query in asked.free],
+        digits=[[digits(query) for query in row] for row in asked.grid],
+        written=[[written[query.prompt] for query in row] for row in ranked] if written else [],
+        contains=[[contains(written[query.prompt], query.answer) for query in row] for row in ranked]
+        if written
+        else [],
+    )
+
+
+def contains(text: str, answer: str) -> float:
+    """Return 1 if the answer stands in the text, in whatever case, else 0: the measure of Arora et al. (2024)."""
+    return float(answer.strip().lower() in text.lower())
+
+
+def digits_right(reader: Reader, tokens: list[int], likeliest: tuple[int, ...]) -> int:
+    """Count the digits of an answer that stand in the same place of the likeliest tokens, right ones before given."""
+    right = 0
+    for token, guess in zip(tokens, likeliest, strict=True):
+        written, guessed = reader.tokenizer.decode([token]), reader.tokenizer.decode([guess])
+        right += sum(a == b for a, b in zip(written, guessed, strict=False) if a.isdigit())
+    return right

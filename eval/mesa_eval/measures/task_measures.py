@@ -1,0 +1,190 @@
+"""Measures of a few-shot task: what its log-probabilities say, by number of shots.
+
+- answer: bits per byte of the right answer (its leading space counted);
+- accuracy: the share of queries where the right candidate has the largest score (a tie at the top counts as one over
+  the number tied);
+- calibrated: the same with each score less that of the candidate behind content-free input (Zhao et al. 2021);
+- f1: macro-F1, the mean over the labels of 2 TP / (2 TP + FP + FN), ties shared as above;
+- exact: every token of the answer is the likeliest one, which is what greedy decoding would write;
+- greedy: the same where one word is asked for (LAMBADA's accuracy);
+- perplexity: the exponential of the mean nats of an answer;
+- contains: the answer stands in what the model writes greedily up to a line end, 48 tokens at most, in whatever case;
+- digits: the share of digits that are the likeliest, the right ones before them given.
+
+Queries (episodes, pairs) are the units; the draws of a query are summed within it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mesa_eval.measures.few_shot import MOST, Level, TaskScores
+from mesa_eval.scores import Measure
+
+UNITS = {
+    "answer": "answer, bits per byte",
+    "accuracy": "accuracy",
+    "calibrated": "accuracy, calibrated",
+    "f1": "macro-F1",
+    "f1-calibrated": "macro-F1, calibrated",
+    "exact": "exact match",
+    "digits": "digits right",
+    "greedy": "accuracy, greedy",
+    "perplexity": "perplexity of the answer",
+    "contains": "answer contained",
+}
+VARIED = ("accuracy", "calibrated")  # what is reported with labels permuted or as symbols
+LIKELIHOODS = ("answer", "perplexity")  # of the same string, whatever the tokenizer
+VARIANTS = {"": "", "permuted": ", labels permuted", "symbols": ", letters for labels"}
+
+Columns = tuple[list[list[float]], list[list[float]], float | None]
+
+
+def task_measures(scores: TaskScores, primary_shots: int = 8) -> list[Measure]:
+    """Return every measure of a task: by number of shots, then by metric, then by variant and paradigm.
+
+    The task's own primary metric, at the most shots that fit up to `primary_shots`, is marked as primary.
+    """
+    plain = [level for level in scores.levels[""] if level.key != MOST]
+    within = [level.shots for level in plain if 0 < level.shots <= primary_shots]
+    items = scores.task.fingerprint()
+    measures = []
+    for variant, levels in scores.levels.items():
+        for level in levels:
+            for metric in scores.task.metrics:
+                if (variant and metric not in VARIED) or (metric == "contains" and not level.contains):
+                    continue
+                columns = METRICS[metric](level)
+                made = _measure(scores, level, metric, variant, columns, items)
+                made.primary = (
+                    metric == scores.task.primary and not variant and level.key == str(max(within, default=None))
+                )
+                measures.append(made)
+                if metric == "accuracy":
+                    measures.extend(_by_group(scores, made))
+    return sorted(measures, key=lambda measure: measure.x or 0.0)
+
+
+def _measure(scores: TaskScores, level: Level, metric: str, variant: str, columns: Columns, items: str) -> Measure:
+    section = f"task/{scores.record.name}"
+    numerator, denominator, chance = columns
+    return Measure(
+        section=section,
+        key=f"{section}/{level.key}/{metric}{'-' if variant else ''}{variant}",
+        label=level.words,
+        unit=UNITS[metric] + VARIANTS[variant],
+        better="lower" if metric in LIKELIHOODS else "higher",
+        digits=2 if metric == "perplexity" else 3,
+        resampled=scores.task.unit,
+        units=[str(index) for index in scores.queries],
+        numerator=numerator,
+        denominator=denominator,
+        transform="exp" if metric == "perplexity" else "",
+        any_tokenizer=metric in LIKELIHOODS and level.key != MOST,
+        chance=chance,
+        x=float(level.shots),
+        items=items,
+    )
+
+
+def _by_group(scores: TaskScores, whole: Measure) -> list[Measure]:
+    """Return one measure a paradigm where there are several."""
+    groups: dict[str, list[int]] = {}
+    for place, index in enumerate(scores.queries):
+        groups.setdefault(scores.task.group(index), []).append(place)
+    if len(groups) < 2:
+        return []
+    return [
+        Measure(
+            **{
+                **vars(whole),
+                "key": f"{whole.key}/{name}",
+                "label": name,
+                "units": [whole.units[place] for place in places],
+                "numerator": [whole.numerator[place] for place in places],
+                "denominator": [whole.denominator[place] for place in places],
+                "primary": False,
+            }
+        )
+        for name, places in sorted(groups.items())
+    ]
+
+
+def _answer(level: Level) -> Columns:
+    bits = [[sum(row) / math.log(2)] for row in level.nats]
+    return bits, [[float(sum(row))] for row in level.bytes], None
+
+
+def _perplexity(level: Level) -> Columns:
+    return [[sum(row)] for row in level.nats], [[float(len(row))] for row in level.nats], None
+
+
+def _contains(level: Level) -> Columns:
+    return [[sum(row)] for row in level.contains], [[float(len(row))] for row in level.contains], 0.0
+
+
+def _exact(level: Level) -> Columns:
+    return [[sum(row)] for row in level.exact], [[float(len(row))] for row in level.exact], 0.0
+
+
+def _digits(level: Level) -> Columns:
+    # an answer is a space and digits, so it has one byte more than digits
+    return [[float(sum(row))] for row in level.digits], [[float(sum(row) - len(row))] for row in level.bytes], 0.1
+
+
+def _accuracy(level: Level, calibrate: bool = False) -> Columns:
+    won = _won(level, calibrate)
+    right = [
+        [sum(shares[true] for shares, true in zip(row, own, strict=True))]
+        for row, own in zip(won, level.truth, strict=True)
+    ]
+    counts = [len(shares) for row in won for shares in row]
+    return right, [[float(len(row))] for row in won], float(np.mean([1 / count for count in counts]))
+
+
+def _f1(level: Level, calibrate: bool = False) -> Columns:
+    """Return, for each label, 2 TP and 2 TP + FP + FN of each query; chance guesses every label equally often."""
+    won = _won(level, calibrate)
+    numerator, denominator = [], []
+    frequency = np.zeros(len(won[0][0]))
+    for row, own in zip(won, level.truth, strict=True):
+        guessed = np.array(row)
+        true = np.zeros_like(guessed)
+        true[np.arange(len(own)), own] = 1
+        frequency += true.sum(0)
+        numerator.append((2 * guessed * true).sum(0).tolist())
+        denominator.append((guessed + true).sum(0).tolist())
+    share = frequency / frequency.sum()
+    even = 1 / len(share)
+    there = share > 0
+    return numerator, denominator, float(np.mean(2 * share[there] * even / (share[there] + even)))
+
+
+def _won(level: Level, calibrate: bool) -> list[list[list[float]]]:
+    """Return what share of the decision each candidate wins: 1 for the largest score, 1/n where n are tied."""
+    return [
+        [_shares(np.array(logs) - (np.array(level.free[draw]) if calibrate else 0)) for draw, logs in enumerate(row)]
+        for row in level.ranked
+    ]
+
+
+def _shares(values: np.ndarray) -> list[float]:
+    best: Sequence[bool] = values == values.max()
+    return (np.array(best) / np.sum(best)).tolist()
+
+
+METRICS: dict[str, Callable[[Level], Columns]] = {
+    "answer": _answer,
+    "accuracy": _accuracy,
+    "calibrated": lambda level: _accuracy(level, True),
+    "f1": _f1,
+    "f1-calibrated": lambda level: _f1(level, True),
+    "exact": _exact,
+    "greedy": _exact,
+    "perplexity": _perplexity,
+    "contains": _contains,
+    "digits": _digits,
+}

@@ -1,0 +1,103 @@
+"""Recall on natural text: the loss on tokens that the window itself could have told.
+
+A target is *repeated* when it and the token before it stood next to each other earlier in the window; an associative
+look-up of the previous token then finds it (Arora et al. 2024, Zoology). Where the training text is known, repeated
+targets are split further: a pair that is *rare in training* cannot have been learnt there. Rare is a pair seen at most
+once in a million training tokens (never, in a training text shorter than that), counted in up to the first 2^28.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mesa_eval.measures.icl_curve import PositionScores
+from mesa_eval.scores import Measure
+from mesa_eval.uncertainty.bootstrap import group_sums
+
+RARE_PER_TOKEN = 1e-6
+MOST_TRAINING_TOKENS = 2**28
+ROWS_AT_ONCE = 4096
+
+
+def pair_codes(tokens: np.ndarray) -> np.ndarray:
+    """Return one number for each pair of neighbours: [..., T + 1] token ids to [..., T] int64."""
+    wide = tokens.astype(np.int64)
+    return (wide[..., :-1] << 32) | wide[..., 1:]
+
+
+def repeated(tokens: np.ndarray) -> np.ndarray:
+    """Return, for windows [N, T + 1], which of the T targets end a pair that stood earlier in the window."""
+    codes = pair_codes(tokens)
+    seen = np.ones(codes.shape, dtype=bool)
+    for row, own in zip(codes, seen, strict=True):
+        own[np.unique(row, return_index=True)[1]] = False
+    return seen
+
+
+def count_pairs(prepared: Path, codes: np.ndarray) -> tuple[np.ndarray, int]:
+    """Count how often each pair of tokens stands in the training rows of prepared data; and the tokens looked at."""
+    from mesalm.data.prepared import Prepared
+
+    rows = Prepared(prepared).rows("train")
+    wanted, place = np.unique(codes, return_inverse=True)
+    counts = np.zeros(len(wanted), dtype=np.int64)
+    looked = 0
+    for begin in range(0, len(rows), ROWS_AT_ONCE):
+        tokens = np.asarray(rows[begin : begin + ROWS_AT_ONCE]["input_ids"])
+        found = pair_codes(tokens).ravel()
+        at = np.searchsorted(wanted, found).clip(max=len(wanted) - 1)
+        counts += np.bincount(at[wanted[at] == found], minlength=len(wanted))
+        looked += tokens.size
+        if looked >= MOST_TRAINING_TOKENS:
+            break
+    return counts[place].reshape(codes.shape), looked
+
+
+def rare_in_training(tokens: np.ndarray, prepared: Path) -> np.ndarray:
+    """Return, for windows [N, T + 1], which of the T targets end a pair that is rare in the training rows."""
+    counts, looked = count_pairs(prepared, pair_codes(tokens))
+    return np.asarray(counts <= looked * RARE_PER_TOKEN)
+
+
+def recall_measures(scores: PositionScores, rare: np.ndarray | None) -> list[Measure]:
+    """Return loss and accuracy on repeated targets and on the rest; with `rare` [N, T] also on rare ones among them."""
+    again = repeated(scores.tokens)
+    chosen: list[tuple[str, str, np.ndarray]] = [
+        ("repeated", "pair seen earlier in the window", again),
+        ("new", "pair not seen earlier", ~again),
+    ]
+    if rare is not None:
+        chosen += [
+            ("repeated_rare", "seen earlier, rare in training", again & rare),
+            ("new_rare", "not seen earlier, rare in training", ~again & rare),
+        ]
+    measures = []
+    for key, label, mask in chosen:
+        if not mask.any():
+            continue
+        share = f"{label} ({100 * mask.mean():.1f} % of tokens)"
+        measures.append(_measure(f"recall/{key}", share, "nats per token", "lower", scores.losses, mask, scores.owners))
+        hits = scores.hits.astype(float)
+        measures.append(_measure(f"recall/{key}/accuracy", share, "accuracy", "higher", hits, mask, scores.owners))
+    return measures
+
+
+def _measure(
+    key: str, label: str, unit: str, better: str, values: np.ndarray, mask: np.ndarray, owners: Sequence[str]
+) -> Measure:
+    sums, names = group_sums(np.stack([(values * mask).sum(1), mask.sum(1)], axis=1), owners)
+    return Measure(
+        section="recall",
+        key=key,
+        label=label,
+        unit=unit,
+        better=better,
+        digits=3,
+        resampled="document",
+        units=names,
+        numerator=sums[:, :1].tolist(),
+        denominator=sums[:, 1:].tolist(),
+    )

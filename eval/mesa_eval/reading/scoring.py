@@ -1,0 +1,319 @@
+"""Run a model: the log-probabilities that every measure of this package is made of.
+
+This is the only file that runs a model. Any Hugging Face causal language model with its tokenizer will do;
+importing `mesalm` makes the model type "mesa" known to the Auto classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers.cache_utils import Cache
+
+import mesalm  # noqa: F401  (registers the model type "mesa")
+from mesa_eval.reading.batches import Batch, tokens_read
+from mesa_eval.reading.model_source import ModelSource, declared_length, find_model, load_tokenizer, one_line
+from mesa_eval.reading.processes import Processes
+from mesa_eval.reading.reader import Reader, TokenScores
+from mesalm.hub.open_model import open_model
+
+
+class Scorer(Reader):
+    """Score text with one causal language model.
+
+    `model` maps `input_ids` [B, T] to an object with `.logits` [B, T, V]; `tokenizer` is a Hugging Face
+    tokenizer. `max_length` is the number of tokens the model was trained to read at once.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        source: ModelSource | None = None,
+        max_length: int | None = None,
+        device: str = "cpu",
+        batch_tokens: int = 8192,
+        quiet: bool = False,
+        share_prefixes: bool = True,
+        processes: Processes | None = None,
+    ) -> None:
+        self.source = source or ModelSource("", type(model).__name__, "")
+        vocab_size = int(getattr(getattr(model, "config", None), "vocab_size", None) or len(tokenizer))
+        super().__init__(tokenizer, self.source.name, vocab_size, batch_tokens, quiet)
+        self.model = model.to(device).eval()
+        self.device = device
+        self.processes = processes or Processes()
+        self.max_length = (
+            max_length or self.source.sequence_length or declared_length(getattr(model, "config", None), tokenizer)
+        )
+        eos = tokenizer.eos_token_id
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos or 0)
+        accepted = inspect.signature(model.forward).parameters
+        self._keeps_logits = "logits_to_keep" in accepted
+        self._caches = "use_cache" in accepted
+        self._shares = share_prefixes and self._caches and "past_key_values" in accepted
+        self._asked = False
+        self._ends: dict[str, list[int]] = {}
+        self._read: tuple[tuple[tuple[int, ...], int], Cache] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        model: str,
+        *,
+        device: str = "auto",
+        batch_tokens: int = 8192,
+        trust_remote_code: bool = False,
+        quiet: bool = False,
+        processes: Processes | None = None,
+    ) -> Scorer:
+        """Load a run folder's `final/`, a model folder or a Hub name, in float32.
+
+        `device` "auto" is CUDA where there is one, else the CPU. Raises ValueError in one line when there is
+        no such model, the run is not finished, or the tokenizer is missing.
+        """
+        source = find_model(model)
+        own = (processes or Processes()).device or ("cuda" if torch.cuda.is_available() else "cpu")
+        where = own if device == "auto" else device
+        tokenizer = load_tokenizer(source, trust_remote_code)
+        try:
+            loaded = open_model(
+                source.load_from, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise ValueError(f"{model}: the model cannot be loaded: {one_line(error)}") from error
+        return cls(
+            loaded,
+            tokenizer,
+            source=source,
+            device=where,
+            batch_tokens=batch_tokens,
+            quiet=quiet,
+            processes=processes,
+        )
+
+    def writes(self) -> bool:
+        """Return whether the model has `generate`, as all causal models of transformers have."""
+        return hasattr(self.model, "generate")
+
+    def score_batches(
+        self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], firsts: Sequence[int], what: str
+    ) -> dict[int, TokenScores]:
+        """Score this process's share of the batches, and return what all processes found; see `token_scores`."""
+        return self._shared_out(
+            batches,
+            lambda batch: self._score_batch(batch, rows, firsts),
+            lambda batch: sum(len(rows[row]) - 1 - batch.cut for row in batch.rows),
+            what,
+            tokens_read(batches, rows),
+        )
+
+    def continue_batches(
+        self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], most: Sequence[int], stop: str, what: str
+    ) -> dict[int, list[int]]:
+        """Write on behind this process's share of the prompts; see `generate`."""
+        ends = self._tokens_with(stop)
+        return self._shared_out(
+            batches,
+            lambda batch: self._continue_batch(batch, rows, most, ends),
+            lambda batch: sum(len(rows[row]) + most[row] - 1 for row in batch.rows),
+            what,
+            sum(len(rows[row]) + most[row] - 1 for batch in batches for row in batch.rows),
+        )
+
+    def _shared_out(
+        self,
+        batches: Sequence[Batch],
+        run: Callable[[Batch], dict[int, Any]],
+        size: Callable[[Batch], int],
+        what: str,
+        total: int,
+    ) -> dict[int, Any]:
+        """Run every so-manieth batch in each process and return the results of all of them."""
+        found: dict[int, Any] = {}
+        error = ""
+        with self._progress(what, total) as progress:
+            for batch in batches[self.processes.index :: self.processes.count]:
+                try:
+                    found.update(run(batch))
+                except ValueError as caught:
+                    error = str(caught)
+                    break
+                if progress is not None:
+                    progress.advance(progress.task_ids[0], size(batch) * self.processes.count)
+        self._read = None
+        return self.processes.gather(found, error)
+
+    def _tokens_with(self, stop: str) -> list[int]:
+        """Return the tokens that hold `stop`, and the tokenizer's end."""
+        if stop not in self._ends:
+            written = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
+            ends = {token for token, text in enumerate(written) if stop in text}
+            self._ends[stop] = sorted(ends | ({self.tokenizer.eos_token_id} - {None}))
+        return self._ends[stop]
+
+    def _continue_batch(
+        self, batch: Batch, rows: Sequence[Sequence[int]], most: Sequence[int], ends: list[int]
+    ) -> dict[int, list[int]]:
+        longest = max(len(rows[row]) for row in batch.rows)
+        padding = [longest - len(rows[row]) for row in batch.rows]
+        ids = torch.tensor(
+            [[self._pad] * count + list(rows[row]) for row, count in zip(batch.rows, padding, strict=True)],
+            device=self.device,
+        )
+        mask = (torch.arange(longest) >= torch.tensor(padding)[:, None]).long().to(self.device)
+        with torch.no_grad():
+            out = self.model.generate(
+                ids,
+                attention_mask=mask,
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=most[batch.rows[0]],
+                pad_token_id=self._pad,
+                eos_token_id=ends or None,
+            )
+        return {row: _up_to(out[place, ids.shape[1] :].tolist(), set(ends)) for place, row in enumerate(batch.rows)}
+
+    def parameters(self) -> int:
+        """Return the number of parameters, tied weights counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of every parameter and buffer: names, shapes, types and bytes."""
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self.model.state_dict().items()):
+            plain = tensor.detach().cpu().contiguous()
+            digest.update(f"{key} {plain.dtype} {tuple(plain.shape)}\n".encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+        return digest.hexdigest()
+
+    def configuration(self) -> str:
+        """Return the configuration as JSON without what says only where it lay and who wrote it; "" without one."""
+        config = getattr(self.model, "config", None)
+        if config is None or not hasattr(config, "to_dict"):
+            return ""
+        own = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
+        own.pop("transformers_version", None)
+        return json.dumps(own, sort_keys=True, default=str)
+
+    def state_numbers(self, length: int) -> int | None:
+        """Return how many numbers the cache holds after `length` tokens of one sequence; None without a cache."""
+        token = self.start_token if self.start_token is not None else 0
+        ids = torch.full((1, length), token, dtype=torch.long, device=self.device)
+        if not self._caches:
+            return None
+        with torch.no_grad():
+            cache = self.model(input_ids=ids, use_cache=True).past_key_values
+        return None if cache is None else _numbers_in(cache, set())
+
+    def shares_prefixes(self) -> bool:
+        """Return whether the model hands out a cache of transformers' kind; asked of the model once."""
+        if self._shares and not self._asked:
+            ids = torch.full((1, 2), self._pad, dtype=torch.long, device=self.device)
+            with torch.no_grad():
+                self._shares = isinstance(self.model(input_ids=ids, use_cache=True).past_key_values, Cache)
+            self._asked = True
+        return self._shares
+
+    def _cache_of(self, batch: Batch, rows: Sequence[Sequence[int]]) -> Cache:
+        """Return a cache that holds each row's prefix; the prefixes are read when the batch is the first of them."""
+        key = (batch.heads, batch.cut)
+        if self._read is None or self._read[0] != key:
+            ids = torch.tensor([list(rows[head][: batch.cut]) for head in batch.heads], device=self.device)
+            options = {"logits_to_keep": 1} if self._keeps_logits else {}
+            self._read = (key, self.model(input_ids=ids, use_cache=True, **options).past_key_values)
+        cache: Cache = copy.deepcopy(self._read[1])
+        slots: Any = torch.tensor(batch.slots, device=self.device)
+        cache.reorder_cache(slots)
+        return cache
+
+    def _score_batch(
+        self, batch: Batch, rows: Sequence[Sequence[int]], firsts: Sequence[int]
+    ) -> dict[int, TokenScores]:
+        own = [rows[row][batch.cut :] for row in batch.rows]
+        first = [firsts[row] - batch.cut for row in batch.rows]
+        longest = max(len(row) for row in own) - 1
+        inputs = torch.full((len(own), longest), self._pad, dtype=torch.long)
+        targets = torch.full((len(own), longest), self._pad, dtype=torch.long)
+        for number, row in enumerate(own):
+            tokens = torch.tensor(row, dtype=torch.long)
+            inputs[number, : len(row) - 1] = tokens[:-1]
+            targets[number, : len(row) - 1] = tokens[1:]
+        keep = longest - (min(first) - 1)
+        options: dict[str, Any] = {"use_cache": bool(batch.cut)} if self._caches else {}
+        if self._keeps_logits and keep < longest:
+            options["logits_to_keep"] = keep
+        with torch.no_grad():
+            if batch.cut:
+                options["past_key_values"] = self._cache_of(batch, rows)
+            logits = self.model(input_ids=inputs.to(self.device), **options).logits
+        offset = longest - logits.shape[1]
+        kept = targets[:, offset:].to(logits.device)
+        nats = torch.empty(kept.shape)
+        best = torch.empty(kept.shape, dtype=torch.long)
+        for number in range(len(own)):
+            row_logits = logits[number].float()
+            chosen = row_logits.gather(-1, kept[number, :, None])[:, 0]
+            nats[number] = (chosen - row_logits.logsumexp(-1)).cpu()
+            best[number] = row_logits.argmax(-1).cpu()
+        results = {}
+        for number, index in enumerate(batch.rows):
+            span = slice(first[number] - 1 - offset, len(own[number]) - 1 - offset)
+            values, likeliest = nats[number, span].double().numpy(), best[number, span].numpy()
+            if not np.isfinite(values).all():
+                raise ValueError(f"{self.name}: the model gives a log-probability that is not finite")
+            hits = likeliest == targets[number, offset:][span].numpy()
+            results[index] = TokenScores(values, hits, likeliest)
+        return results
+
+    def _progress(self, what: str, total: int) -> AbstractContextManager[Progress | None]:
+        if self.quiet or not what or total == 0 or not self.processes.main:
+            return nullcontext()
+        console = Console(stderr=True)
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        progress.add_task(f"{self.name}: {self.stage}{what}", total=total)
+        return progress
+
+
+def _up_to(tokens: list[int], ends: set[int]) -> list[int]:
+    """Return tokens up to and with the first of `ends`; what follows it is padding."""
+    last = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: last + 1]
+
+
+def _numbers_in(thing: Any, seen: set[int]) -> int:
+    """Count the numbers in the tensors that a cache reaches, each tensor once."""
+    if isinstance(thing, torch.Tensor):
+        thing_id = thing.data_ptr()
+        fresh = thing_id not in seen
+        seen.add(thing_id)
+        return thing.numel() if fresh else 0
+    if isinstance(thing, dict):
+        return sum(_numbers_in(value, seen) for value in thing.values())
+    if isinstance(thing, list | tuple):
+        return sum(_numbers_in(value, seen) for value in thing)
+    if hasattr(thing, "layers"):
+        return _numbers_in(list(thing.layers), seen)
+    if type(thing).__module__ == "builtins" or isinstance(thing, type) or id(thing) in seen:
+        return 0
+    seen.add(id(thing))
+    return _numbers_in(vars(thing), seen) if hasattr(thing, "__dict__") else 0

@@ -1,0 +1,1 @@
+"""Write a comparison for readers: terminal, Markdown, one HTML page."""

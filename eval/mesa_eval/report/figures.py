@@ -1,0 +1,214 @@
+"""The figures of a comparison: training curves, differences as forests, loss by position, scores by shots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from mesa_eval.comparison import Comparison, Difference, Row
+from mesa_eval.report.svg import INK, MUTED, draw_svg, series_colour, series_marker
+from mesa_eval.report.wording import number
+
+FAINT: dict[str, Any] = {"alpha": 0.35, "linewidth": 1.0}  # one training seed among several
+
+
+def training_figure(comparison: Comparison) -> str | None:
+    """Draw bits per byte on validation text (or the training loss) over tokens; None if no run has a journal."""
+    curves = [scores.model.training for scores in comparison.scores]
+    kind = "valid" if any(curve.get("valid") for curve in curves) else "loss"
+    if not any(curve.get(kind) for curve in curves):
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for index, arm in enumerate(comparison.arms):
+            lines = [curves[place][kind] for place in arm.members if curves[place].get(kind)]
+            colour, marker = series_colour(index), series_marker(index)
+            for line in lines if len(lines) > 1 else []:
+                axes.plot([x / 1e6 for x, _ in line], [y for _, y in line], color=colour, **FAINT)
+            mean = _mean_curve(lines)
+            if mean:
+                mark = marker if len(mean) < 40 else ""
+                axes.plot([x / 1e6 for x, _ in mean], [y for _, y in mean], marker=mark, color=colour, label=arm.name)
+        axes.set_xlabel("million tokens trained")
+        axes.set_ylabel("validation, bits per byte" if kind == "valid" else "training loss, nats per token")
+        axes.legend()
+
+    return draw_svg(draw, (7.2, 3.3), f"Training curves of {', '.join(comparison.names)}")
+
+
+def _mean_curve(lines: Sequence[list[list[float]]]) -> list[tuple[float, float]]:
+    """Return the mean of curves at the places that all of them have."""
+    tables = [{point[0]: point[1] for point in line} for line in lines]
+    shared = [x for x in (tables[0] if tables else {}) if all(x in table for table in tables)]
+    return [(x, sum(table[x] for table in tables) / len(tables)) for x in shared]
+
+
+def text_figure(comparison: Comparison) -> str | None:
+    """Draw the differences in bits per byte by domain as a forest; None if there is one domain."""
+    rows = [row for row in comparison.section("text") if row.key.count("/") < 2 and row.key.startswith("bits_per_byte")]
+    entries = [(row.label, row) for row in rows]
+    return _forest(comparison, entries, "bits per byte", "left") if len(entries) > 1 else None
+
+
+def claims_figure(comparison: Comparison) -> str | None:
+    """Draw the difference of every task, by the score it is judged by, and of the average, as a forest."""
+    entries: list[tuple[str, Row]] = [(row.label, row) for row in comparison.section("primary")]
+    for section in comparison.task_sections():
+        row = comparison.claim_row(section)
+        if row is not None and row.better == "higher":
+            entries.append((f"{section.removeprefix('task/')}, {row.label}", row))
+    return _forest(comparison, entries, "score", "right") if entries else None
+
+
+def _forest(comparison: Comparison, entries: Sequence[tuple[str, Row]], what: str, better: str) -> str | None:
+    """Draw one line an entry: each arm's difference, its deciding interval, and every training seed as a point."""
+    others = comparison.compared
+    if not any(row.differences[index].interval for _, row in entries for index in others):
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        step = 0.7 / max(1, len(others))
+        for place, index in enumerate(others):
+            for height, (_, row) in enumerate(entries):
+                y = height + (place - (len(others) - 1) / 2) * step
+                label = comparison.names[index] if height == 0 else None
+                _forest_mark(axes, row.differences[index], y, index, label)
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set_yticks(range(len(entries)), [label for label, _ in entries])
+        axes.set_ylim(len(entries) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(f"{what} less that of {comparison.base} ({better} is better)")
+        if len(others) > 1:
+            figure.legend(loc="outside upper left", ncols=min(4, len(others)), fontsize=9)
+
+    told = [
+        f"{label}, {comparison.names[index]}: {row.verdict(index)}"
+        for label, row in entries
+        for index in others
+        if row.verdict(index)
+    ]
+    return draw_svg(
+        draw,
+        (7.2, 1.0 + (0.3 + 0.13 * len(others)) * len(entries) + (0.3 if len(others) > 1 else 0)),
+        f"Difference in {what} from {comparison.base}. {'; '.join(told)}",
+    )
+
+
+def _forest_mark(axes: Any, difference: Difference, y: float, index: int, label: str | None) -> None:
+    found = difference.decisive
+    if found is None:
+        return
+    colour = series_colour(index)
+    if found.low is not None and found.high is not None:
+        axes.plot([found.low, found.high], [y, y], color=colour)
+    if len(difference.by_seed) > 1:
+        values = [value for _, value in difference.by_seed]
+        axes.plot(values, [y] * len(values), "|", color=colour, markersize=9, alpha=0.75)
+    axes.plot([found.value], [y], series_marker(index), color=colour, label=label)
+
+
+def position_figure(comparison: Comparison) -> str | None:
+    """Draw loss by position and, below it, each arm's paired difference with its interval as a band."""
+    rows = comparison.section("position")
+    if not rows:
+        return None
+    centres = [row.x or 1.0 for row in rows]
+    others = [i for i in comparison.compared if any(row.differences[i].interval for row in rows)]
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(2 if others else 1, 1, sharex=True, squeeze=False)[:, 0]
+        for index, name in enumerate(comparison.names):
+            shown = [(x, value.value) for x, row in zip(centres, rows, strict=True) if (value := row.values[index])]
+            if shown:
+                mark = series_marker(index)
+                panels[0].plot(*zip(*shown, strict=True), marker=mark, color=series_colour(index), label=name)
+        panels[0].set_ylabel("nats per token")
+        panels[0].set_title("Loss by position")
+        panels[0].legend()
+        for index in others:
+            _position_difference(panels[1], centres, rows, index)
+        if others:
+            panels[1].axhline(0, color=INK, linewidth=1)
+            panels[1].set_ylabel("nats per token")
+            panels[1].set_title(f"Difference from {comparison.base}, with 95 % band (below 0 is better)")
+        panels[-1].set_xscale("log", base=2)
+        panels[-1].set_xticks([2**place for place in range(len({row.x for row in rows}))])
+        panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panels[-1].xaxis.set_minor_locator(NullLocator())
+        panels[-1].set_xlabel("position in the window, tokens")
+
+    ends = []
+    for index, name in enumerate(comparison.names):
+        shown = [value.value for row in rows if (value := row.values[index]) is not None]
+        ends += [f"{name} from {number(shown[0], 2)} to {number(shown[-1], 2)}"] if shown else []
+    return draw_svg(draw, (7.2, 5.6 if others else 3.3), f"Loss by position, nats per token: {'; '.join(ends)}")
+
+
+def _position_difference(axes: Any, centres: Sequence[float], rows: Sequence[Row], index: int) -> None:
+    colour = series_colour(index)
+    cells = [(x, row.differences[index]) for x, row in zip(centres, rows, strict=True)]
+    known = [(x, difference, found) for x, difference in cells if (found := difference.decisive) is not None]
+    bands = [(x, found.low, found.high) for x, _, found in known if found.low is not None]
+    if bands:
+        x, low, high = zip(*bands, strict=True)
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    seeds = len(known[0][1].by_seed) if known else 0
+    for seed in range(seeds) if seeds > 1 else ():
+        axes.plot([x for x, _, _ in known], [d.by_seed[seed][1] for _, d, _ in known], color=colour, **FAINT)
+    places = [x for x, _, _ in known]
+    axes.plot(places, [found.value for _, _, found in known], marker=series_marker(index), color=colour)
+
+
+def task_figure(comparison: Comparison, section: str) -> str | None:
+    """Draw a task's accuracy (or the score it is judged by) and its answer by number of shots, chance beside them."""
+    rows = comparison.section(section)
+    found = [row for row in rows if row.key.endswith("/accuracy")] or [
+        row for row in rows if row.key.endswith("/exact")
+    ]
+    answer = [row for row in rows if row.key.endswith("/answer")]
+    if not found or not answer or len(found) < 2:
+        return None
+
+    def draw(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        panels = [(left, found, found[0].unit.capitalize()), (right, answer, "Answer, bits per byte")]
+        for axes, chosen, title in panels:
+            for index, name in enumerate(comparison.names):
+                _shots_line(axes, chosen, index, len(comparison.names), name)
+            axes.set_title(title)
+            axes.set_xlabel("shots")
+            axes.set_xticks(range(len(chosen)), [row.label.split()[0] for row in chosen])
+        chance = [next((value for value in row.chance if value is not None), None) for row in found]
+        known = [(x, value) for x, value in enumerate(chance) if value is not None]
+        if known:
+            dashes = (0, (4, 3))
+            left.plot(*zip(*known, strict=True), linestyle=dashes, color=MUTED, linewidth=1.2, label="chance")
+        left.set_ylim(-0.03, 1.03)
+        left.legend(fontsize=9)
+
+    name = section.removeprefix("task/")
+    best = []
+    for index, arm in enumerate(comparison.names):
+        last = [(row.label, value.value) for row in found if (value := row.values[index]) is not None]
+        best += [f"{arm} {number(last[-1][1], 2)} at {last[-1][0]}"] if last else []
+    return draw_svg(draw, (7.2, 2.9), f"{name}, {found[0].unit} by number of shots: {', '.join(best)}")
+
+
+def _shots_line(axes: Any, rows: Sequence[Row], index: int, models: int, name: str) -> None:
+    """Draw one arm's line; arms stand a little apart so that their intervals and seeds can be told apart."""
+    shift = 0.06 * (index - (models - 1) / 2)
+    points = [(x + shift, row, value) for x, row in enumerate(rows) if (value := row.values[index]) is not None]
+    colour = series_colour(index)
+    for x, row, value in points:
+        seeds = [seed for seed in row.by_seed[index] if seed is not None]
+        if len(seeds) > 1:
+            axes.plot([x] * len(seeds), seeds, "_", color=colour, markersize=7, alpha=0.6)
+        elif value.low is not None:
+            axes.plot([x, x], [value.low, value.high], color=colour, linewidth=1, alpha=0.6)
+    xs, ys = [x for x, _, _ in points], [value.value for _, _, value in points]
+    axes.plot(xs, ys, marker=series_marker(index), color=colour, label=name)

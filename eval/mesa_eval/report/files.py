@@ -1,0 +1,60 @@
+"""Write a comparison's files: `report.json` with every raw score, `report.md` and the self-contained `report.html`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mesa_eval.comparison import Comparison
+from mesa_eval.report.markdown_report import render_markdown
+from mesa_eval.report.page import render_page
+from mesa_eval.report.wording import summarise
+from mesa_eval.scores import write_atomically
+from mesa_eval.uncertainty.bootstrap import DRAWS
+
+
+def write_report(comparison: Comparison, folder: Path) -> Path:
+    """Write the three files into `folder`, each atomically, and return the path of the page."""
+    write_atomically(folder / "report.json", json.dumps(report_data(comparison), allow_nan=False))
+    write_atomically(folder / "report.md", render_markdown(comparison))
+    page = folder / "report.html"
+    write_atomically(page, render_page(comparison))
+    return page
+
+
+def report_data(comparison: Comparison) -> dict[str, Any]:
+    """Return everything the page says as plain data, and all raw scores, from which `--from-scores` rebuilds it."""
+    return {
+        "format": 2,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "summary": dataclasses.asdict(summarise(comparison)),
+        "baseline": comparison.base,
+        "bootstrap_draws": DRAWS,
+        "arms": [
+            {
+                "name": arm.name,
+                "models": [comparison.scores[place].model.name for place in arm.members],
+                "seeds": arm.seeds,
+            }
+            for arm in comparison.arms
+        ],
+        "rows": [dataclasses.asdict(row) for row in comparison.rows],
+        "claims": {
+            comparison.names[index]: [
+                {
+                    "task": claim.task,
+                    "key": claim.row.key,
+                    "p": claim.p,
+                    "holm": claim.adjusted,
+                    "verdict": claim.verdict,
+                }
+                for claim in comparison.claims(index)
+            ]
+            for index in comparison.compared
+        },
+        "notes": comparison.notes,
+        "scores": [scores.to_dict() for scores in comparison.scores],
+    }

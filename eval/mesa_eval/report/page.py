@@ -1,0 +1,222 @@
+"""Turn a comparison into `report.html`: one page that refers to nothing outside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from markupsafe import Markup
+
+from mesa_eval.comparison import PRIMARY, Comparison, Row
+from mesa_eval.report.figures import claims_figure, position_figure, task_figure, text_figure, training_figure
+from mesa_eval.report.tables import chance_words, state_words
+from mesa_eval.report.templating import render
+from mesa_eval.report.wording import bracket, number, spread_words, summarise
+from mesa_eval.scores import TaskRecord
+from mesa_eval.uncertainty.bootstrap import DRAWS
+from mesa_eval.uncertainty.intervals import Interval
+
+DASH = "\u2013"
+GLANCE = (PRIMARY, "bits_per_byte", "perplexity", "in_context", "copy_score", "copy_accuracy")
+
+
+def render_page(comparison: Comparison) -> str:
+    """Return the page as HTML text without any reference to a resource outside it."""
+    first = comparison.scores[0]
+    glance = [row for key in GLANCE for row in comparison.starting(key) if row.key == key or key == "in_context"]
+    return render(
+        "report.html.j2",
+        names=comparison.names,
+        base=comparison.base,
+        baseline=comparison.baseline,
+        seeded=comparison.seeded,
+        summary=summarise(comparison),
+        notes=comparison.notes,
+        models=[_model_row(comparison, index) for index in range(len(comparison.arms))],
+        runs=[_run_row(comparison, place) for place in range(len(comparison.scores))],
+        glance=_table(comparison, glance),
+        text=_table(comparison, comparison.section("text")),
+        text_bytes=first.text_bytes,
+        documents=first.documents,
+        positions=_table(comparison, comparison.section("position")),
+        windows=_window_words(comparison),
+        context=_table(comparison, comparison.section("context")),
+        recall=_table(comparison, comparison.section("recall")),
+        tasks=_tasks(comparison),
+        claims=_claims(comparison),
+        skipped=_skipped(comparison),
+        seeds=_seed_rows(comparison, glance),
+        training_figure=_markup(training_figure(comparison)),
+        text_figure=_markup(text_figure(comparison)),
+        position_figure=_markup(position_figure(comparison)),
+        claims_figure=_markup(claims_figure(comparison)),
+        protocol=first.protocol,
+        versions=first.versions,
+        text_fingerprint=first.text_fingerprint,
+        draws=DRAWS,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _records(comparison: Comparison) -> dict[str, TaskRecord]:
+    """Return one record a task: of the first model that could be asked, else of one that could not."""
+    records: dict[str, TaskRecord] = {}
+    for scores in comparison.scores:
+        for task in scores.tasks:
+            if task.name not in records or (records[task.name].skipped and not task.skipped):
+                records[task.name] = task
+    return records
+
+
+def _tasks(comparison: Comparison) -> list[dict[str, Any]]:
+    tasks = []
+    for task in _records(comparison).values():
+        rows = comparison.section(f"task/{task.name}")
+        if rows:
+            figure = _markup(task_figure(comparison, f"task/{task.name}"))
+            tasks.append({"record": task, "figure": figure, "table": _table(comparison, rows)})
+    return tasks
+
+
+def _skipped(comparison: Comparison) -> list[TaskRecord]:
+    return [task for task in _records(comparison).values() if not comparison.section(f"task/{task.name}")]
+
+
+def _model_row(comparison: Comparison, index: int) -> dict[str, str]:
+    arm, scores = comparison.arms[index], comparison.members(index)[0]
+    card = scores.model
+    return {
+        "name": arm.name,
+        "mixers": card.mixers,
+        "seeds": ", ".join(DASH if seed is None else str(seed) for seed in arm.seeds),
+        "parameters": f"{card.parameters:,}",
+        "trained": "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}",
+        "vocabulary": f"{card.vocab_size:,}",
+        "window": str(scores.window),
+        "state": state_words(card.state_numbers, card.state_grows, scores.window),
+    }
+
+
+def _run_row(comparison: Comparison, place: int) -> dict[str, Any]:
+    """Return what stands behind the numbers of one model: checkpoint, weights, training, command."""
+    scores = comparison.scores[place]
+    card = scores.model
+    return {
+        "name": card.name,
+        "arm": next(index for index, arm in enumerate(comparison.arms) if place in arm.members),
+        "argument": card.argument,
+        "seed": DASH if card.seed is None else str(card.seed),
+        "trained": "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}",
+        "read": f"{scores.tokens_run:,}",
+        "seconds": f"{scores.seconds:.0f}",
+        "fingerprint": card.fingerprint,
+        "command": scores.protocol["command"],
+    }
+
+
+def _window_words(comparison: Comparison) -> str:
+    words = []
+    for scores in comparison.scores:
+        measure = scores.measure("position/1")
+        if measure is not None:
+            windows, documents = sum(row[0] for row in measure.denominator), len(measure.units)
+            words.append(f"{windows:.0f} windows of {scores.window} tokens from {documents} documents")
+    return "; ".join(dict.fromkeys(words))
+
+
+def _table(comparison: Comparison, rows: list[Row]) -> dict[str, Any]:
+    """Return headings and cells for the template."""
+    others = [index for index in comparison.compared if any(_has_difference(row, index) for row in rows)]
+    return {
+        "others": [comparison.names[index] for index in others],
+        "chance": any(row.chance for row in rows),
+        "rows": [
+            {
+                "label": row.label,
+                "unit": row.unit,
+                "better": row.better,
+                "chance": chance_words(row) or DASH,
+                "values": [_value(row, value) for value in row.values],
+                "differences": [_difference(row, index) for index in others],
+            }
+            for row in rows
+        ],
+    }
+
+
+def _has_difference(row: Row, index: int) -> bool:
+    return row.differences[index].interval is not None or bool(row.differences[index].reason)
+
+
+def _value(row: Row, value: Interval | None) -> dict[str, str]:
+    if value is None:
+        return {"value": DASH, "interval": "", "sort": ""}
+    return {
+        "value": number(value.value, row.digits),
+        "interval": bracket(value, row.digits) if value.low is not None or value.freedom is None else "",
+        "sort": repr(value.value),
+    }
+
+
+def _difference(row: Row, index: int) -> dict[str, Any]:
+    difference = row.differences[index]
+    if difference.interval is None:
+        return {"value": "", "intervals": [difference.reason], "verdict": "", "words": "", "sort": ""}
+    words = row.verdict(index)
+    return {
+        "value": number(difference.interval.value, row.digits, signed=True),
+        "intervals": [f"{interval} {name}".strip() for interval, name in spread_words(row, difference)],
+        "verdict": words.split()[0] if words else "",
+        "words": words,
+        "sort": repr(difference.interval.value),
+    }
+
+
+def _claims(comparison: Comparison) -> list[dict[str, Any]]:
+    return [
+        {
+            "arm": index,
+            "name": comparison.names[index],
+            "task": claim.task,
+            "score": f"{claim.row.unit}, {claim.row.label}",
+            "chance": chance_words(claim.row) or DASH,
+            "own": _value(claim.row, claim.row.values[index]),
+            "base": _value(claim.row, claim.row.values[comparison.baseline]),
+            "difference": _difference(claim.row, index),
+            "p": _p_words(claim.p),
+            "holm": _p_words(claim.adjusted),
+            "p_sort": repr(claim.p),
+            "holm_sort": repr(claim.adjusted),
+            "verdict": claim.verdict,
+        }
+        for index in comparison.compared
+        for claim in comparison.claims(index)
+    ]
+
+
+def _p_words(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _seed_rows(comparison: Comparison, rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Return one line a measure, arm and seed: the single differences behind the intervals."""
+    found = []
+    for row in rows:
+        for index in comparison.compared:
+            difference = row.differences[index]
+            for seed, value in difference.by_seed if len(difference.by_seed) > 1 else ():
+                found.append(
+                    {
+                        "label": row.label,
+                        "name": comparison.names[index],
+                        "seed": str(seed),
+                        "value": number(value, row.digits, signed=True),
+                        "sort": repr(value),
+                    }
+                )
+    return found
+
+
+def _markup(svg: str | None) -> Markup | None:
+    return None if svg is None else Markup(svg)

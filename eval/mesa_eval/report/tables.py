@@ -1,0 +1,141 @@
+"""Terminal tables of a comparison."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from mesa_eval.comparison import Comparison, Row
+from mesa_eval.report.wording import number, spread_words, summarise
+
+STYLES = {"better": "green", "worse": "red", "differs": ""}
+MARKS = {"better": " +", "worse": " -"}  # colours alone do not reach every reader or every log
+SHOWN = ("accuracy", "greedy", "contains", "exact", "answer")  # of a task; exact match where none before it is there
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print models, text, context and few-shot tables, then the summary in words."""
+    out = console or Console()
+    out.print(_models(comparison))
+    for section, title in (
+        ("primary", "Primary average, declared beforehand"),
+        ("text", "Text"),
+        ("position", "Loss by position in the window"),
+        ("context", "Use of the context"),
+        ("recall", "Recall on natural text"),
+    ):
+        rows = comparison.section(section)
+        if rows:
+            out.print(_rows(comparison, rows, title))
+    if any(row.section.startswith("task/") for row in comparison.rows):
+        out.print(_tasks(comparison))
+    if comparison.compared:
+        out.print("Differences with 95 % intervals; + better, - worse, dim: none told.", style="dim", markup=False)
+    summary = summarise(comparison)
+    limits = summary.limits if comparison.compared else []
+    for line in [summary.compared, *summary.sentences, *limits, *comparison.notes]:
+        out.print(f"- {line}", highlight=False, markup=False)
+
+
+def _models(comparison: Comparison) -> Table:
+    table = Table(title="Models", title_justify="left")
+    for heading in ("model", "mixers", "seeds", "parameters", "tokens trained", "window", "state, numbers"):
+        table.add_column(heading, justify="left" if heading in ("model", "mixers", "seeds") else "right")
+    for index, arm in enumerate(comparison.arms):
+        scores = comparison.members(index)[0]
+        card = scores.model
+        table.add_row(
+            arm.name,
+            card.mixers,
+            ", ".join("" if seed is None else str(seed) for seed in arm.seeds),
+            f"{card.parameters:,}",
+            "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}",
+            str(scores.window),
+            state_words(card.state_numbers, card.state_grows, scores.window),
+        )
+    return table
+
+
+def state_words(numbers: int | None, grows: bool | None, window: int) -> str:
+    """Say how large a model's state is, and whether it grows with the text."""
+    if numbers is None:
+        return "unknown"
+    return f"{numbers:,} at {window} tokens, growing" if grows else f"{numbers:,}, constant"
+
+
+def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
+    """Make a table of rows; a unit that all rows share goes into the title."""
+    units = {_unit_words(row) for row in rows}
+    table = Table(title=title + (f" ({units.pop()})" if len(units) == 1 else ""), title_justify="left")
+    shared = not units
+    table.add_column("measure")
+    chances = any(row.chance for row in rows)
+    if chances:
+        table.add_column("chance", justify="right")
+    _model_columns(table, comparison)
+    for row in rows:
+        cells = [row.label if shared else f"{row.label} ({_unit_words(row)})"]
+        if chances:
+            cells.append(chance_words(row))
+        cells += ["" if value is None else number(value.value, row.digits) for value in row.values]
+        cells += [_difference(row, index) for index in comparison.compared]
+        table.add_row(*cells)
+    return table
+
+
+def _tasks(comparison: Comparison) -> Table:
+    """Make one table of all tasks: scores at the fewest and the most shots, the difference at the most."""
+    table = Table(title="Few-shot tasks, fewest to most shots (difference at the most)", title_justify="left")
+    table.add_column("task")
+    table.add_column("chance", justify="right")
+    _model_columns(table, comparison)
+    for section in dict.fromkeys(row.section for row in comparison.rows if row.section.startswith("task/")):
+        named = False
+        for metric in SHOWN:
+            rows = [row for row in comparison.section(section) if row.key.endswith(f"/{metric}")]
+            if not rows or (metric == "exact" and named):
+                continue
+            ends = [rows[0], rows[-1]] if len(rows) > 1 else rows
+            task = section.removeprefix("task/")
+            if ends[-1].label[0].isdigit():
+                task += ", " + " to ".join([*(row.label.split()[0] for row in ends[:-1]), ends[-1].label])
+            table.add_row(
+                f"  {rows[0].unit}" if named else f"{task}: {rows[0].unit}",
+                chance_words(rows[-1]),
+                *[
+                    " to ".join("" if (value := row.values[i]) is None else number(value.value, 2) for row in ends)
+                    for i in range(len(comparison.names))
+                ],
+                *[_difference(rows[-1], index, between="\n") for index in comparison.compared],
+            )
+            named = True
+    return table
+
+
+def _model_columns(table: Table, comparison: Comparison) -> None:
+    for name in comparison.names:
+        table.add_column(name, justify="right")
+    for index in comparison.compared:
+        table.add_column(f"{comparison.names[index]} less {comparison.base}", min_width=16)
+
+
+def _unit_words(row: Row) -> str:
+    return row.unit + (f", {row.better} is better" if row.better else "")
+
+
+def _difference(row: Row, index: int, between: str = " ") -> str:
+    difference = row.differences[index]
+    if difference.interval is None:
+        return f"[dim]{difference.reason}[/dim]"
+    text = number(difference.interval.value, row.digits, signed=True)
+    spreads = [f"{interval} {name}".strip() for interval, name in spread_words(row, difference)]
+    verdict = row.verdict(index)
+    text = f"{text}{between}{chr(10).join(spreads)}{MARKS.get(verdict, '')}".replace("[", r"\[")
+    style = STYLES.get(verdict, "dim")
+    return f"[{style}]{text}[/{style}]"
+
+
+def chance_words(row: Row) -> str:
+    """Return the score of chance for a row, or an empty string where there is none."""
+    found = sorted({chance for chance in row.chance if chance is not None})
+    return ", ".join("0" if chance == 0 else f"{chance:.2g}" for chance in found)

@@ -1,0 +1,1 @@
+"""Score models that were trained on synthetic tasks, beside what each row allows to guess."""

@@ -1,0 +1,126 @@
+"""Figures of a grid of synthetic tasks: scores along an axis, or curves by position, with every seed as a point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mesa_eval.report.svg import INK, MUTED, draw_svg, series_colour
+from mesa_eval.synthetic.grid import Grid, Line, guesses, lines
+from mesa_eval.synthetic.row_scores import RowScores
+
+DASHES = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (5, 2, 1, 2)), (0, (9, 3)), (0, (2, 1.5, 6, 1.5)))
+"""One pattern a guess."""
+PANELS_A_ROW = 3
+
+
+def grid_figure(grid: Grid, measure: RowScores) -> str | None:
+    """Draw one statistic of the whole grid as an ``<svg>``; None where nothing is finished."""
+    found = lines(grid, measure.key)
+    if not found:
+        return None
+    return _curves(grid, measure, found) if measure.places else _axis_panels(grid, measure, found)
+
+
+def _axis_panels(grid: Grid, measure: RowScores, found: list[Line]) -> str:
+    """Draw a panel for each value of all axes but the last with several values, which lies across."""
+    long = [axis for axis, values in grid.axes.items() if len(values) > 1]
+    across = long[-1] if long else None
+    panels: dict[tuple[str, ...], list[Line]] = {}
+    for line in found:
+        panels.setdefault(tuple(line.setting.point[axis] for axis in grid.axes if axis != across), []).append(line)
+    ticks = grid.axes[across] if across else [""]
+
+    def draw(figure: Figure) -> None:
+        for axes, (names, inside) in zip(_panels(figure, len(panels)), panels.items(), strict=False):
+            for index, arm in enumerate(grid.arms):
+                _arm_line(axes, [line for line in inside if line.setting.arm == arm], ticks, across, index, arm)
+            _guess_lines(axes, inside, ticks, across)
+            axes.set_xticks(range(len(ticks)), [tick.replace(", ", "\n") for tick in ticks])
+            axes.set_xlim(-0.4, len(ticks) - 0.6)
+            axes.set_xlabel(across.rpartition(".")[2].replace("_", " ") if across else "")
+            axes.set_title(", ".join(name for name in names if len(panels) > 1))
+            if measure.key in ("accuracy", "legal"):
+                axes.set_ylim(-0.03, 1.05)
+        _label(figure, measure)
+
+    return draw_svg(draw, _size(len(panels), max(1.0, len(ticks) / 5)), f"{grid.name}: {measure.label}")
+
+
+def _arm_line(axes: Any, chosen: list[Line], ticks: list[str], across: str | None, index: int, arm: str) -> None:
+    shift = 0.08 * index - 0.1
+    colour = series_colour(index)
+    places = [ticks.index(line.setting.point[across]) if across else 0 for line in chosen]
+    for place, line in zip(places, chosen, strict=True):
+        if len(line.values) > 1:
+            axes.plot([place + shift] * len(line.values), list(line.values.values()), "o", color=colour, alpha=0.4)
+        elif line.spread is not None:
+            axes.plot([place + shift] * 2, list(line.spread), color=colour, linewidth=1, alpha=0.6)
+    style = "o-" if len(places) > 1 else "o"
+    axes.plot([place + shift for place in places], [line.mean for line in chosen], style, color=colour, label=arm)
+
+
+def _guess_lines(axes: Any, inside: list[Line], ticks: list[str], across: str | None) -> None:
+    levels: dict[str, dict[int, float]] = {}
+    for line in inside:
+        for name, value in line.guesses.items():
+            levels.setdefault(name, {})[ticks.index(line.setting.point[across]) if across else 0] = value
+    for number, (name, by_place) in enumerate(levels.items()):
+        places = sorted(by_place)
+        x = [places[0] - 0.3, *places, places[-1] + 0.3]
+        y = [by_place[places[0]], *(by_place[place] for place in places), by_place[places[-1]]]
+        axes.plot(x, y, linestyle=DASHES[number % len(DASHES)], color=MUTED, linewidth=1.2, label=name)
+
+
+def _curves(grid: Grid, measure: RowScores, found: list[Line]) -> str:
+    """Draw the statistic by place, a panel a point: means over seeds with their range, and the guesses."""
+    points = [point for point in grid.points() if any(line.setting.point == point for line in found)]
+
+    def draw(figure: Figure) -> None:
+        for axes, point in zip(_panels(figure, len(points)), points, strict=False):
+            settings = [line.setting for line in found if line.setting.point == point]
+            for number, (name, guess) in enumerate(guesses(grid, settings[0], measure.key).items()):
+                dash = DASHES[number % len(DASHES)]
+                # above the arms: where a model meets an oracle, both are seen
+                style = {"linestyle": dash, "color": INK, "linewidth": 1.0, "zorder": 3}
+                axes.plot(guess.places, guess.columns, label=name, **style)
+            for setting in settings:
+                measured = list(setting.measured(measure.key).values())
+                columns = np.stack([one.columns for one in measured])
+                colour = series_colour(grid.arms.index(setting.arm))
+                axes.plot(measured[0].places, columns.mean(0), color=colour, label=setting.arm)
+                axes.fill_between(
+                    measured[0].places, columns.min(0), columns.max(0), color=colour, alpha=0.2, linewidth=0
+                )
+            axes.set_title(", ".join(point.values()))
+            axes.set_xlabel("shots or position")
+            axes.set_yscale("log")
+        _label(figure, measure)
+
+    return draw_svg(draw, _size(len(points), 1.0), f"{grid.name}: {measure.label}")
+
+
+def _label(figure: Figure, measure: RowScores) -> None:
+    """Name the axis and put one legend beside the panels, where it hides nothing."""
+    figure.axes[0].set_ylabel(measure.label)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", fontsize=9)
+
+
+def _panels(figure: Figure, count: int) -> list[Any]:
+    rows, columns = _shape(count)
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).ravel())
+    for spare in panels[count:]:
+        spare.set_visible(False)
+    return panels[:count]
+
+
+def _shape(count: int) -> tuple[int, int]:
+    return -(-count // PANELS_A_ROW), min(count, PANELS_A_ROW)
+
+
+def _size(count: int, stretch: float) -> tuple[float, float]:
+    rows, columns = _shape(count)
+    return max(7.2, 3.0 * columns * stretch), 3.3 * rows

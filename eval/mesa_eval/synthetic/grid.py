@@ -1,0 +1,200 @@
+"""A grid of models on synthetic tasks as its folder holds it: every arm at every point, its seeds, and the guesses.
+
+Statistics: rows are the units of one model; with several training seeds the headline is over seeds, a paired t
+interval for differences (degrees of freedom: seeds - 1), since 2 or 3 seeds cannot be resampled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mesa_eval.scores import write_atomically
+from mesa_eval.synthetic.row_scores import RowScores, TaskScores
+from mesa_eval.synthetic.scores import score_guesses
+from mesa_eval.uncertainty.bootstrap import Resampled, resample
+from mesa_eval.uncertainty.intervals import Interval, paired_t
+from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
+from mesalm.data.synthetic.token_task import TokenTask
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """Hold one trained model of a setting; ``scores`` is None where its training diverged."""
+
+    seed: int
+    steps: int | None
+    scores: TaskScores | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Hold one arm at one point of the grid, at its best learning rate."""
+
+    arm: str
+    point: dict[str, str]
+    task: SyntheticTask
+    test_rows: int
+    score_seed: int
+    best_rate: float | None
+    rates: list[float]
+    parameters: int | None
+    state_numbers: int
+    runs: list[SeedRun]
+
+    def measured(self, key: str) -> dict[int, RowScores]:
+        """Return one statistic of every seed that has it."""
+        found = {run.seed: run.scores.measures for run in self.runs if run.scores is not None}
+        return {seed: measure for seed, all_ in found.items() for measure in all_ if measure.key == key}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Hold all of a grid: arms in order, axes with their values in order, settings, and how many runs are missing."""
+
+    name: str
+    folder: Path
+    arms: list[str]
+    axes: dict[str, list[str]]
+    seeds: list[int]
+    missing: int
+    settings: list[Setting]
+
+    def points(self) -> list[dict[str, str]]:
+        """Return the points of the grid in order."""
+        return list({tuple(setting.point.items()): setting.point for setting in self.settings}.values())
+
+    def at(self, point: dict[str, str]) -> list[Setting]:
+        """Return the settings of one point, one an arm."""
+        return [setting for setting in self.settings if setting.point == point]
+
+    def measures(self) -> list[RowScores]:
+        """Return an example of every statistic there is, in order."""
+        found = [run.scores for setting in self.settings for run in setting.runs if run.scores is not None]
+        return list({measure.key: measure for scores in found for measure in scores.measures}.values())
+
+
+@dataclass(frozen=True)
+class Line:
+    """Hold one statistic of one arm at one point: its mean over seeds, every seed, and how sure it is.
+
+    ``spread`` is the least and the greatest of several seeds, or the 95 % interval over rows of a single one.
+    ``difference`` is from the first arm: over seeds paired by t, over rows by the bootstrap where there is one seed.
+    """
+
+    setting: Setting
+    values: dict[int, float]
+    spread: tuple[float, float] | None
+    difference: Interval | None
+    guesses: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        """Return the mean over seeds."""
+        return float(np.mean(list(self.values.values())))
+
+
+def read_grid(folder: Path) -> Grid:
+    """Read a grid's folder; ValueError in one line if it holds none."""
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: holds no results.json; run `mesalm synth` first")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return Grid(
+        name=data["name"],
+        folder=folder,
+        arms=data["arms"],
+        axes=data["axes"],
+        seeds=data["seeds"],
+        missing=data["missing"],
+        settings=[_setting(folder, entry) for entry in data["settings"]],
+    )
+
+
+def lines(grid: Grid, key: str) -> list[Line]:
+    """Return one statistic of every setting that has finished runs, in the order of the grid."""
+    found = []
+    for point in grid.points():
+        settings = grid.at(point)
+        base = settings[0].measured(key)
+        for setting in settings:
+            mine = setting.measured(key)
+            if not mine:
+                continue
+            values = {seed: measure.value for seed, measure in mine.items()}
+            difference = None if setting is settings[0] else _difference(mine, base)
+            found.append(Line(setting, values, _spread(mine), difference, guess_values(grid, setting, key)))
+    return found
+
+
+def guess_values(grid: Grid, setting: Setting, key: str) -> dict[str, float]:
+    """Return what guesses without a model score in one statistic, by name."""
+    constant = setting.task.guesses() if isinstance(setting.task, TokenTask) else {}
+    scored = {name: scores.value for name, scores in guesses(grid, setting, key).items()}
+    return {**constant, **scored}
+
+
+def guesses(grid: Grid, setting: Setting, key: str) -> dict[str, RowScores]:
+    """Return the guesses that look at the rows; scored once and kept in the grid's folder."""
+    content = [setting.task.model_dump(mode="json"), type(setting.task).__name__, setting.test_rows, setting.score_seed]
+    name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    path = grid.folder / "guesses" / f"{name}.json"
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        scored = {guess: TaskScores.from_plain(plain) for guess, plain in stored.items()}
+    else:
+        scored = score_guesses(setting.task, setting.test_rows, seed=setting.score_seed)
+        write_atomically(path, json.dumps({guess: scores.plain() for guess, scores in scored.items()}))
+    return {guess: m for guess, scores in scored.items() for m in scores.measures if m.key == key}
+
+
+def _setting(folder: Path, entry: dict[str, Any]) -> Setting:
+    fields = dict(entry["task"])
+    runs = [
+        SeedRun(run["seed"], run["steps"], _scores(folder / "cells" / run["folder"] / "result.json"))
+        for run in entry["runs"]
+    ]
+    return Setting(
+        arm=entry["arm"],
+        point=entry["point"],
+        task=TASKS[fields.pop("name")].build(fields, "task"),
+        test_rows=entry["test_rows"],
+        score_seed=entry["score_seed"],
+        best_rate=entry["best_rate"],
+        rates=list(dict.fromkeys(run["rate"] for run in entry["swept"])),
+        parameters=next((run["parameters"] for run in entry["runs"] if "parameters" in run), None),
+        state_numbers=entry["state_numbers"],
+        runs=runs,
+    )
+
+
+def _scores(path: Path) -> TaskScores | None:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return TaskScores.from_plain(data) if "measures" in data else None
+
+
+def _spread(measured: dict[int, RowScores]) -> tuple[float, float] | None:
+    if len(measured) > 1:
+        values = [measure.value for measure in measured.values()]
+        return min(values), max(values)
+    (only,) = measured.values()
+    interval = _resampled(only).interval()
+    return None if interval.low is None or interval.high is None else (interval.low, interval.high)
+
+
+def _difference(mine: dict[int, RowScores], base: dict[int, RowScores]) -> Interval | None:
+    shared = [seed for seed in mine if seed in base]
+    if len(shared) > 1:
+        return paired_t([mine[seed].value for seed in shared], [base[seed].value for seed in shared])
+    if not shared:
+        return None
+    return (_resampled(mine[shared[0]]) - _resampled(base[shared[0]])).interval()
+
+
+def _resampled(measure: RowScores) -> Resampled:
+    return resample(np.asarray(measure.numerator), np.asarray(measure.denominator))

@@ -1,0 +1,108 @@
+"""Scores of a model on rows of a synthetic task: raw numbers row by row, and what the row itself allows to guess.
+
+All models of a grid see the same rows, which depend on the task, the split and the seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from mesa_eval.synthetic.ngrams import ngram_distributions
+from mesa_eval.synthetic.row_scores import RowScores, TaskScores
+from mesa_eval.synthetic.vector_scores import score_vectors, vector_guesses
+from mesalm.data.stream import epoch_batches
+from mesalm.data.synthetic.automata import Automata
+from mesalm.data.synthetic.tasks import SyntheticTask
+from mesalm.data.synthetic.token_task import NOT_SCORED, Split, TokenRows, TokenTask, collate_rows
+from mesalm.data.synthetic.vector_task import VectorTask
+
+Batch = dict[str, torch.Tensor]
+
+
+def score_model(
+    model: nn.Module, task: SyntheticTask, split: Split, rows: int, *, seed: int, batch_rows: int
+) -> TaskScores:
+    """Score a model in evaluation mode on ``rows`` rows of a split."""
+    if isinstance(task, VectorTask):
+        return score_vectors(model, task, split, rows, seed=seed, batch_rows=batch_rows)
+    device = next(model.parameters()).device
+    data = TokenRows(task, split, seed, rows, keep=False)
+
+    def logits() -> Iterator[np.ndarray]:
+        for batch in epoch_batches(data, batch_rows, collate=collate_rows):
+            with torch.no_grad():
+                yield from predictions(model, task, batch["input_ids"].to(device)).float().cpu().numpy()
+
+    return _score(task, data, logits())
+
+
+def predictions(model: nn.Module, task: TokenTask, input_ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of each position's label, [B, T, V]; the first position's are zeros where none can be made."""
+    if task.reads_last_state:
+        return model(input_ids=input_ids).logits
+    logits = model(input_ids=input_ids, use_cache=False).logits
+    return torch.cat((torch.zeros_like(logits[:, :1]), logits[:, :-1]), dim=1)
+
+
+def score_guesses(task: SyntheticTask, rows: int, *, seed: int) -> dict[str, TaskScores]:
+    """Score the guesses that need no model, by name, on the test rows; for tasks whose guesses look at the row."""
+    if isinstance(task, VectorTask):
+        return vector_guesses(task, rows, seed=seed)
+    if not isinstance(task, Automata):
+        return {}
+    data = TokenRows(task, "test", seed, rows, keep=False)
+    orders = {"uniform": 0, "bigram": 2, "trigram": 3}
+    return {
+        name: _score(task, data, (_ngram_logits(task, data[index]["input_ids"], order) for index in range(rows)))
+        for name, order in orders.items()
+    }
+
+
+def _score(task: TokenTask, data: TokenRows, logits_of_rows: Iterable[np.ndarray]) -> TaskScores:
+    if isinstance(task, Automata):
+        return _language_scores(task, data, logits_of_rows)
+    right, scored = [], []
+    for index, logits in enumerate(logits_of_rows):
+        labels = data[index]["labels"]
+        places = labels != NOT_SCORED
+        if not task.reads_last_state:
+            places[0] = False  # nothing stands before it
+        hits = logits[places].argmax(-1) == labels[places]
+        right.append([float(hits.sum())])
+        scored.append([float(places.sum())])
+    return TaskScores([RowScores("accuracy", "accuracy", "higher", right, scored)])
+
+
+def _language_scores(task: Automata, data: TokenRows, logits_of_rows: Iterable[np.ndarray]) -> TaskScores:
+    """Score how often the likeliest symbol is legal, and the total variation to the true distribution of symbols.
+
+    The model's distribution is that over symbols: separator and padding, of which the language says nothing, are left
+    out and the rest is made to sum to 1. The first position of a row, before which nothing stands, is not scored.
+    """
+    legal, distance, counted = [], [], []
+    for index, row_logits in enumerate(logits_of_rows):
+        truth = task.next_symbols(task.automaton(data.random(index), data.split), data[index]["input_ids"])[1:]
+        logits = row_logits[1:, : task.symbols].astype(np.float64)
+        places = truth.sum(-1) > 0
+        truth, logits = truth[places], logits[places]
+        guess = np.exp(logits - logits.max(-1, keepdims=True))
+        guess /= guess.sum(-1, keepdims=True)
+        likeliest = logits.argmax(-1)
+        legal.append([float((truth[np.arange(len(truth)), likeliest] > 0).sum())])
+        distance.append([float(np.abs(guess - truth).sum() / 2)])
+        counted.append([float(len(truth))])
+    return TaskScores(
+        [
+            RowScores("legal", "likeliest symbol is legal", "higher", legal, counted),
+            RowScores("distance", "total variation to the true distribution", "lower", distance, counted),
+        ]
+    )
+
+
+def _ngram_logits(task: Automata, tokens: np.ndarray, order: int) -> np.ndarray:
+    chances = ngram_distributions(tokens, task.symbols, order)
+    return np.log(np.maximum(chances, 1e-300))

@@ -1,0 +1,1 @@
+"""Try the paper's claims, one function a claim."""

@@ -1,0 +1,160 @@
+"""Claims about regression from pairs by a net that was trained on linear dynamics alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mesalm.data.synthetic.context_regression import ContextRegression
+from mesalm.data.synthetic.linear_dynamics import LinearDynamics
+from mesalm.lab.claims import Curve, Findings
+from mesalm.lab.experiments.softmax import plain_net
+from mesalm.lab.least_squares import position_losses, ridge_predictions
+from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
+
+Sizes = dict[str, Any]
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Ridges that the least-squares control is tuned over: at the least, it is far off near half the dimension."""
+
+
+def pairs_task(size: int, **options: Any) -> ContextRegression:
+    """Return the paper's few-shot regression: orthogonal maps, uniform inputs."""
+    return ContextRegression(size=size, map="orthogonal", inputs="uniform", **options)
+
+
+def tuned(bench: Workbench, sizes: Sizes, base: NetRecipe, task: ContextRegression) -> NetRecipe:
+    """Return the recipe of a net whose learned vectors are trained on a task, its base's weights staying."""
+    own = {**sizes, "steps": sizes["tuning_steps"], "learning_rate": sizes["tuning_rate"]}
+    model = {**base.model, "learned_vectors": task.learned_vectors}
+    return net_recipe(task, own, bench.seed, model, weight_decay=0.0, base=base)
+
+
+def pair_losses(bench: Workbench, recipe: NetRecipe, task: ContextRegression, rows: int) -> Tensor:
+    """Return the loss of the answer to each pair's question, [pairs]."""
+    batch = bench.batch(task, rows)
+    predictions = bench.net(recipe)(batch["inputs"], places=batch.get("places")).predictions
+    return position_losses(predictions, batch["targets"])[list(task.query_positions())]
+
+
+def least_squares_losses(bench: Workbench, task: ContextRegression, rows: int, lag: int) -> tuple[Tensor, float]:
+    """Return the losses of ridge regression on all neighbouring tokens, false pairs too, with the best ridge."""
+    batch = bench.batch(task, rows)
+    losses = {
+        ridge: position_losses(ridge_predictions(batch["inputs"].double(), ridge, lag), batch["targets"])[
+            list(task.query_positions())
+        ]
+        for ridge in RIDGES
+    }
+    best = min(losses, key=lambda ridge: float(losses[ridge].mean()))
+    return losses[best], best
+
+
+def by_pair(label: str, losses: Tensor) -> Curve:
+    """Return losses by the number of the pair as a line."""
+    return Curve(label, [float(pair + 1) for pair in range(len(losses))], losses.tolist())
+
+
+def base_net(bench: Workbench, sizes: Sizes) -> NetRecipe:
+    """Return the recipe of the softmax net that has seen linear dynamics alone."""
+    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
+    return plain_net(bench, sizes, task, "softmax", sizes["layers"])
+
+
+def aided(bench: Workbench, sizes: Sizes, base: NetRecipe) -> dict[str, tuple[ContextRegression, NetRecipe]]:
+    """Return the task and the net of each way to show pairs: plain, with a tuned separator, with a prefix too."""
+    size, length, prefix = sizes["size"], sizes["length"], sizes["prefix"]
+    plain = pairs_task(size, pairs=length // 2)
+    parted = pairs_task(size, pairs=length // 3, separator=True)
+    prefixed = pairs_task(size, pairs=(length - prefix) // 3, separator=True, prefix=prefix)
+    separator = tuned(bench, sizes, base, parted)
+    return {
+        "plain": (plain, base),
+        "separator": (parted, separator),
+        "separator and prefix": (prefixed, tuned(bench, sizes, separator, prefixed)),
+    }
+
+
+def few_shot(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 17: pairs as they are, with a tuned separator, and with a tuned prefix before them."""
+    return learning_from_pairs(bench, sizes, base_net(bench, sizes))
+
+
+def learning_from_pairs(bench: Workbench, sizes: Sizes, base: NetRecipe) -> Findings:
+    """Return what a net that was trained on dynamics makes of pairs, beside least squares."""
+    size, rows = sizes["size"], sizes["test_rows"]
+    ways = aided(bench, sizes, base)
+    tasks = {name: task for name, (task, _) in ways.items()}
+    found = [pair_losses(bench, recipe, task, rows) for task, recipe in ways.values()]
+    plain, separated, prefixed = found
+    controls, curves = {}, [by_pair(name, losses) for name, losses in zip(tasks, found, strict=True)]
+    for lag, name in ((0, "all pairs"), (1, "without the newest pair")):
+        losses, ridge = least_squares_losses(bench, tasks["plain"], rows, lag)
+        curves.append(by_pair(f"least squares, {name}", losses))
+        controls[f"best ridge, {name}"] = ridge
+        controls[f"least squares, highest within the dimension over the first, {name}"] = float(
+            losses[1:size].max() / losses[0]
+        )
+    shared = len(separated)
+    return Findings(
+        {
+            "highest plain loss within the dimension over the first": float(plain[1:size].max() / plain[0]),
+            "plain loss after four times the dimension over the first": float(plain[4 * size - 1] / plain[0]),
+            "mean loss with the separator over plain": float(separated.mean() / plain[:shared].mean()),
+            "loss with the prefix over the separator within the dimension": float(
+                prefixed[:size].mean() / separated[:size].mean()
+            ),
+        },
+        controls=controls,
+        curves=curves,
+        x_label="pair",
+    )
+
+
+def continual(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 18: pairs of one map, then of another, given as they are."""
+    first = sizes["first_pairs"]
+    task = pairs_task(sizes["size"], pairs=first, second_pairs=sizes["second_pairs"])
+    losses = pair_losses(bench, base_net(bench, sizes), task, sizes["test_rows"])
+    control, ridge = least_squares_losses(bench, task, sizes["test_rows"], 0)
+    return Findings(
+        {
+            "loss at the switch over the loss before": float(losses[first] / losses[first - 1]),
+            "loss after four times the dimension over the loss at the switch": float(
+                losses[first + 4 * sizes["size"]] / losses[first]
+            ),
+        },
+        controls={"best ridge of the control": ridge},
+        curves=[by_pair("plain", losses), by_pair("least squares, all pairs", control)],
+        x_label="pair",
+    )
+
+
+def few_shot_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
+    """Measure what claim 17 asks for of one softmax and one mesa layer in place of the deep softmax net."""
+    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
+    return learning_from_pairs(bench, sizes, plain_net(bench, sizes, task, ["softmax", "mesa"], 2))
+
+
+def continual_aided(bench: Workbench, sizes: Sizes) -> Findings:
+    """Give two tasks in one sequence to the nets of claim 17: plain, with separator, with separator and prefix.
+
+    All three see as many pairs as the longest of the three forms fits into the length that the net was trained on, a
+    third of them of the first task: with separators, the pairs of claim 18 would not fit.
+    """
+    pairs = (sizes["length"] - sizes["prefix"]) // 3
+    first = pairs // 3
+    values, curves = {}, []
+    for name, (task, recipe) in aided(bench, sizes, base_net(bench, sizes)).items():
+        both = task.model_copy(update={"pairs": first, "second_pairs": pairs - first})
+        losses = pair_losses(bench, recipe, both, sizes["test_rows"])
+        values[f"loss at the switch over the loss before, {name}"] = float(losses[first] / losses[first - 1])
+        values[f"last loss over the loss at the switch, {name}"] = float(losses[-1] / losses[first])
+        values[f"mean loss of the second task, {name}"] = float(losses[first:].mean())
+        curves.append(by_pair(name, losses))
+    return Findings(
+        values,
+        curves=curves,
+        x_label="pair",
+        notes=[f"{first} pairs of the first task, then {pairs - first} of the second, in all three forms"],
+    )

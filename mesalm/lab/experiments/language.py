@@ -1,0 +1,143 @@
+"""The claim about language models: one softmax layer, then softmax, linear or mesa layers, on the same text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mesalm.data.prepared import Prepared
+from mesalm.data.stream import epoch_batches
+from mesalm.journal import read_journal
+from mesalm.lab.claims import Findings
+from mesalm.lab.experiments.linear import curve
+from mesalm.lab.workbench import Workbench, fixed
+from mesalm.model.modeling_mesa import MesaForCausalLM
+from mesalm.train.pretrain import pretrain
+from mesalm.train.recipe import Recipe
+
+Sizes = dict[str, Any]
+ARMS = ("softmax", "linear", "mesa")
+"""What stands behind the first layer."""
+
+
+def language_recipe(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Recipe:
+    """Return the recipe of one model, with the paper's choices: nothing forgotten, keys and queries of unit length, one
+    ridge a head that starts at 1, no convolution, no norm of the read-out, an MLP in blocks of the deeper nets alone.
+    """
+    steps, width = sizes["steps"], sizes["width"]
+    device = "cpu" if bench.device == "cpu" else "auto"
+    # in a folder of its own for other sizes, as the other nets are
+    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:16]
+    return Recipe.build(
+        {
+            "name": f"{arm}-s{seed}",
+            "output_dir": str(bench.cache / f"language-{digest}"),
+            "seed": seed,
+            "data": {
+                "sources": [sizes["source"]],
+                "vocab_size": sizes["vocabulary"],
+                "sequence_length": sizes["length"],
+                "valid_fraction": 0.08,
+                "test_fraction": 0.02,
+            },
+            "model": {
+                "mixers": ["softmax", *[arm] * (sizes["layers"] - 1)],
+                "hidden_size": width,
+                "intermediate_size": 4 * width,
+                "num_hidden_layers": sizes["layers"],
+                "num_attention_heads": sizes["heads"],
+                "max_position_embeddings": sizes["length"],
+                "gates": False,
+                "conv_size": 0,
+                "read_norm": False,
+                "qk_l2_norm": True,
+                "dpfp": sizes["dpfp"],
+                "ridge_per_channel": False,
+                "ridge_floor": 0.0,
+                "ridge_init": 1.0,
+                "block_mlps": sizes["layers"] > 2,
+            },
+            "optim": {"learning_rate": sizes["learning_rate"], "betas": [0.9, 0.95], "weight_decay": 0.1},
+            "schedule": {"name": "cosine", "warmup_fraction": 0.1},
+            "train": {"steps": steps, "batch_rows": sizes["batch"], "device": device},
+            "validate": {"every": 0, "rows": 0},
+            "sample": {"every": 0},
+            "checkpoint": {"every": max(steps // 5, 1), "keep": 1},
+        }
+    )
+
+
+def position_losses(bench: Workbench, recipe: Recipe, rows: int) -> Tensor:
+    """Train a model, or open the trained one, and return its loss on ``rows`` evenly spaced held-out rows at each
+    position, [T - 1] nats, float64."""
+    folder = pretrain(recipe, quiet=bench.quiet)
+    start = next(event for event in read_journal(folder / "journal.jsonl") if event["event"] == "start")
+    model = fixed(MesaForCausalLM.from_pretrained(folder / "final"), bench.device)
+    held_out = Prepared(start["prepared"]).rows("valid")
+    chosen = held_out.select(np.linspace(0, len(held_out) - 1, min(rows, len(held_out)), dtype=int))
+    sums, counts = torch.zeros(2, recipe.data.sequence_length - 1, dtype=torch.float64)
+    for batch in epoch_batches(chosen, 32):
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**{name: part.to(bench.device) for name, part in batch.items()}).logits[:, :-1].float().cpu()
+        sums += nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").double().sum(0)
+        counts += (labels >= 0).sum(0)
+    return sums / counts
+
+
+def in_context_score(losses: Tensor) -> float:
+    """Return the loss late in the window less the loss early in it: the last eighth less the second one."""
+    eighth = max(len(losses) // 8, 1)
+    return float(losses[-eighth:].mean() - losses[eighth : 2 * eighth].mean())
+
+
+def in_standard_errors(differences: list[float]) -> float:
+    """Return the mean of paired differences in its standard errors, sd / sqrt(n)."""
+    return statistics.fmean(differences) / (statistics.stdev(differences) / math.sqrt(len(differences)))
+
+
+def language_order(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 19: every arm with the same seeds, rows and order; differences are paired by seed."""
+    seeds = range(bench.seed * sizes["seeds"], (bench.seed + 1) * sizes["seeds"])
+    curves = {
+        arm: [position_losses(bench, language_recipe(bench, sizes, arm, seed), sizes["test_rows"]) for seed in seeds]
+        for arm in ARMS
+    }
+    losses = {arm: [float(each.mean()) for each in found] for arm, found in curves.items()}
+    scores = {arm: [in_context_score(each) for each in found] for arm, found in curves.items()}
+
+    def less_mesa(of: dict[str, list[float]], arm: str) -> list[float]:
+        return [other - mesa for other, mesa in zip(of[arm], of["mesa"], strict=True)]
+
+    return Findings(
+        {
+            f"loss of {arm} minus mesa in standard errors": in_standard_errors(less_mesa(losses, arm))
+            for arm in ("linear", "softmax")
+        },
+        controls={
+            **{f"loss of {arm}": statistics.fmean(losses[arm]) for arm in ARMS},
+            **{
+                f"loss of {arm}, seed {seed}": loss
+                for arm in ARMS
+                for seed, loss in zip(seeds, losses[arm], strict=True)
+            },
+            **{f"in-context score of {arm}": statistics.fmean(scores[arm]) for arm in ARMS},
+            **{
+                f"in-context score of {arm} minus mesa in standard errors": in_standard_errors(less_mesa(scores, arm))
+                for arm in ("linear", "softmax")
+            },
+        },
+        curves=[curve(f"softmax, then {arm}", torch.stack(found).mean(0)) for arm, found in curves.items()],
+        y_label="loss in nats",
+        notes=[
+            f"{sizes['seeds']} training seeds; softmax layers have rotary positions where the paper adds them to the "
+            "tokens",
+            "in-context score: the loss in the last eighth of the window less that in the second eighth",
+        ],
+    )

@@ -1,0 +1,238 @@
+"""Claims that need no training: propositions 1 and 2, the mesa layer and its gradients, the curse of dimension."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mesalm.data.synthetic.drawn_stream import drawn_batch, step_generator
+from mesalm.data.synthetic.linear_dynamics import LinearDynamics
+from mesalm.data.synthetic.vector_task import normal
+from mesalm.lab.claims import Curve, Findings
+from mesalm.lab.constructions import (
+    gradient_step_head,
+    linear_net,
+    neumann_coefficients,
+    polynomial_heads,
+    set_products,
+)
+from mesalm.lab.experiments.linear import curve
+from mesalm.lab.least_squares import (
+    gradient_predictions,
+    kernel_predictions,
+    mean_loss,
+    previous,
+    ridge_predictions,
+    running_cross,
+    running_gram,
+)
+from mesalm.lab.preconditioners import neumann_inverse
+from mesalm.lab.recursion import sherman_morrison
+from mesalm.lab.workbench import Workbench
+from mesalm.model.operator_linear import linear_attention
+from mesalm.model.operator_mesa import mesa_attention
+
+Sizes = dict[str, Any]
+
+
+def largest(difference: Tensor) -> float:
+    """Return the largest absolute value."""
+    return float(difference.abs().max())
+
+
+def relative(value: Tensor, reference: Tensor) -> float:
+    """Return the size of a difference as a share of the reference's, both in the 2-norm."""
+    return float(torch.linalg.vector_norm(value - reference) / torch.linalg.vector_norm(reference))
+
+
+def gradient_step(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 1: proposition 1's weights against the gradient step itself, random starts and rates."""
+    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
+    found, curves = {}, []
+    for dtype, name in ((torch.float32, "float32"), (torch.float64, "float64")):
+        inputs = drawn_batch(task, sizes["rows"], bench.seed)["inputs"].to(dtype)
+        worst = torch.zeros(task.sequence_length, dtype=dtype)
+        for trial, rate in enumerate((0.001, 0.05, 0.2)):
+            generator = step_generator(bench.seed, trial, "test")
+            start = normal((task.size, task.size), 0.5, generator).to(dtype)
+            net = set_products(linear_net(1, 1, task.size, dtype=dtype), [[gradient_step_head(start, rate)]])
+            tokens = net.embed(inputs)
+            tokens[..., : task.size] = inputs @ start.mT
+            predicted = net.layers[0](tokens)[..., : task.size]
+            exact = gradient_predictions(inputs, rate, start=start)
+            by_position = (predicted - exact).abs().amax(dim=(0, 2)) / max(1.0, largest(exact))
+            worst = torch.maximum(worst, by_position)
+        found[f"difference in {name}"] = float(worst.max())
+        curves.append(curve(name, worst))
+    return Findings(
+        found,
+        curves=curves,
+        y_label="largest difference",
+        logarithmic=True,
+        notes=["differences are divided by the largest prediction where that is above 1"],
+    )
+
+
+def preconditioning(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 2: truncated Neumann from attention weights, against the matrix recursion and exact ridge."""
+    size, ridge = sizes["size"], sizes["ridge"]
+    task = LinearDynamics(size=size, length=sizes["length"])
+    inputs = drawn_batch(task, sizes["rows"], bench.seed)["inputs"].double()
+    keys = previous(inputs)
+    gram = running_gram(keys) + ridge * torch.eye(size, dtype=torch.float64)
+    cross = running_cross(inputs, keys)
+    # the largest eigenvalue of all: below it the series converges fastest that one scale for all allows
+    scale = float(torch.linalg.eigvalsh(gram).max())
+    exact = ridge_predictions(inputs, ridge)
+    gaps, errors = [], []
+    for depth in sizes["depths"]:
+        heads = polynomial_heads(*neumann_coefficients(depth, scale, ridge), size)
+        built = set_products(linear_net(depth, 2, size, dtype=torch.float64), heads)(inputs).predictions
+        matrices = (cross @ neumann_inverse(gram, scale, depth) @ inputs.unsqueeze(-1)).squeeze(-1)
+        gaps.append(largest(built - matrices))
+        errors.append(relative(built, exact))
+    ratios = [after / before for before, after in pairwise(errors)]
+    return Findings(
+        {
+            "difference of layers and recursion": max(gaps),
+            "largest ratio of successive errors": max(ratios),
+            "error of the deepest": errors[-1],
+        },
+        curves=[Curve("layers by construction", [float(depth) for depth in sizes["depths"]], errors)],
+        x_label="layers",
+        y_label="distance to ridge regression",
+        logarithmic=True,
+    )
+
+
+def batch_ridge(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 3: recursion, dense solve and operator on the same operands; a large ridge; the first token."""
+    shape = (sizes["rows"], sizes["length"], sizes["heads"], sizes["size"])
+    generator = step_generator(bench.seed, 0, "test")
+    query, key, value = (normal(shape, 1.0, generator) for _ in range(3))
+    inverse_ridge = 1.5
+    exact = mesa_by_solve(query.double(), key.double(), value.double(), inverse_ridge)
+    by_operator = mesa_attention(query, key, value, ridge=1 / inverse_ridge, tolerance=1e-6, backend="torch")
+    by_recursion = sherman_morrison(query, key, value, inverse_ridge)
+    first_key = key[:, 0].double()
+    gain = inverse_ridge / (1 + inverse_ridge * first_key.square().sum(-1, keepdim=True))
+    first = value[:, 0] * gain * (first_key * query[:, 0]).sum(-1, keepdim=True)
+    plain = linear_attention(query.double(), key.double(), value.double())
+    small = [1e-2, 1e-3, 1e-4, 1e-5]
+    unit = 1.0 / sizes["size"] ** 0.5  # unit keys on average, as the layer normalises them
+    gaps = []
+    for each in small:
+        scaled = mesa_by_solve(query.double(), unit * key.double(), value.double(), each)
+        gaps.append(relative(scaled / (unit * each), plain))
+    return Findings(
+        {
+            "difference of recursion and solve in float32": relative(by_recursion, exact),
+            "difference of operator and solve in float32": relative(by_operator, exact),
+            "difference of the first token and its formula": relative(by_operator[:, 0], first),
+            "distance to linear attention at lambda 1e-4": gaps[small.index(1e-4)],
+        },
+        curves=[Curve("mesa layer over lambda, to linear attention", small, gaps)],
+        x_label="lambda",
+        y_label="relative distance",
+        logarithmic=True,
+    )
+
+
+def mesa_by_solve(query: Tensor, key: Tensor, value: Tensor, inverse_ridge: float) -> Tensor:
+    """Return the mesa layer's output by one dense solve a token, all at once; shapes as `sherman_morrison`'s."""
+    gram = (key.unsqueeze(-1) * key.unsqueeze(-2)).cumsum(dim=1)
+    gram = gram + torch.eye(key.shape[-1], dtype=key.dtype) / inverse_ridge
+    cross = (value.unsqueeze(-1) * key.unsqueeze(-2)).cumsum(dim=1)
+    return (cross @ torch.linalg.solve(gram, query.unsqueeze(-1))).squeeze(-1)
+
+
+def mesa_gradients(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 4: the operator's gradients, lambda's and gamma's too, against autodiff of a dense solve a token."""
+    found = {}
+    for dtype, name, tolerance in ((torch.float32, "float32", 1e-6), (torch.float64, "float64", 1e-13)):
+        exact = _gradients(bench.seed, sizes, torch.float64, "exact", 1e-4)
+        found[f"difference to autodiff in {name}"] = max(
+            relative(ours.double(), theirs)
+            for ours, theirs in zip(_gradients(bench.seed, sizes, dtype, "torch", tolerance), exact, strict=True)
+        )
+    size, longest = sizes["memory_size"], sizes["memory_length"]
+    lengths = [longest // 4, longest // 2, longest]
+    kept = [_kept_numbers(bench.seed, size, length) / (length * size**2) for length in lengths]
+    found["matrices kept a token"] = kept[-1]
+    return Findings(
+        found,
+        curves=[
+            Curve("the operator", [float(length) for length in lengths], kept),
+            Curve("a matrix a token, as autodiff keeps", [float(length) for length in lengths], [1.0] * len(lengths)),
+        ],
+        x_label="tokens",
+        y_label="matrices kept a token",
+        notes=["gradients of query, key, value, log gamma, beta and ridge; the worst is shown"],
+    )
+
+
+def _gradients(seed: int, sizes: Sizes, dtype: torch.dtype, backend: str, tolerance: float) -> list[Tensor]:
+    shape = (sizes["rows"], sizes["length"], sizes["heads"], sizes["size"])
+    generator = step_generator(seed, 1, "test")
+    query, key, value = (normal(shape, 1.0 / shape[-1] ** 0.5, generator) for _ in range(3))
+    log_forget = torch.nn.functional.logsigmoid(normal(shape[:3], 1.0, generator) + 3)
+    input_gate = normal(shape[:3], 1.0, generator).sigmoid()
+    ridge = 1.0 + normal((shape[2],), 0.1, generator)
+    operands = [each.to(dtype).requires_grad_() for each in (query, key, value, log_forget, input_gate, ridge)]
+    output = mesa_attention(*operands, backend=backend, tolerance=tolerance)
+    output.backward(normal(shape, 1.0, generator).to(dtype))
+    return [each.grad for each in operands if each.grad is not None]
+
+
+def _kept_numbers(seed: int, size: int, length: int) -> int:
+    """Return how many numbers autograd keeps between the operator's passes forward and back, each memory once."""
+    generator = step_generator(seed, 2, "test")
+    query, key, value = (normal((1, length, 1, size), 1.0 / size**0.5, generator).requires_grad_() for _ in range(3))
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        output = mesa_attention(query, key, value, backend="torch")
+    assert output.requires_grad
+    return sum(kept.values())
+
+
+def dimension_curse(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 14: kernel regression by softmax against ridge regression, sequences four times as long as the size."""
+    ridge_losses: list[float] = []
+    fresh_losses: list[float] = []
+    kernel_losses: list[float] = []
+    for size in sizes["sizes"]:
+        batch = drawn_batch(LinearDynamics(size=size, length=4 * size), sizes["rows"], bench.seed)
+        inputs, targets = batch["inputs"], batch["targets"]
+        for losses, lag in ((ridge_losses, 1), (fresh_losses, 0)):
+            fitted = ridge_predictions(inputs.double(), sizes["ridge"], lag)
+            losses.append(mean_loss(fitted, targets) / size)
+        # the best sharpness of a grid that is fine beside how flat the loss is around it
+        kernel_losses.append(
+            min(mean_loss(kernel_predictions(inputs, 0.25 * 2 ** (power / 2)), targets) for power in range(16)) / size
+        )
+    ratios = dict(zip(sizes["sizes"], (k / r for k, r in zip(kernel_losses, ridge_losses, strict=True)), strict=True))
+    fresh = {size: k / r for size, k, r in zip(sizes["sizes"], kernel_losses, fresh_losses, strict=True)}
+    x = [float(size) for size in sizes["sizes"]]
+    return Findings(
+        {
+            "kernel loss over ridge loss at size 4": ratios[4],
+            "kernel loss over ridge loss at size 40": ratios[40],
+        },
+        controls={f"ratio at size {size} with the newest pair": fresh[size] for size in (4, 40)},
+        curves=[
+            Curve("kernel regression", x, kernel_losses),
+            Curve("ridge without the newest pair", x, ridge_losses),
+            Curve("ridge with all pairs", x, fresh_losses),
+        ],
+        x_label="dimension",
+        y_label="loss a dimension",
+    )

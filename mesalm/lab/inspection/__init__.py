@@ -1,0 +1,1 @@
+"""Look inside one trained checkpoint: gates, condition numbers, where heads read from."""

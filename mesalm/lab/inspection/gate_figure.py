@@ -1,0 +1,132 @@
+"""The figure of an inspection: gates and condition numbers of every head, one row of panels a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import StringIO
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from mesalm.lab.inspection.gate_statistics import FORGET_EDGES, INPUT_EDGES, HeadNumbers
+
+FORGET, INPUT, PLAIN, SCALED, MUTED, GRID = "#3b6fb6", "#c1662b", "#2f7d5b", "#8a5aa8", "#555555", "#dddddd"
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mesalm",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.grid": True,
+    "axes.grid.axis": "x",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+}
+OVERLAP = 0.9
+"""Height of the tallest bar of a head's histogram, in rows."""
+TITLE_PAD = 30
+"""Points between a column's title and its first panel, room for the scale of memory and for the legend."""
+
+
+def draw_inspection(heads: Sequence[HeadNumbers], title: str) -> str:
+    """Return an SVG document that refers to nothing outside it, with a title above.
+
+    A row of three panels a layer, a line a key head in each: the histogram of -log gamma over tokens (bins of equal
+    width in the logarithm), that of beta, and the condition numbers of the sampled tokens as median and range.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    layers = [(layer, list(group)) for layer, group in groupby(heads, key=lambda head: head.layer)]
+    rows = [len(group) for _, group in layers]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 1.1 + sum(0.55 + 0.32 * count for count in rows)), layout="constrained")
+        panels = figure.subplots(
+            len(layers), 3, sharex="col", squeeze=False, gridspec_kw={"height_ratios": [count + 1.2 for count in rows]}
+        )
+        for (layer, group), row in zip(layers, panels, strict=True):
+            _layer(row, layer, group)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        _axes(panels, heads)
+        stream = StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+def _layer(row: Any, layer: int, group: list[HeadNumbers]) -> None:
+    """Draw the three panels of a layer."""
+    for place, head in enumerate(group):
+        _ridge(row[0], place, FORGET_EDGES, head.forget_counts, FORGET)
+        _ridge(row[1], place, INPUT_EDGES, head.input_counts, INPUT)
+        if head.condition:
+            for values, shift, colour in ((head.condition, -0.16, PLAIN), (head.scaled, 0.16, SCALED)):
+                low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
+                row[2].plot([low, high], [place + shift] * 2, color=colour, linewidth=2, alpha=0.5)
+                row[2].plot([middle], [place + shift], "o", color=colour, markersize=4)
+    if not any(head.condition for head in group):
+        row[2].text(0.5, 0.5, "solves nothing", transform=row[2].transAxes, ha="center", va="center", color=MUTED)
+    row[0].set_ylabel(f"layer {layer}, {group[0].mixer}", fontweight="bold")
+    for axes in row:
+        axes.set_yticks(range(len(group)), [f"head {head.head}" for head in group])
+        axes.set_ylim(len(group) - 0.4, -1.0)
+
+
+def _ridge(axes: Any, place: int, edges: np.ndarray, counts: list[int], colour: str) -> None:
+    """Draw one head's histogram standing on its line, the fullest bin as high as every other head's fullest."""
+    height = OVERLAP * np.asarray(counts) / max(1, *counts)
+    axes.stairs(place - height, edges, baseline=place, fill=True, color=colour, alpha=0.6)
+    axes.axhline(place, color=GRID, linewidth=0.6)
+
+
+def _axes(panels: Any, heads: Sequence[HeadNumbers]) -> None:
+    """Label the columns: what they show above the first row, the scale below the last."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    plain = FuncFormatter(lambda value, _: f"{value:,.5g}")
+    forget, inputs, condition = panels[0]
+    filled = np.flatnonzero(np.sum([head.forget_counts for head in heads], axis=0))
+    forget.set_xscale("log")
+    forget.set_xlim(FORGET_EDGES[filled[0]], FORGET_EDGES[filled[-1] + 1])
+    above = forget.secondary_xaxis("top", functions=(_inverse, _inverse))
+    above.set_xlabel("memory 1 / -log γ, tokens", color=MUTED)
+    above.spines["top"].set_visible(False)
+    forget.set_title("Forget gate γ", y=1, pad=TITLE_PAD)
+    inputs.set_xlim(0, 1)
+    inputs.set_title("Input gate β", y=1, pad=TITLE_PAD)
+    condition.set_title("Condition numbers", y=1, pad=TITLE_PAD)
+    logarithmic = [forget.xaxis, above.xaxis]
+    if any(head.condition for head in heads):
+        condition.set_xscale("log")
+        condition.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        logarithmic.append(condition.xaxis)
+        handles = [
+            condition.plot([], [], "o", color=colour, markersize=4, label=label)[0]
+            for colour, label in ((PLAIN, "H + ridge"), (SCALED, "ridge-scaled"))
+        ]
+        condition.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.03, 0.98), ncols=2, handletextpad=0.1)
+    for axis in logarithmic:
+        axis.set_major_formatter(plain)
+        axis.set_minor_locator(NullLocator())
+    panels[-1][0].set_xlabel("-log γ of a token (right: forgets more)")
+    panels[-1][1].set_xlabel("β of a token")
+    panels[-1][2].set_xlabel("dot: median token, line: 5 to 95 %")
+
+
+def _inverse(x: Any) -> Any:
+    return 1.0 / np.maximum(np.asarray(x, dtype=float), 1e-300)

@@ -1,0 +1,91 @@
+"""What a recurrent head has gathered late in a window: how many directions, how well conditioned, where it reads.
+
+The keys seen so far are a head's in-context data, its state H_t their (decayed, gated) second moment, and o_t a
+weighted sum of the values,
+
+    H_t = sum_{s <= t} zeta_ts beta_s k_s k_s'      o_t = sum_{s <= t} zeta_ts beta_s (k_s' x_t) v_s,
+    x_t = (H_t + ridge)^-1 q_t for a mesa head, q_t for a linear one,
+
+with zeta_ts the product of the forget gates after s. All of it is computed densely in float64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mesalm.lab.inspection.reach import lag_shares
+
+
+class LateSystems(NamedTuple):
+    """Hold what S tokens' systems are like, by key head, float64.
+
+    rank `[S, G]`: the effective rank of H_t, exp of the entropy of its normalised eigenvalues (Roy and Vetterli 2007).
+    lags `[S, G, L]`: the shares of |weight| by distance in the read-out (`reach.LAGS`), averaged over the query heads
+    that read the key head. Of mesa heads only, else None: dimension `[S, G]`: the effective dimension of the ridge
+    regression, tr H_t (H_t + ridge)^-1; condition, scaled `[S, G]`: condition numbers of H_t + diag(ridge) and of the
+    form that the solver works on, ridge^-1/2 H_t ridge^-1/2 + 1.
+    """
+
+    rank: Tensor
+    lags: Tensor
+    dimension: Tensor | None
+    condition: Tensor | None
+    scaled: Tensor | None
+
+
+def survey(
+    query: Tensor, key: Tensor, log_forget: Tensor, input_gate: Tensor, ridge: Tensor | None, tokens: list[int]
+) -> LateSystems:
+    """Compute what the systems of some tokens are like.
+
+    Args:
+        query: `[T, H, K]`; key: `[T, G, K]`; log_forget, input_gate: `[T, G]`; all float64 on the CPU.
+        ridge: `[G, K]`, None for heads that solve nothing.
+        tokens: places t, S of them.
+    """
+    # far below what counts beside a token's own weight, and no difference of infinities arises
+    total = log_forget.clamp(min=-700.0).cumsum(0)
+    keys = key.transpose(0, 1)  # [G, T, K]
+    identity = torch.eye(key.shape[-1], dtype=key.dtype)
+    rank, lags, dimension, condition, scaled = [], [], [], [], []
+    for t in tokens:
+        weight = ((total[t] - total[: t + 1]).exp() * input_gate[: t + 1]).T.unsqueeze(-1)  # [G, t + 1, 1]
+        written = keys[:, : t + 1] * weight
+        gram = written.mT @ keys[:, : t + 1]
+        rows = query[t].unflatten(0, (key.shape[1], -1))  # [G, R, K]
+        rank.append(effective_rank(gram))
+        if ridge is not None:
+            system = gram + torch.diag_embed(ridge)
+            solved = torch.linalg.solve(system.unsqueeze(1), rows.unsqueeze(-1)).squeeze(-1)
+            # tr H (H + L)^-1 = K - tr L (H + L)^-1
+            dimension.append(key.shape[-1] - (ridge * torch.linalg.inv(system).diagonal(dim1=-2, dim2=-1)).sum(-1))
+            root = ridge.sqrt()
+            condition.append(_condition(system))
+            scaled.append(_condition(gram / (root.unsqueeze(-1) * root.unsqueeze(-2)) + identity))
+            rows = solved
+        lags.append(lag_shares(rows @ written.mT).mean(1))
+    return LateSystems(
+        torch.stack(rank),
+        torch.stack(lags),
+        *(torch.stack(numbers) if numbers else None for numbers in (dimension, condition, scaled)),
+    )
+
+
+def effective_rank(gram: Tensor) -> Tensor:
+    """Return exp of the entropy of the normalised eigenvalues of positive semidefinite `[..., K, K]`; 0 for zeros.
+
+    It lies between 1 and the rank, which it reaches where all eigenvalues that are not 0 are equal.
+    """
+    eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0.0)
+    whole = eigenvalues.sum(-1, keepdim=True)
+    share = eigenvalues / whole.clamp(min=torch.finfo(gram.dtype).tiny)
+    rank: Tensor = torch.exp(-torch.special.xlogy(share, share).sum(-1))
+    return torch.where(whole.squeeze(-1) > 0, rank, 0.0)
+
+
+def _condition(matrix: Tensor) -> Tensor:
+    eigenvalues = torch.linalg.eigvalsh(matrix)
+    return eigenvalues[..., -1] / eigenvalues[..., 0]

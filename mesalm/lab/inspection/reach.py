@@ -1,0 +1,113 @@
+"""Where heads read from: by distance in the read-out, and by the taps of the short convolution before it.
+
+A head that binds neighbouring tokens pairs each token with the one before it, which is how an in-context training set
+of (token, next token) pairs is made (von Oswald et al. 2023, arXiv 2309.05858, section 5). A softmax head does it by
+attending one token back; a mesa or linear head does it in its keys, whose convolution mixes in the tokens before while
+the value stays the token's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mesalm.lab.inspection.capture import is_recurrent, mixers_of
+
+LAGS = (0, 1, 2, 3, 8, 32)
+"""First distance of each bin; the last is open."""
+BINDS = 0.5
+"""Share at one token back from which a head is said to bind neighbours."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Hold where one key head reads from.
+
+    lags: shares of the read-out's |weights| by distance, late in the window, in the bins of `LAGS`. key_taps: shares of
+    the |weights| of the convolution of the head's key channels by lag, None without a convolution.
+    """
+
+    layer: int
+    head: int
+    mixer: str
+    lags: list[float]
+    key_taps: list[float] | None
+
+    @property
+    def binds(self) -> bool:
+        """Tell whether the head pairs tokens with their predecessors: in its read-out, or in its keys' convolution."""
+        in_keys = self.key_taps is not None and self.mixer != "softmax" and self.key_taps[1] >= BINDS
+        return self.lags[1] >= BINDS or in_keys
+
+
+@dataclass
+class ReachSamples:
+    """Collect the shares of one layer's key heads, `[S, G, L]` a window."""
+
+    layer: int
+    mixer: str
+    key_taps: Tensor | None
+    shares: list[Tensor] = field(default_factory=list)
+
+    def reaches(self) -> list[Reach]:
+        """Return where each key head reads from, on average."""
+        mean = torch.cat(self.shares).mean(0)
+        taps = [None] * len(mean) if self.key_taps is None else self.key_taps.tolist()
+        return [Reach(self.layer, head, self.mixer, shares, taps[head]) for head, shares in enumerate(mean.tolist())]
+
+
+def lag_shares(weights: Tensor) -> Tensor:
+    """Return how |weights| `[..., t + 1]`, of tokens 0 to t, share out over the distances from t: `[..., len(LAGS)]`.
+
+    Rows of zeros give zeros.
+    """
+    size = weights.abs().flip(-1)  # distance 0 first
+    length = size.shape[-1]
+    ends = [*LAGS[1:], length]
+    bins = [size[..., first : max(first, end)].sum(-1) for first, end in zip(LAGS, ends, strict=True)]
+    shares = torch.stack(bins, -1)
+    return shares / shares.sum(-1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+
+
+def key_taps(mixer: Any) -> Tensor | None:
+    """Return the shares of |weights| of the convolution of each key head by lag `[G, size]`; None without one."""
+    conv = getattr(mixer, "conv", None)
+    if conv is None:
+        return None
+    heads, groups, size = mixer.heads, mixer.groups, mixer.head_dim
+    # the convolution runs over queries and keys together
+    weight = conv.weight.detach().cpu().double().abs().view(heads + groups, size, -1)[heads:].mean(1)
+    return weight / weight.sum(-1, keepdim=True)
+
+
+@contextmanager
+def attention_watched(model: nn.Module, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call `see(layer, weights)` with the attention weights `[B, H, T, T]` of every softmax layer as often as it runs.
+
+    Only the eager back end gives weights, so the model uses it meanwhile.
+    """
+    mixers = [mixer for mixer in mixers_of(model) if not is_recurrent(mixer)]
+    if not mixers:
+        yield
+        return
+    any_model: Any = model
+    usual = any_model.config._attn_implementation
+    any_model.set_attn_implementation("eager")
+    hooks = [mixer.register_forward_hook(lambda module, _, out: see(module.layer_idx, out[1])) for mixer in mixers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        any_model.set_attn_implementation(usual)
+
+
+def attention_shares(weights: Tensor, groups: int, tokens: list[int]) -> Tensor:
+    """Return the shares by distance of attention weights `[H, T, T]` at some tokens, by key head: `[S, G, L]`."""
+    rows = [lag_shares(weights[:, t, : t + 1].detach().cpu().double()) for t in tokens]
+    return torch.stack(rows).unflatten(1, (groups, -1)).mean(2)

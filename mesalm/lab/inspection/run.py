@@ -1,0 +1,231 @@
+"""Inspect a trained model: run held-out text through it and look at what its mesa layers are given to solve."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mesalm.hub.open_model import locate, open_model, open_tokenizer
+from mesalm.lab.inspection.capture import Reading, is_recurrent, mixers_of, watched
+from mesalm.lab.inspection.gate_statistics import FORGET_EDGES, INPUT_EDGES, HeadNumbers, LayerSamples, late_tokens
+from mesalm.lab.inspection.held_out import Windows, cut_windows, find_run, held_out_text
+from mesalm.lab.inspection.reach import LAGS, Reach, ReachSamples, attention_shares, attention_watched, key_taps
+from mesalm.lab.inspection.recorded import choose_heads, parse_heads, record_tensors, save_recorded
+from mesalm.lab.inspection.tables import print_inspection
+from mesalm.model.chunk_states import CHUNK
+
+LENGTH = 512
+"""Tokens of a window where no run says how long its rows were."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Hold what was found: numbers a key head of the recurrent layers, the reach of every key head, and `notes`."""
+
+    model: str
+    device: str
+    length: int
+    windows: int
+    tolerance: float | None
+    text: dict[str, Any]
+    command: str
+    heads: list[HeadNumbers]
+    reach: list[Reach]
+    notes: list[str]
+
+    def to_json(self) -> str:
+        """Return everything as JSON, with the borders of the histograms' bins."""
+        numbers = dataclasses.asdict(self)
+        numbers["bins"] = {
+            "minus_log_gamma": FORGET_EDGES.tolist(),
+            "beta": INPUT_EDGES.tolist(),
+            "lags": list(LAGS),
+        }
+        return json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def inspect_model(
+    model: str,
+    *,
+    texts: Sequence[str] = (),
+    tokens: int = 2048,
+    length: int | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+    record: Path | None = None,
+    record_heads: str | None = None,
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+) -> Inspection:
+    """Run held-out text through a model, print a row a layer and head, and write `inspect.json` and `inspect.svg`.
+
+    Args:
+        model: a run folder, a saved or published model's folder, one of a run's checkpoints, or a Hub name.
+        texts: files of held-out text; none: the validation split of the model's run.
+        tokens: how much text, in whole windows.
+        length: tokens of a window, at least 64. None: the length of the rows the run was trained on, else 512.
+        device: "auto" is CUDA where there is one, else the CPU.
+        out: the folder to write to. None: `reports/inspect-NAME`.
+        record: a safetensors file to write the first window's operands to (`mesalm.lab.inspection.recorded`).
+        record_heads: the key heads to record, such as "0.2,3.0". None: all.
+        quiet: print nothing and show no progress.
+
+    Raises:
+        ValueError: the model cannot be opened or has neither mesa nor gated linear layers, there is no text or too
+            little, or an argument is out of range.
+    """
+    if record_heads is not None and record is None:
+        raise ValueError("record-heads: says what to record, but no file is given; add --record FILE")
+    wanted = None if record_heads is None else parse_heads(record_heads)
+    run = find_run(model)
+    length = _window_length(length if length is not None else (run.sequence_length or LENGTH), tokens)
+    where = _device(device)
+    opened: Any = open_model(model, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
+    notes = _notes(opened, model)
+    text = held_out_text(model, run, texts)
+    windows = cut_windows(text, open_tokenizer(model, trust_remote_code=trust_remote_code), length, tokens // length)
+    if len(windows.tokens) < tokens // length:
+        notes.append(f"the text gave only {len(windows.tokens)} windows of {length} tokens")
+    kept: list[Reading] = []
+    layers, reach = run_windows(opened, windows, kept if record is not None else None, quiet)
+    inspection = Inspection(
+        model=model,
+        device=where,
+        length=length,
+        windows=len(windows.tokens),
+        tolerance=getattr(opened.config, "tolerance", None),
+        text={"from": text.description, "sources": text.sources, "documents": windows.documents},
+        command=shlex.join(["mesalm", *sys.argv[1:]]),
+        heads=[head for layer in layers for head in layer.numbers()],
+        reach=[head for layer in reach for head in layer.reaches()],
+        notes=notes,
+    )
+    if record is not None:
+        _record(record, kept, wanted, inspection, bool(opened.config.qk_l2_norm))
+    folder = out if out is not None else Path("reports") / f"inspect-{_name(model)}"
+    write_inspection(inspection, folder)
+    if not quiet:
+        print_inspection(inspection)
+        print(f"written: {folder / 'inspect.json'}, {folder / 'inspect.svg'}")
+        if record is not None:
+            print(f"recorded: {record}")
+    return inspection
+
+
+def run_windows(
+    model: Any, windows: Windows, keep: list[Reading] | None, quiet: bool = False
+) -> tuple[list[LayerSamples], list[ReachSamples]]:
+    """Run each window through the model by itself; `keep`, if given, takes the first window's mesa readings.
+
+    Returns what the recurrent layers showed and where the heads of all layers read from, in the order of the layers.
+    """
+    from datasets.utils import tqdm
+
+    mixers = {mixer.layer_idx: mixer for mixer in mixers_of(model)}
+    layers: dict[int, LayerSamples] = {}
+    reach = {layer: ReachSamples(layer, mixer.name, key_taps(mixer)) for layer, mixer in mixers.items()}
+
+    def see(reading: Reading) -> None:
+        samples = layers.setdefault(reading.layer, LayerSamples(reading.layer, reading.mixer, reading.gated))
+        if keep is not None and not samples.log_forget and reading.ridge is not None:
+            keep.append(reading)
+        samples.add(reading)
+        reach[reading.layer].shares.append(samples.lags[-1])
+
+    def see_attention(layer: int, weights: Tensor) -> None:
+        places = late_tokens(weights.shape[-1])
+        reach[layer].shares.append(attention_shares(weights[0], mixers[layer].groups, places))
+
+    with watched(model, see), attention_watched(model, see_attention), torch.no_grad():
+        for tokens in tqdm(windows.tokens, desc="Inspecting", unit=" windows", disable=quiet or None):
+            model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False, logits_to_keep=1)
+    return [layers[layer] for layer in sorted(layers)], [reach[layer] for layer in sorted(reach)]
+
+
+def write_inspection(inspection: Inspection, folder: Path) -> None:
+    """Write `inspect.json` and `inspect.svg` to a folder, which is made if need be."""
+    from mesalm.lab.inspection.gate_figure import draw_inspection
+
+    title = f"{_name(inspection.model)}, {inspection.windows} windows of {inspection.length} tokens"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "inspect.json").write_text(inspection.to_json(), encoding="utf-8")
+    (folder / "inspect.svg").write_text(draw_inspection(inspection.heads, title), encoding="utf-8")
+
+
+def _window_length(length: int, tokens: int) -> int:
+    """Return the length if windows of it can be inspected and `tokens` hold one; else raise ValueError."""
+    if length < CHUNK:
+        raise ValueError(f"length: {length} must be at least {CHUNK}, one chunk of the solver")
+    if tokens < length:
+        raise ValueError(f"tokens: {tokens} is less than one window of {length}; raise it or lower --length")
+    return length
+
+
+def _device(name: str) -> str:
+    """Return the device to run on; ValueError for one that does not exist here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
+        raise ValueError(f"device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+    return name
+
+
+def _notes(model: Any, name: str) -> list[str]:
+    """Say which layers are not recurrent and which have no gates; ValueError if there is nothing to inspect."""
+    mixers = mixers_of(model)
+    if not any(is_recurrent(mixer) for mixer in mixers):
+        kind = ", ".join(sorted({mixer.name for mixer in mixers})) or type(model).__name__
+        raise ValueError(f"{name}: has no mesa layer to inspect ({kind}); name a model with mesa or linear mixers")
+    notes = [
+        f"layer {mixer.layer_idx} is {mixer.name}: it has no gates and no systems"
+        for mixer in mixers
+        if not is_recurrent(mixer)
+    ]
+    if not model.config.gates:
+        notes.append("the model has no gates: gamma and beta are 1")
+    return notes
+
+
+def _record(
+    path: Path, kept: list[Reading], wanted: list[tuple[int, int]] | None, inspection: Inspection, unit_norm: bool
+) -> None:
+    """Write the first window's operands of the heads wanted."""
+    if not kept:
+        raise ValueError("record: the model has no mesa layer, so there are no systems to record")
+    heads = choose_heads(wanted, {reading.layer: reading.key.shape[2] for reading in kept})
+    tensors = {}
+    for reading in kept:
+        if reading.layer in heads:
+            tensors.update(record_tensors(reading, heads[reading.layer]))
+    metadata = {
+        "model": inspection.model,
+        "tokens": inspection.length,
+        "tolerance": inspection.tolerance,
+        "heads": heads,
+        "unit_norm": unit_norm,
+        "text": {**inspection.text, "documents": inspection.text["documents"][:1]},
+        "command": inspection.command,
+    }
+    save_recorded(path, tensors, metadata)
+
+
+def _name(model: str) -> str:
+    """Name a model for a folder: its run's (and checkpoint's) or folder's name, or its Hub name with -- for /."""
+    place = Path(locate(model))
+    if not place.is_dir():
+        return model.replace("/", "--")
+    place = place.resolve()
+    if place.parent.name == "checkpoints":
+        return f"{place.parent.parent.name}-{place.name}"
+    return place.parent.name if place.name == "final" else place.name

@@ -1,0 +1,1 @@
+"""Train grids of small models on synthetic tasks, and keep what came out."""

@@ -1,0 +1,226 @@
+"""A grid of models trained on synthetic tasks: run cell by cell, shared by processes, taken up where it stopped.
+
+Every cell has a folder named by a hash of what decides its outcome: journal and checkpoints while it runs,
+``result.json`` when it is done. Processes that run the same recipe at once take different cells.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mesalm.data.stream import Position, RowStream
+from mesalm.data.synthetic.drawn_stream import DrawnStream, StepPosition
+from mesalm.data.synthetic.tasks import SyntheticTask
+from mesalm.data.synthetic.token_task import NOT_SCORED, TokenRows, collate_rows
+from mesalm.data.synthetic.vector_task import VectorTask
+from mesalm.journal import Journal
+from mesalm.settings import SettingsError
+from mesalm.train.checkpoint import Checkpoints
+from mesalm.train.guard import GradientGuard, NonFiniteGradientError
+from mesalm.train.interrupts import Interrupted
+from mesalm.train.launch import end_run, make_accelerator
+from mesalm.train.loop import Outcome, Probe, Stream, fit
+from mesalm.train.optim import build_optimiser
+from mesalm.train.pretrain import device_name, versions
+from mesalm.train.progress import Display
+from mesalm.train.randomness import seed_everything
+from mesalm.train.schedule import learning_rate_factor
+from mesalm.train.synthetic.model import build_model
+from mesalm.train.synthetic.recipe import Cell, SyntheticRecipe, planned_cells, planned_count
+from mesalm.train.synthetic.results import cells_folder, read_result, read_results
+
+
+class Scored(Protocol):
+    """Hold the score of a model on rows of a task: one number, which way is better, and all else as plain data."""
+
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def better(self) -> str: ...
+
+    def plain(self) -> dict[str, Any]: ...
+
+
+class Scorer(Protocol):
+    """Score a model in evaluation mode on the ``rows`` of a split ("valid" or "test") of a task."""
+
+    def __call__(
+        self, model: nn.Module, task: SyntheticTask, split: Any, rows: int, *, seed: int, batch_rows: int
+    ) -> Scored: ...
+
+
+def run_grid(recipe: SyntheticRecipe, score: Scorer, *, quiet: bool = False) -> None:
+    """Run every cell of a recipe that has no result yet and that no other process is at work on.
+
+    ``quiet`` shows nothing. Raises Interrupted (a
+    SystemExit with code 130 or 143) after Ctrl-C or SIGTERM, the cell's checkpoint written; SettingsError for a launch
+    with several processes in one group.
+    """
+    total = planned_count(recipe)
+    folder = cells_folder(recipe)
+    while True:
+        results = read_results(folder)
+        due = [cell for cell in planned_cells(recipe, results) if cell.folder_name not in results]
+        taken = False
+        for cell in due:
+            with _claim(folder / cell.folder_name) as mine:
+                if mine and read_result(folder / cell.folder_name) is None:
+                    done = sum(cell.folder_name in results for cell in planned_cells(recipe, results))
+                    Run(cell, folder / cell.folder_name, score, f"[{done + 1}/{total}]", quiet).finish()
+                    taken = True
+                    break
+        if not taken:
+            return
+
+
+class Run:
+    """Train and score one cell."""
+
+    def __init__(self, cell: Cell, folder: Path, score: Scorer, place: str, quiet: bool) -> None:
+        self.cell, self.folder, self.score = cell, folder, score
+        self.run = cell.setting.run
+        self.task = self.run.build_task()
+        self.steps = self.run.train.steps or 0
+        self.display = Display(f"{place} {cell.title}", self.steps, enabled=not quiet)
+        self.valid: Scored | None = None
+
+    def finish(self) -> None:
+        """Train from the newest checkpoint or from the start, score, and write the result."""
+        accelerator = make_accelerator(device=self.run.train.device, precision=self.run.train.precision)
+        try:
+            if accelerator.num_processes > 1:
+                raise SettingsError(
+                    "synth: these models are small and run in one process each; start the command several times "
+                    "without a launcher, and the processes share the cells"
+                )
+            seed_everything(self.cell.seed)
+            model = build_model(self.task, self.run.model).to(accelerator.device)
+            with Journal(self.folder / "journal.jsonl") as journal:
+                try:
+                    outcome = self._train(model, accelerator, journal)
+                except NonFiniteGradientError as error:
+                    self._write(journal, {"steps": None, "valid": None, "better": "", "diverged": str(error)})
+                    return
+                if outcome.interrupted_by is not None:
+                    self.display.say(f"stopped in {self.cell.title}; run the same command again to go on")
+                    raise Interrupted(outcome.interrupted_by)
+                self._write(journal, self._scores(model, outcome))
+        finally:
+            accelerator.free_memory()
+            end_run(accelerator)
+
+    def _train(self, model: nn.Module, accelerator: Accelerator, journal: Journal) -> Outcome:
+        run = self.run
+        checkpoints = Checkpoints(self.folder / "checkpoints", every=run.checkpoint.every, keep=run.checkpoint.keep)
+        newest = checkpoints.newest()
+        journal.write(
+            "start",
+            step=0 if newest is None else checkpoints.read_state(newest)["step"],
+            steps=self.steps,
+            cell=self.cell.title,
+            run=run.model_dump(mode="json"),
+            learning_rate=self.cell.rate,
+            seed=self.cell.seed,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            versions=versions(),
+            device=device_name(accelerator.device),
+        )
+        return fit(
+            model,
+            self._stream(accelerator),
+            build_optimiser(model, run.optim.model_copy(update={"learning_rate": self.cell.rate})),
+            accelerator=accelerator,
+            steps=self.steps,
+            learning_rate=lambda step: self.cell.rate * learning_rate_factor(run.schedule, step, self.steps),
+            clip=run.train.clip,
+            guard=GradientGuard(run.train.max_skipped),
+            probes=[Probe("valid", run.score.every, self._validate)],
+            journal=journal,
+            log_every=run.train.log_every,
+            checkpoints=checkpoints,
+            resume_from=newest,
+            display=self.display,
+            count_items=None if isinstance(self.task, VectorTask) else _count_scored,
+            enough=self._enough,
+            compile_model=run.train.compile,
+        )
+
+    def _stream(self, accelerator: Accelerator) -> Stream:
+        train = self.run.train
+        micro_rows = train.micro_rows or train.batch_rows
+        if isinstance(self.task, VectorTask):
+            position = StepPosition(self.cell.seed)
+            return DrawnStream(self.task, position, train.batch_rows, micro_rows=micro_rows, device=accelerator.device)
+        # fresh rows: as many as the run can take, so that no row comes twice
+        count = self.task.train_rows or self.steps * train.batch_rows
+        rows = TokenRows(self.task, "train", self.cell.seed, count, keep=self.task.train_rows > 0)
+        return RowStream(rows, Position(self.cell.seed), train.batch_rows, micro_rows=micro_rows, collate=collate_rows)
+
+    def _score(self, model: nn.Module, split: str, rows: int) -> Scored:
+        settings = self.run.score
+        return self.score(model, self.task, split, rows, seed=settings.seed, batch_rows=settings.batch_rows)
+
+    def _validate(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
+        self.valid = self._score(model, "valid", self.run.score.valid_rows)
+        return [{"score": self.valid.value}]
+
+    def _enough(self) -> bool:
+        wanted = self.run.score.enough
+        if wanted is None or self.valid is None:
+            return False
+        return self.valid.value <= wanted if self.valid.better == "lower" else self.valid.value >= wanted
+
+    @torch.no_grad()
+    def _scores(self, model: nn.Module, outcome: Outcome) -> dict[str, Any]:
+        model.eval()
+        valid = self._score(model, "valid", self.run.score.valid_rows)
+        test = self._score(model, "test", self.run.score.test_rows)
+        self.display.say(f"{self.cell.title}: {test.value:.4f} after {outcome.step} steps, {outcome.seconds:.0f} s")
+        return {
+            "steps": outcome.step,
+            "tokens": outcome.tokens,
+            "seconds": outcome.seconds,
+            "loss": outcome.loss,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "valid": valid.value,
+            "better": valid.better,
+            "score": test.value,
+            **test.plain(),
+        }
+
+    def _write(self, journal: Journal, result: dict[str, Any]) -> None:
+        journal.write("end", step=result["steps"], valid=result["valid"], score=result.get("score"))
+        result = {"cell": self.cell.title, "learning_rate": self.cell.rate, "seed": self.cell.seed, **result}
+        partial = self.folder / "result.json.partial"
+        partial.write_text(json.dumps(result), encoding="utf-8")
+        os.replace(partial, self.folder / "result.json")
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+
+def _count_scored(batch: dict[str, torch.Tensor]) -> int:
+    return int((batch["labels"] != NOT_SCORED).sum())
+
+
+@contextmanager
+def _claim(folder: Path) -> Iterator[bool]:
+    """Say whether this process alone is at work in a cell's folder; the claim ends with the block or the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
