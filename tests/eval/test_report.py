@@ -15,6 +15,7 @@ from mesa_eval.compare import compare, find_baseline
 from mesa_eval.documents import stable_number
 from mesa_eval.report.files import write_report
 from mesa_eval.report.page import render_page
+from mesa_eval.report.tables import state_words
 from mesa_eval.report.wording import number, summarise
 from mesa_eval.rows import OTHER_TOKENIZER, build_comparison
 from mesa_eval.scores import Scores
@@ -167,6 +168,12 @@ def test_the_summary_says_lower_and_better_only_when_the_interval_does(scores: l
     size = number(abs(row.differences[0].interval.value), 4)
     assert f" by {size} [" in summarise(comparison).told[0]
     assert (number(-0.00001, 3), number(-2.5, 1), number(2.5, 1, signed=True)) == ("0.000", "\u22122.5", "+2.5")
+
+
+def test_a_state_is_told_with_the_text_it_holds() -> None:
+    assert state_words(262144, True, 256) == ("262,144", "at 256 tokens, growing")
+    assert state_words(35840, False, 256) == ("35,840", "at any length")
+    assert state_words(None, None, 256) == ("unknown", "")
 
 
 def test_the_page_is_whole_and_stands_alone(scores: list[Scores], tmp_path: Path) -> None:

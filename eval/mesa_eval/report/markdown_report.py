@@ -52,7 +52,7 @@ def _models(comparison: Comparison) -> str:
         card = first.model
         seeds = ", ".join("unknown" if seed is None else str(seed) for seed in arm.seeds)
         trained = "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}"
-        state = state_words(card.state_numbers, card.state_grows, first.window)
+        state = " ".join(state_words(card.state_numbers, card.state_grows, first.window))
         rows.append([arm.name, card.mixers, f"{card.parameters:,}", trained, seeds, state])
     return _table(["model", "mixers", "parameters", "tokens trained", "training seeds", "state, numbers"], rows, 2)
 

@@ -83,7 +83,7 @@ def _skipped(comparison: Comparison) -> list[TaskRecord]:
     return [task for task in _records(comparison).values() if not comparison.section(f"task/{task.name}")]
 
 
-def _model_row(comparison: Comparison, index: int) -> dict[str, str]:
+def _model_row(comparison: Comparison, index: int) -> dict[str, Any]:
     arm, scores = comparison.arms[index], comparison.members(index)[0]
     card = scores.model
     return {

@@ -51,16 +51,16 @@ def _models(comparison: Comparison) -> Table:
             f"{card.parameters:,}",
             "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}",
             str(scores.window),
-            state_words(card.state_numbers, card.state_grows, scores.window),
+            " ".join(state_words(card.state_numbers, card.state_grows, scores.window)),
         )
     return table
 
 
-def state_words(numbers: int | None, grows: bool | None, window: int) -> str:
-    """Say how large a model's state is, and whether it grows with the text."""
+def state_words(numbers: int | None, grows: bool | None, window: int) -> tuple[str, str]:
+    """Say how large a model's state is, and after how much text: it grows, or it does not."""
     if numbers is None:
-        return "unknown"
-    return f"{numbers:,} at {window} tokens, growing" if grows else f"{numbers:,}, constant"
+        return "unknown", ""
+    return f"{numbers:,}", f"at {window} tokens, growing" if grows else "at any length"
 
 
 def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
