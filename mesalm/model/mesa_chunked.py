@@ -180,21 +180,8 @@ _backward_op = torch.library.custom_op(
 
 
 @_forward_op.register_fake
-def _forward_shapes(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-    tolerance: float,
-    max_steps: int,
-    method: str,
-    backend: str,
-    keep: bool,
-) -> tuple[Tensor, ...]:
+def _forward_shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    keep = rest[-1]
     B, T, H, K = query.shape
     G, V = value.shape[2:]
     dtype = compute_dtype(query.dtype)
@@ -211,28 +198,8 @@ def _forward_shapes(
 
 
 @_backward_op.register_fake
-def _backward_shapes(
-    upstream: Tensor,
-    gram_upstream: Tensor,
-    cross_upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-    solution: Tensor,
-    carried: Tensor,
-    gains: Tensor,
-    tolerance: float,
-    max_steps: int,
-    method: str,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    operands = (query, key, value, log_forget, input_gate, ridge, gram, cross)
-    return tuple(x.new_empty(x.shape) for x in operands)
+def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in arguments[3:11])  # query to cross, as `backward` takes them
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
