@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mesalm.doors.words import MODEL
 
@@ -31,6 +32,20 @@ def _evaluation_arguments(door: argparse.ArgumentParser, models: str = "+") -> N
     door.add_argument("--trust-remote-code", action="store_true", help="run code that lies with a model")
 
 
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what `evaluate_models` and `compare_models` are both asked beyond models and suite."""
+    return {
+        "texts": options.text,
+        "split": options.split,
+        "tasks": options.task,
+        "out": options.out,
+        "seed": options.seed,
+        "device": options.device,
+        "batch_tokens": options.batch_tokens,
+        "trust_remote_code": options.trust_remote_code,
+    }
+
+
 def _print_plan(options: argparse.Namespace, models: Sequence[str]) -> None:
     from mesa_eval.suite import make_plan
     from mesa_eval.token_count import count_tokens, print_counts
@@ -54,18 +69,7 @@ def evaluate(options: argparse.Namespace) -> None:
         return
     from mesa_eval.suite import evaluate as evaluate_models
 
-    evaluate_models(
-        options.models,
-        options.suite,
-        texts=options.text,
-        split=options.split,
-        tasks=options.task,
-        out=options.out,
-        seed=options.seed,
-        device=options.device,
-        batch_tokens=options.batch_tokens,
-        trust_remote_code=options.trust_remote_code,
-    )
+    evaluate_models(options.models, options.suite, **_asked(options))
 
 
 def compare_door(doors: argparse._SubParsersAction) -> None:
@@ -108,17 +112,4 @@ def compare(options: argparse.Namespace) -> None:
             raise ValueError("--from-scores: name the folder to write to with --out")
         report(scores, folder, baseline=options.baseline, arms=options.arm)
         return
-    compare_models(
-        options.models,
-        options.suite,
-        texts=options.text,
-        split=options.split,
-        tasks=options.task,
-        out=options.out,
-        seed=options.seed,
-        device=options.device,
-        batch_tokens=options.batch_tokens,
-        trust_remote_code=options.trust_remote_code,
-        baseline=options.baseline,
-        arms=options.arm,
-    )
+    compare_models(options.models, options.suite, **_asked(options), baseline=options.baseline, arms=options.arm)
