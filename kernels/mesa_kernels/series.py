@@ -66,6 +66,7 @@ def sum_series(
     vectors = gains + p * C * K
     store_mask(memory + C * C, stretch, p, C, BI)
     carries = load_first(stretch, p, C)
+    begin, carries = load_begin(stretch, p, C), load_first(stretch, p, C)
     root, q = load_ratio(log_ratio, p, C)
     log_q = tl.log2(tl.maximum(tl.abs(q), 1e-30))
     for begin in range(0, K, BI):
@@ -173,12 +174,24 @@ def series_kernel(
 
 
 @triton.jit
-def apply_half(v, matrix, gains, stretch, p, C: tl.constexpr):
-    """Multiply rows v `[C, BK]` by P; v, matrix N `[BK, BK]` and gains U `[C, BK]` are float16, the result float32."""
+def load_begin(stretch, p, C: tl.constexpr):
+    """Find where each token's stretch between restarts begins in the chunk: int32 `[C]`."""
+    number = tl.load(stretch + p * C + tl.arange(0, C))
+    return tl.sum((number[None, :] < number[:, None]).to(tl.int32), 1)
+
+
+@triton.jit
+def apply_half(v, matrix, gains, begin, first, C: tl.constexpr):
+    """Multiply rows v `[C, BK]` by P; v, matrix N `[BK, BK]` and gains U `[C, BK]` are float16, the result float32.
+
+    begin and first are those of `load_begin` and `load_first`, loaded once: the mask of `load_mask` is made of them
+    with no address held in a loop.
+    """
+    t = tl.arange(0, C)
     scores = tl.dot(v, tl.trans(gains))
-    first = load_first(stretch, p, C)
+    seen = (t[None, :] >= begin[:, None]) & (t[:, None] >= t[None, :])
     y = tl.dot(v, matrix) * first[:, None]
-    y = tl.dot((scores * load_mask(stretch, p, tl.arange(0, C), C)).to(tl.float16), gains, y)
+    y = tl.dot(tl.where(seen, -scores, 0.0).to(tl.float16), gains, y)
     return y + (1.0 - first)[:, None] * v
 
 
@@ -216,6 +229,7 @@ def half_kernel(
     square = (k < K)[:, None] & (k < K)[None, :]
     matrix = tl.load(carried + p * K * K + k[:, None] * K + k[None, :], mask=square, other=0.0).to(tl.float16)
     narrow = load_columns(gains + p * C * K, K, C, k, K, C).to(tl.float16)
+    begin, carries = load_begin(stretch, p, C), load_first(stretch, p, C)
     root, q = load_ratio(log_ratio, p, C)
     log_q = tl.log2(tl.maximum(tl.abs(q), 1e-30))
     m = tl.load(plan + 4 * p + 1)
@@ -227,13 +241,13 @@ def half_kernel(
     last = tl.zeros([C, BK], tl.float16)
     for j in range(1, m):
         # T_1 = Y v, then T_{j + 1} = 2 Y T_j - T_{j - 1}
-        y = 2.0 * apply_half(current, matrix, narrow, stretch, p, C) - current
+        y = 2.0 * apply_half(current, matrix, narrow, begin, carries, C) - current
         y = tl.where(j > 1, 2.0, 1.0) * y - last
         total = (total + weigh(j, m, root, power, log_q)[:, None] * y).to(tl.float16)
         power *= q
         last = current
         current = y.to(tl.float16)
-    v = 2.0 * apply_half(total, matrix, narrow, stretch, p, C)
+    v = 2.0 * apply_half(total, matrix, narrow, begin, carries, C)
     count = steps + (b * N + p % N) * (G * R) + head
     if LATER:
         v = v * (norm * largest)[:, None] * tl.load(scale + g * K + k, mask=k < K, other=0.0)[None, :]
