@@ -61,10 +61,10 @@ STUDIES = {
         "Is the order of language models the same with DPFP features?", "language-order", language_order, {"dpfp": 1}
     ),
     "language-order-deep-dpfp": Study(
-        "Is it the same with four layers, MLPs and the authors' DPFP features?",
+        "Is it the same with four layers, MLPs and DPFP features?",
         "language-order",
         language_order,
-        {"layers": 4, "dpfp": 3},
+        {"layers": 4, "dpfp": 1},
     ),
     "fixed-teacher-longer": Study(
         "Is the one map remembered after five times the training?", "fixed-teacher", fixed_teacher, {"steps": 10000}
