@@ -22,6 +22,7 @@ from cases import DTYPES
 from measure import Spread, interleave, ratio, time_once
 
 from mesalm import MesaConfig, MesaForCausalLM, mesa_attention
+from mesalm.model.cache_mesa import returned_cache
 
 TWIN = "softmax"
 PREFILL = 2048
@@ -48,8 +49,8 @@ class Writer:
 
     @torch.inference_mode()
     def _advance(self, tokens: torch.Tensor) -> None:
-        result = self.model(input_ids=tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache = result.past_key_values
+        result = self.model(input_ids=tokens, cache=self.cache, use_cache=True, logits_to_keep=1)
+        self.cache = returned_cache(result)
         self.token = result.logits[:, -1:].argmax(-1)
 
     def cache_bytes(self) -> int:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+"""How transformers names the cache in calls and outputs: `past_key_values` before release 5.24."""
 
 
 class CountedTokens(Cache):
@@ -43,6 +49,28 @@ def counting(cache: Cache) -> CountedTokens:
     return shared
 
 
+def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """Return the cache that a caller gave under either name.
+
+    Raises:
+        ValueError: a cache under each name.
+    """
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache: it was given as past_key_values too, its older name; give it once")
+    return past_key_values if cache is None else cache
+
+
+def cache_name(model: Any) -> str | None:
+    """Return under which name any causal language model takes a cache, None if it takes none."""
+    accepted = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in accepted), None)
+
+
+def returned_cache(output: Any) -> Any:
+    """Return the cache in a model's output, under the name that it has there; None without one."""
+    return output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
+
+
 def check_cache(cache: Cache, layers: int) -> None:
     """Refuse a cache that was made without the configuration, which has no place for recurrent states.
 
@@ -51,7 +79,7 @@ def check_cache(cache: Cache, layers: int) -> None:
     """
     if len(cache.layers) != layers:
         raise ValueError(
-            f"past_key_values: this cache has {len(cache.layers)} layers and the model {layers}; make it by "
+            f"cache: this one has {len(cache.layers)} layers and the model {layers}; make it by "
             "DynamicCache(config=model.config)"
         )
 

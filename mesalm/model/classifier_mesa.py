@@ -8,7 +8,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import can_return_tuple
 
+from .cache_mesa import CACHE, one_cache
 from .configuration_mesa import MesaConfig
+from .keywords import check_keywords
 from .modeling_mesa import MesaModel, MesaPreTrainedModel
 
 
@@ -36,10 +38,11 @@ class MesaForSequenceClassification(MesaPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """Return logits [B, labels], and the mean loss where labels are given.
@@ -54,11 +57,12 @@ class MesaForSequenceClassification(MesaPreTrainedModel):
         Raises:
             ValueError: several sequences and nothing that tells where they end.
         """
+        check_keywords(self, kwargs)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=False if labels is not None and use_cache is None else use_cache,
             **kwargs,
@@ -69,12 +73,13 @@ class MesaForSequenceClassification(MesaPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        returned: dict[str, Any] = {CACHE: getattr(outputs, CACHE)}
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **returned,
         )
 
     def _last_tokens(

@@ -74,7 +74,7 @@ class MesaConfig(PreTrainedConfig):
     """
 
     model_type = "mesa"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - the library's own form
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012 - the library's own form
 
     vocab_size: int = 32000
     hidden_size: int = 768

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .cache_mesa import conv_state, recurrent_state
 from .configuration_mesa import MesaConfig
+from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp
 
 
@@ -57,8 +58,8 @@ class GatedMixer(nn.Module):
         hidden_states: torch.Tensor,
         padding_mask: torch.Tensor | None = None,
         segments: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: object,
+        cache: Cache | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """Return the mixed tokens, [B, T, hidden], and no attention weights.
 
@@ -66,19 +67,21 @@ class GatedMixer(nn.Module):
             hidden_states: [B, T, hidden].
             padding_mask: [B, T], 0 where a token is padding and must write nothing. None: no padding.
             segments: [B, T] integers, the document of each token in a packed row. None: one document.
-            past_key_values: transformers' cache; read and written when given.
+            cache: transformers' cache; read and written when given.
+            kwargs: what softmax attention reads.
         """
+        check_keywords(self, kwargs, MIXER_KEYWORDS)
         batch, length, _ = hidden_states.shape
         if padding_mask is not None:
             padding_mask = padding_mask.to(hidden_states.dtype)
             hidden_states = hidden_states * padding_mask.unsqueeze(-1)
-        state = recurrent_state(past_key_values, self.layer_idx)
-        query, key = self._query_key(hidden_states, padding_mask, segments, past_key_values)
+        state = recurrent_state(cache, self.layer_idx)
+        query, key = self._query_key(hidden_states, padding_mask, segments, cache)
         value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim)
         operands = Operands(query, key, value, *self._gates(hidden_states, padding_mask, segments))
-        output, state = self.read(operands, state, return_state=past_key_values is not None)
-        if past_key_values is not None and state is not None:
-            past_key_values.update_recurrent_state(state, self.layer_idx)
+        output, state = self.read(operands, state, return_state=cache is not None)
+        if cache is not None and state is not None:
+            cache.update_recurrent_state(state, self.layer_idx)
         output = self.output_norm(output.to(hidden_states.dtype))
         return self.o_proj(output.reshape(batch, length, -1)), None
 

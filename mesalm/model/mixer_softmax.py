@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
 from .configuration_mesa import MesaConfig
+from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import ResidualProjection, ShortConvolution
 from .mixer_gated import convolve
 
@@ -42,10 +44,10 @@ class SoftmaxMixer(nn.Module):
         hidden_states: torch.Tensor,
         padding_mask: torch.Tensor | None = None,
         segments: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the mixed tokens, [B, T, hidden], and the attention weights where the back end gives them.
 
@@ -53,25 +55,27 @@ class SoftmaxMixer(nn.Module):
             hidden_states: [B, T, hidden].
             padding_mask: [B, T], 0 at padding; only the convolution needs it. None: no padding.
             segments: [B, T] integers, the document of each token; only the convolution needs it.
-            past_key_values: transformers' cache; read and written when given.
+            cache: transformers' cache; read and written when given.
             attention_mask: the causal mask as transformers makes it for the attention back end in use.
             position_embeddings: cosines and sines, [B, T, K] each. None: no rotary positions.
+            kwargs: what attention back ends read.
         """
+        check_keywords(self, kwargs, MIXER_KEYWORDS)
         batch, length, _ = hidden_states.shape
         query, key = self.q_proj(hidden_states), self.k_proj(hidden_states)
         if self.conv is not None:
             both = torch.cat((query, key), dim=-1)
             if padding_mask is not None:
                 both = both * padding_mask.to(both.dtype).unsqueeze(-1)
-            both = convolve(self.conv, both, padding_mask, segments, past_key_values, self.layer_idx)
+            both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx)
             query, key = both.split((self.heads * self.head_dim, self.groups * self.head_dim), dim=-1)
         query = self.q_norm(query.view(batch, length, self.heads, self.head_dim)).transpose(1, 2)
         key = self.k_norm(key.view(batch, length, self.groups, self.head_dim)).transpose(1, 2)
         value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim).transpose(1, 2)
         if position_embeddings is not None:
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )

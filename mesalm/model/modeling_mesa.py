@@ -21,8 +21,18 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache_mesa import CountedTokens, MesaCache, check_cache, count_tokens, counting, tokens_seen
+from .cache_mesa import (
+    CACHE,
+    CountedTokens,
+    MesaCache,
+    check_cache,
+    count_tokens,
+    counting,
+    one_cache,
+    tokens_seen,
+)
 from .configuration_mesa import MesaConfig
+from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, check_attention_keywords, check_keywords
 from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortConvolution
 from .mixer_mesa import MesaMixer
 from .mixer_softmax import SoftmaxMixer
@@ -67,7 +77,7 @@ class MesaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MesaBlock"]  # noqa: RUF012 - the library's own form
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -145,9 +155,10 @@ class MesaModel(MesaPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Return the last hidden states, [B, T, hidden].
@@ -157,31 +168,41 @@ class MesaModel(MesaPreTrainedModel):
             attention_mask: [B, past + T], 0 at padding, left or right; or the masks by layer type, ready made.
             position_ids: [B, T]. Without mask and cache, a position that is not its predecessor's plus one begins
                 a new document, and documents do not see each other (the packed rows of transformers' collators).
-            past_key_values: the cache to continue from.
+            cache: the cache to continue from.
             use_cache: whether to return a cache; rows of several documents return none.
+            past_key_values: the name of `cache` before transformers 5.24.
+
+        Of other keywords it takes those that transformers hands to every model (`BASE_KEYWORDS`).
 
         Raises:
+            TypeError: a keyword that nothing reads.
             ValueError: both or neither of input_ids and inputs_embeds; a mask that is not [B, T] or a cache made
-                without the configuration, where layers are recurrent.
+                without the configuration, where layers are recurrent; a cache under both names, or where gradient
+                checkpointing would write it twice.
         """
+        check_keywords(self, kwargs)
+        check_attention_keywords(kwargs, position_ids, self._is_stateful)
+        cache = one_cache(cache, past_key_values)
+        if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            raise ValueError("cache: gradient checkpointing would write it twice; call model.eval(), or leave it out")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("forward: give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         segments = None
-        if attention_mask is None and past_key_values is None and position_ids is not None:
+        if attention_mask is None and cache is None and position_ids is not None:
             segments = find_segments(position_ids.expand(inputs_embeds.shape[:2]))
-        if use_cache and past_key_values is None and segments is None:
-            past_key_values = MesaCache(config=self.config)
-        if past_key_values is not None and self._is_stateful:
-            check_cache(past_key_values, len(self.layers))
+        if use_cache and cache is None and segments is None:
+            cache = MesaCache(config=self.config)
+        if cache is not None and self._is_stateful:
+            check_cache(cache, len(self.layers))
         if position_ids is None:
             # a cache without softmax layers does not count tokens, and no layer asks for positions then
-            seen = past_key_values.get_seq_length() if self.has_softmax and past_key_values is not None else 0
+            seen = cache.get_seq_length() if self.has_softmax and cache is not None else 0
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + seen
-        masks = self._masks(attention_mask, inputs_embeds, past_key_values, position_ids)
+        masks = self._masks(attention_mask, inputs_embeds, cache, position_ids)
         positions = self.rotary_emb(inputs_embeds, position_ids) if self.rotary_emb is not None else None
-        before = tokens_seen(past_key_values) if past_key_values is not None and not self.has_softmax else 0
+        before = tokens_seen(cache) if cache is not None and not self.has_softmax else 0
         hidden_states = inputs_embeds
         for layer in self.layers:
             hidden_states = layer(
@@ -190,21 +211,19 @@ class MesaModel(MesaPreTrainedModel):
                 padding_mask=masks.get("linear_attention"),
                 segments=segments,
                 position_embeddings=positions,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
+                cache=cache,
                 **kwargs,
             )
-        if past_key_values is not None and not self.has_softmax:
-            count_tokens(past_key_values, before, inputs_embeds.shape[1])
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
-        )
+        if cache is not None and not self.has_softmax:
+            count_tokens(cache, before, inputs_embeds.shape[1])
+        returned: dict[str, Any] = {CACHE: cache if use_cache else None}
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **returned)
 
     def _masks(
         self,
         attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
         inputs_embeds: torch.Tensor,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         position_ids: torch.Tensor,
     ) -> dict[str, torch.Tensor | None]:
         if isinstance(attention_mask, dict):
@@ -218,7 +237,7 @@ class MesaModel(MesaPreTrainedModel):
             "config": self.config,
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
+            CACHE: cache,
             "position_ids": position_ids,
         }
         masks: dict[str, Any] = {"linear_attention": create_recurrent_attention_mask(**arguments)}
@@ -263,29 +282,34 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Return logits [B, T, vocabulary], the cache, and the mean loss in nats where labels are given.
 
         Args:
-            labels: [B, T] token ids, shifted here; -100 is not scored. `num_items_in_batch` in `kwargs` replaces
-                the number of scored tokens as the divisor, as transformers' Trainer wants it.
+            labels: [B, T] token ids, shifted here; -100 is not scored. As keywords transformers' loss also takes
+                `shift_labels` (shifted already), `ignore_index` and `num_items_in_batch`, which replaces the number
+                of scored tokens as the divisor.
             logits_to_keep: 0 for all positions, n for the last n, or the positions themselves.
 
         The other arguments are those of `MesaModel.forward`.
         """
-        if labels is not None and use_cache is None:
+        check_keywords(self, kwargs, (*BASE_KEYWORDS, *LOSS_KEYWORDS))
+        loss_options = {name: kwargs.pop(name) for name in LOSS_KEYWORDS if name in kwargs}
+        scored = labels is not None or loss_options.get("shift_labels") is not None
+        if scored and use_cache is None:
             use_cache = False
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -299,14 +323,15 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         if self.config.logit_softcap is not None:
             logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
         loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        if scored:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_options)
+        returned: dict[str, Any] = {CACHE: getattr(outputs, CACHE)}
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **returned,
         )
 
     def _prepare_cache_for_generation(  # type: ignore[override]
@@ -315,9 +340,9 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         # the parent's parameters differ between releases of transformers, so they are handed on unread
         parent: Any = super()
         parent._prepare_cache_for_generation(generation_config, model_kwargs, *rest, **more)
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if isinstance(cache, Cache) and not isinstance(cache, CountedTokens) and not self.model.has_softmax:
-            model_kwargs["past_key_values"] = counting(cache)
+            model_kwargs[CACHE] = counting(cache)
 
     def flops_per_token(self, sequence_length: int) -> float:
         """Return the floating-point operations a token of one training step, forward and backward.

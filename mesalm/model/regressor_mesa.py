@@ -162,7 +162,6 @@ class MesaRegressor(MesaPreTrainedModel):
         weights: torch.Tensor | None = None,
         places: torch.Tensor | None = None,
         output_hidden_states: bool = False,
-        **kwargs: Any,
     ) -> RegressionOutput:
         """Return predictions [B, T, D], and the mean loss where targets are given (see `half_squared_error`).
 
@@ -177,17 +176,12 @@ class MesaRegressor(MesaPreTrainedModel):
             ValueError: vectors of another size than the configuration's, places in a model without learned vectors.
         """
         hidden_states = self.embed(inputs, places)
+        mask = None
         if "softmax" in self.config.layer_mixers:
-            kwargs["attention_mask"] = create_causal_mask(
-                config=self.config,
-                inputs_embeds=hidden_states,
-                attention_mask=None,
-                past_key_values=None,
-                position_ids=None,
-            )
+            mask = create_causal_mask(self.config, hidden_states, None, None)  # neither padding nor a cache
         stream = [hidden_states]
         for layer in self.layers:
-            hidden_states = layer(hidden_states, **kwargs)
+            hidden_states = layer(hidden_states, attention_mask=mask)
             stream.append(hidden_states)
         hidden_states = self.norm(hidden_states)
         read = hidden_states[..., : self.config.input_size]

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .cache_mesa import CACHE, cache_name, one_cache
+
 VECTORS_FILE = "prefix.safetensors"
 RECORD_FILE = "prefix.json"
 
@@ -52,23 +54,26 @@ class PrefixedModel(nn.Module):
         input_ids: torch.Tensor,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         logits_to_keep: int = 0,
+        past_key_values: Any = None,
     ) -> Any:
         """Return the language model's output for ids [B, T]: logits [B, T or logits_to_keep, V], loss, cache."""
+        cache = one_cache(cache, past_key_values)
         embeddings = self.model.get_input_embeddings()(input_ids)
-        count = len(self.prefix) if past_key_values is None else 0
+        count = len(self.prefix) if cache is None else 0
         if count:
             before = self.prefix.to(embeddings.dtype).expand(len(input_ids), -1, -1)
             embeddings = torch.cat((before, embeddings), dim=1)
             if labels is not None:
                 labels = torch.cat((labels.new_full((len(labels), count), -100), labels), dim=1)
+        given = {} if cache is None else {cache_name(self.model) or CACHE: cache}
         output = self.model(
             inputs_embeds=embeddings,
             labels=labels,
             use_cache=use_cache,
-            past_key_values=past_key_values,
             logits_to_keep=logits_to_keep,
+            **given,
         )
         if count and not logits_to_keep:
             output.logits = output.logits[:, count:]

@@ -68,7 +68,8 @@ def _run(recipe: Recipe, run: RunFolder, plan: Plan, accelerator: Accelerator, d
     tokenizer = prepared.tokenizer() if prepared.manifest["tokenizer"]["kind"] != "none" else None
     model = initial_model(recipe, prepared, tokenizer)
     if recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        # the name before transformers 5.23 is the second
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model.to(accelerator.device)
     # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
     seed_everything(recipe.seed + accelerator.process_index + 1)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from mesalm import MesaForCausalLM, MesaForSequenceClassification
+from mesalm.model.cache_mesa import returned_cache
 
 Build = Callable[..., MesaForSequenceClassification]
 Draw = Callable[..., torch.Tensor]
@@ -58,7 +59,7 @@ def test_labels_give_the_loss_of_their_kind(
 ) -> None:
     result = build(**HEAD)(tokens(2, 6), labels=labels)
     torch.testing.assert_close(result.loss, expected(result.logits, labels))
-    assert result.past_key_values is None
+    assert returned_cache(result) is None
 
 
 def test_a_number_is_regressed_on(build: Build, tokens: Draw) -> None:

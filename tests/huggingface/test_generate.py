@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, StaticCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from mesalm import MesaForCausalLM
+from mesalm.model.cache_mesa import CACHE, returned_cache
 
 Build = Callable[..., MesaForCausalLM]
 Draw = Callable[..., torch.Tensor]
@@ -75,26 +76,28 @@ def test_a_static_cache_gives_the_same(kind: str, conv_size: int | None, build: 
             ids, attention_mask=mask, cache_implementation="static", return_dict_in_generate=True, **GREEDY
         )
         assert torch.equal(result.sequences, expected)
-        assert isinstance(result.past_key_values, StaticCache)
-        assert int(result.past_key_values.get_seq_length()) == 14
+        cache = returned_cache(result)
+        assert isinstance(cache, StaticCache)
+        assert int(cache.get_seq_length()) == 14
 
 
 def test_plain_generation_never_compiles(kind: str, build: Build, tokens: Draw) -> None:
     # `generate` compiles on a GPU by itself when a cache is called compileable; states of constant size look so
     model = build(kind)
-    for given in ({}, {"past_key_values": DynamicCache(config=model.config)}):
+    for given in ({}, {CACHE: DynamicCache(config=model.config)}):
         result = model.generate(tokens(1, 5), return_dict_in_generate=True, **given, **GREEDY)
-        assert isinstance(result.past_key_values, DynamicCache)
-        assert not result.past_key_values.is_compileable or type(result.past_key_values) is DynamicCache
-        assert result.past_key_values.get_seq_length() == 12
+        cache = returned_cache(result)
+        assert isinstance(cache, DynamicCache)
+        assert not cache.is_compileable or type(cache) is DynamicCache
+        assert cache.get_seq_length() == 12
 
 
 def test_a_conversation_goes_on_in_the_cache_given(kind: str, build: Build, tokens: Draw) -> None:
     model = build(kind)
-    cache = DynamicCache(config=model.config)
-    first = model.generate(tokens(1, 6), past_key_values=cache, **GREEDY)
+    given = {CACHE: DynamicCache(config=model.config)}
+    first = model.generate(tokens(1, 6), **given, **GREEDY)
     longer = torch.cat((first, tokens(1, 4, seed=2)), dim=1)
-    assert torch.equal(model.generate(longer, past_key_values=cache, **GREEDY), model.generate(longer, **GREEDY))
+    assert torch.equal(model.generate(longer, **given, **GREEDY), model.generate(longer, **GREEDY))
 
 
 class AfterToken(StoppingCriteria):
@@ -156,11 +159,11 @@ def test_what_recurrent_layers_cannot_use_is_refused_in_one_line(kind: str, buil
     plain = model(ids).logits
     if kind == "softmax":
         torch.testing.assert_close(model(ids, attention_mask=square).logits, plain)
-        torch.testing.assert_close(model(ids, past_key_values=DynamicCache(), use_cache=True).logits, plain)
+        torch.testing.assert_close(model(ids, cache=DynamicCache(), use_cache=True).logits, plain)
         return
     with pytest.raises(ValueError, match="attention_mask: it has 4 dimensions") as caught:
         model(ids, attention_mask=square)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"make it by DynamicCache\(config=model.config\)") as caught:
-        model(ids, past_key_values=DynamicCache(), use_cache=True)
+        model(ids, cache=DynamicCache(), use_cache=True)
     assert "\n" not in str(caught.value)

@@ -126,13 +126,13 @@ def test_a_compiled_decoding_step_never_starts_anew(kind: str, build: Build, tok
     cache = StaticCache(config=model.config, max_cache_len=16)
     graphs = torch._dynamo.testing.CompileCounterWithBackend("eager")
     with torch.no_grad():
-        model(ids[:, :6], past_key_values=cache, use_cache=True)
+        model(ids[:, :6], cache=cache, use_cache=True)
         torch._dynamo.reset()
         step = torch.compile(model, backend=graphs, fullgraph=True, dynamic=False)
         found = [
             step(
                 ids[:, place : place + 1],
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
                 position_ids=torch.full((2, 1), place),
             ).logits

@@ -12,6 +12,7 @@ READ = """
 import resource, sys
 import torch
 from mesalm import MesaConfig, MesaForCausalLM
+from mesalm.model.cache_mesa import CACHE
 from transformers import DynamicCache
 torch.manual_seed(0)
 model = MesaForCausalLM(MesaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
@@ -23,7 +24,7 @@ def size(cache):
     return sum(tensor.nbytes for tensor in held if isinstance(tensor, torch.Tensor))
 for length in (2048, 4096, 65536):
     cache = DynamicCache(config=model.config)
-    model.generate(tokens[:, :length], past_key_values=cache, prefill_chunk_size=1024, max_new_tokens=4,
+    model.generate(tokens[:, :length], **{CACHE: cache}, prefill_chunk_size=1024, max_new_tokens=4,
                    min_new_tokens=4, do_sample=False)
     print(length, size(cache), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -151,7 +151,7 @@ def test_decoding_continues_the_context(bench: SimpleNamespace, monkeypatch: pyt
     writer.read(tokens)
     following = torch.full((2, 1), 7)
     with torch.inference_mode():
-        continued = writer.model(input_ids=following, past_key_values=writer.cache, use_cache=True).logits[:, -1]
+        continued = writer.model(input_ids=following, cache=writer.cache, use_cache=True).logits[:, -1]
         whole = writer.model(input_ids=torch.cat((tokens, following), 1)).logits[:, -1]
     torch.testing.assert_close(continued, whole, rtol=1e-3, atol=1e-4)  # the solver's tolerance
 

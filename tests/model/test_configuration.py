@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import mesalm
 from mesalm import MesaConfig, MesaForCausalLM, MesaModel
+from mesalm.model.cache_mesa import returned_cache
 from mesalm.model.layers import dpfp
 
 
@@ -157,7 +158,7 @@ def test_features_enlarge_keys_and_states_only() -> None:
     model = MesaForCausalLM(config)
     assert config.key_size == 2 * 3 * 8
     assert model.model.layers[0].mixer.ridge().shape == (2, 48)
-    cache = model(torch.arange(5)[None], use_cache=True).past_key_values
+    cache = returned_cache(model(torch.arange(5)[None], use_cache=True))
     assert cache.layers[0].recurrent_states[0].shape == (1, 2, 48, 48 + 8)
     with pytest.raises(ValueError, match="dpfp: 16 must be 0"):
         MesaConfig(hidden_size=16, num_attention_heads=2, dpfp=16)

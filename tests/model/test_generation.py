@@ -93,9 +93,9 @@ def test_generation_goes_on_from_a_cache_with_several_new_tokens(mixers: object)
     model, ids = build(mixers), prompt(20)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids[:, :7], past_key_values=cache, use_cache=True)
-        model(ids[:, 7:12], past_key_values=cache, use_cache=True)
-        logits = model(ids[:, 12:], past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        model(ids[:, :7], cache=cache, use_cache=True)
+        model(ids[:, 7:12], cache=cache, use_cache=True)
+        logits = model(ids[:, 12:], cache=cache, use_cache=True, logits_to_keep=1).logits
         expected = model(ids).logits[:, -1:]
     assert logits.shape == expected.shape
     torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
@@ -108,7 +108,7 @@ def test_the_state_does_not_grow(mixers: str) -> None:
     def size(length: int) -> int:
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(prompt(length), past_key_values=cache, use_cache=True)
+            model(prompt(length), cache=cache, use_cache=True)
         states = [
             *(layer.conv_states[0] for layer in cache.layers),
             *(layer.recurrent_states[0] for layer in cache.layers),
@@ -125,8 +125,8 @@ def test_a_reordered_cache_follows_its_rows() -> None:
     order = torch.tensor([2, 0, 1])
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids[:, :6], past_key_values=cache, use_cache=True)
+        model(ids[:, :6], cache=cache, use_cache=True)
         cache.reorder_cache(order)
-        continued = model(ids[order, 6:], past_key_values=cache, use_cache=True).logits
+        continued = model(ids[order, 6:], cache=cache, use_cache=True).logits
         expected = model(ids[order]).logits[:, 6:]
     torch.testing.assert_close(continued, expected, atol=2e-4, rtol=2e-4)

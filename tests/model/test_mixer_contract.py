@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from mesalm import MesaConfig, MesaForCausalLM
+from mesalm.model.cache_mesa import returned_cache
 from mesalm.model.mixers import MIXERS
 
 CASES = [
@@ -76,7 +77,7 @@ def test_token_by_token_and_in_chunks_equals_the_whole(case: dict) -> None:
         for cuts in ([1] * 19, [7, 1, 1, 5, 1, 4], [18, 1]):
             cache, parts = DynamicCache(config=model.config), []
             for part in ids.split(cuts, dim=1):
-                output = model(part, past_key_values=cache, use_cache=True)
+                output = model(part, cache=cache, use_cache=True)
                 parts.append(output.logits)
             torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=2e-4, rtol=2e-4)
 
@@ -86,7 +87,7 @@ def test_the_cache_holds_as_many_numbers_as_stated(case: dict) -> None:
     model = build(**case)
     for length in (3, 11):
         with torch.no_grad():
-            cache = model(tokens(1, length), use_cache=True).past_key_values
+            cache = returned_cache(model(tokens(1, length), use_cache=True))
         kept = [part for layer in cache.layers for part in vars(layer).values()]
         kept += [part for parts in kept if isinstance(parts, dict) for part in parts.values()]
         # without a convolution a recurrent layer is marked as filled by one zero, which says nothing
@@ -121,9 +122,9 @@ def test_padding_inside_a_continued_prompt_changes_nothing(case: dict) -> None:
     mask[0, 5:7] = 0
     with torch.no_grad():
         cache = DynamicCache(config=model.config)
-        model(first, past_key_values=cache, use_cache=True)
+        model(first, cache=cache, use_cache=True)
         positions = (mask.cumsum(-1) - 1)[:, 5:]
-        padded = model(second, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        padded = model(second, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True)
         alone = model(torch.cat((first[:1], second[:1, 2:]), dim=1)).logits
     torch.testing.assert_close(padded.logits[:1, 2:], alone[:, 5:], atol=2e-4, rtol=2e-4)
 

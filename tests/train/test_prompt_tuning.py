@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mesalm.hub.open_model import open_model
+from mesalm.model.cache_mesa import returned_cache
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.model.soft_prefix import PrefixedModel, load_prefix
@@ -59,7 +60,7 @@ def test_the_prefix_is_read_before_the_tokens(model: MesaForCausalLM) -> None:
     torch.testing.assert_close(prefixed(ids).logits, wanted, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(prefixed(ids, logits_to_keep=2).logits, wanted[:, -2:], rtol=1e-3, atol=1e-4)
     first = prefixed(ids[:, :2], use_cache=True)
-    rest = prefixed(ids[:, 2:], past_key_values=first.past_key_values, use_cache=True)
+    rest = prefixed(ids[:, 2:], cache=returned_cache(first), use_cache=True)
     both = torch.cat((first.logits, rest.logits), dim=1)
     torch.testing.assert_close(both, wanted, rtol=1e-3, atol=1e-3)
     written = prefixed.generate(ids[:1], torch.ones(1, 4, dtype=torch.long), max_new_tokens=2, do_sample=False)

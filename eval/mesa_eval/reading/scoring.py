@@ -26,6 +26,7 @@ from mesa_eval.reading.model_source import ModelSource, declared_length, find_mo
 from mesa_eval.reading.processes import Processes
 from mesa_eval.reading.reader import Reader, TokenScores
 from mesalm.hub.open_model import open_model
+from mesalm.model.cache_mesa import cache_name, returned_cache
 
 
 class Scorer(Reader):
@@ -62,7 +63,8 @@ class Scorer(Reader):
         accepted = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in accepted
         self._caches = "use_cache" in accepted
-        self._shares = share_prefixes and self._caches and "past_key_values" in accepted
+        self._cache_name = cache_name(model) or ""
+        self._shares = share_prefixes and self._caches and bool(self._cache_name)
         self._asked = False
         self._ends: dict[str, list[int]] = {}
         self._read: tuple[tuple[tuple[int, ...], int], Cache] | None = None
@@ -214,7 +216,7 @@ class Scorer(Reader):
         if not self._caches:
             return None
         with torch.no_grad():
-            cache = self.model(input_ids=ids, use_cache=True).past_key_values
+            cache = returned_cache(self.model(input_ids=ids, use_cache=True))
         return None if cache is None else _numbers_in(cache, set())
 
     def shares_prefixes(self) -> bool:
@@ -222,7 +224,7 @@ class Scorer(Reader):
         if self._shares and not self._asked:
             ids = torch.full((1, 2), self._pad, dtype=torch.long, device=self.device)
             with torch.no_grad():
-                self._shares = isinstance(self.model(input_ids=ids, use_cache=True).past_key_values, Cache)
+                self._shares = isinstance(returned_cache(self.model(input_ids=ids, use_cache=True)), Cache)
             self._asked = True
         return self._shares
 
@@ -232,7 +234,7 @@ class Scorer(Reader):
         if self._read is None or self._read[0] != key:
             ids = torch.tensor([list(rows[head][: batch.cut]) for head in batch.heads], device=self.device)
             options = {"logits_to_keep": 1} if self._keeps_logits else {}
-            self._read = (key, self.model(input_ids=ids, use_cache=True, **options).past_key_values)
+            self._read = (key, returned_cache(self.model(input_ids=ids, use_cache=True, **options)))
         cache: Cache = copy.deepcopy(self._read[1])
         slots: Any = torch.tensor(batch.slots, device=self.device)
         cache.reorder_cache(slots)
@@ -256,7 +258,7 @@ class Scorer(Reader):
             options["logits_to_keep"] = keep
         with torch.no_grad():
             if batch.cut:
-                options["past_key_values"] = self._cache_of(batch, rows)
+                options[self._cache_name] = self._cache_of(batch, rows)
             logits = self.model(input_ids=inputs.to(self.device), **options).logits
         offset = longest - logits.shape[1]
         kept = targets[:, offset:].to(logits.device)
