@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all test-gpu gpu check lint types house clean
+.PHONY: demo test test-all test-newest test-oldest test-gpu gpu check lint types house clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mesalm needs Python 3.11 or later; call make PYTHON=python3.11")'
@@ -27,6 +27,16 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow or not slow'
+
+# The quick suite under the newest and under the oldest releases of the dependencies (.ci/releases.py), each in an
+# environment of its own that is made anew.
+test-newest test-oldest: test-%:
+	rm -rf .venv-$*
+	$(PYTHON) -m venv .venv-$*
+	$(PYTHON) .ci/releases.py $* > .venv-$*/releases.txt
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-$*/releases.txt
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	.venv-$*/bin/python -m pytest -W 'ignore:mesalm is tested with'
 
 # On a machine with a card: the interpreter that holds torch for it, which is used as it is.
 GPU_PYTHON ?= python3
@@ -53,4 +63,4 @@ house: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/house
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache

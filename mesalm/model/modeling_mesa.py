@@ -37,6 +37,9 @@ from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortCo
 from .mixer_mesa import MesaMixer
 from .mixer_softmax import SoftmaxMixer
 from .mixers import MIXERS
+from .versions import check_versions
+
+check_versions()
 
 
 def residual_norm(config: MesaConfig) -> nn.Module:

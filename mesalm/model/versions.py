@@ -1,0 +1,28 @@
+"""Releases of the libraries under the model that its tests pass with; others are warned of."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import warnings
+
+from packaging.specifiers import SpecifierSet
+
+TESTED = {"torch": ">=2.11,<2.16", "transformers": ">=5.17,<5.25"}
+"""The releases that an install takes too: `pyproject.toml` says the same."""
+
+
+class UntestedVersionWarning(UserWarning):
+    """Say that a library's release is one that the tests have not seen, so that results may be wrong unseen."""
+
+
+def check_versions() -> None:
+    """Warn once of each library whose installed release is not among `TESTED`."""
+    for name, tested in TESTED.items():
+        installed = importlib.metadata.version(name)
+        if not SpecifierSet(tested).contains(installed, prereleases=True):
+            warnings.warn(
+                f"mesalm is tested with {name}{tested}, and {installed} is installed: results may be wrong; "
+                f"run: pip install '{name}{tested}'",
+                UntestedVersionWarning,
+                stacklevel=2,
+            )
