@@ -198,7 +198,7 @@ class MesaModel(MesaPreTrainedModel):
         if use_cache and cache is None and segments is None:
             cache = MesaCache(config=self.config)
         if cache is not None and self._is_stateful:
-            check_cache(cache, len(self.layers))
+            check_cache(cache, self.config.layer_types or [])
         if position_ids is None:
             # a cache without softmax layers does not count tokens, and no layer asks for positions then
             seen = cache.get_seq_length() if self.has_softmax and cache is not None else 0

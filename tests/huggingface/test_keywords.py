@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from mesalm import MesaForCausalLM, MesaForSequenceClassification, MesaModel, MesaRegressor, RegressorConfig
-from mesalm.model.cache_mesa import CACHE
+from mesalm.model.cache_mesa import CACHE, cache_name, returned_cache
 from mesalm.model.soft_prefix import PrefixedModel
 
 Build = Callable[..., MesaForCausalLM]
@@ -55,6 +55,28 @@ def test_a_cache_under_both_names_is_refused(build: Build, tokens: Draw) -> None
     cache = DynamicCache(config=model.config)
     with pytest.raises(ValueError, match=r"^cache: .* past_key_values .*give it once$"):
         model(tokens(1, 4), cache=cache, past_key_values=cache)
+
+
+def test_a_cache_of_keys_alone_is_refused_where_layers_have_states(build: Build, tokens: Draw) -> None:
+    softmax = build("softmax")
+    cache = DynamicCache(config=softmax.config)
+    softmax(tokens(1, 4), cache=cache)
+    for kind in ("mesa", "hybrid", "linear"):
+        with pytest.raises(ValueError, match=r"^cache: its layer 0 holds keys and values.*config=model.config"):
+            build(kind)(tokens(1, 4), cache=cache)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_another_s_model_gets_a_cache_by_the_name_it_asks_for(name: str, tokens: Draw) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=61, pad_token_id=0, bos_token_id=1, eos_token_id=1, **sizes))
+    prefixed, ids = PrefixedModel(llama, torch.randn(3, 32)), tokens(1, 9)
+    with torch.no_grad():
+        first = prefixed(ids[:, :4], use_cache=True)
+        rest = prefixed(ids[:, 4:], use_cache=True, **{name: returned_cache(first)})
+        torch.testing.assert_close(rest.logits, prefixed(ids).logits[:, 4:])
+    assert cache_name(llama) == CACHE
 
 
 def modules(build: Build) -> dict[str, tuple[nn.Module, torch.Tensor]]:
