@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import math
 import re
 import typing
@@ -228,14 +229,15 @@ def _config_meanings() -> dict[str, str]:
     """Read what each field means from the Args of MesaConfig's docstring."""
     from mesalm.model.configuration_mesa import MesaConfig
 
-    _, _, arguments = (MesaConfig.__doc__ or "").partition("Args:")
+    # cleaned, since Python 3.13 takes the indentation out of docstrings, and earlier ones do not
+    _, _, arguments = inspect.cleandoc(MesaConfig.__doc__ or "").partition("Args:")
     meanings: dict[str, str] = {}
     name = ""
     for line in arguments.splitlines():
-        entry = re.fullmatch(r" {8}(\w+): (.*)", line)
+        entry = re.fullmatch(r" {4}(\w+): (.*)", line)
         if entry:
             name, meanings[entry[1]] = entry[1], entry[2]
-        elif line.startswith(" " * 12) and name:
+        elif line.startswith(" " * 8) and name:
             meanings[name] += " " + line.strip()
         elif line.strip():
             break
