@@ -35,8 +35,6 @@ def check_ids(input_ids: Any, vocabulary: int) -> None:
     Raises:
         ValueError: they are not a tensor [B, T] of int32 or int64, or, on the CPU, not within the vocabulary.
     """
-    if not isinstance(input_ids, Tensor):
-        raise ValueError(f"input_ids: it is a {type(input_ids).__name__}, must be a tensor [B, T] of integers")
     _check_integers("input_ids", input_ids)
     if input_ids.ndim != 2:
         raise ValueError(f"input_ids: it is of shape {list(input_ids.shape)}, must be [B, T]")
@@ -58,8 +56,8 @@ def check_masks(attention_mask: Any, config: MesaConfig) -> None:
     """Check that a mask is of a kind that the layers can use.
 
     Raises:
-        ValueError: more than two dimensions where layers are recurrent or convolve; masks by layer type without those
-            of a type that the model has.
+        ValueError: no tensor; more than two dimensions where layers are recurrent or convolve; masks by layer type
+            without those of a type that the model has.
     """
     kinds = set(config.layer_types or ())
     if isinstance(attention_mask, dict):
@@ -68,7 +66,10 @@ def check_masks(attention_mask: Any, config: MesaConfig) -> None:
         for name in needed:
             if name not in attention_mask:
                 raise ValueError(f"attention_mask: masks by layer type need {name!r}, a mask or None")
-    elif attention_mask is not None and len(attention_mask.shape) != 2 and kinds != {"full_attention"}:
+        return
+    if attention_mask is not None and not hasattr(attention_mask, "shape"):
+        raise ValueError(f"attention_mask: it is a {type(attention_mask).__name__}, must be a tensor [B, T] of 0 and 1")
+    if attention_mask is not None and len(attention_mask.shape) != 2 and kinds != {"full_attention"}:
         raise ValueError(
             f"attention_mask: it has {len(attention_mask.shape)} dimensions, but recurrent layers and convolutions can "
             "only leave out tokens, by a mask [B, T] of 0 and 1; keep documents apart by position_ids instead"
@@ -97,7 +98,7 @@ def find_tokens(attention_mask: Any, inputs_embeds: Tensor, seen: Any) -> Tensor
         return None
     batch, length = inputs_embeds.shape[:2]
     if not (isinstance(seen, Tensor) and is_tracing(seen)):
-        wanted = (batch, int(seen) + length)
+        wanted = (batch, (int(seen) if isinstance(seen, Tensor) else seen) + length)
         if tuple(attention_mask.shape) != wanted:
             raise ValueError(
                 f"attention_mask: it is of shape {list(attention_mask.shape)}, must be [B, past + T] = {list(wanted)}"
@@ -218,6 +219,8 @@ def softmax_masks(
     return {"attention_mask": None, **lengths}
 
 
-def _check_integers(name: str, numbers: Tensor) -> None:
+def _check_integers(name: str, numbers: Any) -> None:
+    if not isinstance(numbers, Tensor):
+        raise ValueError(f"{name}: it is a {type(numbers).__name__}, must be a tensor [B, T] of integers")
     if numbers.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{name}: it is of dtype {numbers.dtype}, must be int64 or int32")

@@ -279,9 +279,11 @@ def test_what_cannot_be_read_is_refused_in_one_line(case: str) -> None:
         assert_refused(build(kind, head), message, **{"input_ids": IDS, **tensors})
 
 
-def test_a_list_of_ids_and_masks_that_leave_out_a_type_are_refused(kind: str) -> None:
+def test_lists_and_masks_that_leave_out_a_type_are_refused(kind: str) -> None:
     model = build(kind)
     assert_refused(model, "input_ids: it is a list, must be a tensor", input_ids=[[3, 4]])
+    assert_refused(model, "position_ids: it is a list, must be a tensor", input_ids=IDS, position_ids=[[0, 1]])
+    assert_refused(model, "attention_mask: it is a list, must be a tensor", input_ids=IDS, attention_mask=[[1, 1]])
     needed = "full_attention" if kind in ("softmax", "hybrid") else "linear_attention"
     assert_refused(model, f"attention_mask: masks by layer type need '{needed}'", input_ids=IDS, attention_mask={})
 
