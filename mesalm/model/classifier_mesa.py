@@ -55,7 +55,7 @@ class MesaForSequenceClassification(MesaPreTrainedModel):
         The other arguments are those of `MesaModel.forward`.
 
         Raises:
-            ValueError: several sequences and nothing that tells where they end.
+            ValueError: several sequences and nothing that tells where they end; sequences of no token.
         """
         check_keywords(self, kwargs)
         outputs = self.model(
@@ -87,8 +87,10 @@ class MesaForSequenceClassification(MesaPreTrainedModel):
     ) -> torch.Tensor:
         """Return the place of each sequence's last token, [B]."""
         batch, length, _ = hidden_states.shape
+        if length == 0:
+            raise ValueError(f"input_ids: {batch} sequences of no token have no last one to score")
         places = torch.arange(length, device=hidden_states.device)
-        if attention_mask is not None:
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             real = attention_mask[:, -length:] != 0
         elif input_ids is not None and self.config.pad_token_id is not None:
             real = input_ids != self.config.pad_token_id

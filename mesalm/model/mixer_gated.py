@@ -65,7 +65,7 @@ class GatedMixer(nn.Module):
 
         Args:
             hidden_states: [B, T, hidden].
-            padding_mask: [B, T], 0 where a token is padding and must write nothing. None: no padding.
+            padding_mask: [B, T] booleans, False where a token is padding and must write nothing. None: no padding.
             segments: [B, T] integers, the document of each token in a packed row. None: one document.
             cache: transformers' cache; read and written when given.
             kwargs: what softmax attention reads.
@@ -73,8 +73,7 @@ class GatedMixer(nn.Module):
         check_keywords(self, kwargs, MIXER_KEYWORDS)
         batch, length, _ = hidden_states.shape
         if padding_mask is not None:
-            padding_mask = padding_mask.to(hidden_states.dtype)
-            hidden_states = hidden_states * padding_mask.unsqueeze(-1)
+            hidden_states = hidden_states.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
         state = recurrent_state(cache, self.layer_idx)
         query, key = self._query_key(hidden_states, padding_mask, segments, cache)
         value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim)
@@ -83,7 +82,7 @@ class GatedMixer(nn.Module):
         if cache is not None and state is not None:
             cache.update_recurrent_state(state, self.layer_idx)
         output = self.output_norm(output.to(hidden_states.dtype))
-        return self.o_proj(output.reshape(batch, length, -1)), None
+        return self.o_proj(output.flatten(2)), None
 
     def read(
         self, operands: Operands, state: torch.Tensor | None, return_state: bool
@@ -130,9 +129,11 @@ class GatedMixer(nn.Module):
             if self.config.forget_cap is not None:
                 log_forget = log_forget + torch.log1p(-(1.0 - self.config.forget_cap) * input_gate.square())
         if padding_mask is not None:
-            keep = padding_mask.float().unsqueeze(-1).expand(*hidden_states.shape[:2], self.groups)
-            log_forget = None if log_forget is None else log_forget * keep
-            input_gate = keep if input_gate is None else input_gate * keep
+            padding = ~padding_mask.unsqueeze(-1)
+            log_forget = None if log_forget is None else log_forget.masked_fill(padding, 0.0)
+            if input_gate is None:
+                input_gate = hidden_states.new_ones(*hidden_states.shape[:2], self.groups, dtype=torch.float32)
+            input_gate = input_gate.masked_fill(padding, 0.0)
         if segments is not None:
             if log_forget is None:
                 log_forget = hidden_states.new_zeros(*hidden_states.shape[:2], self.groups, dtype=torch.float32)
@@ -166,9 +167,11 @@ def convolve(
     past = inputs.new_zeros(batch, width, channels) if past is None else past.transpose(1, 2)
     extended = torch.cat((past, inputs), dim=1)
     if padding_mask is not None:
-        real = torch.cat((padding_mask.new_ones(batch, width), padding_mask), dim=1)
-        order = real.argsort(dim=1, stable=True).unsqueeze(-1).expand(-1, -1, channels)
+        places = nn.functional.pad(padding_mask.int(), (width, 0), value=1).argsort(dim=1, stable=True)
+        order = places.unsqueeze(-1).expand(-1, -1, channels)
         extended = extended.gather(1, order)
+        if segments is not None:
+            segments = nn.functional.pad(segments, (width, 0)).gather(1, places)[:, width:]
     outputs = conv(extended[:, width:], extended[:, :width], segments)
     if padding_mask is not None:
         outputs = torch.zeros_like(extended).scatter(1, order[:, width:], outputs)[:, width:]

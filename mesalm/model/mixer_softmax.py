@@ -53,7 +53,7 @@ class SoftmaxMixer(nn.Module):
 
         Args:
             hidden_states: [B, T, hidden].
-            padding_mask: [B, T], 0 at padding; only the convolution needs it. None: no padding.
+            padding_mask: [B, T] booleans, False at padding; only the convolution needs it. None: no padding.
             segments: [B, T] integers, the document of each token; only the convolution needs it.
             cache: transformers' cache; read and written when given.
             attention_mask: the causal mask as transformers makes it for the attention back end in use.
@@ -66,7 +66,7 @@ class SoftmaxMixer(nn.Module):
         if self.conv is not None:
             both = torch.cat((query, key), dim=-1)
             if padding_mask is not None:
-                both = both * padding_mask.to(both.dtype).unsqueeze(-1)
+                both = both.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
             both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx)
             query, key = both.split((self.heads * self.head_dim, self.groups * self.head_dim), dim=-1)
         query = self.q_norm(query.view(batch, length, self.heads, self.head_dim)).transpose(1, 2)
@@ -76,6 +76,9 @@ class SoftmaxMixer(nn.Module):
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
+        if not query.numel():
+            # the back ends cannot reshape what is empty
+            return self.o_proj(query.transpose(1, 2).flatten(2)), None
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -89,7 +92,7 @@ class SoftmaxMixer(nn.Module):
             scaling=self.head_dim**-0.5,
             **kwargs,
         )
-        return self.o_proj(output.reshape(batch, length, -1)), weights
+        return self.o_proj(output.flatten(2)), weights
 
     def state_numbers(self, length: int) -> int:
         """Return how many numbers a cache holds of one sequence after ``length`` tokens."""

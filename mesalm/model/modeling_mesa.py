@@ -11,7 +11,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
@@ -37,6 +36,7 @@ from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortCo
 from .mixer_mesa import MesaMixer
 from .mixer_softmax import SoftmaxMixer
 from .mixers import MIXERS
+from .model_inputs import check_embeddings, check_ids, check_masks, find_tokens, read_segments, softmax_masks
 from .versions import check_versions
 
 check_versions()
@@ -168,19 +168,21 @@ class MesaModel(MesaPreTrainedModel):
 
         Args:
             input_ids: [B, T] token ids; or give `inputs_embeds` [B, T, hidden] instead.
-            attention_mask: [B, past + T], 0 at padding, left or right; or the masks by layer type, ready made.
-            position_ids: [B, T]. Without mask and cache, a position that is not its predecessor's plus one begins
+            attention_mask: [B, past + T], 1 at tokens and 0 at padding, wherever it lies; or the masks by layer type,
+                ready made.
+            position_ids: [B, T] or [1, T]. Without a cache, a position that is not its predecessor's plus one begins
                 a new document, and documents do not see each other (the packed rows of transformers' collators).
             cache: the cache to continue from.
-            use_cache: whether to return a cache; rows of several documents return none.
+            use_cache: whether to return a cache. Rows of several documents return none; a traced graph takes all rows
+                with positions for such, unless it is given a cache.
             past_key_values: the name of `cache` before transformers 5.24.
 
         Of other keywords it takes those that transformers hands to every model (`BASE_KEYWORDS`).
 
         Raises:
             TypeError: a keyword that nothing reads.
-            ValueError: both or neither of input_ids and inputs_embeds; a mask that is not [B, T] or a cache made
-                without the configuration, where layers are recurrent; a cache under both names, or where gradient
+            ValueError: both or neither of input_ids and inputs_embeds; ids, a mask, positions or a cache that the
+                layers cannot read (`model_inputs.py` says which); a cache under both names, or where gradient
                 checkpointing would write it twice.
         """
         check_keywords(self, kwargs)
@@ -191,75 +193,47 @@ class MesaModel(MesaPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("forward: give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
+            check_ids(input_ids, self.config.vocab_size)
             inputs_embeds = self.embed_tokens(input_ids)
-        segments = None
-        if attention_mask is None and cache is None and position_ids is not None:
-            segments = find_segments(position_ids.expand(inputs_embeds.shape[:2]))
-        if use_cache and cache is None and segments is None:
-            cache = MesaCache(config=self.config)
+        else:
+            check_embeddings(inputs_embeds, self.config.hidden_size)
         if cache is not None and self._is_stateful:
             check_cache(cache, self.config.layer_types or [])
-        if position_ids is None:
-            # a cache without softmax layers does not count tokens, and no layer asks for positions then
-            seen = cache.get_seq_length() if self.has_softmax and cache is not None else 0
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + seen
-        masks = self._masks(attention_mask, inputs_embeds, cache, position_ids)
-        positions = self.rotary_emb(inputs_embeds, position_ids) if self.rotary_emb is not None else None
-        before = tokens_seen(cache) if cache is not None and not self.has_softmax else 0
+        seen = self._tokens_seen(cache)
+        check_masks(attention_mask, self.config)
+        tokens = find_tokens(attention_mask, inputs_embeds, seen)
+        segments = read_segments(position_ids, inputs_embeds, tokens, cache is not None)
+        if use_cache and cache is None and segments is None:
+            cache = MesaCache(config=self.config)
+        mixing: dict[str, Any] = {"padding_mask": tokens, "segments": segments}
+        if self.rotary_emb is not None:
+            mixing |= softmax_masks(self.config, inputs_embeds, attention_mask, cache, tokens, segments)
+            if position_ids is None:
+                position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + seen
+            mixing["position_embeddings"] = self.rotary_emb(inputs_embeds, position_ids)
         hidden_states = inputs_embeds
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                attention_mask=masks.get("full_attention"),
-                padding_mask=masks.get("linear_attention"),
-                segments=segments,
-                position_embeddings=positions,
-                cache=cache,
-                **kwargs,
-            )
+            hidden_states = layer(hidden_states, cache=cache, **{**kwargs, **mixing})
         if cache is not None and not self.has_softmax:
-            count_tokens(cache, before, inputs_embeds.shape[1])
+            count_tokens(cache, seen, inputs_embeds.shape[1])
         returned: dict[str, Any] = {CACHE: cache if use_cache else None}
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **returned)
 
-    def _masks(
-        self,
-        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
-        inputs_embeds: torch.Tensor,
-        cache: Cache | None,
-        position_ids: torch.Tensor,
-    ) -> dict[str, torch.Tensor | None]:
-        if isinstance(attention_mask, dict):
-            return attention_mask
-        if attention_mask is not None and attention_mask.ndim != 2 and self._is_stateful:
-            raise ValueError(
-                f"attention_mask: it has {attention_mask.ndim} dimensions, but recurrent layers and convolutions can "
-                "only leave out tokens, by a mask [B, T] of 0 and 1; keep documents apart by position_ids instead"
-            )
-        arguments: dict[str, Any] = {
-            "config": self.config,
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            CACHE: cache,
-            "position_ids": position_ids,
-        }
-        masks: dict[str, Any] = {"linear_attention": create_recurrent_attention_mask(**arguments)}
+    def _tokens_seen(self, cache: Cache | None) -> Any:
+        if cache is None:
+            return 0
+        return cache.get_seq_length() if self.has_softmax else tokens_seen(cache)
+
+    def masks_by_layer_type(
+        self, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor, cache: Cache | None
+    ) -> dict[str, Any]:
+        """Return the masks that `forward` takes ready made, for a step that is then compiled without them."""
+        tokens = find_tokens(attention_mask, inputs_embeds, self._tokens_seen(cache))
+        masks: dict[str, Any] = {"linear_attention": tokens}
         if self.has_softmax:
-            masks["full_attention"] = create_causal_mask(**arguments)
+            causal = softmax_masks(self.config, inputs_embeds, attention_mask, cache, tokens, segments=None)
+            masks["full_attention"] = causal["attention_mask"]
         return masks
-
-
-def find_segments(position_ids: torch.Tensor) -> torch.Tensor | None:
-    """Number the documents of packed rows, [B, T] integers; None where each row is one document.
-
-    A document begins where a position is not its predecessor's plus one. While tracing, the numbers are returned
-    even for rows of one document, since the values cannot be looked at.
-    """
-    starts = torch.zeros_like(position_ids, dtype=torch.bool)
-    starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
-    if not torch.compiler.is_compiling() and not bool(starts.any()):
-        return None
-    return starts.cumsum(dim=-1)
 
 
 class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
@@ -298,7 +272,8 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         Args:
             labels: [B, T] token ids, shifted here; -100 is not scored. As keywords transformers' loss also takes
                 `shift_labels` (shifted already), `ignore_index` and `num_items_in_batch`, which replaces the number
-                of scored tokens as the divisor.
+                of scored tokens as the divisor. Without that the loss of no scored token at all is NaN, as it is of
+                transformers' own models.
             logits_to_keep: 0 for all positions, n for the last n, or the positions themselves.
 
         The other arguments are those of `MesaModel.forward`.
@@ -336,6 +311,16 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             **returned,
         )
+
+    def create_masks_for_generate(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Return the masks by layer type as `generate` hands them to a compiled step.
+
+        transformers' own give recurrent layers none for a single token, which may be padding: of a prompt that is read
+        token by token, or of a row that has nothing to say in a conversation's next turn.
+        """
+        return self.model.masks_by_layer_type(attention_mask, inputs_embeds, kwargs.get(CACHE))
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any, **more: Any

@@ -50,12 +50,15 @@ def test_sampling_in_a_padded_batch_draws_from_each_row_s_distribution(kind: str
         torch.testing.assert_close(found[: len(expected)], expected, atol=2e-4, rtol=2e-4)
 
 
-def test_a_prompt_read_in_pieces_gives_the_same(kind: str, build: Build, tokens: Draw) -> None:
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_a_prompt_read_in_pieces_gives_the_same(size: int, cache: str, kind: str, build: Build, tokens: Draw) -> None:
     model = build(kind)
+    # pieces of the second row are padding alone
     ids, mask = left_padded(tokens, [13, 5])
     whole = model.generate(ids, attention_mask=mask, **GREEDY)
-    # 13 in pieces of 5: the first of the second row is padding alone
-    assert torch.equal(model.generate(ids, attention_mask=mask, prefill_chunk_size=5, **GREEDY), whole)
+    options = {**GREEDY, "prefill_chunk_size": size, "cache_implementation": cache}
+    assert torch.equal(model.generate(ids, attention_mask=mask, **options), whole)
 
 
 def test_embeddings_instead_of_tokens_give_the_same(kind: str, build: Build, tokens: Draw) -> None:

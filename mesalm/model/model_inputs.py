@@ -1,0 +1,226 @@
+"""Read what a forward pass is told of its tokens: their ids, which are padding, and where documents begin.
+
+Shapes and dtypes are always checked; ids by value on the CPU alone, where looking at them waits for no device. A mask's
+values are looked at everywhere, and checked by the graph itself where one is traced.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    and_masks,
+    causal_mask_function,
+    create_causal_mask,
+    packed_sequence_mask_function,
+)
+from transformers.utils.generic import is_flash_attention_requested
+from transformers.utils.import_utils import is_tracing
+
+from .configuration_mesa import MesaConfig
+
+MASK_VALUES = (
+    "attention_mask: it holds other values than 0 (padding) and 1 (a token); keep documents apart by position_ids that "
+    "start anew at each"
+)
+
+
+def check_ids(input_ids: Any, vocabulary: int) -> None:
+    """Check token ids.
+
+    Raises:
+        ValueError: they are not a tensor [B, T] of int32 or int64, or, on the CPU, not within the vocabulary.
+    """
+    _check_integers("input_ids", input_ids)
+    if input_ids.ndim != 2:
+        raise ValueError(f"input_ids: it is of shape {list(input_ids.shape)}, must be [B, T]")
+    if input_ids.device.type == "cpu" and input_ids.numel() and not is_tracing(input_ids):
+        low, high = (int(number) for number in input_ids.aminmax())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(
+                f"input_ids: {low if low < 0 else high} is not in the vocabulary, whose ids are 0 to {vocabulary - 1}"
+            )
+
+
+def check_embeddings(inputs_embeds: Tensor, width: int) -> None:
+    """Raise ValueError unless embeddings are [B, T, width]."""
+    if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != width:
+        raise ValueError(f"inputs_embeds: it is of shape {list(inputs_embeds.shape)}, must be [B, T, {width}]")
+
+
+def check_masks(attention_mask: Any, config: MesaConfig) -> None:
+    """Check that a mask is of a kind that the layers can use.
+
+    Raises:
+        ValueError: no tensor; more than two dimensions where layers are recurrent or convolve; masks by layer type
+            without those of a type that the model has.
+    """
+    kinds = set(config.layer_types or ())
+    if isinstance(attention_mask, dict):
+        needed = [*(["full_attention"] if "softmax" in config.layer_mixers else [])]
+        needed += ["linear_attention"] if kinds != {"full_attention"} else []
+        for name in needed:
+            if name not in attention_mask:
+                raise ValueError(f"attention_mask: masks by layer type need {name!r}, a mask or None")
+        return
+    if attention_mask is not None and not hasattr(attention_mask, "shape"):
+        raise ValueError(f"attention_mask: it is a {type(attention_mask).__name__}, must be a tensor [B, T] of 0 and 1")
+    if attention_mask is not None and len(attention_mask.shape) != 2 and kinds != {"full_attention"}:
+        raise ValueError(
+            f"attention_mask: it has {len(attention_mask.shape)} dimensions, but recurrent layers and convolutions can "
+            "only leave out tokens, by a mask [B, T] of 0 and 1; keep documents apart by position_ids instead"
+        )
+
+
+def find_tokens(attention_mask: Any, inputs_embeds: Tensor, seen: Any) -> Tensor | None:
+    """Tell tokens from padding, [B, T] booleans; None where no token is padding.
+
+    In a traced graph they are returned whatever they hold, since the values cannot be looked at.
+
+    Args:
+        attention_mask: [B, past + T], 0 at padding; or the masks by layer type, whose mask for recurrent layers is of
+            the T tokens alone; or None, or a mask of four dimensions, neither of which tells.
+        inputs_embeds: [B, T, hidden].
+        seen: the number of past tokens, an integer or a tensor.
+
+    Raises:
+        ValueError: a mask of another shape, or of other values than 0 and 1.
+    """
+    if isinstance(attention_mask, dict):
+        attention_mask, seen = attention_mask.get("linear_attention"), 0
+    elif attention_mask is not None and len(attention_mask.shape) == 4:
+        return None
+    if attention_mask is None:
+        return None
+    batch, length = inputs_embeds.shape[:2]
+    if not (isinstance(seen, Tensor) and is_tracing(seen)):
+        wanted = (batch, (int(seen) if isinstance(seen, Tensor) else seen) + length)
+        if tuple(attention_mask.shape) != wanted:
+            raise ValueError(
+                f"attention_mask: it is of shape {list(attention_mask.shape)}, must be [B, past + T] = {list(wanted)}"
+            )
+    mask = attention_mask.to(inputs_embeds.device)
+    tokens = mask[:, mask.shape[1] - length :] != 0
+    known = ((mask == 0) | (mask == 1)).all()
+    if is_tracing(mask):
+        torch._assert_async(known, MASK_VALUES)
+        return tokens
+    all_known, all_tokens = torch.stack((known, tokens.all())).tolist()
+    if not all_known:
+        raise ValueError(MASK_VALUES)
+    return None if all_tokens else tokens
+
+
+def find_segments(position_ids: Tensor, tokens: Tensor | None) -> Tensor | None:
+    """Number the documents of packed rows, [B, T] integers; None where each row is one document.
+
+    A document begins at a token whose position is neither that of the token before plus one nor, where padding lies
+    between the two, plus their distance. In a traced graph the numbers are returned even for rows of one document,
+    since the values cannot be looked at.
+
+    Args:
+        position_ids: [B, T].
+        tokens: [B, T] booleans, False at padding, which begins no document; None: no padding.
+    """
+    if position_ids.shape[1] <= 1:
+        return None
+    if tokens is None:
+        tokens = torch.ones_like(position_ids, dtype=torch.bool)
+    places = torch.arange(position_ids.shape[1], device=position_ids.device).expand_as(position_ids)
+    # the place of the last token before each, -1 where there is none
+    before = places.masked_fill(~tokens, -1).cummax(dim=1).values.roll(1, dims=1)
+    before[:, 0] = -1
+    step = position_ids - position_ids.gather(1, before.clamp(min=0))
+    starts = tokens & (before >= 0) & (step != 1) & (step != places - before)
+    if not is_tracing(starts) and not bool(starts.any()):
+        return None
+    return starts.cumsum(dim=-1)
+
+
+def read_segments(
+    position_ids: Tensor | None, inputs_embeds: Tensor, tokens: Tensor | None, cached: bool
+) -> Tensor | None:
+    """Return `find_segments` of checked positions; None without positions.
+
+    Args:
+        position_ids: [B, T] or [1, T].
+        inputs_embeds: [B, T, hidden].
+        tokens: [B, T] booleans, False at padding. None: no padding.
+        cached: whether there is a cache.
+
+    Raises:
+        ValueError: positions of another shape or dtype; a new document in a row that goes on from a cache.
+    """
+    if position_ids is None:
+        return None
+    batch, length = inputs_embeds.shape[:2]
+    _check_integers("position_ids", position_ids)
+    if tuple(position_ids.shape) not in ((batch, length), (1, length)):
+        raise ValueError(
+            f"position_ids: it is of shape {list(position_ids.shape)}, must be [B, T] = {[batch, length]} or [1, T]"
+        )
+    if cached and is_tracing(position_ids):
+        return None
+    segments = find_segments(position_ids.expand(batch, length), tokens)
+    if cached and segments is not None:
+        raise ValueError(
+            "position_ids: they begin a new document within a row, but a cache goes on with one document a row; read "
+            "packed rows without one"
+        )
+    return segments
+
+
+def softmax_masks(
+    config: MesaConfig,
+    inputs_embeds: Tensor,
+    attention_mask: Any,
+    cache: Cache | None,
+    tokens: Tensor | None,
+    segments: Tensor | None,
+) -> dict[str, Any]:
+    """Return what softmax layers need to see neither padding nor other documents, as arguments of the mixer.
+
+    Raises:
+        ValueError: padding in packed rows where flash attention is asked for, which takes the one or the other.
+    """
+    given = attention_mask.get("full_attention") if isinstance(attention_mask, dict) else attention_mask
+    if segments is None or (given is not None and len(given.shape) == 4):
+        # by place, since transformers 5.24 renames the cache
+        return {"attention_mask": create_causal_mask(config, inputs_embeds, given, cache)}
+    if not is_flash_attention_requested(config):
+        # transformers' own causal mask looks for documents only where there is no mask, even of ones
+        batch, length = segments.shape
+        mask = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](
+            batch_size=batch,
+            q_length=length,
+            kv_length=length,
+            mask_function=and_masks(causal_mask_function, packed_sequence_mask_function(segments)),
+            attention_mask=tokens,
+            allow_is_causal_skip=False,
+            dtype=inputs_embeds.dtype,
+            config=config,
+            device=inputs_embeds.device,
+        )
+        return {"attention_mask": mask}
+    if tokens is not None:
+        raise ValueError(
+            "attention_mask: flash attention takes either padding or the documents of position_ids; leave one of them "
+            "out, or use attn_implementation='sdpa'"
+        )
+    starts = torch.ones_like(segments, dtype=torch.bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    bounds = torch.nn.functional.pad(starts.flatten().nonzero().flatten(), (0, 1), value=starts.numel()).int()
+    longest = int(bounds.diff().max())
+    lengths = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+    return {"attention_mask": None, **lengths}
+
+
+def _check_integers(name: str, numbers: Any) -> None:
+    if not isinstance(numbers, Tensor):
+        raise ValueError(f"{name}: it is a {type(numbers).__name__}, must be a tensor [B, T] of integers")
+    if numbers.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name}: it is of dtype {numbers.dtype}, must be int64 or int32")
