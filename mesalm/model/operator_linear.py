@@ -13,6 +13,7 @@ from .operator_inputs import (
     check_projections,
     check_state,
     complete_gates,
+    exact_for_transforms,
     pad_sequences,
     with_restarts,
 )
@@ -53,6 +54,7 @@ def linear_attention(
     layout = check_projections(query, key, value, cu_seqlens)
     log_forget, input_gate = complete_gates(log_forget, input_gate, layout, query)
     check_choice("backend", backend, BACKENDS)
+    backend = exact_for_transforms(backend)
     shape = (layout.sequences, layout.G, layout.K, layout.V)
     state = initial_state
     if state is None:

@@ -21,6 +21,7 @@ from .operator_inputs import (
     check_state,
     complete_gates,
     complete_ridge,
+    exact_for_transforms,
     pad_sequences,
     with_restarts,
 )
@@ -159,6 +160,7 @@ def mesa_attention(
 def _choose(backend: str, query: Tensor, layout: Layout) -> str:
     """Name the back end that runs; raise ValueError if the one asked for cannot."""
     check_choice("backend", backend, BACKENDS)
+    backend = exact_for_transforms(backend)
     if backend in ("torch", "exact") or (backend == "auto" and query.device.type == "cpu"):
         return "exact" if backend == "exact" else "torch"
     reason = why_not(query.device.type, query.dtype, layout.K, layout.V)
