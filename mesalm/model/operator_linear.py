@@ -45,7 +45,8 @@ def linear_attention(
     one row a sequence. cu_seqlens `[S + 1]`: B is 1 and holds S sequences that do not see each other.
 
     backend: "exact" (the recurrence token by token, by autograd), "torch" (in chunks, memory O(T), custom
-    backward; a single token takes one step of the recurrence), "auto" (the fastest that applies).
+    backward; a single token takes one step of the recurrence), "auto" ("torch"; "exact" under torch.func and
+    forward-mode differentiation, which "torch" refuses). Gradients of gradients are those of "exact".
 
     Returns output `[B, T, H, V]` in query's dtype; then the state `[B, G, K, V]`, float32 or better, if
     return_state. Raises ValueError as `mesa_attention` does. Source: Katharopoulos et al. 2020 (arXiv
