@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
+
+from .operator_transforms import transforms_active
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 """How transformers names the cache in calls and outputs: `past_key_values` before release 5.24."""
+
 
 
 class CountedTokens(Cache):
@@ -95,12 +98,52 @@ def recurrent_state(cache: Cache | None, layer_idx: int) -> torch.Tensor | None:
     return _state(cache, layer_idx, "recurrent_states")
 
 
+def write_conv_state(cache: Cache, layer_idx: int, state: torch.Tensor) -> None:
+    """Let a layer remember what its convolution saw last, [B, D, size - 1]."""
+    _renew(cache, layer_idx, "conv_states", state)
+    cache.update_conv_state(state, layer_idx)
+
+
+def write_recurrent_state(cache: Cache, layer_idx: int, state: torch.Tensor) -> None:
+    """Let a layer remember its state."""
+    _renew(cache, layer_idx, "recurrent_states", state)
+    cache.update_recurrent_state(state, layer_idx)
+
+
+def _renew(cache: Cache, layer_idx: int, kind: str, state: torch.Tensor) -> None:
+    """Give a layer fresh memory for `state` where the old must stay as it is, since transformers writes in place."""
+    layer: Any = cache.layers[layer_idx]
+    held = getattr(layer, kind)
+    if _may_change(held[0]):
+        return
+    if held[0] is None:
+        layer.lazy_initialization(**{kind: state})
+    held[0] = torch.zeros_like(state)
+
+
+def _may_change(held: torch.Tensor | None) -> bool:
+    """Tell whether memory may be written to: nothing differentiates what was read from it, or transforms it."""
+    if torch.is_grad_enabled() or transforms_active():
+        return False
+    return held is None or not (held.requires_grad or _is_sealed(held))
+
+
+def _is_sealed(held: torch.Tensor) -> bool:
+    """Tell whether memory was made in inference mode, which is over: it can be neither changed nor saved by autograd."""
+    if torch.compiler.is_compiling():
+        return False
+    return held.is_inference() and not torch.is_inference_mode_enabled()
+
+
 def _state(cache: Cache | None, layer_idx: int, kind: str) -> torch.Tensor | None:
     # transformers 5.17 has the states and the flag but not yet the getters of later releases
     if cache is None:
         return None
     layer: Any = cache.layers[layer_idx]
-    return getattr(layer, kind)[0] if layer.has_previous_state[0] else None
+    if not layer.has_previous_state[0]:
+        return None
+    held: torch.Tensor = getattr(layer, kind)[0]
+    return held.clone() if _is_sealed(held) else held
 
 
 def tokens_seen(cache: Cache) -> Any:
@@ -116,7 +159,8 @@ def count_tokens(cache: Cache, before: Any, new: int) -> None:
         first.tokens_seen = before + new
         return
     # a number would make torch.compile start anew for each token
-    if not isinstance(getattr(first, "tokens_seen", None), torch.Tensor):
+    counted = getattr(first, "tokens_seen", None)
+    if not isinstance(counted, torch.Tensor) or _is_sealed(counted):
         first.tokens_seen = torch.zeros((), dtype=torch.long, device=first.device)
         if not torch.compiler.is_compiling():
             torch._dynamo.mark_static_address(first.tokens_seen)

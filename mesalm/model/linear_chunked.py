@@ -25,6 +25,7 @@ from .chunk_states import (
     scan_states,
     to_chunks,
 )
+from .operator_transforms import gradient_is_differentiated, pull_back, register_second_order
 
 NAMESPACE = re.sub(r"\W", "_", __package__ or __name__)
 
@@ -159,10 +160,13 @@ def _differentiate(ctx: Any, upstream: Tensor | None, cross: Tensor | None) -> t
     if upstream is None:
         upstream = query.new_zeros(*query.shape[:3], value.shape[-1])
     cross = torch.zeros_like(saved[5]) if cross is None else cross
+    if gradient_is_differentiated():
+        return pull_back(linear_exact, (upstream, cross), saved)
     return _backward_op(upstream, cross, *saved)
 
 
 _forward_op.register_autograd(_differentiate, setup_context=_save)
+register_second_order(_backward_op, linear_exact, upstreams=2, operands=6)
 
 
 def linear_chunked(

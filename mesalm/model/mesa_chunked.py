@@ -29,9 +29,11 @@ from .chunk_states import (
     scan_adjoints,
     to_chunks,
 )
+from .mesa_exact import mesa_exact
 from .mesa_problems import cut_problems
 from .mesa_solver import Factors, solve
 from .mesa_triton import run_kernels
+from .operator_transforms import gradient_is_differentiated, pull_back, register_second_order
 
 KEEP_FACTORS = False
 """Keep the kernels' factors for the backward pass, instead of making them again: one factorisation less a call, for
@@ -220,11 +222,18 @@ def _differentiate(
         upstream = query.new_zeros(B, T, H, value.shape[-1])
     gram = torch.zeros_like(saved[6]) if gram is None else gram
     cross = torch.zeros_like(saved[7]) if cross is None else cross
+    if gradient_is_differentiated():
+        return (*pull_back(_exact, (upstream, gram, cross), saved[:8]), None, None, None, None, None)
     gradients = _backward_op(upstream, gram, cross, *saved, *ctx.settings)
     return (*gradients, None, None, None, None, None)
 
 
+def _exact(*operands: Tensor) -> tuple[Tensor, ...]:
+    return mesa_exact(*operands)[:3]
+
+
 _forward_op.register_autograd(_differentiate, setup_context=_save)
+register_second_order(_backward_op, _exact, upstreams=3, operands=8)
 
 
 def wants_gradients(operands: tuple[Tensor, ...]) -> bool:

@@ -49,6 +49,6 @@ def mesa_exact(
             outputs.append((G_t.mT @ x).mT)
             solutions.append(x.mT)
         if T == 0:
-            return query.new_zeros(B, T, H, V), H_t, G_t, query.new_zeros(B, T, H, K, dtype=dtype)
+            return query.new_zeros(B, T, H, V), H_t, G_t.clone(), query.new_zeros(B, T, H, K, dtype=dtype)
         output = torch.stack(outputs, 1).reshape(B, T, H, V).to(query.dtype)
         return output, H_t, G_t, torch.stack(solutions, 1).reshape(B, T, H, K)

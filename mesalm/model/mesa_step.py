@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .mesa_chunked import NAMESPACE
 from .mesa_triton import run_kernels
+from .operator_transforms import transforms_active
 
 
 def _step(*arguments: Any) -> tuple[Tensor, ...]:
@@ -68,7 +69,7 @@ def mesa_step(
 def beside(gram: Tensor, cross: Tensor) -> Tensor:
     """Lay gram `[B, G, K, K]` and cross `[B, G, K, V]` beside one another, without a copy where they already lie so."""
     K, V = cross.shape[-2:]
-    if torch.compiler.is_compiling() or gram.requires_grad or cross.requires_grad:
+    if torch.compiler.is_compiling() or transforms_active() or gram.requires_grad or cross.requires_grad:
         return torch.cat((gram, cross), dim=-1)  # the compiler fuses the copy, and sees no memory
     follows = cross.storage_offset() == gram.storage_offset() + K and gram.stride() == cross.stride()
     if (

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from .cache_mesa import conv_state, recurrent_state
+from .cache_mesa import conv_state, recurrent_state, write_conv_state, write_recurrent_state
 from .configuration_mesa import MesaConfig
 from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp
@@ -80,7 +80,7 @@ class GatedMixer(nn.Module):
         operands = Operands(query, key, value, *self._gates(hidden_states, padding_mask, segments))
         output, state = self.read(operands, state, return_state=cache is not None)
         if cache is not None and state is not None:
-            cache.update_recurrent_state(state, self.layer_idx)
+            write_recurrent_state(cache, self.layer_idx, state)
         output = self.output_norm(output.to(hidden_states.dtype))
         return self.o_proj(output.flatten(2)), None
 
@@ -159,7 +159,7 @@ def convolve(
     """
     if conv is None:
         if cache is not None:
-            cache.update_conv_state(inputs.new_zeros(inputs.shape[0], 1, 1), layer_idx)
+            write_conv_state(cache, layer_idx, inputs.new_zeros(inputs.shape[0], 1, 1))
         return inputs
     batch, _, channels = inputs.shape
     width = conv.size - 1
@@ -176,5 +176,5 @@ def convolve(
     if padding_mask is not None:
         outputs = torch.zeros_like(extended).scatter(1, order[:, width:], outputs)[:, width:]
     if cache is not None:
-        cache.update_conv_state(extended[:, -width:].transpose(1, 2), layer_idx)
+        write_conv_state(cache, layer_idx, extended[:, -width:].transpose(1, 2))
     return outputs

@@ -1,8 +1,8 @@
 """Check and complete the arguments of the operators.
 
 Shapes, dtypes and devices are always checked. Values (NaN, the range of a gate, the order of cu_seqlens) are
-checked on CPU tensors only, because on other devices looking at a value waits for the device, and not while
-torch.compile traces, where there are none.
+checked on CPU tensors only, because on other devices looking at a value waits for the device, and not while torch
+traces, where there are none, or transforms a function, where one tensor may stand for many.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from .operator_transforms import transforms_active
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 STATE_DTYPES = (torch.float32, torch.float64)
@@ -32,7 +35,9 @@ class Layout(NamedTuple):
 
 def _readable(x: Tensor) -> bool:
     """Tell whether the values of x may be looked at."""
-    return not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() > 0
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or transforms_active():
+        return False
+    return x.device.type == "cpu" and x.numel() > 0
 
 
 def _fail(name: str, was: object, must: str) -> ValueError:
@@ -190,6 +195,16 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise ValueError unless `value` is one of the choices."""
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise _fail(name, repr(value), "one of " + ", ".join(repr(choice) for choice in choices))
+
+
+def exact_for_transforms(backend: str) -> str:
+    """Give "exact" for "auto" under a function transform, else `backend`; raise ValueError if it has no such rules."""
+    if not transforms_active() or backend == "exact":
+        return backend
+    if backend != "auto":
+        must = "'auto' or 'exact' under torch.func and forward-mode differentiation (mesa_backend of a model)"
+        raise _fail("backend", repr(backend), must)
+    return "exact"
 
 
 class Padding(NamedTuple):

@@ -13,6 +13,7 @@ from .operator_inputs import (
     check_projections,
     check_state,
     complete_gates,
+    exact_for_transforms,
     pad_sequences,
     with_restarts,
 )
@@ -44,7 +45,8 @@ def linear_attention(
     one row a sequence. cu_seqlens `[S + 1]`: B is 1 and holds S sequences that do not see each other.
 
     backend: "exact" (the recurrence token by token, by autograd), "torch" (in chunks, memory O(T), custom
-    backward; a single token takes one step of the recurrence), "auto" (the fastest that applies).
+    backward; a single token takes one step of the recurrence), "auto" ("torch"; "exact" under torch.func and
+    forward-mode differentiation, which "torch" refuses). Gradients of gradients are those of "exact".
 
     Returns output `[B, T, H, V]` in query's dtype; then the state `[B, G, K, V]`, float32 or better, if
     return_state. Raises ValueError as `mesa_attention` does. Source: Katharopoulos et al. 2020 (arXiv
@@ -53,6 +55,7 @@ def linear_attention(
     layout = check_projections(query, key, value, cu_seqlens)
     log_forget, input_gate = complete_gates(log_forget, input_gate, layout, query)
     check_choice("backend", backend, BACKENDS)
+    backend = exact_for_transforms(backend)
     shape = (layout.sequences, layout.G, layout.K, layout.V)
     state = initial_state
     if state is None:

@@ -21,6 +21,7 @@ from .operator_inputs import (
     check_state,
     complete_gates,
     complete_ridge,
+    exact_for_transforms,
     pad_sequences,
     with_restarts,
 )
@@ -99,7 +100,9 @@ def mesa_attention(
     backend: "exact" (one dense solve a token, float32 or better, by autograd), "torch" (in chunks, memory
     O(T), gradients by implicit differentiation; a single token is solved densely), "triton" (the same on the
     GPU kernels of mesa_kernels, inputs of float32 or 16 bits, K and V up to 256; a single token by a kernel of its own,
-    or by "torch" where gradients are asked for), "auto" ("triton" on CUDA tensors that it supports, else "torch").
+    or by "torch" where gradients are asked for), "auto" ("triton" on CUDA tensors that it supports, else "torch";
+    "exact" under torch.func and forward-mode differentiation, which "torch" and "triton" refuse). Gradients of
+    gradients are those of "exact", whatever the back end.
 
     Returns output `[B, T, H, V]` in query's dtype; then a MesaState if return_state; then a MesaReport if
     return_report, which costs a product or, in hard cases, a solve in float64. return_report="steps" leaves
@@ -107,7 +110,7 @@ def mesa_attention(
     under torch.compile and activation checkpointing.
 
     Raises ValueError, in one line, for arguments of wrong shape, dtype, device or range; ranges and NaN are
-    looked at on CPU tensors only, where that costs no synchronisation, and not under torch.compile. Raises
+    looked at on CPU tensors only, where that costs no synchronisation, and not while torch traces or transforms. Raises
     ArithmeticError if strict and the tolerance was not kept.
     Source: MesaNet, arXiv 2506.05233, section 2; docs/mathematics.md.
     """
@@ -159,6 +162,7 @@ def mesa_attention(
 def _choose(backend: str, query: Tensor, layout: Layout) -> str:
     """Name the back end that runs; raise ValueError if the one asked for cannot."""
     check_choice("backend", backend, BACKENDS)
+    backend = exact_for_transforms(backend)
     if backend in ("torch", "exact") or (backend == "auto" and query.device.type == "cpu"):
         return "exact" if backend == "exact" else "torch"
     reason = why_not(query.device.type, query.dtype, layout.K, layout.V)
