@@ -86,9 +86,10 @@ class MesaPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": MesaBlock, "attentions": SoftmaxMixer}  # noqa: RUF012
 
     def __init__(self, config: MesaConfig):
+        config.check()
         super().__init__(config)
         # a recurrent state cannot be taken back by a token, which assisted generation needs
-        self._is_stateful = set(config.layer_types or ()) != {"full_attention"}
+        self._is_stateful = set(config.layer_types) != {"full_attention"}
         gated = set(config.layer_mixers) & {"mesa", "linear"}
         self._keep_in_fp32_modules_strict = [
             *(["forget_proj", "input_proj"] if gated and config.gates else []),
