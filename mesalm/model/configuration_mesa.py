@@ -34,9 +34,6 @@ LAYER_TYPES = {"mesa": "linear_attention", "linear": "linear_attention", "softma
 DEFAULT_CONV_SIZES = {"mesa": 4, "linear": 4, "softmax": 0}
 """The short convolution each mixer has when the configuration names none."""
 
-DERIVED = ("num_key_value_heads", "head_dim", "layer_types")
-"""What follows from other fields, head counts and sizes where they are None; written out in saved configurations."""
-
 STORED = (
     "attn_implementation",
     "auto_map",
@@ -78,7 +75,7 @@ class MesaConfig(PreTrainedConfig):
         qk_l2_norm: whether mesa and linear mixers scale queries and keys to unit length.
         read_norm: whether what mesa and linear mixers read passes an RMS norm per head.
         ridge_init: the ridge of mesa mixers at the start.
-        ridge_floor: the least value a ridge can take; ridge = ridge_floor + softplus(parameter).
+        ridge_floor: the least value a ridge can take; ridge = ridge_floor + softplus(ridge_bias).
         ridge_per_channel: one ridge a key dimension; False: one a head.
         tolerance: bound on the relative error of the mesa solve.
         max_steps: most iterations of the mesa solve. None: as many as the operator allows.
@@ -174,7 +171,7 @@ class MesaConfig(PreTrainedConfig):
         "dpfp": whole(0),
         "qk_l2_norm": truth,
         "read_norm": truth,
-        "ridge_init": number("above ridge_floor", lambda value: value > 0),
+        "ridge_init": number("above 0", lambda value: value > 0),
         "ridge_floor": number("of at least 0", lambda value: value >= 0),
         "ridge_per_channel": truth,
         "tolerance": number("between 0 and 1, both excluded", lambda value: 0 < value < 1),
@@ -192,7 +189,7 @@ class MesaConfig(PreTrainedConfig):
         "attention_dropout": number("of at least 0 and below 1", lambda value: 0 <= value < 1),
         "rms_norm_eps": number("above 0", lambda value: value > 0),
         "initializer_range": number("of at least 0", lambda value: value >= 0),
-        "logit_softcap": number("above 0", lambda value: value > 0, none="none"),
+        "logit_softcap": number("above 0", lambda value: value > 0, none="no cap"),
         "scale_embeddings": truth,
         "tie_word_embeddings": truth,
         "use_cache": truth,
@@ -203,7 +200,7 @@ class MesaConfig(PreTrainedConfig):
     """What each field may hold, asked at every assignment."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop("layer_types", None)  # saved configurations have it; it follows from mixers
+        stated = kwargs.pop("layer_types", None)  # configurations saved by earlier versions have it
         for key in kwargs:
             self._refuse_misspelt(key)
             if not self._is_stored(key):
@@ -217,6 +214,8 @@ class MesaConfig(PreTrainedConfig):
         self.rope_parameters = dict(self.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
         super().__post_init__(**kwargs)
         self.check()
+        if stated is not None:
+            self.layer_types = stated
 
     def __setattr__(self, name: str, value: Any) -> None:
         wrong = self.field_rules[name](value) if name in self.field_rules else None
@@ -244,8 +243,8 @@ class MesaConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields, what follows from others written out."""
-        return {**super().to_dict(), **{name: getattr(self, name) for name in DERIVED}}
+        """Return all fields as plain data, those that follow from others as numbers."""
+        return {**super().to_dict(), "num_key_value_heads": self.num_key_value_heads, "head_dim": self.head_dim}
 
     def save_pretrained(self, *arguments: Any, **kwargs: Any) -> None:
         """Save the configuration; ValueError for one that could not be loaded again."""
@@ -259,6 +258,11 @@ class MesaConfig(PreTrainedConfig):
             "hybrid" if name == "softmax" and self.conv_size_of(name) else LAYER_TYPES[name]
             for name in self.layer_mixers
         ]
+
+    @layer_types.setter
+    def layer_types(self, stated: list[str]) -> None:
+        if stated != self.layer_types:
+            logger.warning(f"layer_types: it follows from mixers and conv_size; {stated} is not taken")
 
     @property
     def layer_mixers(self) -> list[str]:
@@ -278,6 +282,15 @@ class MesaConfig(PreTrainedConfig):
         """Return the size of the queries and keys that mesa and linear mixers hand to their operators."""
         size = self.head_shape[2]
         return 2 * self.dpfp * size if self.dpfp else size
+
+    @property
+    def padding_row(self) -> int | None:
+        """Return the token that only pads, whose embedding starts at 0; None if it begins or ends texts too."""
+        ends = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
+        pad = self.pad_token_id
+        if pad is None or pad in (self.bos_token_id, *ends) or not 0 <= pad < self.vocab_size:
+            return None
+        return pad
 
     def conv_size_of(self, mixer: str) -> int:
         """Return the width of the short convolution of this mixer, 0 for none."""
@@ -313,9 +326,9 @@ class MesaConfig(PreTrainedConfig):
             return
         rope = self.rope_parameters or {}
         kind, known = rope.get("rope_type"), ("default", *ROPE_INIT_FUNCTIONS)
+        base: Any = rope.get("rope_theta")
         if kind not in known:
             raise ValueError(f"rope_parameters: rope_type {kind!r} is unknown; choose from {', '.join(known)}")
-        base = rope.get("rope_theta")
         if not is_number(base) or base <= 0:
             raise ValueError(f"rope_parameters: rope_theta {base!r} must be a number above 0")
         try:
@@ -332,11 +345,13 @@ class MesaConfig(PreTrainedConfig):
 
     @classmethod
     def _refuse_misspelt(cls, key: str) -> None:
-        if hasattr(cls, key) or cls._is_stored(key):
+        """Raise ValueError for a key that is nearly the name of a field, or names what follows from fields."""
+        if key in cls.field_rules or key == "layer_types" or cls._is_stored(key):
             return
         meant = misspelt(key, cls.field_rules)
-        if meant is not None:
-            raise ValueError(f"{key}: {cls.__name__} has no such field; did you mean {meant!r}?")
+        if meant is not None or hasattr(cls, key):
+            hint = f"; did you mean {meant!r}?" if meant is not None else ""
+            raise ValueError(f"{key}: {cls.__name__} has no such field{hint}")
 
 
 __all__ = ["MesaConfig"]

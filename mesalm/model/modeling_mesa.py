@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -34,7 +36,7 @@ from .cache_mesa import (
 from .configuration_mesa import MesaConfig
 from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, check_attention_keywords, check_keywords
 from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortConvolution
-from .mixer_mesa import MesaMixer
+from .mixer_mesa import OLD_RIDGE, RIDGE, MesaMixer
 from .mixer_softmax import SoftmaxMixer
 from .mixers import MIXERS
 
@@ -93,7 +95,7 @@ class MesaPreTrainedModel(PreTrainedModel):
         gated = set(config.layer_mixers) & {"mesa", "linear"}
         self._keep_in_fp32_modules_strict = [
             *(["forget_proj", "input_proj"] if gated and config.gates else []),
-            *(["ridge_parameter"] if "mesa" in gated else []),
+            *([RIDGE] if "mesa" in gated else []),
         ]
 
     @torch.no_grad()
@@ -103,6 +105,10 @@ class MesaPreTrainedModel(PreTrainedModel):
             # each block adds two terms to the residual stream; this keeps its variance at the start free of depth
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, ScaledEmbedding):
+            pad = self.config.padding_row
+            if pad is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[pad])
         elif isinstance(module, GateProjection):
             init.constant_(module.bias, module.start)
         elif isinstance(module, ShortConvolution):
@@ -113,6 +119,10 @@ class MesaPreTrainedModel(PreTrainedModel):
             init.copy_(module.weight, start)
         elif isinstance(module, MesaMixer):
             module.init_weights()
+
+    def save_pretrained(self, *arguments: Any, save_original_format: bool = False, **kwargs: Any) -> None:
+        """Save the model under the names its weights have now; see transformers."""
+        super().save_pretrained(*arguments, save_original_format=save_original_format, **kwargs)
 
     def state_numbers(self, length: int) -> int:
         """Return how many numbers a cache holds of one sequence after ``length`` tokens."""
@@ -138,7 +148,6 @@ class MesaModel(MesaPreTrainedModel):
         self.embed_tokens = ScaledEmbedding(
             config.vocab_size,
             config.hidden_size,
-            config.pad_token_id,
             scale=config.hidden_size**0.5 if config.scale_embeddings else 1.0,
         )
         self.layers = nn.ModuleList([MesaBlock(config, layer) for layer in range(config.num_hidden_layers)])
@@ -358,6 +367,9 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         mixers = sum(layer.mixer.flops(sequence_length) for layer in self.model.layers)
         return 3.0 * (2.0 * weights + mixers)
 
+
+for _model_type in ("mesa", "mesa_regressor"):
+    register_checkpoint_conversion_mapping(_model_type, [WeightRenaming(OLD_RIDGE, RIDGE)], overwrite=True)
 
 # Trainer's label smoothing shifts the labels only of classes in this table
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault("mesa", "MesaForCausalLM")

@@ -27,7 +27,7 @@ def test_bfloat16_keeps_gates_and_ridge_in_float32(kind: str, build: Build, toke
     model.save_pretrained(tmp_path)
     half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     exact = {name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32}
-    words = {"mesa": ("forget_proj", "input_proj", "ridge_parameter"), "linear": ("forget_proj", "input_proj")}
+    words = {"mesa": ("forget_proj", "input_proj", "ridge_bias"), "linear": ("forget_proj", "input_proj")}
     expected = {
         f"model.layers.{layer}.mixer.{word}"
         for layer, mixer in enumerate(model.config.layer_mixers)

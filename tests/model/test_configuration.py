@@ -20,7 +20,7 @@ from mesalm.model.layers import dpfp
 def test_one_line_swaps_every_layer() -> None:
     mesa, softmax = MesaConfig(mixers="mesa"), MesaConfig(mixers="softmax")
     changed = {key for key, value in mesa.to_dict().items() if softmax.to_dict()[key] != value}
-    assert changed == {"mixers", "layer_types"}
+    assert changed == {"mixers"}
 
 
 def test_a_pattern_repeats_and_layer_types_follow() -> None:
