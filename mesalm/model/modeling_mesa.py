@@ -120,9 +120,9 @@ class MesaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MesaMixer):
             module.init_weights()
 
-    def save_pretrained(self, *arguments: Any, save_original_format: bool = False, **kwargs: Any) -> None:
-        """Save the model under the names its weights have now; see transformers."""
-        super().save_pretrained(*arguments, save_original_format=save_original_format, **kwargs)
+    def save_pretrained(self, *arguments: Any, **kwargs: Any) -> None:
+        """Save the model, by default under the names its weights have now; see transformers."""
+        super().save_pretrained(*arguments, **{"save_original_format": False, **kwargs})
 
     def state_numbers(self, length: int) -> int:
         """Return how many numbers a cache holds of one sequence after ``length`` tokens."""
