@@ -284,8 +284,8 @@ class MesaConfig(PreTrainedConfig):
         return 2 * self.dpfp * size if self.dpfp else size
 
     @property
-    def padding_row(self) -> int | None:
-        """Return the token that only pads, whose embedding starts at 0; None if it begins or ends texts too."""
+    def padding_only_id(self) -> int | None:
+        """Return the token that only pads, whose embedding stays 0; None if it begins or ends texts too, and learns."""
         ends = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
         pad = self.pad_token_id
         if pad is None or pad in (self.bos_token_id, *ends) or not 0 <= pad < self.vocab_size:

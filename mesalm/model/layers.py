@@ -7,13 +7,10 @@ from torch import nn
 
 
 class ScaledEmbedding(nn.Embedding):
-    """Look up tokens and multiply them by `embed_scale`, so that a small tied head and a large residual stream agree.
+    """Look up tokens and multiply them by `embed_scale`, so that a small tied head and a large residual stream agree."""
 
-    No row is set apart for padding: the padding token may also begin or end texts, and then it has to learn.
-    """
-
-    def __init__(self, tokens: int, width: int, scale: float):
-        super().__init__(tokens, width)
+    def __init__(self, tokens: int, width: int, padding_id: int | None, scale: float):
+        super().__init__(tokens, width, padding_id)
         self.embed_scale = scale  # the name by which adapters that look tokens up themselves find it
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:

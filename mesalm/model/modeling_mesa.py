@@ -105,10 +105,6 @@ class MesaPreTrainedModel(PreTrainedModel):
             # each block adds two terms to the residual stream; this keeps its variance at the start free of depth
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, ScaledEmbedding):
-            pad = self.config.padding_row
-            if pad is not None and not getattr(module.weight, "_is_hf_initialized", False):
-                init.zeros_(module.weight[pad])
         elif isinstance(module, GateProjection):
             init.constant_(module.bias, module.start)
         elif isinstance(module, ShortConvolution):
@@ -148,6 +144,7 @@ class MesaModel(MesaPreTrainedModel):
         self.embed_tokens = ScaledEmbedding(
             config.vocab_size,
             config.hidden_size,
+            config.padding_only_id,
             scale=config.hidden_size**0.5 if config.scale_embeddings else 1.0,
         )
         self.layers = nn.ModuleList([MesaBlock(config, layer) for layer in range(config.num_hidden_layers)])
