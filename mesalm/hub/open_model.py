@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mesalm.model.soft_prefix import load_prefix, read_record
+from mesalm.model.whole_weights import open_whole
 
 
 def locate(model: str) -> str:
@@ -60,7 +61,7 @@ def open_model(
         kwargs: handed to `from_pretrained`, `trust_remote_code` for instance.
 
     Raises:
-        ValueError: nothing can be opened there.
+        ValueError: nothing can be opened there, or its configuration does not describe its weights.
     """
     place = locate(model)
     tuned = read_record(Path(place))
@@ -69,7 +70,7 @@ def open_model(
         prefixed: Any = load_prefix(base, Path(place)).to(device).eval()
         return prefixed
     try:
-        opened: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **kwargs)
+        opened: Any = open_whole(place, dtype=dtype, **kwargs)
     except OSError as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"{model}: no model could be opened there ({first})") from None

@@ -75,9 +75,7 @@ def swap_layers(
 
 
 def _with_mixers(config: MesaConfig, names: list[str]) -> MesaConfig:
-    fields = config.to_dict()
-    fields.pop("layer_types")
-    return MesaConfig(**{**fields, "mixers": names[0] if len(set(names)) == 1 else names})
+    return MesaConfig(**{**config.to_dict(), "mixers": names[0] if len(set(names)) == 1 else names})
 
 
 class _Streams:

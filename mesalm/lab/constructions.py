@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mesalm.model.regressor_mesa import SLOTS, MesaRegressor, RegressorConfig
+from mesalm.model.configuration_regressor import SLOTS, RegressorConfig
+from mesalm.model.regressor_mesa import MesaRegressor
 
 PREDICTION, QUERY, CURRENT, PAST = range(SLOTS)
 

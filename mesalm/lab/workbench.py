@@ -19,7 +19,8 @@ from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.data.synthetic.nonlinear_dynamics import NonlinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.journal import Journal
-from mesalm.model.regressor_mesa import MesaRegressor, RegressionOutput, RegressorConfig
+from mesalm.model.configuration_regressor import RegressorConfig
+from mesalm.model.regressor_mesa import MesaRegressor, RegressionOutput
 from mesalm.settings import Settings, SettingsError
 from mesalm.train.checkpoint import Checkpoints, load_weights, publish_folder, save_weights
 from mesalm.train.interrupts import Interrupted

@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from huggingface_hub.dataclasses import strict
+from transformers import GenerationConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils import logging
+
+from .field_rules import (
+    choice,
+    expect,
+    is_number,
+    misspelt,
+    names_of,
+    number,
+    table,
+    token,
+    tokens,
+    truth,
+    whole,
+)
+from .operator_mesa import BACKENDS
+
+logger = logging.get_logger(__name__)
 
 LAYER_TYPES = {"mesa": "linear_attention", "linear": "linear_attention", "softmax": "full_attention"}
 """The cache layer that transformers builds for each mixer; softmax with a convolution takes "hybrid"."""
 
 DEFAULT_CONV_SIZES = {"mesa": 4, "linear": 4, "softmax": 0}
 """The short convolution each mixer has when the configuration names none."""
+
+STORED = (
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "partial_rotary_factor",
+    "per_layer_config",
+    "quantization_config",
+    "rope_theta",
+    "tokenizer_class",
+)
+"""Keys of configurations that transformers writes or reads though no class has them."""
 
 
 @strict
@@ -27,8 +60,8 @@ class MesaConfig(PreTrainedConfig):
         intermediate_size: width of the SwiGLU MLP.
         num_hidden_layers: number of blocks.
         num_attention_heads: query heads H of every mixer.
-        num_key_value_heads: key and value heads G of every mixer; G divides H. None: H.
-        head_dim: key and value size of one head. None: hidden_size / num_attention_heads.
+        num_key_value_heads: key and value heads G of every mixer; G divides H. None or H: H, whatever H becomes.
+        head_dim: key and value size of one head. None or this: hidden_size / num_attention_heads, whatever they become.
         mixers: "mesa", "softmax" or "linear" for all layers, or a list of these names; a list shorter than the
             model is a pattern and repeats, so ["mesa", "mesa", "softmax"] puts softmax in every third layer.
         conv_size: width of the causal depthwise convolution, with SiLU, on queries and keys of every mixer; 0: none.
@@ -42,7 +75,7 @@ class MesaConfig(PreTrainedConfig):
         qk_l2_norm: whether mesa and linear mixers scale queries and keys to unit length.
         read_norm: whether what mesa and linear mixers read passes an RMS norm per head.
         ridge_init: the ridge of mesa mixers at the start.
-        ridge_floor: the least value a ridge can take; ridge = ridge_floor + softplus(parameter).
+        ridge_floor: the least value a ridge can take; ridge = ridge_floor + softplus(ridge_bias).
         ridge_per_channel: one ridge a key dimension; False: one a head.
         tolerance: bound on the relative error of the mesa solve.
         max_steps: most iterations of the mesa solve. None: as many as the operator allows.
@@ -67,7 +100,8 @@ class MesaConfig(PreTrainedConfig):
         use_cache: whether a forward pass without labels keeps the state for the next token.
 
     Raises:
-        ValueError: a mixer that does not exist, a pattern longer than the model, sizes that do not divide.
+        ValueError: a value that its field cannot hold, also when it is assigned later; a key that is nearly the name of
+            a field; a pattern longer than the model, sizes that do not divide.
 
     The mesa mixer follows von Oswald et al. 2025 (arXiv 2506.05233), sections 2 and 4; without gates, convolution
     and per-channel ridge it is the layer of von Oswald et al. 2023 (arXiv 2309.05858), section 5.
@@ -113,30 +147,122 @@ class MesaConfig(PreTrainedConfig):
     scale_embeddings: bool = True
     tie_word_embeddings: bool = True
     use_cache: bool = True
-    layer_types: list[str] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
+    field_rules = {  # noqa: RUF012 - without annotation, or it would be a field
+        "vocab_size": whole(1),
+        "hidden_size": whole(1),
+        "intermediate_size": whole(1),
+        "num_hidden_layers": whole(1),
+        "num_attention_heads": whole(1),
+        "num_key_value_heads": whole(1, none="as many as num_attention_heads"),
+        "head_dim": whole(1, none="hidden_size / num_attention_heads"),
+        "mixers": names_of(LAYER_TYPES, "mixer"),
+        "conv_size": expect(
+            "0 (none) or a whole number of at least 2",
+            lambda value: not whole(0)(value) and value != 1,
+            none="each mixer's own habit",
+        ),
+        "gates": truth,
+        "forget_bias": number("", lambda value: True),
+        "forget_cap": number("in (0, 1]", lambda value: 0 < value <= 1, none="no cap"),
+        "dpfp": whole(0),
+        "qk_l2_norm": truth,
+        "read_norm": truth,
+        "ridge_init": number("above 0", lambda value: value > 0),
+        "ridge_floor": number("of at least 0", lambda value: value >= 0),
+        "ridge_per_channel": truth,
+        "tolerance": number("between 0 and 1, both excluded", lambda value: 0 < value < 1),
+        "max_steps": whole(1, none="as many as the operator allows"),
+        "mesa_backend": choice(BACKENDS),
+        "block_norms": truth,
+        "block_mlps": truth,
+        "residual_clip": number("above 0", lambda value: value > 0, none="no bound"),
+        "hidden_act": choice(sorted(ACT2FN)),
+        "mlp_bias": truth,
+        "attention_bias": truth,
+        "qk_norm": truth,
+        "max_position_embeddings": whole(1),
+        "rope_parameters": table,
+        "attention_dropout": number("of at least 0 and below 1", lambda value: 0 <= value < 1),
+        "rms_norm_eps": number("above 0", lambda value: value > 0),
+        "initializer_range": number("of at least 0", lambda value: value >= 0),
+        "logit_softcap": number("above 0", lambda value: value > 0, none="no cap"),
+        "scale_embeddings": truth,
+        "tie_word_embeddings": truth,
+        "use_cache": truth,
+        "pad_token_id": token,
+        "bos_token_id": token,
+        "eos_token_id": tokens,
+    }
+    """What each field may hold, asked at every assignment."""
+
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
-        if self.head_dim is None:
-            if self.hidden_size % self.num_attention_heads:
-                raise ValueError(
-                    f"head_dim: hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                    f"{self.num_attention_heads}; change one of them or give head_dim"
-                )
-            self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.rope_parameters is None:
-            self.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
-        self._check()
-        # always derived, so that a changed mixer or depth can never leave stale cache layers behind
-        self.layer_types = [
+        stated = kwargs.pop("layer_types", None)  # configurations saved by earlier versions have it
+        for key in kwargs:
+            self._refuse_misspelt(key)
+            if not self._is_stored(key):
+                logger.warning(f"{key}: {type(self).__name__} has no such field; it is kept and nothing reads it")
+        # what a saved configuration wrote out follows its sources again when they are changed
+        if self.num_key_value_heads == self.num_attention_heads:
+            self.num_key_value_heads = None
+        if self.head_dim is not None and self.head_dim * self.num_attention_heads == self.hidden_size:
+            self.head_dim = None
+        # a copy, since transformers completes it in place
+        self.rope_parameters = dict(self.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
+        super().__post_init__(**kwargs)
+        self.check()
+        if stated is not None:
+            self.layer_types = stated
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        wrong = self.field_rules[name](value) if name in self.field_rules else None
+        if wrong is not None:
+            raise ValueError(f"{name}: {wrong}")
+        super().__setattr__(name, value)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if value is None and name == "num_key_value_heads":
+            return self.num_attention_heads
+        if value is None and name == "head_dim":
+            return self.hidden_size // self.num_attention_heads
+        return value
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Make a configuration of a dictionary, `kwargs` before its entries; see transformers.
+
+        Raises:
+            ValueError: an argument that is nearly the name of a field; others may be meant for a model or tokenizer.
+        """
+        for key in kwargs:
+            cls._refuse_misspelt(key)
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain data, those that follow from others as numbers."""
+        return {**super().to_dict(), "num_key_value_heads": self.num_key_value_heads, "head_dim": self.head_dim}
+
+    def save_pretrained(self, *arguments: Any, **kwargs: Any) -> None:
+        """Save the configuration; ValueError for one that could not be loaded again."""
+        self.check()
+        super().save_pretrained(*arguments, **kwargs)
+
+    @property
+    def layer_types(self) -> list[str]:
+        """Return the kind of cache that transformers makes for each layer."""
+        return [
             "hybrid" if name == "softmax" and self.conv_size_of(name) else LAYER_TYPES[name]
             for name in self.layer_mixers
         ]
-        super().__post_init__(**kwargs)
+
+    @layer_types.setter
+    def layer_types(self, stated: list[str]) -> None:
+        if stated != self.layer_types:
+            logger.warning(f"layer_types: it follows from mixers and conv_size; {stated} is not taken")
 
     @property
     def layer_mixers(self) -> list[str]:
@@ -157,40 +283,75 @@ class MesaConfig(PreTrainedConfig):
         size = self.head_shape[2]
         return 2 * self.dpfp * size if self.dpfp else size
 
+    @property
+    def padding_only_id(self) -> int | None:
+        """Return the token that only pads, whose embedding stays 0; None if it begins or ends texts too, and learns."""
+        ends = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
+        pad = self.pad_token_id
+        if pad is None or pad in (self.bos_token_id, *ends) or not 0 <= pad < self.vocab_size:
+            return None
+        return pad
+
     def conv_size_of(self, mixer: str) -> int:
         """Return the width of the short convolution of this mixer, 0 for none."""
         return DEFAULT_CONV_SIZES[mixer] if self.conv_size is None else self.conv_size
 
-    def _check(self) -> None:
-        names = [self.mixers] if isinstance(self.mixers, str) else list(self.mixers)
-        known = ", ".join(sorted(LAYER_TYPES))
-        if not names:
-            raise ValueError(f"mixers: the list is empty; name at least one of {known}")
-        for name in names:
-            if name not in LAYER_TYPES:
-                raise ValueError(f"mixers: {name!r} is not a mixer; choose from {known}")
+    def check(self) -> None:
+        """Raise ValueError where fields do not fit together; asked of new, saved and used configurations."""
+        names = [self.mixers] if isinstance(self.mixers, str) else self.mixers
         if len(names) > self.num_hidden_layers:
             raise ValueError(
                 f"mixers: {len(names)} names for {self.num_hidden_layers} layers; shorten the list or raise "
                 "num_hidden_layers"
             )
+        if self.__dict__["head_dim"] is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"head_dim: hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}; change one of them or give head_dim"
+            )
         heads, groups, size = self.head_shape
         if heads % groups:
             raise ValueError(f"num_key_value_heads: {groups} does not divide num_attention_heads {heads}")
-        if self.conv_size is not None and (self.conv_size < 0 or self.conv_size == 1):
-            raise ValueError(f"conv_size: {self.conv_size} must be 0 (none) or at least 2")
         if not 0 <= self.dpfp < 2 * size:
             raise ValueError(f"dpfp: {self.dpfp} must be 0 (none) or an order below 2 head_dim = {2 * size}")
-        if self.ridge_floor < 0 or self.ridge_init <= self.ridge_floor:
-            raise ValueError(
-                f"ridge_init: {self.ridge_init} must be above ridge_floor {self.ridge_floor}, which must be at least 0"
-            )
-        if self.forget_cap is not None and not 0 < self.forget_cap <= 1:
-            raise ValueError(f"forget_cap: {self.forget_cap} must be in (0, 1], or None for no cap")
-        if self.residual_clip is not None and self.residual_clip <= 0:
-            raise ValueError(f"residual_clip: {self.residual_clip} must be above 0, or None for no bound")
+        if self.ridge_init <= self.ridge_floor:
+            raise ValueError(f"ridge_init: {self.ridge_init} must be above ridge_floor {self.ridge_floor}")
         if "softmax" in names and size % 2:
             raise ValueError(f"head_dim: {size} must be even for the rotary embedding of softmax mixers")
+        self.validate_rope()
+
+    def validate_rope(self) -> None:
+        """Raise ValueError for a rotary embedding that softmax mixers cannot have."""
+        if "softmax" not in self.layer_mixers:
+            return
+        rope = self.rope_parameters or {}
+        kind, known = rope.get("rope_type"), ("default", *ROPE_INIT_FUNCTIONS)
+        base: Any = rope.get("rope_theta")
+        if kind not in known:
+            raise ValueError(f"rope_parameters: rope_type {kind!r} is unknown; choose from {', '.join(known)}")
+        if not is_number(base) or base <= 0:
+            raise ValueError(f"rope_parameters: rope_theta {base!r} must be a number above 0")
+        try:
+            super().validate_rope()
+        except KeyError as error:
+            raise ValueError(f"rope_parameters: {error.args[0]}") from None
+
+    @classmethod
+    def _is_stored(cls, key: str) -> bool:
+        """Tell whether transformers itself keeps this key in configurations, that of older releases included."""
+        return (
+            key.startswith("_") or key in STORED or hasattr(PreTrainedConfig, key) or hasattr(GenerationConfig(), key)
+        )
+
+    @classmethod
+    def _refuse_misspelt(cls, key: str) -> None:
+        """Raise ValueError for a key that is nearly the name of a field, or names what follows from fields."""
+        if key in cls.field_rules or key == "layer_types" or cls._is_stored(key):
+            return
+        meant = misspelt(key, cls.field_rules)
+        if meant is not None or hasattr(cls, key):
+            hint = f"; did you mean {meant!r}?" if meant is not None else ""
+            raise ValueError(f"{key}: {cls.__name__} has no such field{hint}")
 
 
 __all__ = ["MesaConfig"]

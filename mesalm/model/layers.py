@@ -7,15 +7,18 @@ from torch import nn
 
 
 class ScaledEmbedding(nn.Embedding):
-    """Look up tokens and multiply them by `scale`, so that a small tied head and a large residual stream agree."""
+    """Look up tokens and multiply them by `embed_scale`, so that a small tied head and a large residual stream agree.
+
+    Adapters that look tokens up themselves find the factor by this name.
+    """
 
     def __init__(self, tokens: int, width: int, padding_id: int | None, scale: float):
         super().__init__(tokens, width, padding_id)
-        self.scale = scale
+        self.embed_scale = scale
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the embeddings, [..., width], of ids [...]."""
-        return super().forward(input_ids) * self.scale
+        return super().forward(input_ids) * self.embed_scale
 
 
 class ResidualProjection(nn.Linear):

@@ -13,11 +13,14 @@ from .mesa_step import beside
 from .mixer_gated import GatedMixer, Operands
 from .operator_mesa import MesaState, mesa_attention
 
+RIDGE, OLD_RIDGE = "ridge_bias", "ridge_parameter"
+"""The name of the ridge's parameter, and what it was in checkpoints of earlier versions."""
+
 
 class MesaMixer(GatedMixer):
     """Read o_t = G_t (H_t + ridge)^-1 q_t (see `operator_mesa`).
 
-    The ridge is `ridge_floor + softplus(ridge_parameter)`, one a key head and key dimension, or one a key head. The
+    The ridge is `ridge_floor + softplus(ridge_bias)`, one a key head and key dimension, or one a key head. The
     cache holds gram and cross beside one another, [B, G, K, K + V] float32, since transformers counts one recurrent
     state a layer.
     """
@@ -26,19 +29,20 @@ class MesaMixer(GatedMixer):
 
     def __init__(self, config: MesaConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        # kept flat, since training loops decay matrices and a ridge must not decay
+        # kept flat and named a bias, since weight decay spares vectors in some training loops and biases in others
         count = self.groups * (self.key_size if config.ridge_per_channel else 1)
-        self.ridge_parameter = nn.Parameter(torch.zeros(count))
+        self.ridge_bias = nn.Parameter(torch.zeros(count))
+        self.register_load_state_dict_pre_hook(_take_old_name)
         self.solver_steps: torch.Tensor | None = None
 
     def init_weights(self) -> None:
         """Start the ridge where the configuration says."""
         above = self.config.ridge_init - self.config.ridge_floor
-        init.constant_(self.ridge_parameter, above + math.log(-math.expm1(-above)))
+        init.constant_(self.ridge_bias, above + math.log(-math.expm1(-above)))
 
     def ridge(self) -> torch.Tensor:
         """Return the ridge, [G, K] or [G], float32."""
-        ridge = self.config.ridge_floor + nn.functional.softplus(self.ridge_parameter.float())
+        ridge = self.config.ridge_floor + nn.functional.softplus(self.ridge_bias.float())
         return ridge.view(self.groups, self.key_size) if self.config.ridge_per_channel else ridge
 
     def read(
@@ -76,3 +80,9 @@ class MesaMixer(GatedMixer):
         states = 2.0 * K * (K + V)
         read = 2.0 * (K * V + chunk * (K + V))
         return self.heads * (states + read + steps * 2.0 * K * (K + 2 * chunk))
+
+
+def _take_old_name(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str, *rest: object) -> None:
+    """Load a ridge by the name it had in checkpoints of earlier versions."""
+    if prefix + OLD_RIDGE in weights:
+        weights[prefix + RIDGE] = weights.pop(prefix + OLD_RIDGE)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -33,7 +35,7 @@ from .cache_mesa import (
 from .configuration_mesa import MesaConfig
 from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, check_attention_keywords, check_keywords
 from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortConvolution
-from .mixer_mesa import MesaMixer
+from .mixer_mesa import OLD_RIDGE, RIDGE, MesaMixer
 from .mixer_softmax import SoftmaxMixer
 from .mixers import MIXERS
 from .model_inputs import check_embeddings, check_ids, check_masks, find_tokens, read_segments, softmax_masks
@@ -89,13 +91,14 @@ class MesaPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": MesaBlock, "attentions": SoftmaxMixer}  # noqa: RUF012
 
     def __init__(self, config: MesaConfig):
+        config.check()
         super().__init__(config)
         # a recurrent state cannot be taken back by a token, which assisted generation needs
-        self._is_stateful = set(config.layer_types or ()) != {"full_attention"}
+        self._is_stateful = set(config.layer_types) != {"full_attention"}
         gated = set(config.layer_mixers) & {"mesa", "linear"}
         self._keep_in_fp32_modules_strict = [
             *(["forget_proj", "input_proj"] if gated and config.gates else []),
-            *(["ridge_parameter"] if "mesa" in gated else []),
+            *([RIDGE] if "mesa" in gated else []),
         ]
 
     @torch.no_grad()
@@ -115,6 +118,10 @@ class MesaPreTrainedModel(PreTrainedModel):
             init.copy_(module.weight, start)
         elif isinstance(module, MesaMixer):
             module.init_weights()
+
+    def save_pretrained(self, *arguments: Any, **kwargs: Any) -> None:
+        """Save the model, by default under the names its weights have now; see transformers."""
+        super().save_pretrained(*arguments, **{"save_original_format": False, **kwargs})
 
     def state_numbers(self, length: int) -> int:
         """Return how many numbers a cache holds of one sequence after ``length`` tokens."""
@@ -140,7 +147,7 @@ class MesaModel(MesaPreTrainedModel):
         self.embed_tokens = ScaledEmbedding(
             config.vocab_size,
             config.hidden_size,
-            config.pad_token_id,
+            config.padding_only_id,
             scale=config.hidden_size**0.5 if config.scale_embeddings else 1.0,
         )
         self.layers = nn.ModuleList([MesaBlock(config, layer) for layer in range(config.num_hidden_layers)])
@@ -345,6 +352,9 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         mixers = sum(layer.mixer.flops(sequence_length) for layer in self.model.layers)
         return 3.0 * (2.0 * weights + mixers)
 
+
+for _model_type in ("mesa", "mesa_regressor"):
+    register_checkpoint_conversion_mapping(_model_type, [WeightRenaming(OLD_RIDGE, RIDGE)], overwrite=True)
 
 # Trainer's label smoothing shifts the labels only of classes in this table
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault("mesa", "MesaForCausalLM")

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
 from mesalm.data.prepared import Prepared
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
+from mesalm.model.whole_weights import open_whole
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.randomness import seed_everything
@@ -79,7 +80,11 @@ def _earlier_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToke
                 f"init_from: the data were tokenised by another tokenizer than that of {folder}; "
                 f"set data.tokenizer={folder}"
             )
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    try:
+        earlier: PreTrainedModel = open_whole(folder, dtype=torch.float32)
+    except ValueError as error:
+        raise SettingsError(f"init_from: {error}") from None
+    return earlier
 
 
 def _compare_configs(recipe: Recipe, config: PreTrainedConfig, folder: str) -> None:

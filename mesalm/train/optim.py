@@ -72,7 +72,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bo
     """Part a model's trainable parameters into a group that decays and one that does not.
 
     Not decayed: parameters of one dimension or none (gains of norms, biases), those named ``bias``, those that
-    bear the attribute ``_no_weight_decay = True`` (the ridge), and, unless ``decay_embeddings``, the weights of
+    bear the attribute ``_no_weight_decay = True`` (a soft prefix), and, unless ``decay_embeddings``, the weights of
     ``nn.Embedding`` (so a tied head does not decay either). Empty groups are left out; each parameter stands once.
     """
     from torch import nn

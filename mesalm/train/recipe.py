@@ -31,7 +31,7 @@ from mesalm.train.sections import (
     ValidateSettings,
 )
 
-NOT_MODEL_KEYS = ("layer_types", "bos_token_id", "eos_token_id", "pad_token_id")
+NOT_MODEL_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Fields of the model's configuration that the run itself fills in."""
 
 
@@ -181,7 +181,7 @@ def find_recipe(name_or_path: str, kind: str = "") -> Path:
 def configuration_class(vectors: bool = False) -> Any:
     """Return the configuration that the fields of ``model`` go into: MesaConfig, or the one for tasks of vectors."""
     from mesalm.model.configuration_mesa import MesaConfig
-    from mesalm.model.regressor_mesa import RegressorConfig
+    from mesalm.model.configuration_regressor import RegressorConfig
 
     return RegressorConfig if vectors else MesaConfig
 

@@ -111,7 +111,7 @@ def test_converting_writes_a_folder_that_loads(style: str, tmp_path: Path, save_
     assert type(model) is MesaForCausalLM
     assert model.config.layer_mixers == ["mesa", "linear" if style == "own" else "softmax", "mesa"]
     assert model.dtype == torch.bfloat16
-    assert model.model.layers[0].mixer.ridge_parameter.dtype == torch.float32
+    assert model.model.layers[0].mixer.ridge_bias.dtype == torch.float32
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert record["layers"] == [0, 2]
     assert record["calibration"]["files"][0]["name"] == "text.txt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,3 +62,46 @@ def test_adapters_train_save_load_and_merge(
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
         torch.testing.assert_close(again(ids).logits, learnt, atol=1e-4, rtol=1e-4)
         assert torch.equal(again.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False), written)
+
+
+# In a tied model such an adapter acts on one of two uses of a weight and cannot be merged into it, as PEFT warns.
+UNTIED = {
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "head": {"target_modules": ["lm_head"]},
+    "embedding, DoRA": {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True},
+}
+EITHER = {
+    "all, DoRA": {"target_modules": "all-linear", "use_dora": True},
+    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4, 7]},
+    "saved": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "norm"], "ensure_weight_tying": True},
+}
+
+
+@pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "plain"])
+@pytest.mark.parametrize(
+    ("options", "tie"),
+    [
+        *(pytest.param(options, False, id=f"{name}, untied") for name, options in (UNTIED | EITHER).items()),
+        *(pytest.param(options, True, id=f"{name}, tied") for name, options in EITHER.items()),
+    ],
+)
+def test_adapters_of_every_target_merge_into_what_they_were(
+    options: dict, tie: bool, scaled: bool, build: Build, tokens: Draw, tmp_path: Path
+) -> None:
+    model, ids = build("hybrid", tie_word_embeddings=tie, scale_embeddings=scaled), tokens(2, 12)
+    ids[0, :3] = torch.tensor([3, 4, 7])
+    base = copy.deepcopy(model)
+    with torch.no_grad():
+        untouched = model(ids).logits
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, **options)).eval()
+        torch.testing.assert_close(adapted(ids).logits, untouched, atol=1e-6, rtol=0)
+        torch.manual_seed(0)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        learnt = adapted(ids).logits
+        assert (learnt - untouched).abs().max() > 1e-2
+        adapted.save_pretrained(tmp_path)
+        loaded = peft.PeftModel.from_pretrained(base, str(tmp_path)).eval()
+        torch.testing.assert_close(loaded(ids).logits, learnt, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, learnt, atol=1e-5, rtol=1e-5)

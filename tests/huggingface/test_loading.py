@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo.testing
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, StaticCache
 
 from mesalm import MesaForCausalLM
@@ -27,7 +28,7 @@ def test_bfloat16_keeps_gates_and_ridge_in_float32(kind: str, build: Build, toke
     model.save_pretrained(tmp_path)
     half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     exact = {name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32}
-    words = {"mesa": ("forget_proj", "input_proj", "ridge_parameter"), "linear": ("forget_proj", "input_proj")}
+    words = {"mesa": ("forget_proj", "input_proj", "ridge_bias"), "linear": ("forget_proj", "input_proj")}
     expected = {
         f"model.layers.{layer}.mixer.{word}"
         for layer, mixer in enumerate(model.config.layer_mixers)
@@ -38,6 +39,26 @@ def test_bfloat16_keeps_gates_and_ridge_in_float32(kind: str, build: Build, toke
         assert distance(half(ids).logits, model(ids).logits) < HALF
         cached = half.generate(ids[:1], max_new_tokens=5, min_new_tokens=5, do_sample=False)
     assert cached.shape == (1, 45)
+
+
+def test_the_ridge_loads_by_its_earlier_name(build: Build, tmp_path: Path) -> None:
+    model = build("mesa")
+    with torch.no_grad():
+        model.model.layers[1].mixer.ridge_bias.normal_()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    now = load_file(file)
+    earlier = {name.replace("ridge_bias", "ridge_parameter"): weight for name, weight in now.items()}
+    assert set(earlier) != set(now)
+    save_file(earlier, file, metadata={"format": "pt"})
+    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(found.values())
+    plain = build("mesa")
+    assert plain.load_state_dict(earlier, strict=False).unexpected_keys == []
+    for other in (loaded, plain):
+        assert torch.equal(other.model.layers[1].mixer.ridge_bias, model.model.layers[1].mixer.ridge_bias)
+    loaded.save_pretrained(tmp_path)
+    assert set(load_file(file)) == set(now)
 
 
 def test_a_forget_gate_near_one_survives_bfloat16(build: Build, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
 from mesalm import MesaForCausalLM, MesaForSequenceClassification
+from mesalm.train.optim import parameter_groups
 
 Build = Callable[..., MesaForCausalLM]
 Rows = list[dict[str, Any]]
@@ -151,3 +152,28 @@ def test_a_classifier_s_accumulated_steps_equal_a_loop_by_hand(kind: str, build:
         optimiser.step()
         optimiser.zero_grad()
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"conv_size": 3, "attention_bias": True, "mlp_bias": True, "qk_norm": True, "tie_word_embeddings": False},
+        {"ridge_per_channel": False, "gates": False, "num_key_value_heads": 1, "dpfp": 2},
+        {"model_class": MesaForSequenceClassification, "num_labels": 3},
+    ],
+    ids=["default", "more", "fewer", "classifier"],
+)
+def test_trainer_decays_what_our_loop_decays(options: dict, kind: str, build: Build, tmp_path: Path) -> None:
+    model = build(kind, **options)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", weight_decay=0.1)
+    optimiser = Trainer(model=model, args=arguments).create_optimizer()
+
+    def decayed(groups: list[dict[str, Any]]) -> set[str]:
+        found = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+        return {name for name, parameter in model.named_parameters() if id(parameter) in found}
+
+    names = decayed(optimiser.param_groups)
+    assert names == decayed(parameter_groups(model, 0.1, decay_embeddings=True))
+    assert names >= {f"model.layers.{layer}.mixer.q_proj.weight" for layer in (0, 1)}
+    assert not [name for name in names if "ridge" in name or "norm" in name or "bias" in name]

@@ -41,7 +41,7 @@ def save_model(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[.
         model = MesaForCausalLM(config)
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
-                if "ridge_parameter" in parameter_name or "forget_proj" in parameter_name:
+                if "ridge_bias" in parameter_name or "forget_proj" in parameter_name:
                     parameter.add_(0.5 * torch.randn_like(parameter))
         folder = tmp_path / name
         model.save_pretrained(folder)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import mesalm
-from mesalm import MesaConfig, MesaForCausalLM, MesaModel
+from mesalm import MesaConfig, MesaForCausalLM, MesaModel, RegressorConfig
 from mesalm.model.cache_mesa import returned_cache
 from mesalm.model.layers import dpfp
 
@@ -20,7 +19,7 @@ from mesalm.model.layers import dpfp
 def test_one_line_swaps_every_layer() -> None:
     mesa, softmax = MesaConfig(mixers="mesa"), MesaConfig(mixers="softmax")
     changed = {key for key, value in mesa.to_dict().items() if softmax.to_dict()[key] != value}
-    assert changed == {"mixers", "layer_types"}
+    assert changed == {"mixers"}
 
 
 def test_a_pattern_repeats_and_layer_types_follow() -> None:
@@ -50,11 +49,39 @@ def test_the_configuration_survives_json(tmp_path: Path) -> None:
         ({"ridge_init": 0.1}, "ridge_init: 0.1 must be above ridge_floor"),
         ({"forget_cap": 1.5}, "forget_cap: 1.5"),
         ({"mixers": "softmax", "head_dim": 7}, "must be even"),
+        ({"num_attention_heads": 0}, "num_attention_heads: 0 must be a whole number of at least 1"),
+        ({"vocab_size": -3}, "vocab_size: -3 must be"),
+        ({"intermediate_size": -4}, "intermediate_size: -4 must be"),
+        ({"num_hidden_layers": True}, "num_hidden_layers: True must be a whole number"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers: 2.0 must be a whole number"),
+        ({"hidden_size": "8"}, "hidden_size: '8' must be a whole number"),
+        ({"gates": 1}, "gates: 1 must be True or False"),
+        ({"mixers": None}, "mixers: None must be a name or a list"),
+        ({"hidden_act": "foo"}, "hidden_act: 'foo' must be one of gelu"),
+        ({"mesa_backend": "cuda"}, "mesa_backend: 'cuda' must be one of auto, exact, torch, triton"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps: -1 must be a number above 0"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps: nan must be"),
+        ({"attention_dropout": 2}, "attention_dropout: 2 must be a number of at least 0 and below 1"),
+        ({"tolerance": 0}, "tolerance: 0 must be a number between 0 and 1"),
+        ({"max_steps": 0}, "max_steps: 0 must be a whole number of at least 1, or None"),
+        ({"eos_token_id": [1, "a"]}, "eos_token_id: [1, 'a'] must be a token id or a list of them"),
+        ({"mixers": "softmax", "rope_parameters": {"rope_type": "foo"}}, "rope_type 'foo' is unknown; choose from"),
+        ({"mixers": "softmax", "rope_parameters": {"rope_type": "yarn"}}, "rope_parameters: Missing required keys"),
+        ({"mixers": "softmax", "rope_parameters": {"rope_theta": 0}}, "rope_theta 0 must be a number above 0"),
     ],
 )
 def test_misuse_is_one_clear_line(options: dict, words: str) -> None:
-    with pytest.raises((ValueError, StrictDataclassError), match=re.escape(words)):
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
         MesaConfig(**options)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(("mixers", "head_dim", *options))
+
+
+def test_every_field_has_a_rule() -> None:
+    for config in (MesaConfig, RegressorConfig):
+        own = {name for kind in config.__mro__ if issubclass(kind, MesaConfig) for name in kind.__annotations__}
+        assert own == set(config.field_rules)
+        assert not [name for name, rule in config.field_rules.items() if rule(getattr(config, name)) is not None]
 
 
 def test_the_auto_classes_know_mesa() -> None:

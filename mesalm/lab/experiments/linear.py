@@ -23,7 +23,7 @@ from mesalm.lab.least_squares import (
 from mesalm.lab.linear_decoders import decode
 from mesalm.lab.preconditioners import learned_coefficients, momentum_inverse, momentum_predictions
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
-from mesalm.model.regressor_mesa import SLOTS
+from mesalm.model.configuration_regressor import SLOTS
 
 Sizes = dict[str, Any]
 RIDGE = 1e-3

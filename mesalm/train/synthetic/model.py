@@ -17,8 +17,9 @@ def build_model(task: SyntheticTask, fields: Mapping[str, Any]) -> MesaPreTraine
     """Return a fresh model, float32 on the CPU, for a task; ``fields`` are those of its configuration."""
     from mesalm.model.compression_mesa import MesaForCompression
     from mesalm.model.configuration_mesa import MesaConfig
+    from mesalm.model.configuration_regressor import RegressorConfig
     from mesalm.model.modeling_mesa import MesaForCausalLM
-    from mesalm.model.regressor_mesa import MesaRegressor, RegressorConfig
+    from mesalm.model.regressor_mesa import MesaRegressor
 
     own = copy.deepcopy(dict(fields))  # the configuration completes nested fields in place
     if isinstance(task, VectorTask):

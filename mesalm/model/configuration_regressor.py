@@ -1,0 +1,81 @@
+"""The configuration of the model of continuous tokens."""
+
+from __future__ import annotations
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_mesa import MesaConfig
+from .field_rules import choice, number, truth, whole
+
+TOKENS = ("plain", "constructed")
+SLOTS = 4
+"""Parts of a constructed token, each as wide as an input."""
+
+
+@strict
+class RegressorConfig(MesaConfig):
+    r"""Describe a model that reads vectors and predicts a vector after each.
+
+    Args:
+        input_size: entries D of a vector, in and out.
+        tokens: "plain" maps each vector into the residual stream and the stream back, linearly; "constructed" lays
+            out [0, x_t, x_t, x_{t-1}] of width 4 D (hidden_size) and reads the prediction from the first part.
+        copy_slot: whether the second part of a constructed token holds x_t; else it is 0.
+        positions: whether the first mixer's query and key maps read sinusoidal positions beside their input.
+        learned_vectors: vectors of the model's own that stand at the places a batch names (separator, prefix).
+        learned_range: standard deviation of these vectors at the start.
+
+    All else is `MesaConfig`'s, with the defaults of the experiments of von Oswald et al. 2023 (arXiv 2309.05858):
+    mixers without gates, convolution, norms and MLP, one ridge a head that starts at 1.
+
+    Raises:
+        ValueError: kinds of tokens that do not exist, a width that constructed tokens do not have.
+    """
+
+    model_type = "mesa_regressor"
+
+    input_size: int = 10
+    tokens: str = "plain"
+    copy_slot: bool = True
+    positions: bool = True
+    learned_vectors: int = 0
+    learned_range: float = 1.0
+    vocab_size: int = 1
+    hidden_size: int = 40
+    intermediate_size: int = 300
+    num_hidden_layers: int = 1
+    num_attention_heads: int = 4
+    conv_size: int | None = 0
+    gates: bool = False
+    qk_l2_norm: bool = False
+    read_norm: bool = False
+    block_norms: bool = False
+    block_mlps: bool = False
+    hidden_act: str = "gelu"
+    ridge_floor: float = 0.0
+    ridge_per_channel: bool = False
+    initializer_range: float = 0.05
+
+    field_rules = {  # noqa: RUF012 - without annotation, or it would be a field
+        **MesaConfig.field_rules,
+        "input_size": whole(1),
+        "tokens": choice(TOKENS),
+        "copy_slot": truth,
+        "positions": truth,
+        "learned_vectors": whole(0),
+        "learned_range": number("of at least 0", lambda value: value >= 0),
+    }
+
+    def check(self) -> None:
+        """Raise ValueError where fields do not fit together; see `MesaConfig.check`."""
+        super().check()
+        if self.tokens == "constructed" and self.hidden_size != SLOTS * self.input_size:
+            raise ValueError(
+                f"hidden_size: {self.hidden_size} must be {SLOTS} times input_size {self.input_size} for constructed "
+                "tokens"
+            )
+        if self.tokens == "constructed" and self.positions:
+            raise ValueError("positions: constructed tokens have none; set it to False")
+
+
+__all__ = ["RegressorConfig"]
