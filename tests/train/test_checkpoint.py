@@ -103,15 +103,16 @@ def test_no_bit_of_a_state_may_flip(train_regression: Train) -> None:
     newest = run.checkpoints.newest()
     path, whole = newest / "state.json", run.checkpoints.read_numbers(newest)
     content = path.read_bytes()
-    refused = 0
+    harmless = 0
     for place in range(0, len(content), 7):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :])
-        try:
-            assert run.checkpoints.read_numbers(newest) == whole  # white space
-        except CheckpointError as error:
-            refused += 1
-            assert "state.json is damaged" in str(error)
-    assert refused > len(content) / 7 * 0.6
+        if {content[place], path.read_bytes()[place]} <= set(b" \t\n\r"):
+            harmless += 1
+            assert run.checkpoints.read_numbers(newest) == whole
+            continue
+        with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
+            run.checkpoints.read_numbers(newest)
+    assert harmless < len(content) / 7 * 0.1
 
 
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(train_regression: Train) -> None:
