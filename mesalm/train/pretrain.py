@@ -75,7 +75,7 @@ def _run(
     display: Display,
 ) -> None:
     tokenizer = prepared.tokenizer() if prepared.manifest["tokenizer"]["kind"] != "none" else None
-    model = initial_model(recipe, prepared, tokenizer)
+    model = initial_model(_weights_at_hand(recipe, run, plan), prepared, tokenizer)
     if recipe.train.gradient_checkpointing:
         # the name before transformers 5.23 is the second
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
@@ -125,6 +125,14 @@ def _run(
             _finish(run, model, tokenizer, journal, outcome)
         accelerator.wait_for_everyone()
         display.say(f"{run.path}: finished, the model is in {run.final}")
+
+
+def _weights_at_hand(recipe: Recipe, run: RunFolder, plan: Plan) -> Recipe:
+    """Return the recipe with its own checkpoint as ``init_from``: a run that has begun needs no earlier one."""
+    if recipe.init_from is None or plan.resume_from is None:
+        return recipe
+    Checkpoints(run.checkpoints).read_state(plan.resume_from)  # so that damage is named before the library reads it
+    return recipe.model_copy(update={"init_from": str(plan.resume_from)})
 
 
 def _shared(accelerator: Accelerator, value: Any) -> Any:

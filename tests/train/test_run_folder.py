@@ -255,6 +255,14 @@ def test_a_checkpoint_counts_as_begun_without_its_journal(load: Load) -> None:
         pretrain(load("optim.learning_rate=0.5"), quiet=True)
 
 
+def test_a_run_that_has_begun_needs_the_run_it_began_from_no_more(load: Load, tmp_path: Path) -> None:
+    base = pretrain(load("name=base", "train.steps=3"), quiet=True)
+    whole = pretrain(load("name=whole", f"init_from={base}"), quiet=True)
+    recipe = stopped(load(f"init_from={base}"), 6)
+    base.rename(tmp_path / "elsewhere")
+    assert digests(pretrain(recipe, quiet=True)) == digests(whole)
+
+
 STABLE = ("schedule.name=wsd", "schedule.decay_fraction=0.3", "schedule.warmup_steps=2")
 
 
