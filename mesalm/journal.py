@@ -36,6 +36,18 @@ class Journal:
         """Return the length of the file in bytes, 0 without a path."""
         return 0 if self._file is None else os.fstat(self._file.fileno()).st_size
 
+    def sync(self) -> int:
+        """Wait until all lines are on the disk; return the length of the file in bytes, 0 without a path."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+        return self.offset
+
+    def holds(self, event: str, step: int) -> bool:
+        """Return whether the history has an event of a step; without a path, whatever is asked for."""
+        if self._file is None:
+            return True
+        return any(line["event"] == event and line.get("step") == step for line in read_journal(self._file.name))
+
     def close(self) -> None:
         """Close the file; further events are dropped."""
         if self._file is not None:
@@ -65,7 +77,9 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         try:
             event = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not a JSON line ({error})") from None
+            raise ValueError(f"{path}, line {number}: not a JSON line ({error}); delete that line") from None
+        if not isinstance(event, dict) or "event" not in event:
+            raise ValueError(f"{path}, line {number}: not an event of a journal; delete that line")
         if event.get("event") == "start":
             resumed = event.get("step", 0)
             events = [old for old in events if old["event"] not in HISTORY or old.get("step", 0) <= resumed]

@@ -12,6 +12,9 @@ from typing import Any, Self
 import pydantic
 from pydantic_core import ErrorDetails, PydanticUndefined
 
+NONE_WORDS = ("none", "None")
+"""What people write for no value, beside YAML's own null."""
+
 
 class SettingsError(ValueError):
     """Report a setting that cannot be used, in one line that names its dotted key."""
@@ -21,6 +24,11 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     """Return the choice spelt most like ``word``, or None when nothing is close."""
     found = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1, cutoff=0.5)
     return found[0] if found else None
+
+
+def without_none_words(value: Any) -> Any:
+    """Return None for a word for no value, anything else as it is."""
+    return None if isinstance(value, str) and value in NONE_WORDS else value
 
 
 def one_of(word: str, choices: Iterable[str], what: str) -> str:
@@ -33,12 +41,18 @@ def one_of(word: str, choices: Iterable[str], what: str) -> str:
 
 
 class Settings(pydantic.BaseModel):
-    """Hold one section of settings: unknown keys are refused and assignments are checked.
+    """Hold one section of settings: unknown keys are refused, assignments are checked, ``none`` is no value.
 
     Subclasses give every field ``Field(..., description=...)``; `describe` and ``--help`` read it.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _none_is_no_value(cls, value: Any, about: pydantic.ValidationInfo) -> Any:
+        takes_none = type(None) in typing.get_args(cls.model_fields[str(about.field_name)].annotation)
+        return without_none_words(value) if takes_none else value
 
     @classmethod
     def build(cls, data: Any, where: str = "") -> Self:

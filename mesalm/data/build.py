@@ -244,6 +244,7 @@ def _describe(gathered: Gathered, lengths: np.ndarray, split: str, packer: Packe
     return {
         **sums,
         "rows": packer.rows,
+        "sha256": packer.digest,
         "dropped_tokens": packer.dropped,
         "bytes_per_token": _ratio(sums["bytes"], sums["tokens"]),
         "domains": dict(sorted(domains.items())),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mesalm.settings import Settings, nearest
+from mesalm.settings import Settings, nearest, without_none_words
 
 from .corpora import SOURCES
 
@@ -87,6 +87,11 @@ class DataSettings(Settings):
     cache_dir: str | None = Field(
         default=None, description="Folder of prepared data; none: $MESALM_CACHE, else ~/.cache/mesalm."
     )
+
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _none_is_a_choice(cls, tokenizer: Any) -> Any:
+        return "none" if without_none_words(tokenizer) is None else tokenizer
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

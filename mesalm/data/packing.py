@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class Packer:
     """Pack a stream of documents into rows of ``length`` tokens.
 
     A row that begins inside a document begins a new segment there. After the last row, ``dropped`` is
-    the number of tokens that did not fill a row, and ``rows`` the number of rows.
+    the number of tokens that did not fill a row, ``rows`` the number of rows, and ``digest`` a sha256 of all that the
+    rows hold, whatever files they lie in.
     """
 
     def __init__(self, length: int, rows_at_once: int = 2048) -> None:
@@ -30,6 +32,13 @@ class Packer:
         self.rows_at_once = rows_at_once
         self.rows = 0
         self.dropped = 0
+        self._parts = (hashlib.sha256(), hashlib.sha256())
+
+    @property
+    def digest(self) -> str:
+        """Return the sha256, in hexadecimal, of the tokens and the segments of the rows so far."""
+        both = b"".join(part.digest() for part in self._parts)
+        return hashlib.sha256(f"{self.length} ".encode() + both).hexdigest()
 
     def pack(self, groups: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[PackedRows]:
         """Yield rows from groups of documents.
@@ -63,6 +72,8 @@ class Packer:
         borders = np.union1d(row_begins, begins)
         segments = np.diff(np.append(borders, len(flat))).astype(np.int32)
         counts = np.bincount(borders // self.length, minlength=rows)
+        for part, values in zip(self._parts, (flat, segments), strict=True):
+            part.update(values.astype("<i4").tobytes())
         return PackedRows(flat.reshape(rows, self.length), segments, counts)
 
 

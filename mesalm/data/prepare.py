@@ -6,16 +6,20 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mesalm.fingerprints import fingerprints, write_sealed
+from mesalm.locks import locked
 
 from .corpora import SOURCES
 from .data_settings import DataSettings
 from .documents import DataError, Source
-from .prepared import FORMAT, MANIFEST, Prepared
+from .prepared import FORMAT, MANIFEST, Prepared, changed_sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,36 +28,96 @@ if TYPE_CHECKING:
 NOT_IN_KEY = {"cache_dir", "processes", "sources"}
 
 
-def prepare(settings: DataSettings, *, quiet: bool = False) -> Prepared:
+class ChangedDataError(DataError):
+    """Report that data are not those that they are expected to be."""
+
+
+def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[str, Any] | None = None) -> Prepared:
     """Return the prepared data of ``settings``, building them if the cache has none.
 
     The folder is named by a hash of the contents of the sources, the settings and the tokenizer. It
     appears under its name only when it is whole; of processes that want the same data, one builds them
-    and the others wait. ``quiet`` hides the progress bars.
+    and the others wait. What the cache has is compared with its digests. ``quiet`` hides the progress bars.
 
-    Raises DataError for sources that cannot be read or hold too little, SettingsError for settings.
+    Raises DataError for sources that cannot be read or hold too little and for damaged data, SettingsError for
+    settings; and ChangedDataError where ``expected``, the `Prepared.contents` of earlier ones, are others, if possible
+    before anything is built.
     """
-    from filelock import FileLock
-
     sources = [SOURCES[source.name](source) for source in settings.sources]
-    tokenizer = _given_tokenizer(settings)
     identities = [source.identity() for source in sources]
+    tokenizer = _given_tokenizer(settings)
+    if expected is not None:
+        _compare_inputs(settings, identities, tokenizer, expected)
     key = _cache_key(settings, identities, tokenizer)
     parent = settings.cache_folder() / "prepared"
     folder = parent / key[:24]
-    if _is_whole(folder):
-        return Prepared(folder)
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{parent}: cannot be made ({error.strerror}); set cache_dir to another folder") from error
-    with FileLock(parent / f"{folder.name}.lock"):
-        if not _is_whole(folder):
-            # Holding the lock, what is left here comes from a process that was killed.
-            for leftover in [folder, *parent.glob(f".{folder.name}-*")]:
-                shutil.rmtree(leftover, ignore_errors=True)
-            _build(settings, sources, identities, tokenizer, key, folder, quiet)
-    return Prepared(folder)
+    _sweep(parent)
+    if not _is_whole(folder):
+
+        def busy(holder: str) -> None:
+            if not quiet:
+                print(f"waiting for {holder}, which prepares the same data", file=sys.stderr)
+
+        with locked(parent / f"{folder.name}.lock", busy):
+            if not _is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                _build(settings, sources, identities, tokenizer, key, folder, quiet)
+    prepared = Prepared(folder)
+    with _bars(quiet):
+        prepared.check()
+    prepared.checked = True
+    if expected is not None:
+        _compare_results(prepared.contents(), expected)
+    return prepared
+
+
+def check_inputs(settings: DataSettings, expected: Mapping[str, Any]) -> None:
+    """Raise ChangedDataError where what `prepare` would read is not what ``expected`` was made from."""
+    identities = [SOURCES[source.name](source).identity() for source in settings.sources]
+    _compare_inputs(settings, identities, _given_tokenizer(settings), expected)
+
+
+def _compare_inputs(
+    settings: DataSettings,
+    identities: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase | None,
+    expected: Mapping[str, Any],
+) -> None:
+    from .bpe import tokenizer_hash
+
+    change = changed_sources(expected["sources"], _named(settings, identities))
+    if change is not None:
+        raise ChangedDataError(change)
+    if tokenizer is not None and tokenizer_hash(tokenizer) != expected["tokenizer"]:
+        raise ChangedDataError(f"the tokenizer {settings.tokenizer} has changed")
+
+
+def _named(settings: DataSettings, identities: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"name": source.name, **found} for source, found in zip(settings.sources, identities, strict=True)]
+
+
+def _compare_results(contents: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    if contents["tokenizer"] != expected["tokenizer"]:
+        raise ChangedDataError("the tokenizer has changed")
+    for split, digest in expected["rows"].items():
+        if contents["rows"][split] != digest:
+            raise ChangedDataError(f"the rows of {split} have changed, though the sources have not")
+
+
+def _sweep(parent: Path) -> None:
+    """Delete what killed processes left half built; what a living one builds is locked."""
+
+    def busy(holder: str) -> None:
+        raise BlockingIOError(holder)
+
+    for leftover in parent.glob(".*-*"):
+        key = leftover.name[1:].partition("-")[0]
+        with suppress(OSError), locked(parent / f"{key}.lock", busy):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _build(
@@ -73,15 +137,15 @@ def _build(
             found = Build(settings, sources, tokenizer, temporary, quiet).run()
         if [source.identity() for source in sources] != identities:
             raise DataError("a source changed while it was being read; run prepare again")
-        named = zip(settings.sources, identities, strict=True)
         manifest = {
             "format": FORMAT,
             "hash": key,
             "settings": settings.model_dump(mode="json"),
-            "sources": [{"name": source.name, **identity} for source, identity in named],
+            "sources": _named(settings, identities),
             **found,
+            "files": fingerprints(temporary),
         }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_sealed(temporary / MANIFEST, manifest)
         os.chmod(temporary, 0o755)
         os.replace(temporary, folder)
     except BaseException:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mesalm.fingerprints import SealError, first_damaged, read_sealed
 
 from .documents import DataError
 
@@ -13,27 +15,57 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raised whenever the meaning of prepared data changes, so that older ones are not taken for new.
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+MANY_BYTES = 1_000_000_000
+"""Above this size a bar shows how far the reading has come."""
 
 
 class Prepared:
-    """Open a folder that `mesalm.data.prepare` wrote. Raises DataError when it is not one.
+    """Open a folder that `mesalm.data.prepare` wrote. Raises DataError when it is not one, or damaged.
+
+    What is opened is first compared with the digests of the manifest, unless ``checked`` says that it was already.
 
     ``manifest`` holds: hash, settings, sources, tokenizer (kind, vocab_size, bos_token_id, eos_token_id,
-    pad_token_id), splits (documents, bytes, tokens, rows, dropped_tokens, bytes_per_token, domains),
-    duplicates, empty, bad, undecodable, bytes_per_token, versions. Tokens count the one that begins
-    each document, so nats a token over log(2) times bytes_per_token are bits a byte of the stream.
+    pad_token_id, sha256), splits (documents, bytes, tokens, rows, sha256, dropped_tokens, bytes_per_token,
+    domains), duplicates, empty, bad, undecodable, bytes_per_token, versions, files (bytes, sha256). Tokens
+    count the one that begins each document, so nats a token over log(2) times bytes_per_token are bits a byte
+    of the stream.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, checked: bool = False) -> None:
         self.path = Path(path)
+        self.checked = checked
+        if not (self.path / MANIFEST).is_file():
+            raise DataError(f"{self.path}: not a folder of prepared data; run mesalm prepare")
         try:
-            self.manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.path}: not a folder of prepared data; run mesalm prepare") from error
-        if self.manifest.get("format") != FORMAT:
+            self.manifest: dict[str, Any] = read_sealed(self.path / MANIFEST)
+        except SealError as error:
+            raise DataError(self._damage(MANIFEST)) from error
+        if self.manifest["format"] != FORMAT:
             raise DataError(f"{self.path}: written by another version of mesalm; run mesalm prepare again")
+
+    def check(self, part: str = "") -> None:
+        """Compare the files, or those under the folder ``part``, with their digests.
+
+        Raises DataError naming the first that is damaged.
+        """
+        from datasets.utils import tqdm
+
+        files = {name: about for name, about in self.manifest["files"].items() if name.startswith(part)}
+        total = sum(about["bytes"] for about in files.values())
+        with tqdm(total=total, desc="Checking", unit="B", unit_scale=True, disable=total < MANY_BYTES) as bar:
+            name = first_damaged(self.path, files, bar.update)
+        if name is not None:
+            raise DataError(self._damage(name))
+
+    def _open(self, part: str) -> str:
+        if not self.checked:
+            self.check(f"{part}/")
+        return str(self.path / part)
+
+    def _damage(self, name: str) -> str:
+        return f"{self.path / name} is damaged or of another version; delete {self.path}, and it is prepared anew"
 
     @property
     def vocab_size(self) -> int:
@@ -58,14 +90,14 @@ class Prepared:
 
         if self.manifest["tokenizer"]["kind"] == "none":
             raise DataError(f"{self.path}: prepared without a tokenizer; set data.tokenizer to have one")
-        return AutoTokenizer.from_pretrained(self.path / "tokenizer")
+        return AutoTokenizer.from_pretrained(self._open("tokenizer"))
 
     def rows(self, split: str) -> datasets.Dataset:
         """Open the packed rows of a split: input_ids (length sequence_length) and segments, as NumPy."""
         import datasets
 
         self._split(split)
-        return datasets.load_from_disk(str(self.path / "rows" / split)).with_format("numpy")
+        return datasets.load_from_disk(self._open(f"rows/{split}")).with_format("numpy")
 
     def documents(self, split: str) -> datasets.Dataset:
         """Open the held-out documents of split valid or test: columns id, domain, text."""
@@ -76,7 +108,15 @@ class Prepared:
             raise DataError("documents are kept of the splits valid and test only")
         if self.manifest["tokenizer"]["kind"] == "none":
             raise DataError(f"{self.path}: prepared without a tokenizer, so its documents have no text")
-        return datasets.load_from_disk(str(self.path / "documents" / split))
+        return datasets.load_from_disk(self._open(f"documents/{split}"))
+
+    def contents(self) -> dict[str, Any]:
+        """Return what decides what a run learns from these data: digests of rows, tokenizer and sources."""
+        return {
+            "rows": {split: self._split(split)["sha256"] for split in ("train", "valid")},
+            "tokenizer": self.manifest["tokenizer"].get("sha256"),
+            "sources": self.manifest["sources"],
+        }
 
     def summary(self) -> str:
         """Return what was prepared, a line a split, for a person to read."""
@@ -97,3 +137,25 @@ class Prepared:
         if split not in splits:
             raise DataError(f"no split {split!r}; the splits are {', '.join(splits)}")
         return splits[split]
+
+
+def changed_sources(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> str | None:
+    """Say in words how the sources of one manifest hold other things than those of another, None where they do not.
+
+    The place and the name of a file do not matter.
+    """
+    was, now = dict(_held(old)), dict(_held(new))
+    gone = [was[digest] for digest in was if digest not in now]
+    came = [now[digest] for digest in now if digest not in was]
+    found = [f"{name} has changed" for name in gone if name in came]
+    found += [f"{name} is missing" for name in gone if name not in came]
+    found += [f"{name} is new" for name in came if name not in gone]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return found[0] + more if found else None
+
+
+def _held(sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield the digest, or whatever else tells what it holds, and the name of everything that sources read."""
+    for source in sources:
+        for part in source.get("files", [source]):
+            yield part.get("sha256") or repr(sorted(part.items())), part["name"]

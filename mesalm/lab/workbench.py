@@ -19,6 +19,7 @@ from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.data.synthetic.nonlinear_dynamics import NonlinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.journal import Journal
+from mesalm.locks import locked
 from mesalm.model.configuration_regressor import RegressorConfig
 from mesalm.model.regressor_mesa import MesaRegressor, RegressionOutput
 from mesalm.settings import Settings, SettingsError
@@ -115,8 +116,14 @@ class Workbench:
         """
         folder = self.folder(recipe)
         if not (folder / "final").is_dir():
-            with preserved_randomness():
-                self._train(recipe, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            display = Display(folder.name[:6], recipe.steps, enabled=not self.quiet)
+            waiting = locked(
+                folder / "lock", lambda holder: display.say(f"waiting for {holder}, which trains this net")
+            )
+            with waiting, preserved_randomness():
+                if not (folder / "final").is_dir():
+                    self._train(recipe, folder)
         return self._opened(folder / "final")
 
     def stages(self, recipe: NetRecipe) -> list[tuple[int, MesaRegressor]]:
@@ -156,7 +163,6 @@ class Workbench:
         name = f"{'+'.join(dict.fromkeys(config.layer_mixers))}-{config.num_hidden_layers} {folder.name[:6]}"
         display = Display(name, recipe.steps, enabled=not self.quiet)
         checkpoints = Checkpoints(folder / "checkpoints", every=max(recipe.steps // STAGES, 1), keep=STAGES + 1)
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(), indent=1), encoding="utf-8")
         with Journal(folder / "journal.jsonl") as journal:
             newest = checkpoints.newest()

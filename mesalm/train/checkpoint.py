@@ -8,23 +8,23 @@ A checkpoint is a folder ``step-00000100`` with
 - ``state.json``: step, data position and all other numbers, and size and digest of the files above.
 
 ``state.json`` is written last, in a folder under another name that is renamed when everything is on the disk, so a
-folder of the right name that holds it is complete.
+folder of the right name that holds it is complete. It holds its own digest too.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from mesalm.fingerprints import SealError, fingerprints, first_damaged, read_sealed, sync, write_sealed
 
 MODEL_FILE = "model.safetensors"
 OPTIMISER_FILE = "optimiser.pt"
@@ -40,11 +40,18 @@ class Checkpoints:
     """Hold the checkpoints of one run under ``folder``, the newest ``keep`` of them.
 
     ``every`` is the number of steps between two, 0 for none but the last. ``decorate`` is called with the folder of
-    each new checkpoint before it is complete, to add files of the caller's own such as the tokenizer.
+    each new checkpoint before it is complete, to add files of the caller's own such as the tokenizer. ``facts`` about
+    the run go into the state of each, such as what it is trained on.
     """
 
     def __init__(
-        self, folder: Path, *, every: int = 0, keep: int = 2, decorate: Callable[[Path], None] | None = None
+        self,
+        folder: Path,
+        *,
+        every: int = 0,
+        keep: int = 2,
+        decorate: Callable[[Path], None] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep: must be at least 1, not {keep}")
@@ -52,6 +59,7 @@ class Checkpoints:
         self.every = every
         self.keep = keep
         self.decorate = decorate
+        self.facts = dict(facts or {})
 
     def due(self, step: int) -> bool:
         """Return whether a checkpoint belongs after this step."""
@@ -78,8 +86,7 @@ class Checkpoints:
         """Write one checkpoint and delete those beyond ``keep``; return its folder. For the main process only."""
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"step-{step:08d}"
-        for leftover in [*self.folder.glob("*.partial"), *self.folder.glob("*.replaced")]:
-            shutil.rmtree(leftover)
+        self.tidy()
         partial = target.with_name(target.name + ".partial")
         partial.mkdir()
         save_weights(model, partial)
@@ -87,30 +94,41 @@ class Checkpoints:
         torch.save(random_states, partial / RANDOM_FILE)
         if self.decorate is not None:
             self.decorate(partial)
-        files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir()) if path.is_file()}
-        content = {"step": step, **state, "files": files}
-        (partial / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        content = {"step": step, **self.facts, **state, "files": fingerprints(partial)}
+        write_sealed(partial / STATE_FILE, content)
         publish_folder(partial, target)
+        self.tidy()
+        return target
+
+    def tidy(self) -> None:
+        """Delete all but the newest ``keep`` checkpoints, and what a process killed meanwhile has left."""
         for old in self.complete()[: -self.keep]:
             # The state goes first: a deletion cut short leaves a folder that is not taken for a checkpoint.
             (old / STATE_FILE).unlink()
-            shutil.rmtree(old)
-        return target
+        for path in self.folder.glob("step-*"):
+            cut_short = path.suffix in (".partial", ".replaced") or step_of(path) is not None
+            if cut_short and path not in self.complete():
+                shutil.rmtree(path)
+
+    def read_numbers(self, folder: Path) -> dict[str, Any]:
+        """Return the state of a checkpoint, its other files unread. Raises CheckpointError where it is damaged."""
+        try:
+            state = read_sealed(folder / STATE_FILE)
+        except SealError:
+            raise CheckpointError(self._damage(folder, STATE_FILE)) from None
+        if state["step"] != step_of(folder):
+            raise CheckpointError(f"{folder}: holds step {state['step']}; give the folder its own name again")
+        return state
 
     def read_state(self, folder: Path) -> dict[str, Any]:
-        """Return the numbers of a checkpoint after checking every file of it against its digest.
+        """Return the state of a checkpoint after checking every file of it against its digest.
 
         Raises CheckpointError naming the damaged file and the checkpoint before it.
         """
-        try:
-            state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-            files = dict(state["files"])
-        except (ValueError, KeyError, TypeError):
-            raise CheckpointError(self._damage(folder, STATE_FILE)) from None
-        for name, expected in files.items():
-            path = folder / name
-            if not path.is_file() or _fingerprint(path) != expected:
-                raise CheckpointError(self._damage(folder, name))
+        state = self.read_numbers(folder)
+        name = first_damaged(folder, state["files"])
+        if name is not None:
+            raise CheckpointError(self._damage(folder, name))
         return state
 
     def _damage(self, folder: Path, name: str) -> str:
@@ -166,13 +184,15 @@ def publish_folder(partial: Path, target: Path) -> None:
 
     A folder that has the name already is replaced.
     """
-    for path in [*sorted(partial.rglob("*")), partial]:
-        _sync(path)
     replaced = target.with_name(target.name + ".replaced")
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    for path in [*sorted(partial.rglob("*")), partial]:
+        sync(path)
     if target.exists():
         os.rename(target, replaced)
     os.rename(partial, target)
-    _sync(target.parent)
+    sync(target.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
 
@@ -188,17 +208,3 @@ def step_of(path: Path) -> int | None:
     """Return the step a checkpoint's folder is named after, None for another name."""
     match = re.fullmatch(r"step-(\d{8,})", path.name)
     return int(match[1]) if match else None
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -133,6 +133,10 @@ def fit(
     raw_model, raw_optimiser = model, optimiser
     if resume_from is not None:
         tally = _resume(resume_from, checkpoints, model, optimiser, stream, guard)
+        if not journal.holds("checkpoint", tally.step):  # the process was killed before it could write the line
+            journal.write("checkpoint", step=tally.step, tokens=tally.tokens, folder=resume_from.name)
+    if checkpoints is not None and accelerator.is_main_process:
+        checkpoints.tidy()
     wrapped: Any = torch.compile(model) if compile_model else model
     wrapped, optimiser = accelerator.prepare(wrapped, optimiser)
     if resume_from is not None:
@@ -159,7 +163,7 @@ def fit(
                 "tally": asdict(tally),
                 "position": stream.position.to_dict(),
                 "guard": guard.state_dict(),
-                "journal_offset": journal.offset,
+                "journal_offset": journal.sync(),
                 "world": accelerator.num_processes,
             }
             folder = checkpoints.save(tally.step, raw_model, raw_optimiser, states, state)

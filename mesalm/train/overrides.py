@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from mesalm.settings import Settings, SettingsError
+from mesalm.settings import Settings, SettingsError, without_none_words
 from mesalm.train.recipe_yaml import read_yaml
 
 EXCLUSIVE = {"train.tokens": "train.steps", "train.steps": "train.tokens"}
@@ -32,7 +32,7 @@ def apply_overrides(data: dict[str, Any], changes: Iterable[tuple[str, Any]], ro
     keys = {key for key, _ in given}
     for key, value in given:
         other = EXCLUSIVE.get(key)
-        if other is not None and value is not None and other not in keys:
+        if other is not None and without_none_words(value) is not None and other not in keys:
             _remove(data, other.split("."))
         _set(data, key, value, root)
 

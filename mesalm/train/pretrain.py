@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mesalm.data.prepare import prepare
+from mesalm.data.prepare import ChangedDataError, check_inputs, prepare
 from mesalm.data.prepared import Prepared
 from mesalm.data.stream import Position, RowStream
 from mesalm.journal import Journal
@@ -53,20 +54,28 @@ def pretrain(recipe: Recipe, *, resume: Resume = "auto", quiet: bool = False) ->
     )
     try:
         display = Display(recipe.name, recipe.steps, enabled=accelerator.is_main_process and not quiet)
-        plan: Plan = _shared(accelerator, run.enter(recipe, resume) if accelerator.is_main_process else None)
-        if plan.finished:
-            display.say(f"{run.path}: this run is finished; resume=never trains it afresh")
-            return run.path
-        _run(recipe, run, plan, accelerator, display, quiet)
+        with run.locked() if accelerator.is_main_process else nullcontext():
+            plan: Plan = _shared(accelerator, run.enter(recipe, resume) if accelerator.is_main_process else None)
+            prepared = _prepared(recipe, run, plan, accelerator, quiet)
+            if prepared is None:
+                display.say(f"{run.path}: this run is finished; --resume never trains it afresh")
+            else:
+                _run(recipe, run, plan, prepared, accelerator, display)
     finally:
         end_run(accelerator)
     return run.path
 
 
-def _run(recipe: Recipe, run: RunFolder, plan: Plan, accelerator: Accelerator, display: Display, quiet: bool) -> None:
-    prepared = _prepared(recipe, accelerator, quiet)
+def _run(
+    recipe: Recipe,
+    run: RunFolder,
+    plan: Plan,
+    prepared: Prepared,
+    accelerator: Accelerator,
+    display: Display,
+) -> None:
     tokenizer = prepared.tokenizer() if prepared.manifest["tokenizer"]["kind"] != "none" else None
-    model = initial_model(recipe, prepared, tokenizer)
+    model = initial_model(_weights_at_hand(recipe, run, plan), prepared, tokenizer)
     if recipe.train.gradient_checkpointing:
         # the name before transformers 5.23 is the second
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
@@ -79,13 +88,14 @@ def _run(recipe: Recipe, run: RunFolder, plan: Plan, accelerator: Accelerator, d
         every=recipe.checkpoint.every,
         keep=recipe.checkpoint.keep,
         decorate=lambda folder: _save_tokenizer(tokenizer, folder),
+        facts={"data": prepared.contents()},
     )
     if recipe.track:
         accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()})
     with Journal(run.journal if accelerator.is_main_process else None) as journal:
         _write_start(journal, recipe, plan, prepared, model, accelerator)
         if plan.resume_from is not None:
-            display.say(f"{run.path}: going on from {plan.resume_from.name}")
+            display.say(f"{run.path}: going on from {plan.resume_from.name}" + (plan.note and f" to {plan.note}"))
         outcome = fit(
             model,
             stream,
@@ -117,15 +127,38 @@ def _run(recipe: Recipe, run: RunFolder, plan: Plan, accelerator: Accelerator, d
         display.say(f"{run.path}: finished, the model is in {run.final}")
 
 
+def _weights_at_hand(recipe: Recipe, run: RunFolder, plan: Plan) -> Recipe:
+    """Return the recipe with its own checkpoint as ``init_from``: a run that has begun needs no earlier one."""
+    if recipe.init_from is None or plan.resume_from is None:
+        return recipe
+    Checkpoints(run.checkpoints).read_state(plan.resume_from)  # so that damage is named before the library reads it
+    return recipe.model_copy(update={"init_from": str(plan.resume_from)})
+
+
 def _shared(accelerator: Accelerator, value: Any) -> Any:
     """Give the main process's value to all."""
     return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
 
 
-def _prepared(recipe: Recipe, accelerator: Accelerator, quiet: bool) -> Prepared:
-    """Prepare the data on the main process while the others wait, then open them on every one."""
-    path = prepare(recipe.data, quiet=quiet).path.resolve() if accelerator.is_main_process else None
-    return Prepared(_shared(accelerator, path))
+def _prepared(recipe: Recipe, run: RunFolder, plan: Plan, accelerator: Accelerator, quiet: bool) -> Prepared | None:
+    """Prepare and check the data on the main process while the others wait, then open them on every one.
+
+    None for a finished run, whose data are only checked.
+    """
+    path = None
+    if accelerator.is_main_process:
+        try:
+            if not plan.finished:
+                path = prepare(recipe.data, quiet=quiet, expected=plan.trained_on).path.resolve()
+            elif plan.trained_on is not None:
+                check_inputs(recipe.data, plan.trained_on)
+        except ChangedDataError as error:
+            raise SettingsError(
+                f"{run.path}: was trained on other data, {error}; give them back as they were, give this run another "
+                "name, or start afresh with --resume never, which sets the old folder aside"
+            ) from error
+    path = _shared(accelerator, path)
+    return None if path is None else Prepared(path, checked=True)
 
 
 def _stream(recipe: Recipe, prepared: Prepared, accelerator: Accelerator) -> RowStream:

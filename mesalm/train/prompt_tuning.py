@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from mesalm.train.optim import OptimSettings, build_optimiser
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.progress import Display
 from mesalm.train.randomness import seed_everything
+from mesalm.train.run_folder import RunFolder
 from mesalm.train.schedule import ScheduleSettings, learning_rate_factor
 
 Row = tuple[list[int], int]
@@ -74,12 +76,15 @@ def tune_prefix(
 
     The loss is that of the tokens from each row's first scored place on. The same call goes on where an interrupted one
     stopped. Raises Interrupted (a SystemExit) after Ctrl-C or SIGTERM, a checkpoint written; SettingsError where
-    there is a finished prefix already.
+    there is a finished prefix already, or another process is at work on it.
     """
-    if (folder / "prefix.json").exists():
-        raise SettingsError(f"{folder}: holds a finished prefix; give another --out, or delete it")
     accelerator = make_accelerator(device="cpu" if device == "cpu" else "auto", precision="fp32")
-    try:
+    with ExitStack() as held:
+        held.callback(end_run, accelerator)
+        if accelerator.is_main_process:
+            held.enter_context(RunFolder(folder).locked())
+        if (folder / "prefix.json").exists():
+            raise SettingsError(f"{folder}: holds a finished prefix; give another --out, or delete it")
         seed_everything(settings.seed)
         prefixed = PrefixedModel(model, _start(model, rows, settings)).to(accelerator.device)
         checkpoints = Checkpoints(folder / "checkpoints", every=settings.every, keep=1)
@@ -127,8 +132,6 @@ def tune_prefix(
                 save_prefix(prefixed, folder, {**record, "settings": settings.model_dump(mode="json"), "loss": loss})
                 shutil.rmtree(checkpoints.folder, ignore_errors=True)
         return loss
-    finally:
-        end_run(accelerator)
 
 
 def collate_pairs(rows: Sequence[Row]) -> dict[str, torch.Tensor]:

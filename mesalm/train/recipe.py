@@ -11,14 +11,14 @@ import typing
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field, field_validator
 
 import mesalm
 from mesalm.data.data_settings import DataSettings
-from mesalm.settings import Settings, SettingsError, nearest
+from mesalm.settings import Settings, SettingsError, nearest, without_none_words
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.recipe_yaml import read_yaml, write_yaml
@@ -33,6 +33,14 @@ from mesalm.train.sections import (
 
 NOT_MODEL_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Fields of the model's configuration that the run itself fills in."""
+
+
+def _without_none_words(model: Any) -> Any:
+    return {name: without_none_words(value) for name, value in model.items()} if isinstance(model, dict) else model
+
+
+ModelFields = Annotated[dict[str, Any], pydantic.BeforeValidator(_without_none_words)]
+"""Fields of a model's configuration, in which ``none`` is no value as in all settings."""
 
 
 def folder_name(name: str) -> str:
@@ -58,7 +66,7 @@ with warnings.catch_warnings():
             "none: fresh weights.",
         )
         data: DataSettings = Field(default_factory=DataSettings, description="Corpus, tokenizer and rows.")
-        model: dict[str, Any] = Field(
+        model: ModelFields = Field(
             default_factory=dict, description="Fields of MesaConfig; vocab_size is the tokenizer's if left out."
         )
         optim: OptimSettings = Field(default_factory=OptimSettings, description="Optimiser.")

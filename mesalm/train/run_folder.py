@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mesalm.fingerprints import write_whole
+from mesalm.locks import locked
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints, step_of
 from mesalm.train.recipe import Recipe
 from mesalm.train.recipe_yaml import read_yaml
+from mesalm.train.schedule import agreement, learning_rate_factor
 
 Resume = Literal["auto", "never", "must"]
 
@@ -34,13 +39,21 @@ HARMLESS = (
 )
 """Settings and sections that may change between the lives of a run, for they do not change what it computes."""
 
+LENGTH = ("train.steps", "train.tokens")
+"""Settings that may change too, but not without a word."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Say what is to be done in a run folder: nothing, begin, or go on from a checkpoint."""
+    """Say what is to be done in a run folder: nothing, begin, or go on from a checkpoint.
+
+    ``trained_on`` is the `Prepared.contents` of the data so far, to which the run must keep; ``note`` is for the user.
+    """
 
     finished: bool = False
     resume_from: Path | None = None
+    trained_on: dict[str, Any] | None = None
+    note: str = ""
 
     @property
     def step(self) -> int:
@@ -58,33 +71,105 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.final = path / "final"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder while the block runs. Raises SettingsError where one is in it."""
+
+        def busy(holder: str) -> None:
+            raise SettingsError(
+                f"{self.path}: {holder} is training this run; wait for it, end it, or give another name"
+            )
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path.with_name(f".{self.path.name}.lock"), busy):
+            yield
+
     def enter(self, recipe: Recipe, resume: Resume = "auto") -> Plan:
         """Make the folder ready for this recipe and say how to go on. For the main process only.
 
         "auto" goes on where an earlier run stopped; "must" refuses to begin anew; "never" sets an earlier folder
-        aside under the name ``<name>.old-1`` (2, 3, ...). Raises SettingsError when the folder holds a run of
-        another recipe.
+        aside under the name ``<name>.old-1`` (2, 3, ...). A run may be given another length that is not below what it
+        has reached. Raises SettingsError when the folder holds a run of another recipe.
         """
         if resume not in ("auto", "never", "must"):
             raise SettingsError(f"resume: must be auto, never or must, not {resume!r}")
         if resume == "never" and self.path.exists():
             os.rename(self.path, self._aside())
+        if self.path.exists() and not self.path.is_dir():
+            raise SettingsError(f"{self.path}: is a file; change name or output_dir")
+        self._sweep()
         if not self.recipe.exists():
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise SettingsError(f"{self.path}: is not empty and no run folder; change name or output_dir")
             if resume == "must":
-                raise SettingsError(f"{self.path}: there is no run to resume; leave out resume=must to begin one")
+                raise SettingsError(f"{self.path}: there is no run to resume; leave out --resume must to begin one")
             self._write_recipe(recipe)
             return Plan()
-        if self.journal.exists():  # else it never began, and nothing is lost
-            self._compare(recipe)
-        if self.final.is_dir():
-            return Plan(finished=True)
-        self._write_recipe(recipe)
-        newest = Checkpoints(self.checkpoints).newest()
-        if newest is None and resume == "must":
+        checkpoints = Checkpoints(self.checkpoints)
+        newest = checkpoints.newest()
+        if newest is None and resume == "must" and not self.final.is_dir():
             raise SettingsError(f"{self.checkpoints}: there is no complete checkpoint to resume")
-        return Plan(resume_from=newest)
+        if newest is None and not self.final.is_dir() and not self.journal.exists():
+            self._write_recipe(recipe)  # it never began, and nothing is lost
+            return Plan()
+        there = read_run_recipe(self.path)
+        self._compare(there, recipe)
+        if self.final.is_dir() and there.steps == recipe.steps:
+            if _places(there) == _places(recipe):
+                return Plan(finished=True)
+            if newest is None:
+                raise SettingsError(
+                    f"{self.path}: is finished, with data from another place, and has no checkpoint to compare them "
+                    "with; give this run another name"
+                )
+            return Plan(finished=True, trained_on=self._trained_on(newest))
+        note = self._change_length(there, recipe, newest) if there.steps != recipe.steps else ""
+        self._write_recipe(recipe)
+        return Plan(resume_from=newest, trained_on=self._trained_on(newest), note=note)
+
+    def _sweep(self) -> None:
+        """Delete what a process killed meanwhile has left beside the checkpoints."""
+        self.recipe.with_name("recipe.yaml.partial").unlink(missing_ok=True)
+        for name in ("final.partial", "final.replaced"):
+            if (self.path / name).is_dir():
+                shutil.rmtree(self.path / name)
+
+    def _trained_on(self, checkpoint: Path | None) -> dict[str, Any] | None:
+        return None if checkpoint is None else Checkpoints(self.checkpoints).read_numbers(checkpoint)["data"]
+
+    def _change_length(self, old: Recipe, new: Recipe, newest: Path | None) -> str:
+        """Make way for a run of another length, and say what its learning rate does."""
+        reached = 0 if newest is None else step_of(newest) or 0
+        key = LENGTH[0] if new.train.steps is not None else LENGTH[1]
+        if self.final.is_dir() and newest is None:
+            raise SettingsError(
+                f"{key}: {self.path} is finished and has no checkpoint to go on from; give another name with "
+                f"init_from={self.path}, or begin afresh with --resume never"
+            )
+        if new.steps < reached:
+            raise SettingsError(
+                f"{key}: {new.steps} steps are fewer than the {reached} that {self.path} has made; give at least "
+                "that, another name, or --resume never, which sets the old folder aside"
+            )
+        if reached == 0:
+            return ""
+        said = f"{new.steps} steps instead of {old.steps}"
+        if self.final.is_dir():
+            aside = self.path / f"final-{reached}"
+            if aside.exists():
+                shutil.rmtree(aside)
+            os.rename(self.final, aside)
+            said += f", the model finished at step {reached} is now in {aside.name}"
+        if agreement(new.schedule, old.steps, new.steps) >= reached:
+            return f"{said}; so far the learning rate was that of a run of {new.steps} steps"
+        if new.steps == reached:
+            return said
+        before = learning_rate_factor(new.schedule, reached - 1, old.steps) * new.optim.learning_rate
+        after = learning_rate_factor(new.schedule, reached, new.steps) * new.optim.learning_rate
+        return (
+            f"{said}; the learning rate goes from {before:.3g} at step {reached} to {after:.3g}, for "
+            f"{new.schedule.name} is now that of {new.steps} steps, so this will not be the run planned for them"
+        )
 
     def _aside(self) -> Path:
         number = 1
@@ -94,18 +179,15 @@ class RunFolder:
 
     def _write_recipe(self, recipe: Recipe) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        partial = self.recipe.with_name("recipe.yaml.partial")
-        partial.write_text(recipe.to_yaml(), encoding="utf-8")
-        os.replace(partial, self.recipe)
+        write_whole(self.recipe, recipe.to_yaml())
 
-    def _compare(self, recipe: Recipe) -> None:
-        there = read_run_recipe(self.path)
+    def _compare(self, there: Recipe, recipe: Recipe) -> None:
         difference = first_difference(there.plain(), recipe.plain())
         if difference is not None:
             key, old, new = difference
             raise SettingsError(
                 f"{self.path}: holds a run of another recipe, {key} is {old!r} there and {new!r} now; give this run "
-                "another name, or start afresh with resume=never, which sets the old folder aside"
+                "another name, or start afresh with --resume never, which sets the old folder aside"
             )
 
 
@@ -116,8 +198,11 @@ def read_run_recipe(folder: Path) -> Recipe:
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first dotted key in which two recipes differ so that they are different runs, and its values."""
-    left, right = decisive(old), decisive(new)
+    """Return the first dotted key in which two recipes differ so that they are different runs, and its values.
+
+    Where data and tokenizer lie makes no difference: what they hold is compared with what a checkpoint was trained on.
+    """
+    left, right = _placeless(decisive(old)), _placeless(decisive(new))
     for key in sorted(left.keys() | right.keys()):
         if left.get(key) != right.get(key):
             return key, left.get(key), right.get(key)
@@ -131,6 +216,19 @@ def decisive(data: dict[str, Any]) -> dict[str, Any]:
         for key, value in _flat(data)
         if not any(key == harmless or key.startswith(harmless + ".") for harmless in HARMLESS)
     }
+
+
+def _places(recipe: Recipe) -> Any:
+    return recipe.data.tokenizer, [(source.files, source.dataset) for source in recipe.data.sources]
+
+
+def _placeless(settings: dict[str, Any]) -> dict[str, Any]:
+    found = {key: value for key, value in settings.items() if key not in LENGTH}
+    for number, source in enumerate(found.pop("data.sources", [])):
+        found |= {f"data.sources.{number}.{key}": source[key] for key in source.keys() - {"files", "dataset"}}
+    if found.get("data.tokenizer") not in ("train", "none"):
+        found["data.tokenizer"] = "given"
+    return found
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -69,6 +69,16 @@ SCHEDULES: dict[str, Callable[[ScheduleSettings, int, int, int], float]] = {
 """Name -> function(settings, updates done counting this one, warm-up steps, all steps) -> factor in [0, 1]."""
 
 
+def agreement(settings: ScheduleSettings, steps: int, others: int) -> int:
+    """Return how many first steps have the same rate in a run of ``steps`` steps as in one of ``others``."""
+    shared = min(steps, others)
+    same = (
+        learning_rate_factor(settings, step, steps) == learning_rate_factor(settings, step, others)
+        for step in range(shared)
+    )
+    return next((step for step, equal in enumerate(same) if not equal), shared)
+
+
 def learning_rate_factor(settings: ScheduleSettings, step: int, steps: int) -> float:
     """Return the learning rate of one optimiser step as a share of the peak.
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from mesalm.data.data_settings import DataSettings
 from mesalm.data.documents import DataError
 from mesalm.data.prepare import prepare
 from mesalm.data.prepared import Prepared
+from mesalm.locks import locked
 
 Records = Callable[..., list[dict[str, Any]]]
 Writer = Callable[..., Path]
@@ -226,6 +228,43 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     monkeypatch.setattr(build.Build, "run", changing)
     with pytest.raises(DataError, match="changed while it was being read"):
         prepare(data(path), quiet=True)
+
+
+def test_what_a_killed_preparation_left_goes_whatever_is_prepared_next(
+    records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
+) -> None:
+    parent = tmp_path / "cache" / "prepared"
+    for key in ("a" * 24, "b" * 24):
+        (parent / f".{key}-killed" / "rows").mkdir(parents=True)
+    settings = data(write_jsonl("x.jsonl", records(30)))
+    with locked(parent / f"{'b' * 24}.lock", lambda holder: None):
+        # what another process is at work on stays
+        assert prepare(settings, quiet=True).path.parent == parent
+        assert [path.name for path in parent.glob(".*-*")] == [f".{'b' * 24}-killed"]
+    prepare(settings, quiet=True)  # found in the cache, and the sweeping goes on
+    assert not list(parent.glob(".*-*"))
+
+
+def test_who_is_waited_for_is_told(
+    records: Records, write_jsonl: Writer, data: Maker, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    settings = data(write_jsonl("x.jsonl", records(30)))
+    first = prepare(settings, quiet=True).path
+    shutil.rmtree(first)
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        with locked(first.with_name(f"{first.name}.lock"), lambda holder: None):
+            os.write(writing, b".")
+            time.sleep(1)
+        os._exit(0)
+    os.read(reading, 1)
+    assert prepare(settings).path == first
+    os.waitpid(process, 0)
+    assert (
+        f"waiting for process {process} on {os.uname().nodename}, which prepares the same data"
+        in capfd.readouterr().err
+    )
 
 
 def build_noted(settings: DataSettings, here: Path, ready: Any) -> None:

@@ -80,6 +80,48 @@ def test_damaged_state_is_named(train_regression: Train) -> None:
         train_regression("run", resume=True, steps=15)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("step", 9), ("step", "12"), ("position.row", 3), ("tally.tokens", 1), ("guard", None)]
+)
+def test_a_state_with_another_value_is_damaged(train_regression: Train, key: str, value: object) -> None:
+    """Another step or row trains on to another model, and a missing key is no value at all."""
+    run = train_regression("run", every=3)
+    path = run.checkpoints.newest() / "state.json"
+    state = json.loads(path.read_text())
+    *sections, name = key.split(".")
+    inner = state[sections[0]] if sections else state
+    assert inner.pop(name) != value
+    if value is not None:
+        inner[name] = value
+    path.write_text(json.dumps(state, indent=1))
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged; delete .*00012 to go on from step-00000009"):
+        train_regression("run", resume=True, steps=15)
+
+
+def test_no_bit_of_a_state_may_flip(train_regression: Train) -> None:
+    run = train_regression("run", every=3)
+    newest = run.checkpoints.newest()
+    path, whole = newest / "state.json", run.checkpoints.read_numbers(newest)
+    content = path.read_bytes()
+    harmless = 0
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :])
+        if {content[place], path.read_bytes()[place]} <= set(b" \t\n\r"):
+            harmless += 1
+            assert run.checkpoints.read_numbers(newest) == whole
+            continue
+        with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
+            run.checkpoints.read_numbers(newest)
+    assert harmless < len(content) / 7 * 0.1
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(train_regression: Train) -> None:
+    run = train_regression("run", every=3)
+    run.checkpoints.newest().rename(run.checkpoints.folder / "step-00000015")
+    with pytest.raises(CheckpointError, match=r"step-00000015: holds step 12; give the folder its own name again"):
+        train_regression("run", resume=True, steps=20)
+
+
 def test_state_holds_what_the_run_needs(train_regression: Train) -> None:
     run = train_regression("run")
     state = json.loads((run.checkpoints.newest() / "state.json").read_text())

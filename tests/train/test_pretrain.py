@@ -199,7 +199,7 @@ def test_finished_run_is_reported_and_not_trained_again(load: Load, capfd: pytes
 
 def test_other_recipe_in_the_same_folder_is_refused(load: Load) -> None:
     run = pretrain(load("train.steps=2"), quiet=True)
-    with pytest.raises(SettingsError, match=r"optim\.learning_rate is 0\.001 there and 0\.5 now.*resume=never"):
+    with pytest.raises(SettingsError, match=r"optim\.learning_rate is 0\.001 there and 0\.5 now.*--resume never"):
         pretrain(load("train.steps=2", "optim.learning_rate=0.5"), quiet=True)
     pretrain(load("train.steps=2", "optim.learning_rate=0.5"), resume="never", quiet=True)
     assert read_run_recipe(run).optim.learning_rate == 0.5

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from mesalm.data.data_settings import DataSettings
 from mesalm.settings import SettingsError
 from mesalm.train import recipe as recipe_module
 from mesalm.train.recipe import Recipe, find_recipe, help_text, load_recipe, model_fields
 from mesalm.train.recipe_yaml import read_yaml, write_yaml
 
 Load = Callable[..., Recipe]
+IDS = {"name": "files", "files": "x.jsonl", "ids_column": "ids"}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,29 @@ def test_a_wrong_setting_is_named_in_one_line(load: Load, override: str, message
     with pytest.raises(SettingsError, match=message) as caught:
         load(override)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["null", "none", "None"])
+def test_every_spelling_of_no_value_is_read(load: Load, recipe_file: Path, word: str) -> None:
+    wanted = {
+        "train.clip": lambda recipe: recipe.train.clip,
+        "train.micro_rows": lambda recipe: recipe.train.micro_rows,
+        "schedule.warmup_steps": lambda recipe: recipe.schedule.warmup_steps,
+        "data.sources.0.limit": lambda recipe: recipe.data.sources[0].limit,
+        "data.cache_dir": lambda recipe: recipe.data.cache_dir,
+        "init_from": lambda recipe: recipe.init_from,
+        "model.forget_cap": lambda recipe: recipe.model["forget_cap"],
+    }
+    recipe = load(*(f"{key}={word}" for key in wanted), f"arms.mesa={{model.max_steps: {word}, train.clip: {word}}}")
+    assert [read(recipe) for read in wanted.values()] == [None] * len(wanted)
+    assert (recipe.arm("mesa").model["max_steps"], recipe.arm("mesa").train.clip) == (None, None)
+    assert Recipe.build(read_yaml(recipe.to_yaml(), "again")) == recipe
+    # a length that is none leaves the other one, in whichever the recipe counts
+    assert load(f"train.tokens={word}").train.steps == 12
+    assert load("train.tokens=256", f"train.steps={word}").steps == 2
+    recipe_file.write_text(recipe_file.read_text().replace("steps: 12", f"steps: 12\n  clip: {word}"))
+    assert load().train.clip is None
+    assert DataSettings.build({"tokenizer": yaml.safe_load(word), "sources": [IDS]}).tokenizer == "none"
 
 
 def test_overrides_reach_every_depth(load: Load) -> None:

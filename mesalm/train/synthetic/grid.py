@@ -6,12 +6,11 @@ Every cell has a folder named by a hash of what decides its outcome: journal and
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +24,7 @@ from mesalm.data.synthetic.tasks import SyntheticTask
 from mesalm.data.synthetic.token_task import NOT_SCORED, TokenRows, collate_rows
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.journal import Journal
+from mesalm.locks import locked
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import GradientGuard, NonFiniteGradientError
@@ -217,9 +217,13 @@ def _count_scored(batch: dict[str, torch.Tensor]) -> int:
 def _claim(folder: Path) -> Iterator[bool]:
     """Say whether this process alone is at work in a cell's folder; the claim ends with the block or the process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+
+    def busy(holder: str) -> None:
+        raise BlockingIOError(holder)
+
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(folder / "lock", busy))
         except BlockingIOError:
             yield False
             return

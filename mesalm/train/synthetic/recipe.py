@@ -18,7 +18,7 @@ from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.settings import Settings, SettingsError, nearest
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
-from mesalm.train.recipe import check_model_fields, find_recipe, folder_name
+from mesalm.train.recipe import ModelFields, check_model_fields, find_recipe, folder_name
 from mesalm.train.recipe_yaml import read_yaml, write_yaml
 from mesalm.train.run_folder import decisive
 from mesalm.train.schedule import ScheduleSettings
@@ -45,7 +45,7 @@ class TaskRun(Settings):
     """Describe one training run but for its learning rate and its seed."""
 
     task: dict[str, Any] = Field(description="The task: its name and its own settings (see below).")
-    model: dict[str, Any] = Field(default_factory=dict, description="Fields of the model's configuration.")
+    model: ModelFields = Field(default_factory=dict, description="Fields of the model's configuration.")
     optim: OptimSettings = Field(default_factory=OptimSettings, description="Optimiser.")
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
     train: TrainSettings = Field(description="Length, batches and arithmetic.")

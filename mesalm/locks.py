@@ -1,0 +1,36 @@
+"""Locks between processes that die with their holder: a killed process or a restarted machine leaves none behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
+    """Hold the operating system's lock on the file ``path``, whose folder must be there, while the block runs.
+
+    Where another process holds it, ``busy`` is called with that process in words, and may raise; if it returns, the
+    lock is waited for. The file stays, for it may not be deleted safely.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        busy(_holder(path))
+        lock.acquire()
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+        path.write_text("", encoding="utf-8")
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
