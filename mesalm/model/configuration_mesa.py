@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+
+if TYPE_CHECKING:
+    # transformers tells two published folders apart by a hash over this file and all that it names in import lines
+    from .classifier_mesa import MesaForSequenceClassification  # noqa: F401
 
 LAYER_TYPES = {"mesa": "linear_attention", "linear": "linear_attention", "softmax": "full_attention"}
 """The cache layer that transformers builds for each mixer; softmax with a convolution takes "hybrid"."""

@@ -88,6 +88,31 @@ except ValueError as error:
     print(error)
 """
 
+REVISED = """
+import json, shutil, sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+first, second, third, saved = map(Path, sys.argv[1:])
+ids = torch.arange(2, 40)[None]
+def score(model):
+    with torch.no_grad():
+        return model.eval()(ids).logits.double().sum().item()
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+models = [load(folder) for folder in (first, second, third, first)]
+# what a stranger saves again is told apart by its code too
+for name, model in zip(("one", "two"), models):
+    model.save_pretrained(saved / name / "final")
+models += [load(saved / name / "final") for name in ("one", "two")]
+shutil.copyfile(second / "mesa_chunked.py", first / "mesa_chunked.py")
+models.append(load(first))
+headed = AutoModelForSequenceClassification.from_pretrained(third, trust_remote_code=True)
+assert isinstance(headed.config, type(models[2].config))
+assert "mesalm" not in sys.modules
+print(json.dumps([score(model) for model in models]))
+"""
+
 
 EVALUATIONS = [Evaluation("text", "bits per byte", "bits", 1.5, 1.4, 1.6)]
 
@@ -234,6 +259,36 @@ def test_the_code_of_the_folder_uses_kernels_that_are_installed(run: Path, tmp_p
     )
     assert result.returncode == 0, result.stderr
     assert "asked the kernels" in result.stdout
+
+
+def test_each_folder_runs_its_own_code(run: Path, tmp_path: Path) -> None:
+    """Folders of one name with different code, a folder edited in place, and folders saved again, in one process."""
+    folders = [publish(str(run), tmp_path / name / "final") for name in ("first", "second", "third")]
+    for folder, file, old, new in (
+        (folders[1], "mesa_chunked.py", "made.value * made.input_gate", "made.value * made.input_gate * 2.0"),
+        (folders[2], "layers.py", "outputs = inputs * weight[:, 0]", "outputs = inputs * weight[:, 0] * 2.0"),
+    ):
+        code = (folder / file).read_text()
+        assert old in code
+        (folder / file).write_text(code.replace(old, new))
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", REVISED, *map(str, folders), str(tmp_path / "saved")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_OFFLINE": "1",
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    first, second, third, again, saved, saved_second, edited = json.loads(result.stdout.splitlines()[-1])
+    assert first == again == saved
+    assert second == saved_second == edited
+    assert len({first, second, third}) == 3
 
 
 def test_the_card_tells_what_the_journal_knows(run: Path, tmp_path: Path) -> None:
