@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bpe import Encoder, begin_id, tokenizer_hash, train_tokenizer
+from .bpe import Encoder, add_start_token, begin_id, tokenizer_hash, train_tokenizer
 from .data_settings import DataSettings
 from .documents import DataError, Document, Source
 from .gather import Gathered, gather, write_arrow
@@ -103,6 +103,7 @@ class Build:
             self.tokenizer = train_tokenizer(texts, settings.vocab_size, quiet=self.quiet)
             sample_bytes = int(gathered.sizes[sample].sum())
             about = {"kind": "trained", "sample_bytes": sample_bytes}
+        add_start_token(self.tokenizer)
         self.tokenizer.save_pretrained(self.folder / "tokenizer")
         return {
             **about,

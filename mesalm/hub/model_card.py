@@ -54,7 +54,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
 inputs = tokenizer("Once", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True))"""
 
 CLASSIFY = """\
 from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -308,7 +308,7 @@ def test_a_given_tokenizer_with_ready_made_ids(
 ) -> None:
     tokenizer = trained.tokenizer()
     rows = records(60)
-    encoded = [{"id": row["id"], "ids": tokenizer(row["text"])["input_ids"]} for row in rows]
+    encoded = [{"id": row["id"], "ids": tokenizer(row["text"], add_special_tokens=False)["input_ids"]} for row in rows]
     encoded[3]["ids"].insert(0, tokenizer.bos_token_id)
     path = write_jsonl("ids.jsonl", encoded)
     sources = [{"name": "files", "files": str(path), "ids_column": "ids"}]
@@ -323,6 +323,33 @@ def test_a_given_tokenizer_with_ready_made_ids(
     sources[0]["files"] = str(bad)
     with pytest.raises(DataError, match="is not below"):
         prepare(data("", sources=sources, tokenizer=given), quiet=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pad_token": "<|endoftext|>"},
+        {"padding_side": "right"},
+        {"model_max_length": 512},
+        {"chat_template": "{{ messages }}"},
+    ],
+    ids=str,
+)
+def test_a_given_tokenizer_is_known_by_all_that_it_holds(
+    change: dict[str, Any], trained: Prepared, records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
+) -> None:
+    tokenizer = trained.tokenizer()
+    tokenizer.save_pretrained(tmp_path / "given")
+    tokenizer.save_pretrained(tmp_path / "copy")
+    path = write_jsonl("x.jsonl", records(30))
+    first = prepare(data(path, tokenizer=str(tmp_path / "given")), quiet=True)
+    assert prepare(data(path, tokenizer=str(tmp_path / "copy")), quiet=True).path == first.path
+    for name, value in change.items():
+        setattr(tokenizer, name, value)
+    tokenizer.save_pretrained(tmp_path / "given")
+    changed = prepare(data(path, tokenizer=str(tmp_path / "given")), quiet=True)
+    assert changed.path != first.path
+    assert all(getattr(changed.tokenizer(), name) == value for name, value in change.items())
 
 
 def test_ids_without_any_tokenizer(write_jsonl: Writer, data: Maker) -> None:
