@@ -14,7 +14,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
 from mesa_eval.suite import evaluate
 from mesalm import MesaConfig, MesaForCausalLM, MesaForSequenceClassification
@@ -191,7 +191,7 @@ def test_a_stranger_loads_generates_and_trains(run: Path, tmp_path: Path) -> Non
     )
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout.splitlines()[-1])
-    model, words = open_model(str(run)), open_tokenizer(str(run))
+    model, words = open_model(str(run)), open_tokenizer(str(folder))
     inputs = words("a b", return_tensors="pt")
     with torch.no_grad():
         logits = model(inputs.input_ids).logits[0, -1]
@@ -259,6 +259,20 @@ def test_the_code_of_the_folder_uses_kernels_that_are_installed(run: Path, tmp_p
     )
     assert result.returncode == 0, result.stderr
     assert "asked the kernels" in result.stdout
+
+
+def test_a_published_tokenizer_begins_texts_as_training_did(run: Path, tmp_path: Path) -> None:
+    """Even of a run whose saved tokenizer did not; the plain call, the pipeline and `mesalm sample` then agree."""
+    assert open_tokenizer(str(run))("a b").input_ids[0] != 1
+    folder = publish(str(run), tmp_path / "published")
+    words = open_tokenizer(str(folder))
+    assert words("a b").input_ids == [1, *open_tokenizer(str(run))("a b").input_ids]
+    written = sample(str(run), "a b", tokens=6, temperature=0)
+    inputs = words("a b", return_tensors="pt")
+    made = open_model(str(folder)).generate(**inputs, max_new_tokens=6, do_sample=False)
+    assert words.decode(made[0, inputs.input_ids.shape[1] :], skip_special_tokens=True) == written
+    write = pipeline("text-generation", model=str(folder), device="cpu")
+    assert write("a b", max_new_tokens=6, do_sample=False, return_full_text=False)[0]["generated_text"] == written
 
 
 def test_each_folder_runs_its_own_code(run: Path, tmp_path: Path) -> None:
