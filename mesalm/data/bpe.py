@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,20 @@ def folder_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         saved = [[path.relative_to(folder).as_posix(), file_hash(path)] for path in files]
     return hashlib.sha256(json.dumps(saved).encode()).hexdigest()
+
+
+def count_lost(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encoded: Sequence[list[int]]) -> int:
+    """Count the texts that do not come back when their tokens are decoded.
+
+    Such tokens stand for other texts too, so their probability is no probability of the text. Text that differs in
+    canonical composition (NFC) or in one space at its beginning, which some tokenizers put, came back.
+    """
+    decoded = tokenizer.batch_decode(list(encoded), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return sum(_canonical(text) != _canonical(back) for text, back in zip(texts, decoded, strict=True))
+
+
+def _canonical(text: str) -> str:
+    return unicodedata.normalize("NFC", text).removeprefix(" ")
 
 
 def pieces(text: str, size: int = PIECE) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mesalm.data.bpe import (
@@ -17,6 +17,7 @@ from mesalm.data.bpe import (
     Encoder,
     add_start_token,
     begin_id,
+    count_lost,
     load_tokenizer,
     pieces,
     tokenizer_hash,
@@ -150,6 +151,46 @@ def test_a_tokenizer_gives_what_a_model_reads_in_training(processor, specials, t
         assert one(TEXTS)["input_ids"] == read
         assert Encoder(one, cut=False)(TEXTS) == read
         assert tokenizer_hash(one) == before
+
+
+def words_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of a few words, or one of bytes that changes texts before it cuts them."""
+    if kind == "unknown words":
+        core = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "</s>": 2}, unk_token="[UNK]"))
+        core.pre_tokenizer = pre_tokenizers.Whitespace()
+        return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", eos_token="</s>")
+    core = given_tokenizer(processors.ByteLevel(), **EOS).backend_tokenizer
+    space = kind == "a space put before"
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    if kind in NORMALIZERS:
+        core.normalizer = NORMALIZERS[kind]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="</s>", clean_up_tokenization_spaces=kind == "spaces cleaned when decoding"
+    )
+
+
+NORMALIZERS = {
+    "small letters": normalizers.Lowercase(),
+    "NFKC": normalizers.NFKC(),
+    "NFC": normalizers.NFC(),
+    "ends stripped": normalizers.Strip(),
+}
+TEXTS_LOST = ["the Mesa of ﬁne sand .", "e\u0301 plain"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [
+        *[("unknown words", 2), ("small letters", 1), ("NFKC", 1), ("ends stripped", 0)],
+        *[("NFC", 0), ("a space put before", 0), ("spaces cleaned when decoding", 0), ("plain", 0)],
+    ],
+)
+def test_texts_that_do_not_come_back_are_counted(kind: str, lost: int) -> None:
+    tokenizer = words_tokenizer(kind)
+    encoded = [ids[1:] for ids in Encoder(tokenizer, cut=False)(TEXTS_LOST)]
+    assert count_lost(tokenizer, TEXTS_LOST, encoded) == lost
+    if kind == "ends stripped":
+        assert count_lost(tokenizer, ["a  "], [ids[1:] for ids in Encoder(tokenizer, cut=False)(["a  "])]) == 1
 
 
 def test_training_is_deterministic_and_survives_saving(tokenizer, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mesalm.data import build
 from mesalm.data.bpe import Encoder
@@ -350,6 +352,22 @@ def test_a_given_tokenizer_is_known_by_all_that_it_holds(
     changed = prepare(data(path, tokenizer=str(tmp_path / "given")), quiet=True)
     assert changed.path != first.path
     assert all(getattr(changed.tokenizer(), name) == value for name, value in change.items())
+
+
+def test_a_tokenizer_that_loses_text_gives_no_bits_per_byte(
+    records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
+) -> None:
+    core = Tokenizer(models.WordLevel({"[UNK]": 0, "<s>": 1, "the": 2}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    given = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", bos_token="<s>")
+    given.save_pretrained(tmp_path / "given")
+    prepared = prepare(data(write_jsonl("x.jsonl", records(60)), tokenizer=str(tmp_path / "given")), quiet=True)
+    valid = prepared.manifest["splits"]["valid"]
+    assert valid["lost"] == valid["documents"] > 0
+    assert valid["bytes_per_token"] is None
+    assert "do not come back" in prepared.summary()
+    with pytest.raises(DataError, match="comes back"):
+        prepared.bytes_per_token("valid")
 
 
 def test_ids_without_any_tokenizer(write_jsonl: Writer, data: Maker) -> None:

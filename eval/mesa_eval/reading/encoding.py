@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from mesalm.data.bpe import count_lost
+
 LINE_ENDS = re.compile(r"(?<=[!-~])(?=\n)")
 MOST_KNOWN = 2**17  # lines remembered at once
 
@@ -69,6 +71,10 @@ class Encoder:
             verbose=False,
         )
         return [list(ids) for ids in encoded["input_ids"]]
+
+    def lost(self, texts: Sequence[str], encoded: Sequence[list[int]]) -> int:
+        """Count the texts that do not come back from their tokens, see `mesalm.data.bpe.count_lost`."""
+        return count_lost(self.tokenizer, texts, encoded)
 
     def start(self) -> list[int]:
         """Return the tokens that stand before every document and prompt (none or one)."""
