@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 import mesalm.model
 from mesalm.data.bpe import add_start_token
+from mesalm.hub.licences import check_licence
 from mesalm.hub.model_card import Evaluation, model_card, read_conversion
 from mesalm.hub.new_folder import must_be_new, new_folder
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
@@ -50,10 +51,12 @@ def publish(
         private: whether a repository made there is private.
 
     Raises:
-        ValueError: the model is not a mesa model, `folder` holds something, or the Hub refuses; the folder is then
-            there, and can be uploaded again.
+        ValueError: the model is not a mesa model, the Hub knows no such licence, `folder` holds something, or the Hub
+            refuses; the folder is then there, and can be uploaded again.
     """
     folder = Path(folder)
+    if licence is not None:
+        check_licence(licence)
     must_be_new(folder, "publish")
     source = Path(locate(model))
     opened = _open(model)

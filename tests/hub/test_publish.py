@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
+from markdown_it import MarkdownIt
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
 from mesa_eval.suite import evaluate
@@ -359,6 +362,30 @@ def test_scores_of_an_evaluation_reach_the_card(run: Path, tmp_path: Path, capsy
         assert main(["publish", str(run), str(tmp_path / "other"), "--scores", str(tmp_path / wrong)]) == 2
         assert wrong in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_licence_that_the_hub_does_not_know_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong, hint in (("nonsense-licence", "other"), ("Apache-2.0", "apache-2.0"), ("", "mit")):
+        assert main(["publish", str(run), str(tmp_path / "published"), "--licence", wrong]) == 2
+        said = capsys.readouterr().err
+        assert f"licence {wrong!r}" in said
+        assert hint in said
+    assert not (tmp_path / "published").exists()
+
+
+def test_the_card_reads_names_as_text(run: Path, tmp_path: Path) -> None:
+    journal = run / "journal.jsonl"
+    journal.write_text(journal.read_text().replace("shelf.jsonl.gz", "<b>a</b> [x](y) **z**").replace("small", "<i>"))
+    name = "a <b>`|\\"
+    odd = Evaluation("task/<i>|", "[x](y)", "`share`", 0.5, None, None)
+    text = model_card(open_model(str(run)), name, run, licence="other", evaluations=[odd])
+    page = MarkdownIt("commonmark").enable("table").render(text.split("---\n", 2)[2])
+    assert not re.findall("<(?:b|i|a|em|strong|img)[ >]", page)
+    assert re.search("<h1>(.*)</h1>", page)[1] == html.escape(name)
+    assert page.count("<td>") == 4
+    assert json.dumps(name) in html.unescape(page)
 
 
 def test_pushing_uploads_the_whole_folder(run: Path, tmp_path: Path, hub: Path) -> None:
