@@ -6,7 +6,8 @@
 takes every argument of `lm_eval`. It makes the model type "mesa" known (so no `trust_remote_code` is needed)
 and adds the model `mesalm`: the harness's own `hf` model, with the start token before every context, as in
 training and in `mesa_eval.reading.scoring`. Published folders also work with plain
-`lm_eval run --model hf --model_args pretrained=DIR,trust_remote_code=True,add_bos_token=True`.
+`lm_eval run --model hf --model_args pretrained=DIR,trust_remote_code=True,add_bos_token=True`, but for tasks of kind
+`loglikelihood_rolling`, where the harness itself puts the start token: say `add_bos_token=False` there.
 Without a network set HF_HUB_OFFLINE=1, HF_DATASETS_OFFLINE=1 and TRANSFORMERS_OFFLINE=1, and name a local task:
 `dataset_path: json` with `dataset_kwargs: {data_files: {test: /path/to/file.jsonl}}`.
 
@@ -18,10 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mesalm  # noqa: F401  (registers the model type "mesa")
 from mesa_eval.reading.model_source import find_model
+
+if TYPE_CHECKING:
+    import torch
 
 MODEL_NAME = "mesalm"
 
@@ -40,10 +44,7 @@ def register() -> type:
     class StartTokenLM(HFLM):
         """Encode plain text, with the start token before every context."""
 
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            options.setdefault("add_bos_token", True)
-            self._whole_documents = False
-            super().__init__(*arguments, **options)
+        _whole_documents = False
 
         def tok_encode(
             self,
@@ -57,6 +58,17 @@ def register() -> type:
             if add_special_tokens is not False and not self._whole_documents:
                 ids = [self.prefix_token_id, *ids]
             return list(ids[-left_truncate_len:] if left_truncate_len else ids)
+
+        def tok_batch_encode(
+            self,
+            strings: list[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
+            truncation: bool = False,
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            rows = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
+            batch = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
+            return batch["input_ids"], batch["attention_mask"]
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
             self._whole_documents = True

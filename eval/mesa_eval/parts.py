@@ -76,7 +76,9 @@ def questions(subject: Subject, training_data: Path | None) -> list[Question]:
 def _ask_text(subject: Subject) -> Part:
     scores = score_documents(subject.scorer, subject.sample, subject.window)
     raw = {"documents": [dataclasses.asdict(score) for score in scores]}
-    return Part("text", "", text_measures(scores, text_fingerprint(subject.sample)), raw)
+    lost = sum(score.lost for score in scores)
+    notes = [_lost_words("text: no bits per byte", lost, len(scores), "documents", subject)] if lost else []
+    return Part("text", "", text_measures(scores, text_fingerprint(subject.sample)), raw, notes=notes)
 
 
 def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) -> Part:
@@ -117,11 +119,19 @@ def _ask_task(subject: Subject, task: Task) -> Part:
     if scores.left_out:
         words = f"{scores.left_out} of {scores.left_out + len(scores.queries)}"
         notes.append(f"{task.name}: {words} texts left out, with their answer they exceed {window} tokens")
+    if scores.lost:
+        notes.append(
+            _lost_words(f"{task.name}: no likelihood of answers", scores.lost, scores.answers, "answers", subject)
+        )
     if scores.record.cut:
         words = ", ".join(map(str, scores.record.cut))
         notes.append(f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out")
     measures = task_measures(scores, subject.protocol.primary_shots)
     return Part(f"task/{task.name}", "", measures, raw, scores.record, notes)
+
+
+def _lost_words(what: str, lost: int, of: int, things: str, subject: Subject) -> str:
+    return f"{what}: {lost} of {of} {things} do not come back from the tokenizer ({subject.scorer.name})"
 
 
 def _not_asked(name: str, kind: str, reason: str) -> Part:

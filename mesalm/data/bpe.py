@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .documents import DataError
+from .documents import DataError, file_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,14 +19,17 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 PIECE = 1_000_000
+# Training takes time that grows with the square of a word's length, and unbroken text is one word.
+LONGEST_WORD = 1024
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, quiet: bool = True) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE tokenizer: no unknown tokens, ``decode(encode(text)) == text`` for any text.
+    """Train a byte-level BPE tokenizer: no unknown tokens, and the plain tokens of any text decode to that text.
 
-    Digits stand alone, other text is cut by the pattern of GPT-2 (Radford et al. 2019). Id 0 is
-    ``<|endoftext|>``, both bos and eos; id 1 is ``<|pad|>``. The result depends on the texts and the size
-    only; a small corpus can give fewer than ``vocab_size`` tokens. No special token is added by itself.
+    Digits stand alone, other text is cut by the pattern of GPT-2 (Radford et al. 2019), and longer words every
+    ``LONGEST_WORD`` bytes. Id 0 is ``<|endoftext|>``, both bos and eos; id 1 is ``<|pad|>``. The result depends on
+    the texts and the size only; a small corpus can give fewer than ``vocab_size`` tokens. ``tokenizer(text)`` begins
+    with the start token (`add_start_token`), with ``add_special_tokens=False`` there is none.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -33,6 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, quiet: bool = True
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            pre_tokenizers.FixedLength(LONGEST_WORD),
         ]
     )
     core.decoder = decoders.ByteLevel()
@@ -43,7 +50,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, quiet: bool = True
         show_progress=not quiet,
     )
     core.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
@@ -51,6 +58,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, quiet: bool = True
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+    add_start_token(tokenizer)
+    return tokenizer
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -73,14 +82,58 @@ def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(chosen)
 
 
+def add_start_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let ``tokenizer(text)`` be what a model reads in training: the token of `begin_id`, then the text's own.
+
+    Changes the tokenizer in place, unless it does so already or has no rules to change (a slow one). A second text of
+    a pair begins with that token too.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    begin = begin_id(tokenizer)
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    if not tokenizer.is_fast or tokenizer("a")["input_ids"] == [begin, *plain]:
+        return
+    token = tokenizer.convert_ids_to_tokens(begin)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[f"{token}:0", "$A:0"],
+        pair=[f"{token}:0", "$A:0", f"{token}:1", "$B:1"],
+        special_tokens=[(token, begin)],
+    )
+
+
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a sha256 over everything of a tokenizer that decides the ids."""
+    """Return a sha256 over everything of a tokenizer that decides the ids of plain text and the start token."""
     if tokenizer.is_fast:
-        content = tokenizer.backend_tokenizer.to_str()
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        content = json.dumps({**rules, "post_processor": None}, sort_keys=True)
     else:
         content = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
     specials = json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id])
     return hashlib.sha256(f"{content}\0{specials}".encode()).hexdigest()
+
+
+def folder_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a sha256 over all that saving a tokenizer writes: its padding and its chat template too."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        saved = [[path.relative_to(folder).as_posix(), file_hash(path)] for path in files]
+    return hashlib.sha256(json.dumps(saved).encode()).hexdigest()
+
+
+def count_lost(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encoded: Sequence[list[int]]) -> int:
+    """Count the texts that do not come back when their tokens are decoded.
+
+    Such tokens stand for other texts too, so their probability is no probability of the text. Text that differs in
+    canonical composition (NFC) or in one space at its beginning, which some tokenizers put, came back.
+    """
+    decoded = tokenizer.batch_decode(list(encoded), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return sum(_canonical(text) != _canonical(back) for text, back in zip(texts, decoded, strict=True))
+
+
+def _canonical(text: str) -> str:
+    return unicodedata.normalize("NFC", text).removeprefix(" ")
 
 
 def pieces(text: str, size: int = PIECE) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bpe import Encoder, begin_id, tokenizer_hash, train_tokenizer
+from .bpe import Encoder, add_start_token, begin_id, count_lost, tokenizer_hash, train_tokenizer
 from .data_settings import DataSettings
 from .documents import DataError, Document, Source
 from .gather import Gathered, gather, write_arrow
@@ -61,6 +61,9 @@ class Build:
             if split != "train" and self.settings.tokenizer != "none":
                 chosen = np.flatnonzero(gathered.splits == SPLITS.index(split))
                 kept = documents.select_columns(["id", "domain", "text"]).select(chosen)
+                splits[split]["lost"] = self._count_lost(kept, tokens.select(chosen))
+                if splits[split]["lost"]:
+                    splits[split]["bytes_per_token"] = None
                 _save(kept, self.folder / "documents" / split)
         self._check_rows(splits)
         shutil.rmtree(work)
@@ -103,6 +106,7 @@ class Build:
             self.tokenizer = train_tokenizer(texts, settings.vocab_size, quiet=self.quiet)
             sample_bytes = int(gathered.sizes[sample].sum())
             about = {"kind": "trained", "sample_bytes": sample_bytes}
+        add_start_token(self.tokenizer)
         self.tokenizer.save_pretrained(self.folder / "tokenizer")
         return {
             **about,
@@ -142,6 +146,13 @@ class Build:
                     del os.environ["TOKENIZERS_PARALLELISM"]
                 else:
                     os.environ["TOKENIZERS_PARALLELISM"] = before
+
+    def _count_lost(self, documents: datasets.Dataset, tokens: datasets.Dataset) -> int:
+        """Count the documents that a given tokenizer does not bring back; a trained one brings back all."""
+        if self.tokenizer is None or self.settings.tokenizer == "train":
+            return 0
+        pairs = zip(documents, tokens, strict=True)
+        return sum(count_lost(self.tokenizer, [row["text"]], [ids["input_ids"][1:]]) for row, ids in pairs)
 
     def _processes(self, size: int, documents: int) -> int:
         wanted = self.settings.processes

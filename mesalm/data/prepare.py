@@ -156,7 +156,7 @@ def _build(
 def _cache_key(
     settings: DataSettings, identities: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase | None
 ) -> str:
-    from .bpe import tokenizer_hash
+    from .bpe import folder_hash
 
     content = {
         "format": FORMAT,
@@ -165,7 +165,7 @@ def _cache_key(
             [source.model_dump(mode="json", exclude={"files", "dataset"}), identity]
             for source, identity in zip(settings.sources, identities, strict=True)
         ],
-        "tokenizer": settings.tokenizer if tokenizer is None else tokenizer_hash(tokenizer),
+        "tokenizer": settings.tokenizer if tokenizer is None else folder_hash(tokenizer),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

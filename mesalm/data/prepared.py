@@ -28,9 +28,10 @@ class Prepared:
 
     ``manifest`` holds: hash, settings, sources, tokenizer (kind, vocab_size, bos_token_id, eos_token_id,
     pad_token_id, sha256), splits (documents, bytes, tokens, rows, sha256, dropped_tokens, bytes_per_token,
-    domains), duplicates, empty, bad, undecodable, bytes_per_token, versions, files (bytes, sha256). Tokens
-    count the one that begins each document, so nats a token over log(2) times bytes_per_token are bits a byte
-    of the stream.
+    domains, and of those held out lost: the documents that a given tokenizer does not bring back, with which
+    there are no bytes_per_token), duplicates, empty, bad, undecodable, bytes_per_token, versions, files (bytes,
+    sha256). Tokens count the one that begins each document, so nats a token over log(2) times bytes_per_token
+    are bits a byte of the stream.
     """
 
     def __init__(self, path: str | Path, *, checked: bool = False) -> None:
@@ -78,10 +79,12 @@ class Prepared:
         return int(self.manifest["settings"]["sequence_length"])
 
     def bytes_per_token(self, split: str) -> float:
-        """Return UTF-8 bytes a token of one split. Raises DataError where there is no text."""
+        """Return UTF-8 bytes a token of one split. Raises DataError where there is none that comes back."""
         value = self._split(split)["bytes_per_token"]
         if value is None:
-            raise DataError(f"{self.path}: split {split!r} has no text to count bytes of")
+            raise DataError(
+                f"{self.path}: split {split!r} has no text to count bytes of, or not all comes back from tokens"
+            )
         return float(value)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -126,6 +129,10 @@ class Prepared:
                 f"  {split}: {counts['documents']:,} documents, {counts['bytes']:,} bytes, "
                 f"{counts['tokens']:,} tokens, {counts['rows']:,} rows of {self.sequence_length}"
             )
+            if counts.get("lost"):
+                lines.append(
+                    f"  {split}: {counts['lost']:,} documents do not come back from the tokenizer: no bits a byte"
+                )
         left_out = {word: self.manifest[word] for word in ("duplicates", "empty", "undecodable")}
         left_out["bad"] = self.manifest["bad"]["count"]
         counted = [f"{count:,} {word}" for word, count in left_out.items() if count]

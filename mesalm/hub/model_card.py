@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedModel
 
+from mesalm.hub.markdown import plain
 from mesalm.hub.training_record import training_lines
 
 CARD = """---
@@ -51,16 +52,16 @@ taught to follow instructions, and was not filtered for what it may say.
 GENERATE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained({place}, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained({place}, trust_remote_code=True)
 inputs = tokenizer("Once", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True))"""
 
 CLASSIFY = """\
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
-model = AutoModelForSequenceClassification.from_pretrained("{place}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained({place}, trust_remote_code=True)
+model = AutoModelForSequenceClassification.from_pretrained({place}, trust_remote_code=True)
 inputs = tokenizer("Once", return_tensors="pt")
 print(model.config.id2label[int(model(**inputs).logits.argmax())])"""
 
@@ -124,12 +125,12 @@ def model_card(
         f"- vocabulary {config.vocab_size}, meant for sequences of up to {config.max_position_embeddings} tokens",
     ]
     training = [*conversion_lines(conversion), *training_lines(run)]
-    training.append(f"- licence of the weights: {licence or 'not stated; that of the training text binds'}")
+    training.append(f"- licence of the weights: {plain(licence or 'not stated; that of the training text binds')}")
     return CARD.format(
         front=card_data.to_yaml(),
-        name=name,
+        name=plain(name),
         kind="text classifier" if classifies else "causal language model",
-        example=(CLASSIFY if classifies else GENERATE).format(place=place or name),
+        example=(CLASSIFY if classifies else GENERATE).format(place=json.dumps(place or name, ensure_ascii=False)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         mixers=" and ".join(sorted(set(mixers))),
         architecture="\n".join(architecture),
@@ -146,8 +147,8 @@ def conversion_lines(conversion: dict[str, Any] | None) -> list[str]:
     names = ", ".join(file["name"] for file in text.get("files", [])) or text.get("name", "nothing")
     layers = ", ".join(map(str, conversion["layers"])) or "none"
     return [
-        f"- converted from {conversion['source']}: {conversion['mixer']} in the place of softmax in layers {layers}, "
-        f"fitted to {conversion.get('tokens', 0):,} tokens of {names}"
+        f"- converted from {plain(conversion['source'])}: {conversion['mixer']} in the place of softmax in layers "
+        f"{layers}, fitted to {conversion.get('tokens', 0):,} tokens of {plain(names)}"
     ]
 
 
@@ -173,5 +174,5 @@ def _table(evaluations: Sequence[Evaluation]) -> str:
         value = f"{item.value:.{item.digits}f}"
         bounded = item.low is not None and item.high is not None
         interval = f"{item.low:.{item.digits}f} to {item.high:.{item.digits}f}" if bounded else ""
-        rows.append(f"| {item.section} | {item.label}, {item.unit} | {value} | {interval} |")
+        rows.append(f"| {plain(item.section)} | {plain(item.label)}, {plain(item.unit)} | {value} | {interval} |")
     return "\n".join([*rows, "", "Measured by `mesalm eval`."])

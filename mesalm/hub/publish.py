@@ -12,6 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from transformers import AutoConfig, PreTrainedModel
 
 import mesalm.model
+from mesalm.data.bpe import add_start_token
+from mesalm.hub.licences import check_licence
 from mesalm.hub.model_card import Evaluation, model_card, read_conversion
 from mesalm.hub.new_folder import must_be_new, new_folder
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
@@ -49,15 +51,19 @@ def publish(
         private: whether a repository made there is private.
 
     Raises:
-        ValueError: the model is not a mesa model, `folder` holds something, or the Hub refuses; the folder is then
-            there, and can be uploaded again.
+        ValueError: the model is not a mesa model, the Hub knows no such licence, `folder` holds something, or the Hub
+            refuses; the folder is then there, and can be uploaded again.
     """
     folder = Path(folder)
+    if licence is not None:
+        check_licence(licence)
     must_be_new(folder, "publish")
     source = Path(locate(model))
     opened = _open(model)
     tokenizer = open_tokenizer(model)
     run = source.parent if (source.parent / "journal.jsonl").is_file() else None
+    if run is not None and (tokenizer.bos_token_id, tokenizer.eos_token_id) != (None, None):
+        add_start_token(tokenizer)
     card = model_card(
         opened,
         (push_to or folder.name).split("/")[-1],

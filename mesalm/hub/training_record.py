@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mesalm.hub.markdown import code, plain
 from mesalm.journal import read_journal
 
 
@@ -18,13 +19,13 @@ def training_lines(run: Path | None) -> list[str]:
     start = next((event for event in reversed(events) if event["event"] == "start"), None)
     if start is not None:
         lines += _data_lines(start)
-        lines.append(f"- seed {start['recipe'].get('seed')}; versions: {_versions(start.get('versions', {}))}")
+        lines.append(f"- seed {start['recipe'].get('seed')}; versions: {plain(_versions(start.get('versions', {})))}")
         if start["recipe"].get("init_from"):
-            lines.append(f"- began from the weights of {Path(start['recipe']['init_from']).name}")
+            lines.append(f"- began from the weights of {plain(Path(start['recipe']['init_from']).name)}")
     lines += _loss_lines(events)
     end = next((event for event in reversed(events) if event["event"] in ("end", "stop")), None)
     if end is not None and start is not None:
-        lines.append(f"- hardware: {_hardware(start)}{_time(end)}")
+        lines.append(f"- hardware: {plain(_hardware(start))}{_time(end)}")
     return lines
 
 
@@ -32,7 +33,7 @@ def _data_lines(start: dict[str, Any]) -> list[str]:
     manifest_path = Path(start["prepared"]) / "manifest.json" if start.get("prepared") else None
     if manifest_path is None or not manifest_path.is_file():
         sources = start["recipe"]["data"]["sources"]
-        return [f"- data: {'; '.join(_place(source) for source in sources)}"]
+        return [f"- data: {plain('; '.join(_place(source) for source in sources))}"]
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     lines = [f"- data: {_identity(source)}" for source in manifest["sources"]]
     for split in ("train", "valid"):
@@ -42,15 +43,15 @@ def _data_lines(start: dict[str, Any]) -> list[str]:
                 f"- {split} split: {counts['documents']:,} documents, {counts['bytes']:,} bytes, "
                 f"{counts['tokens']:,} tokens"
             )
-    return [*lines, f"- sha256 of the prepared data: `{manifest['hash']}`"]
+    return [*lines, f"- sha256 of the prepared data: {code(manifest['hash'])}"]
 
 
 def _identity(source: dict[str, Any]) -> str:
     files = source.get("files", [])
     if files:
-        return "; ".join(f"{file['name']} (sha256 `{file['sha256']}`)" for file in files)
+        return "; ".join(f"{plain(file['name'])} (sha256 {code(file['sha256'])})" for file in files)
     rest = [f"{key} {value}" for key, value in source.items() if key != "name" and isinstance(value, (str, int))]
-    return f"{source['name']} ({', '.join(rest)})" if rest else str(source["name"])
+    return plain(f"{source['name']} ({', '.join(rest)})" if rest else str(source["name"]))
 
 
 def _place(source: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig
@@ -27,6 +27,10 @@ from .field_rules import (
 from .operator_mesa import BACKENDS
 
 logger = logging.get_logger(__name__)
+
+if TYPE_CHECKING:
+    # transformers tells two published folders apart by a hash over this file and all that it names in import lines
+    from .classifier_mesa import MesaForSequenceClassification  # noqa: F401
 
 LAYER_TYPES = {"mesa": "linear_attention", "linear": "linear_attention", "softmax": "full_attention"}
 """The cache layer that transformers builds for each mixer; softmax with a convolution takes "hybrid"."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mesalm.data import build
 from mesalm.data.bpe import Encoder
@@ -347,7 +349,7 @@ def test_a_given_tokenizer_with_ready_made_ids(
 ) -> None:
     tokenizer = trained.tokenizer()
     rows = records(60)
-    encoded = [{"id": row["id"], "ids": tokenizer(row["text"])["input_ids"]} for row in rows]
+    encoded = [{"id": row["id"], "ids": tokenizer(row["text"], add_special_tokens=False)["input_ids"]} for row in rows]
     encoded[3]["ids"].insert(0, tokenizer.bos_token_id)
     path = write_jsonl("ids.jsonl", encoded)
     sources = [{"name": "files", "files": str(path), "ids_column": "ids"}]
@@ -362,6 +364,49 @@ def test_a_given_tokenizer_with_ready_made_ids(
     sources[0]["files"] = str(bad)
     with pytest.raises(DataError, match="is not below"):
         prepare(data("", sources=sources, tokenizer=given), quiet=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pad_token": "<|endoftext|>"},
+        {"padding_side": "right"},
+        {"model_max_length": 512},
+        {"chat_template": "{{ messages }}"},
+    ],
+    ids=str,
+)
+def test_a_given_tokenizer_is_known_by_all_that_it_holds(
+    change: dict[str, Any], trained: Prepared, records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
+) -> None:
+    tokenizer = trained.tokenizer()
+    tokenizer.save_pretrained(tmp_path / "given")
+    tokenizer.save_pretrained(tmp_path / "copy")
+    path = write_jsonl("x.jsonl", records(30))
+    first = prepare(data(path, tokenizer=str(tmp_path / "given")), quiet=True)
+    assert prepare(data(path, tokenizer=str(tmp_path / "copy")), quiet=True).path == first.path
+    for name, value in change.items():
+        setattr(tokenizer, name, value)
+    tokenizer.save_pretrained(tmp_path / "given")
+    changed = prepare(data(path, tokenizer=str(tmp_path / "given")), quiet=True)
+    assert changed.path != first.path
+    assert all(getattr(changed.tokenizer(), name) == value for name, value in change.items())
+
+
+def test_a_tokenizer_that_loses_text_gives_no_bits_per_byte(
+    records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
+) -> None:
+    core = Tokenizer(models.WordLevel({"[UNK]": 0, "<s>": 1, "the": 2}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    given = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", bos_token="<s>")
+    given.save_pretrained(tmp_path / "given")
+    prepared = prepare(data(write_jsonl("x.jsonl", records(60)), tokenizer=str(tmp_path / "given")), quiet=True)
+    valid = prepared.manifest["splits"]["valid"]
+    assert valid["lost"] == valid["documents"] > 0
+    assert valid["bytes_per_token"] is None
+    assert "do not come back" in prepared.summary()
+    with pytest.raises(DataError, match="comes back"):
+        prepared.bytes_per_token("valid")
 
 
 def test_ids_without_any_tokenizer(write_jsonl: Writer, data: Maker) -> None:

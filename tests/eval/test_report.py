@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mesa_eval.arms import Arm
 from mesa_eval.compare import compare, find_baseline
 from mesa_eval.documents import stable_number
 from mesa_eval.report.files import write_report
+from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
-from mesa_eval.report.tables import state_words
+from mesa_eval.report.tables import print_comparison, state_words
 from mesa_eval.report.wording import number, summarise
 from mesa_eval.rows import OTHER_TOKENIZER, build_comparison
 from mesa_eval.scores import Scores
 from mesa_eval.suite import evaluate, make_plan
 from mesa_eval.uncertainty.bootstrap import resample
+from mesalm.cli import main
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -142,6 +150,31 @@ def test_other_tokenizers_compare_in_bits_per_byte_only(scores: list[Scores]) ->
     assert comparison.row("bits_per_byte").differences[2].interval is not None
 
 
+def test_a_tokenizer_that_loses_text_has_no_bits_per_byte(
+    save_model, text_file: str, pair_file: str, tmp_path: Path, capsys
+) -> None:
+    core = Tokenizer(models.WordLevel({"[UNK]": 0, "<s>": 1, "the": 2, "of": 3}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    lossy = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", bos_token="<s>")
+    models_ = [save_model("whole", 1), save_model("lossy", 2, lossy)]
+    out = tmp_path / "out"
+    assert main(["compare", *models_, "--text", text_file, "--task", pair_file, "--out", str(out)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    data = json.loads((out / "report.json").read_text())
+    whole, lost = (Scores.from_dict(entry) for entry in data["scores"])
+    assert {measure.key for measure in whole.measures} > {"bits_per_byte", "perplexity"}
+    keys = {measure.key for measure in lost.measures}
+    assert "perplexity" in keys
+    assert any(key.endswith("/accuracy") for key in keys)
+    assert not [key for key in keys if key.startswith("bits_per_byte") or key.endswith("/answer")]
+    for words in ("text: no bits per byte: ", "documents do not come back from the tokenizer (lossy)"):
+        assert words in printed
+        assert any(words in note for note in data["notes"])
+        assert words in (out / "report.md").read_text()
+        assert words in (out / "report.html").read_text()
+    assert any("no likelihood of answers" in note for note in data["notes"])
+
+
 def test_a_model_against_itself_differs_by_nothing(scores: list[Scores]) -> None:
     comparison = build_comparison([scores[0], scores[0]], baseline=1)
     for row in comparison.rows:
@@ -207,6 +240,28 @@ def test_the_page_is_whole_and_stands_alone(scores: list[Scores], tmp_path: Path
     assert data["baseline"] == "second"
     assert {"seed", "command", "name"} <= set(data["scores"][0]["protocol"])
     assert len(data["rows"]) == len(comparison.rows)
+
+
+def test_names_are_text_in_the_report(scores: list[Scores], capsys) -> None:
+    """Names with marks of HTML, Markdown and the terminal stand in every output as they are."""
+    odd = ["<b>a</b>|`x`", "[/b](http://x) **y**"]
+    named = [copy.deepcopy(entry) for entry in scores[:2]]
+    for entry, name in zip(named, odd, strict=True):
+        entry.model.name = entry.model.argument = name
+        entry.notes = [f"a note on {name}"]
+        for part in entry.parts:
+            for measure in part.measures:
+                measure.label += " <i>|"
+    comparison = build_comparison(named)
+    page = MarkdownIt("commonmark").enable("table").render(render_markdown(comparison))
+    assert not re.findall("<(?:b|i|a|em|strong|img)[ >]", re.sub("<strong>[+\u2212]?[0-9][^<]*</strong>", "", page))
+    columns = {row.count("</td>") + row.count("</th>") for row in page.split("<table>")[-1].split("</tr>")[:-1]}
+    assert columns == {5}
+    for name in odd:
+        assert html.escape(name) in page
+    print_comparison(comparison, Console(width=400))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in odd)
 
 
 def test_compare_writes_everything(save_model, text_file: str, tmp_path: Path, capsys) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from markdown_it import MarkdownIt
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
 from mesa_eval.suite import evaluate
 from mesalm import MesaConfig, MesaForCausalLM, MesaForSequenceClassification
@@ -86,6 +89,31 @@ try:
     model(model.dummy_inputs["input_ids"])
 except ValueError as error:
     print(error)
+"""
+
+REVISED = """
+import json, shutil, sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+first, second, third, saved = map(Path, sys.argv[1:])
+ids = torch.arange(2, 40)[None]
+def score(model):
+    with torch.no_grad():
+        return model.eval()(ids).logits.double().sum().item()
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+models = [load(folder) for folder in (first, second, third, first)]
+# what a stranger saves again is told apart by its code too
+for name, model in zip(("one", "two"), models):
+    model.save_pretrained(saved / name / "final")
+models += [load(saved / name / "final") for name in ("one", "two")]
+shutil.copyfile(second / "mesa_chunked.py", first / "mesa_chunked.py")
+models.append(load(first))
+headed = AutoModelForSequenceClassification.from_pretrained(third, trust_remote_code=True)
+assert isinstance(headed.config, type(models[2].config))
+assert "mesalm" not in sys.modules
+print(json.dumps([score(model) for model in models]))
 """
 
 
@@ -166,7 +194,7 @@ def test_a_stranger_loads_generates_and_trains(run: Path, tmp_path: Path) -> Non
     )
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout.splitlines()[-1])
-    model, words = open_model(str(run)), open_tokenizer(str(run))
+    model, words = open_model(str(run)), open_tokenizer(str(folder))
     inputs = words("a b", return_tensors="pt")
     with torch.no_grad():
         logits = model(inputs.input_ids).logits[0, -1]
@@ -236,6 +264,50 @@ def test_the_code_of_the_folder_uses_kernels_that_are_installed(run: Path, tmp_p
     assert "asked the kernels" in result.stdout
 
 
+def test_a_published_tokenizer_begins_texts_as_training_did(run: Path, tmp_path: Path) -> None:
+    """Even of a run whose saved tokenizer did not; the plain call, the pipeline and `mesalm sample` then agree."""
+    assert open_tokenizer(str(run))("a b").input_ids[0] != 1
+    folder = publish(str(run), tmp_path / "published")
+    words = open_tokenizer(str(folder))
+    assert words("a b").input_ids == [1, *open_tokenizer(str(run))("a b").input_ids]
+    written = sample(str(run), "a b", tokens=6, temperature=0)
+    inputs = words("a b", return_tensors="pt")
+    made = open_model(str(folder)).generate(**inputs, max_new_tokens=6, do_sample=False)
+    assert words.decode(made[0, inputs.input_ids.shape[1] :], skip_special_tokens=True) == written
+    write = pipeline("text-generation", model=str(folder), device="cpu")
+    assert write("a b", max_new_tokens=6, do_sample=False, return_full_text=False)[0]["generated_text"] == written
+
+
+def test_each_folder_runs_its_own_code(run: Path, tmp_path: Path) -> None:
+    """Folders of one name with different code, a folder edited in place, and folders saved again, in one process."""
+    folders = [publish(str(run), tmp_path / name / "final") for name in ("first", "second", "third")]
+    for folder, file, old, new in (
+        (folders[1], "mesa_chunked.py", "made.value * made.input_gate", "made.value * made.input_gate * 2.0"),
+        (folders[2], "layers.py", "outputs = inputs * weight[:, 0]", "outputs = inputs * weight[:, 0] * 2.0"),
+    ):
+        code = (folder / file).read_text()
+        assert old in code
+        (folder / file).write_text(code.replace(old, new))
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", REVISED, *map(str, folders), str(tmp_path / "saved")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_OFFLINE": "1",
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    first, second, third, again, saved, saved_second, edited = json.loads(result.stdout.splitlines()[-1])
+    assert first == again == saved
+    assert second == saved_second == edited
+    assert len({first, second, third}) == 3
+
+
 def test_the_card_tells_what_the_journal_knows(run: Path, tmp_path: Path) -> None:
     text = (publish(str(run), tmp_path / "published", licence="apache-2.0") / "README.md").read_text()
     for words in (
@@ -290,6 +362,30 @@ def test_scores_of_an_evaluation_reach_the_card(run: Path, tmp_path: Path, capsy
         assert main(["publish", str(run), str(tmp_path / "other"), "--scores", str(tmp_path / wrong)]) == 2
         assert wrong in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_licence_that_the_hub_does_not_know_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong, hint in (("nonsense-licence", "other"), ("Apache-2.0", "apache-2.0"), ("", "mit")):
+        assert main(["publish", str(run), str(tmp_path / "published"), "--licence", wrong]) == 2
+        said = capsys.readouterr().err
+        assert f"licence {wrong!r}" in said
+        assert hint in said
+    assert not (tmp_path / "published").exists()
+
+
+def test_the_card_reads_names_as_text(run: Path, tmp_path: Path) -> None:
+    journal = run / "journal.jsonl"
+    journal.write_text(journal.read_text().replace("shelf.jsonl.gz", "<b>a</b> [x](y) **z**").replace("small", "<i>"))
+    name = "a <b>`|\\"
+    odd = Evaluation("task/<i>|", "[x](y)", "`share`", 0.5, None, None)
+    text = model_card(open_model(str(run)), name, run, licence="other", evaluations=[odd])
+    page = MarkdownIt("commonmark").enable("table").render(text.split("---\n", 2)[2])
+    assert not re.findall("<(?:b|i|a|em|strong|img)[ >]", page)
+    assert re.search("<h1>(.*)</h1>", page)[1] == html.escape(name)
+    assert page.count("<td>") == 4
+    assert json.dumps(name) in html.unescape(page)
 
 
 def test_pushing_uploads_the_whole_folder(run: Path, tmp_path: Path, hub: Path) -> None:

@@ -55,7 +55,8 @@ class Level:
 class TaskScores:
     """Hold what one task gave: its record, the queries asked, and levels by variant ("" is the plain one).
 
-    left_out: how many of the chosen queries are longer than the window, in a task that goes on without those.
+    left_out: how many of the chosen queries are longer than the window, in a task that goes on without those; lost:
+    how many different answers do not come back from their tokens, of `answers`.
     """
 
     task: Task
@@ -63,6 +64,8 @@ class TaskScores:
     queries: list[int]
     levels: dict[str, list[Level]]
     left_out: int = 0
+    lost: int = 0
+    answers: int = 0
 
 
 @dataclass
@@ -116,7 +119,9 @@ def score_task(reader: Reader, task: Task, protocol: FewShotProtocol, window: in
         pairs_apart=sum(not pair.joint for pair in pairs),
         example=(shown.prompt + shown.answer).lstrip(),
     )
-    return TaskScores(task, record, queries, levels, len(chosen) - len(queries))
+    answers = sorted({query.answer for level in flat for row in level.grid for query in row})
+    lost = reader.lost(answers, reader.encode_all(answers))
+    return TaskScores(task, record, queries, levels, len(chosen) - len(queries), lost, len(answers))
 
 
 def _short_enough(reader: Reader, task: Task, queries: list[int], window: int, seed: int) -> list[int]:

@@ -8,7 +8,8 @@ than half a window of context, at about twice the reading of disjoint windows.
     perplexity = exp(nats / tokens)        bits per byte = nats / ln 2 / bytes
 
 `tokens` counts the document's own tokens (the start token is read, not scored) and `bytes` its UTF-8 bytes.
-A tokenizer with neither bos nor eos has no start token: the first token of a document is then charged ln V.
+A tokenizer with neither bos nor eos has no start token: the first token of a document is then charged ln V. Where a
+document does not come back from its tokens (`Encoder.lost`) there are no bits per byte.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mesa_eval.scores import Measure
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """Hold one document's size and its negative log-likelihood in nats."""
+    """Hold one document's size, its negative log-likelihood in nats, and whether its tokens decode to another text."""
 
     identifier: str
     domain: str
@@ -32,6 +33,7 @@ class DocumentScore:
     bytes: int
     tokens: int
     nats: float
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,15 @@ def score_documents(scorer: Reader, documents: Sequence[Document], window: int) 
     for owner, scored in zip(owners, scorer.token_scores(rows, firsts, "text"), strict=True):
         nats[owner] -= float(scored.nats.sum())
     return [
-        DocumentScore(document.identifier, document.domain, document.file, document.bytes, len(tokens), total)
+        DocumentScore(
+            document.identifier,
+            document.domain,
+            document.file,
+            document.bytes,
+            len(tokens),
+            total,
+            bool(scorer.lost([document.text], [tokens])),
+        )
         for document, tokens, total in zip(documents, encoded, nats, strict=True)
     ]
 
@@ -97,7 +107,7 @@ def text_measures(scores: Sequence[DocumentScore], items: str = "") -> list[Meas
     """Return bits per byte over all text, by domain and by file, and the perplexity a token over all text.
 
     Domains and files are listed where there are several of them, files only where they cut the text otherwise than
-    the domains do.
+    the domains do. There are no bits per byte where a document was lost.
     """
     domains = sorted({score.domain for score in scores})
     files = sorted({score.file for score in scores})
@@ -122,7 +132,7 @@ def text_measures(scores: Sequence[DocumentScore], items: str = "") -> list[Meas
         transform="exp",
         items=items,
     )
-    return [*measures, whole]
+    return [whole] if any(score.lost for score in scores) else [*measures, whole]
 
 
 def _bits_per_byte(key: str, name: str, scores: Sequence[DocumentScore], items: str) -> Measure:

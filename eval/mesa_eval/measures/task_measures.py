@@ -46,7 +46,8 @@ Columns = tuple[list[list[float]], list[list[float]], float | None]
 def task_measures(scores: TaskScores, primary_shots: int = 8) -> list[Measure]:
     """Return every measure of a task: by number of shots, then by metric, then by variant and paradigm.
 
-    The task's own primary metric, at the most shots that fit up to `primary_shots`, is marked as primary.
+    The task's own primary metric, at the most shots that fit up to `primary_shots`, is marked as primary. Where the
+    tokenizer loses an answer there are no likelihoods of answers.
     """
     plain = [level for level in scores.levels[""] if level.key != MOST]
     within = [level.shots for level in plain if 0 < level.shots <= primary_shots]
@@ -56,6 +57,8 @@ def task_measures(scores: TaskScores, primary_shots: int = 8) -> list[Measure]:
         for level in levels:
             for metric in scores.task.metrics:
                 if (variant and metric not in VARIED) or (metric == "contains" and not level.contains):
+                    continue
+                if scores.lost and metric in LIKELIHOODS:
                     continue
                 columns = METRICS[metric](level)
                 made = _measure(scores, level, metric, variant, columns, items)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from mesalm.data.bpe import count_lost
+
 LINE_ENDS = re.compile(r"(?<=[!-~])(?=\n)")
 MOST_KNOWN = 2**17  # lines remembered at once
 
@@ -70,6 +72,10 @@ class Encoder:
         )
         return [list(ids) for ids in encoded["input_ids"]]
 
+    def lost(self, texts: Sequence[str], encoded: Sequence[list[int]]) -> int:
+        """Count the texts that do not come back from their tokens, see `mesalm.data.bpe.count_lost`."""
+        return count_lost(self.tokenizer, texts, encoded)
+
     def start(self) -> list[int]:
         """Return the tokens that stand before every document and prompt (none or one)."""
         return [] if self.start_token is None else [self.start_token]
@@ -105,9 +111,9 @@ def cuts_before_line_ends(tokenizer: Any) -> bool:
     """Return whether the tokenizer surely cuts between a visible ASCII sign and the line end behind it.
 
     So does byte-level BPE with GPT-2's pattern, whose words hold no line end but one that they begin with, and which
-    looks at nothing before a word; also where digits stand alone. It must not change the text (a normalizer, a space
-    before it), drop merges at random, or know added tokens that are not special, which could reach over a line end.
-    All other tokenizers encode whole texts.
+    looks at nothing before a word; also where digits stand alone, and where long words are cut afterwards. It must not
+    change the text (a normalizer, a space before it), drop merges at random, or know added tokens that are not special,
+    which could reach over a line end. All other tokenizers encode whole texts.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -115,6 +121,8 @@ def cuts_before_line_ends(tokenizer: Any) -> bool:
     rules = json.loads(backend.to_str())
     before = rules.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", [before])
+    if steps[-1].get("type") == "FixedLength":
+        steps = steps[:-1]
     model = rules["model"]
     return (
         rules.get("normalizer") is None

@@ -114,12 +114,12 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Return a sha256 that is equal for tokenizers that encode alike: the vocabulary and its rules."""
+    """Return a sha256 that is equal for tokenizers that encode plain text alike: the vocabulary and its rules."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
-        rules.pop("padding", None)
-        rules.pop("truncation", None)
+        for beside in ("padding", "truncation", "post_processor"):
+            rules.pop(beside, None)
     else:
         rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     rules["start"] = [tokenizer.bos_token_id, tokenizer.eos_token_id]

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from mesa_eval.comparison import Comparison, Row
 from mesa_eval.report.tables import chance_words, state_words
 from mesa_eval.report.wording import bracket, number, spread_words, summarise
+from mesalm.hub.markdown import code, plain
 
 
 def render_markdown(comparison: Comparison) -> str:
     """Return the report as Markdown: summary, models, every row by section, every claim, provenance."""
     summary = summarise(comparison)
-    parts = [f"# {' and '.join(comparison.names)}", summary.compared]
+    parts = [f"# {plain(' and '.join(comparison.names))}", plain(summary.compared)]
     parts.append(_list(summary.sentences))
-    parts.append(" ".join(summary.limits))
+    parts.append(plain(" ".join(summary.limits)))
     parts += ["## Models", _models(comparison)]
     titles = {
         "primary": "Primary average",
@@ -26,7 +27,7 @@ def render_markdown(comparison: Comparison) -> str:
     sections = dict.fromkeys(row.section for row in comparison.rows)
     for section in sections:
         title = titles.get(section, section.removeprefix("task/"))
-        parts += [f"## {title}", _rows(comparison, comparison.section(section))]
+        parts += [f"## {plain(title)}", _rows(comparison, comparison.section(section))]
     if any(comparison.claims(index) for index in comparison.compared):
         parts += ["## Claims by task", _claims(comparison)]
     parts += ["## Provenance", _provenance(comparison)]
@@ -36,13 +37,13 @@ def render_markdown(comparison: Comparison) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
-    """Return a table whose columns from `numbers` on are numbers, set to the right."""
+    """Return a table whose columns from `numbers` on are numbers, set to the right; cells are Markdown."""
     rule = ["---" if place < numbers else "---:" for place in range(len(headings))]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in [headings, rule, *rows])
+    return "\n".join(f"| {' | '.join(row)} |" for row in [headings, rule, *rows])
 
 
 def _list(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)
+    return "\n".join(f"- {plain(sentence)}" for sentence in sentences)
 
 
 def _models(comparison: Comparison) -> str:
@@ -53,19 +54,19 @@ def _models(comparison: Comparison) -> str:
         seeds = ", ".join("unknown" if seed is None else str(seed) for seed in arm.seeds)
         trained = "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}"
         state = " ".join(state_words(card.state_numbers, card.state_grows, first.window))
-        rows.append([arm.name, card.mixers, f"{card.parameters:,}", trained, seeds, state])
+        rows.append([plain(arm.name), plain(card.mixers), f"{card.parameters:,}", trained, seeds, state])
     return _table(["model", "mixers", "parameters", "tokens trained", "training seeds", "state, numbers"], rows, 2)
 
 
 def _rows(comparison: Comparison, rows: Sequence[Row]) -> str:
     others = comparison.compared
     chances = any(row.chance for row in rows)
-    headings = ["measure", *(["chance"] if chances else []), *comparison.names]
-    headings += [f"{comparison.names[index]} less {comparison.base}" for index in others]
+    headings = ["measure", *(["chance"] if chances else []), *map(plain, comparison.names)]
+    headings += [plain(f"{comparison.names[index]} less {comparison.base}") for index in others]
     cells = []
     for row in rows:
         better = f", {row.better} is better" if row.better else ""
-        line = [f"{row.label} ({row.unit}{better})", *([chance_words(row)] if chances else [])]
+        line = [plain(f"{row.label} ({row.unit}{better})"), *([chance_words(row)] if chances else [])]
         for value in row.values:
             line.append("" if value is None else f"{number(value.value, row.digits)} {bracket(value, row.digits)}")
         line += [_difference(row, index) for index in others]
@@ -76,7 +77,7 @@ def _rows(comparison: Comparison, rows: Sequence[Row]) -> str:
 def _difference(row: Row, index: int) -> str:
     difference = row.differences[index]
     if difference.interval is None:
-        return difference.reason
+        return plain(difference.reason)
     spreads = [f"{interval} {name}".strip() for interval, name in spread_words(row, difference)]
     text = f"{number(difference.interval.value, row.digits, signed=True)} {'; '.join(spreads)}"
     return f"**{text}**" if row.verdict(index) in ("better", "worse", "differs") else text
@@ -85,9 +86,9 @@ def _difference(row: Row, index: int) -> str:
 def _claims(comparison: Comparison) -> str:
     rows = [
         [
-            comparison.names[index],
-            claim.task,
-            f"{claim.row.unit}, {claim.row.label}",
+            plain(comparison.names[index]),
+            plain(claim.task),
+            plain(f"{claim.row.unit}, {claim.row.label}"),
             f"{claim.p:.2g}",
             f"{claim.adjusted:.2g}",
             claim.verdict,
@@ -103,5 +104,7 @@ def _provenance(comparison: Comparison) -> str:
     for scores in comparison.scores:
         card = scores.model
         seed = "" if card.seed is None else str(card.seed)
-        rows.append([card.name, f"`{card.argument}`", seed, f"`{card.fingerprint}`", f"`{scores.protocol['command']}`"])
+        rows.append(
+            [plain(card.name), code(card.argument), seed, code(card.fingerprint), code(scores.protocol["command"])]
+        )
     return _table(["run", "checkpoint", "seed", "weights sha256", "measured by"], rows, 5)

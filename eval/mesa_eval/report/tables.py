@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mesa_eval.comparison import Comparison, Row
@@ -45,8 +46,8 @@ def _models(comparison: Comparison) -> Table:
         scores = comparison.members(index)[0]
         card = scores.model
         table.add_row(
-            arm.name,
-            card.mixers,
+            escape(arm.name),
+            escape(card.mixers),
             ", ".join("" if seed is None else str(seed) for seed in arm.seeds),
             f"{card.parameters:,}",
             "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}",
@@ -74,7 +75,7 @@ def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
         table.add_column("chance", justify="right")
     _model_columns(table, comparison)
     for row in rows:
-        cells = [row.label if shared else f"{row.label} ({_unit_words(row)})"]
+        cells = [escape(row.label if shared else f"{row.label} ({_unit_words(row)})")]
         if chances:
             cells.append(chance_words(row))
         cells += ["" if value is None else number(value.value, row.digits) for value in row.values]
@@ -100,7 +101,7 @@ def _tasks(comparison: Comparison) -> Table:
             if ends[-1].label[0].isdigit():
                 task += ", " + " to ".join([*(row.label.split()[0] for row in ends[:-1]), ends[-1].label])
             table.add_row(
-                f"  {rows[0].unit}" if named else f"{task}: {rows[0].unit}",
+                escape(f"  {rows[0].unit}" if named else f"{task}: {rows[0].unit}"),
                 chance_words(rows[-1]),
                 *[
                     " to ".join("" if (value := row.values[i]) is None else number(value.value, 2) for row in ends)
@@ -114,9 +115,9 @@ def _tasks(comparison: Comparison) -> Table:
 
 def _model_columns(table: Table, comparison: Comparison) -> None:
     for name in comparison.names:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for index in comparison.compared:
-        table.add_column(f"{comparison.names[index]} less {comparison.base}", min_width=16)
+        table.add_column(escape(f"{comparison.names[index]} less {comparison.base}"), min_width=16)
 
 
 def _unit_words(row: Row) -> str:

@@ -18,6 +18,7 @@ from mesa_eval.synthetic.figures import grid_figure
 from mesa_eval.synthetic.grid import Grid, Line, lines, read_grid
 from mesa_eval.synthetic.row_scores import RowScores
 from mesa_eval.uncertainty.bootstrap import DRAWS
+from mesalm.hub.markdown import plain
 
 DIGITS = 3
 DASH = "\u2013"
@@ -68,11 +69,11 @@ def report_data(grid: Grid) -> dict[str, Any]:
 
 def markdown(grid: Grid, tables: list[dict[str, Any]]) -> str:
     """Return the tables in Markdown."""
-    text = [f"# {grid.name}", "", *(f"- {note}" for note in notes(grid)), ""]
+    text = [f"# {plain(grid.name)}", "", *(f"- {plain(note)}" for note in notes(grid)), ""]
     for table in tables:
-        text += [f"## {table['title']}", "", "| " + " | ".join(table["headings"]) + " |"]
+        text += [f"## {plain(table['title'])}", "", "| " + " | ".join(map(plain, table["headings"])) + " |"]
         text.append("|" + "---|" * len(table["headings"]))
-        text += ["| " + " | ".join(row) + " |" for row in table["rows"]]
+        text += ["| " + " | ".join(map(plain, row)) + " |" for row in table["rows"]]
         text.append("")
     return "\n".join(text)
 
