@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .operator_transforms import transforms_active
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 """How transformers names the cache in calls and outputs: `past_key_values` before release 5.24."""
-
 
 
 class CountedTokens(Cache):
@@ -128,7 +127,7 @@ def _may_change(held: torch.Tensor | None) -> bool:
 
 
 def _is_sealed(held: torch.Tensor) -> bool:
-    """Tell whether memory was made in inference mode, which is over: it can be neither changed nor saved by autograd."""
+    """Tell whether memory was made in inference mode, now over: it can neither change nor be saved by autograd."""
     if torch.compiler.is_compiling():
         return False
     return held.is_inference() and not torch.is_inference_mode_enabled()

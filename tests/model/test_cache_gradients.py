@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
-from mesalm.model.cache_mesa import MesaCache, conv_state, recurrent_state
+from mesalm.model.cache_mesa import MesaCache
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
 

@@ -18,7 +18,9 @@ from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
 Function = Callable[..., Tensor]
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, on its first dual number
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated"
+)  # torch's own, on its first dual number
 OPERATORS = ("mesa", "linear")
 
 
