@@ -73,17 +73,18 @@ def returned_cache(output: Any) -> Any:
     return output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
 
 
-def check_cache(cache: Cache, layers: int) -> None:
+def check_cache(cache: Cache, layer_types: list[str]) -> None:
     """Refuse a cache that was made without the configuration, which has no place for recurrent states.
 
     Raises:
-        ValueError: `cache` has not one layer for each of the model's `layers`.
+        ValueError: `cache` has not one layer for each of the model's `layer_types`, with a state where that has one.
     """
-    if len(cache.layers) != layers:
-        raise ValueError(
-            f"cache: this one has {len(cache.layers)} layers and the model {layers}; make it by "
-            "DynamicCache(config=model.config)"
-        )
+    remedy = "make it by DynamicCache(config=model.config)"
+    if len(cache.layers) != len(layer_types):
+        raise ValueError(f"cache: this one has {len(cache.layers)} layers and the model {len(layer_types)}; {remedy}")
+    for number, (layer, kind) in enumerate(zip(cache.layers, layer_types, strict=True)):
+        if kind != "full_attention" and not hasattr(layer, "conv_states"):
+            raise ValueError(f"cache: its layer {number} holds keys and values, and the model's a state; {remedy}")
 
 
 def conv_state(cache: Cache | None, layer_idx: int) -> torch.Tensor | None:
@@ -127,7 +128,7 @@ def _may_change(held: torch.Tensor | None) -> bool:
 
 
 def _is_sealed(held: torch.Tensor) -> bool:
-    """Tell whether memory was made in inference mode, now over: it can neither change nor be saved by autograd."""
+    """Tell whether memory was made in inference mode, now over: it can be neither changed nor saved by autograd."""
     if torch.compiler.is_compiling():
         return False
     return held.is_inference() and not torch.is_inference_mode_enabled()
