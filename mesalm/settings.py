@@ -48,11 +48,14 @@ class Settings(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
 
-    @pydantic.field_validator("*", mode="before")
+    @pydantic.model_validator(mode="before")
     @classmethod
-    def _none_is_no_value(cls, value: Any, about: pydantic.ValidationInfo) -> Any:
-        takes_none = type(None) in typing.get_args(cls.model_fields[str(about.field_name)].annotation)
-        return without_none_words(value) if takes_none else value
+    def _none_is_no_value(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        fields = cls.model_fields.items()
+        optional = {name for name, field in fields if type(None) in typing.get_args(field.annotation)}
+        return {name: without_none_words(value) if name in optional else value for name, value in data.items()}
 
     @classmethod
     def build(cls, data: Any, where: str = "") -> Self:
