@@ -60,6 +60,8 @@ def pretrain(recipe: Recipe, *, resume: Resume = "auto", quiet: bool = False) ->
             if prepared is None:
                 display.say(f"{run.path}: this run is finished; --resume never trains it afresh")
             else:
+                if accelerator.is_main_process:
+                    run.go_on(recipe, plan)
                 _run(recipe, run, plan, prepared, accelerator, display)
     finally:
         end_run(accelerator)

@@ -47,13 +47,15 @@ LENGTH = ("train.steps", "train.tokens")
 class Plan:
     """Say what is to be done in a run folder: nothing, begin, or go on from a checkpoint.
 
-    ``trained_on`` is the `Prepared.contents` of the data so far, to which the run must keep; ``note`` is for the user.
+    ``trained_on`` is the `Prepared.contents` of the data so far, to which the run must keep; ``note`` is for the user;
+    ``final_aside`` is where the model of a finished run goes that is to be longer.
     """
 
     finished: bool = False
     resume_from: Path | None = None
     trained_on: dict[str, Any] | None = None
     note: str = ""
+    final_aside: Path | None = None
 
     @property
     def step(self) -> int:
@@ -85,7 +87,7 @@ class RunFolder:
             yield
 
     def enter(self, recipe: Recipe, resume: Resume = "auto") -> Plan:
-        """Make the folder ready for this recipe and say how to go on. For the main process only.
+        """Say how to go on in the folder, which is made if it is not there. For the main process only.
 
         "auto" goes on where an earlier run stopped; "must" refuses to begin anew; "never" sets an earlier folder
         aside under the name ``<name>.old-1`` (2, 3, ...). A run may be given another length that is not below what it
@@ -123,9 +125,17 @@ class RunFolder:
                     "with; give this run another name"
                 )
             return Plan(finished=True, trained_on=self._trained_on(newest))
-        note = self._change_length(there, recipe, newest) if there.steps != recipe.steps else ""
+        note = self._longer(there, recipe, newest) if there.steps != recipe.steps else ""
+        aside = self.path / f"final-{step_of(newest)}" if newest is not None and self.final.is_dir() else None
+        return Plan(resume_from=newest, trained_on=self._trained_on(newest), note=note, final_aside=aside)
+
+    def go_on(self, recipe: Recipe, plan: Plan) -> None:
+        """Make the folder that of ``recipe``, now that nothing speaks against it. For the main process only."""
+        if plan.final_aside is not None:
+            if plan.final_aside.exists():
+                shutil.rmtree(plan.final_aside)
+            os.rename(self.final, plan.final_aside)
         self._write_recipe(recipe)
-        return Plan(resume_from=newest, trained_on=self._trained_on(newest), note=note)
 
     def _sweep(self) -> None:
         """Delete what a process killed meanwhile has left beside the checkpoints."""
@@ -137,8 +147,8 @@ class RunFolder:
     def _trained_on(self, checkpoint: Path | None) -> dict[str, Any] | None:
         return None if checkpoint is None else Checkpoints(self.checkpoints).read_numbers(checkpoint)["data"]
 
-    def _change_length(self, old: Recipe, new: Recipe, newest: Path | None) -> str:
-        """Make way for a run of another length, and say what its learning rate does."""
+    def _longer(self, old: Recipe, new: Recipe, newest: Path | None) -> str:
+        """Say what becomes of a run of another length. Raises SettingsError where it cannot have it."""
         reached = 0 if newest is None else step_of(newest) or 0
         key = LENGTH[0] if new.train.steps is not None else LENGTH[1]
         if self.final.is_dir() and newest is None:
@@ -155,11 +165,7 @@ class RunFolder:
             return ""
         said = f"{new.steps} steps instead of {old.steps}"
         if self.final.is_dir():
-            aside = self.path / f"final-{reached}"
-            if aside.exists():
-                shutil.rmtree(aside)
-            os.rename(self.final, aside)
-            said += f", the model finished at step {reached} is now in {aside.name}"
+            said += f", the model finished at step {reached} is now in final-{reached}"
         if agreement(new.schedule, old.steps, new.steps) >= reached:
             return f"{said}; so far the learning rate was that of a run of {new.steps} steps"
         if new.steps == reached:

@@ -277,16 +277,25 @@ def test_a_stable_run_grows_into_the_longer_one(load: Load, capfd: pytest.Captur
     assert rates[0] == rates[1]
 
 
-def test_a_finished_run_grows_and_keeps_its_first_model(load: Load, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_grows_and_keeps_its_first_model(
+    own: Load, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     flat = ("schedule.name=constant", "schedule.warmup_steps=2")
-    first = pretrain(load(*flat, "train.steps=6"), quiet=True)
+    first = pretrain(own(*flat, "train.steps=6"), quiet=True)
+    source = tmp_path / "text.jsonl"
+    content = source.read_bytes()
+    source.write_bytes(content[: len(content) // 2].rpartition(b"\n")[0])
+    with pytest.raises(SettingsError, match=r"text\.jsonl has changed"):
+        pretrain(own(*flat, "train.steps=10"), quiet=True)
+    assert (first / "final").is_dir()  # what is refused changes nothing
+    source.write_bytes(content)
     model = (first / "final" / "model.safetensors").read_bytes()
-    run = pretrain(load(*flat, "train.tokens=1280"))
+    run = pretrain(own(*flat, "train.tokens=1280"))
     assert "10 steps instead of 6, the model finished at step 6 is now in final-6" in capfd.readouterr().err
     assert (run / "final-6" / "model.safetensors").read_bytes() == model
-    assert digests(run) == digests(pretrain(load(*flat, "train.steps=10", "name=whole"), quiet=True))
+    assert digests(run) == digests(pretrain(own(*flat, "train.steps=10", "name=whole"), quiet=True))
     assert [line[1] for line in history(run) if line[0] == "end"] == [10]
-    assert pretrain(load(*flat, "train.steps=10")) == run
+    assert pretrain(own(*flat, "train.steps=10")) == run
     assert "this run is finished; --resume never" in capfd.readouterr().err
 
 
