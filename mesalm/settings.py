@@ -12,6 +12,9 @@ from typing import Any, Self
 import pydantic
 from pydantic_core import ErrorDetails, PydanticUndefined
 
+LARGEST_SEED = 2**32 - 1
+"""What every generator of random numbers takes."""
+
 
 class SettingsError(ValueError):
     """Report a setting that cannot be used, in one line that names its dotted key."""
@@ -38,7 +41,9 @@ class Settings(pydantic.BaseModel):
     Subclasses give every field ``Field(..., description=...)``; `describe` and ``--help`` read it.
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False
+    )
 
     @classmethod
     def build(cls, data: Any, where: str = "") -> Self:
@@ -160,7 +165,7 @@ def _merged(faults: list[ErrorDetails]) -> list[ErrorDetails]:
 def _fault_line(cls: type[Settings], fault: ErrorDetails, where: str) -> str:
     """Turn one of pydantic's faults into a line: dotted key, what it was, what it must be."""
     path = _key_path(fault)
-    key = ".".join([*([where] if where else []), *(str(part) for part in path)]) or cls.__name__
+    key = ".".join([*([where] if where else []), *(str(part) for part in path)])
     kind = fault["type"]
     if kind == "extra_forbidden":
         names = _names_at(cls, path[:-1])
@@ -171,10 +176,18 @@ def _fault_line(cls: type[Settings], fault: ErrorDetails, where: str) -> str:
         return f"{key}: is missing; give it a value"
     message = fault["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{key}: {message}"
+        return f"{key}: {message}" if key else message
+    if kind in ("too_short", "too_long"):
+        context = fault.get("ctx") or {}
+        limit = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+        return f"{key}: must have {limit} items, not {context['actual_length']}"
     if message.startswith("Input should be "):
         message = "must be " + message.removeprefix("Input should be ")
+    if kind in ("dict_type", "model_type"):
+        message = "must be a mapping of settings"
     line = f"{key}: {message}, not {_shown(fault['input'])}"
+    if kind == "list_type" and isinstance(fault["input"], (str, int, float)):
+        line += f"; write [{fault['input']}]"
     context = fault.get("ctx") or {}
     if kind == "literal_error" and isinstance(fault["input"], str):
         guess = nearest(fault["input"], re.findall(r"'([^']*)'", str(context.get("expected", ""))))

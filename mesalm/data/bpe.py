@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .documents import DataError
@@ -54,16 +55,27 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, quiet: bool = True
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or the Hub. Raises DataError when it cannot begin a document."""
+    """Load a tokenizer from a folder, a run folder (that of its ``final``) or the Hub.
+
+    Raises DataError when there is none, or it cannot begin a document.
+    """
     from transformers import AutoTokenizer
 
+    from mesalm.pretrained import load
+
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise DataError(f"data.tokenizer: {name} is a file; give a folder, a Hub name or 'train'")
+    final = folder / "final"
+    place = final if final.is_dir() else folder
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"tokenizer {name}: cannot be loaded ({reason}); look at the folder or name") from error
+        tokenizer: PreTrainedTokenizerBase = load(
+            AutoTokenizer, str(place) if place.exists() else name, "tokenizer", name=f"data.tokenizer: {name}"
+        )
+    except ValueError as error:
+        raise DataError(str(error)) from error
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-        raise DataError(f"tokenizer {name}: has no bos or eos token to begin documents with; choose another")
+        raise DataError(f"data.tokenizer: {name} has no bos or eos token to begin documents with; choose another")
     return tokenizer
 
 

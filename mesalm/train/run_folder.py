@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints, step_of
 from mesalm.train.recipe import Recipe
-from mesalm.train.recipe_yaml import read_yaml
+from mesalm.train.recipe_yaml import read_mapping
 
 Resume = Literal["auto", "never", "must"]
 
@@ -112,7 +112,7 @@ class RunFolder:
 def read_run_recipe(folder: Path) -> Recipe:
     """Return the recipe of a run folder."""
     path = folder / "recipe.yaml"
-    return Recipe.build(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    return Recipe.build(read_mapping(path), str(path))
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] | None:
