@@ -17,11 +17,23 @@ def load(kind: Any, place: str, what: str, *, name: str | None = None, **options
     ``what`` is the word for what is opened and ``name`` what the user wrote for ``place``; errors begin with it.
     Raises ValueError, one line, whatever is wrong with what lies there.
     """
+    with opening(place, what, name or place):
+        return kind.from_pretrained(place, **options)
+
+
+@contextmanager
+def opening(place: str, what: str, name: str) -> Iterator[None]:
+    """Turn whatever goes wrong in the block, which opens what lies at ``place``, into a ValueError of one line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it warns of stands in the error, or does not matter here
     try:
-        with _warnings_held_back():
-            return kind.from_pretrained(place, **options)
+        yield
     except Exception as error:  # a broken file can make any part of transformers fail in any way
-        raise ValueError(f"{name or place}: no {what} could be opened there ({_reason(place, error)})") from error
+        raise ValueError(f"{name}: no {what} could be opened there ({_reason(place, error)})") from error
+    finally:
+        logging.set_verbosity(before)
 
 
 def load_model(kind: Any, place: str, *, name: str | None = None, **options: Any) -> Any:
@@ -61,16 +73,3 @@ def _reason(place: str, error: Exception) -> str:
 
 def _shape(size: Any) -> str:
     return " x ".join(str(length) for length in size)
-
-
-@contextmanager
-def _warnings_held_back() -> Iterator[None]:
-    """Keep transformers from printing what the error that follows says, or what is no matter for a user."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -16,6 +16,10 @@ LARGEST_SEED = 2**32 - 1
 """What every generator of random numbers takes."""
 
 
+LEAST_TEMPERATURE = 1e-4
+"""Logits divided by less than this could overflow; 0 stands for the likeliest token."""
+
+
 class SettingsError(ValueError):
     """Report a setting that cannot be used, in one line that names its dotted key."""
 

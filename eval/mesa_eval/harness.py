@@ -1,6 +1,6 @@
-"""Run lm-evaluation-harness on a checkpoint folder.
+"""Run lm-evaluation-harness on a run, a model folder or a Hub name.
 
-    python -m mesa_eval.harness run --model mesalm --model_args pretrained=runs/NAME/final \
+    python -m mesa_eval.harness run --model mesalm --model_args pretrained=runs/NAME \
         --tasks TASK --include_path FOLDER_WITH_TASK_YAML --device cpu --batch_size 4
 
 takes every argument of `lm_eval`. It makes the model type "mesa" known (so no `trust_remote_code` is needed)
@@ -15,6 +15,7 @@ Needs the extra `eval` (`pip install mesalm[eval]`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 import mesalm  # noqa: F401  (registers the model type "mesa")
 from mesa_eval.reading.model_source import find_model
+from mesalm.pretrained import opening
 
 MODEL_NAME = "mesalm"
 
@@ -40,10 +42,15 @@ def register() -> type:
     class StartTokenLM(HFLM):
         """Encode plain text, with the start token before every context."""
 
-        def __init__(self, *arguments: Any, **options: Any) -> None:
+        def __init__(self, pretrained: Any, *arguments: Any, **options: Any) -> None:
             options.setdefault("add_bos_token", True)
             self._whole_documents = False
-            super().__init__(*arguments, **options)
+            if isinstance(pretrained, str):
+                named, pretrained = pretrained, find_model(pretrained).load_from
+                with opening(pretrained, "model", named):
+                    super().__init__(pretrained, *arguments, **options)
+            else:
+                super().__init__(pretrained, *arguments, **options)
 
         def tok_encode(
             self,
@@ -99,11 +106,15 @@ def run_tasks(
 
 
 def main() -> None:
-    """Hand the command line to the harness, the model `mesalm` known."""
-    register()
-    from lm_eval.__main__ import cli_evaluate
+    """Hand the command line to the harness, the model `mesalm` known; errors of ours are one line."""
+    try:
+        register()
+        from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+        cli_evaluate()
+    except ValueError as error:
+        print(f"mesa_eval.harness: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

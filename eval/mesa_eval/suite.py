@@ -106,7 +106,7 @@ def make_plan(
     sources = _named_apart([find_model(model) for model in models])
     tokenizers = [load_tokenizer(source, trust_remote_code) for source in sources]
     notes: list[str] = []
-    documents = read_documents(texts) if texts else _held_out(sources, split, notes)
+    documents = read_documents(texts, notes) if texts else _held_out(sources, split, notes)
     sample = subsample(documents, total_bytes=protocol.text_bytes, document_bytes=protocol.document_bytes, seed=seed)
     if not sample:
         raise ValueError("no text: every document is empty; name other files with --text")

@@ -19,7 +19,7 @@ PAD = "<|pad|>"
 PIECE = 1_000_000
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, *, quiet: bool = True) -> PreTrainedTokenizerBase:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer: no unknown tokens, ``decode(encode(text)) == text`` for any text.
 
     Digits stand alone, other text is cut by the pattern of GPT-2 (Radford et al. 2019). Id 0 is
@@ -41,7 +41,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, quiet: bool = True
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=not quiet,
+        show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(

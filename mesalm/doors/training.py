@@ -18,7 +18,7 @@ def train_door(doors: argparse._SubParsersAction) -> None:
     door = doors.add_parser("train", help="train a recipe's model, or each of its arms", add_help=False)
     add_fields_help(door, fields)
     door.add_argument("recipe", help="a YAML file or the name of a packaged recipe")
-    door.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    door.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
     door.add_argument("--arm", action="append", metavar="NAME", help="train this arm only; may be given again")
     door.add_argument(
         "--seeds", metavar="N", help="train with several seeds, <name>-<arm>-s<seed>: 0,1,2 those, 3 the first three"

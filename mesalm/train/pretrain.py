@@ -55,7 +55,7 @@ def pretrain(recipe: Recipe, *, resume: Resume = "auto", quiet: bool = False) ->
         display = Display(recipe.name, recipe.steps, enabled=accelerator.is_main_process and not quiet)
         plan: Plan = _shared(accelerator, run.enter(recipe, resume) if accelerator.is_main_process else None)
         if plan.finished:
-            display.say(f"{run.path}: this run is finished; resume=never trains it afresh")
+            display.say(f"{run.path}: this run is finished; --resume never trains it afresh")
             return run.path
         _run(recipe, run, plan, accelerator, display, quiet)
     finally:

@@ -43,6 +43,9 @@ def planned_runs(
     campaign leaves pairs. Raises SettingsError, one line, also where ``seed`` is set in other places as well.
     """
     recipe = load_recipe(name_or_path, overrides)
+    twice = [arm for arm in arms or () if (arms or ()).count(arm) > 1]
+    if twice:
+        raise SettingsError(f"--arm: {twice[0]} is given twice; give it once")
     chosen: list[str | None] = [*(arms or recipe.arms)] or [None]
     plain = [load_recipe(name_or_path, overrides, arm=arm) for arm in chosen]
     if seeds is None:
