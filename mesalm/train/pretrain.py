@@ -71,6 +71,7 @@ def _run(recipe: Recipe, run: RunFolder, plan: Plan, accelerator: Accelerator, d
         # the name before transformers 5.23 is the second
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model.to(accelerator.device)
+    display.say(f"{recipe.name}: {_parameters(model):,} parameters, {device_name(accelerator.device)}")
     # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
     seed_everything(recipe.seed + accelerator.process_index + 1)
     stream = _stream(recipe, prepared, accelerator)
@@ -191,13 +192,17 @@ def _write_start(
         step=plan.step,
         steps=recipe.steps,
         recipe=recipe.plain(),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=_parameters(model),
         prepared=str(prepared.path),
         data=prepared.manifest["hash"],
         versions=versions(),
         device=device_name(accelerator.device),
         world=accelerator.num_processes,
     )
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def versions() -> dict[str, str]:

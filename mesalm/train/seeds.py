@@ -58,5 +58,16 @@ def planned_runs(
     return [_with_seed(run, seed) for seed in seeds for run in plain]
 
 
+def plan_line(runs: Sequence[Recipe]) -> str:
+    """Return in one line what will be trained: how many runs, their names, steps and tokens."""
+    lengths = [
+        f"{run.steps:,} steps, {run.steps * run.train.batch_rows * run.data.sequence_length:,} tokens" for run in runs
+    ]
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    if len(set(lengths)) == 1:
+        return f"{count} of {lengths[0]}: {', '.join(run.name for run in runs)}"
+    return f"{count}: " + "; ".join(f"{run.name} {length}" for run, length in zip(runs, lengths, strict=True))
+
+
 def _with_seed(recipe: Recipe, seed: int) -> Recipe:
     return Recipe.build({**recipe.plain(), "name": f"{recipe.name}-s{seed}", "seed": seed})
