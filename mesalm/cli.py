@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+import transformers
+
 from mesalm.doors import DOORS
 from mesalm.settings import nearest
 
@@ -15,8 +17,8 @@ from mesalm.settings import nearest
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one door and return the process's exit code: 0 done, 2 bad input, 130 interrupted."""
     if not sys.stderr.isatty():
-        for library in ("HF_HUB", "HF_DATASETS"):  # read when they are imported; transformers goes by the first
-            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+        transformers.utils.logging.disable_progress_bar()
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
     try:
         try:
             return _run(parse(arguments))
@@ -64,7 +66,7 @@ def unrecognised(word: str, door: argparse.ArgumentParser) -> str:
         return f"{word!r} is one argument too many"
     option = word.partition("=")[0]
     guess = nearest(option, [known for known in door._option_string_actions if known.startswith("--")])
-    return f"there is no option {option}" + (f"; did you mean {guess}?" if guess else "")
+    return f"there is no option {option}; " + (f"did you mean {guess}?" if guess else f"see `{door.prog} --help`")
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the line and leave with exit code 2."""
-        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` shows what there is\n")
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -170,7 +170,7 @@ def run_plan(
     processes = join_processes(device)
     quiet = quiet or not processes.main
     folder = None if out is None else Path(out) / "scores"
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     results = []
     for source, window in zip(plan.sources, plan.windows, strict=True):
         scorer = Scorer.open(

@@ -73,7 +73,7 @@ class RunFolder:
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise SettingsError(f"{self.path}: is not empty and no run folder; change name or output_dir")
             if resume == "must":
-                raise SettingsError(f"{self.path}: there is no run to resume; leave out resume=must to begin one")
+                raise SettingsError(f"{self.path}: there is no run to resume; leave out --resume must to begin one")
             self._write_recipe(recipe)
             return Plan()
         if self.journal.exists():  # else it never began, and nothing is lost
@@ -105,7 +105,7 @@ class RunFolder:
             key, old, new = difference
             raise SettingsError(
                 f"{self.path}: holds a run of another recipe, {key} is {old!r} there and {new!r} now; give this run "
-                "another name, or start afresh with resume=never, which sets the old folder aside"
+                "another name, or start afresh with --resume never, which sets the old folder aside"
             )
 
 

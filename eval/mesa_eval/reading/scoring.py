@@ -89,7 +89,7 @@ class Scorer(Reader):
         own = (processes or Processes()).device
         where = str(usable_device(own if own and device == "auto" else device))
         tokenizer = load_tokenizer(source, trust_remote_code)
-        loaded = open_model(source.load_from, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
+        loaded = open_model(model, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
         return cls(
             loaded,
             tokenizer,
