@@ -68,10 +68,25 @@ def weights_folder(name_or_path: str) -> str:
     raise SettingsError(f"init_from: {name_or_path} holds no model: no final, no complete checkpoint, no config.json")
 
 
-def _earlier_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
+def earlier_config(recipe: Recipe) -> PreTrainedConfig:
+    """Return the configuration of ``init_from``.
+
+    Raises SettingsError where there is none, and where it is not what ``model`` and ``data`` ask for.
+    """
     folder = weights_folder(str(recipe.init_from))
-    config = load(AutoConfig, folder, "model", name=f"init_from: {folder}")
+    config: PreTrainedConfig = load(AutoConfig, folder, "model", name=f"init_from: {folder}")
     _compare_configs(recipe, config, folder)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions < recipe.data.sequence_length:
+        raise SettingsError(
+            f"data.sequence_length: {recipe.data.sequence_length} is more than the {positions} positions of {folder}; "
+            f"set data.sequence_length={positions} or less"
+        )
+    return config
+
+
+def _earlier_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
+    folder, config = weights_folder(str(recipe.init_from)), earlier_config(recipe)
     if prepared.vocab_size > config.vocab_size:
         raise SettingsError(
             f"init_from: {folder} knows {config.vocab_size} tokens but the data have {prepared.vocab_size}; "
@@ -84,12 +99,6 @@ def _earlier_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToke
                 f"init_from: the data were tokenised by another tokenizer than that of {folder}; "
                 f"set data.tokenizer={folder}"
             )
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and positions < recipe.data.sequence_length:
-        raise SettingsError(
-            f"data.sequence_length: {recipe.data.sequence_length} is more than the {positions} positions of {folder}; "
-            f"set data.sequence_length={positions} or less"
-        )
     model: PreTrainedModel = load_model(AutoModelForCausalLM, folder, name=f"init_from: {folder}", dtype=torch.float32)
     return model
 

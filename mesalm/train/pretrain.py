@@ -21,7 +21,7 @@ from mesalm.journal import Journal
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints, publish_folder
 from mesalm.train.guard import GradientGuard
-from mesalm.train.initial import initial_model
+from mesalm.train.initial import earlier_config, initial_model
 from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import end_run, make_accelerator
 from mesalm.train.loop import Outcome, Probe, fit
@@ -64,6 +64,8 @@ def pretrain(recipe: Recipe, *, resume: Resume = "auto", quiet: bool = False) ->
 
 
 def _run(recipe: Recipe, run: RunFolder, plan: Plan, accelerator: Accelerator, display: Display, quiet: bool) -> None:
+    if recipe.init_from is not None:
+        earlier_config(recipe)  # what is wrong there is told before hours of preparing
     prepared = _prepared(recipe, accelerator, quiet)
     tokenizer = prepared.tokenizer() if prepared.manifest["tokenizer"]["kind"] != "none" else None
     model = initial_model(recipe, prepared, tokenizer)
