@@ -80,8 +80,8 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         return {}
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        int(loaded["data"]["sequence_length"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        int(loaded.get("data", {}).get("sequence_length") or 0)
+    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: is not the recipe that `mesalm train` writes ({one_line(error)})") from None
     return dict(loaded)
 
