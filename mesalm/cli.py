@@ -6,26 +6,39 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
+
+import transformers
 
 from mesalm.doors import DOORS
+from mesalm.settings import nearest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one door and return the process's exit code: 0 done, 2 bad input, 130 interrupted."""
-    options = parse(arguments)
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
     try:
-        code = int(options.door(options) or 0)
-        sys.stdout.flush()
-        return code
+        try:
+            return _run(parse(arguments))
+        finally:
+            sys.stdout.flush()  # also behind --help; at the interpreter's exit it would be too late
+    except BrokenPipeError:
+        # who reads the output has seen enough, as in `mesalm lab list | head`; what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run the door of a parsed command line; print an error in one line."""
+    try:
+        return int(options.door(options) or 0)
     except (ValueError, FileNotFoundError) as error:
         if options.traceback:
             raise
         print(f"mesalm {options.command}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # who reads the output has seen enough, as in `mesalm lab list | head`; what is left goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt as stopped:
         print("; ".join([f"mesalm {options.command}: interrupted", *map(str, stopped.args)]), file=sys.stderr)
         return 130
@@ -39,19 +52,38 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         rest.remove("--traceback")
         options.traceback = True
     listed = getattr(options, "overrides", getattr(options, "models", None))
-    if rest and (listed is None or any(word.startswith("-") for word in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    unknown = [word for word in rest if listed is None or word.startswith("-")]
+    if unknown:
+        options.parser.error(unrecognised(unknown[0], options.parser))
     if listed is not None:
         listed.extend(rest)
     return options
 
 
+def unrecognised(word: str, door: argparse.ArgumentParser) -> str:
+    """Return what to say of a word that a door does not take."""
+    if not word.startswith("-"):
+        return f"{word!r} is one argument too many"
+    option = word.partition("=")[0]
+    guess = nearest(option, [known for known in door._option_string_actions if known.startswith("--")])
+    return f"there is no option {option}; " + (f"did you mean {guess}?" if guess else f"see `{door.prog} --help`")
+
+
+class Parser(argparse.ArgumentParser):
+    """Say what is wrong with a command line in one line, as all other errors are said."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and leave with exit code 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Build the parser of all doors."""
-    top = argparse.ArgumentParser(prog="mesalm", description="Pretrain small language models with mesa attention.")
+    top = Parser(prog="mesalm", description="Pretrain small language models with mesa attention.")
     doors = top.add_subparsers(dest="command", required=True, metavar="DOOR")
     for add in DOORS:
         add(doors)
     for door in doors.choices.values():
+        door.set_defaults(parser=door)
         door.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     return top

@@ -15,6 +15,12 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 NONE_WORDS = ("none", "None")
 """What people write for no value, beside YAML's own null."""
 
+LARGEST_SEED = 2**32 - 1
+"""What every generator of random numbers takes."""
+
+LEAST_TEMPERATURE = 1e-4
+"""Logits divided by less than this could overflow; 0 stands for the likeliest token."""
+
 
 class SettingsError(ValueError):
     """Report a setting that cannot be used, in one line that names its dotted key."""
@@ -46,7 +52,9 @@ class Settings(pydantic.BaseModel):
     Subclasses give every field ``Field(..., description=...)``; `describe` and ``--help`` read it.
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False
+    )
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -177,7 +185,7 @@ def _merged(faults: list[ErrorDetails]) -> list[ErrorDetails]:
 def _fault_line(cls: type[Settings], fault: ErrorDetails, where: str) -> str:
     """Turn one of pydantic's faults into a line: dotted key, what it was, what it must be."""
     path = _key_path(fault)
-    key = ".".join([*([where] if where else []), *(str(part) for part in path)]) or cls.__name__
+    key = ".".join([*([where] if where else []), *(str(part) for part in path)])
     kind = fault["type"]
     if kind == "extra_forbidden":
         names = _names_at(cls, path[:-1])
@@ -188,10 +196,18 @@ def _fault_line(cls: type[Settings], fault: ErrorDetails, where: str) -> str:
         return f"{key}: is missing; give it a value"
     message = fault["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{key}: {message}"
+        return f"{key}: {message}" if key else message
+    if kind in ("too_short", "too_long"):
+        context = fault.get("ctx") or {}
+        limit = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+        return f"{key}: must have {limit} items, not {context['actual_length']}"
     if message.startswith("Input should be "):
         message = "must be " + message.removeprefix("Input should be ")
+    if kind in ("dict_type", "model_type"):
+        message = "must be a mapping of settings"
     line = f"{key}: {message}, not {_shown(fault['input'])}"
+    if kind == "list_type" and isinstance(fault["input"], (str, int, float)):
+        line += f"; write [{fault['input']}]"
     context = fault.get("ctx") or {}
     if kind == "literal_error" and isinstance(fault["input"], str):
         guess = nearest(fault["input"], re.findall(r"'([^']*)'", str(context.get("expected", ""))))

@@ -106,8 +106,10 @@ def _read_place(place: Path) -> list[Scores]:
         try:
             data = json.loads(whole.read_text(encoding="utf-8"))
             return [Scores.from_dict(item) for item in data.get("scores", [data])]
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{whole}: holds no scores ({type(error).__name__}: {error}); measure again") from None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{whole}: holds no scores that can be read ({error})") from None
     files = sorted([*place.glob("*.json"), *place.glob("scores/*.json")]) if place.is_dir() else []
     if not files:
         raise ValueError(f"{place}: no scores here; give a report folder, its report.json or files of its scores/")

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from mesalm.data.data_settings import SourceSettings
-from mesalm.data.documents import DataError, Faults
-from mesalm.data.read_files import FileSource, matching_files
+from mesalm.data.documents import Faults
+from mesalm.data.read_files import FileSource
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,29 @@ class Document:
         return len(self.text.encode())
 
 
-class _NoFaults(Faults):
-    """Raise on every bad record: an evaluation that skipped text would not say what it measured."""
-
-    def bad(self, message: str) -> None:
-        raise DataError(message)
-
-
-def read_documents(paths: Sequence[str]) -> list[Document]:
+def read_documents(paths: Sequence[str], notes: list[str] | None = None) -> list[Document]:
     """Read the files that training can read: `.txt` (one document), `.jsonl`, both also `.gz`, `.parquet`, globs.
 
     A record may carry `domain` and `id`; without a domain the file's name serves. Raises ValueError in one line
-    naming file and line for a missing file, a broken line, a wrong encoding or a file without text.
+    naming file and line for a missing file, a broken line, a wrong encoding or a file without text; files without
+    text that a glob matches among others are left out, and told in ``notes``.
     """
     documents: list[Document] = []
     for pattern in paths:
-        for path in matching_files([pattern]):
-            source = FileSource(SourceSettings.build({"name": "files", "files": [str(path)]}))
+        source, began = FileSource(SourceSettings.build({"name": "files", "files": [pattern]})), len(documents)
+        for path in source.paths:
             stem = path.name.removesuffix(".gz").rsplit(".", 1)[0]
             before = len(documents)
-            for document in source.documents(_NoFaults()):
+            for document in source.file(path, Faults()):
                 if document.text and document.text.strip():
                     domain = stem if document.domain == "files" else document.domain
                     documents.append(Document(document.id, domain, document.text, stem))
-            if len(documents) == before:
+            if len(documents) == before and source.named[path]:
                 raise ValueError(f"{path}: holds no text")
+            if len(documents) == before and notes is not None:
+                notes.append(f"{path} holds no text and was left out")
+        if len(documents) == began:
+            raise ValueError(f"{pattern}: holds no text")
     return _unique(documents)
 
 

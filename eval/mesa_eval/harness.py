@@ -1,6 +1,6 @@
-"""Run lm-evaluation-harness on a checkpoint folder.
+"""Run lm-evaluation-harness on a run, a model folder or a Hub name.
 
-    python -m mesa_eval.harness run --model mesalm --model_args pretrained=runs/NAME/final \
+    python -m mesa_eval.harness run --model mesalm --model_args pretrained=runs/NAME \
         --tasks TASK --include_path FOLDER_WITH_TASK_YAML --device cpu --batch_size 4
 
 takes every argument of `lm_eval`. It makes the model type "mesa" known (so no `trust_remote_code` is needed)
@@ -16,6 +16,7 @@ Needs the extra `eval` (`pip install mesalm[eval]`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import mesalm  # noqa: F401  (registers the model type "mesa")
 from mesa_eval.reading.model_source import find_model
+from mesalm.pretrained import opening
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +47,14 @@ def register() -> type:
         """Encode plain text, with the start token before every context."""
 
         _whole_documents = False
+
+        def __init__(self, pretrained: Any, *arguments: Any, **options: Any) -> None:
+            if not isinstance(pretrained, str):
+                super().__init__(pretrained, *arguments, **options)
+                return
+            folder = find_model(pretrained).load_from
+            with opening(folder, "model", pretrained):
+                super().__init__(folder, *arguments, **options)
 
         def tok_encode(
             self,
@@ -111,11 +121,15 @@ def run_tasks(
 
 
 def main() -> None:
-    """Hand the command line to the harness, the model `mesalm` known."""
-    register()
-    from lm_eval.__main__ import cli_evaluate
+    """Hand the command line to the harness, the model `mesalm` known; errors of ours are one line."""
+    try:
+        register()
+        from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+        cli_evaluate()
+    except ValueError as error:
+        print(f"mesa_eval.harness: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

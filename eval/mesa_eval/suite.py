@@ -104,8 +104,9 @@ def make_plan(
         raise ValueError(f"suite {suite!r}: unknown; it must be one of {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[suite]
     sources = _named_apart([find_model(model) for model in models])
+    tokenizers = [load_tokenizer(source, trust_remote_code) for source in sources]
     notes: list[str] = []
-    documents = read_documents(texts) if texts else _held_out(sources, split, notes)
+    documents = read_documents(texts, notes) if texts else _held_out(sources, split, notes)
     sample = subsample(documents, total_bytes=protocol.text_bytes, document_bytes=protocol.document_bytes, seed=seed)
     if not sample:
         raise ValueError("no text: every document is empty; name other files with --text")
@@ -115,8 +116,7 @@ def make_plan(
     if repeated:
         raise ValueError(f"two tasks are named {min(repeated)!r}; rename one of the files")
     keys, lengths = [], []
-    for source in sources:
-        tokenizer = load_tokenizer(source, trust_remote_code)
+    for source, tokenizer in zip(sources, tokenizers, strict=True):
         keys.append(tokenizer_fingerprint(tokenizer))
         lengths.append(min(training_length(source, tokenizer, trust_remote_code), protocol.longest_window))
     windows = tuple(min(length for key, length in zip(keys, lengths, strict=True) if key == own) for own in keys)
@@ -170,7 +170,7 @@ def run_plan(
     processes = join_processes(device)
     quiet = quiet or not processes.main
     folder = None if out is None else Path(out) / "scores"
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     results = []
     for source, window in zip(plan.sources, plan.windows, strict=True):
         scorer = Scorer.open(

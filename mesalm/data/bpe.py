@@ -23,7 +23,7 @@ PIECE = 1_000_000
 LONGEST_WORD = 1024
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, *, quiet: bool = True) -> PreTrainedTokenizerBase:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer: no unknown tokens, and the plain tokens of any text decode to that text.
 
     Digits stand alone, other text is cut by the pattern of GPT-2 (Radford et al. 2019), and longer words every
@@ -47,7 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, quiet: bool = True
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=not quiet,
+        show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
@@ -63,16 +63,27 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, quiet: bool = True
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or the Hub. Raises DataError when it cannot begin a document."""
+    """Load a tokenizer from a folder, a run folder (that of its ``final``) or the Hub.
+
+    Raises DataError when there is none, or it cannot begin a document.
+    """
     from transformers import AutoTokenizer
 
+    from mesalm.pretrained import load
+
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise DataError(f"data.tokenizer: {name} is a file; give a folder, a Hub name or 'train'")
+    final = folder / "final"
+    place = final if final.is_dir() else folder
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"tokenizer {name}: cannot be loaded ({reason}); look at the folder or name") from error
+        tokenizer: PreTrainedTokenizerBase = load(
+            AutoTokenizer, str(place) if place.exists() else name, "tokenizer", name=f"data.tokenizer: {name}"
+        )
+    except ValueError as error:
+        raise DataError(str(error)) from error
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-        raise DataError(f"tokenizer {name}: has no bos or eos token to begin documents with; choose another")
+        raise DataError(f"data.tokenizer: {name} has no bos or eos token to begin documents with; choose another")
     return tokenizer
 
 

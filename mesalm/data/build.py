@@ -19,6 +19,7 @@ from .documents import DataError, Document, Source
 from .gather import Gathered, gather, write_arrow
 from .packing import PackedRows, Packer
 from .splits import SPLITS
+from .stages import hidden_bars, say
 
 if TYPE_CHECKING:
     import datasets
@@ -49,12 +50,17 @@ class Build:
 
         work = self.folder / "work"
         work.mkdir()
+        self._say(f"reading {', '.join(dict.fromkeys(source.name for source in self.settings.sources))}")
         gathered = self._gather(work / "documents.arrow")
+        for path in gathered.faults.empty_files[:20]:
+            self._say(f"left out {path}, which is empty")
         documents = datasets.Dataset.from_file(str(gathered.path))
         about_tokenizer = self._tokenizer(documents, gathered)
+        self._say(f"tokenising {len(documents):,} documents, {int(gathered.sizes.sum()):,} bytes")
         tokens = self._tokenise(documents, gathered, work / "tokens.arrow")
         lengths = _token_counts(tokens)
         splits: dict[str, Any] = {}
+        self._say(f"packing {int(lengths.sum()):,} tokens into rows of {self.settings.sequence_length}")
         for split in SPLITS:
             packer = self._pack(tokens, gathered.members(split), split, work)
             splits[split] = _describe(gathered, lengths, split, packer)
@@ -72,7 +78,7 @@ class Build:
             "splits": splits,
             "bytes_per_token": _ratio(int(gathered.sizes.sum()), int(lengths.sum())),
             "duplicates": gathered.duplicates,
-            "empty": gathered.empty,
+            "empty": gathered.empty + len(gathered.faults.empty_files),
             "bad": {"count": gathered.faults.count, "examples": gathered.faults.examples},
             "undecodable": gathered.faults.undecodable,
             "versions": {
@@ -81,11 +87,15 @@ class Build:
             },
         }
 
+    def _say(self, line: str) -> None:
+        if not self.quiet:
+            say(line)
+
     def _gather(self, path: Path) -> Gathered:
         from datasets.utils import tqdm
 
         def progress(documents: Iterable[Document]) -> Iterable[Document]:
-            return tqdm(documents, desc="Reading", unit=" documents")
+            return tqdm(documents, desc="Reading", unit=" documents", leave=False)
 
         decode = None
         vocab_size: int | None = self.settings.vocab_size
@@ -102,9 +112,10 @@ class Build:
         about: dict[str, Any] = {"kind": "given", "name": settings.tokenizer}
         if self.tokenizer is None:
             sample = _sample(gathered, settings.tokenizer_bytes)
-            texts = (documents[int(number)]["text"] for number in sample)
-            self.tokenizer = train_tokenizer(texts, settings.vocab_size, quiet=self.quiet)
             sample_bytes = int(gathered.sizes[sample].sum())
+            self._say(f"training a tokenizer of {settings.vocab_size:,} words on {sample_bytes:,} bytes")
+            texts = (documents[int(number)]["text"] for number in sample)
+            self.tokenizer = train_tokenizer(texts, settings.vocab_size)
             about = {"kind": "trained", "sample_bytes": sample_bytes}
         add_start_token(self.tokenizer)
         self.tokenizer.save_pretrained(self.folder / "tokenizer")
@@ -166,7 +177,7 @@ class Build:
 
         length = self.settings.sequence_length
         packer = Packer(length)
-        bar = tqdm(total=len(members), desc=f"Packing {split}", unit=" documents")
+        bar = tqdm(total=len(members), desc=f"Packing {split}", unit=" documents", leave=False)
 
         def groups() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             chosen = tokens.select(members).with_format("arrow")
@@ -236,7 +247,8 @@ def _sample(gathered: Gathered, limit: int) -> np.ndarray:
 
 def _save(dataset: datasets.Dataset, folder: Path) -> None:
     # Without a number of shards, datasets saves an empty dataset in a form that it cannot load.
-    dataset.save_to_disk(str(folder), **({} if len(dataset) else {"num_shards": 1}))
+    with hidden_bars():
+        dataset.save_to_disk(str(folder), **({} if len(dataset) else {"num_shards": 1}))
 
 
 def _token_counts(tokens: datasets.Dataset) -> np.ndarray:

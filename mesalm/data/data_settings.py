@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mesalm.settings import Settings, nearest, without_none_words
+from mesalm.settings import LARGEST_SEED, Settings, nearest, without_none_words
 
 from .corpora import SOURCES
 
@@ -67,12 +67,15 @@ class DataSettings(Settings):
         "every source has ids_column.",
     )
     vocab_size: int = Field(
-        default=4096, ge=258, description="Size of a trained vocabulary; with tokenizer 'none', the bound on ids."
+        default=4096,
+        ge=258,
+        lt=2**31,
+        description="Size of a trained vocabulary; with tokenizer 'none', the bound on ids.",
     )
     tokenizer_bytes: int = Field(
         default=20_000_000, ge=1, description="Bytes of train text from which the tokenizer is trained."
     )
-    sequence_length: int = Field(default=256, ge=2, description="Tokens in a row.")
+    sequence_length: int = Field(default=256, ge=2, lt=2**31, description="Tokens in a row.")
     valid_fraction: float = Field(
         default=0.05, ge=0.0, lt=1.0, description="Share of the documents of 'split' sources held out as valid."
     )
@@ -83,7 +86,7 @@ class DataSettings(Settings):
         default=None, ge=1, description="Processes that tokenise; none: one for small corpora, else one a core."
     )
     skip_bad: bool = Field(default=False, description="Count and skip bad files and records instead of stopping.")
-    seed: int = Field(default=0, ge=0, description="Seed of the split and of the order of documents.")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of the split and of the order of documents.")
     cache_dir: str | None = Field(
         default=None, description="Folder of prepared data; none: $MESALM_CACHE, else ~/.cache/mesalm."
     )

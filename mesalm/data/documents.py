@@ -28,17 +28,23 @@ class Document:
 
 @dataclass
 class Faults:
-    """Raise on the first bad record, or count bad records when ``skip_bad`` is set."""
+    """Raise on the first bad record, or count bad records when ``skip_bad`` is set.
+
+    ``way_out`` ends every message; it says how to skip bad records, where that can be asked for. ``empty_files`` are
+    those that a pattern matched and that hold nothing.
+    """
 
     skip_bad: bool = False
+    way_out: str = ""
     count: int = 0
     examples: list[str] = field(default_factory=list)
     undecodable: int = 0
+    empty_files: list[str] = field(default_factory=list)
 
     def bad(self, message: str) -> None:
         """Record one bad file or record; raises DataError with ``message`` unless ``skip_bad``."""
         if not self.skip_bad:
-            raise DataError(f"{message}; or set skip_bad (--skip-bad) to count and skip it")
+            raise DataError(message + self.way_out)
         self.count += 1
         if len(self.examples) < 20:
             self.examples.append(message)

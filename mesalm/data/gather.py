@@ -58,7 +58,7 @@ class Gathering:
         self.settings = settings
         self.vocab_size = vocab_size
         self.decode = decode
-        self.faults = Faults(settings.skip_bad)
+        self.faults = Faults(settings.skip_bad, "; or set data.skip_bad=true to count and skip it")
         self.seen: set[bytes] = set()
         self.uses: list[str] = []
         self.numbers: list[float] = []
@@ -108,8 +108,11 @@ class Gathering:
     def result(self, path: Path) -> Gathered:
         """Assign the splits once everything has been read. Raises DataError without documents."""
         if not self.uses:
-            bad = f" ({self.faults.count} bad records were skipped)" if self.faults.count else ""
-            raise DataError(f"the sources hold no documents{bad}; look at data.sources")
+            empty = len(self.faults.empty_files)
+            counted = [f"{self.faults.count} bad records were skipped"] if self.faults.count else []
+            counted += [f"{empty} empty files"] if empty else []
+            told = f" ({', '.join(counted)})" if counted else ""
+            raise DataError(f"the sources hold no documents{told}; look at data.sources")
         return Gathered(
             path,
             assign_splits(self.uses, self.numbers, self.settings),

@@ -8,8 +8,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from .corpora import SOURCES
 from .data_settings import DataSettings
 from .documents import DataError, Source
 from .prepared import FORMAT, MANIFEST, Prepared, changed_sources
+from .stages import hidden_bars, seen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +38,8 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
 
     The folder is named by a hash of the contents of the sources, the settings and the tokenizer. It
     appears under its name only when it is whole; of processes that want the same data, one builds them
-    and the others wait. What the cache has is compared with its digests. ``quiet`` hides the progress bars.
+    and the others wait. What the cache has is compared with its digests. ``quiet`` shows nothing; else there is a
+    line a stage, and on a terminal a bar.
 
     Raises DataError for sources that cannot be read or hold too little and for damaged data, SettingsError for
     settings; and ChangedDataError where ``expected``, the `Prepared.contents` of earlier ones, are others, if possible
@@ -67,7 +69,7 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
                 shutil.rmtree(folder, ignore_errors=True)
                 _build(settings, sources, identities, tokenizer, key, folder, quiet)
     prepared = Prepared(folder)
-    with _bars(quiet):
+    with hidden_bars(quiet or not seen()):
         prepared.check()
     prepared.checked = True
     if expected is not None:
@@ -133,7 +135,7 @@ def _build(
 
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with _bars(quiet):
+        with hidden_bars(quiet or not seen()):
             found = Build(settings, sources, tokenizer, temporary, quiet).run()
         if [source.identity() for source in sources] != identities:
             raise DataError("a source changed while it was being read; run prepare again")
@@ -178,18 +180,3 @@ def _given_tokenizer(settings: DataSettings) -> PreTrainedTokenizerBase | None:
 
 def _is_whole(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
-
-
-@contextmanager
-def _bars(quiet: bool) -> Iterator[None]:
-    """Hide the progress bars of datasets, which ours are too, while building quietly."""
-    import datasets
-
-    if not quiet or datasets.utils.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()

@@ -26,7 +26,8 @@ class FileSource:
 
     def __init__(self, settings: SourceSettings) -> None:
         self.settings = settings
-        self.paths = matching_files(settings.file_patterns())
+        self.named = matching_files(settings.file_patterns())
+        self.paths = list(self.named)
         for path in self.paths:
             if not path.name.endswith(ENDINGS):
                 raise DataError(f"{path}: unknown kind of file; give one of {', '.join(ENDINGS)}")
@@ -41,21 +42,29 @@ class FileSource:
         """Yield up to ``limit`` documents."""
         count = 0
         for path in self.paths:
-            for document in self._file(path, faults):
+            for document in self.file(path, faults):
                 yield document
                 count += 1
                 if count == self.settings.limit:
                     return
 
-    def _file(self, path: Path, faults: Faults) -> Iterator[Document]:
+    def file(self, path: Path, faults: Faults) -> Iterator[Document]:
+        """Yield the documents of one of the files."""
         if path.stat().st_size == 0:
-            faults.bad(f"{path}: the file is empty; leave it out")
+            self._empty(path, faults)
         elif path.name.endswith(".parquet"):
             yield from self._parquet(path, faults)
         elif ".jsonl" in path.suffixes:
             yield from self._jsonl(path, faults)
         else:
             yield from self._txt(path, faults)
+
+    def _empty(self, path: Path, faults: Faults) -> None:
+        """Note a file without documents: among many that a pattern matched it is no fault."""
+        if self.named[path]:
+            faults.bad(f"{path}: the file is empty; leave it out")
+        else:
+            faults.empty_files.append(str(path))
 
     def _txt(self, path: Path, faults: Faults) -> Iterator[Document]:
         try:
@@ -65,7 +74,7 @@ class FileSource:
             faults.bad(f"{path}: broken gzip file ({error}); get the file again")
             return
         if not content.strip():
-            faults.bad(f"{path}: the file is empty; leave it out")
+            self._empty(path, faults)
             return
         try:
             text = content.decode("utf-8-sig")
@@ -96,7 +105,7 @@ class FileSource:
             faults.bad(f"{path}:{number + 1}: broken gzip file ({error}); get the file again")
             return
         if records == 0:
-            faults.bad(f"{path}: the file is empty; leave it out")
+            self._empty(path, faults)
 
     def _parquet(self, path: Path, faults: Faults) -> Iterator[Document]:
         import pyarrow
@@ -116,7 +125,7 @@ class FileSource:
                 record_document(dict.fromkeys(names), str(path), path.name, settings, faults)
                 return
             if table.metadata.num_rows == 0:
-                faults.bad(f"{path}: the file is empty; leave it out")
+                self._empty(path, faults)
                 return
             wanted = [name for name in (column, settings.domain_column, settings.id_column) if name in names]
             number = 0
@@ -133,26 +142,29 @@ class FileSource:
                 faults.bad(f"{path}: unreadable after row {number} ({reason}); get the file again")
 
 
-def matching_files(patterns: list[str]) -> list[Path]:
-    """Return the files named by paths and globs (``**`` goes into folders), each once.
+def matching_files(patterns: list[str]) -> dict[Path, bool]:
+    """Return the files named by paths and globs (``**`` goes into folders), each once, and whether by its own path.
 
     Raises SettingsError without a pattern, DataError for a pattern that matches no file.
     """
     if not patterns:
-        raise SettingsError("source 'files' has no files; set files to a path or a glob")
-    found: dict[Path, None] = {}
+        raise SettingsError("source 'files' has no files; set its files, for instance data.sources.0.files=texts/*.txt")
+    found: dict[Path, bool] = {}
     for pattern in patterns:
         expanded = str(Path(pattern).expanduser())
         path = Path(expanded)
         # A file whose own name holds a bracket must not be taken for a pattern.
-        hits = [path] if path.is_file() else [Path(hit) for hit in sorted(glob.glob(expanded, recursive=True))]
+        if not pattern.strip():
+            raise DataError("an empty file name was given; name a file")
+        own = path.is_file()
+        hits = [path] if own else [Path(hit) for hit in sorted(glob.glob(expanded, recursive=True))]
         hits = [hit for hit in hits if hit.is_file()]
         if not hits:
             what = "a folder; name the files in it, such as" if path.is_dir() else "no such file; look at"
             example = f"{pattern}/*.jsonl" if path.is_dir() else "the path, from the folder you run in"
             raise DataError(f"{pattern}: {what} {example}")
-        found.update(dict.fromkeys(hits))
-    return list(found)
+        found |= {hit: own or found.get(hit, False) for hit in hits}
+    return found
 
 
 def _opened(path: Path) -> IO[bytes]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from mesalm.doors.words import count, folder_to_write, seed
 
 
 def convert_door(doors: argparse._SubParsersAction) -> None:
     """Add `mesalm convert`."""
     door = doors.add_parser("convert", help="swap a checkpoint's softmax attention for mesa layers")
     door.add_argument("model", help="a Llama or Qwen3 checkpoint or a softmax model of mesalm: a folder or Hub name")
-    door.add_argument("folder", type=Path, help="a new folder")
+    door.add_argument("folder", type=folder_to_write, help="a new folder")
     door.add_argument(
         "--layers", default="all", help="which to swap: all, none, or numbers from 0 like 1,3 or 0-5 or every-2"
     )
@@ -22,8 +23,8 @@ def convert_door(doors: argparse._SubParsersAction) -> None:
         metavar="FILE",
         help="text to fit the new layers to; may be given again (default: text the model writes itself)",
     )
-    door.add_argument("--tokens", type=int, help="how many tokens to fit to (default 8192, more for wide models)")
-    door.add_argument("--seed", type=int, default=0)
+    door.add_argument("--tokens", type=count, help="how many tokens to fit to (default 8192, more for wide models)")
+    door.add_argument("--seed", type=seed, default=0)
     door.set_defaults(door=convert)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mesalm.doors.words import count, file_to_write, folder_to_write
+
 
 def lab_door(doors: argparse._SubParsersAction) -> None:
     """Add `mesalm lab`."""
@@ -17,16 +19,16 @@ def lab_door(doors: argparse._SubParsersAction) -> None:
         "claims", nargs="+", metavar="CLAIM", help="names or numbers of claims, all, or names of studies"
     )
     running.add_argument("--without", nargs="+", default=[], metavar="CLAIM", help="claims to leave out, as of all")
-    running.add_argument("--seeds", type=int, default=1, help="seeds to average over (default 1)")
-    running.add_argument("--nets", type=Path, default=Path("runs/lab"), help="where trained nets lie")
+    running.add_argument("--seeds", type=count, default=1, help="seeds to average over (default 1)")
+    running.add_argument("--nets", type=folder_to_write, default=Path("runs/lab"), help="where trained nets lie")
     running.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     running.set_defaults(door=run)
     reporting = actions.add_parser("report", help="write one page with every claim and its verdict")
-    reporting.add_argument("--page", type=Path, help="the file to write (default: claims-SIZE.html beside the results)")
+    reporting.add_argument("--page", type=file_to_write, help="the file to write (default: beside the results)")
     reporting.set_defaults(door=report)
     for action in (running, reporting):
         action.add_argument("--size", choices=("small", "paper"), default="small", help="sizes (default small)")
-        action.add_argument("--out", type=Path, default=Path("reports/lab"), help="folder of the results")
+        action.add_argument("--out", type=folder_to_write, default=Path("reports/lab"), help="folder of the results")
 
 
 def show(options: argparse.Namespace) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from mesalm.doors.words import MODEL
+from mesalm.doors.words import MODEL, count, file_to_write, folder_to_write
 
 
 def inspect_door(doors: argparse._SubParsersAction) -> None:
@@ -13,11 +12,13 @@ def inspect_door(doors: argparse._SubParsersAction) -> None:
     door = doors.add_parser("inspect", help="measure a model's gates and how hard its mesa layers are to solve")
     door.add_argument("model", help=MODEL)
     door.add_argument("--text", action="append", default=[], metavar="FILE", help="held-out text; may be given again")
-    door.add_argument("--tokens", type=int, default=2048, help="how much text to read (default 2048)")
-    door.add_argument("--length", type=int, help="tokens of a window (default: as the run was trained, else 512)")
+    door.add_argument("--tokens", type=count, default=2048, help="how much text to read (default 2048)")
+    door.add_argument("--length", type=count, help="tokens of a window (default: as the run was trained, else 512)")
     door.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
-    door.add_argument("--out", type=Path, help="folder to write to (default reports/inspect-NAME)")
-    door.add_argument("--record", type=Path, metavar="FILE", help="write the first window's operands, as safetensors")
+    door.add_argument("--out", type=folder_to_write, help="folder to write to (default reports/inspect-NAME)")
+    door.add_argument(
+        "--record", type=file_to_write, metavar="FILE", help="write the first window's operands to a safetensors"
+    )
     door.add_argument("--record-heads", metavar="LAYER.HEAD,...", help="key heads to record (default all)")
     door.add_argument("--trust-remote-code", action="store_true", help="run code that lies with the model")
     door.set_defaults(door=inspect)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mesalm.doors.words import MODEL
+from mesalm.doors.words import MODEL, count, folder_to_write, seed
 
 
 def _evaluation_arguments(door: argparse.ArgumentParser, models: str = "+") -> None:
-    door.add_argument("models", nargs=models, metavar="MODEL", help=MODEL)
+    door.add_argument("models", nargs=models, default=[], metavar="MODEL", help=MODEL)
     door.add_argument("--suite", choices=("quick", "full", "paper"), default="quick", help="how much to measure")
     door.add_argument("--text", action="append", default=[], metavar="FILE", help="held-out text; may be given again")
     door.add_argument("--split", choices=("valid", "test"), default="valid", help="of a run's own text (default valid)")
@@ -25,10 +25,10 @@ def _evaluation_arguments(door: argparse.ArgumentParser, models: str = "+") -> N
     door.add_argument(
         "--plan", action="store_true", help="print the tokens that each measure will read, and stop; no model is run"
     )
-    door.add_argument("--out", type=Path, help="folder to write to")
-    door.add_argument("--seed", type=int, default=0)
+    door.add_argument("--out", type=folder_to_write, help="folder to write to")
+    door.add_argument("--seed", type=seed, default=0)
     door.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
-    door.add_argument("--batch-tokens", type=int, default=8192, help="tokens a forward pass (default 8192)")
+    door.add_argument("--batch-tokens", type=count, default=8192, help="tokens a forward pass (default 8192)")
     door.add_argument("--trust-remote-code", action="store_true", help="run code that lies with a model")
 
 

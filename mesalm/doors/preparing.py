@@ -11,7 +11,7 @@ def prepare_door(doors: argparse._SubParsersAction) -> None:
     """Add `mesalm prepare`."""
     door = doors.add_parser("prepare", help="turn a recipe's text into packed rows of tokens")
     door.add_argument("recipe", help="a YAML file or the name of a packaged recipe")
-    door.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    door.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
     door.set_defaults(door=prepare)
 
 

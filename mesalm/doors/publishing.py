@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mesalm.doors.words import folder_to_write
+
 
 def publish_door(doors: argparse._SubParsersAction) -> None:
     """Add `mesalm publish`."""
     door = doors.add_parser("publish", help="write a folder that any process with transformers can load")
     door.add_argument("model", help="a run folder or a saved model's folder")
-    door.add_argument("folder", type=Path, help="a new folder")
+    door.add_argument("folder", type=folder_to_write, help="a new folder")
     door.add_argument("--licence", metavar="NAME", help="of the weights, in the Hub's words, for instance apache-2.0")
     door.add_argument(
         "--scores", type=Path, metavar="FILE", help="scores/NAME.json of `mesalm eval --out`, for the card"

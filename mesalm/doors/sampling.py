@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mesalm.doors.words import MODEL
+from mesalm.doors.words import MODEL, count, seed
 
 
 def sample_door(doors: argparse._SubParsersAction) -> None:
@@ -12,11 +12,11 @@ def sample_door(doors: argparse._SubParsersAction) -> None:
     door = doors.add_parser("sample", help="continue a prompt")
     door.add_argument("model", help=MODEL)
     door.add_argument("--prompt", default="", help="the text to continue")
-    door.add_argument("--tokens", type=int, default=200, help="most tokens to add (default 200)")
+    door.add_argument("--tokens", type=count, default=200, help="most tokens to add (default 200)")
     door.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     door.add_argument("--top-p", type=float, default=0.95, help="share of probability to sample from (default 0.95)")
-    door.add_argument("--seed", type=int, default=0)
-    door.add_argument("--device", default="cpu")
+    door.add_argument("--seed", type=seed, default=0)
+    door.add_argument("--device", default="cpu", help="cpu, cuda, auto, ... (default cpu)")
     door.add_argument("--trust-remote-code", action="store_true", help="run code that lies with the model")
     door.set_defaults(door=sample)
 

@@ -18,7 +18,7 @@ def synth_door(doors: argparse._SubParsersAction) -> None:
     door = doors.add_parser("synth", help="train models from scratch on synthetic tasks and score them", add_help=False)
     add_fields_help(door, fields)
     door.add_argument("recipe", help="a YAML file or the name of a packaged recipe of this kind")
-    door.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    door.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
     door.add_argument("--report-only", action="store_true", help="train nothing; report the runs that are finished")
     door.set_defaults(door=synth)
 

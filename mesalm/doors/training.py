@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
 from mesalm.doors.words import OVERRIDES, add_fields_help
 
@@ -18,7 +20,7 @@ def train_door(doors: argparse._SubParsersAction) -> None:
     door = doors.add_parser("train", help="train a recipe's model, or each of its arms", add_help=False)
     add_fields_help(door, fields)
     door.add_argument("recipe", help="a YAML file or the name of a packaged recipe")
-    door.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    door.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
     door.add_argument("--arm", action="append", metavar="NAME", help="train this arm only; may be given again")
     door.add_argument(
         "--seeds", metavar="N", help="train with several seeds, <name>-<arm>-s<seed>: 0,1,2 those, 3 the first three"
@@ -36,11 +38,14 @@ def train(options: argparse.Namespace) -> None:
     """Train a recipe, every arm of it in turn, with every seed."""
     from mesalm.train.guard import NonFiniteGradientError
     from mesalm.train.pretrain import pretrain
-    from mesalm.train.seeds import planned_runs, read_seeds
+    from mesalm.train.seeds import plan_line, planned_runs, read_seeds
 
     seeds = None if options.seeds is None else read_seeds(options.seeds)
     failed = []
-    for run in planned_runs(options.recipe, options.overrides, options.arm, seeds):
+    runs = planned_runs(options.recipe, options.overrides, options.arm, seeds)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"to train: {plan_line(runs)}", file=sys.stderr)
+    for run in runs:
         try:
             print(f"trained: {pretrain(run, resume=options.resume)}")
         except NonFiniteGradientError as error:

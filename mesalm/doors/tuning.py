@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mesalm.doors.words import MODEL, OVERRIDES, add_fields_help
+from mesalm.doors.words import MODEL, OVERRIDES, add_fields_help, folder_to_write
 
 
 def tune_door(doors: argparse._SubParsersAction) -> None:
@@ -21,7 +21,7 @@ def tune_door(doors: argparse._SubParsersAction) -> None:
     door = doors.add_parser("tune", help="learn a soft prefix for few-shot tasks, the model frozen", add_help=False)
     add_fields_help(door, fields)
     door.add_argument("model", help=MODEL)
-    door.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    door.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
     door.add_argument(
         "--task",
         action="append",
@@ -31,7 +31,7 @@ def tune_door(doors: argparse._SubParsersAction) -> None:
     )
     door.add_argument(
         "--out",
-        type=Path,
+        type=folder_to_write,
         help="folder to write to (default runs/NAME-TASK-prefix, of several runs/NAME-N-tasks-prefix)",
     )
     door.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")

@@ -12,6 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from mesalm.hub.open_model import locate, open_model
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
+from mesalm.pretrained import load
 
 CARRIED = (
     "vocab_size",
@@ -78,11 +79,7 @@ def open_softmax_model(model: str, *, trust_remote_code: bool = False) -> MesaFo
 
 def open_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Return the configuration of MODEL, its style one that can be carried over; ValueError otherwise."""
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(locate(model), trust_remote_code=trust_remote_code)
-    except OSError as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{model}: no model could be opened there ({first})") from None
+    config: PreTrainedConfig = load(AutoConfig, locate(model), "model", name=model, trust_remote_code=trust_remote_code)
     if not isinstance(config, (MesaConfig, *STYLES.values())) or config.model_type not in ("mesa", *STYLES):
         known = ", ".join(STYLES)
         raise ValueError(

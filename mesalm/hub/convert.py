@@ -64,6 +64,9 @@ def convert(
         raise ValueError(f"tokens: {tokens} must be at least 1")
     torch.manual_seed(seed)
     opened = open_softmax_model(model)
+    mixers = sorted(set(opened.config.layer_mixers))
+    if "softmax" not in mixers:
+        raise ValueError(f"{model}: has no softmax layer to swap, all are {', '.join(mixers)}; give a softmax model")
     tokenizer = open_tokenizer(model)
     chosen = choose_layers(layers, opened.config.layer_mixers)
     converted, record = opened, {"source": _name(model), "mixer": mixer, "layers": chosen, "seed": seed}

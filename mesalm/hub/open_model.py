@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mesalm.model.soft_prefix import load_prefix, read_record
-from mesalm.model.whole_weights import open_whole
+from mesalm.pretrained import load, load_model
 
 
 def locate(model: str) -> str:
@@ -20,14 +20,18 @@ def locate(model: str) -> str:
     Raises:
         ValueError: a run that has not finished, a folder without a model, or a name that is neither.
     """
-    folder = Path(model)
+    if not model.strip():
+        raise ValueError("an empty model name was given; give a run folder, a saved model's folder or a Hub name")
+    folder = Path(model).expanduser()
+    if folder.is_file():
+        raise ValueError(f"{model}: is a file; give a run folder, a saved model's folder or a Hub name")
     if (folder / "config.json").is_file():
         return str(folder)
     if (folder / "final" / "config.json").is_file():
         return str(folder / "final")
     if (folder / "journal.jsonl").is_file():
         raise ValueError(f"{model}: this run has no final/ yet; finish it with `mesalm train` on the same recipe")
-    if folder.exists():
+    if folder.is_dir():
         raise ValueError(f"{model}: no config.json here; give a run folder, a saved model's folder or a Hub name")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ValueError(f"{model}: there is no such folder")
@@ -40,12 +44,27 @@ def open_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     Raises:
         ValueError: no tokenizer lies there.
     """
-    place = locate(model)
+    tokenizer: PreTrainedTokenizerBase = load(
+        AutoTokenizer, locate(model), "tokenizer", name=model, trust_remote_code=trust_remote_code
+    )
+    return tokenizer
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """Return the device of a name, for "auto" CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: it does not exist here, or holds no numbers, as "meta".
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, TypeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{model}: no tokenizer could be opened there ({first})") from None
+        number = torch.zeros(1, device=name)
+        number.item()
+        return number.device
+    except (RuntimeError, AssertionError, NotImplementedError):  # which of them depends on how torch was built
+        cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        raise ValueError(f"device: {str(name)!r} cannot be used here; there is {', '.join(['cpu', *cards])}") from None
 
 
 def open_model(
@@ -61,17 +80,23 @@ def open_model(
         kwargs: handed to `from_pretrained`, `trust_remote_code` for instance.
 
     Raises:
-        ValueError: nothing can be opened there, or its configuration does not describe its weights.
+        ValueError: nothing can be opened there, its configuration does not describe its weights, or there is no such
+            device.
     """
+    where = usable_device(device)
     place = locate(model)
-    tuned = read_record(Path(place))
-    if tuned is not None:
-        base = open_model(tuned["base"], dtype=dtype, device=device, **kwargs)
-        prefixed: Any = load_prefix(base, Path(place)).to(device).eval()
-        return prefixed
+    base = _tuned_for(Path(place))
+    if base is not None:
+        prefixed: Any = load_prefix(open_model(base, dtype=dtype, device=where, **kwargs), Path(place))
+        return prefixed.to(where).eval()
+    opened: Any = load_model(AutoModelForCausalLM, place, name=model, dtype=dtype, **kwargs)
+    return opened.to(where).eval()
+
+
+def _tuned_for(folder: Path) -> str | None:
+    """Return the model that the soft prefix in a folder was tuned for, None where there is no prefix."""
     try:
-        opened: Any = open_whole(place, dtype=dtype, **kwargs)
-    except OSError as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{model}: no model could be opened there ({first})") from None
-    return opened.to(device).eval()
+        record = read_record(folder)
+        return None if record is None else str(record["base"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{folder}: its prefix.json is not what `mesalm tune` writes; tune anew") from None

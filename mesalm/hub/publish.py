@@ -19,6 +19,7 @@ from mesalm.hub.new_folder import must_be_new, new_folder
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
 from mesalm.model.classifier_mesa import MesaForSequenceClassification
 from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.pretrained import load, load_model
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mesa.MesaConfig",
@@ -85,13 +86,13 @@ def publish(
 
 def _open(model: str) -> PreTrainedModel:
     """Open MODEL with the head it was saved with."""
-    opened = open_model(model)
-    if not isinstance(opened.config, MesaConfig):
-        raise ValueError(f"{model}: model_type is {opened.config.model_type!r}; only mesa models need remote code")
-    saved = AutoConfig.from_pretrained(locate(model)).architectures or []
-    if MesaForSequenceClassification.__name__ in saved:
-        return MesaForSequenceClassification.from_pretrained(locate(model), dtype="auto")
-    return opened
+    config = load(AutoConfig, locate(model), "model", name=model)
+    if not isinstance(config, MesaConfig):
+        raise ValueError(f"{model}: model_type is {config.model_type!r}; only mesa models need remote code")
+    if MesaForSequenceClassification.__name__ in (config.architectures or []):
+        classifier: PreTrainedModel = load_model(MesaForSequenceClassification, locate(model), name=model, dtype="auto")
+        return classifier
+    return open_model(model)
 
 
 def push(folder: Path, name: str, *, private: bool = False) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from transformers import TextStreamer, set_seed
 
 from mesalm.hub.open_model import open_model, open_tokenizer
+from mesalm.settings import LEAST_TEMPERATURE
 
 
 def sample(
@@ -36,8 +38,10 @@ def sample(
     """
     if tokens < 1:
         raise ValueError(f"tokens: {tokens} must be at least 1")
-    if temperature < 0:
-        raise ValueError(f"temperature: {temperature} must be at least 0; 0 is greedy")
+    if temperature != 0 and not LEAST_TEMPERATURE <= temperature < math.inf:
+        raise ValueError(f"temperature: {temperature} must be 0, which is greedy, or at least {LEAST_TEMPERATURE}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top-p: {top_p} must be above 0 and at most 1")
     tokenizer = open_tokenizer(model, trust_remote_code=trust_remote_code)
     opened: Any = open_model(model, device=device, trust_remote_code=trust_remote_code)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mesalm.hub.open_model import usable_device
 from mesalm.lab.claims import Claim, Curve, Findings, Size, chosen, judge, load_claims
 from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.studies import STUDIES
@@ -56,6 +57,7 @@ def run_claims(
     """
     if seeds < 1:
         raise SettingsError(f"seeds: must be at least 1, not {seeds}")
+    device = str(usable_device(device))
     claims = load_claims()
     left_out = chosen(list(without), claims, list(STUDIES))
     wanted = [name for name in chosen(names, claims, list(STUDIES)) if name not in left_out]

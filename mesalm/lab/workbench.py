@@ -22,7 +22,7 @@ from mesalm.journal import Journal
 from mesalm.locks import locked
 from mesalm.model.configuration_regressor import RegressorConfig
 from mesalm.model.regressor_mesa import MesaRegressor, RegressionOutput
-from mesalm.settings import Settings, SettingsError
+from mesalm.settings import LARGEST_SEED, Settings, SettingsError
 from mesalm.train.checkpoint import Checkpoints, load_weights, publish_folder, save_weights
 from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import make_accelerator
@@ -47,7 +47,7 @@ class NetRecipe(Settings):
     batch: int = Field(ge=1, description="Sequences of a step.")
     optim: OptimSettings = Field(description="Optimiser.")
     schedule: ScheduleSettings = Field(description="Course of the learning rate.")
-    seed: int = Field(default=0, ge=0, description="Seed of weights and sequences.")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of weights and sequences.")
     base: NetRecipe | None = Field(
         default=None, description="A net whose weights are taken over and stay; learned vectors it lacks are trained."
     )

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
 from mesalm.data.prepared import Prepared
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
-from mesalm.model.whole_weights import open_whole
+from mesalm.pretrained import load, load_model
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.randomness import seed_everything
@@ -50,9 +50,13 @@ def weights_folder(name_or_path: str) -> str:
     is returned as it is, for the Hub. Raises SettingsError for a folder that holds no model.
     """
     path = Path(name_or_path).expanduser()
+    if path.is_file():
+        raise SettingsError(
+            f"init_from: {name_or_path} is a file; give a run folder, a saved model's folder or a Hub name"
+        )
     if not path.is_dir():
         if path.is_absolute() or name_or_path.startswith((".", "~")):
-            raise SettingsError(f"{name_or_path}: there is no such folder")
+            raise SettingsError(f"init_from: {name_or_path}: there is no such folder")
         return name_or_path
     if (path / "final").is_dir():
         return str(path / "final")
@@ -61,30 +65,42 @@ def weights_folder(name_or_path: str) -> str:
         return str(newest)
     if (path / "config.json").is_file():
         return str(path)
-    raise SettingsError(f"{name_or_path}: holds no model: no final, no complete checkpoint, no config.json")
+    raise SettingsError(f"init_from: {name_or_path} holds no model: no final, no complete checkpoint, no config.json")
+
+
+def earlier_config(recipe: Recipe) -> PreTrainedConfig:
+    """Return the configuration of ``init_from``.
+
+    Raises SettingsError where there is none, and where it is not what ``model`` and ``data`` ask for.
+    """
+    folder = weights_folder(str(recipe.init_from))
+    config: PreTrainedConfig = load(AutoConfig, folder, "model", name=f"init_from: {folder}")
+    _compare_configs(recipe, config, folder)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions < recipe.data.sequence_length:
+        raise SettingsError(
+            f"data.sequence_length: {recipe.data.sequence_length} is more than the {positions} positions of {folder}; "
+            f"set data.sequence_length={positions} or less"
+        )
+    return config
 
 
 def _earlier_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
-    folder = weights_folder(str(recipe.init_from))
-    config = AutoConfig.from_pretrained(folder)
-    _compare_configs(recipe, config, folder)
+    folder, config = weights_folder(str(recipe.init_from)), earlier_config(recipe)
     if prepared.vocab_size > config.vocab_size:
         raise SettingsError(
             f"init_from: {folder} knows {config.vocab_size} tokens but the data have {prepared.vocab_size}; "
             f"set data.tokenizer={folder}"
         )
     if tokenizer is not None and _has_tokenizer(folder):
-        theirs = AutoTokenizer.from_pretrained(folder)
+        theirs = load(AutoTokenizer, folder, "tokenizer", name=f"init_from: {folder}")
         if theirs.get_vocab() != tokenizer.get_vocab():
             raise SettingsError(
                 f"init_from: the data were tokenised by another tokenizer than that of {folder}; "
                 f"set data.tokenizer={folder}"
             )
-    try:
-        earlier: PreTrainedModel = open_whole(folder, dtype=torch.float32)
-    except ValueError as error:
-        raise SettingsError(f"init_from: {error}") from None
-    return earlier
+    model: PreTrainedModel = load_model(AutoModelForCausalLM, folder, name=f"init_from: {folder}", dtype=torch.float32)
+    return model
 
 
 def _compare_configs(recipe: Recipe, config: PreTrainedConfig, folder: str) -> None:

@@ -11,6 +11,12 @@ from mesalm.train.recipe_yaml import read_yaml
 EXCLUSIVE = {"train.tokens": "train.steps", "train.steps": "train.tokens"}
 """Setting the one key takes the other away, since a recipe may hold only one of the two."""
 
+NO_VALUE = ("*", "&", "!", "@", "%", "`")
+"""What begins no YAML value that an override could have: it is text, such as the pattern ``*.txt``."""
+
+TABLES = {"arms": 2, "grid": 1}
+"""Sections whose entries are dotted keys, and how many names stand before such a key."""
+
 
 def parse_override(text: str) -> tuple[str, Any]:
     """Split ``dotted.key=YAML value`` into the key and its value."""
@@ -18,6 +24,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     key = key.strip()
     if not sign or not key:
         raise SettingsError(f"{text!r}: must be dotted.key=value, such as train.steps=100")
+    if value.lstrip().startswith(NO_VALUE):
+        return key, value.strip()
     return key, read_yaml(value, key)
 
 
@@ -45,7 +53,9 @@ def _remove(data: Any, path: list[str]) -> None:
 
 
 def _set(data: dict[str, Any], key: str, value: Any, root: type[Settings]) -> None:
-    path = key.split(".")
+    parts = key.split(".")
+    names = TABLES.get(parts[0], len(parts))
+    path = [*parts[:names], *([".".join(parts[names:])] if parts[names:] else [])]
     spot: Any = data
     section: type[Settings] | None = root
     for depth, part in enumerate(path[:-1]):

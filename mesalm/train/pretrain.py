@@ -22,7 +22,7 @@ from mesalm.journal import Journal
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints, publish_folder
 from mesalm.train.guard import GradientGuard
-from mesalm.train.initial import initial_model
+from mesalm.train.initial import earlier_config, initial_model
 from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import end_run, make_accelerator
 from mesalm.train.loop import Outcome, Probe, fit
@@ -56,6 +56,8 @@ def pretrain(recipe: Recipe, *, resume: Resume = "auto", quiet: bool = False) ->
         display = Display(recipe.name, recipe.steps, enabled=accelerator.is_main_process and not quiet)
         with run.locked() if accelerator.is_main_process else nullcontext():
             plan: Plan = _shared(accelerator, run.enter(recipe, resume) if accelerator.is_main_process else None)
+            if recipe.init_from is not None and plan == Plan():
+                earlier_config(recipe)  # what is wrong there is told before hours of preparing
             prepared = _prepared(recipe, run, plan, accelerator, quiet)
             if prepared is None:
                 display.say(f"{run.path}: this run is finished; --resume never trains it afresh")
@@ -82,6 +84,7 @@ def _run(
         # the name before transformers 5.23 is the second
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model.to(accelerator.device)
+    display.say(f"{recipe.name}: {_parameters(model):,} parameters, {device_name(accelerator.device)}")
     # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
     seed_everything(recipe.seed + accelerator.process_index + 1)
     stream = _stream(recipe, prepared, accelerator)
@@ -226,13 +229,17 @@ def _write_start(
         step=plan.step,
         steps=recipe.steps,
         recipe=recipe.plain(),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=_parameters(model),
         prepared=str(prepared.path),
         data=prepared.manifest["hash"],
         versions=versions(),
         device=device_name(accelerator.device),
         world=accelerator.num_processes,
     )
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def versions() -> dict[str, str]:

@@ -6,17 +6,17 @@ import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from mesalm.data.stream import Position, RowStream, epoch_batches
 from mesalm.journal import Journal
 from mesalm.model.soft_prefix import PrefixedModel, save_prefix
-from mesalm.settings import Settings, SettingsError
+from mesalm.settings import LARGEST_SEED, Settings, SettingsError
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import end_run, make_accelerator
@@ -26,7 +26,7 @@ from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.progress import Display
 from mesalm.train.randomness import seed_everything
 from mesalm.train.run_folder import RunFolder
-from mesalm.train.schedule import ScheduleSettings, learning_rate_factor
+from mesalm.train.schedule import ScheduleSettings, check_warmup, learning_rate_factor
 
 Row = tuple[list[int], int]
 """Token ids and the place of the first that is scored."""
@@ -39,19 +39,26 @@ class TuneSettings(Settings):
     init: Literal["shots", "vocabulary"] = Field(
         default="shots", description="Where the vectors start: at the tokens of a prompt, or at random tokens."
     )
-    shots: list[int] = Field(
-        default_factory=lambda: [0, 1, 2, 4], description="Numbers of demonstrations in the prompts it is learnt from."
+    shots: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=lambda: [0, 1, 2, 4],
+        min_length=1,
+        description="Numbers of demonstrations in the prompts it is learnt from.",
     )
     rows: int = Field(default=2_000, gt=0, description="Prompts it is learnt from.")
     valid_rows: int = Field(default=64, gt=0, description="Further prompts on which the loss is watched.")
     steps: int = Field(default=300, gt=0, description="Optimiser steps.")
     batch_rows: int = Field(default=16, gt=0, description="Prompts of a step.")
     every: int = Field(default=50, gt=0, description="Steps between two looks at the valid prompts.")
-    seed: int = Field(default=0, ge=0, description="Seed of prompts, order and start.")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of prompts, order and start.")
     optim: OptimSettings = Field(
         default_factory=lambda: OptimSettings(learning_rate=3e-2, weight_decay=0.0), description="Optimiser."
     )
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> Self:
+        check_warmup(self.schedule, self.steps)
+        return self
 
 
 def tune_settings(overrides: Sequence[str]) -> TuneSettings:

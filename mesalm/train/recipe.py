@@ -11,18 +11,18 @@ import typing
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pydantic
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 import mesalm
 from mesalm.data.data_settings import DataSettings
-from mesalm.settings import Settings, SettingsError, nearest, without_none_words
+from mesalm.settings import LARGEST_SEED, Settings, SettingsError, nearest, without_none_words
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
-from mesalm.train.recipe_yaml import read_yaml, write_yaml
-from mesalm.train.schedule import ScheduleSettings
+from mesalm.train.recipe_yaml import read_mapping, write_yaml
+from mesalm.train.schedule import ScheduleSettings, check_warmup
 from mesalm.train.sections import (
     TRACKERS,
     CheckpointSettings,
@@ -58,7 +58,9 @@ with warnings.catch_warnings():
         """Describe one training run."""
 
         name: str = Field(description="Name of the run; its folder is <output_dir>/<name>.")
-        seed: int = Field(default=0, ge=0, description="Seed of initial weights, data order, dropout and samples.")
+        seed: int = Field(
+            default=0, ge=0, le=LARGEST_SEED, description="Seed of initial weights, data order, dropout and samples."
+        )
         output_dir: str = Field(default="runs", description="Folder that holds the run folders.")
         init_from: str | None = Field(
             default=None,
@@ -102,6 +104,17 @@ with warnings.catch_warnings():
                     raise ValueError(f"{name!r} is not a tracker; {hint}")
             return track
 
+        @model_validator(mode="after")
+        def _parts_agree(self) -> Self:
+            positions, length = self.model.get("max_position_embeddings"), self.data.sequence_length
+            if isinstance(positions, int) and positions < length:
+                raise ValueError(
+                    f"model.max_position_embeddings: {positions} is less than data.sequence_length {length}; set "
+                    f"model.max_position_embeddings={length}"
+                )
+            check_warmup(self.schedule, self.steps)
+            return self
+
         @property
         def folder(self) -> Path:
             """Return the run folder, <output_dir>/<name>."""
@@ -137,9 +150,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), arm: str | Non
     ``model`` are checked against MesaConfig, and every arm is checked too. Raises SettingsError, one line.
     """
     path = find_recipe(name_or_path)
-    data = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(data, dict):
-        raise SettingsError(f"{path}: must hold a mapping of settings")
+    data = read_mapping(path)
     changes = [parse_override(text) for text in overrides]
     if arm is not None:
         # the name comes first too, so that the arms of a renamed recipe stay apart
@@ -175,7 +186,7 @@ def find_recipe(name_or_path: str, kind: str = "") -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
+    if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1 and not path.is_dir():
         packaged = recipes_folder() / kind / f"{name_or_path}.yaml"
         if packaged.is_file():
             return packaged
@@ -183,7 +194,8 @@ def find_recipe(name_or_path: str, kind: str = "") -> Path:
         guess = nearest(name_or_path, names)
         hint = f"did you mean {guess!r}?" if guess else f"there are {', '.join(names) or 'none'}"
         raise SettingsError(f"{name_or_path}: no such recipe; {hint}")
-    raise SettingsError(f"{name_or_path}: no such recipe file")
+    what = "is a folder; name a recipe file" if path.is_dir() else "no such recipe file"
+    raise SettingsError(f"{name_or_path}: {what}")
 
 
 def configuration_class(vectors: bool = False) -> Any:
@@ -258,7 +270,7 @@ def _enter_arm(data: dict[str, Any], name: str) -> None:
     if not isinstance(arms, dict) or name not in arms:
         guess = nearest(name, arms)
         there = f"there are {', '.join(arms)}" if arms else "the recipe has none"
-        raise SettingsError(f"{name}: no such arm; {f'did you mean {guess!r}?' if guess else there}")
+        raise SettingsError(f"{name!r}: no such arm; {f'did you mean {guess!r}?' if guess else there}")
     changes = arms[name] or {}
     if not isinstance(changes, dict):
         raise SettingsError(f"arms.{name}: must be a mapping of dotted keys to values")

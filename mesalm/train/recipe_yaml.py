@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -35,10 +36,30 @@ _RecipeLoader.add_implicit_resolver(
 )
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds. Raises SettingsError, one line, for any other file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: is not text in UTF-8 ({_byte(error)}); a recipe is a plain YAML file") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror})") from None
+    data = read_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path}: must hold a mapping of settings")
+    return data
+
+
+def _byte(error: UnicodeDecodeError) -> str:
+    return f"byte 0x{error.object[error.start]:02x} at {error.start}"
+
+
 def read_yaml(text: str, where: str) -> Any:
     """Return the data a YAML text holds; raise SettingsError in one line that begins with ``where``."""
     try:
         return yaml.load(text, Loader=_RecipeLoader)
+    except RecursionError:
+        raise SettingsError(f"{where}: not valid YAML: it is nested too deeply") from None
     except SettingsError as error:
         raise SettingsError(f"{where}: {error}") from None
     except yaml.MarkedYAMLError as error:

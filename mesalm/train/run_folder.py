@@ -15,7 +15,7 @@ from mesalm.locks import locked
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints, step_of
 from mesalm.train.recipe import Recipe
-from mesalm.train.recipe_yaml import read_yaml
+from mesalm.train.recipe_yaml import read_mapping
 from mesalm.train.schedule import agreement, learning_rate_factor
 
 Resume = Literal["auto", "never", "must"]
@@ -200,7 +200,7 @@ class RunFolder:
 def read_run_recipe(folder: Path) -> Recipe:
     """Return the recipe of a run folder."""
     path = folder / "recipe.yaml"
-    return Recipe.build(read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    return Recipe.build(read_mapping(path), str(path))
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] | None:

@@ -33,6 +33,19 @@ class ScheduleSettings(Settings):
         return one_of(name, SCHEDULES, "a schedule")
 
 
+def check_warmup(settings: ScheduleSettings, steps: int) -> None:
+    """Raise ValueError, one line, where a run of ``steps`` steps is too short for its warm-up and its decay."""
+    wanted = settings.warmup_steps
+    if wanted is not None and wanted > steps:
+        raise ValueError(f"schedule.warmup_steps: {wanted} are more than the run's {steps} steps; give at most {steps}")
+    decay = round(settings.decay_fraction * steps) if settings.name == "wsd" else 0
+    if warmup_steps(settings, steps) + decay > steps:
+        raise ValueError(
+            f"schedule.decay_fraction: {warmup_steps(settings, steps)} steps of warm-up and {decay} of decay are more "
+            f"than the run's {steps}; shorten the one or the other"
+        )
+
+
 def warmup_steps(settings: ScheduleSettings, steps: int) -> int:
     """Return the number of warm-up steps of a run of ``steps`` steps, never more than the run has."""
     wanted = settings.warmup_steps

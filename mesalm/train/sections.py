@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mesalm.settings import Settings
+from mesalm.settings import LEAST_TEMPERATURE, Settings
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
@@ -68,6 +68,19 @@ class SampleSettings(Settings):
     prompts: list[str] = Field(default_factory=lambda: ["def "], description="Beginnings to be continued.")
     tokens: int = Field(default=48, gt=0, description="Tokens to generate for each prompt.")
     temperature: float = Field(default=0.8, ge=0, description="Sampling temperature; 0: always the likeliest token.")
+
+    @field_validator("temperature")
+    @classmethod
+    def _cannot_overflow(cls, temperature: float) -> float:
+        if 0 < temperature < LEAST_TEMPERATURE:
+            raise ValueError(f"must be 0 or at least {LEAST_TEMPERATURE}, not {temperature}")
+        return temperature
+
+    @model_validator(mode="after")
+    def _something_to_continue(self) -> Self:
+        if self.every and not self.prompts:
+            raise ValueError("prompts: is empty; name at least one, or set sample.every=0")
+        return self
 
 
 class CheckpointSettings(Settings):

@@ -43,6 +43,9 @@ def planned_runs(
     campaign leaves pairs. Raises SettingsError, one line, also where ``seed`` is set in other places as well.
     """
     recipe = load_recipe(name_or_path, overrides)
+    twice = [arm for arm in arms or () if (arms or ()).count(arm) > 1]
+    if twice:
+        raise SettingsError(f"--arm: {twice[0]} is given twice; give it once")
     chosen: list[str | None] = [*(arms or recipe.arms)] or [None]
     plain = [load_recipe(name_or_path, overrides, arm=arm) for arm in chosen]
     if seeds is None:
@@ -53,6 +56,17 @@ def planned_runs(
         if arm is not None and "seed" in recipe.arms[arm]:
             raise SettingsError(f"arms.{arm}: sets seed, which --seeds sets too; leave one of the two out")
     return [_with_seed(run, seed) for seed in seeds for run in plain]
+
+
+def plan_line(runs: Sequence[Recipe]) -> str:
+    """Return in one line what will be trained: how many runs, their names, steps and tokens."""
+    lengths = [
+        f"{run.steps:,} steps, {run.steps * run.train.batch_rows * run.data.sequence_length:,} tokens" for run in runs
+    ]
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    if len(set(lengths)) == 1:
+        return f"{count} of {lengths[0]}: {', '.join(run.name for run in runs)}"
+    return f"{count}: " + "; ".join(f"{run.name} {length}" for run, length in zip(runs, lengths, strict=True))
 
 
 def _with_seed(recipe: Recipe, seed: int) -> Recipe:

@@ -24,7 +24,15 @@ FOLDERS = {
 FORBIDDEN = {
     "mesa_kernels": ["mesalm", "mesa_eval", "transformers"],
     "mesalm.model": [
-        *["mesalm.data", "mesalm.train", "mesalm.hub", "mesalm.lab", "mesalm.settings", "mesa_eval"],
+        *[
+            "mesalm.data",
+            "mesalm.train",
+            "mesalm.hub",
+            "mesalm.lab",
+            "mesalm.settings",
+            "mesalm.pretrained",
+            "mesa_eval",
+        ],
         *["accelerate", "datasets"],
     ],
     "mesalm.data": ["mesalm.model", "mesalm.train", "mesalm.hub", "mesalm.lab", "mesa_eval"],

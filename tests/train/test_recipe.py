@@ -126,7 +126,7 @@ def test_arm_changes_name_and_settings(load: Load) -> None:
     assert load("optim.learning_rate=0.5", arm="fast").optim.learning_rate == 0.5  # the command line comes last
     assert load("arms.fast={seed: 3}", arm="fast").seed == 3
     assert load("name=other", arm="fast").name == "other-fast"
-    with pytest.raises(SettingsError, match=r"fas: no such arm; did you mean 'fast'\?"):
+    with pytest.raises(SettingsError, match=r"'fas': no such arm; did you mean 'fast'\?"):
         base.arm("fas")
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from mesalm.hub.open_model import locate, open_tokenizer
+from mesalm.hub.open_model import locate
 from mesalm.journal import read_journal
+from mesalm.pretrained import load
 
 LENGTH_WHEN_UNKNOWN = 1024
 
@@ -42,8 +43,6 @@ def find_model(argument: str) -> ModelSource:
     Raises ValueError in one line for a missing folder, a run that is not finished, or a folder that holds
     no model (see `mesalm.hub.open_model.locate`).
     """
-    if not argument:
-        raise ValueError("an empty model name was given; give a run folder, a model folder or a Hub name")
     place = locate(argument)
     folder = Path(place)
     if not folder.is_dir():
@@ -79,8 +78,12 @@ def _finished_run(argument: str, final: Path) -> ModelSource:
 def _read_recipe(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return loaded if isinstance(loaded, dict) else {}
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        int(loaded.get("data", {}).get("sequence_length") or 0)
+    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: is not the recipe that `mesalm train` writes ({one_line(error)})") from None
+    return dict(loaded)
 
 
 def recipe_fingerprint(recipe: dict[str, Any], data: Any) -> str:
@@ -107,10 +110,9 @@ def training_curve(events: list[dict[str, Any]]) -> dict[str, list[list[float]]]
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
     """Load the tokenizer that lies beside a model; raise ValueError in one line if there is none."""
-    try:
-        return open_tokenizer(source.load_from, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"{one_line(error)}; save the tokenizer beside the model") from error
+    from transformers import AutoTokenizer
+
+    return load(AutoTokenizer, source.load_from, "tokenizer", name=source.argument, trust_remote_code=trust_remote_code)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -146,10 +148,7 @@ def declared_vocabulary(source: ModelSource, tokenizer: Any, trust_remote_code: 
 def _read_configuration(source: ModelSource, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(source.load_from, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"{source.argument}: the configuration cannot be read: {one_line(error)}") from error
+    return load(AutoConfig, source.load_from, "model", name=source.argument, trust_remote_code=trust_remote_code)
 
 
 def declared_length(config: Any, tokenizer: Any) -> int:

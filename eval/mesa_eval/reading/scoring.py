@@ -22,10 +22,10 @@ from transformers.cache_utils import Cache
 
 import mesalm  # noqa: F401  (registers the model type "mesa")
 from mesa_eval.reading.batches import Batch, tokens_read
-from mesa_eval.reading.model_source import ModelSource, declared_length, find_model, load_tokenizer, one_line
+from mesa_eval.reading.model_source import ModelSource, declared_length, find_model, load_tokenizer
 from mesa_eval.reading.processes import Processes
 from mesa_eval.reading.reader import Reader, TokenScores
-from mesalm.hub.open_model import open_model
+from mesalm.hub.open_model import open_model, usable_device
 from mesalm.model.cache_mesa import cache_name, returned_cache
 
 
@@ -86,15 +86,10 @@ class Scorer(Reader):
         no such model, the run is not finished, or the tokenizer is missing.
         """
         source = find_model(model)
-        own = (processes or Processes()).device or ("cuda" if torch.cuda.is_available() else "cpu")
-        where = own if device == "auto" else device
+        own = (processes or Processes()).device
+        where = str(usable_device(own if own and device == "auto" else device))
         tokenizer = load_tokenizer(source, trust_remote_code)
-        try:
-            loaded = open_model(
-                source.load_from, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise ValueError(f"{model}: the model cannot be loaded: {one_line(error)}") from error
+        loaded = open_model(model, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
         return cls(
             loaded,
             tokenizer,

@@ -90,8 +90,12 @@ def read_tasks(name: str, known: Sequence[str]) -> list[Task]:
 
     Raises ValueError in one line for what cannot be read or has the wrong form.
     """
+    if not name.strip():
+        raise ValueError(f"an empty task name was given; choose from {', '.join(known)}, or name a file or hub:NAME")
     if name.startswith(HUB):
         dataset, _, options = name.removeprefix(HUB).partition("?")
+        if not dataset:
+            raise ValueError(f"task {name!r}: names no dataset; write hub:NAME")
         given = dict(parse_qsl(options, keep_blank_values=True))
         labels = {"labels": given.pop("labels").split(",")} if "labels" in given else {}
         settings = TaskSettings.build({"dataset": dataset, **given, **labels}, f"task {name!r}")
@@ -103,7 +107,7 @@ def read_tasks(name: str, known: Sequence[str]) -> list[Task]:
             raise ValueError(f"{path}: holds no .jsonl or .jsonl.gz file")
         return [task for file in files for task in _from_file(file)]
     if not path.is_file():
-        one_of(name, known, f"a built-in task, and no such file is there ({', '.join(known)})")
+        one_of(name, known, "a built-in task, and there is no such file")
     if path.suffix in (".yaml", ".yml"):
         settings = _read_settings(path)
         if settings.dataset is None:

@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple, Self
 import torch
 from pydantic import Field, model_validator
 
+from mesalm.settings import LARGEST_SEED
+
 from .drawn_stream import step_generator
 from .vector_task import Batch, VectorTask, normal, orthogonal, uniform
 
@@ -43,7 +45,7 @@ class LinearDynamics(VectorTask):
     transition: Literal["orthogonal", "contracting", "teacher"] = Field(
         default="orthogonal", description="How W is drawn; teacher: one orthogonal W for every sequence."
     )
-    teacher_seed: int = Field(default=0, description="Seed of the teacher's W.")
+    teacher_seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of the teacher's W.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

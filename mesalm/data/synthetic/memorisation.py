@@ -7,6 +7,8 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from mesalm.settings import LARGEST_SEED
+
 from .token_task import NOT_SCORED, Row, Split, TokenTask
 
 
@@ -20,7 +22,7 @@ class Memorisation(TokenTask):
     name: Literal["memorisation"] = "memorisation"
     vocabulary: int = Field(default=256, ge=8, description="Token ids; the last one asks.")
     length: int = Field(default=32, ge=4, description="Tokens of a row.")
-    map_seed: int = Field(default=12_345, ge=0, description="Seed of the map from keys to values.")
+    map_seed: int = Field(default=12_345, ge=0, le=LARGEST_SEED, description="Seed of the map from keys to values.")
     train_rows: int = Field(default=256, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
 
     @model_validator(mode="after")

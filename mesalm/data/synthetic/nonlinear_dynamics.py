@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from pydantic import Field
 
+from mesalm.settings import LARGEST_SEED
+
 from .drawn_stream import step_generator
 from .vector_task import Batch, VectorTask, normal, orthogonal, uniform
 
@@ -35,7 +37,9 @@ class NonlinearDynamics(VectorTask):
     name: Literal["nonlinear-dynamics"] = "nonlinear-dynamics"
     length: int = Field(default=50, ge=1, description="Tokens of a sequence; one more state is drawn, the last target.")
     width: int = Field(default=40, ge=1, description="Hidden units of the network that makes the features.")
-    network_seed: int = Field(default=0, description="Seed of the features' network, which all sequences share.")
+    network_seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of the features' network, which all sequences share."
+    )
 
     @property
     def sequence_length(self) -> int:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedTokenizerBase
 
 from mesalm.data.bpe import Encoder
@@ -16,6 +15,7 @@ from mesalm.data.documents import Document, Faults
 from mesalm.data.prepared import Prepared
 from mesalm.data.read_files import FileSource
 from mesalm.journal import read_journal
+from mesalm.train.recipe_yaml import read_mapping
 
 CHARACTERS_A_TOKEN = 32
 """Most characters read for each token wanted of a document, so that one huge file costs no more than its beginning."""
@@ -55,8 +55,8 @@ def find_run(model: str) -> Run:
     starts = [event for event in read_journal(home / "journal.jsonl") if event.get("event") == "start"]
     prepared = starts[-1].get("prepared") if starts else None
     recipe = home / "recipe.yaml"
-    loaded = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None
-    length = loaded.get("data", {}).get("sequence_length") if isinstance(loaded, dict) else None
+    data = read_mapping(recipe).get("data") if recipe.is_file() else None
+    length = data.get("sequence_length") if isinstance(data, dict) else None
     return Run(Path(prepared) if prepared else None, int(length) if length else None)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mesalm.hub.open_model import locate, open_model, open_tokenizer
+from mesalm.hub.open_model import locate, open_model, open_tokenizer, usable_device
 from mesalm.lab.inspection.capture import Reading, is_recurrent, mixers_of, watched
 from mesalm.lab.inspection.gate_statistics import FORGET_EDGES, INPUT_EDGES, HeadNumbers, LayerSamples, late_tokens
 from mesalm.lab.inspection.held_out import Windows, cut_windows, find_run, held_out_text
@@ -88,7 +88,7 @@ def inspect_model(
     wanted = None if record_heads is None else parse_heads(record_heads)
     run = find_run(model)
     length = _window_length(length if length is not None else (run.sequence_length or LENGTH), tokens)
-    where = _device(device)
+    where = str(usable_device(device))
     opened: Any = open_model(model, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
     notes = _notes(opened, model)
     text = held_out_text(model, run, texts)
@@ -168,17 +168,6 @@ def _window_length(length: int, tokens: int) -> int:
     if tokens < length:
         raise ValueError(f"tokens: {tokens} is less than one window of {length}; raise it or lower --length")
     return length
-
-
-def _device(name: str) -> str:
-    """Return the device to run on; ValueError for one that does not exist here."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
-        raise ValueError(f"device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
-    return name
 
 
 def _notes(model: Any, name: str) -> list[str]:

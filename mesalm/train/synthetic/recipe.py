@@ -9,19 +9,19 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
 from mesalm.data.synthetic.vector_task import VectorTask
-from mesalm.settings import Settings, SettingsError, nearest
+from mesalm.settings import LARGEST_SEED, Settings, SettingsError, nearest
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.recipe import ModelFields, check_model_fields, find_recipe, folder_name
-from mesalm.train.recipe_yaml import read_yaml, write_yaml
+from mesalm.train.recipe_yaml import read_mapping, write_yaml
 from mesalm.train.run_folder import decisive
-from mesalm.train.schedule import ScheduleSettings
+from mesalm.train.schedule import ScheduleSettings, check_warmup
 from mesalm.train.sections import CheckpointSettings, TrainSettings
 
 KIND = "synth"
@@ -38,7 +38,9 @@ class ScoreSettings(Settings):
         default=None, description="Score on the valid rows at which training ends early; none: it never does."
     )
     batch_rows: int = Field(default=64, gt=0, description="Rows scored at once.")
-    seed: int = Field(default=0, ge=0, description="Seed of the valid and test rows, the same for all models.")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of the valid and test rows, the same for all models."
+    )
 
 
 class TaskRun(Settings):
@@ -58,6 +60,7 @@ class TaskRun(Settings):
     def _counted_in_steps(self) -> Self:
         if self.train.steps is None:
             raise ValueError("train.steps: must be given, for these runs are counted in steps, not in tokens")
+        check_warmup(self.schedule, self.train.steps)
         return self
 
     def build_task(self) -> SyntheticTask:
@@ -83,10 +86,12 @@ class SyntheticRecipe(TaskRun):
         default_factory=dict,
         description="Axes: a dotted key -> its values, or any name -> {what a value is called: {dotted key: value}}.",
     )
-    learning_rates: list[float] = Field(
+    learning_rates: list[Annotated[float, Field(gt=0)]] = Field(
         default_factory=list, description="Rates of which the best on the valid rows counts; none: that of optim."
     )
-    seeds: list[int] = Field(default_factory=lambda: [0], description="Seeds of weights, training rows and order.")
+    seeds: list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]] = Field(
+        default_factory=lambda: [0], description="Seeds of weights, training rows and order."
+    )
     sweep_seeds: int = Field(
         default=1, gt=0, description="First seeds that are run at every rate; the others at the best rate alone."
     )
@@ -198,13 +203,31 @@ def load_synthetic_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> S
     ``overrides`` are ``dotted.key=YAML value``. Raises SettingsError, one line.
     """
     path = find_recipe(name_or_path, KIND)
-    data = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(data, dict):
-        raise SettingsError(f"{path}: must hold a mapping of settings")
-    apply_overrides(data, [parse_override(text) for text in overrides], SyntheticRecipe)
+    data = read_mapping(path)
+    changes = [parse_override(text) for text in overrides]
+    apply_overrides(data, changes, SyntheticRecipe)
     recipe = SyntheticRecipe.build(data)
+    for key, _ in changes:
+        _refuse_overridden(recipe, key)
     recipe.settings()
     return recipe
+
+
+def _refuse_overridden(recipe: SyntheticRecipe, key: str) -> None:
+    """Raise SettingsError for a key that an axis of the grid or an arm sets again, so that it would have no effect."""
+    for axis, values in recipe.grid.items():
+        if any(_overlap(key, changed) for value in _axis_values(axis, values) for changed in value.changes):
+            raise SettingsError(f"{key}: the grid's axis {axis!r} sets it; set grid.{axis}, or grid={{}} for no grid")
+    for arm, own in recipe.arms.items():
+        for changed in own:
+            if _overlap(key, changed):
+                raise SettingsError(f"{key}: the arm {arm!r} sets {changed}; set arms.{arm}.{changed} instead")
+    if key == "optim.learning_rate" and recipe.learning_rates:
+        raise SettingsError(f"{key}: learning_rates lists what is tried; set learning_rates, or learning_rates=[]")
+
+
+def _overlap(key: str, other: str) -> bool:
+    return key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
 
 
 def synthetic_help() -> str:

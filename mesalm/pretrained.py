@@ -1,0 +1,75 @@
+"""Open what `save_pretrained` wrote or the Hub holds, with errors of one line that name it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
+
+
+def load(kind: Any, place: str, what: str, *, name: str | None = None, **options: Any) -> Any:
+    """Return ``kind.from_pretrained(place, **options)``, where ``kind`` is a class of transformers.
+
+    ``what`` is the word for what is opened and ``name`` what the user wrote for ``place``; errors begin with it.
+    Raises ValueError, one line, whatever is wrong with what lies there.
+    """
+    with opening(place, what, name or place):
+        return kind.from_pretrained(place, **options)
+
+
+@contextmanager
+def opening(place: str, what: str, name: str) -> Iterator[None]:
+    """Turn whatever goes wrong in the block, which opens what lies at ``place``, into a ValueError of one line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it warns of stands in the error, or does not matter here
+    try:
+        yield
+    except Exception as error:  # a broken file can make any part of transformers fail in any way
+        raise ValueError(f"{name}: no {what} could be opened there ({_reason(place, error)})") from error
+    finally:
+        logging.set_verbosity(before)
+
+
+def load_model(kind: Any, place: str, *, name: str | None = None, **options: Any) -> Any:
+    """Return the model at ``place`` as `load` does, and refuse weights that are not those of its configuration.
+
+    Raises ValueError, one line, also for a weight that is missing or of another shape, and for one of a mesa model that
+    is left over.
+    """
+    model, found = load(
+        kind, place, "model", name=name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    for weight, saved, wanted in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"{name or place}: the weights are not those of config.json: {weight} is {_shape(saved)}, not "
+            f"{_shape(wanted)}; get the folder again"
+        )
+    # of other families transformers knows which weights may be left over, and says so
+    left_over = found["unexpected_keys"] if model.config.model_type == "mesa" else ()
+    for words, weights in (("is missing", found["missing_keys"]), ("has no place in the model", left_over)):
+        for weight in sorted(weights):
+            raise ValueError(
+                f"{name or place}: the weights are not those of config.json: {weight} {words}; get the folder again"
+            )
+    return model
+
+
+def _reason(place: str, error: Exception) -> str:
+    """Return why something could not be opened, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = re.sub(r"\s+", " ", lines[0]).rstrip(".") if lines else ""
+    if isinstance(error, OSError) and not Path(place).exists():
+        return f"there is no such folder, and from the Hub: {first}"
+    if first.startswith(NO_TOKENIZER):
+        return "it holds no tokenizer; save the tokenizer beside the model"
+    return first if isinstance(error, (OSError, ValueError)) and first else f"{type(error).__name__}: {first}"
+
+
+def _shape(size: Any) -> str:
+    return " x ".join(str(length) for length in size)
