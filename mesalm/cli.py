@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from mesalm.doors import DOORS
+from mesalm.files import described
+from mesalm.train.interrupts import Interrupted, cleared_away
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one door and return the process's exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run one door and return the process's exit code: 0 done, 2 bad input, 128 plus a signal's number."""
     options = parse(arguments)
     try:
-        code = int(options.door(options) or 0)
+        with cleared_away():
+            code = int(options.door(options) or 0)
         sys.stdout.flush()
         return code
-    except (ValueError, FileNotFoundError) as error:
-        if options.traceback:
-            raise
-        print(f"mesalm {options.command}: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         # who reads the output has seen enough, as in `mesalm lab list | head`; what is left goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (ValueError, OSError, FloatingPointError) as error:
+        if options.traceback:
+            raise
+        line = described(error) if isinstance(error, OSError) else error
+        print(f"mesalm {options.command}: {line}", file=sys.stderr)
+        return 2
+    except Interrupted as stopped:
+        print(f"mesalm {options.command}: ended by {signal.Signals(stopped.signal_number).name}", file=sys.stderr)
+        return 128 + stopped.signal_number
     except KeyboardInterrupt as stopped:
         print("; ".join([f"mesalm {options.command}: interrupted", *map(str, stopped.args)]), file=sys.stderr)
         return 130

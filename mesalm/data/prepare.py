@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mesalm.files import writing
+
 from .corpora import SOURCES
 from .data_settings import DataSettings
 from .documents import DataError, Source
@@ -68,7 +70,7 @@ def _build(
     from .build import Build
 
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with writing(folder, temporary):
         with _bars(quiet):
             found = Build(settings, sources, tokenizer, temporary, quiet).run()
         if [source.identity() for source in sources] != identities:
@@ -84,9 +86,6 @@ def _build(
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
         os.chmod(temporary, 0o755)
         os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _cache_key(

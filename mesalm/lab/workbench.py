@@ -18,6 +18,7 @@ from mesalm.data.synthetic.drawn_stream import DrawnStream, StepPosition, drawn_
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.data.synthetic.nonlinear_dynamics import NonlinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
+from mesalm.files import write_text, writing
 from mesalm.journal import Journal
 from mesalm.model.regressor_mesa import MesaRegressor, RegressionOutput, RegressorConfig
 from mesalm.settings import Settings, SettingsError
@@ -155,8 +156,7 @@ class Workbench:
         name = f"{'+'.join(dict.fromkeys(config.layer_mixers))}-{config.num_hidden_layers} {folder.name[:6]}"
         display = Display(name, recipe.steps, enabled=not self.quiet)
         checkpoints = Checkpoints(folder / "checkpoints", every=max(recipe.steps // STAGES, 1), keep=STAGES + 1)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(), indent=1), encoding="utf-8")
+        write_text(folder / "recipe.json", json.dumps(recipe.model_dump(), indent=1))
         with Journal(folder / "journal.jsonl") as journal:
             newest = checkpoints.newest()
             journal.write("start", step=0 if newest is None else int(newest.name.removeprefix("step-")))
@@ -179,7 +179,8 @@ class Workbench:
             raise Interrupted(outcome.interrupted_by)
         partial = folder / "final.partial"
         partial.mkdir(exist_ok=True)
-        save_weights(net, partial)
+        with writing(partial, partial):
+            save_weights(net, partial)
         publish_folder(partial, folder / "final")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +13,18 @@ from .configuration_mesa import MesaConfig
 from .mesa_step import beside
 from .mixer_gated import GatedMixer, Operands
 from .operator_mesa import MesaState, mesa_attention
+
+
+class SolverSample(NamedTuple):
+    """Tell how one layer solved the systems of one row.
+
+    misses: share of chunks of 64 tokens and heads that hold a solution out of tolerance, measured in float64;
+    residual: the largest |q - (H + ridge) x| / |q|.
+    """
+
+    layer: int
+    misses: float
+    residual: float
 
 
 class MesaMixer(GatedMixer):
@@ -30,6 +43,8 @@ class MesaMixer(GatedMixer):
         count = self.groups * (self.key_size if config.ridge_per_channel else 1)
         self.ridge_parameter = nn.Parameter(torch.zeros(count))
         self.solver_steps: torch.Tensor | None = None
+        self.sample_next = False
+        self.solver_sample: SolverSample | None = None
 
     def init_weights(self) -> None:
         """Start the ridge where the configuration says."""
@@ -45,20 +60,45 @@ class MesaMixer(GatedMixer):
         self, operands: Operands, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out and the state [B, G, K, K + V]; see `GatedMixer.read`."""
-        before = None if state is None else MesaState(state[..., : self.key_size], state[..., self.key_size :])
         output, after, report = mesa_attention(
             *operands,
             self.ridge(),
-            initial_state=before,
+            initial_state=None if state is None else self._before(state),
             return_state=True,
             tolerance=self.config.tolerance,
             max_steps=self.config.max_steps,
             backend=self.config.mesa_backend,
             return_report="steps",
         )
+        if self.sample_next and not torch.compiler.is_compiling():
+            self.sample_next = False
+            self.solver_sample = self._sample(operands, state)
         if not torch.compiler.is_exporting():  # an exported graph cannot leave anything behind
             self.solver_steps = report.steps
         return output, beside(after.gram, after.cross) if return_state else None
+
+    def _before(self, state: torch.Tensor) -> MesaState:
+        return MesaState(state[..., : self.key_size], state[..., self.key_size :])
+
+    @torch.no_grad()
+    def _sample(self, operands: Operands, state: torch.Tensor | None) -> SolverSample:
+        """Solve the first row once more and measure how well that went."""
+        query, key, value, log_forget, input_gate = operands
+        _, report = mesa_attention(
+            query[:1],
+            key[:1],
+            value[:1],
+            None if log_forget is None else log_forget[:1],
+            None if input_gate is None else input_gate[:1],
+            self.ridge(),
+            initial_state=None if state is None else self._before(state[:1]),
+            tolerance=self.config.tolerance,
+            max_steps=self.config.max_steps,
+            backend=self.config.mesa_backend,
+            return_report=True,
+        )
+        misses = float((~report.converged).float().mean())
+        return SolverSample(self.layer_idx, misses, float(report.residual.max()))
 
     @property
     def state_columns(self) -> int:

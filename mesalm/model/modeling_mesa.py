@@ -124,6 +124,18 @@ class MesaPreTrainedModel(PreTrainedModel):
         known = [step.float().mean() for step in steps if step is not None and step.numel()]
         return float(torch.stack(known).mean()) if known else None
 
+    def sample_solver(self, number: int) -> MesaMixer | None:
+        """Let the mesa layer whose turn it is at this ``number`` measure the next row it solves, and return it.
+
+        What it finds lies in its `solver_sample`. Nothing is measured while torch.compile traces or runs.
+        """
+        mixers = [module for module in self.modules() if isinstance(module, MesaMixer)]
+        if not mixers:
+            return None
+        chosen = mixers[number % len(mixers)]
+        chosen.sample_next, chosen.solver_sample = True, None
+        return chosen
+
 
 class MesaModel(MesaPreTrainedModel):
     """Map token ids to hidden states.

@@ -26,6 +26,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mesalm.files import writing
+
 MODEL_FILE = "model.safetensors"
 OPTIMISER_FILE = "optimiser.pt"
 RANDOM_FILE = "random.pt"
@@ -82,15 +84,16 @@ class Checkpoints:
             shutil.rmtree(leftover)
         partial = target.with_name(target.name + ".partial")
         partial.mkdir()
-        save_weights(model, partial)
-        torch.save(optimiser.state_dict(), partial / OPTIMISER_FILE)
-        torch.save(random_states, partial / RANDOM_FILE)
-        if self.decorate is not None:
-            self.decorate(partial)
-        files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir()) if path.is_file()}
-        content = {"step": step, **state, "files": files}
-        (partial / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
-        publish_folder(partial, target)
+        with writing(partial, partial):
+            save_weights(model, partial)
+            _save(optimiser.state_dict(), partial / OPTIMISER_FILE)
+            _save(random_states, partial / RANDOM_FILE)
+            if self.decorate is not None:
+                self.decorate(partial)
+            files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir()) if path.is_file()}
+            content = {"step": step, **state, "files": files}
+            (partial / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+            publish_folder(partial, target)
         for old in self.complete()[: -self.keep]:
             # The state goes first: a deletion cut short leaves a folder that is not taken for a checkpoint.
             (old / STATE_FILE).unlink()
@@ -120,6 +123,12 @@ class Checkpoints:
         else:
             way_on = f"delete {folder} to begin again, for there is no earlier checkpoint"
         return f"{folder / name} is damaged; {way_on}"
+
+
+def _save(content: Any, path: Path) -> None:
+    # through a file of python's own, whose errors say what was wrong with the disk
+    with path.open("wb") as file:
+        torch.save(content, file)
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from mesalm.data.stream import Position, RowStream, epoch_batches
+from mesalm.files import writing
 from mesalm.journal import Journal
 from mesalm.model.soft_prefix import PrefixedModel, save_prefix
 from mesalm.settings import Settings, SettingsError
@@ -124,7 +125,10 @@ def tune_prefix(
             loss = losses[-1] if losses else scored_loss(prefixed, valid_rows, settings.batch_rows)
             if accelerator.is_main_process:
                 journal.write("end", step=outcome.step, loss=loss, seconds=outcome.seconds)
-                save_prefix(prefixed, folder, {**record, "settings": settings.model_dump(mode="json"), "loss": loss})
+                with writing(folder):
+                    save_prefix(
+                        prefixed, folder, {**record, "settings": settings.model_dump(mode="json"), "loss": loss}
+                    )
                 shutil.rmtree(checkpoints.folder, ignore_errors=True)
         return loss
     finally:

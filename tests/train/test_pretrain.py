@@ -76,7 +76,8 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 def test_run_folder_is_complete(load: Load) -> None:
-    recipe = load("train.log_every=4", "sample.every=6", "sample.prompts=[the cat]", "sample.tokens=4", arm="mesa")
+    samples = ("sample.every=6", "sample.prompts=[the cat]", "sample.tokens=4")
+    recipe = load("train.log_every=4", "train.precision=fp32", *samples, arm="mesa")
     run = pretrain(recipe, quiet=True)
     assert run == recipe.folder
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "final", "journal.jsonl", "recipe.yaml"]
@@ -94,6 +95,7 @@ def test_run_folder_is_complete(load: Load) -> None:
     assert steps[-1]["tokens"] == 12 * 4 * 32
     assert steps[-1]["flops"] > steps[0]["flops"] > 0
     assert steps[-1]["solver_steps"] > 0
+    assert steps[-1]["solver_misses"] == 0 < steps[-1]["solver_residual"] < 1e-3
     assert all(math.isfinite(step["gradient_norm"]) and step["tokens_per_second"] > 0 for step in steps)
     valid = journal(run, "valid")
     assert [line["step"] for line in valid] == [4, 8, 12]
