@@ -42,9 +42,10 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; further events are dropped."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._file is not None and self._path is not None:
+            file, self._file = self._file, None
+            with writing(self._path):
+                file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -179,7 +179,7 @@ class Workbench:
             raise Interrupted(outcome.interrupted_by)
         partial = folder / "final.partial"
         partial.mkdir(exist_ok=True)
-        with writing(partial, partial):
+        with writing(folder / "final", partial):
             save_weights(net, partial)
         publish_folder(partial, folder / "final")
 

@@ -16,13 +16,14 @@ from .operator_mesa import MesaState, mesa_attention
 
 
 class SolverSample(NamedTuple):
-    """Tell how one layer solved the systems of one row.
+    """Tell how one layer solved the systems of one row and one key head.
 
-    misses: share of chunks of 64 tokens and heads that hold a solution out of tolerance, measured in float64;
+    misses: share of chunks of 64 tokens and query heads that hold a solution out of tolerance, measured in float64;
     residual: the largest |q - (H + ridge) x| / |q|.
     """
 
     layer: int
+    head: int
     misses: float
     residual: float
 
@@ -43,7 +44,7 @@ class MesaMixer(GatedMixer):
         count = self.groups * (self.key_size if config.ridge_per_channel else 1)
         self.ridge_parameter = nn.Parameter(torch.zeros(count))
         self.solver_steps: torch.Tensor | None = None
-        self.sample_next = False
+        self.sample_head: int | None = None
         self.solver_sample: SolverSample | None = None
 
     def init_weights(self) -> None:
@@ -70,9 +71,9 @@ class MesaMixer(GatedMixer):
             backend=self.config.mesa_backend,
             return_report="steps",
         )
-        if self.sample_next and not torch.compiler.is_compiling():
-            self.sample_next = False
-            self.solver_sample = self._sample(operands, state)
+        if self.sample_head is not None and not torch.compiler.is_compiling():
+            self.solver_sample = self._sample(operands, state, self.sample_head)
+            self.sample_head = None
         if not torch.compiler.is_exporting():  # an exported graph cannot leave anything behind
             self.solver_steps = report.steps
         return output, beside(after.gram, after.cross) if return_state else None
@@ -81,24 +82,25 @@ class MesaMixer(GatedMixer):
         return MesaState(state[..., : self.key_size], state[..., self.key_size :])
 
     @torch.no_grad()
-    def _sample(self, operands: Operands, state: torch.Tensor | None) -> SolverSample:
-        """Solve the first row once more and measure how well that went."""
+    def _sample(self, operands: Operands, state: torch.Tensor | None, head: int) -> SolverSample:
+        """Solve the first row's systems of a key head once more and measure how well that went."""
         query, key, value, log_forget, input_gate = operands
+        one, readers = slice(head, head + 1), self.heads // self.groups
         _, report = mesa_attention(
-            query[:1],
-            key[:1],
-            value[:1],
-            None if log_forget is None else log_forget[:1],
-            None if input_gate is None else input_gate[:1],
-            self.ridge(),
-            initial_state=None if state is None else self._before(state[:1]),
+            query[:1, :, head * readers : (head + 1) * readers],
+            key[:1, :, one],
+            value[:1, :, one],
+            None if log_forget is None else log_forget[:1, :, one],
+            None if input_gate is None else input_gate[:1, :, one],
+            self.ridge()[one],
+            initial_state=None if state is None else self._before(state[:1, one]),
             tolerance=self.config.tolerance,
             max_steps=self.config.max_steps,
             backend=self.config.mesa_backend,
             return_report=True,
         )
         misses = float((~report.converged).float().mean())
-        return SolverSample(self.layer_idx, misses, float(report.residual.max()))
+        return SolverSample(self.layer_idx, head, misses, float(report.residual.max()))
 
     @property
     def state_columns(self) -> int:

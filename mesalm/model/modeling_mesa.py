@@ -125,15 +125,17 @@ class MesaPreTrainedModel(PreTrainedModel):
         return float(torch.stack(known).mean()) if known else None
 
     def sample_solver(self, number: int) -> MesaMixer | None:
-        """Let the mesa layer whose turn it is at this ``number`` measure the next row it solves, and return it.
+        """Let the mesa layer whose turn it is measure the next row it solves, and return it; None without one.
 
-        What it finds lies in its `solver_sample`. Nothing is measured while torch.compile traces or runs.
+        What it finds lies in its `solver_sample`. Layers and then key heads take turns by ``number``. Nothing is
+        measured where torch.compile runs the layer.
         """
         mixers = [module for module in self.modules() if isinstance(module, MesaMixer)]
         if not mixers:
             return None
-        chosen = mixers[number % len(mixers)]
-        chosen.sample_next, chosen.solver_sample = True, None
+        turn, place = divmod(number, len(mixers))
+        chosen = mixers[place]
+        chosen.sample_head, chosen.solver_sample = turn % chosen.groups, None
         return chosen
 
 

@@ -84,7 +84,7 @@ class Checkpoints:
             shutil.rmtree(leftover)
         partial = target.with_name(target.name + ".partial")
         partial.mkdir()
-        with writing(partial, partial):
+        with writing(target, partial):
             save_weights(model, partial)
             _save(optimiser.state_dict(), partial / OPTIMISER_FILE)
             _save(random_states, partial / RANDOM_FILE)

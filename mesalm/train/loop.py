@@ -302,6 +302,7 @@ def _solver_fields(model: nn.Module, sampled: Any) -> dict[str, Any]:
     return {
         "solver_steps": solver_steps() if callable(solver_steps) else None,
         "solver_layer": None if sample is None else sample.layer,
+        "solver_head": None if sample is None else sample.head,
         "solver_misses": None if sample is None else sample.misses,
         "solver_residual": None if sample is None else sample.residual,
     }

@@ -244,7 +244,7 @@ def _finish(
     partial = run.path / "final.partial"
     if partial.exists():
         shutil.rmtree(partial)
-    with writing(partial, partial), without_bars():
+    with writing(run.final, partial), without_bars():
         model.save_pretrained(partial)
         _save_tokenizer(tokenizer, partial)
     fields: dict[str, Any] = {

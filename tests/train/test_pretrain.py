@@ -20,6 +20,7 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mesalm.data.prepare import prepare
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints
@@ -151,6 +152,46 @@ def test_control_c_has_its_own_exit_code(load: Load, monkeypatch: pytest.MonkeyP
         pretrain(load(), quiet=True)
     assert caught.value.code == 130
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_in_the_last_validation_is_not_lost(
+    load: Load, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    recipe = load("validate.every=0", "train.steps=3")
+    with monkeypatch.context() as patched:
+
+        def validate(*_: object) -> float:
+            os.kill(os.getpid(), number)
+            return 1.0
+
+        patched.setattr("mesalm.train.validation.mean_loss", validate)
+        with pytest.raises(Interrupted) as caught:
+            pretrain(recipe, quiet=True)
+    assert caught.value.code == 128 + number
+    assert journal(recipe.folder, "stop")[-1]["reason"] == number.name
+    assert Checkpoints(recipe.folder / "checkpoints").newest().name == "step-00000003"
+    assert not (recipe.folder / "final").exists()
+    pretrain(recipe, quiet=True)
+    assert (recipe.folder / "final").is_dir()
+    assert [line["step"] for line in journal(recipe.folder, "step")] == [1, 2, 3]
+
+
+def test_a_log_file_gets_plain_lines_that_count_the_epochs(load: Load, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = load("train.log_every=2", "train.steps=4", "train.batch_rows=67")
+    rows = len(prepare(recipe.data, quiet=True).rows("train"))
+    assert rows == 134
+    capfd.readouterr()
+    pretrain(recipe)
+    shown = capfd.readouterr().err
+    assert "\r" not in shown
+    lines = [line for line in shown.splitlines() if line.startswith("tiny: ")]
+    assert lines[0] == "tiny: 4 steps of 67 rows of 32 tokens, 2 epochs of 134 rows"
+    assert [line.split("  ")[:2] for line in lines[1:]] == [
+        ["tiny: step 2/4", "epoch 1.00"],
+        ["tiny: step 4/4", "epoch 2.00"],
+    ]
+    assert [line["epoch"] for line in journal(recipe.folder, "step")] == [1.0, 2.0]
 
 
 def test_killed_process_resumes_to_the_last_bit(load: Load, start: Start) -> None:
