@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -11,11 +12,13 @@ from typing import NoReturn
 import transformers
 
 from mesalm.doors import DOORS
+from mesalm.files import described
 from mesalm.settings import nearest
+from mesalm.train.interrupts import Interrupted, cleared_away
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one door and return the process's exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run one door and return the process's exit code: 0 done, 2 bad input, 128 plus a signal's number."""
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
@@ -33,12 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """Run the door of a parsed command line; print an error in one line."""
     try:
-        return int(options.door(options) or 0)
-    except (ValueError, FileNotFoundError) as error:
+        with cleared_away():
+            return int(options.door(options) or 0)
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, FloatingPointError) as error:
         if options.traceback:
             raise
-        print(f"mesalm {options.command}: {error}", file=sys.stderr)
+        line = described(error) if isinstance(error, OSError) else error
+        print(f"mesalm {options.command}: {line}", file=sys.stderr)
         return 2
+    except Interrupted as stopped:
+        print(f"mesalm {options.command}: ended by {signal.Signals(stopped.signal_number).name}", file=sys.stderr)
+        return 128 + stopped.signal_number
     except KeyboardInterrupt as stopped:
         print("; ".join([f"mesalm {options.command}: interrupted", *map(str, stopped.args)]), file=sys.stderr)
         return 130

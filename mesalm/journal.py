@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import IO, Any, Self
 
+from mesalm.files import writing
+
 HISTORY = ("step", "valid", "sample", "checkpoint", "end", "stop")
 """Events that belong to a step and are therefore overtaken when a run goes back to an earlier one."""
 
@@ -18,6 +20,7 @@ class Journal:
     def __init__(self, path: Path | None) -> None:
         """Open the journal for appending; a last line torn by a crash is cut off first."""
         self._file: IO[str] | None = None
+        self._path = path
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(path)
@@ -25,11 +28,12 @@ class Journal:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; a float that is not finite is written as null, as JSON has no word for it."""
-        if self._file is None:
+        if self._file is None or self._path is None:
             return
         line = json.dumps({"event": event, **_finite(fields)}, ensure_ascii=False, allow_nan=False)
-        self._file.write(line + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(line + "\n")
+            self._file.flush()
 
     @property
     def offset(self) -> int:
@@ -50,9 +54,10 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; further events are dropped."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._file is not None and self._path is not None:
+            file, self._file = self._file, None
+            with writing(self._path):
+                file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mesa_eval.reading.processes import Processes
-from mesa_eval.scores import FORMAT, ModelCard, Part, write_atomically
+from mesa_eval.scores import FORMAT, ModelCard, Part
+from mesalm.files import write_text
 
 
 class PartStore:
@@ -53,4 +54,4 @@ class PartStore:
     def write(self, part: Part) -> None:
         """Write a part, atomically, from the main process."""
         if self.folder is not None and self.processes.main:
-            write_atomically(self.folder / f"{part.key}.json", part.to_json())
+            write_text(self.folder / f"{part.key}.json", part.to_json())

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from mesalm.files import write_text
 
 FORMAT = 2
 
@@ -188,27 +188,13 @@ class Scores:
     def write(self, folder: Path) -> Path:
         """Write `<folder>/<model>.json` atomically and return its path."""
         path = folder / f"{self.model.name}.json"
-        write_atomically(path, json.dumps(self.to_dict(), allow_nan=False))
+        write_text(path, json.dumps(self.to_dict(), allow_nan=False))
         return path
 
     @classmethod
     def read(cls, path: Path) -> Scores:
         """Read scores written by `write`."""
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write text to a file so that a reader sees the old content or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _rebuild(kind: Any, value: Any) -> Any:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mesalm.files import writing
 from mesalm.fingerprints import fingerprints, write_sealed
 from mesalm.locks import locked
 
@@ -134,7 +135,7 @@ def _build(
     from .build import Build
 
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with writing(folder, temporary):
         with hidden_bars(quiet or not seen()):
             found = Build(settings, sources, tokenizer, temporary, quiet).run()
         if [source.identity() for source in sources] != identities:
@@ -150,9 +151,6 @@ def _build(
         write_sealed(temporary / MANIFEST, manifest)
         os.chmod(temporary, 0o755)
         os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _cache_key(

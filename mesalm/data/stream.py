@@ -119,6 +119,11 @@ class RowStream:
                 self.position = self.position.advance(self.global_rows, self.total)
             yield batch
 
+    @property
+    def epochs(self) -> float:
+        """Return how often the steps handed out so far have gone through the data, 2.5 for two and a half times."""
+        return self.position.epoch + self.position.row / self.total
+
     def _indices(self, position: Position) -> Iterator[list[int]]:
         share = self.global_rows // self.world
         while True:

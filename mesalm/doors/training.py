@@ -36,7 +36,7 @@ def train_door(doors: argparse._SubParsersAction) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train a recipe, every arm of it in turn, with every seed."""
-    from mesalm.train.guard import NonFiniteGradientError
+    from mesalm.train.guard import NonFiniteError
     from mesalm.train.pretrain import pretrain
     from mesalm.train.seeds import plan_line, planned_runs, read_seeds
 
@@ -48,7 +48,7 @@ def train(options: argparse.Namespace) -> None:
     for run in runs:
         try:
             print(f"trained: {pretrain(run, resume=options.resume)}")
-        except NonFiniteGradientError as error:
+        except NonFiniteError as error:
             failed.append(f"{run.name}: {error}")  # the runs after it are asked for too
     if failed:
-        raise SystemExit(f"mesalm train: {'; '.join(failed)}")
+        raise NonFiniteError("; ".join(failed))

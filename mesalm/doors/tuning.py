@@ -43,6 +43,7 @@ def tune(options: argparse.Namespace) -> None:
     """Tune a prefix and say how to measure its gain."""
     from mesa_eval.reading.scoring import Scorer
     from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
+    from mesalm.files import writing
     from mesalm.train.prompt_tuning import tune_prefix, tune_settings
 
     settings = tune_settings(options.overrides)
@@ -61,7 +62,8 @@ def tune(options: argparse.Namespace) -> None:
     }
     print(f"learning one prefix from {', '.join(names)}")
     loss = tune_prefix(scorer.model, rows, valid, settings, folder, record, device=options.device)
-    scorer.tokenizer.save_pretrained(folder)
+    with writing(folder):
+        scorer.tokenizer.save_pretrained(folder)
     print(f"tuned: {folder}, {loss:.4f} nats a token of the answers")
     asked = " ".join(f"--task {name}" for name in options.task)
     print(f"its gain over plain shots: mesalm compare {folder} {options.model} {asked}")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mesalm.files import writing
+
 
 def must_be_new(folder: Path, verb: str) -> None:
     """Raise ValueError unless `folder` does not exist or is empty; `verb` says what was to be done with it."""
@@ -26,7 +28,8 @@ def new_folder(folder: Path, verb: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         staged = Path(temporary) / "staged"
         staged.mkdir()
-        yield staged
+        with writing(folder):
+            yield staged
         if folder.exists():
             folder.rmdir()
         staged.rename(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import traceback
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mesalm.files import write_text
 from mesalm.hub.open_model import usable_device
 from mesalm.lab.claims import Claim, Curve, Findings, Size, chosen, judge, load_claims
 from mesalm.lab.experiments.table import EXPERIMENTS
@@ -154,10 +154,7 @@ def write_result(
         "versions": versions(),
         "device": device_name(torch.device(device)),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_results(folder: Path, size: Size) -> dict[str, list[Findings]]:

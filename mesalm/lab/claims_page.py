@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mesalm.files import write_text
 from mesalm.lab.claim_runs import RESULTS, mean_quantities, read_results
 from mesalm.lab.claims import Claim, Criterion, Findings, Ruling, Size, judge, load_claims
 from mesalm.lab.findings_figure import draw_findings
@@ -45,8 +46,7 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
         source.read_text(encoding="utf-8")
     )
     page = page or results / f"claims-{size}.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(template.render(items=items, studies=studies, counts=counts, size=size) + "\n", encoding="utf-8")
+    write_text(page, template.render(items=items, studies=studies, counts=counts, size=size) + "\n")
     return page
 
 

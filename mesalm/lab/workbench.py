@@ -18,6 +18,7 @@ from mesalm.data.synthetic.drawn_stream import DrawnStream, StepPosition, drawn_
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.data.synthetic.nonlinear_dynamics import NonlinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
+from mesalm.files import write_text, writing
 from mesalm.journal import Journal
 from mesalm.locks import locked
 from mesalm.model.configuration_regressor import RegressorConfig
@@ -163,7 +164,7 @@ class Workbench:
         name = f"{'+'.join(dict.fromkeys(config.layer_mixers))}-{config.num_hidden_layers} {folder.name[:6]}"
         display = Display(name, recipe.steps, enabled=not self.quiet)
         checkpoints = Checkpoints(folder / "checkpoints", every=max(recipe.steps // STAGES, 1), keep=STAGES + 1)
-        (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(), indent=1), encoding="utf-8")
+        write_text(folder / "recipe.json", json.dumps(recipe.model_dump(), indent=1))
         with Journal(folder / "journal.jsonl") as journal:
             newest = checkpoints.newest()
             journal.write("start", step=0 if newest is None else int(newest.name.removeprefix("step-")))
@@ -186,7 +187,8 @@ class Workbench:
             raise Interrupted(outcome.interrupted_by)
         partial = folder / "final.partial"
         partial.mkdir(exist_ok=True)
-        save_weights(net, partial)
+        with writing(folder / "final", partial):
+            save_weights(net, partial)
         publish_folder(partial, folder / "final")
 
 

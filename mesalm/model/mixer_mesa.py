@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,6 +16,19 @@ from .operator_mesa import MesaState, mesa_attention
 
 RIDGE, OLD_RIDGE = "ridge_bias", "ridge_parameter"
 """The name of the ridge's parameter, and what it was in checkpoints of earlier versions."""
+
+
+class SolverSample(NamedTuple):
+    """Tell how one layer solved the systems of one row and one key head.
+
+    misses: share of chunks of 64 tokens and query heads that hold a solution out of tolerance, measured in float64;
+    residual: the largest |q - (H + ridge) x| / |q|.
+    """
+
+    layer: int
+    head: int
+    misses: float
+    residual: float
 
 
 class MesaMixer(GatedMixer):
@@ -34,6 +48,8 @@ class MesaMixer(GatedMixer):
         self.ridge_bias = nn.Parameter(torch.zeros(count))
         self.register_load_state_dict_pre_hook(_take_old_name)
         self.solver_steps: torch.Tensor | None = None
+        self.sample_head: int | None = None
+        self.solver_sample: SolverSample | None = None
 
     def init_weights(self) -> None:
         """Start the ridge where the configuration says."""
@@ -49,20 +65,46 @@ class MesaMixer(GatedMixer):
         self, operands: Operands, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out and the state [B, G, K, K + V]; see `GatedMixer.read`."""
-        before = None if state is None else MesaState(state[..., : self.key_size], state[..., self.key_size :])
         output, after, report = mesa_attention(
             *operands,
             self.ridge(),
-            initial_state=before,
+            initial_state=None if state is None else self._before(state),
             return_state=True,
             tolerance=self.config.tolerance,
             max_steps=self.config.max_steps,
             backend=self.config.mesa_backend,
             return_report="steps",
         )
+        if self.sample_head is not None and not torch.compiler.is_compiling():
+            self.solver_sample = self._sample(operands, state, self.sample_head)
+            self.sample_head = None
         if not torch.compiler.is_exporting():  # an exported graph cannot leave anything behind
             self.solver_steps = report.steps
         return output, beside(after.gram, after.cross) if return_state else None
+
+    def _before(self, state: torch.Tensor) -> MesaState:
+        return MesaState(state[..., : self.key_size], state[..., self.key_size :])
+
+    @torch.no_grad()
+    def _sample(self, operands: Operands, state: torch.Tensor | None, head: int) -> SolverSample:
+        """Solve the first row's systems of a key head once more and measure how well that went."""
+        query, key, value, log_forget, input_gate = operands
+        one, readers = slice(head, head + 1), self.heads // self.groups
+        _, report = mesa_attention(
+            query[:1, :, head * readers : (head + 1) * readers],
+            key[:1, :, one],
+            value[:1, :, one],
+            None if log_forget is None else log_forget[:1, :, one],
+            None if input_gate is None else input_gate[:1, :, one],
+            self.ridge()[one],
+            initial_state=None if state is None else self._before(state[:1, one]),
+            tolerance=self.config.tolerance,
+            max_steps=self.config.max_steps,
+            backend=self.config.mesa_backend,
+            return_report=True,
+        )
+        misses = float((~report.converged).float().mean())
+        return SolverSample(self.layer_idx, head, misses, float(report.residual.max()))
 
     @property
     def state_columns(self) -> int:

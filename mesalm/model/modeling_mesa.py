@@ -134,6 +134,20 @@ class MesaPreTrainedModel(PreTrainedModel):
         known = [step.float().mean() for step in steps if step is not None and step.numel()]
         return float(torch.stack(known).mean()) if known else None
 
+    def sample_solver(self, number: int) -> MesaMixer | None:
+        """Let the mesa layer whose turn it is measure the next row it solves, and return it; None without one.
+
+        What it finds lies in its `solver_sample`. Layers and then key heads take turns by ``number``. Nothing is
+        measured where torch.compile runs the layer.
+        """
+        mixers = [module for module in self.modules() if isinstance(module, MesaMixer)]
+        if not mixers:
+            return None
+        turn, place = divmod(number, len(mixers))
+        chosen = mixers[place]
+        chosen.sample_head, chosen.solver_sample = turn % chosen.groups, None
+        return chosen
+
 
 class MesaModel(MesaPreTrainedModel):
     """Map token ids to hidden states.

@@ -1,14 +1,18 @@
 """Check and complete the arguments of the operators.
 
 Shapes, dtypes and devices are always checked. Values (NaN, the range of a gate, the order of cu_seqlens) are
-checked on CPU tensors only, because on other devices looking at a value waits for the device, and not while torch
-traces, where there are none, or transforms a function, where one tensor may stand for many.
+checked on CPU tensors only, because on other devices looking at a value waits for the device, and neither while torch
+traces, where there are none, or transforms a function, where one tensor may stand for many, nor within
+`unchecked_values`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -33,11 +37,27 @@ class Layout(NamedTuple):
     sequences: int
 
 
+_checked: ContextVar[bool] = ContextVar("checked", default=True)
+
+
+@contextmanager
+def unchecked_values() -> Iterator[None]:
+    """Let NaN and values out of range pass, as on devices other than the CPU, for a caller who looks at the results.
+
+    For training in several processes: an error on one of them alone would leave the others waiting.
+    """
+    token = _checked.set(False)
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
 def _readable(x: Tensor) -> bool:
     """Tell whether the values of x may be looked at."""
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or transforms_active():
         return False
-    return x.device.type == "cpu" and x.numel() > 0
+    return x.device.type == "cpu" and x.numel() > 0 and _checked.get()
 
 
 def _fail(name: str, was: object, must: str) -> ValueError:

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mesalm.files import writing
 from mesalm.fingerprints import SealError, fingerprints, first_damaged, read_sealed, sync, write_sealed
 
 MODEL_FILE = "model.safetensors"
@@ -89,14 +90,15 @@ class Checkpoints:
         self.tidy()
         partial = target.with_name(target.name + ".partial")
         partial.mkdir()
-        save_weights(model, partial)
-        torch.save(optimiser.state_dict(), partial / OPTIMISER_FILE)
-        torch.save(random_states, partial / RANDOM_FILE)
-        if self.decorate is not None:
-            self.decorate(partial)
-        content = {"step": step, **self.facts, **state, "files": fingerprints(partial)}
-        write_sealed(partial / STATE_FILE, content)
-        publish_folder(partial, target)
+        with writing(target, partial):
+            save_weights(model, partial)
+            _save(optimiser.state_dict(), partial / OPTIMISER_FILE)
+            _save(random_states, partial / RANDOM_FILE)
+            if self.decorate is not None:
+                self.decorate(partial)
+            content = {"step": step, **self.facts, **state, "files": fingerprints(partial)}
+            write_sealed(partial / STATE_FILE, content)
+            publish_folder(partial, target)
         self.tidy()
         return target
 
@@ -138,6 +140,12 @@ class Checkpoints:
         else:
             way_on = f"delete {folder} to begin again, for there is no earlier checkpoint"
         return f"{folder / name} is damaged; {way_on}"
+
+
+def _save(content: Any, path: Path) -> None:
+    # through a file of python's own, whose errors say what was wrong with the disk
+    with path.open("wb") as file:
+        torch.save(content, file)
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:

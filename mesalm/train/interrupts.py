@@ -1,4 +1,4 @@
-"""Ending a run in good order on Ctrl-C and SIGTERM."""
+"""Ending a process in good order on Ctrl-C and on the signals by which terminals and schedulers announce an end."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGINT)
+"""SIGTERM from kill and launchers, SIGHUP from a closed terminal, SIGUSR1, SIGUSR2 and SIGXCPU from schedulers ahead
+of the end of a job's time, SIGINT from Ctrl-C."""
 
 ECHO_SECONDS = 2.0
 """Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun; a second within this is an echo."""
 
 
 class Interrupted(SystemExit):
-    """End the process after an interrupted run: exit code 130 after Ctrl-C, 143 after SIGTERM."""
+    """End the process after a signal: exit code 128 plus its number, 130 after Ctrl-C, 143 after SIGTERM."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(128 + signal_number)
@@ -22,42 +28,85 @@ class Interrupted(SystemExit):
 
 
 class Interrupts:
-    """Note the first Ctrl-C or SIGTERM while this context is open; a second Ctrl-C ends the process at once.
+    """Note the first of `SIGNALS` while this context is open; a second Ctrl-C ends the process at once.
 
-    Outside the main thread, where python allows no signal handlers, signals keep their usual effect.
+    Set ``answered`` when the run has stopped for what was noted; else the signal is given, at the end of the context,
+    to whoever handled it before. A signal that was ignored before, as SIGHUP under nohup, stays ignored. Outside the
+    main thread, where python allows no signal handlers, signals keep their usual effect.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.answered = False
         self._moment = 0.0
         self._process = os.getpid()
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._earlier[number] = signal.signal(number, self._note)
+        self._earlier = _handle(SIGNALS, self._note)
         return self
 
     def __exit__(self, *details: object) -> None:
-        for number, handler in self._earlier.items():
-            signal.signal(number, handler)
-        self._earlier.clear()
+        _put_back(self._earlier)
+        if self.received is not None and not self.answered:
+            os.kill(self._process, self.received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            # A process forked to read data: Ctrl-C is the run's business, all else keeps its effect.
-            if number != signal.SIGINT:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
+        if _in_a_child(self._process, number):
             return
         now = time.monotonic()
         if self.received is None:
             self.received, self._moment = number, now
             # Past python's buffers, which the signal may have caught in the middle of a write.
-            os.write(2, b"\nfinishing this step, then a checkpoint; Ctrl-C again to abort at once\n")
+            name = signal.Signals(number).name
+            os.write(2, f"\n{name}: finishing this step, then a checkpoint; Ctrl-C again to abort at once\n".encode())
             return
         echo = "TORCHELASTIC_RUN_ID" in os.environ and now - self._moment < ECHO_SECONDS
         if number == signal.SIGINT and not echo:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+@contextmanager
+def cleared_away() -> Iterator[None]:
+    """Raise Interrupted on `SIGNALS`, so that what is half written is deleted; a second signal ends the process.
+
+    Ctrl-C raises KeyboardInterrupt as ever.
+    """
+    process = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if _in_a_child(process, number):
+            return
+        signal.signal(number, signal.SIG_DFL)
+        raise Interrupted(number)
+
+    earlier = _handle([number for number in SIGNALS if number != signal.SIGINT], stop)
+    try:
+        yield
+    finally:
+        _put_back(earlier)
+
+
+def _handle(numbers: Any, handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Set a handler for signals that are not ignored; return those that were there before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    heard = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    return {number: signal.signal(number, handler) for number in heard}
+
+
+def _put_back(earlier: dict[int, Any]) -> None:
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+    earlier.clear()
+
+
+def _in_a_child(process: int, number: int) -> bool:
+    """Say whether this is a process forked to read data, which SIGTERM ends; all else is its parent's business."""
+    if os.getpid() == process:
+        return False
+    if number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    return True

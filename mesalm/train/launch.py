@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import atexit
 import os
+import platform
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from mesalm.settings import SettingsError
 
@@ -39,8 +42,17 @@ REPLICATED = (
 """The kinds of run that keep a whole copy of the model in each process, which checkpoints rely on."""
 
 
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP (--use_fsdp)",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (--use_deepspeed)",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (--use_megatron_lm)",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (--use_parallelism_config)",
+}
+"""Ways of splitting a model over processes, by the variable in which accelerate launch hands them on."""
+
+
 class LaunchError(SettingsError):
-    """Report that the processes that run are not those that were asked for."""
+    """Report a launch that is not what was asked for, or that asks for what there is not."""
 
 
 def make_accelerator(
@@ -50,8 +62,11 @@ def make_accelerator(
 
     ``device`` is "auto" or "cpu"; ``precision`` "fp32" or "bf16"; ``track`` names trackers of accelerate, whose
     files go under ``folder``. Raises LaunchError when accelerate sees other processes than the launcher was asked
-    for, and SettingsError for a tracker that is not installed.
+    for and when the launcher asks for another precision or for what is not supported; SettingsError for a tracker
+    that is not installed.
     """
+    check_options(os.environ)
+    launch_precision(precision, os.environ)
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in track:
         if name not in available:
@@ -64,8 +79,6 @@ def make_accelerator(
         project_dir=None if folder is None else str(folder),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    # The loop divides by the number of micro-batches itself, whatever the environment says.
-    accelerator.gradient_accumulation_steps = 1
     check_processes(os.environ, accelerator.num_processes)
     if accelerator.distributed_type not in REPLICATED:
         raise LaunchError(
@@ -73,6 +86,75 @@ def make_accelerator(
             "copy of the model in each process"
         )
     return accelerator
+
+
+def launch_precision(precision: str, environment: Mapping[str, str]) -> str:
+    """Return "fp32" or "bf16": a recipe's precision, or for "auto" that of accelerate launch, fp32 if it names none.
+
+    Raises LaunchError where the two differ, and for a precision of the launcher's that is not supported.
+    """
+    asked = environment.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    if asked in ("", "no"):  # accelerate launch says "no" when it was told nothing
+        return "fp32" if precision == "auto" else precision
+    if asked != "bf16":
+        raise LaunchError(f"accelerate launch: --mixed_precision {asked} is not supported; use bf16 or no")
+    if precision == "fp32":
+        raise LaunchError(
+            "accelerate launch: --mixed_precision bf16 contradicts fp32, the precision of this training; leave out the "
+            "one, or for a recipe set train.precision=bf16"
+        )
+    return "bf16"
+
+
+def check_options(environment: Mapping[str, str]) -> None:
+    """Raise LaunchError for options of accelerate launch that would change the run, or be ignored by it."""
+    for variable, what in SHARDED.items():
+        if environment.get(variable, "").lower() in ("1", "true", "yes"):
+            raise LaunchError(
+                f"accelerate: {what} is not supported; launch with --multi_gpu, one whole copy of the model in each "
+                f"process, with {variable} unset"
+            )
+    parts = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if parts != "1":
+        raise LaunchError(
+            f"accelerate: gradient accumulation ({parts} steps) is set by the recipe; leave it out and set "
+            "train.micro_rows to the rows that one process runs at once"
+        )
+    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() != "no":
+        raise LaunchError(
+            f"accelerate: --dynamo_backend {backend.lower()} is set by the recipe; leave it out and set "
+            "train.compile=true"
+        )
+
+
+def broadcast(accelerator: Accelerator, value: Any) -> Any:
+    """Give the main process's value to all."""
+    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+
+
+def check_shared(accelerator: Accelerator, folder: Path, setting: str) -> None:
+    """Raise LaunchError, on all processes, where one of them does not see the main process's ``folder``.
+
+    Processes on several machines need a disk that they share. ``setting`` names what decides the folder.
+    """
+    if accelerator.num_processes == 1:
+        return
+    token = broadcast(accelerator, uuid.uuid4().hex)
+    path = folder / f".seen-by-all-{token}"
+    try:
+        if accelerator.is_main_process:
+            path.touch()
+        accelerator.wait_for_everyone()
+        blind = [host for host in gather_object([None if path.exists() else platform.node()]) if host is not None]
+    finally:
+        if accelerator.is_main_process:
+            path.unlink(missing_ok=True)
+    if blind:
+        raise LaunchError(
+            f"{folder}: is not there on {blind[0]}; several machines need a disk that they share, set {setting} to a "
+            "folder on it"
+        )
 
 
 def check_processes(environment: Mapping[str, str], world: int) -> None:

@@ -9,7 +9,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,19 +20,29 @@ from torch import nn
 
 from mesalm.journal import Journal
 from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_states, load_weights
-from mesalm.train.guard import GradientGuard, NonFiniteGradientError
+from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.interrupts import Interrupts
 from mesalm.train.meters import Speedometer
 from mesalm.train.progress import Display
 from mesalm.train.randomness import preserved_randomness, random_state, restore_random_state
-
-Batch = dict[str, torch.Tensor]
+from mesalm.train.step import (
+    Batch,
+    agree,
+    backward,
+    count_tokens,
+    flops_per_token,
+    gradient_norm,
+    moved,
+    read_first_row,
+    sample_solver,
+)
 
 
 class Stream(Protocol):
     """Give the micro-batches of one process without end, and say where in the data the next step begins.
 
-    ``position`` has ``to_dict`` and ``from_dict``; setting it moves the stream. See mesalm.data.stream.RowStream.
+    ``position`` has ``to_dict`` and ``from_dict``; setting it moves the stream. A stream that goes through rows again
+    and again says in ``epochs`` how often it has done so. See mesalm.data.stream.RowStream.
     """
 
     position: Any
@@ -55,6 +64,10 @@ class Probe:
     every: int
     run: Callable[[nn.Module, int], Iterable[dict[str, Any]]]
     at_end: bool = True
+
+    def due(self, step: int) -> bool:
+        """Return whether it is done after this step on the way."""
+        return self.every > 0 and step % self.every == 0
 
 
 @dataclass
@@ -102,7 +115,7 @@ def fit(
     steps: int,
     learning_rate: Callable[[int], float],
     clip: float | None = 1.0,
-    guard: GradientGuard | None = None,
+    guard: Guard | None = None,
     probes: Sequence[Probe] = (),
     journal: Journal | None = None,
     log_every: int = 10,
@@ -113,7 +126,7 @@ def fit(
     enough: Callable[[], bool] | None = None,
     compile_model: bool = False,
 ) -> Outcome:
-    """Train a model until it has made ``steps`` optimiser steps, or until Ctrl-C or SIGTERM.
+    """Train a model until it has made ``steps`` optimiser steps, or until a signal of `mesalm.train.interrupts`.
 
     ``stream`` shards by itself; model and optimiser go through ``accelerator.prepare`` here, the model being on
     ``accelerator.device`` already. ``learning_rate(step)`` gives the rate of each step, counted from 0. A step's
@@ -124,10 +137,11 @@ def fit(
     ``resume_from`` is a checkpoint of the same run; on the CPU, and with as many processes, the run then goes on
     as if it had never stopped, to the last bit. Probes and data reading cannot change the random state of the run.
 
-    Raises NonFiniteGradientError when ``guard`` gives up, CheckpointError for a checkpoint that does not fit.
+    Raises NonFiniteError, and writes no checkpoint, where weights, optimiser or too many steps in a row are not finite;
+    CheckpointError for a checkpoint that does not fit.
     """
     journal = journal or Journal(None)
-    guard = guard or GradientGuard(10)
+    guard = guard or Guard(10)
     display = display or Display("train", steps, enabled=False)
     tally = Tally()
     raw_model, raw_optimiser = model, optimiser
@@ -150,10 +164,14 @@ def fit(
         batches = iter(stream)
     raw_model.train()
 
+    def epochs() -> float | None:
+        return getattr(stream, "epochs", None)
+
     def save() -> None:
         nonlocal saved_at
         if checkpoints is None or saved_at == tally.step:
             return
+        guard.verify(accelerator, raw_model, raw_optimiser, tally.step)
         saved_at = tally.step
         begun = time.perf_counter()
         tally.seconds = speed.seconds
@@ -171,50 +189,72 @@ def fit(
         accelerator.wait_for_everyone()
         speed.pause(time.perf_counter() - begun)
 
+    def advance(interrupts: Interrupts) -> int | None:
+        """Make one step and what belongs after it; return the signal that was heard on one of the processes."""
+        nonlocal steps
+        rate = learning_rate(tally.step)
+        for group in raw_optimiser.param_groups:
+            group["lr"] = rate
+        with preserved_randomness(devices=False):
+            micro = [moved(next(batches), accelerator.device) for _ in range(stream.micro_batches)]
+        number = tally.step + 1
+        logged = number % log_every == 0 or number == steps
+        solver = sample_solver(raw_model, number // log_every) if logged and accelerator.is_main_process else None
+        if solver is not None and compile_model:
+            read_first_row(accelerator, raw_model, micro[0])
+        loss = backward(accelerator, wrapped, micro, count_items)
+        norm = gradient_norm(accelerator, raw_model, clip)
+        loss_value, interrupted_by = agree(accelerator, loss, interrupts.received)
+        if guard.accepts(loss_value, norm):
+            optimiser.step()
+        else:
+            guard.verify(accelerator, raw_model, raw_optimiser, tally.step)
+            guard.judge(accelerator, raw_model, micro, number)
+            display.say(f"step {number}: loss {loss_value:.4g}, gradient norm {norm:.4g}; skipped")
+        optimiser.zero_grad(set_to_none=True)
+        tokens = count_tokens(micro) * accelerator.num_processes
+        tally.add(tokens, loss_value)
+        speed.step(tokens)
+        last = tally.step == steps
+        if logged:
+            tally.flops += tally.window_tokens * flops_per_token(raw_model, micro)
+            fields = _step_fields(tally, rate, norm, guard, speed, epochs()) | _solver_fields(raw_model, solver)
+            loss_value = fields["loss"]
+            journal.write("step", **fields)
+            _track(accelerator, "train", fields, tally.step)
+            tally.window_loss, tally.window_steps, tally.window_tokens = 0.0, 0, 0
+        left = speed.left(steps - tally.step)
+        display.update(tally.step, loss_value, speed.tokens_per_second, left, epochs(), logged=logged)
+        due = [probe for probe in probes if probe.due(tally.step) or (last and probe.at_end)]
+        if due or last:
+            guard.verify(accelerator, raw_model, raw_optimiser, tally.step)
+        begun = time.perf_counter()
+        for probe in due:
+            _run_probe(accelerator, probe, raw_model, tally, journal, display)
+        speed.pause(time.perf_counter() - begun)
+        if enough is not None and enough():
+            steps = tally.step
+        return interrupted_by
+
     with Interrupts() as interrupts, display:
         interrupted_by = None
-        while tally.step < steps and interrupted_by is None:
-            rate = learning_rate(tally.step)
-            for group in raw_optimiser.param_groups:
-                group["lr"] = rate
-            with preserved_randomness(devices=False):
-                micro = [_moved(next(batches), accelerator.device) for _ in range(stream.micro_batches)]
-            loss = _backward(accelerator, wrapped, micro, count_items)
-            norm = _gradient_norm(accelerator, raw_model, clip)
-            loss_value, interrupted_by = _agree(accelerator, loss, interrupts.received)
-            try:
-                accepted = guard.accepts(norm)
-            except NonFiniteGradientError as error:
-                journal.write("stop", step=tally.step, tokens=tally.tokens, reason=str(error))
-                raise
-            if accepted:
-                optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            tokens = _tokens(micro) * accelerator.num_processes
-            tally.add(tokens, loss_value)
-            speed.step(tokens)
-            last = tally.step == steps
-            if tally.step % log_every == 0 or last:
-                tally.flops += tally.window_tokens * _flops_per_token(raw_model, micro)
-                fields = _step_fields(tally, rate, norm, guard, speed, raw_model)
-                journal.write("step", **fields)
-                _track(accelerator, "train", fields, tally.step)
-                tally.window_loss, tally.window_steps, tally.window_tokens = 0.0, 0, 0
-            display.update(tally.step, loss_value, speed.tokens_per_second, speed.left(steps - tally.step))
-            begun = time.perf_counter()
-            for probe in probes:
-                if (probe.every > 0 and tally.step % probe.every == 0) or (last and probe.at_end):
-                    _run_probe(accelerator, probe, raw_model, tally, journal, display)
-            speed.pause(time.perf_counter() - begun)
-            if enough is not None and enough():
-                steps, last = tally.step, True
-            if checkpoints is not None and (checkpoints.due(tally.step) or last or interrupted_by):
-                save()
-        if interrupted_by is not None and tally.step < steps:
+        try:
+            guard.verify(accelerator, raw_model, raw_optimiser, tally.step, _other_start(resume_from))
+            while tally.step < steps and interrupted_by is None:
+                interrupted_by = advance(interrupts)
+                if tally.step >= steps and interrupted_by is None:
+                    # What was heard in the last step, or in the validation after it, counts too.
+                    nothing = torch.zeros((), device=accelerator.device)
+                    _, interrupted_by = agree(accelerator, nothing, interrupts.received)
+                if checkpoints is not None and (checkpoints.due(tally.step) or tally.step >= steps or interrupted_by):
+                    save()
+        except NonFiniteError as error:
+            journal.write("stop", step=tally.step, tokens=tally.tokens, reason=str(error))
+            raise
+        if interrupted_by is not None:
             reason = signal.Signals(interrupted_by).name
             journal.write("stop", step=tally.step, tokens=tally.tokens, reason=reason)
-        elif tally.step >= steps:
-            interrupted_by = None
+            interrupts.answered = True
     # Take the autocast off the model again, for whoever uses it next.
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     return Outcome(tally.step, tally.tokens, tally.flops, speed.seconds, tally.loss, guard.skipped, interrupted_by)
@@ -226,7 +266,7 @@ def _resume(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     stream: Stream,
-    guard: GradientGuard,
+    guard: Guard,
 ) -> Tally:
     state = (checkpoints or Checkpoints(folder.parent)).read_state(folder)
     load_weights(model, folder)
@@ -236,78 +276,39 @@ def _resume(
     return Tally(**state["tally"])
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def _backward(
-    accelerator: Accelerator, model: Any, micro: list[Batch], count_items: Callable[[Batch], int] | None
-) -> torch.Tensor:
-    """Accumulate the gradient of one step; return this process's share of the loss, to be averaged over all."""
-    weights = [1.0 / len(micro)] * len(micro)
-    if count_items is not None:
-        counts = [float(count_items(batch)) for batch in micro]
-        total = torch.tensor(sum(counts), device=accelerator.device)
-        mean = float(accelerator.reduce(total, "mean"))
-        weights = [count / mean if mean > 0 else 0.0 for count in counts]
-    loss = torch.zeros((), device=accelerator.device)
-    for place, (batch, weight) in enumerate(zip(micro, weights, strict=True)):
-        alone = place + 1 < len(micro)
-        with accelerator.no_sync(model) if alone else nullcontext():
-            part = model(**batch).loss * weight
-            accelerator.backward(part)
-        loss += part.detach()
-    return loss
-
-
-def _gradient_norm(accelerator: Accelerator, model: nn.Module, clip: float | None) -> float:
-    """Return the global norm of the gradient before it is clipped."""
-    norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip)
-    return float(norm)
-
-
-def _agree(accelerator: Accelerator, loss: torch.Tensor, received: int | None) -> tuple[float, int | None]:
-    """Average the loss over the processes, and stop on all of them when one of them was told to stop."""
-    flags = [float(received == signal.SIGINT), float(received == signal.SIGTERM)]
-    shared = torch.cat([loss.reshape(1), torch.tensor(flags, device=loss.device)])
-    if accelerator.num_processes > 1:
-        shared = accelerator.reduce(shared, "mean")
-    value, interrupt, terminate = shared.tolist()
-    if terminate > 0:
-        return value, int(signal.SIGTERM)
-    return value, int(signal.SIGINT) if interrupt > 0 else None
-
-
-def _tokens(micro: list[Batch]) -> int:
-    """Return the tokens of this process's part of a step; rows where a batch has no input_ids."""
-    return sum(
-        batch["input_ids"].numel() if "input_ids" in batch else len(next(iter(batch.values()))) for batch in micro
-    )
-
-
-def _flops_per_token(model: nn.Module, micro: list[Batch]) -> float:
-    """Return what the model says a token of this length costs, solver steps as last measured; 0 if it is silent."""
-    flops_per_token = getattr(model, "flops_per_token", None)
-    if flops_per_token is None or "input_ids" not in micro[0]:
-        return 0.0
-    return float(flops_per_token(micro[0]["input_ids"].shape[-1]))
+def _other_start(resume_from: Path | None) -> str:
+    if resume_from is None:
+        return "begin from other weights"
+    return f"delete {resume_from} to go on from the checkpoint before it"
 
 
 def _step_fields(
-    tally: Tally, rate: float, norm: float, guard: GradientGuard, speed: Speedometer, model: nn.Module
+    tally: Tally, rate: float, norm: float, guard: Guard, speed: Speedometer, epochs: float | None
 ) -> dict[str, Any]:
-    solver_steps = getattr(model, "solver_steps", None)
     return {
         "step": tally.step,
         "tokens": tally.tokens,
+        "epoch": epochs,
         "loss": tally.window_loss / tally.window_steps,
         "learning_rate": rate,
         "gradient_norm": norm,
         "tokens_per_second": speed.tokens_per_second,
         "seconds": speed.seconds,
         "flops": tally.flops,
-        "solver_steps": solver_steps() if callable(solver_steps) else None,
         "skipped": guard.skipped,
+    }
+
+
+def _solver_fields(model: nn.Module, sampled: Any) -> dict[str, Any]:
+    """Say how the systems were solved: the steps of all layers, and how well the layer that was sampled did."""
+    solver_steps = getattr(model, "solver_steps", None)
+    sample = None if sampled is None else sampled.solver_sample
+    return {
+        "solver_steps": solver_steps() if callable(solver_steps) else None,
+        "solver_layer": None if sample is None else sample.layer,
+        "solver_head": None if sample is None else sample.head,
+        "solver_misses": None if sample is None else sample.misses,
+        "solver_residual": None if sample is None else sample.residual,
     }
 
 

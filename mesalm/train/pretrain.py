@@ -12,22 +12,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesalm.data.prepare import ChangedDataError, check_inputs, prepare
 from mesalm.data.prepared import Prepared
 from mesalm.data.stream import Position, RowStream
+from mesalm.files import writing
 from mesalm.journal import Journal
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints, publish_folder
-from mesalm.train.guard import GradientGuard
+from mesalm.train.guard import Guard
 from mesalm.train.initial import earlier_config, initial_model
 from mesalm.train.interrupts import Interrupted
-from mesalm.train.launch import end_run, make_accelerator
+from mesalm.train.launch import broadcast, check_shared, end_run, launch_precision, make_accelerator
 from mesalm.train.loop import Outcome, Probe, fit
 from mesalm.train.optim import build_optimiser
-from mesalm.train.progress import Display
+from mesalm.train.progress import Display, without_bars
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import Plan, Resume, RunFolder
@@ -44,18 +44,21 @@ def pretrain(recipe: Recipe, *, resume: Resume = "auto", quiet: bool = False) ->
     ``resume``: "auto" goes on with an interrupted run of the same recipe and only reports a finished one; "must"
     refuses to begin anew; "never" sets an earlier folder aside and begins anew. ``quiet`` shows nothing.
 
-    Raises Interrupted (a SystemExit with code 130 or 143) after Ctrl-C or SIGTERM, a checkpoint written; SettingsError
-    for a recipe, launch or run folder that does not serve; CheckpointError for a damaged checkpoint;
-    NonFiniteGradientError when too many gradients in a row are not finite.
+    Raises Interrupted (a SystemExit) after Ctrl-C, SIGTERM and the like, a checkpoint written; SettingsError for a
+    recipe, launch or run folder that does not serve; CheckpointError for a damaged checkpoint; NonFiniteError when
+    weights, or too many losses or gradients in a row, are not finite.
     """
+    precision = launch_precision(recipe.train.precision, os.environ)
+    launched = precision != "fp32" and recipe.train.precision == "auto"
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
     run = RunFolder(recipe.folder)
-    accelerator = make_accelerator(
-        device=recipe.train.device, precision=recipe.train.precision, track=recipe.track, folder=run.path
-    )
+    accelerator = make_accelerator(device=recipe.train.device, precision=precision, track=recipe.track, folder=run.path)
     try:
         display = Display(recipe.name, recipe.steps, enabled=accelerator.is_main_process and not quiet)
+        if launched:
+            display.say(f"train.precision: {precision}, as accelerate launch says")
         with run.locked() if accelerator.is_main_process else nullcontext():
-            plan: Plan = _shared(accelerator, run.enter(recipe, resume) if accelerator.is_main_process else None)
+            plan: Plan = broadcast(accelerator, run.enter(recipe, resume) if accelerator.is_main_process else None)
             if recipe.init_from is not None and plan == Plan():
                 earlier_config(recipe)  # what is wrong there is told before hours of preparing
             prepared = _prepared(recipe, run, plan, accelerator, quiet)
@@ -64,6 +67,7 @@ def pretrain(recipe: Recipe, *, resume: Resume = "auto", quiet: bool = False) ->
             else:
                 if accelerator.is_main_process:
                     run.go_on(recipe, plan)
+                check_shared(accelerator, run.path, "output_dir")
                 _run(recipe, run, plan, prepared, accelerator, display)
     finally:
         end_run(accelerator)
@@ -101,6 +105,7 @@ def _run(
         _write_start(journal, recipe, plan, prepared, model, accelerator)
         if plan.resume_from is not None:
             display.say(f"{run.path}: going on from {plan.resume_from.name}" + (plan.note and f" to {plan.note}"))
+        display.say(f"{recipe.name}: {_amount(recipe, stream.total)}")
         outcome = fit(
             model,
             stream,
@@ -111,7 +116,7 @@ def _run(
                 recipe.optim.learning_rate * learning_rate_factor(recipe.schedule, step, recipe.steps)
             ),
             clip=recipe.train.clip,
-            guard=GradientGuard(recipe.train.max_skipped),
+            guard=Guard(recipe.train.max_skipped),
             probes=_probes(recipe, prepared, tokenizer, stream.micro_rows, accelerator, display),
             journal=journal,
             log_every=recipe.train.log_every,
@@ -140,9 +145,11 @@ def _weights_at_hand(recipe: Recipe, run: RunFolder, plan: Plan) -> Recipe:
     return recipe.model_copy(update={"init_from": str(plan.resume_from)})
 
 
-def _shared(accelerator: Accelerator, value: Any) -> Any:
-    """Give the main process's value to all."""
-    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+def _amount(recipe: Recipe, rows: int) -> str:
+    """Say how much will be read, and how often."""
+    batch_rows, length = recipe.train.batch_rows, recipe.data.sequence_length
+    epochs = recipe.steps * batch_rows / rows
+    return f"{recipe.steps:,} steps of {batch_rows:,} rows of {length:,} tokens, {epochs:.4g} epochs of {rows:,} rows"
 
 
 def _prepared(recipe: Recipe, run: RunFolder, plan: Plan, accelerator: Accelerator, quiet: bool) -> Prepared | None:
@@ -162,8 +169,11 @@ def _prepared(recipe: Recipe, run: RunFolder, plan: Plan, accelerator: Accelerat
                 f"{run.path}: was trained on other data, {error}; give them back as they were, give this run another "
                 "name, or start afresh with --resume never, which sets the old folder aside"
             ) from error
-    path = _shared(accelerator, path)
-    return None if path is None else Prepared(path, checked=True)
+    path = broadcast(accelerator, path)
+    if path is None:
+        return None
+    check_shared(accelerator, path.parent, "data.cache_dir")
+    return Prepared(path, checked=True)
 
 
 def _stream(recipe: Recipe, prepared: Prepared, accelerator: Accelerator) -> RowStream:
@@ -276,8 +286,9 @@ def _finish(
     partial = run.path / "final.partial"
     if partial.exists():
         shutil.rmtree(partial)
-    model.save_pretrained(partial)
-    _save_tokenizer(tokenizer, partial)
+    with writing(run.final, partial), without_bars():
+        model.save_pretrained(partial)
+        _save_tokenizer(tokenizer, partial)
     fields: dict[str, Any] = {
         "step": outcome.step,
         "tokens": outcome.tokens,

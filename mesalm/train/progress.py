@@ -1,22 +1,24 @@
-"""Showing how a run goes: a live bar on a terminal, a line now and then elsewhere."""
+"""Showing how a run goes: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from transformers.utils import logging
 
 from mesalm.train.meters import clock_text
 
-PLAIN_SECONDS = 15.0
-"""Least time between two lines where there is no terminal."""
-
 
 class Display:
-    """Show the steps of a run, the loss, tokens a second and the time left; silent if not enabled."""
+    """Show the steps of a run, the loss, tokens a second and the time left; silent if not enabled.
+
+    On a terminal that is a bar; elsewhere, as in a log file, a line for each step that is logged.
+    """
 
     def __init__(self, name: str, steps: int, *, enabled: bool = True, console: Console | None = None) -> None:
         self._name = name
@@ -25,7 +27,6 @@ class Display:
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._last_line = float("-inf")
 
     def __enter__(self) -> Self:
         if self._enabled and self._console.is_terminal:
@@ -47,20 +48,43 @@ class Display:
             self._bar.stop()
             self._bar = None
 
-    def update(self, step: int, loss: float, tokens_per_second: float, left: float | None) -> None:
-        """Show the state after ``step`` steps; ``loss`` in nats, ``left`` in seconds."""
+    def update(
+        self,
+        step: int,
+        loss: float,
+        tokens_per_second: float,
+        left: float | None,
+        epochs: float | None = None,
+        *,
+        logged: bool = True,
+    ) -> None:
+        """Show the state after ``step`` steps; ``loss`` in nats, ``left`` in seconds, ``epochs`` passes over the data.
+
+        ``logged``: whether the step gets a line of its own where there is no terminal.
+        """
         if not self._enabled:
             return
         state = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {clock_text(left)} left"
+        if epochs is not None:
+            state = f"epoch {epochs:.2f}  {state}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, state=state)
-            return
-        now = time.monotonic()
-        if now - self._last_line >= PLAIN_SECONDS or step == self._steps:
-            self._last_line = now
+        elif logged:
             self._console.print(f"{self._name}: step {step}/{self._steps}  {state}", markup=False)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._enabled:
             self._console.print(text, markup=False)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the bars of transformers, which would break into the lines of a log."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from mesalm.data.stream import Position, RowStream, epoch_batches
+from mesalm.files import writing
 from mesalm.journal import Journal
 from mesalm.model.soft_prefix import PrefixedModel, save_prefix
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError
@@ -136,7 +137,10 @@ def tune_prefix(
             loss = losses[-1] if losses else scored_loss(prefixed, valid_rows, settings.batch_rows)
             if accelerator.is_main_process:
                 journal.write("end", step=outcome.step, loss=loss, seconds=outcome.seconds)
-                save_prefix(prefixed, folder, {**record, "settings": settings.model_dump(mode="json"), "loss": loss})
+                with writing(folder):
+                    save_prefix(
+                        prefixed, folder, {**record, "settings": settings.model_dump(mode="json"), "loss": loss}
+                    )
                 shutil.rmtree(checkpoints.folder, ignore_errors=True)
         return loss
 

@@ -24,8 +24,10 @@ class TrainSettings(Settings):
     micro_rows: int | None = Field(
         default=None, gt=0, description="Rows one process runs at once; none: its whole share of batch_rows."
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="fp32, or bf16 autocast with weights and optimiser kept in fp32."
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="fp32, or bf16 autocast with weights and optimiser kept in fp32; auto: what accelerate launch "
+        "--mixed_precision says, else fp32.",
     )
     clip: float | None = Field(
         default=1.0, gt=0, description="Largest global norm of the gradient; longer ones are scaled down. none: off."
@@ -41,10 +43,12 @@ class TrainSettings(Settings):
         default=0, ge=0, description="Processes that read rows ahead of the loop; 0: read in the loop."
     )
     log_every: int = Field(
-        default=10, gt=0, description="Steps between the journal's step lines (means since the last)."
+        default=10, gt=0, description="Steps between step lines in the journal and in a log (means since the last)."
     )
     max_skipped: int = Field(
-        default=10, gt=0, description="Steps in a row with a non-finite gradient after which the run stops."
+        default=10,
+        gt=0,
+        description="Steps in a row with a loss or gradient that is not finite after which the run stops.",
     )
 
     @model_validator(mode="after")

@@ -217,3 +217,23 @@ def test_operations_are_counted(case: dict) -> None:
     assert (long > short) == has_softmax
     has_mesa = "mesa" in model.config.layer_mixers
     assert (model.solver_steps() is not None) == has_mesa
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_layers_take_turns_in_measuring_their_solver_and_compute_as_before(kept: bool) -> None:
+    model = build(mixers=["mesa", "softmax", "mesa"], num_hidden_layers=3, **({} if kept else {"max_steps": 1}))
+    ids = tokens(2, 70)
+    before = model(ids).logits
+    seen = []
+    for number in range(6):
+        chosen = model.sample_solver(number)
+        assert torch.equal(model(ids).logits, before)
+        seen.append(chosen.solver_sample)
+        model(ids)
+        assert chosen.solver_sample is seen[-1]  # one row of one pass, and no more
+    groups = model.model.layers[0].mixer.groups
+    assert [(sample.layer, sample.head) for sample in seen[:4]] == [(0, 0), (2, 0), (0, 1 % groups), (2, 1 % groups)]
+    assert all((sample.misses == 0.0) == kept for sample in seen)
+    if kept:
+        assert all(0.0 < sample.residual < 1e-3 for sample in seen)
+    assert build(mixers="softmax").sample_solver(0) is None

@@ -19,7 +19,7 @@ import yaml
 from mesalm.data.stream import Position, RowStream
 from mesalm.journal import Journal
 from mesalm.train.checkpoint import Checkpoints, step_of
-from mesalm.train.guard import GradientGuard
+from mesalm.train.guard import Guard
 from mesalm.train.launch import make_accelerator
 from mesalm.train.loop import Probe, fit
 from mesalm.train.randomness import seed_everything
@@ -82,7 +82,7 @@ def train_regression(tmp_path: Path) -> Callable[..., SimpleNamespace]:
         resume: bool = False,
         probes: tuple[Probe, ...] = (),
         model: torch.nn.Module | None = None,
-        guard: GradientGuard | None = None,
+        guard: Guard | None = None,
         precision: str = "fp32",
         dropout: float = 0.2,
         **options: Any,

@@ -1,18 +1,23 @@
-"""Signals in a process of its own: the first is noted, a second Ctrl-C ends it at once."""
+"""Signals in a process of its own: the first is noted, a second Ctrl-C ends it at once, none is lost."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from mesalm.train.interrupts import Interrupted, Interrupts
+from mesalm.cli import main
+from mesalm.train.interrupts import SIGNALS, Interrupted, Interrupts, cleared_away
 
 SCRIPT = """
 import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever it was to who runs the tests
 from mesalm.train.interrupts import Interrupts
 with Interrupts() as interrupts:
     os.kill(os.getpid(), signal.SIGINT)
@@ -22,6 +27,7 @@ with Interrupts() as interrupts:
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(1)
     print("still here", flush=True)
+    interrupts.answered = True
 """
 
 
@@ -36,12 +42,54 @@ def test_second_control_c_aborts_but_its_echo_does_not(under_torchrun: bool, cod
     assert "Ctrl-C again" in done.stderr
 
 
-def test_handlers_are_put_back() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with Interrupts() as interrupts:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupts.received == signal.SIGTERM
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_that_was_not_answered_is_given_back(number: signal.Signals) -> None:
+    given: list[int] = []
+    before = signal.signal(number, lambda number, frame: given.append(number))
+    try:
+        with Interrupts() as answered:
+            os.kill(os.getpid(), number)
+            assert answered.received == number
+            answered.answered = True
+        assert given == []
+        with contextlib.suppress(ValueError), Interrupts():
+            os.kill(os.getpid(), number)
+            raise ValueError("a fault that another would take for the end of the run")
+        assert given == [number]
+        os.kill(os.getpid(), number)
+        assert given == [number, number]  # the handler of before is back
+    finally:
+        signal.signal(number, before)
+
+
+def test_what_was_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cleared_away(), Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupts.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_door_is_ended_in_one_line_by_any_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(10)
+
+    monkeypatch.setattr("mesalm.data.build.Build.run", interrupted)
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "a line of text"}\n')
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        f"name: tiny\ntrain: {{steps: 1}}\n"
+        f"data: {{sources: [{{name: files, files: {text}}}], cache_dir: {tmp_path / 'cache'}}}\n"
+    )
+    assert main(["prepare", str(recipe)]) == 128 + signal.SIGUSR1
+    assert capsys.readouterr().err.splitlines()[-1] == "mesalm prepare: ended by SIGUSR1"
+    assert [path.name for path in (tmp_path / "cache" / "prepared").iterdir() if path.is_dir()] == []
 
 
 def test_exit_codes() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mesalm.journal import read_journal
-from mesalm.train.guard import GradientGuard, NonFiniteGradientError
+from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.launch import make_accelerator
 from mesalm.train.loop import Probe, fit
 
@@ -137,7 +137,7 @@ class Poisoned(torch.nn.Module):
 
 def test_guard_skips_a_step_that_is_not_finite(train_regression: Train) -> None:
     model = Poisoned({3, 4, 6})
-    run = train_regression("guarded", model=model, guard=GradientGuard(3))
+    run = train_regression("guarded", model=model, guard=Guard(3))
     assert run.outcome.skipped == 3
     assert torch.equal(model.before[2], model.before[3])
     assert torch.equal(model.before[2], model.before[4])
@@ -149,20 +149,20 @@ def test_guard_skips_a_step_that_is_not_finite(train_regression: Train) -> None:
 
 
 def test_guard_stops_after_too_many_in_a_row(train_regression: Train, tmp_path: Any) -> None:
-    with pytest.raises(NonFiniteGradientError, match="3 steps in a row"):
-        train_regression("guarded", model=Poisoned({2, 4, 5, 6}), guard=GradientGuard(3))
+    with pytest.raises(NonFiniteError, match="3 steps in a row"):
+        train_regression("guarded", model=Poisoned({2, 4, 5, 6}), guard=Guard(3))
     events = read_journal(tmp_path / "guarded" / "journal.jsonl")
     assert events[-1]["event"] == "stop"
     assert "not finite" in events[-1]["reason"]
 
 
 def test_guard_counters_survive_a_checkpoint() -> None:
-    guard = GradientGuard(5)
-    assert not guard.accepts(float("nan"))
-    other = GradientGuard(5)
+    guard = Guard(5)
+    assert not guard.accepts(1.0, float("nan"))
+    other = Guard(5)
     other.load_state_dict(guard.state_dict())
     assert (other.skipped, other.in_row) == (1, 1)
-    assert other.accepts(1.0)
+    assert other.accepts(1.0, 1.0)
     assert (other.skipped, other.in_row) == (1, 0)
 
 

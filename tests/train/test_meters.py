@@ -1,10 +1,14 @@
-"""Speed and time left against a clock set by hand."""
+"""Speed and time left against a clock set by hand, and how they are shown."""
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from mesalm.train.meters import Speedometer, clock_text
+from mesalm.train.progress import Display
 
 
 def test_speed_and_time_left() -> None:
@@ -38,3 +42,14 @@ def test_pause_does_not_count_as_slowness() -> None:
 )
 def test_clock_text(seconds: float | None, text: str) -> None:
     assert clock_text(seconds) == text
+
+
+def test_a_log_has_one_plain_line_for_each_logged_step() -> None:
+    log = io.StringIO()
+    with Display("run", 40, console=Console(file=log, force_terminal=False, soft_wrap=True)) as display:
+        for step in range(1, 41):
+            display.update(step, 2.0 / step, 1234.5, 40.0 - step, step / 8, logged=step % 20 == 0)
+    assert log.getvalue() == (
+        "run: step 20/40  epoch 2.50  loss 0.1000  1,234 tokens/s  0:20 left\n"
+        "run: step 40/40  epoch 5.00  loss 0.0500  1,234 tokens/s  0:00 left\n"
+    )

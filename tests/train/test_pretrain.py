@@ -20,6 +20,7 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mesalm.data.prepare import prepare
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints
@@ -76,7 +77,8 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 def test_run_folder_is_complete(load: Load) -> None:
-    recipe = load("train.log_every=4", "sample.every=6", "sample.prompts=[the cat]", "sample.tokens=4", arm="mesa")
+    samples = ("sample.every=6", "sample.prompts=[the cat]", "sample.tokens=4")
+    recipe = load("train.log_every=4", "train.precision=fp32", *samples, arm="mesa")
     run = pretrain(recipe, quiet=True)
     assert run == recipe.folder
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "final", "journal.jsonl", "recipe.yaml"]
@@ -94,6 +96,7 @@ def test_run_folder_is_complete(load: Load) -> None:
     assert steps[-1]["tokens"] == 12 * 4 * 32
     assert steps[-1]["flops"] > steps[0]["flops"] > 0
     assert steps[-1]["solver_steps"] > 0
+    assert steps[-1]["solver_misses"] == 0 < steps[-1]["solver_residual"] < 1e-3
     assert all(math.isfinite(step["gradient_norm"]) and step["tokens_per_second"] > 0 for step in steps)
     valid = journal(run, "valid")
     assert [line["step"] for line in valid] == [4, 8, 12]
@@ -149,6 +152,46 @@ def test_control_c_has_its_own_exit_code(load: Load, monkeypatch: pytest.MonkeyP
         pretrain(load(), quiet=True)
     assert caught.value.code == 130
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_signal_in_the_last_validation_is_not_lost(
+    load: Load, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    recipe = load("validate.every=0", "train.steps=3")
+    with monkeypatch.context() as patched:
+
+        def validate(*_: object) -> float:
+            os.kill(os.getpid(), number)
+            return 1.0
+
+        patched.setattr("mesalm.train.validation.mean_loss", validate)
+        with pytest.raises(Interrupted) as caught:
+            pretrain(recipe, quiet=True)
+    assert caught.value.code == 128 + number
+    assert journal(recipe.folder, "stop")[-1]["reason"] == number.name
+    assert Checkpoints(recipe.folder / "checkpoints").newest().name == "step-00000003"
+    assert not (recipe.folder / "final").exists()
+    pretrain(recipe, quiet=True)
+    assert (recipe.folder / "final").is_dir()
+    assert [line["step"] for line in journal(recipe.folder, "step")] == [1, 2, 3]
+
+
+def test_a_log_file_gets_plain_lines_that_count_the_epochs(load: Load, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = load("train.log_every=2", "train.steps=4", "train.batch_rows=67")
+    rows = len(prepare(recipe.data, quiet=True).rows("train"))
+    assert rows == 134
+    capfd.readouterr()
+    pretrain(recipe)
+    shown = capfd.readouterr().err
+    assert "\r" not in shown
+    lines = [line for line in shown.splitlines() if line.startswith("tiny: ")]
+    assert lines[0] == "tiny: 4 steps of 67 rows of 32 tokens, 2 epochs of 134 rows"
+    assert [line.split("  ")[:2] for line in lines[1:]] == [
+        ["tiny: step 2/4", "epoch 1.00"],
+        ["tiny: step 4/4", "epoch 2.00"],
+    ]
+    assert [line["epoch"] for line in journal(recipe.folder, "step")] == [1.0, 2.0]
 
 
 def test_killed_process_resumes_to_the_last_bit(load: Load, start: Start) -> None:

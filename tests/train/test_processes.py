@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from mesalm.journal import read_journal
-from mesalm.train.launch import LaunchError, check_processes
+from mesalm.settings import SettingsError
+from mesalm.train.launch import LaunchError, check_options, check_processes, check_shared, launch_precision
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
+from mesalm.train.run_folder import read_run_recipe
 
 Load = Callable[..., Recipe]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -80,3 +86,97 @@ def test_wrong_environment_is_refused(environment: dict[str, str], world: int) -
     with pytest.raises(LaunchError, match=r"train\.device=cpu") as caught:
         check_processes(environment, world)
     assert "\n" not in str(caught.value)
+
+
+def launched(*options: str) -> dict[str, str]:
+    """Return the environment that accelerate launch itself would give to a process."""
+    settings = launch_command_parser().parse_args([*options, "--num_processes", "1", "train.py"])
+    for name, value in (("num_cpu_threads_per_process", 1), ("mixed_precision", "no"), ("dynamo_backend", "no")):
+        if getattr(settings, name) is None:
+            setattr(settings, name, value)
+    settings.use_cpu, settings.gpu_ids, settings.num_machines = settings.cpu, "all", 1
+    if settings.use_fsdp or settings.use_megatron_lm:
+        settings.main_process_port = 29517
+        return prepare_multi_gpu_env(settings)
+    return prepare_simple_launcher_cmd_env(settings)[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "trained"),
+    [
+        ((), "auto", "fp32"),
+        ((), "bf16", "bf16"),
+        ((), "fp32", "fp32"),
+        (("--mixed_precision", "bf16"), "auto", "bf16"),
+        (("--mixed_precision", "bf16"), "bf16", "bf16"),
+    ],
+)
+def test_the_launcher_s_precision_is_adopted(options: tuple[str, ...], asked: str, trained: str) -> None:
+    assert launch_precision(asked, launched(*options)) == trained
+    check_options(launched(*options))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--mixed_precision", "fp16"), "--mixed_precision fp16 is not supported"),
+        (("--mixed_precision", "bf16"), "contradicts fp32"),
+        (("--dynamo_backend", "inductor"), r"train\.compile=true"),
+        (("--use_fsdp",), "FSDP"),
+        (("--use_fsdp", "--fsdp_version", "2"), "FSDP"),
+        (("--use_megatron_lm",), "Megatron-LM"),
+    ],
+)
+def test_what_the_launcher_cannot_have_is_refused(options: tuple[str, ...], words: str) -> None:
+    environment = launched(*options)
+    with pytest.raises(LaunchError, match=words) as caught:
+        check_options(environment), launch_precision("fp32", environment)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"ACCELERATE_USE_FSDP": "1"},
+        {"ACCELERATE_USE_DEEPSPEED": "true"},
+        {"ACCELERATE_USE_PARALLELISM_CONFIG": "True"},
+        {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+        {"ACCELERATE_DYNAMO_BACKEND": "EAGER"},
+    ],
+)
+def test_variables_that_the_recipe_does_not_know_are_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(LaunchError) as caught:
+        check_options(environment)
+    assert "\n" not in str(caught.value)
+    assert next(iter(environment)).removeprefix("ACCELERATE_").split("_")[-1].lower() in str(caught.value).lower()
+
+
+def test_a_run_in_the_launcher_s_precision_records_it(
+    load: Load, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    recipe = load("train.steps=1")
+    assert recipe.train.precision == "auto"
+    folder = pretrain(recipe)
+    assert "train.precision: bf16, as accelerate launch says" in capfd.readouterr().err
+    assert read_run_recipe(folder).train.precision == "bf16"
+    start_line, *_ = read_journal(folder / "journal.jsonl")
+    assert start_line["recipe"]["train"]["precision"] == "bf16"
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    with pytest.raises(SettingsError, match=r"train\.precision is 'bf16' there and 'fp32' now"):
+        pretrain(recipe, quiet=True)
+
+
+def test_a_disk_that_is_not_shared_is_refused_on_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    blind: list[str | None] = ["node7"]
+    monkeypatch.setattr("mesalm.train.launch.broadcast", lambda accelerator, value: value)
+    monkeypatch.setattr("mesalm.train.launch.gather_object", lambda mine: [*mine, *blind])
+    main = SimpleNamespace(num_processes=2, is_main_process=True, wait_for_everyone=lambda: None)
+    with pytest.raises(LaunchError, match=r"is not there on node7; .* set output_dir"):
+        check_shared(main, tmp_path, "output_dir")
+    blind[0] = None
+    check_shared(main, tmp_path, "output_dir")
+    assert list(tmp_path.iterdir()) == []
+    other = SimpleNamespace(num_processes=2, is_main_process=False, wait_for_everyone=lambda: None)
+    with pytest.raises(LaunchError, match="is not there on"):
+        check_shared(other, tmp_path, "output_dir")  # the main process's token lies on another disk

@@ -12,16 +12,16 @@ from mesa_eval.comparison import Comparison
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
 from mesa_eval.report.wording import summarise
-from mesa_eval.scores import write_atomically
 from mesa_eval.uncertainty.bootstrap import DRAWS
+from mesalm.files import write_text
 
 
 def write_report(comparison: Comparison, folder: Path) -> Path:
     """Write the three files into `folder`, each atomically, and return the path of the page."""
-    write_atomically(folder / "report.json", json.dumps(report_data(comparison), allow_nan=False))
-    write_atomically(folder / "report.md", render_markdown(comparison))
+    write_text(folder / "report.json", json.dumps(report_data(comparison), allow_nan=False))
+    write_text(folder / "report.md", render_markdown(comparison))
     page = folder / "report.html"
-    write_atomically(page, render_page(comparison))
+    write_text(page, render_page(comparison))
     return page
 
 

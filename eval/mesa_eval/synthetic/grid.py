@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from mesa_eval.scores import write_atomically
 from mesa_eval.synthetic.row_scores import RowScores, TaskScores
 from mesa_eval.synthetic.scores import score_guesses
 from mesa_eval.uncertainty.bootstrap import Resampled, resample
 from mesa_eval.uncertainty.intervals import Interval, paired_t
 from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
 from mesalm.data.synthetic.token_task import TokenTask
+from mesalm.files import write_text
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def guesses(grid: Grid, setting: Setting, key: str) -> dict[str, RowScores]:
         scored = {guess: TaskScores.from_plain(plain) for guess, plain in stored.items()}
     else:
         scored = score_guesses(setting.task, setting.test_rows, seed=setting.score_seed)
-        write_atomically(path, json.dumps({guess: scores.plain() for guess, scores in scored.items()}))
+        write_text(path, json.dumps({guess: scores.plain() for guess, scores in scored.items()}))
     return {guess: m for guess, scores in scored.items() for m in scores.measures if m.key == key}
 
 

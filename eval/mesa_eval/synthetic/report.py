@@ -13,11 +13,11 @@ from rich.table import Table
 
 from mesa_eval.report.templating import render
 from mesa_eval.report.wording import bracket, number
-from mesa_eval.scores import write_atomically
 from mesa_eval.synthetic.figures import grid_figure
 from mesa_eval.synthetic.grid import Grid, Line, lines, read_grid
 from mesa_eval.synthetic.row_scores import RowScores
 from mesa_eval.uncertainty.bootstrap import DRAWS
+from mesalm.files import write_text
 from mesalm.hub.markdown import plain
 
 DIGITS = 3
@@ -30,9 +30,9 @@ def report_grid(folder: Path, *, quiet: bool = False) -> Path:
     tables = [_table(grid, measure) for measure in grid.measures()]
     if not quiet:
         _print(grid, tables)
-    write_atomically(folder / "report.json", json.dumps(report_data(grid), indent=1, allow_nan=False))
-    write_atomically(folder / "report.md", markdown(grid, tables))
-    write_atomically(folder / "report.html", render_page(grid, tables))
+    write_text(folder / "report.json", json.dumps(report_data(grid), indent=1, allow_nan=False))
+    write_text(folder / "report.md", markdown(grid, tables))
+    write_text(folder / "report.html", render_page(grid, tables))
     return folder / "report.html"
 
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mesalm.files import writing
 from mesalm.lab.inspection.capture import Reading
 
 HALF = ("query", "key", "value")
@@ -75,7 +76,8 @@ def save_recorded(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write recorded operands and what is to be known of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # one entry: several would be written in any order, and the same command would not make the same file twice
-    save_file(dict(tensors), path, metadata={ENTRY: json.dumps(metadata)})
+    with writing(path):
+        save_file(dict(tensors), path, metadata={ENTRY: json.dumps(metadata)})
 
 
 def load_recorded(path: str | Path) -> list[dict[str, Tensor]]:

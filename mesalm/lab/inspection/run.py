@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mesalm.files import write_text
 from mesalm.hub.open_model import locate, open_model, open_tokenizer, usable_device
 from mesalm.lab.inspection.capture import Reading, is_recurrent, mixers_of, watched
 from mesalm.lab.inspection.gate_statistics import FORGET_EDGES, INPUT_EDGES, HeadNumbers, LayerSamples, late_tokens
@@ -156,9 +157,8 @@ def write_inspection(inspection: Inspection, folder: Path) -> None:
     from mesalm.lab.inspection.gate_figure import draw_inspection
 
     title = f"{_name(inspection.model)}, {inspection.windows} windows of {inspection.length} tokens"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "inspect.json").write_text(inspection.to_json(), encoding="utf-8")
-    (folder / "inspect.svg").write_text(draw_inspection(inspection.heads, title), encoding="utf-8")
+    write_text(folder / "inspect.json", inspection.to_json())
+    write_text(folder / "inspect.svg", draw_inspection(inspection.heads, title))
 
 
 def _window_length(length: int, tokens: int) -> int:

@@ -7,7 +7,6 @@ Every cell has a folder named by a hash of what decides its outcome: journal and
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,11 +22,12 @@ from mesalm.data.synthetic.drawn_stream import DrawnStream, StepPosition
 from mesalm.data.synthetic.tasks import SyntheticTask
 from mesalm.data.synthetic.token_task import NOT_SCORED, TokenRows, collate_rows
 from mesalm.data.synthetic.vector_task import VectorTask
+from mesalm.files import write_text
 from mesalm.journal import Journal
 from mesalm.locks import locked
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints
-from mesalm.train.guard import GradientGuard, NonFiniteGradientError
+from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import end_run, make_accelerator
 from mesalm.train.loop import Outcome, Probe, Stream, fit
@@ -110,7 +110,7 @@ class Run:
             with Journal(self.folder / "journal.jsonl") as journal:
                 try:
                     outcome = self._train(model, accelerator, journal)
-                except NonFiniteGradientError as error:
+                except NonFiniteError as error:
                     self._write(journal, {"steps": None, "valid": None, "better": "", "diverged": str(error)})
                     return
                 if outcome.interrupted_by is not None:
@@ -145,7 +145,7 @@ class Run:
             steps=self.steps,
             learning_rate=lambda step: self.cell.rate * learning_rate_factor(run.schedule, step, self.steps),
             clip=run.train.clip,
-            guard=GradientGuard(run.train.max_skipped),
+            guard=Guard(run.train.max_skipped),
             probes=[Probe("valid", run.score.every, self._validate)],
             journal=journal,
             log_every=run.train.log_every,
@@ -203,9 +203,7 @@ class Run:
     def _write(self, journal: Journal, result: dict[str, Any]) -> None:
         journal.write("end", step=result["steps"], valid=result["valid"], score=result.get("score"))
         result = {"cell": self.cell.title, "learning_rate": self.cell.rate, "seed": self.cell.seed, **result}
-        partial = self.folder / "result.json.partial"
-        partial.write_text(json.dumps(result), encoding="utf-8")
-        os.replace(partial, self.folder / "result.json")
+        write_text(self.folder / "result.json", json.dumps(result))
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
 

@@ -56,6 +56,12 @@ class TaskRun(Settings):
         default_factory=CheckpointSettings, description="Checkpoints, kept until a run has ended."
     )
 
+    @field_validator("train")
+    @classmethod
+    def _precision_is_known(cls, train: TrainSettings) -> TrainSettings:
+        # it names the run's folder, so it cannot be left to a launcher
+        return train.model_copy(update={"precision": "fp32"}) if train.precision == "auto" else train
+
     @model_validator(mode="after")
     def _counted_in_steps(self) -> Self:
         if self.train.steps is None:

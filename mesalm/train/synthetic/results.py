@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mesalm.data.synthetic.vector_task import VectorTask
+from mesalm.files import write_text
 from mesalm.train.synthetic.model import build_model
 from mesalm.train.synthetic.recipe import Cell, Setting, SyntheticRecipe, best_rate, planned_cells, planned_count
 
@@ -71,8 +71,8 @@ def write_results(recipe: SyntheticRecipe) -> Path:
         "settings": settings,
     }
     recipe.folder.mkdir(parents=True, exist_ok=True)
-    _replace(recipe.folder / "recipe.yaml", recipe.to_yaml())
-    _replace(recipe.folder / "results.json", json.dumps(summary, indent=1))
+    write_text(recipe.folder / "recipe.yaml", recipe.to_yaml())
+    write_text(recipe.folder / "results.json", json.dumps(summary, indent=1))
     return recipe.folder
 
 
@@ -92,9 +92,3 @@ def _entry(cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
         "seed": cell.seed,
         **{name: result[name] for name in kept if name in result},
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

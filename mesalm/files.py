@@ -1,0 +1,87 @@
+"""Files that appear whole or not at all, and faults of the disk that say which file they met."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FULL = "; make room, then run the same command again"
+PLACE = "; choose another place"
+WAYS_ON = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: FULL,
+    errno.EACCES: f"{PLACE}, or change its permissions",
+    errno.EPERM: f"{PLACE}, or change its permissions",
+    errno.EROFS: PLACE,
+    errno.ENOTDIR: f"{PLACE}, for a file stands where a folder must be",
+    errno.EEXIST: f"{PLACE}, for a file stands where a folder must be",
+}
+"""What to do about a fault of the system, by its number."""
+MET_WHILE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Faults that a file system reports without naming the file."""
+
+
+@contextmanager
+def writing(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Name ``path`` in an OSError for any fault of the disk inside, whichever library met it.
+
+    ``partial`` is a file or folder that is no use unfinished: it is deleted whatever the error.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if partial is not None:
+            _delete(partial)
+        fault = _fault(error)
+        if fault is not None and fault.filename is None and fault.errno in MET_WHILE_WRITING:
+            raise OSError(fault.errno, fault.strerror, str(path)) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, with its folder if need be, so that a reader sees the old content or the whole new one.
+
+    Raises OSError naming the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with writing(path, Path(name)):
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+
+
+def described(error: OSError) -> str:
+    """Return an OSError in one line: which file, what was wrong, and what to do where that is known."""
+    if error.strerror is None:
+        return " ".join(str(error).split()) or type(error).__name__
+    where = "" if error.filename is None else f"{error.filename}: "
+    return f"{where}{error.strerror[:1].lower()}{error.strerror[1:]}{WAYS_ON.get(error.errno or 0, '')}"
+
+
+def _fault(error: BaseException) -> OSError | None:
+    """Return the fault of the disk behind an error; safetensors and tokenizers give its number in words alone."""
+    seen: BaseException | None = error if isinstance(error, Exception) else None
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        number = re.search(r"\(os error (\d+)\)", str(seen))
+        if number is not None:
+            return OSError(int(number[1]), os.strerror(int(number[1])))
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
