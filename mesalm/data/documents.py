@@ -28,12 +28,13 @@ class Document:
 
 @dataclass
 class Faults:
-    """Raise on the first bad record, or count bad records when ``skip_bad`` is set."""
+    """Raise on the first bad record, or count bad records when ``skip_bad`` is set; count what sources leave out."""
 
     skip_bad: bool = False
     count: int = 0
     examples: list[str] = field(default_factory=list)
     undecodable: int = 0
+    near_copies: int = 0
 
     def bad(self, message: str) -> None:
         """Record one bad file or record; raises DataError with ``message`` unless ``skip_bad``."""

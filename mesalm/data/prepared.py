@@ -22,7 +22,7 @@ class Prepared:
 
     ``manifest`` holds: hash, settings, sources, tokenizer (kind, vocab_size, bos_token_id, eos_token_id,
     pad_token_id), splits (documents, bytes, tokens, rows, dropped_tokens, bytes_per_token, domains),
-    duplicates, empty, bad, undecodable, bytes_per_token, versions. Tokens count the one that begins
+    duplicates, empty, bad, undecodable, near_copies, bytes_per_token, versions. Tokens count the one that begins
     each document, so nats a token over log(2) times bytes_per_token are bits a byte of the stream.
     """
 
@@ -87,6 +87,7 @@ class Prepared:
                 f"{counts['tokens']:,} tokens, {counts['rows']:,} rows of {self.sequence_length}"
             )
         left_out = {word: self.manifest[word] for word in ("duplicates", "empty", "undecodable")}
+        left_out["near copies"] = self.manifest.get("near_copies", 0)  # data prepared by 0.1.0 have no such count
         left_out["bad"] = self.manifest["bad"]["count"]
         counted = [f"{count:,} {word}" for word, count in left_out.items() if count]
         lines.append(f"  left out: {', '.join(counted) or 'nothing'}")
