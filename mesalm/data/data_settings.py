@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from mesalm.settings import Settings, nearest
 
 from .corpora import SOURCES
+from .episodes import EpisodeSettings
 
 
 class SourceSettings(Settings):
@@ -26,6 +27,7 @@ class SourceSettings(Settings):
         default_factory=list,
         description="packages: installed distributions whose Python source is read, as NAME or NAME==VERSION.",
     )
+    episodes: EpisodeSettings | None = Field(default=None, description="episodes: what they teach, and how many.")
     dataset: str | None = Field(default=None, description="hub: name on the Hub, a local folder, or a format name.")
     subset: str | None = Field(default=None, description="hub: name of the dataset's configuration.")
     split: str = Field(default="train", description="hub: split of the dataset that is read.")
