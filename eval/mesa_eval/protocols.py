@@ -11,7 +11,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mesa_eval.tasks import BUILT_IN
 from mesa_eval.tasks.task import FewShotProtocol
 
 
@@ -35,7 +34,7 @@ class Protocol:
     copy_windows: int
     few_shot: FewShotProtocol
     budget: int | None = None
-    tasks: tuple[str, ...] = tuple(BUILT_IN)
+    tasks: tuple[str, ...] = ("copying", "key_value_recall", "case_change", "phonebook")
     primary_shots: int = 8
 
     def record(self) -> dict[str, Any]:

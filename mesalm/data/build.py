@@ -81,6 +81,7 @@ class Build:
             "empty": gathered.empty + len(gathered.faults.empty_files),
             "bad": {"count": gathered.faults.count, "examples": gathered.faults.examples},
             "undecodable": gathered.faults.undecodable,
+            "near_copies": gathered.faults.near_copies,
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("datasets", "tokenizers", "transformers")},

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from .documents import Source
+from .episodes import EpisodeSource
 from .read_files import FileSource
 from .read_hub import HubSource
+from .read_packages import PackageSource
 from .read_stdlib import StandardLibrarySource
 
 SOURCES: dict[str, type[Source]] = {
     "python-stdlib": StandardLibrarySource,
+    "packages": PackageSource,
+    "episodes": EpisodeSource,
     "files": FileSource,
     "hub": HubSource,
 }

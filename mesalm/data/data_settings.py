@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from mesalm.settings import LARGEST_SEED, Settings, nearest, without_none_words
 
 from .corpora import SOURCES
+from .episodes import EpisodeSettings
 
 
 class SourceSettings(Settings):
@@ -22,6 +23,11 @@ class SourceSettings(Settings):
         description="files: paths or globs of .txt, .jsonl, .parquet (.txt and .jsonl also with .gz). "
         "hub: data files, when dataset is a format such as json or parquet.",
     )
+    packages: list[str] = Field(
+        default_factory=list,
+        description="packages: installed distributions whose Python source is read, as NAME or NAME==VERSION.",
+    )
+    episodes: EpisodeSettings | None = Field(default=None, description="episodes: what they teach, and how many.")
     dataset: str | None = Field(default=None, description="hub: name on the Hub, a local folder, or a format name.")
     subset: str | None = Field(default=None, description="hub: name of the dataset's configuration.")
     split: str = Field(default="train", description="hub: split of the dataset that is read.")

@@ -28,7 +28,7 @@ class Document:
 
 @dataclass
 class Faults:
-    """Raise on the first bad record, or count bad records when ``skip_bad`` is set.
+    """Raise on the first bad record, or count bad records when ``skip_bad`` is set; count what sources leave out.
 
     ``way_out`` ends every message; it says how to skip bad records, where that can be asked for. ``empty_files`` are
     those that a pattern matched and that hold nothing.
@@ -40,6 +40,7 @@ class Faults:
     examples: list[str] = field(default_factory=list)
     undecodable: int = 0
     empty_files: list[str] = field(default_factory=list)
+    near_copies: int = 0
 
     def bad(self, message: str) -> None:
         """Record one bad file or record; raises DataError with ``message`` unless ``skip_bad``."""

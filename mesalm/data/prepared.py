@@ -29,7 +29,7 @@ class Prepared:
     ``manifest`` holds: hash, settings, sources, tokenizer (kind, vocab_size, bos_token_id, eos_token_id,
     pad_token_id, sha256), splits (documents, bytes, tokens, rows, sha256, dropped_tokens, bytes_per_token,
     domains, and of those held out lost: the documents that a given tokenizer does not bring back, with which
-    there are no bytes_per_token), duplicates, empty, bad, undecodable, bytes_per_token, versions, files (bytes,
+    there are no bytes_per_token), duplicates, empty, bad, undecodable, near_copies, bytes_per_token, versions, files (bytes,
     sha256). Tokens count the one that begins each document, so nats a token over log(2) times bytes_per_token
     are bits a byte of the stream.
     """
@@ -134,6 +134,7 @@ class Prepared:
                     f"  {split}: {counts['lost']:,} documents do not come back from the tokenizer: no bits a byte"
                 )
         left_out = {word: self.manifest[word] for word in ("duplicates", "empty", "undecodable")}
+        left_out["near copies"] = self.manifest["near_copies"]
         left_out["bad"] = self.manifest["bad"]["count"]
         counted = [f"{count:,} {word}" for word, count in left_out.items() if count]
         lines.append(f"  left out: {', '.join(counted) or 'nothing'}")

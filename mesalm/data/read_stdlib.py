@@ -52,7 +52,7 @@ class StandardLibrarySource:
         """Yield the files in the order of their paths."""
         domain = self.settings.domain or "python"
         for path in self.files[: self.settings.limit]:
-            text = _decoded(path.read_bytes())
+            text = decode_python(path.read_bytes())
             if text is None:
                 faults.undecodable += 1
                 continue
@@ -67,7 +67,7 @@ def _python_files(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _decoded(content: bytes) -> str | None:
+def decode_python(content: bytes) -> str | None:
     """Decode Python source by its byte-order mark or coding line; None where that fails."""
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)

@@ -187,3 +187,66 @@ def test_the_standard_library_copes_with_encodings(tmp_path: Path, monkeypatch: 
     before = source.identity()
     (tmp_path / "latin.py").write_bytes(b"changed\n")
     assert source.identity()["sha256"] != before["sha256"]
+
+
+def install(folder: Path, name: str, version: str, files: dict[str, bytes]) -> None:
+    """Lay out a distribution as pip leaves it: its files, and a record of them."""
+    about = folder / f"{name}-{version}.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    (about / "RECORD").write_text("".join(f"{path},,\n" for path in [*files, f"{about.name}/METADATA"]))
+
+
+CODE = "".join(f"def function_number_{number}(argument): ...\n" for number in range(20))
+
+
+def test_packages_give_their_own_source_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(
+        tmp_path,
+        "somepack",
+        "1.2",
+        {
+            "somepack/a.py": CODE.encode(),
+            "somepack/b.py": b"# coding: latin-1\nname = '\xe9'\n",
+            "somepack/copy_of_a.py": (CODE + "one_more_line_of_its_own = True\n").encode(),
+            "somepack/empty.py": b"",
+            "somepack/half_of_a.py": (CODE[: len(CODE) // 2] + CODE.replace("function", "method")).encode(),
+            "somepack/tests/test_a.py": b"assert 'not wanted here at all'\n",
+            "somepack/wrong.py": b"name = '\xe9'\n",
+            "somepack/data.txt": b"not Python",
+        },
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    documents, faults = read(name="packages", packages=["somepack==1.2"])
+    assert [document.id for document in documents] == [
+        "somepack/a.py",
+        "somepack/b.py",
+        "somepack/empty.py",
+        "somepack/half_of_a.py",
+    ]
+    assert documents[1] == Document("somepack/b.py", "somepack", "# coding: latin-1\nname = 'é'\n")
+    assert (faults.near_copies, faults.undecodable, faults.count) == (1, 1, 0)
+    assert len(read(name="packages", packages=["somepack"], limit=2)[0]) == 2
+    source = SOURCES["packages"](SourceSettings(name="packages", packages=["somepack"]))
+    before = source.identity()["packages"][0]
+    assert (before["name"], before["version"]) == ("somepack", "1.2")
+    (tmp_path / "somepack/half_of_a.py").write_bytes(b"changed\n")
+    assert source.identity()["packages"][0]["sha256"] != before["sha256"]
+
+
+def test_packages_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "somepack", "1.2", {"somepack/data.txt": b"not Python"})
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match="has no packages; set packages"):
+        read(name="packages")
+    with pytest.raises(DataError, match=r"'no-such-pack' is not installed; pip install 'no-such-pack==3'"):
+        read(name="packages", packages=["no-such-pack==3"])
+    with pytest.raises(DataError, match=r"installed at version 1\.2, not 1\.3; pip install 'somepack==1\.3'"):
+        read(name="packages", packages=["somepack==1.3"])
+    with pytest.raises(DataError, match="somepack has no Python source"):
+        read(name="packages", packages=["somepack"])
+    with pytest.raises(DataError, match="'' is not installed"):
+        read(name="packages", packages=[""])

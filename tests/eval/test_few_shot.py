@@ -14,7 +14,7 @@ from mesa_eval.documents import Document, read_documents
 from mesa_eval.measures.few_shot import CannotAskError, score_task
 from mesa_eval.measures.task_measures import task_measures
 from mesa_eval.reading.scoring import Scorer
-from mesa_eval.tasks import BUILT_IN, find_tasks
+from mesa_eval.tasks import find_tasks
 from mesa_eval.tasks.key_value_recall import RecallTask
 from mesa_eval.tasks.task import FewShotProtocol, Item, Task
 
@@ -97,7 +97,7 @@ def test_recall_shows_the_answer_once(text_file: str) -> None:
     assert places == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", ["copying", "key_value_recall", "case_change", "phonebook"])
 def test_built_in_tasks_depend_on_text_and_seed_alone(name: str, text_file: str) -> None:
     documents = read_documents([text_file])
     task = find_task(name, documents, 0)

@@ -14,8 +14,11 @@ BUILT_IN = {
     "key_value_recall": "mesa_eval.tasks.key_value_recall",
     "case_change": "mesa_eval.tasks.case_change",
     "phonebook": "mesa_eval.tasks.phonebook",
+    "word_labels": "mesa_eval.tasks.word_labels",
+    "attribute_rules": "mesa_eval.tasks.attribute_rules",
+    "linear_rules": "mesa_eval.tasks.linear_rules",
 }
-"""Modules with `build(documents, seed) -> Task`, which make a task from any text."""
+"""Modules with `build(documents, seed) -> Task`, which make a task from any text or from none."""
 
 
 def find_tasks(name: str, documents: Sequence[Document], seed: int) -> list[Task]:

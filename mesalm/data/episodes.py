@@ -1,0 +1,203 @@
+"""Episodes: documents that teach a mapping of their own by examples, line after line.
+
+A *recall* episode gives its words labels at random and shows each word again and again; a *rule* episode describes
+things by attributes, and a hidden rule over the attributes decides the label, so that looking up does not help. What
+is learnt in one episode is of no use in the next: a model that labels well behind examples has learnt from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from mesalm.settings import Settings
+
+from .documents import Document, Faults
+from .episode_words import ATTRIBUTES, LABELS, WORDS
+
+if TYPE_CHECKING:
+    from .data_settings import SourceSettings
+
+HELD_LABELS = 4
+
+
+class EpisodeSettings(Settings):
+    """Describe episodes."""
+
+    task: Literal["recall", "rule"] = Field(
+        default="recall",
+        description="recall: 'word = label' lines, each word with a label of its own; rule: 'attributes word = label' "
+        "lines, the label following from the attributes.",
+    )
+    count: int = Field(default=16_000, ge=1, description="Episodes.")
+    lines: int = Field(default=36, ge=2, description="Examples in an episode.")
+    words: int = Field(default=10, ge=2, le=200, description="recall: different words in an episode.")
+    labels: int = Field(default=4, ge=2, le=len(LABELS) - HELD_LABELS, description="recall: labels in an episode.")
+    attributes: int = Field(default=6, ge=1, le=len(ATTRIBUTES), description="rule: attributes of a thing.")
+    rule: Literal["one", "linear"] = Field(
+        default="one",
+        description="rule: one: a single attribute decides; linear: the sign of a random weighting of all of them.",
+    )
+    noise: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="Probability that a shown label is another of the episode's."
+    )
+    mappings: int = Field(
+        default=0, ge=0, description="Different words, labels and rules in all; 0: each episode has its own."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the episodes.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.task == "recall" and self.labels > self.words:
+            raise ValueError(f"labels: {self.labels} are more than the {self.words} words; lower labels or raise words")
+        return self
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Hold what episodes are made of: words and labels."""
+
+    words: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+TRAINING = Pool(tuple(word for number, word in enumerate(WORDS) if number % 3), LABELS[:-HELD_LABELS])
+HELD_OUT = Pool(WORDS[::3], LABELS[:-HELD_LABELS])
+HELD_OUT_LABELS = Pool(WORDS[::3], LABELS[-HELD_LABELS:])
+
+
+@dataclass(frozen=True)
+class Example:
+    """Hold one line: what is labelled, the label that the mapping gives it, and the label that is shown."""
+
+    item: str
+    label: str
+    shown: str
+
+    def text(self) -> str:
+        """Return the line as it is written."""
+        return f"{self.item} = {self.shown}\n"
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Hold the mapping of a recall episode."""
+
+    label_of: dict[str, str]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the labels in use, sorted."""
+        return tuple(sorted(set(self.label_of.values())))
+
+    def draw(self, count: int, random: np.random.RandomState) -> list[tuple[str, str]]:
+        """Return `count` items with their labels; the k-th word comes with weight k^-0.7, so that words recur."""
+        words = list(self.label_of)
+        weights = np.arange(1, len(words) + 1) ** -0.7
+        chosen = random.choice(len(words), size=count, p=weights / weights.sum())
+        return [(words[number], self.label_of[words[number]]) for number in chosen]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Hold the mapping of a rule episode: the label is labels[1] where weights . signs > 0, else labels[0].
+
+    `signs` are +1 or -1 for each attribute, the second or first word of its pair.
+    """
+
+    weights: tuple[float, ...]
+    labels: tuple[str, str]
+    words: tuple[str, ...]
+
+    def draw(self, count: int, random: np.random.RandomState) -> list[tuple[str, str]]:
+        """Return `count` items with their labels; no combination of attributes comes twice while there are others."""
+        total = 2 ** len(self.weights)
+        rounds = [random.permutation(total) for _ in range(-(-count // total))]
+        words = random.choice(len(self.words), size=count)
+        return [
+            (self.describe(signs_of(int(number), len(self.weights)), self.words[word]), self.label(int(number)))
+            for number, word in zip(np.concatenate(rounds)[:count], words, strict=True)
+        ]
+
+    def label(self, number: int) -> str:
+        """Return the label of the things with this combination of attributes."""
+        return self.labels[int(np.dot(self.weights, signs_of(number, len(self.weights))) > 0)]
+
+    @staticmethod
+    def describe(signs: Sequence[int], word: str) -> str:
+        """Return a thing in words: its attributes, then its name."""
+        return " ".join([*(pair[sign > 0] for pair, sign in zip(ATTRIBUTES, signs, strict=False)), word])
+
+
+def signs_of(number: int, attributes: int) -> list[int]:
+    """Return the signs of a combination of attributes, the bits of its number."""
+    return [1 if number >> place & 1 else -1 for place in range(attributes)]
+
+
+def draw_mapping(settings: EpisodeSettings, pool: Pool, random: np.random.RandomState) -> Recall | Rule:
+    """Draw what an episode teaches.
+
+    Every label of a recall episode has at least one word. A rule is drawn again until each label has at least three
+    tenths of the combinations.
+    """
+    if settings.task == "recall":
+        words = random.choice(pool.words, size=settings.words, replace=False)
+        labels = random.choice(pool.labels, size=settings.labels, replace=False)
+        given = np.concatenate([labels, random.choice(labels, size=settings.words - settings.labels)])
+        return Recall({str(word): str(label) for word, label in zip(words, random.permutation(given), strict=True)})
+    names = random.choice(pool.labels, size=2, replace=False)
+    while True:
+        weights = _weights(settings, random)
+        rule = Rule(weights, (str(names[0]), str(names[1])), pool.words)
+        first = [rule.label(number) == rule.labels[0] for number in range(2**settings.attributes)]
+        if 0.3 <= np.mean(first) <= 0.7:
+            return rule
+
+
+def _weights(settings: EpisodeSettings, random: np.random.RandomState) -> tuple[float, ...]:
+    if settings.rule == "linear":
+        return tuple(float(weight) for weight in random.standard_normal(settings.attributes))
+    weights = [0.0] * settings.attributes
+    weights[random.randint(settings.attributes)] = float(random.choice([-1.0, 1.0]))
+    return tuple(weights)
+
+
+def draw_examples(
+    mapping: Recall | Rule, lines: int, random: np.random.RandomState, noise: float = 0.0
+) -> list[Example]:
+    """Return the examples of an episode; each shown label is another of the episode's with probability `noise`."""
+    examples = []
+    for item, label in mapping.draw(lines, random):
+        others = [other for other in mapping.labels if other != label]
+        wrong = noise > 0.0 and others and random.random_sample() < noise
+        examples.append(Example(item, label, str(random.choice(others)) if wrong else label))
+    return examples
+
+
+class EpisodeSource:
+    """Yield episodes of training words as documents of domain "episodes"; see `EpisodeSettings`."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+        self.episodes = settings.episodes or EpisodeSettings()
+
+    def identity(self) -> dict[str, Any]:
+        """Return a sha256 over the words; the settings are part of every identity."""
+        pool = repr([asdict(TRAINING), ATTRIBUTES])
+        return {"words": hashlib.sha256(pool.encode()).hexdigest()}
+
+    def documents(self, faults: Faults) -> Iterator[Document]:
+        """Yield the episodes in the order of their numbers; an episode depends on the seed and its number alone."""
+        settings = self.episodes
+        for number in range(min(settings.count, self.settings.limit or settings.count)):
+            taught = number % settings.mappings if settings.mappings else number
+            mapping = draw_mapping(settings, TRAINING, np.random.RandomState([settings.seed, 0, taught]))
+            random = np.random.RandomState([settings.seed, 1, number])
+            lines = draw_examples(mapping, settings.lines, random, settings.noise)
+            text = "".join(line.text() for line in lines)
+            yield Document(f"episode-{number}", self.settings.domain or "episodes", text)
