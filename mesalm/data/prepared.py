@@ -29,9 +29,9 @@ class Prepared:
     ``manifest`` holds: hash, settings, sources, tokenizer (kind, vocab_size, bos_token_id, eos_token_id,
     pad_token_id, sha256), splits (documents, bytes, tokens, rows, sha256, dropped_tokens, bytes_per_token,
     domains, and of those held out lost: the documents that a given tokenizer does not bring back, with which
-    there are no bytes_per_token), duplicates, empty, bad, undecodable, near_copies, bytes_per_token, versions, files (bytes,
-    sha256). Tokens count the one that begins each document, so nats a token over log(2) times bytes_per_token
-    are bits a byte of the stream.
+    there are no bytes_per_token), duplicates, empty, bad, undecodable, near_copies, bytes_per_token, versions,
+    files (bytes, sha256). Tokens count the one that begins each document, so nats a token over log(2) times
+    bytes_per_token are bits a byte of the stream.
     """
 
     def __init__(self, path: str | Path, *, checked: bool = False) -> None:
