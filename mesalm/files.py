@@ -46,17 +46,29 @@ def writing(path: Path, partial: Path | None = None) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, with its folder if need be, so that a reader sees the old content or the whole new one.
+    """Write a UTF-8 file, with its folder if need be: there is the old one or the new one, also after a power cut.
 
-    Raises OSError naming the file.
+    A process killed meanwhile leaves a file ``.NAME.*`` beside it. Raises OSError naming the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with writing(path, Path(name)):
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
+            stream.flush()
+            os.fsync(handle)
         os.chmod(name, 0o644)
         os.replace(name, path)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's contents, or a folder's list of names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def described(error: OSError) -> str:

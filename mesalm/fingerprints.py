@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,24 +60,6 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.pop(SEAL, None) != _digest(content):
         raise SealError(f"{path}: is not as it was written")
     return content
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file in one step: there is the old one or the new one, also after a kill or a power cut."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    os.replace(partial, path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's contents, or a folder's list of names, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

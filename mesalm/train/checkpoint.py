@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mesalm.files import writing
-from mesalm.fingerprints import SealError, fingerprints, first_damaged, read_sealed, sync, write_sealed
+from mesalm.files import sync, writing
+from mesalm.fingerprints import SealError, fingerprints, first_damaged, read_sealed, write_sealed
 
 MODEL_FILE = "model.safetensors"
 OPTIMISER_FILE = "optimiser.pt"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mesalm.fingerprints import write_whole
+from mesalm.files import write_text
 from mesalm.locks import locked
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints, step_of
@@ -139,7 +139,8 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Delete what a process killed meanwhile has left beside the checkpoints."""
-        self.recipe.with_name("recipe.yaml.partial").unlink(missing_ok=True)
+        for leftover in self.path.glob("*recipe.yaml.*"):
+            leftover.unlink()
         for name in ("final.partial", "final.replaced"):
             if (self.path / name).is_dir():
                 shutil.rmtree(self.path / name)
@@ -185,7 +186,7 @@ class RunFolder:
 
     def _write_recipe(self, recipe: Recipe) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.recipe, recipe.to_yaml())
+        write_text(self.recipe, recipe.to_yaml())
 
     def _compare(self, there: Recipe, recipe: Recipe) -> None:
         difference = first_difference(there.plain(), recipe.plain())
