@@ -22,6 +22,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_mesa import MesaConfig
+from .operator_transforms import transforms_active
 
 MASK_VALUES = (
     "attention_mask: it holds other values than 0 (padding) and 1 (a token); keep documents apart by position_ids that "
@@ -38,7 +39,7 @@ def check_ids(input_ids: Any, vocabulary: int) -> None:
     _check_integers("input_ids", input_ids)
     if input_ids.ndim != 2:
         raise ValueError(f"input_ids: it is of shape {list(input_ids.shape)}, must be [B, T]")
-    if input_ids.device.type == "cpu" and input_ids.numel() and not is_tracing(input_ids):
+    if input_ids.device.type == "cpu" and input_ids.numel() and not (is_tracing(input_ids) or transforms_active()):
         low, high = (int(number) for number in input_ids.aminmax())
         if low < 0 or high >= vocabulary:
             raise ValueError(
