@@ -61,8 +61,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(good, home / name)
         damage(home / name / "model.safetensors")
     edited(home / "wider", good, lambda config: config.update(hidden_size=64))
-    edited(home / "deeper", good, lambda config: (config.update(num_hidden_layers=3), config.pop("layer_types")))
-    edited(home / "shallower", good, lambda config: (config.update(num_hidden_layers=1), config.pop("layer_types")))
+    edited(home / "deeper", good, lambda config: config.update(num_hidden_layers=3))
+    edited(home / "shallower", good, lambda config: config.update(num_hidden_layers=1))
     edited(home / "typeless", good, lambda config: config.clear())
     edited(home / "alien", good, lambda config: config.update(model_type="alien"))
     for name, file, content in (

@@ -159,6 +159,7 @@ def test_a_signal_in_the_last_validation_is_not_lost(
     load: Load, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     recipe = load("validate.every=0", "train.steps=3")
+    earlier = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and stays so
     with monkeypatch.context() as patched:
 
         def validate(*_: object) -> float:
@@ -168,6 +169,7 @@ def test_a_signal_in_the_last_validation_is_not_lost(
         patched.setattr("mesalm.train.validation.mean_loss", validate)
         with pytest.raises(Interrupted) as caught:
             pretrain(recipe, quiet=True)
+    signal.signal(number, earlier)
     assert caught.value.code == 128 + number
     assert journal(recipe.folder, "stop")[-1]["reason"] == number.name
     assert Checkpoints(recipe.folder / "checkpoints").newest().name == "step-00000003"
@@ -186,6 +188,7 @@ def test_a_log_file_gets_plain_lines_that_count_the_epochs(load: Load, capfd: py
     shown = capfd.readouterr().err
     assert "\r" not in shown
     lines = [line for line in shown.splitlines() if line.startswith("tiny: ")]
+    assert lines.pop(0).startswith("tiny: 7,408 parameters, cpu")
     assert lines[0] == "tiny: 4 steps of 67 rows of 32 tokens, 2 epochs of 134 rows"
     assert [line.split("  ")[:2] for line in lines[1:]] == [
         ["tiny: step 2/4", "epoch 1.00"],

@@ -96,5 +96,7 @@ def test_a_run_that_breaks_does_not_take_the_others_along(
 
     monkeypatch.setattr(pretraining, "pretrain", pretrain)
     assert main(["train", str(recipe_file), "--seeds", "1,0", "--arm", "mesa"]) == 2
-    assert capsys.readouterr().err == "mesalm train: tiny-mesa-s0: the gradient is not finite\n"
+    plan, error = capsys.readouterr().err.splitlines()
+    assert plan.endswith(": tiny-mesa-s1, tiny-mesa-s0")
+    assert error == "mesalm train: tiny-mesa-s0: the gradient is not finite"
     assert trained == ["tiny-mesa-s1", "tiny-mesa-s0"]
