@@ -12,6 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from mesalm import MesaConfig, MesaForCausalLM
+
 END = "<|endoftext|>"
 
 
@@ -138,3 +140,42 @@ def class_file(tmp_path: Path) -> str:
 def make() -> SimpleNamespace:
     """Hand the makers to tests, which cannot import a conftest by name."""
     return SimpleNamespace(tokenizer=make_tokenizer, llama=make_llama, table=TableModel, copier=CopyModel)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def save_mesa() -> Callable[..., str]:
+    """Return a function that saves a random model, by default a hybrid of all mixers, beside its tokenizer."""
+
+    def save(
+        folder: Path, tokenizer: PreTrainedTokenizerFast, mixers: str | tuple | list = ("mesa", "linear", "softmax")
+    ) -> str:
+        torch.manual_seed(7)
+        config = MesaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            mixers=mixers if isinstance(mixers, str) else list(mixers),
+            max_position_embeddings=128,
+            initializer_range=0.3,
+            tolerance=1e-6,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=1,
+        )
+        model = MesaForCausalLM(config)
+        # the padding's embedding starts at zero, which would hide padding that is not masked
+        model.model.embed_tokens.weight.data[1] = model.model.embed_tokens.weight.data[2:].std() * torch.randn(32)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return save

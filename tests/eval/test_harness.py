@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mesa_eval.measures.perplexity import score_documents
 from mesa_eval.reading.scoring import Scorer
-from mesalm import MesaConfig, MesaForCausalLM
-from mesalm.data.bpe import train_tokenizer
 
 pytest.importorskip("lm_eval")
 
@@ -36,13 +31,6 @@ metric_list:
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
 def task_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "task"
     folder.mkdir()
@@ -57,36 +45,11 @@ def task_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def save_mesa(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, mixers: str | tuple | list = ("mesa", "linear", "softmax")
-) -> str:
-    """Save a random model, by default a hybrid of all mixers, beside its tokenizer."""
-    torch.manual_seed(7)
-    config = MesaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        mixers=mixers if isinstance(mixers, str) else list(mixers),
-        max_position_embeddings=128,
-        initializer_range=0.3,
-        tolerance=1e-6,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    model = MesaForCausalLM(config)
-    # the padding's embedding starts at zero, which would hide padding that is not masked
-    model.model.embed_tokens.weight.data[1] = model.model.embed_tokens.weight.data[2:].std() * torch.randn(32)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.mark.parametrize("kind", ["llama", "mesa"])
 @pytest.mark.usefixtures("offline")
-def test_the_harness_agrees_with_our_scores(kind: str, save_model, make, task_folder: Path, tmp_path: Path) -> None:
+def test_the_harness_agrees_with_our_scores(
+    kind: str, save_model, make, task_folder: Path, save_mesa, tmp_path: Path
+) -> None:
     from mesa_eval.harness import run_tasks
 
     tokenizer = make.tokenizer(merges_from="red green dark blue number " * 30, size=290)
@@ -144,7 +107,9 @@ def task_kinds(task_folder: Path) -> Path:
 
 @pytest.mark.parametrize("mixers", ["mesa", ["mesa", "softmax"], "softmax"], ids=["mesa", "hybrid", "softmax"])
 @pytest.mark.usefixtures("offline")
-def test_no_figure_depends_on_the_batch(mixers: str | list[str], make, task_kinds: Path, tmp_path: Path) -> None:
+def test_no_figure_depends_on_the_batch(
+    mixers: str | list[str], make, task_kinds: Path, save_mesa, tmp_path: Path
+) -> None:
     """Likelihoods are batched with padding on the right and no mask, generations with padding on the left and one."""
     from mesa_eval.harness import run_tasks
 
@@ -195,95 +160,8 @@ def test_whole_documents_agree_too(save_model) -> None:
     assert -ours.nats == pytest.approx(theirs, abs=1e-3)
 
 
-TALE = "the quick brown fox jumps over the lazy dog "
-
-
-class Direct:
-    """Answer the harness's requests by plain forwards of rows that begin with one start token."""
-
-    def __init__(self, folder: str) -> None:
-        self.model = MesaForCausalLM.from_pretrained(folder).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-
-    def ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    def loglikelihood(self, context: str, answer: str) -> float:
-        row = [0, *self.ids(context + answer)]
-        first = 1 + len(self.ids(context))
-        with torch.no_grad():
-            logs = self.model(torch.tensor([row])).logits[0].double().log_softmax(-1)
-        return sum(float(logs[place - 1, row[place]]) for place in range(first, len(row)))
-
-    def loglikelihood_rolling(self, text: str) -> float:
-        return self.loglikelihood("", text)
-
-    def generate_until(self, context: str, options: dict) -> str:
-        row = torch.tensor([[0, *self.ids(context)]])
-        made = self.model.generate(row, max_new_tokens=options["max_gen_toks"], do_sample=False, eos_token_id=None)
-        return self.tokenizer.decode(made[0, row.shape[1] :], skip_special_tokens=True)
-
-
-GREEDY = {"max_gen_toks": 6, "until": ["\n"], "do_sample": False}
-ASKED = {
-    "loglikelihood": [("the quick", " brown fox"), ("", "lazy dog"), ((TALE * 2).strip(), " fox"), ("a", " cat")],
-    "generate_until": [("the quick", GREEDY), ("a", GREEDY), (TALE, GREEDY)],
-    "loglikelihood_rolling": [(TALE,), ("fox",)],
-}
-
-
-def ask(harness: Any, kind: str) -> list[Any]:
-    """Return the harness's answers to what is asked of one kind; of likelihoods without whether they are greedy."""
-    from lm_eval.api.instance import Instance
-
-    requests = [Instance(request_type=kind, doc={}, arguments=asked, idx=0) for asked in ASKED[kind]]
-    answers = getattr(harness, kind)(requests, disable_tqdm=True)
-    return [answer[0] if kind == "loglikelihood" else answer for answer in answers]
-
-
 @pytest.mark.usefixtures("offline")
-def test_every_way_into_the_harness_reads_one_start_token(tmp_path: Path) -> None:
-    """The harness's own model as docs/publishing.md names it, ours, and plain forwards, on all three kinds."""
-    from lm_eval.models.huggingface import HFLM
-
-    from mesa_eval.harness import register
-
-    folder = save_mesa(tmp_path / "model", train_tokenizer([TALE * 20], 300))
-    direct = Direct(folder)
-    options = {"pretrained": folder, "device": "cpu", "batch_size": 2, "dtype": "float32"}
-    ours = register()(**options)
-    plain = {put: HFLM(**options, **({} if put is None else {"add_bos_token": put})) for put in (None, True, False)}
-    for kind, ways in (
-        ("loglikelihood", [ours, plain[None], plain[True]]),
-        ("generate_until", [ours, plain[None], plain[True]]),
-        ("loglikelihood_rolling", [ours, plain[False]]),
-    ):
-        expected = [getattr(direct, kind)(*asked) for asked in ASKED[kind]]
-        for way in ways:
-            if kind == "generate_until":
-                assert ask(way, kind) == expected
-            else:
-                assert ask(way, kind) == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.usefixtures("offline")
-def test_a_prompt_begins_with_the_start_token_whatever_it_spells(tmp_path: Path) -> None:
-    """Also of a tokenizer that has only an end token, and before prompts that spell the start token."""
-    from mesa_eval.harness import register
-
-    tokenizer = train_tokenizer([TALE * 20], 300)
-    tokenizer.bos_token = None
-    folder = save_mesa(tmp_path / "model", tokenizer)
-    ours = register()(pretrained=folder, device="cpu", batch_size=3, dtype="float32")
-    prompts = ["<|endoftext|>the", "the quick brown", "a<|pad|>"]
-    ids, mask = ours.tok_batch_encode(prompts)
-    direct = Direct(folder)
-    rows = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
-    assert rows == [[0, *direct.ids(prompt)] for prompt in prompts]
-
-
-@pytest.mark.usefixtures("offline")
-def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, tmp_path: Path) -> None:
+def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, save_mesa, tmp_path: Path) -> None:
     """Classes behind demonstrations (read from a cache here) and minimal pairs (behind nothing)."""
     from mesa_eval.harness import run_tasks
     from mesa_eval.measures.few_shot import score_task
@@ -357,7 +235,7 @@ metric_list: [{metric: exact_match}]
 
 
 @pytest.mark.usefixtures("offline")
-def test_passages_agree_to_the_last_item(make, tmp_path: Path) -> None:
+def test_passages_agree_to_the_last_item(make, save_mesa, tmp_path: Path) -> None:
     """Last words as the harness asks LAMBADA, and what is written behind a text up to the end of the line."""
     from mesa_eval.harness import run_tasks
     from mesa_eval.measures.few_shot import score_task

@@ -1,7 +1,8 @@
-"""A softmax model small enough to train in a test."""
+"""Small models, and a finished run of one."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,3 +62,36 @@ def copying_model() -> MesaForCausalLM:
         optimiser.step()
         optimiser.zero_grad()
     return model.eval()
+
+
+@pytest.fixture
+def run(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Return a finished run folder of a small hybrid."""
+    torch.manual_seed(0)
+    config = MesaConfig(
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        mixers=["mesa", "linear", "softmax"],
+        initializer_range=0.3,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    folder = tmp_path / "run"
+    MesaForCausalLM(config).save_pretrained(folder / "final")
+    tokenizer.save_pretrained(folder / "final")
+    recipe = {"seed": 7, "data": {"sources": [{"name": "files", "files": ["/somewhere/shelf.jsonl.gz"]}]}}
+    machine = {"versions": {"torch": "2"}, "device": "cpu: small", "world": 2, "prepared": "NOWHERE"}
+    events = [
+        {"event": "start", "recipe": recipe, **machine},
+        {"event": "step", "step": 1, "tokens": 130, "loss": 5.5},
+        {"event": "valid", "step": 5, "tokens": 600, "loss": 4.5, "bits_per_byte": 3.5},
+        {"event": "valid", "step": 9, "tokens": 1234, "loss": 3.25, "bits_per_byte": 2.5},
+        {"event": "end", "step": 10, "tokens": 1300, "loss": 3.125, "seconds": 12.0},
+    ]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return folder
