@@ -15,9 +15,9 @@ from mesalm.hub.open_model import open_model
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"hidden_size": 32, "head_dim": 16}, r"\(16 of another shape, first model\.embed_tokens\.weight\)"),
-        ({"num_hidden_layers": 2}, r"\(16 missing, first model\.layers\.1\.input_layernorm\.weight\)"),
-        ({"mixers": "softmax"}, r"\(7 too many, first model\.layers\.0\.mixer\.conv\.weight\)"),
+        ({"hidden_size": 32, "head_dim": 16}, r"model\.embed_tokens\.weight is 16 x 16, not 16 x 32"),
+        ({"num_hidden_layers": 2}, r"model\.layers\.1\.input_layernorm\.weight is missing"),
+        ({"mixers": "softmax"}, r"model\.layers\.0\.mixer\.conv\.weight has no place in the model"),
         ({"num_attention_heads": 0}, r"num_attention_heads: 0 must be"),
     ],
 )

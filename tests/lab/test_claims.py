@@ -175,7 +175,6 @@ def test_results_of_other_criteria_are_refused(tmp_path: Path, capsys: pytest.Ca
     ("arguments", "words"),
     [
         (["run", "no-such"], "no such claim"),
-        (["run", "one-layer", "--seeds", "0"], "seeds"),
         (["report"], "holds no results"),
     ],
 )
