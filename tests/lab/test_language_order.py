@@ -48,7 +48,8 @@ def sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_every_arm_is_trained_with_every_seed_and_told_apart(sizes: dict[str, Any], tmp_path: Path) -> None:
     findings = language_order(Workbench(1, tmp_path / "nets", quiet=True), sizes)
     (folder,) = (tmp_path / "nets").iterdir()
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+    runs = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert runs == {
         f"{arm}-s{seed}" for arm in ARMS for seed in (2, 3)
     }
     other = language_recipe(Workbench(1, tmp_path / "nets"), {**sizes, "steps": 4}, "mesa", 2)
