@@ -49,9 +49,7 @@ def test_every_arm_is_trained_with_every_seed_and_told_apart(sizes: dict[str, An
     findings = language_order(Workbench(1, tmp_path / "nets", quiet=True), sizes)
     (folder,) = (tmp_path / "nets").iterdir()
     runs = {path.name for path in folder.iterdir() if path.is_dir()}
-    assert runs == {
-        f"{arm}-s{seed}" for arm in ARMS for seed in (2, 3)
-    }
+    assert runs == {f"{arm}-s{seed}" for arm in ARMS for seed in (2, 3)}
     other = language_recipe(Workbench(1, tmp_path / "nets"), {**sizes, "steps": 4}, "mesa", 2)
     assert other.folder.parent != folder  # other sizes do not meet these models
     assert [len(curve.y) for curve in findings.curves] == [31] * 3
