@@ -35,16 +35,10 @@ class Journal:
             self._file.write(line + "\n")
             self._file.flush()
 
-    @property
-    def offset(self) -> int:
-        """Return the length of the file in bytes, 0 without a path."""
-        return 0 if self._file is None else os.fstat(self._file.fileno()).st_size
-
-    def sync(self) -> int:
-        """Wait until all lines are on the disk; return the length of the file in bytes, 0 without a path."""
+    def sync(self) -> None:
+        """Wait until all lines are on the disk."""
         if self._file is not None:
             os.fsync(self._file.fileno())
-        return self.offset
 
     def holds(self, event: str, step: int) -> bool:
         """Return whether the history has an event of a step; without a path, whatever is asked for."""

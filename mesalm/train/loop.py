@@ -181,9 +181,9 @@ def fit(
                 "tally": asdict(tally),
                 "position": stream.position.to_dict(),
                 "guard": guard.state_dict(),
-                "journal_offset": journal.sync(),
                 "world": accelerator.num_processes,
             }
+            journal.sync()
             folder = checkpoints.save(tally.step, raw_model, raw_optimiser, states, state)
             journal.write("checkpoint", step=tally.step, tokens=tally.tokens, folder=folder.name)
         accelerator.wait_for_everyone()

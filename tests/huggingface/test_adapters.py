@@ -90,7 +90,7 @@ EITHER = {
 def test_adapters_of_every_target_merge_into_what_they_were(
     options: dict, tie: bool, scaled: bool, build: Build, tokens: Draw, tmp_path: Path
 ) -> None:
-    model, ids = build("hybrid", tie_word_embeddings=tie, scale_embeddings=scaled), tokens(2, 12)
+    model, ids = build("hybrid", tie_word_embeddings=tie, scale_embeddings=scaled, tolerance=1e-7), tokens(2, 12)
     ids[0, :3] = torch.tensor([3, 4, 7])
     base = copy.deepcopy(model)
     with torch.no_grad():
@@ -106,4 +106,6 @@ def test_adapters_of_every_target_merge_into_what_they_were(
         adapted.save_pretrained(tmp_path)
         loaded = peft.PeftModel.from_pretrained(base, str(tmp_path)).eval()
         torch.testing.assert_close(loaded(ids).logits, learnt, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, learnt, atol=1e-4, rtol=1e-4)
+        # the first norm magnifies the rounding of a residual stream that begins with embeddings of size 0.02
+        bound = 1e-5 if scaled else 5e-5
+        torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, learnt, atol=bound, rtol=bound)

@@ -98,7 +98,7 @@ def outcome(recipe: Recipe, root: Path) -> dict[str, Any]:
     newest = recipe.folder / "checkpoints" / "step-00000008"
     files = ["final/model.safetensors", *(f"checkpoints/{newest.name}/{name}.pt" for name in ("optimiser", "random"))]
     state = json.loads((newest / "state.json").read_text())
-    del state["tally"]["seconds"], state["journal_offset"], state["sha256"]
+    del state["tally"]["seconds"], state["sha256"]
     return {
         "tree": sorted(path.relative_to(root).as_posix() for path in root.rglob("*")),
         "digests": {name: hashlib.sha256((recipe.folder / name).read_bytes()).hexdigest() for name in files},
