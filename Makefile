@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two processes of one thread each: the tests of one file stay together, for they share models that fixtures train.
+PYTEST := -m pytest --numprocesses 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-all test-newest test-oldest test-gpu gpu check lint types house clean
@@ -23,10 +25,10 @@ demo: $(VENV)/.base
 	$(BIN)/mesalm compare runs/demo-mesa runs/demo-softmax --baseline runs/demo-softmax --out runs/demo-report
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m 'slow or not slow'
 
 # The quick suite under the newest and under the oldest releases of the dependencies (.ci/releases.py), each in an
 # environment of its own that is made anew.
@@ -36,7 +38,7 @@ test-newest test-oldest: test-%:
 	$(PYTHON) .ci/releases.py $* > .venv-$*/releases.txt
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-$*/releases.txt
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	.venv-$*/bin/python -m pytest -W 'ignore:mesalm is tested with'
+	OMP_NUM_THREADS=1 .venv-$*/bin/python $(PYTEST) -W 'ignore:mesalm is tested with'
 
 # On a machine with a card: the interpreter that holds torch for it, which is used as it is.
 GPU_PYTHON ?= python3

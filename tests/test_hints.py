@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 
 from mesalm.cli import parse, parser
 from mesalm.settings import SettingsError
@@ -29,7 +30,7 @@ PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes/README.md", *(ROOT / "docs").rglob("*.md")]
 )
 
-OTHER_PROGRAMS = {"--multi_gpu", "--cpu", "--num_processes", "--mixed_precision"}
+LAUNCHER = set(launch_command_parser()._option_string_actions)
 """Options of `accelerate launch`."""
 SECTIONS = "arms|checkpoint|data|grid|model|optim|sample|schedule|score|task|train|validate"
 FLAG = re.compile(r"(?<![\w(-])(?<!var\()--[a-z][a-z_-]*|(?<=[^r]\()--[a-z][a-z_-]*")
@@ -107,7 +108,7 @@ def accepted(setting: str) -> bool:
 
 def wrong_advice(text: str) -> Iterator[str]:
     """Yield every option, key and setting in a text that does not exist."""
-    known = set().union(*map(options, DOORS.values())) | OTHER_PROGRAMS
+    known = set().union(*map(options, DOORS.values())) | LAUNCHER
     for command in re.finditer(r"`?mesalm ([a-z]+)((?: [^`;]*)?)", text):
         if command[1] in DOORS:
             yield from (
@@ -152,7 +153,7 @@ def test_wrong_advice_is_found() -> None:
 def commands(code: str) -> Iterator[tuple[str, list[str]]]:
     """Yield door and words of every command of mesalm in the code of a page; comments are left out."""
     for line in code.splitlines():
-        for part in re.split(r"&&|;|\s&\s|\s\|\s", re.sub(r"\s#.*", "", line)):
+        for part in re.split(r"&&|\|\||;|\s&\s|\s\|\s", re.sub(r"\s#.*", "", line)):
             found = re.search(rf"(?:^|\s)mesalm ((?:{'|'.join(DOORS)})\b.*)", part)
             if found:
                 door, *words = shlex.split(found[1].rstrip(" )"))
