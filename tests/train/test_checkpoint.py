@@ -98,6 +98,13 @@ def test_a_state_with_another_value_is_damaged(train_regression: Train, key: str
         train_regression("run", resume=True, steps=15)
 
 
+def means_the_same(one: bytes, other: bytes) -> bool:
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
+
+
 def test_no_bit_of_a_state_may_flip(train_regression: Train) -> None:
     run = train_regression("run", every=3)
     newest = run.checkpoints.newest()
@@ -105,8 +112,9 @@ def test_no_bit_of_a_state_may_flip(train_regression: Train) -> None:
     content = path.read_bytes()
     harmless = 0
     for place in range(0, len(content), 7):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :])
-        if {content[place], path.read_bytes()[place]} <= set(b" \t\n\r"):
+        flipped = content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :]
+        path.write_bytes(flipped)
+        if means_the_same(flipped, content):  # another kind of white space, or E for e in a number
             harmless += 1
             assert run.checkpoints.read_numbers(newest) == whole
             continue
