@@ -5,12 +5,15 @@ their number; processes that tests start inherit it.
 
 Triton decides when it is imported whether its own library runs in the interpreter, and other libraries import it too,
 so whichever came first would decide for the tests of the kernels. The variable itself is gone again afterwards.
+
+Signals have their usual effect, also where the tests run in the background or under nohup, which ignore some.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
@@ -20,6 +23,10 @@ import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+for number, effect in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, effect)
 
 with pytest.MonkeyPatch.context() as early:
     if not torch.cuda.is_available():
