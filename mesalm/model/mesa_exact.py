@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .chunk_states import compute_dtype
+from .operator_inputs import values_are_checked
 
 
 def mesa_exact(
@@ -29,7 +30,8 @@ def mesa_exact(
     query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, ridge `[G, K]`, states
     `[B, G, K, K]` and `[B, G, K, V]`, of any floating dtype; computes in float32 or better. Only the symmetric
     part of the initial gram counts. Returns output `[B, T, H, V]`, final gram and cross, and the solutions
-    `[B, T, H, K]`. Raises torch.linalg.LinAlgError where H_t + ridge is not positive definite.
+    `[B, T, H, K]`. Raises torch.linalg.LinAlgError where H_t + ridge is not positive definite;
+    within `unchecked_values` the solution is NaN there.
     """
     B, T, H, K = query.shape
     G, V = value.shape[2:]
@@ -41,14 +43,21 @@ def mesa_exact(
         beta = input_gate.to(dtype)[..., None, None]
         Lambda = torch.diag_embed(ridge.to(dtype))
         H_t, G_t = 0.5 * (gram + gram.mT).to(dtype), cross.to(dtype)
+        factorise = torch.linalg.cholesky if values_are_checked() else _cholesky_or_nan
         outputs, solutions = [], []
         for t in range(T):
             H_t = gamma[:, t] * H_t + beta[:, t] * k[:, t] @ k[:, t].mT
             G_t = gamma[:, t] * G_t + beta[:, t] * k[:, t] @ v[:, t].mT
-            x = torch.cholesky_solve(q[:, t], torch.linalg.cholesky(H_t + Lambda))
+            x = torch.cholesky_solve(q[:, t], factorise(H_t + Lambda))
             outputs.append((G_t.mT @ x).mT)
             solutions.append(x.mT)
         if T == 0:
             return query.new_zeros(B, T, H, V), H_t, G_t.clone(), query.new_zeros(B, T, H, K, dtype=dtype)
         output = torch.stack(outputs, 1).reshape(B, T, H, V).to(query.dtype)
         return output, H_t, G_t, torch.stack(solutions, 1).reshape(B, T, H, K)
+
+
+def _cholesky_or_nan(matrix: Tensor) -> Tensor:
+    """Factor matrices `[..., K, K]`; NaN throughout a factor that does not exist."""
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    return lower.masked_fill((info != 0)[..., None, None], torch.nan)

@@ -53,11 +53,16 @@ def unchecked_values() -> Iterator[None]:
         _checked.reset(token)
 
 
+def values_are_checked() -> bool:
+    """Tell whether bad values shall raise; False within `unchecked_values`."""
+    return _checked.get()
+
+
 def _readable(x: Tensor) -> bool:
     """Tell whether the values of x may be looked at."""
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or transforms_active():
         return False
-    return x.device.type == "cpu" and x.numel() > 0 and _checked.get()
+    return x.device.type == "cpu" and x.numel() > 0 and values_are_checked()
 
 
 def _fail(name: str, was: object, must: str) -> ValueError:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from mesalm.model.operator_inputs import unchecked_values
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
@@ -140,3 +141,19 @@ def test_edges_of_the_ranges_are_fine(operator: Any) -> None:
     # The sum of float16 numbers leaves float16's range long before any of them does.
     wide = {name: torch.full_like(inputs[name], 6e4).half() for name in ("query", "key", "value")}
     operator(**{**inputs, **wide})
+
+
+@pytest.mark.parametrize("bad", [nan, inf])
+@pytest.mark.parametrize("name", ["query", "key", "value", "log_forget", "input_gate"])
+@pytest.mark.parametrize("operator", ["torch", "exact", "linear"])
+def test_unchecked_bad_values_reach_the_output_and_the_gradient(operator: str, name: str, bad: float) -> None:
+    arguments = {**good(), name: put(name, bad)}
+    arguments = {key: tensor.requires_grad_() for key, tensor in arguments.items()}
+    with unchecked_values():
+        if operator == "linear":
+            output = linear_attention(**arguments)
+        else:
+            output = mesa_attention(**arguments, ridge=torch.ones(2, 3), backend=operator)
+        output.sum().backward()
+    assert not bool(output.isfinite().all())
+    assert not all(bool(tensor.grad.isfinite().all()) for tensor in arguments.values())
