@@ -41,7 +41,12 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
 
-def made_grid(folder: Path, right: dict[str, dict[int, list[float]]], places: list[int] | None = None) -> Path:
+def made_grid(
+    folder: Path,
+    right: dict[str, dict[int, list[float]]],
+    places: list[int] | None = None,
+    axis: str = "task.length",
+) -> Path:
     """Write a grid of two points whose cells got ``right`` of 4 in each row, by arm and seed."""
     settings = []
     for length in (16, 32):
@@ -58,7 +63,7 @@ def made_grid(folder: Path, right: dict[str, dict[int, list[float]]], places: li
             settings.append(
                 {
                     "arm": arm,
-                    "point": {"task.length": str(length)},
+                    "point": {axis: str(length)},
                     "task": {"name": "mqar", "length": length, "pairs": 4},
                     "test_rows": 3,
                     "score_seed": 0,
@@ -72,7 +77,7 @@ def made_grid(folder: Path, right: dict[str, dict[int, list[float]]], places: li
         "name": "made",
         "missing": 0,
         "arms": list(right),
-        "axes": {"task.length": ["16", "32"]},
+        "axes": {axis: ["16", "32"]},
         "seeds": list(next(iter(right.values()))),
         "settings": settings,
     }
@@ -126,6 +131,13 @@ def test_the_page_holds_every_figure_and_nothing_from_outside(tmp_path: Path, pl
     report = json.loads((folder / "report.json").read_text())
     assert [row["mean"] for row in report["rows"]][:2] == [0.8125, 0.4375]
     assert "| 16 | mesa |" in (folder / "report.md").read_text()
+
+
+def test_models_of_several_sizes_are_also_drawn_by_the_size_of_their_state(tmp_path: Path) -> None:
+    right = {"mesa": {0: [4, 3]}, "softmax": {0: [2, 2]}}
+    page = report_grid(made_grid(tmp_path, right, axis="model.hidden_size"), quiet=True).read_text()
+    assert page.count("<svg") == 2
+    assert "accuracy by numbers in the state" in page
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Figures of a grid of synthetic tasks: scores along an axis, or curves by position, with every seed as a point."""
+"""Figures of a grid of synthetic tasks: scores along an axis or by size of state, or curves by position."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mesa_eval.report.svg import INK, MUTED, draw_svg, series_colour
+from mesa_eval.report.svg import INK, MUTED, draw_svg, series_colour, series_marker
 from mesa_eval.synthetic.grid import Grid, Line, guesses, lines
 from mesa_eval.synthetic.row_scores import RowScores
 
@@ -22,6 +22,34 @@ def grid_figure(grid: Grid, measure: RowScores) -> str | None:
     if not found:
         return None
     return _curves(grid, measure, found) if measure.places else _axis_panels(grid, measure, found)
+
+
+def state_figure(grid: Grid, measure: RowScores) -> str | None:
+    """Draw one statistic over the numbers that a model keeps of a sequence, a panel a task, as an ``<svg>``.
+
+    None where the grid has no models of several sizes.
+    """
+    found = [] if measure.places else lines(grid, measure.key)
+    sizes = [axis for axis, values in grid.axes.items() if axis.startswith("model.") and len(values) > 1]
+    panels: dict[tuple[str, ...], list[Line]] = {}
+    for line in found:
+        panels.setdefault(tuple(v for axis, v in line.setting.point.items() if axis not in sizes), []).append(line)
+    if not found or not sizes:
+        return None
+
+    def draw(figure: Figure) -> None:
+        for axes, (names, inside) in zip(_panels(figure, len(panels)), panels.items(), strict=False):
+            for index, arm in enumerate(grid.arms):
+                own = sorted((line.setting.state_numbers, line.mean) for line in inside if line.setting.arm == arm)
+                if own:
+                    style = {"marker": series_marker(index), "color": series_colour(index)}
+                    axes.plot(*zip(*own, strict=True), label=arm, **style)
+            axes.set_xscale("log")
+            axes.set_xlabel("numbers in the state")
+            axes.set_title(", ".join(names))
+        _label(figure, measure)
+
+    return draw_svg(draw, _size(len(panels), 1.0), f"{grid.name}: {measure.label} by numbers in the state")
 
 
 def _axis_panels(grid: Grid, measure: RowScores, found: list[Line]) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mesa_eval.report.templating import render
 from mesa_eval.report.wording import bracket, number
-from mesa_eval.synthetic.figures import grid_figure
+from mesa_eval.synthetic.figures import grid_figure, state_figure
 from mesa_eval.synthetic.grid import Grid, Line, lines, read_grid
 from mesa_eval.synthetic.row_scores import RowScores
 from mesa_eval.uncertainty.bootstrap import DRAWS
@@ -101,15 +101,15 @@ def notes(grid: Grid) -> list[str]:
 
 def render_page(grid: Grid, tables: list[dict[str, Any]]) -> str:
     """Return the page as HTML text without any reference to a resource outside it."""
-    figures = [grid_figure(grid, measure) for measure in grid.measures()]
+    figures = [
+        [Markup(svg) for svg in (grid_figure(grid, measure), state_figure(grid, measure)) if svg is not None]
+        for measure in grid.measures()
+    ]
     return render(
         "synthetic.html.j2",
         name=grid.name,
         notes=notes(grid),
-        sections=[
-            {**table, "figure": None if figure is None else Markup(figure)}
-            for table, figure in zip(tables, figures, strict=True)
-        ],
+        sections=[{**table, "figures": drawn} for table, drawn in zip(tables, figures, strict=True)],
         recipe=(grid.folder / "recipe.yaml").read_text(encoding="utf-8"),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
