@@ -110,6 +110,34 @@ class TestAssociativeRecall:
         # chi square with 31 degrees of freedom is above 61.1 once in a thousand seeds; this seed is fixed
         assert ((counts - expected) ** 2 / expected).sum() < 61.1
 
+    def test_the_newest_value_of_a_key_counts(self) -> None:
+        task = AssociativeRecall(vocabulary=64, length=64, pairs=8, rebound=5)
+        for row in rows_of(task, "test"):
+            tokens, labels = row["input_ids"], row["labels"]
+            shown = list(zip(tokens[0:26:2].tolist(), tokens[1:26:2].tolist(), strict=True))
+            newest = dict(shown)
+            assert len({key for key, _ in shown}) == 8
+            assert len({value for _, value in shown}) == 13
+            scored = np.flatnonzero(labels != NOT_SCORED)
+            assert len(scored) == 8
+            assert scored.min() >= 27
+            assert all(labels[at] == newest[int(tokens[at - 1])] for at in scored)
+            first = dict(reversed(shown))
+            kept = np.mean([labels[at] == first[int(tokens[at - 1])] for at in scored])
+            assert kept == task.guesses()["the first value"] == 3 / 8
+
+    @pytest.mark.parametrize(
+        ("changed", "words"),
+        [
+            ({"rebound": 9, "length": 64}, "rebound: must be at most the 8 pairs, not 9"),
+            ({"rebound": 8}, "pairs: 8 need a length of at least 48, not 40"),
+            ({"vocabulary": 24, "length": 64, "rebound": 5}, "rebound: pairs and rebound must be at most half"),
+        ],
+    )
+    def test_rebound_keys_have_to_fit(self, changed: dict[str, int], words: str) -> None:
+        with pytest.raises(SettingsError, match=words):
+            AssociativeRecall.build({"vocabulary": 64, "length": 40, "pairs": 8, **changed})
+
     def test_filler_off_is_token_zero(self) -> None:
         task = AssociativeRecall(vocabulary=64, length=48, pairs=4, random_filler=False)
         row = rows_of(task, "train", 1)[0]

@@ -186,6 +186,25 @@ def test_training_stops_when_the_score_is_enough(load: Any) -> None:
     assert result["steps"] == 2
 
 
+def test_longer_rows_are_tested_under_names_of_their_own(load: Any) -> None:
+    asked: list[tuple[str, int, int, int]] = []
+
+    class Told(Score):
+        def plain(self) -> dict[str, Any]:
+            return {"measures": [{"key": "accuracy", "label": "accuracy"}]}
+
+    def score(model: Any, task: Any, split: str, rows: int, *, seed: int, batch_rows: int) -> Score:
+        asked.append((split, task.length, rows, batch_rows))
+        return Told(1.0)
+
+    recipe = load(score={**TINY["score"], "test_rows": 640, "longer": [4, 100]})
+    run_grid(recipe, score, quiet=True)
+    assert asked[-3:] == [("test", 8, 640, 64), ("test", 32, 160, 16), ("test", 800, 32, 1)]
+    (result,) = results(recipe).values()
+    assert [measure["key"] for measure in result["measures"]] == ["accuracy", "accuracy_4x", "accuracy_100x"]
+    assert result["measures"][1]["label"] == "accuracy, 4 times the length"
+
+
 def test_a_run_that_diverges_is_recorded_and_takes_its_rate_out(load: Any) -> None:
     train = {**TINY["train"], "max_skipped": 2, "steps": 30, "clip": None}
     recipe = load(learning_rates=[1e-3, 1e30], train=train, schedule={"name": "constant", "warmup_steps": 0})
@@ -238,6 +257,12 @@ def test_fresh_rows_never_come_twice(load: Any, monkeypatch: pytest.MonkeyPatch)
         ({"grid": {"model.hiden_size": [2]}}, "hidden_size"),
         ({"grid": {"task.pairs": []}}, "grid.task.pairs: is empty"),
         ({"arms": {}}, "arms: is empty"),
+        ({"score": {"longer": [1]}}, "score.longer.0: must be above 1|score.longer"),
+        (
+            {"task": {"name": "compression"}, "score": {"longer": [8]}},
+            "score.longer: compression is not tested at other",
+        ),
+        ({"task": {"name": "regression"}, "score": {"longer": [8]}}, "score.longer: regression is not tested at other"),
         ({"seeds": [1, 1]}, "seeds: names a value twice"),
         ({"train": {"tokens": 100}}, "train.steps: must be given"),
         ({"nam": "x"}, "nam: unknown key; did you mean 'name'"),

@@ -17,21 +17,31 @@ class AssociativeRecall(TokenTask):
     without replacement. After the pairs each key stands once more as a query at an even distance; how far is drawn
     without replacement from p(g) proportional to g^(power - 1), so most queries come early. The label of the
     position after a query is the key's value, which is not shown there. The other positions are filler, or tokens
-    drawn from the whole vocabulary.
+    drawn from the whole vocabulary. With ``rebound``, so many keys are shown a second time behind all pairs, each with
+    a new value, which is the one that is asked for: what was written before has to be overwritten.
     """
 
     name: Literal["mqar"] = "mqar"
     vocabulary: int = Field(default=8_192, ge=8, description="Token ids; half are keys (and filler), half values.")
     length: int = Field(default=64, ge=4, description="Tokens of a row, at least 4 a pair.")
     pairs: int = Field(default=4, ge=1, description="Key-value pairs of a row, each asked for once.")
+    rebound: int = Field(default=0, ge=0, description="Keys shown again with a new value, which counts.")
     power: float = Field(default=0.01, gt=0, description="Exponent a of the distance's p(g) ~ g^(a - 1).")
     random_filler: bool = Field(default=True, description="Whether filler is drawn from the vocabulary; else token 0.")
     train_rows: int = Field(default=100_000, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if 4 * self.pairs > self.length:
-            raise ValueError(f"pairs: {self.pairs} need a length of at least {4 * self.pairs}, not {self.length}")
+        if self.rebound > self.pairs:
+            raise ValueError(f"rebound: must be at most the {self.pairs} pairs, not {self.rebound}")
+        least = 4 * self.pairs + 2 * self.rebound
+        if least > self.length:
+            raise ValueError(f"pairs: {self.pairs} need a length of at least {least}, not {self.length}")
+        if self.pairs + self.rebound > self.vocabulary - self.vocabulary // 2:
+            raise ValueError(
+                f"rebound: pairs and rebound must be at most half the vocabulary of {self.vocabulary}, "
+                f"not {self.pairs} and {self.rebound}"
+            )
         if self.pairs >= self.vocabulary // 2:
             raise ValueError(f"pairs: must be below half the vocabulary of {self.vocabulary}, not {self.pairs}")
         return self
@@ -43,20 +53,27 @@ class AssociativeRecall(TokenTask):
 
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""
-        half = self.vocabulary // 2
+        half, shown = self.vocabulary // 2, 2 * (self.pairs + self.rebound)
         keys = 1 + random.permutation(half - 1)[: self.pairs]
-        values = half + random.permutation(self.vocabulary - half)[: self.pairs]
-        places = (self.length - 2 * self.pairs) // 2
+        drawn = half + random.permutation(self.vocabulary - half)[: self.pairs + self.rebound]
+        places = (self.length - shown) // 2
         chances = np.arange(1, places + 1) ** (self.power - 1.0)
-        queries = 2 * self.pairs + 2 * random.choice(places, self.pairs, replace=False, p=chances / chances.sum())
+        queries = shown + 2 * random.choice(places, self.pairs, replace=False, p=chances / chances.sum())
         tokens = random.randint(self.vocabulary, size=self.length) if self.random_filler else np.zeros(self.length, int)
-        tokens[0 : 2 * self.pairs : 2] = keys
-        tokens[1 : 2 * self.pairs : 2] = values
+        again = random.choice(self.pairs, self.rebound, replace=False)
+        tokens[0:shown:2] = np.concatenate((keys, keys[again]))
+        tokens[1:shown:2] = drawn
         tokens[queries] = keys
+        values = drawn[: self.pairs].copy()
+        values[again] = drawn[self.pairs :]
         labels = np.full(self.length, NOT_SCORED)
         labels[queries + 1] = values
         return {"input_ids": tokens, "labels": labels}
 
     def guesses(self) -> dict[str, float]:
-        """Return chance, one of all values, and the guess of any value that was shown."""
-        return {"chance": 1 / (self.vocabulary - self.vocabulary // 2), "a value shown": 1 / self.pairs}
+        """Return chance, one of all values; the guess of any value that was shown; that of a key's first value."""
+        found = {"chance": 1 / (self.vocabulary - self.vocabulary // 2)}
+        found["a value shown"] = 1 / (self.pairs + self.rebound)
+        if self.rebound:
+            found["the first value"] = 1 - self.rebound / self.pairs
+        return found

@@ -20,7 +20,7 @@ from torch import nn
 from mesalm.data.stream import Position, RowStream
 from mesalm.data.synthetic.drawn_stream import DrawnStream, StepPosition
 from mesalm.data.synthetic.tasks import SyntheticTask
-from mesalm.data.synthetic.token_task import NOT_SCORED, TokenRows, collate_rows
+from mesalm.data.synthetic.token_task import NOT_SCORED, TokenRows, TokenTask, collate_rows
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.files import write_text
 from mesalm.journal import Journal
@@ -39,6 +39,9 @@ from mesalm.train.schedule import learning_rate_factor
 from mesalm.train.synthetic.model import build_model
 from mesalm.train.synthetic.recipe import Cell, SyntheticRecipe, planned_cells, planned_count
 from mesalm.train.synthetic.results import cells_folder, read_result, read_results
+
+SHORTEST_TEST = 32
+"""Rows that are scored at least, however long they are."""
 
 
 class Scored(Protocol):
@@ -168,9 +171,23 @@ class Run:
         rows = TokenRows(self.task, "train", self.cell.seed, count, keep=self.task.train_rows > 0)
         return RowStream(rows, Position(self.cell.seed), train.batch_rows, micro_rows=micro_rows, collate=collate_rows)
 
-    def _score(self, model: nn.Module, split: str, rows: int) -> Scored:
-        settings = self.run.score
-        return self.score(model, self.task, split, rows, seed=settings.seed, batch_rows=settings.batch_rows)
+    def _score(self, model: nn.Module, split: str, rows: int, times: int = 1) -> Scored:
+        settings, task = self.run.score, self.task
+        if times > 1:
+            assert isinstance(task, TokenTask)  # as the recipe has checked
+            task = task.model_copy(update={"length": times * task.length})
+        batch_rows = max(1, settings.batch_rows // times)
+        return self.score(model, task, split, rows, seed=settings.seed, batch_rows=batch_rows)
+
+    def _measures(self, model: nn.Module, test: Scored) -> list[dict[str, Any]]:
+        """Return the statistics of the test rows, and those of longer rows under keys of their own."""
+        found: list[dict[str, Any]] = test.plain()["measures"]
+        for times in self.run.score.longer:
+            rows = max(SHORTEST_TEST, self.run.score.test_rows // times)
+            for measure in self._score(model, "test", rows, times).plain()["measures"]:
+                key, label = f"{measure['key']}_{times}x", f"{measure['label']}, {times} times the length"
+                found.append({**measure, "key": key, "label": label})
+        return found
 
     def _validate(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
         self.valid = self._score(model, "valid", self.run.score.valid_rows)
@@ -197,7 +214,7 @@ class Run:
             "valid": valid.value,
             "better": valid.better,
             "score": test.value,
-            **test.plain(),
+            "measures": self._measures(model, test),
         }
 
     def _write(self, journal: Journal, result: dict[str, Any]) -> None:

@@ -33,6 +33,11 @@ class ScoreSettings(Settings):
 
     valid_rows: int = Field(default=256, gt=0, description="Rows by which training stops and rates are chosen.")
     test_rows: int = Field(default=1_280, gt=0, description="Rows that are scored at the end, by nothing but that.")
+    longer: list[Annotated[int, Field(gt=1)]] = Field(
+        default_factory=list,
+        description="Times the training length at which the test is made as well, with as many fewer rows, 32 at "
+        "least; tasks of tokens only.",
+    )
     every: int = Field(default=100, gt=0, description="Steps between two scorings of the valid rows.")
     enough: float | None = Field(
         default=None, description="Score on the valid rows at which training ends early; none: it never does."
@@ -148,6 +153,10 @@ class SyntheticRecipe(TaskRun):
                 try:
                     run = TaskRun.build(data)
                     task = run.build_task()
+                    if run.score.longer and (isinstance(task, VectorTask) or task.reads_last_state):
+                        raise SettingsError(
+                            f"score.longer: {run.task['name']} is not tested at other lengths; leave it out"
+                        )
                     if isinstance(task, VectorTask):
                         check_model_fields({"input_size": task.input_size, **run.model}, vectors=True)
                     else:
