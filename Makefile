@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all test-newest test-oldest test-gpu gpu check lint types house clean
+.PHONY: demo demo-mesa demo-softmax-conv test test-all test-newest test-oldest test-gpu gpu check lint types house clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mesalm needs Python 3.11 or later; call make PYTHON=python3.11")'
@@ -18,11 +18,16 @@ $(VENV)/.dev: $(VENV)/.base
 	$(PIP) -e '.[eval,dev]'
 	@touch $@
 
-# Prepare the built-in corpus, train a mesa model and its softmax twin, compare them.
+# Prepare the built-in text, train a mesa model and its softmax twin side by side, one core each, and compare them.
+DEMO_REPORT := --task word_labels --out runs/demo-report
 demo: $(VENV)/.base
 	$(BIN)/mesalm prepare demo
-	$(BIN)/mesalm train demo
-	$(BIN)/mesalm compare runs/demo-mesa runs/demo-softmax --baseline runs/demo-softmax --out runs/demo-report
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 --output-sync=line demo-mesa demo-softmax-conv
+	$(BIN)/mesalm compare runs/demo-mesa runs/demo-softmax-conv --baseline demo-softmax-conv $(DEMO_REPORT)
+
+demo-mesa demo-softmax-conv: demo-%:
+	$(BIN)/mesalm train demo --arm $*
+	$(BIN)/mesalm eval runs/demo-$* $(DEMO_REPORT)
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)

@@ -54,15 +54,15 @@ def unchecked_values() -> Iterator[None]:
 
 
 def values_are_checked() -> bool:
-    """Tell whether bad values shall raise; False within `unchecked_values`."""
-    return _checked.get()
+    """Tell whether bad values shall raise; False within `unchecked_values` and while torch compiles."""
+    return not torch.compiler.is_compiling() and _checked.get()
 
 
 def _readable(x: Tensor) -> bool:
     """Tell whether the values of x may be looked at."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or transforms_active():
+    if not values_are_checked() or is_in_torch_dispatch_mode() or transforms_active():
         return False
-    return x.device.type == "cpu" and x.numel() > 0 and values_are_checked()
+    return x.device.type == "cpu" and x.numel() > 0
 
 
 def _fail(name: str, was: object, must: str) -> ValueError:
