@@ -42,7 +42,7 @@ def test_an_unpacked_wheel_finds_its_recipes_from_any_folder(wheel: Path, tmp_pa
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import mesalm; from mesalm.train.recipe import load_recipe; "
-        "print(mesalm.__file__, load_recipe('demo', arm='softmax').name)"
+        "print(mesalm.__file__, load_recipe('demo', arm='softmax-conv').name)"
     )
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "site")],
@@ -55,4 +55,4 @@ def test_an_unpacked_wheel_finds_its_recipes_from_any_folder(wheel: Path, tmp_pa
     assert result.returncode == 0, result.stderr
     place, name = result.stdout.split()
     assert place.startswith(str(tmp_path / "site"))
-    assert name == "demo-softmax"
+    assert name == "demo-softmax-conv"
