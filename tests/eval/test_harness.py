@@ -175,7 +175,6 @@ def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, save_mesa,
     protocol = FewShotProtocol(
         shots=(2,),
         draws=1,
-        rank_draws=1,
         queries=9,
         candidates=9,
         class_shots=(1,),

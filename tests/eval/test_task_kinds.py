@@ -24,7 +24,6 @@ from mesa_eval.tasks.task import FewShotProtocol, Item
 PROTOCOL = FewShotProtocol(
     shots=(0, 2),
     draws=2,
-    rank_draws=1,
     queries=6,
     candidates=3,
     class_shots=(0, 1, 2),
@@ -71,7 +70,7 @@ def test_labels_permuted_and_symbols_keep_demonstrations_and_queries() -> None:
 
 
 def test_calibration_asks_for_the_label_of_nothing() -> None:
-    query = CLASSES.free_query(0, 1, seed=0)
+    query = CLASSES.free_query(3, 0, 1, seed=0)
     assert query.prompt.endswith("text: N/A\nlabel:")
     assert query.candidates == (" red", " tan", " sky")
     assert query.shared == CLASSES.query(3, 0, 1, 9, seed=0).shared
@@ -80,7 +79,10 @@ def test_calibration_asks_for_the_label_of_nothing() -> None:
 def hand_scores(ranked: list, free: list, truth: list, task: ClassTask = CLASSES) -> list[Measure]:
     """Return the measures of one level with given log-probabilities."""
     count = len(ranked)
-    level = Level("1", 1, "1 shot", [[0.5]] * count, [[4]] * count, [[1.0]] * count, ranked, truth, free, [[0]] * count)
+    twins = [free] * count
+    level = Level(
+        "1", 1, "1 shot", [[0.5]] * count, [[4]] * count, [[1.0]] * count, ranked, truth, twins, [[0]] * count
+    )
     return task_measures(TaskScores(task, TaskRecord("colours", "class"), list(range(count)), {"": [level]}))
 
 
@@ -134,9 +136,7 @@ def test_scrambles_have_a_header_and_as_many_shots_as_fit(make, tokenizer) -> No
         "Please unscramble the letters into a word, and write that word:\nknird = drink\ntca ="
     )
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
-    protocol = FewShotProtocol(
-        shots=(0,), draws=2, rank_draws=1, queries=6, candidates=5, scramble_shots=(0, 1, 10), most_shots=9
-    )
+    protocol = FewShotProtocol(shots=(0,), draws=2, queries=6, candidates=5, scramble_shots=(0, 1, 10), most_shots=9)
     header = len(task.header)
     # a shot is "afxy = xyaf\n", the question "afxy =", and of the answer's five bytes four are read, after one start
     scores = score_task(scorer, task, protocol, header + 3 * 12 + 6 + 4 + 1, seed=0)

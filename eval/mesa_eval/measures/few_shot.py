@@ -1,7 +1,7 @@
 """Ask a model a few-shot task: log P of answers and candidates behind prompts, by number of shots.
 
 The score of an answer is log P(answer tokens | prompt), summed, never a generation alone; recall is asked both ways.
-All numbers of shots are read in one go, each set of demonstrations once (see `batches.py`). A number of shots is left
+All numbers of shots are read in one go, and a query's demonstrations once for all its candidates (see `batches.py`). A number of shots is left
 out, for this and all larger ones, when any prompt with its answer would not fit the window (the length the model was
 trained on) or the items run out; the report names them. What the scores are turned into is in `task_measures.py`.
 """
@@ -31,10 +31,10 @@ class Level:
     """Hold one number of shots of one variant: arrays [query][draw].
 
     key: the number of shots, or "most" where it is as many as fit; nats: of the answer; bytes: of the answer;
-    exact: whether greedy decoding writes it; ranked: log P of each candidate, on the first draws only where ranking
-    is done on fewer; truth: which candidate is right; free: log P of each candidate behind content-free input, by
-    draw, where the task has one; digits: how many digits of the answer the likeliest tokens hold; written: what the
-    model writes, and contains: whether the answer is in it, where the task asks that, on the same draws as `ranked`.
+    exact: whether greedy decoding writes it; ranked: log P of each candidate; truth: which candidate is right; free:
+    log P of each candidate behind content-free input, where the task has one; digits: how many digits of the answer
+    the likeliest tokens hold; written: what the model writes, and contains: whether the answer is in it, where the
+    task asks that.
     """
 
     key: str
@@ -45,7 +45,7 @@ class Level:
     exact: list[list[float]]
     ranked: list[list[list[float]]]
     truth: list[list[int]]
-    free: list[list[float]]
+    free: list[list[list[float]]]
     digits: list[list[int]]
     written: list[list[str]] = field(default_factory=list)
     contains: list[list[float]] = field(default_factory=list)
@@ -70,14 +70,14 @@ class TaskScores:
 
 @dataclass
 class _Asked:
-    """Hold what is asked at one number of shots: queries [query][draw], content-free ones, encoded pairs."""
+    """Hold what is asked at one number of shots: queries and content-free ones [query][draw], encoded pairs."""
 
+    task: Task
     key: str
     shots: int
     words: str
     grid: list[list[Query]]
-    free: list[Query]
-    ranks: int
+    free: list[list[Query]]
     pairs: dict[tuple[str, str], Pair]
     shared: list[str]
 
@@ -154,7 +154,7 @@ def _write(
     if "contains" not in task.metrics or not reader.writes():
         return written
     for level, table in zip(asked, tables, strict=True):
-        for query in (query for row in level.grid for query in row[: level.ranks]):
+        for query in (query for row in level.grid for query in row):
             pair, found = level.pairs[query.prompt, query.answer], table[query.prompt, query.answer]
             if found.greedy and STOP not in query.answer and len(pair.tokens) - pair.start <= WRITTEN:
                 written[query.prompt] = query.answer
@@ -212,27 +212,24 @@ def _encode(
     reader: Reader, task: Task, protocol: FewShotProtocol, queries: list[int], shots: int, window: int, seed: int
 ) -> _Asked | None:
     """Encode everything that is asked at one number of shots; None if a prompt with a continuation does not fit."""
-    draws = task.draws(protocol)
-    ranks = task.rank_draws(protocol) if {"accuracy", "contains"} & set(task.metrics) else 0
-    grid = [[task.query(index, draw, shots, protocol.candidates, seed) for draw in range(draws)] for index in queries]
-    free = [query for draw in range(ranks) if (query := task.free_query(draw, shots, seed)) is not None]
+    draws = range(task.draws(protocol))
+    grid = [[task.query(index, draw, shots, protocol.candidates, seed) for draw in draws] for index in queries]
+    twins = [[task.free_query(index, draw, shots, seed) for draw in draws] for index in queries]
+    free = [own for row in twins if (own := [twin for twin in row if twin is not None])]
     wanted: dict[tuple[str, str], str] = {}
-    for row in grid:
-        for draw, query in enumerate(row):
-            continuations = query.candidates if draw < ranks else (query.answer,)
-            wanted.update(dict.fromkeys(((query.prompt, text) for text in continuations), _label(query)))
-    for query in free:
-        wanted.update(dict.fromkeys(((query.prompt, text) for text in query.candidates), _label(query)))
+    for query in (query for row in [*grid, *free] for query in row):
+        continuations = query.candidates if "accuracy" in task.metrics else (query.answer,)
+        wanted.update(dict.fromkeys(((query.prompt, text) for text in continuations), _label(query, bool(free))))
     pairs = _encoded(reader, list(wanted))
     if max(len(pair.tokens) - 1 for pair in pairs) > window:
         return None
     table = dict(zip(wanted, pairs, strict=True))
-    return _Asked(str(shots), shots, task.shot_words(shots), grid, free, ranks, table, list(wanted.values()))
+    return _Asked(task, str(shots), shots, task.shot_words(shots), grid, free, table, list(wanted.values()))
 
 
-def _label(query: Query) -> str:
-    """Return what a query's rows are grouped by: the demonstrations where they are most of the prompt, else all."""
-    return query.shared if 2 * len(query.shared) > len(query.prompt) else query.prompt
+def _label(query: Query, twins: bool) -> str:
+    """Return what a query's rows are grouped by: its prompt, or what a content-free twin shares where that is most."""
+    return query.shared if twins and 2 * len(query.shared) > len(query.prompt) else query.prompt
 
 
 def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str]) -> Level:
@@ -243,7 +240,7 @@ def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str])
         pair = asked.pairs[query.prompt, query.answer]
         return digits_right(reader, pair.tokens[pair.start :], table[query.prompt, query.answer].best)
 
-    ranked = [row[: asked.ranks] for row in asked.grid]
+    ranked = asked.grid if "accuracy" in asked.task.metrics else []
     return Level(
         key=asked.key,
         shots=asked.shots,
@@ -253,10 +250,10 @@ def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str])
         exact=[[float(table[query.prompt, query.answer].greedy) for query in row] for row in asked.grid],
         ranked=[[logs(query) for query in row] for row in ranked],
         truth=[[query.candidates.index(query.answer) for query in row] for row in ranked],
-        free=[logs(query) for query in asked.free],
+        free=[[logs(query) for query in row] for row in asked.free],
         digits=[[digits(query) for query in row] for row in asked.grid],
-        written=[[written[query.prompt] for query in row] for row in ranked] if written else [],
-        contains=[[contains(written[query.prompt], query.answer) for query in row] for row in ranked]
+        written=[[written[query.prompt] for query in row] for row in asked.grid] if written else [],
+        contains=[[contains(written[query.prompt], query.answer) for query in row] for row in asked.grid]
         if written
         else [],
     )

@@ -169,8 +169,11 @@ def _f1(level: Level, calibrate: bool = False) -> Columns:
 def _won(level: Level, calibrate: bool) -> list[list[list[float]]]:
     """Return what share of the decision each candidate wins: 1 for the largest score, 1/n where n are tied."""
     return [
-        [_shares(np.array(logs) - (np.array(level.free[draw]) if calibrate else 0)) for draw, logs in enumerate(row)]
-        for row in level.ranked
+        [
+            _shares(np.array(logs) - (np.array(level.free[place][draw]) if calibrate else 0))
+            for draw, logs in enumerate(row)
+        ]
+        for place, row in enumerate(level.ranked)
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
@@ -42,10 +43,6 @@ class ClassTask(Task):
         """Say that shots count for each label."""
         return f"{super().shot_words(shots)} a label"
 
-    def rank_draws(self, protocol: FewShotProtocol) -> int:
-        """Score all labels on every draw."""
-        return protocol.draws
-
     def variants(self, protocol: FewShotProtocol, seed: int) -> dict[str, Task]:
         """Return the task with its labels as they are, permuted, and as letters."""
         made: dict[str, Task] = {}
@@ -73,11 +70,15 @@ class ClassTask(Task):
 
         return replace(self, labels=new, pool=renamed(self.pool), evaluation=renamed(self.evaluation))
 
+    @cached_property
+    def pool_by_label(self) -> list[list[Item]]:
+        """Return the pool's items of each label."""
+        return [[item for item in self.pool if item.output == label] for label in self.labels]
+
     def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
         """Return `shots` rounds in which every label comes once, each round in a fresh order."""
-        generator = self.generator(seed, "demonstrations", draw)
-        order = [self.pool[i] for i in generator.permutation(len(self.pool))]
-        queues = [[item for item in order if item.output == label] for label in self.labels]
+        generator = self.generator(seed, "demonstrations", query, draw)
+        queues = [[own[i] for i in generator.permutation(len(own))[:shots]] for own in self.pool_by_label]
         rounds = [generator.permutation(len(self.labels)) for _ in range(shots)]
         return [queues[label][turn] for turn, labels in enumerate(rounds) for label in labels]
 
@@ -85,9 +86,9 @@ class ClassTask(Task):
         """Return all labels."""
         return list(self.labels)
 
-    def free_query(self, draw: int, shots: int, seed: int) -> Query:
-        """Return the prompt that asks for the label of "N/A"."""
-        prompt, shared = self.prompt(self.demonstrations(0, draw, shots, seed), CONTENT_FREE)
+    def free_query(self, index: int, draw: int, shots: int, seed: int) -> Query:
+        """Return the prompt that asks for the label of "N/A" behind the demonstrations of a query."""
+        prompt, shared = self.prompt(self.demonstrations(index, draw, shots, seed), CONTENT_FREE)
         labels = tuple(f" {label}" for label in self.labels)
         return Query(prompt, labels[0], labels, shared)
 

@@ -43,10 +43,6 @@ class EpisodeTask(Task):
         """Return 1: every episode has its own demonstrations."""
         return 1
 
-    def rank_draws(self, protocol: FewShotProtocol) -> int:
-        """Return 1: every episode has its own demonstrations."""
-        return 1
-
     def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
         """Number the episodes."""
         return list(range(protocol.episodes))

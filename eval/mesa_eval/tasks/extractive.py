@@ -17,10 +17,6 @@ class ChoiceTask(Task):
 
     kind: ClassVar[str] = "choice"
 
-    def rank_draws(self, protocol: FewShotProtocol) -> int:
-        """Score the few listed words on every draw."""
-        return protocol.draws
-
     def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
         """Return the listed words, each once."""
         return listed_words(self.evaluation[index])

@@ -25,9 +25,8 @@ QUESTION, ANSWER = "{input}", " {output}"
 class FewShotProtocol:
     """Fix what is asked before any model is seen.
 
-    shots: demonstrations (for classes: a label); draws: sets of demonstrations; rank_draws: draws on which the
-    answers of other items are ranked too; queries: items asked; candidates: how many answers are ranked; entries:
-    lines of a phonebook; episodes, ways, episode_shots: N-way episodes, N, and demonstrations a class; group_pairs:
+    shots: demonstrations (for classes: a label); draws: sets of demonstrations of each query; queries: items asked;
+    candidates: how many answers are ranked; entries: lines of a phonebook; episodes, ways, episode_shots: N-way episodes, N, and demonstrations a class; group_pairs:
     minimal pairs a paradigm (None: all); passages: texts asked for a value or their last word (None: all);
     scramble_shots: shots of word scrambles, besides as many as fit up to
     `most_shots`; variants: labels shown as they are, permuted, or as symbols.
@@ -35,7 +34,6 @@ class FewShotProtocol:
 
     shots: tuple[int, ...]
     draws: int
-    rank_draws: int
     queries: int
     candidates: int
     class_shots: tuple[int, ...] = (0, 1, 2, 4, 8)
@@ -63,7 +61,7 @@ class Item:
 class Query:
     """Hold one prompt: its text, the right continuation, and every candidate (the right one among them).
 
-    shared: the beginning of the prompt that other queries have too, so that it need be read only once.
+    shared: what of the prompt stands before the question.
     """
 
     prompt: str
@@ -113,12 +111,8 @@ class Task:
         return f"{shots} shot{'s' if shots != 1 else ''}"
 
     def draws(self, protocol: FewShotProtocol) -> int:
-        """Return how many sets of demonstrations each query is asked behind."""
+        """Return how many sets of demonstrations of its own each query is asked behind."""
         return protocol.draws
-
-    def rank_draws(self, protocol: FewShotProtocol) -> int:
-        """Return on how many of the draws all candidates are scored."""
-        return protocol.rank_draws
 
     def variants(self, protocol: FewShotProtocol, seed: int) -> dict[str, Task]:
         """Return the task by the name of each way in which it is asked; "" is the plain one."""
@@ -132,9 +126,10 @@ class Task:
     def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
         """Return the demonstrations before a query, in the order in which they are shown.
 
-        They are the first of a permutation of the pool that depends on the draw only: more shots extend fewer.
+        They are the first of a permutation of the pool that is drawn anew for every query and draw, so resampling
+        queries resamples demonstrations with them. More shots extend fewer.
         """
-        order = self.generator(seed, "demonstrations", draw).permutation(len(self.pool))
+        order = self.generator(seed, "demonstrations", query, draw).permutation(len(self.pool))
         return [self.pool[i] for i in order[:shots]]
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
@@ -174,8 +169,8 @@ class Task:
         before, after = self.template.split(ANSWER)
         return f"{before.replace(QUESTION, item.input)} {item.output}{after}"
 
-    def free_query(self, draw: int, shots: int, seed: int) -> Query | None:
-        """Return the prompt with content-free input that scores are calibrated by; None where none is used."""
+    def free_query(self, index: int, draw: int, shots: int, seed: int) -> Query | None:
+        """Return a query's twin with content-free input, which calibrates its scores; None where none is used."""
         return None
 
     def majority(self, queries: Sequence[int]) -> float | None:
