@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mesa_eval.tasks.classification import ClassTask
+from mesa_eval.tasks.episodes import EpisodeTask
 from mesa_eval.tasks.key_value_recall import RecallTask
 from mesa_eval.tasks.task import FewShotProtocol, Item, Task
 from mesa_eval.uncertainty.bootstrap import resample
@@ -74,3 +75,32 @@ def test_intervals_cover_new_queries_and_new_demonstrations(task: Task) -> None:
         found = resample(np.array(drawn)[:, None], np.ones((len(drawn), 1)), draws=800, seed=seed).interval()
         covered += found.low <= truth <= found.high
     assert 0.93 <= covered / trials <= 0.97
+
+
+def test_every_label_is_asked_as_often_as_can_be() -> None:
+    outputs = [LABELS[n % 10 == 0] for n in range(100)] + ["maybe"] * 2
+    task = ClassTask(
+        "uneven",
+        tuple(Item(f"p{n}", label) for n, label in enumerate((*LABELS, "maybe"))),
+        tuple(Item(f"q{n}", label) for n, label in enumerate(outputs)),
+        labels=(*LABELS, "maybe"),
+    )
+    queries = task.queries(FewShotProtocol(shots=(0,), draws=1, queries=15, candidates=5), seed=0)
+    asked = [task.evaluation[index].output for index in queries]
+    assert sorted(asked.count(label) for label in task.labels) == [2, 6, 7]
+    assert asked.count("maybe") == 2
+    assert task.majority(queries) == 7 / 15
+    assert len(set(queries)) == 15
+    # where there are fewer than are asked for, all are asked
+    assert task.queries(FewShotProtocol(shots=(0,), draws=1, queries=500, candidates=5), 0) == list(range(102))
+
+
+def test_no_letter_is_right_more_often_than_another() -> None:
+    labels = tuple(f"class{n}" for n in range(8))
+    pool = tuple(Item(f"text {label} {n}", label) for label in labels for n in range(2))
+    uneven = tuple(Item(f"query {label} {n}", label) for place, label in enumerate(labels[:7]) for n in range(4**place))
+    task = EpisodeTask("many", pool, uneven[:3000], labels=labels)
+    asked = [task.query(index, 0, 1, 9, seed=0) for index in range(50)]
+    answers = [query.answer for query in asked]
+    assert [answers.count(f" {letter}") for letter in "ABCDE"] == [10] * 5
+    assert len({query.prompt.rsplit("text: ")[-1].split()[1] for query in asked}) >= 5  # classes without regard to size

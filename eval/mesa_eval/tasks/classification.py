@@ -36,8 +36,7 @@ class ClassTask(Task):
     @property
     def most_shots(self) -> int:
         """Return the number of items of the rarest label of the pool."""
-        outputs = [item.output for item in self.pool]
-        return min(outputs.count(label) for label in self.labels)
+        return min(len(own) for own in self.pool_by_label)
 
     def shot_words(self, shots: int) -> str:
         """Say that shots count for each label."""
@@ -69,6 +68,17 @@ class ClassTask(Task):
             return tuple(replace(item, output=table[item.output]) for item in items)
 
         return replace(self, labels=new, pool=renamed(self.pool), evaluation=renamed(self.evaluation))
+
+    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+        """Choose as many items of every label, up to one, as there are."""
+        generator = self.generator(seed, "queries")
+        order = generator.permutation(len(self.evaluation)).tolist()
+        queues = [[i for i in order if self.evaluation[i].output == label] for label in self.labels]
+        taken: list[int] = []
+        for turn in range(max(map(len, queues))):
+            labels = generator.permutation(len(queues))
+            taken.extend(queues[label][turn] for label in labels if turn < len(queues[label]))
+        return sorted(taken[: protocol.queries])
 
     @cached_property
     def pool_by_label(self) -> list[list[Item]]:
