@@ -22,6 +22,7 @@ OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
 OTHER_WINDOW = "windows differ"
 OTHER_ITEMS = "other items were asked"
 NOT_MEASURED = "not measured"
+MOST_NULL = 0.8  # with less room above it, one query more or less would move a task by more than the others
 TRANSFORMS: dict[str, Transform | None] = {"": None, "exp": np.exp}
 
 
@@ -76,21 +77,27 @@ class _Table:
         return self._row(first, drawn, [[measure] for measure in measures], chance)
 
     def average(self) -> list[Row]:
-        """Return the row of the average declared beforehand: the mean of (score - chance) / (1 - chance) over tasks.
+        """Return the row of the average declared beforehand: the mean of (score - null) / (1 - null) over tasks.
 
         A task enters by its primary measure; where models read unlike numbers of shots, by the fewest of them, so that
-        all are asked the same. A task that a model lacks is left out for all, and a note says so.
+        all are asked the same. A task that a model lacks is left out for all, and a note says so; likewise one in which
+        a model that reads no demonstrations scores nearly all.
         """
-        chosen, lacking = self._primary_keys()
+        asked, lacking = self._primary_keys()
         if lacking:
             self.notes.append(f"left out of the average, for not every model was asked: {', '.join(lacking)}")
+        nulls = {key: max(table[key].chance or 0.0 for table in self.measures) for key in asked}
+        chosen = [key for key in asked if nulls[key] <= MOST_NULL]
+        full = [f"{key.split('/')[1]} ({nulls[key]:.2f})" for key in asked if key not in chosen]
+        if full:
+            self.notes.append(f"left out of the average, for the null is over {MOST_NULL}: {', '.join(full)}")
         if not chosen:
             return []
         measures = [[table[key] for key in chosen] for table in self.measures]
         drawn: list[Resampled | None] = [mean_of([self._normalised(measure) for measure in own]) for own in measures]
         tasks = f"{len(chosen)} task{'s' if len(chosen) != 1 else ''}"
         label = f"primary average of {tasks}"
-        first = Measure("primary", PRIMARY, label, "score above chance, share", "higher", 3, "query", [], [], [])
+        first = Measure("primary", PRIMARY, label, "score above the null, share", "higher", 3, "query", [], [], [])
         return [self._row(first, drawn, measures, tuple(0.0 for _ in self.arms))]
 
     def _primary_keys(self) -> tuple[list[str], list[str]]:
@@ -109,10 +116,10 @@ class _Table:
         return chosen, lacking
 
     def _normalised(self, measure: Measure) -> Resampled:
-        chance = measure.chance or 0.0
+        null = measure.chance or 0.0
         raw = self._resample(measure)
-        drawn = None if raw.drawn is None else (raw.drawn - chance) / (1 - chance)
-        return Resampled((raw.value - chance) / (1 - chance), drawn, raw.units)
+        drawn = None if raw.drawn is None else (raw.drawn - null) / (1 - null)
+        return Resampled((raw.value - null) / (1 - null), drawn, raw.units)
 
     def _resample(self, measure: Measure) -> Resampled:
         """Resample one statistic; sections draw apart, for query 3 of one task is not query 3 of another."""

@@ -1,9 +1,10 @@
 """Ask a model a few-shot task: log P of answers and candidates behind prompts, by number of shots.
 
 The score of an answer is log P(answer tokens | prompt), summed, never a generation alone; recall is asked both ways.
-All numbers of shots are read in one go, and a query's demonstrations once for all its candidates (see `batches.py`). A number of shots is left
-out, for this and all larger ones, when any prompt with its answer would not fit the window (the length the model was
-trained on) or the items run out; the report names them. What the scores are turned into is in `task_measures.py`.
+All numbers of shots are read in one go, and a query's demonstrations once for all its candidates (see `batches.py`).
+A number of shots is left out, for this and all larger ones, when any prompt with its answer would not fit the window
+(the length the model was trained on) or the items run out; the report names them. What the scores are turned into is
+in `task_measures.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mesa_eval.measures.nulls import null_scores
 from mesa_eval.reading.encoding import Pair
 from mesa_eval.reading.reader import Likelihood, Reader
 from mesa_eval.scores import TaskRecord
@@ -34,7 +36,7 @@ class Level:
     exact: whether greedy decoding writes it; ranked: log P of each candidate; truth: which candidate is right; free:
     log P of each candidate behind content-free input, where the task has one; digits: how many digits of the answer
     the likeliest tokens hold; written: what the model writes, and contains: whether the answer is in it, where the
-    task asks that.
+    task asks that; nulls: what models score that read no demonstrations, by query, see `nulls.py`.
     """
 
     key: str
@@ -49,6 +51,7 @@ class Level:
     digits: list[list[int]]
     written: list[list[str]] = field(default_factory=list)
     contains: list[list[float]] = field(default_factory=list)
+    nulls: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,10 @@ def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str])
         pair = asked.pairs[query.prompt, query.answer]
         return digits_right(reader, pair.tokens[pair.start :], table[query.prompt, query.answer].best)
 
+    def tokens(query: Query, text: str) -> int:
+        pair = asked.pairs[query.prompt, text]
+        return len(pair.tokens) - pair.start
+
     ranked = asked.grid if "accuracy" in asked.task.metrics else []
     return Level(
         key=asked.key,
@@ -256,6 +263,7 @@ def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str])
         contains=[[contains(written[query.prompt], query.answer) for query in row] for row in asked.grid]
         if written
         else [],
+        nulls=null_scores(asked.task, asked.grid, tokens) if ranked else {},
     )
 
 

@@ -17,11 +17,12 @@ Queries (episodes, pairs) are the units; the draws of a query are summed within 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from mesa_eval.measures.few_shot import MOST, Level, TaskScores
+from mesa_eval.measures.nulls import null, shares
 from mesa_eval.scores import Measure
 
 UNITS = {
@@ -67,7 +68,7 @@ def task_measures(scores: TaskScores, primary_shots: int = 8) -> list[Measure]:
                 )
                 measures.append(made)
                 if metric == "accuracy":
-                    measures.extend(_by_group(scores, made))
+                    measures.extend(_by_group(scores, level, made))
     return sorted(measures, key=lambda measure: measure.x or 0.0)
 
 
@@ -93,7 +94,7 @@ def _measure(scores: TaskScores, level: Level, metric: str, variant: str, column
     )
 
 
-def _by_group(scores: TaskScores, whole: Measure) -> list[Measure]:
+def _by_group(scores: TaskScores, level: Level, whole: Measure) -> list[Measure]:
     """Return one measure a paradigm where there are several."""
     groups: dict[str, list[int]] = {}
     for place, index in enumerate(scores.queries):
@@ -109,6 +110,10 @@ def _by_group(scores: TaskScores, whole: Measure) -> list[Measure]:
                 "units": [whole.units[place] for place in places],
                 "numerator": [whole.numerator[place] for place in places],
                 "denominator": [whole.denominator[place] for place in places],
+                "chance": null(
+                    {model: [own[place] for place in places] for model, own in level.nulls.items()},
+                    [whole.denominator[place][0] for place in places],
+                ),
                 "primary": False,
             }
         )
@@ -141,11 +146,10 @@ def _digits(level: Level) -> Columns:
 def _accuracy(level: Level, calibrate: bool = False) -> Columns:
     won = _won(level, calibrate)
     right = [
-        [sum(shares[true] for shares, true in zip(row, own, strict=True))]
+        [sum(share[true] for share, true in zip(row, own, strict=True))]
         for row, own in zip(won, level.truth, strict=True)
     ]
-    counts = [len(shares) for row in won for shares in row]
-    return right, [[float(len(row))] for row in won], float(np.mean([1 / count for count in counts]))
+    return right, [[float(len(row))] for row in won], null(level.nulls, [len(row) for row in won], calibrate)
 
 
 def _f1(level: Level, calibrate: bool = False) -> Columns:
@@ -170,16 +174,11 @@ def _won(level: Level, calibrate: bool) -> list[list[list[float]]]:
     """Return what share of the decision each candidate wins: 1 for the largest score, 1/n where n are tied."""
     return [
         [
-            _shares(np.array(logs) - (np.array(level.free[place][draw]) if calibrate else 0))
+            shares(np.array(logs) - (np.array(level.free[place][draw]) if calibrate else 0))
             for draw, logs in enumerate(row)
         ]
         for place, row in enumerate(level.ranked)
     ]
-
-
-def _shares(values: np.ndarray) -> list[float]:
-    best: Sequence[bool] = values == values.max()
-    return (np.array(best) / np.sum(best)).tolist()
 
 
 METRICS: dict[str, Callable[[Level], Columns]] = {

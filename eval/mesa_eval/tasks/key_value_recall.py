@@ -17,6 +17,7 @@ class RecallTask(Task):
 
     kind: ClassVar[str] = "recall"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact", "contains")
+    listed: ClassVar[bool] = True
 
     def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
         """Return the numbers of listed pairs, at least one."""
@@ -37,8 +38,10 @@ class RecallTask(Task):
         return shown
 
     def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
-        """Return the right answer and others, those in the prompt first."""
-        return self.ranked_answers(index, [item.output for item in shown], count, seed)
+        """Return the right answer and others: those in the prompt, as it lists them, then what more are needed."""
+        listed = [item.output for item in shown]
+        chosen = self.ranked_answers(index, listed, count, seed)
+        return sorted(chosen, key=lambda value: listed.index(value) if value in listed else len(listed))
 
 
 def build(documents: Sequence[Document], seed: int) -> Task:

@@ -26,7 +26,8 @@ class FewShotProtocol:
     """Fix what is asked before any model is seen.
 
     shots: demonstrations (for classes: a label); draws: sets of demonstrations of each query; queries: items asked;
-    candidates: how many answers are ranked; entries: lines of a phonebook; episodes, ways, episode_shots: N-way episodes, N, and demonstrations a class; group_pairs:
+    candidates: how many answers are ranked; entries: lines of a phonebook; episodes, ways, episode_shots: N-way
+    episodes, N, and demonstrations a class; group_pairs:
     minimal pairs a paradigm (None: all); passages: texts asked for a value or their last word (None: all);
     scramble_shots: shots of word scrambles, besides as many as fit up to
     `most_shots`; variants: labels shown as they are, permuted, or as symbols.
@@ -89,6 +90,7 @@ class Task:
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact")
     primary: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "query"
+    listed: ClassVar[bool] = False  # whether the prompt lists the candidates, in the order in which a query has them
     as_many_as_fit: ClassVar[bool] = False
     leaves_out_long: ClassVar[bool] = False
 
