@@ -22,7 +22,7 @@ class Protocol:
     longest_window: bound on the window length, in tokens; position_tokens, position_windows: bounds on the
     windows for loss by position and recall; copy_windows: random sequences; few_shot: see `FewShotProtocol`; tasks:
     built-in tasks asked when none is named; budget: tokens that a model reads at most for the suite and a usual set of
-    files (None: no bound); primary_shots: the average takes each task at the most shots that fit up to these.
+    files (None: no bound).
     """
 
     name: str
@@ -35,7 +35,6 @@ class Protocol:
     few_shot: FewShotProtocol
     budget: int | None = None
     tasks: tuple[str, ...] = ("copying", "key_value_recall", "case_change", "phonebook")
-    primary_shots: int = 8
 
     def record(self) -> dict[str, Any]:
         """Return the sizes as plain data."""

@@ -125,7 +125,8 @@ def test_a_uniform_model_is_at_chance(make, tokenizer, pair_file: str, class_fil
             if measure.unit.startswith("accuracy") and "letters" not in measure.unit:
                 # candidates of one length: all scores are tied
                 assert np.sum(measure.numerator) / np.sum(measure.denominator) == pytest.approx(chance)
-                assert measure.chance == pytest.approx(chance)
+                # the null is what a model scores that names the commonest answer, where that is more
+                assert measure.chance >= chance - 1e-12
     ranked = score_task(scorer, find_task(pair_file, [], 0), PROTOCOL, 256, seed=0).levels[""][0].ranked
     assert np.shape(ranked) == (10, 3, 5)
 
@@ -135,15 +136,16 @@ def test_a_model_that_looks_up_recalls_everything(tokenizer) -> None:
     scorer = Scorer(LookUp(), tokenizer, quiet=True)
     scores = score_task(scorer, RecallTask("recall", (), items), PROTOCOL, 256, seed=0)
     levels = scores.levels[""]
-    assert [level.shots for level in levels] == [1, 2, 4]
+    assert [level.shots for level in levels] == [0, 1, 2, 4]
     assert scores.record.example.count("Q: ") == 2
     assert scores.record.example.split("Q: ")[1].split("\n")[:2] == scores.record.example.split("Q: ")[2].split("\n")
-    for level in levels:
+    for level in levels[1:]:
         assert np.mean(level.exact) == 1.0
         assert np.mean(level.nats) == pytest.approx(0, abs=1e-6)
     for measure in task_measures(scores):
         value = np.sum(measure.numerator) / np.sum(measure.denominator)
-        assert value == pytest.approx(0.0 if measure.better == "lower" else 1.0, abs=1e-6)
+        if measure.x and "shuffled" not in measure.unit:
+            assert value == pytest.approx(0.0 if measure.better == "lower" else 1.0, abs=1e-6)
 
 
 def test_shots_are_cut_where_a_prompt_does_not_fit(make, tokenizer, pair_file: str) -> None:

@@ -48,8 +48,9 @@ def value(measure: Measure) -> float:
 
 
 def test_labels_permuted_and_symbols_keep_demonstrations_and_queries() -> None:
-    variants = CLASSES.variants(PROTOCOL, seed=4)
-    assert list(variants) == ["", "permuted", "symbols"]
+    variants = {task.variant: task for task in [CLASSES, *CLASSES.variants(2, PROTOCOL, seed=4)]}
+    assert list(variants) == ["", "permuted", "symbols", "shuffled"]
+    del variants["shuffled"]
     plain = CLASSES.query(1, 1, 2, 99, seed=4)
     for name, task in variants.items():
         query = task.query(1, 1, 2, 99, seed=4)
@@ -79,11 +80,23 @@ def test_calibration_asks_for_the_label_of_nothing() -> None:
 def hand_scores(ranked: list, free: list, truth: list, task: ClassTask = CLASSES) -> list[Measure]:
     """Return the measures of one level with given log-probabilities."""
     count = len(ranked)
-    twins = [free] * count
+    asked = list(range(count))
+    nulls = {"even": [1 / 3] * count, "always red": [float(own == [0]) for own in truth]}
     level = Level(
-        "1", 1, "1 shot", [[0.5]] * count, [[4]] * count, [[1.0]] * count, ranked, truth, twins, [[0]] * count
+        asked,
+        "1",
+        1,
+        "1 shot",
+        [[0.5]] * count,
+        [[4]] * count,
+        [[1.0]] * count,
+        ranked,
+        truth,
+        [free] * count,
+        [[0]] * count,
+        nulls=nulls,
     )
-    return task_measures(TaskScores(task, TaskRecord("colours", "class"), list(range(count)), {"": [level]}))
+    return task_measures(TaskScores(task, TaskRecord("colours", "class"), asked, {"": [level]}, primary=1))
 
 
 def test_accuracy_calibration_and_f1_by_hand() -> None:
@@ -99,7 +112,7 @@ def test_accuracy_calibration_and_f1_by_hand() -> None:
     # calibrated: label 0 is never named, label 1 always rightly, label 2 twice wrongly
     assert value(measures["f1-calibrated"]) == pytest.approx((0 + 1 + 0) / 3)
     assert value(measures["answer"]) == pytest.approx(0.5 / math.log(2) / 4)
-    assert measures["accuracy"].chance == pytest.approx(1 / 3)
+    assert measures["accuracy"].chance == measures["calibrated"].chance == pytest.approx(1 / 2)
     # guessing evenly: labels 0 and 1 are half of the queries each, label 2 none
     assert measures["f1"].chance == pytest.approx(2 * 0.5 / 3 / (0.5 + 1 / 3))
     assert [measure.primary for measure in measures.values()] == [name == "calibrated" for name in measures]

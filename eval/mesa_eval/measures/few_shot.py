@@ -32,13 +32,15 @@ class CannotAskError(ValueError):
 class Level:
     """Hold one number of shots of one variant: arrays [query][draw].
 
-    key: the number of shots, or "most" where it is as many as fit; nats: of the answer; bytes: of the answer;
-    exact: whether greedy decoding writes it; ranked: log P of each candidate; truth: which candidate is right; free:
-    log P of each candidate behind content-free input, where the task has one; digits: how many digits of the answer
-    the likeliest tokens hold; written: what the model writes, and contains: whether the answer is in it, where the
-    task asks that; nulls: what models score that read no demonstrations, by query, see `nulls.py`.
+    queries: what was asked, in order; key: the number of shots, or "most" where it is as many as fit; nats: of the
+    answer; bytes: of the answer; exact: whether greedy decoding writes it; ranked: log P of each candidate; truth:
+    which candidate is right; free: log P of each candidate behind content-free input, where the task has one; digits:
+    how many digits of the answer the likeliest tokens hold; written: what the model writes, and contains: whether the
+    answer is in it, where the task asks that; nulls: what models score that read no demonstrations, by query, see
+    `nulls.py`.
     """
 
+    queries: list[int]
     key: str
     shots: int
     words: str
@@ -58,15 +60,17 @@ class Level:
 class TaskScores:
     """Hold what one task gave: its record, the queries asked, and levels by variant ("" is the plain one).
 
-    left_out: how many of the chosen queries are longer than the window, in a task that goes on without those; lost:
-    how many different answers do not come back from their tokens, of `answers`.
+    primary: the number of shots that counts, the most that fit up to the protocol's; left_out: by variant, how many of
+    the queries are longer than the window, in a task that goes on without those, or all where a variant does not fit;
+    lost: how many different answers do not come back from their tokens, of `answers`.
     """
 
     task: Task
     record: TaskRecord
     queries: list[int]
     levels: dict[str, list[Level]]
-    left_out: int = 0
+    primary: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     answers: int = 0
 
@@ -76,6 +80,7 @@ class _Asked:
     """Hold what is asked at one number of shots: queries and content-free ones [query][draw], encoded pairs."""
 
     task: Task
+    queries: list[int]
     key: str
     shots: int
     words: str
@@ -94,12 +99,17 @@ def score_task(reader: Reader, task: Task, protocol: FewShotProtocol, window: in
     queries = _short_enough(reader, task, chosen, window, seed) if task.leaves_out_long else chosen
     if not queries:
         raise CannotAskError(f"no prompt fits the window of {window} tokens")
-    cut: set[int] = set()
-    asked: dict[str, list[_Asked]] = {}
-    for variant, own in task.variants(protocol, seed).items():
-        asked[variant] = _fitting(reader, own, protocol, queries, window, seed, cut)
-    if not any(asked.values()):
+    asked = {"": _fitting(reader, task, protocol, queries, window, seed)}
+    if not asked[""]:
         raise CannotAskError(f"no prompt fits the window of {window} tokens")
+    plain = [level.shots for level in asked[""] if level.key != MOST]
+    primary = max(shots for shots in plain if shots <= max(protocol.primary_shots, plain[0]))
+    left_out = {"": len(chosen) - len(queries)}
+    for other in task.variants(primary, protocol, seed):
+        short = _short_enough(reader, other, queries, window, seed) if task.leaves_out_long else queries
+        level = _encode(reader, other, protocol, short, primary, window, seed) if short else None
+        asked[other.variant] = [] if level is None else [level]
+        left_out[other.variant] = len(queries) - (0 if level is None else len(short))
     flat = [level for levels in asked.values() for level in levels]
     pairs = [pair for level in flat for pair in level.pairs.values()]
     scored = iter(reader.likelihoods(pairs, task.name, [label for level in flat for label in level.shared]))
@@ -117,14 +127,14 @@ def score_task(reader: Reader, task: Task, protocol: FewShotProtocol, window: in
         draws=task.draws(protocol),
         candidates=max(len(query.candidates) for level in flat for row in level.grid for query in row),
         majority=task.majority(queries),
-        cut=sorted(cut),
+        cut=sorted(set(task.levels(protocol)) - {level.shots for level in asked[""]}),
         pairs_joint=sum(pair.joint for pair in pairs),
         pairs_apart=sum(not pair.joint for pair in pairs),
         example=(shown.prompt + shown.answer).lstrip(),
     )
     answers = sorted({query.answer for level in flat for row in level.grid for query in row})
     lost = reader.lost(answers, reader.encode_all(answers))
-    return TaskScores(task, record, queries, levels, len(chosen) - len(queries), lost, len(answers))
+    return TaskScores(task, record, queries, levels, primary, left_out, lost, len(answers))
 
 
 def _short_enough(reader: Reader, task: Task, queries: list[int], window: int, seed: int) -> list[int]:
@@ -154,10 +164,10 @@ def _write(
     """
     written: dict[str, str] = {}
     prompts: dict[str, None] = {}
-    if "contains" not in task.metrics or not reader.writes():
+    if not reader.writes():
         return written
     for level, table in zip(asked, tables, strict=True):
-        for query in (query for row in level.grid for query in row):
+        for query in () if "contains" not in level.task.scored else (query for row in level.grid for query in row):
             pair, found = level.pairs[query.prompt, query.answer], table[query.prompt, query.answer]
             if found.greedy and STOP not in query.answer and len(pair.tokens) - pair.start <= WRITTEN:
                 written[query.prompt] = query.answer
@@ -174,18 +184,15 @@ def _fitting(
     queries: list[int],
     window: int,
     seed: int,
-    cut: set[int],
 ) -> list[_Asked]:
-    """Encode every number of shots that fits; those that do not are added to `cut`."""
+    """Encode every number of shots, up to the first that does not fit."""
     fitting: list[_Asked] = []
     for shots in task.levels(protocol):
-        level = None
-        if shots <= task.most_shots and not any(shots > other for other in cut):
-            level = _encode(reader, task, protocol, queries, shots, window, seed)
+        fits = shots <= task.most_shots
+        level = _encode(reader, task, protocol, queries, shots, window, seed) if fits else None
         if level is None:
-            cut.add(shots)
-        else:
-            fitting.append(level)
+            break
+        fitting.append(level)
     if task.as_many_as_fit and fitting:
         most = _most_that_fit(reader, task, protocol, queries, window, seed, fitting[-1].shots)
         if most is not None:
@@ -221,13 +228,13 @@ def _encode(
     free = [own for row in twins if (own := [twin for twin in row if twin is not None])]
     wanted: dict[tuple[str, str], str] = {}
     for query in (query for row in [*grid, *free] for query in row):
-        continuations = query.candidates if "accuracy" in task.metrics else (query.answer,)
+        continuations = query.candidates if "accuracy" in task.scored else (query.answer,)
         wanted.update(dict.fromkeys(((query.prompt, text) for text in continuations), _label(query, bool(free))))
     pairs = _encoded(reader, list(wanted))
     if max(len(pair.tokens) - 1 for pair in pairs) > window:
         return None
     table = dict(zip(wanted, pairs, strict=True))
-    return _Asked(task, str(shots), shots, task.shot_words(shots), grid, free, table, list(wanted.values()))
+    return _Asked(task, queries, str(shots), shots, task.shot_words(shots), grid, free, table, list(wanted.values()))
 
 
 def _label(query: Query, twins: bool) -> str:
@@ -247,8 +254,10 @@ def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str])
         pair = asked.pairs[query.prompt, text]
         return len(pair.tokens) - pair.start
 
-    ranked = asked.grid if "accuracy" in asked.task.metrics else []
+    writes = bool(written) and "contains" in asked.task.scored
+    ranked = asked.grid if "accuracy" in asked.task.scored else []
     return Level(
+        queries=asked.queries,
         key=asked.key,
         shots=asked.shots,
         words=asked.words,
@@ -259,9 +268,9 @@ def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str])
         truth=[[query.candidates.index(query.answer) for query in row] for row in ranked],
         free=[[logs(query) for query in row] for row in asked.free],
         digits=[[digits(query) for query in row] for row in asked.grid],
-        written=[[written[query.prompt] for query in row] for row in asked.grid] if written else [],
+        written=[[written[query.prompt] for query in row] for row in asked.grid] if writes else [],
         contains=[[contains(written[query.prompt], query.answer) for query in row] for row in asked.grid]
-        if written
+        if writes
         else [],
         nulls=null_scores(asked.task, asked.grid, tokens) if ranked else {},
     )

@@ -18,8 +18,8 @@ class ClassTask(Task):
     """Ask for one of `labels`. A number of shots is one of demonstrations of each label.
 
     Scores are given plain and calibrated: less the score of the label where the input is "N/A" (Zhao et al. 2021,
-    Calibrate before use). Asked also with the labels permuted, by a permutation that leaves none in its place, and
-    with letters for labels: what a model then scores it has read in its context.
+    Calibrate before use). At the primary number of shots asked also with the labels permuted, by a permutation that
+    leaves none in its place, and with letters for labels: what a model then scores it has read in its context.
     """
 
     labels: tuple[str, ...] = ()
@@ -42,19 +42,19 @@ class ClassTask(Task):
         """Say that shots count for each label."""
         return f"{super().shot_words(shots)} a label"
 
-    def variants(self, protocol: FewShotProtocol, seed: int) -> dict[str, Task]:
-        """Return the task with its labels as they are, permuted, and as letters."""
-        made: dict[str, Task] = {}
-        for variant in protocol.variants:
-            if variant == "symbols" and len(self.labels) > len(SYMBOLS):
-                continue
-            made["" if variant == "true" else variant] = self.relabelled(variant, seed)
-        return made
+    def variants(self, shots: int, protocol: FewShotProtocol, seed: int) -> list[Task]:
+        """Return the task with its labels permuted, as letters, and with shuffled answers."""
+        names = [name for name in ("permuted", "symbols") if name in protocol.variants]
+        if len(self.labels) > len(SYMBOLS):
+            names.remove("symbols")
+        return [*(self.relabelled(name, seed) for name in names), *super().variants(shots, protocol, seed)]
+
+    def count_shown(self, shots: int) -> int:
+        """Return how many demonstrations are shown at a number of shots a label."""
+        return shots * len(self.labels)
 
     def relabelled(self, variant: str, seed: int) -> ClassTask:
         """Return the task with other labels for the same items, the same demonstrations and the same queries."""
-        if variant == "true":
-            return self
         if variant == "symbols":
             new: tuple[str, ...] = tuple(SYMBOLS[: len(self.labels)])
         else:
@@ -67,7 +67,7 @@ class ClassTask(Task):
         def renamed(items: tuple[Item, ...]) -> tuple[Item, ...]:
             return tuple(replace(item, output=table[item.output]) for item in items)
 
-        return replace(self, labels=new, pool=renamed(self.pool), evaluation=renamed(self.evaluation))
+        return replace(self, variant=variant, labels=new, pool=renamed(self.pool), evaluation=renamed(self.evaluation))
 
     def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
         """Choose as many items of every label, up to one, as there are."""
