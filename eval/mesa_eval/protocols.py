@@ -34,7 +34,7 @@ class Protocol:
     copy_windows: int
     few_shot: FewShotProtocol
     budget: int | None = None
-    tasks: tuple[str, ...] = ("copying", "key_value_recall", "case_change", "phonebook")
+    tasks: tuple[str, ...] = ("copying", "key_value_recall", "case_change")
 
     def record(self) -> dict[str, Any]:
         """Return the sizes as plain data."""
@@ -53,8 +53,8 @@ PROTOCOLS = {
         copy_windows=64,
         few_shot=FewShotProtocol(
             shots=(0, 1, 2, 4, 8),
-            draws=2,
-            queries=25,
+            draws=1,
+            queries=50,
             candidates=5,
             class_shots=(0, 1, 2, 4),
             entries=(4, 8, 16),
@@ -62,6 +62,7 @@ PROTOCOLS = {
             episode_shots=(1, 2),
             group_pairs=5,
             passages=100,
+            named_only=("scramble",),
         ),
         budget=800_000,
     ),
@@ -75,12 +76,13 @@ PROTOCOLS = {
         copy_windows=512,
         few_shot=FewShotProtocol(
             shots=(0, 1, 2, 4, 8, 16, 32),
-            draws=5,
-            queries=50,
+            draws=1,
+            queries=100,
             candidates=20,
             episodes=100,
             group_pairs=30,
             passages=500,
+            named_only=("scramble",),
         ),
         budget=8_000_000,
     ),
@@ -102,5 +104,6 @@ PROTOCOLS = {
             group_pairs=None,
             passages=None,
         ),
+        tasks=("copying", "key_value_recall", "case_change", "phonebook"),
     ),
 }

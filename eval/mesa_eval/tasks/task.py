@@ -44,7 +44,8 @@ class FewShotProtocol:
     minimal pairs a paradigm (None: all); passages: texts asked for a value or their last word (None: all);
     scramble_shots: shots of word scrambles, besides as many as fit up to
     `most_shots`; variants: other ways in which tasks are asked, at the primary number of shots only; primary_shots: the
-    average and the gain take each task at the most shots that fit up to these.
+    average and the gain take each task at the most shots that fit up to these; named_only: kinds that are asked where
+    their file is named, not with a whole folder.
     """
 
     shots: tuple[int, ...]
@@ -62,6 +63,7 @@ class FewShotProtocol:
     most_shots: int = 100
     variants: tuple[str, ...] = ("permuted", "symbols", SHUFFLED, TWICE)
     primary_shots: int = 8
+    named_only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
