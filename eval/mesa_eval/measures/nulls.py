@@ -2,7 +2,8 @@
 
 - even: no candidate is preferred, so 1 / candidates;
 - uniform: every token has probability 1 / V, so the candidate of the fewest tokens wins;
-- commonest in the pool, commonest answer: the candidate that is most often an answer in the pool, in the evaluation;
+- commonest in the pool: the candidate that is most often an answer in the pool;
+- commonest candidate: the one that stands most often among the candidates of all queries;
 - always X: one label, where every query has the same candidates;
 - place N: the candidate at one place of the prompt, where the prompt lists the candidates.
 
@@ -38,14 +39,14 @@ def null_scores(
     grid: queries [query][draw]; tokens: how many tokens a candidate has behind a query's prompt.
     """
     pool = Counter(f" {item.output}" for item in task.pool)
-    asked = Counter(f" {item.output}" for item in task.evaluation)
+    queries = [query for row in grid for query in row]
+    asked = Counter(text for query in queries for text in query.candidates)
     models: dict[str, Model] = {
         "even": lambda query: [0.0 for _ in query.candidates],
         UNIFORM: lambda query: [-float(tokens(query, text)) for text in query.candidates],
         "commonest in the pool": lambda query: [float(pool[text]) for text in query.candidates],
-        "commonest answer": lambda query: [float(asked[text]) for text in query.candidates],
+        "commonest candidate": lambda query: [float(asked[text]) for text in query.candidates],
     }
-    queries = [query for row in grid for query in row]
     same = {frozenset(query.candidates) for query in queries}
     if len(same) == 1 < len(queries):
         models.update((f"always{label}", _always(label)) for label in sorted(same.pop()))
