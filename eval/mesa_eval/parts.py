@@ -15,7 +15,7 @@ from mesa_eval.documents import Document, text_fingerprint
 from mesa_eval.measures.few_shot import CannotAskError, score_task
 from mesa_eval.measures.icl_curve import copy_measures, position_measures, score_copying, score_positions
 from mesa_eval.measures.perplexity import score_documents, text_measures
-from mesa_eval.measures.task_measures import task_measures
+from mesa_eval.measures.task_measures import VARIANTS, task_measures
 from mesa_eval.measures.text_recall import rare_in_training, recall_measures
 from mesa_eval.protocols import Protocol
 from mesa_eval.reading.reader import Reader
@@ -61,7 +61,7 @@ def questions(subject: Subject, training_data: Path | None) -> list[Question]:
         *(
             Question(
                 f"task/{task.name}",
-                [task.fingerprint(), dataclasses.asdict(protocol.few_shot), protocol.primary_shots, seed],
+                [task.fingerprint(), dataclasses.asdict(protocol.few_shot), seed],
                 partial(_ask_task, subject, task),
             )
             for task in subject.tasks
@@ -116,9 +116,11 @@ def _ask_task(subject: Subject, task: Task) -> Part:
     notes = [f"{task.name}: {note}" for note in task.notes]
     if "contains" in task.metrics and not subject.scorer.writes():
         notes.append(f"{task.name}: nothing was looked for in what the model writes, since it has no `generate`")
-    if scores.left_out:
-        words = f"{scores.left_out} of {scores.left_out + len(scores.queries)}"
-        notes.append(f"{task.name}: {words} texts left out, with their answer they exceed {window} tokens")
+    for variant, left_out in scores.left_out.items():
+        if left_out:
+            of = len(scores.queries) + scores.left_out[""] * (not variant)
+            words = f"{task.name}{VARIANTS[variant]}: {left_out} of {of}"
+            notes.append(f"{words} left out, with their answer they exceed {window} tokens")
     if scores.lost:
         notes.append(
             _lost_words(f"{task.name}: no likelihood of answers", scores.lost, scores.answers, "answers", subject)
@@ -126,8 +128,7 @@ def _ask_task(subject: Subject, task: Task) -> Part:
     if scores.record.cut:
         words = ", ".join(map(str, scores.record.cut))
         notes.append(f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out")
-    measures = task_measures(scores, subject.protocol.primary_shots)
-    return Part(f"task/{task.name}", "", measures, raw, scores.record, notes)
+    return Part(f"task/{task.name}", "", task_measures(scores), raw, scores.record, notes)
 
 
 def _lost_words(what: str, lost: int, of: int, things: str, subject: Subject) -> str:

@@ -22,7 +22,7 @@ class Protocol:
     longest_window: bound on the window length, in tokens; position_tokens, position_windows: bounds on the
     windows for loss by position and recall; copy_windows: random sequences; few_shot: see `FewShotProtocol`; tasks:
     built-in tasks asked when none is named; budget: tokens that a model reads at most for the suite and a usual set of
-    files (None: no bound); primary_shots: the average takes each task at the most shots that fit up to these.
+    files (None: no bound).
     """
 
     name: str
@@ -34,8 +34,7 @@ class Protocol:
     copy_windows: int
     few_shot: FewShotProtocol
     budget: int | None = None
-    tasks: tuple[str, ...] = ("copying", "key_value_recall", "case_change", "phonebook")
-    primary_shots: int = 8
+    tasks: tuple[str, ...] = ("copying", "key_value_recall", "case_change")
 
     def record(self) -> dict[str, Any]:
         """Return the sizes as plain data."""
@@ -53,17 +52,17 @@ PROTOCOLS = {
         position_windows=2_000,
         copy_windows=64,
         few_shot=FewShotProtocol(
-            shots=(0, 1, 2, 4, 8),
-            draws=2,
-            rank_draws=1,
-            queries=25,
+            shots=(0, 2, 8),
+            draws=1,
+            queries=30,
             candidates=5,
-            class_shots=(0, 1, 2, 4),
+            class_shots=(0, 2),
             entries=(4, 8, 16),
             episodes=25,
             episode_shots=(1, 2),
             group_pairs=5,
             passages=100,
+            named_only=("scramble",),
         ),
         budget=800_000,
     ),
@@ -77,13 +76,13 @@ PROTOCOLS = {
         copy_windows=512,
         few_shot=FewShotProtocol(
             shots=(0, 1, 2, 4, 8, 16, 32),
-            draws=5,
-            rank_draws=1,
-            queries=50,
+            draws=1,
+            queries=75,
             candidates=20,
             episodes=100,
             group_pairs=30,
             passages=500,
+            named_only=("scramble",),
         ),
         budget=8_000_000,
     ),
@@ -98,7 +97,6 @@ PROTOCOLS = {
         few_shot=FewShotProtocol(
             shots=(0, 1, 2, 4, 8, 16, 32),
             draws=5,
-            rank_draws=5,
             queries=1_000,
             candidates=20,
             class_shots=(0, 1, 2, 4, 8, 16),
@@ -106,5 +104,6 @@ PROTOCOLS = {
             group_pairs=None,
             passages=None,
         ),
+        tasks=("copying", "key_value_recall", "case_change", "phonebook"),
     ),
 }

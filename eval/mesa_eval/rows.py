@@ -7,7 +7,7 @@ difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +22,11 @@ OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
 OTHER_WINDOW = "windows differ"
 OTHER_ITEMS = "other items were asked"
 NOT_MEASURED = "not measured"
+MOST_NULL = 0.8  # with less room above it, one query more or less would move a task by more than the others
+GAINS = (
+    ("gain", "demonstration_gain", "demonstration gain"),
+    ("gain-pairing", "demonstration_gain/pairing", "demonstration gain by pairing"),
+)
 TRANSFORMS: dict[str, Transform | None] = {"": None, "exp": np.exp}
 
 
@@ -39,7 +44,7 @@ def build_comparison(
     arms = find_arms([item.model for item in scores], groups)
     table = _Table(scores, arms, baseline if differences and len(arms) > 1 else -1)
     keys = ordered_keys([[(measure.section, measure.key) for measure in item.measures] for item in scores])
-    rows = table.average() + [table.row(key) for key in keys]
+    rows = table.average() + table.gains() + [table.row(key) for key in keys]
     return Comparison(scores, arms, table.baseline, rows, [*table.notes, *_gathered_notes(scores)])
 
 
@@ -76,22 +81,52 @@ class _Table:
         return self._row(first, drawn, [[measure] for measure in measures], chance)
 
     def average(self) -> list[Row]:
-        """Return the row of the average declared beforehand: the mean of (score - chance) / (1 - chance) over tasks.
+        """Return the row of the average declared beforehand: the mean of (score - null) / (1 - null) over tasks.
 
         A task enters by its primary measure; where models read unlike numbers of shots, by the fewest of them, so that
-        all are asked the same. A task that a model lacks is left out for all, and a note says so.
+        all are asked the same. A task that a model lacks is left out for all, and a note says so; likewise one in which
+        a model that reads no demonstrations scores nearly all.
         """
-        chosen, lacking = self._primary_keys()
+        asked, lacking = self._primary_keys()
         if lacking:
             self.notes.append(f"left out of the average, for not every model was asked: {', '.join(lacking)}")
+        nulls = {key: max(table[key].chance or 0.0 for table in self.measures) for key in asked}
+        chosen = [key for key in asked if nulls[key] <= MOST_NULL]
+        full = [f"{key.split('/')[1]} ({nulls[key]:.2f})" for key in asked if key not in chosen]
+        if full:
+            self.notes.append(f"left out of the average, for the null is over {MOST_NULL}: {', '.join(full)}")
         if not chosen:
             return []
-        measures = [[table[key] for key in chosen] for table in self.measures]
-        drawn: list[Resampled | None] = [mean_of([self._normalised(measure) for measure in own]) for own in measures]
+        return [self._pooled(PRIMARY, "primary average", "score above the null, share", chosen, self._normalised)]
+
+    def gains(self) -> list[Row]:
+        """Return what demonstrations are worth, pooled over tasks: the gain in bits, and what lies in their pairing.
+
+        Every task weighs the same. One that a model lacks, or of which it was asked something else, is left out for
+        all, and a note says so.
+        """
+        rows = []
+        for name, key, label in GAINS:
+            found = dict.fromkeys(
+                measure for table in self.measures for measure in table if measure.endswith(f"/{name}")
+            )
+            chosen = [own for own in found if len({_asked(table.get(own)) for table in self.measures}) == 1]
+            if len(chosen) < len(found):
+                tasks = ", ".join(own.split("/")[1] for own in found if own not in chosen)
+                self.notes.append(f"left out of the {label}, for not every model was asked the same: {tasks}")
+            if chosen:
+                rows.append(self._pooled(key, label, "bits per answer", chosen, self._resample))
+        return rows
+
+    def _pooled(
+        self, key: str, label: str, unit: str, chosen: Sequence[str], statistic: Callable[[Measure], Resampled]
+    ) -> Row:
+        """Return the mean of one statistic over tasks, each resampled apart."""
+        measures = [[table[own] for own in chosen] for table in self.measures]
+        drawn: list[Resampled | None] = [mean_of([statistic(measure) for measure in own]) for own in measures]
         tasks = f"{len(chosen)} task{'s' if len(chosen) != 1 else ''}"
-        label = f"primary average of {tasks}"
-        first = Measure("primary", PRIMARY, label, "score above chance, share", "higher", 3, "query", [], [], [])
-        return [self._row(first, drawn, measures, tuple(0.0 for _ in self.arms))]
+        first = Measure("primary", key, f"{label} of {tasks}", unit, "higher", 3, "query", [], [], [])
+        return self._row(first, drawn, measures, tuple(0.0 for _ in self.arms))
 
     def _primary_keys(self) -> tuple[list[str], list[str]]:
         candidates: dict[str, dict[str, float]] = {}
@@ -109,10 +144,10 @@ class _Table:
         return chosen, lacking
 
     def _normalised(self, measure: Measure) -> Resampled:
-        chance = measure.chance or 0.0
+        null = measure.chance or 0.0
         raw = self._resample(measure)
-        drawn = None if raw.drawn is None else (raw.drawn - chance) / (1 - chance)
-        return Resampled((raw.value - chance) / (1 - chance), drawn, raw.units)
+        drawn = None if raw.drawn is None else (raw.drawn - null) / (1 - null)
+        return Resampled((raw.value - null) / (1 - null), drawn, raw.units)
 
     def _resample(self, measure: Measure) -> Resampled:
         """Resample one statistic; sections draw apart, for query 3 of one task is not query 3 of another."""
@@ -183,6 +218,11 @@ def _value(parts: Sequence[Resampled | None]) -> Interval | None:
 
 def _plain(part: Resampled | None) -> float | None:
     return None if part is None else part.value
+
+
+def _asked(measure: Measure | None) -> str:
+    """Return what was asked for a measure: its items and units, "" where there is none."""
+    return "" if measure is None else f"{measure.items} {measure.units}"
 
 
 def _reason(own: Measure | None, base: Measure | None, model: Scores, other: Scores) -> str:

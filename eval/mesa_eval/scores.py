@@ -54,8 +54,8 @@ class Measure:
     "higher" or ""; digits: decimals shown; resampled: what one unit is ("document", "window", "query", "episode",
     "sequence"); units [U]: their names, equal and in the same order for models that can be paired; numerator,
     denominator [U][C]; transform: "exp" or ""; any_tokenizer: whether models with different tokenizers or windows
-    compare; chance: the score of a model that knows nothing; x: shots or position, for figures; primary: whether it
-    enters the one average declared beforehand; items: sha256 of what was asked.
+    compare; chance: the null, the score of a model that reads nothing; x: shots or position, for figures; primary:
+    whether it enters the one average declared beforehand; items: sha256 of what was asked.
     """
 
     section: str

@@ -111,7 +111,7 @@ def make_plan(
     if not sample:
         raise ValueError("no text: every document is empty; name other files with --text")
     names = list(protocol.tasks) if not tasks else [name for name in tasks if name != "none"]
-    built, missing = _build_tasks(names, documents, seed)
+    built, missing = _build_tasks(names, documents, seed, protocol, notes)
     repeated = {task.name for task in built if [other.name for other in built].count(task.name) > 1}
     if repeated:
         raise ValueError(f"two tasks are named {min(repeated)!r}; rename one of the files")
@@ -143,14 +143,24 @@ def make_plan(
 
 
 def _build_tasks(
-    names: Sequence[str], documents: Sequence[Document], seed: int
+    names: Sequence[str], documents: Sequence[Document], seed: int, protocol: Protocol, notes: list[str]
 ) -> tuple[list[Task], list[tuple[str, str]]]:
-    """Make the tasks; a built-in one that the text is too short for is told in the report, a wrong file is an error."""
+    """Make the tasks; a built-in one that the text is too short for is told in the report, a wrong file is an error.
+
+    Tasks of a folder that the suite asks by name only are left out, and a note says so.
+    """
     built: list[Task] = []
     missing = []
     for name in names:
         try:
-            built.extend(find_tasks(name, documents, seed))
+            found = find_tasks(name, documents, seed)
+            if Path(name).expanduser().is_dir():
+                left = [task for task in found if task.kind in protocol.few_shot.named_only]
+                found = [task for task in found if task not in left]
+                if left:
+                    tasks = ", ".join(task.name for task in left)
+                    notes.append(f"not asked in {protocol.name}, unless their files are named: {tasks}")
+            built.extend(found)
         except ValueError as error:
             if name not in BUILT_IN:
                 raise

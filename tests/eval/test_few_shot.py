@@ -18,9 +18,7 @@ from mesa_eval.tasks import find_tasks
 from mesa_eval.tasks.key_value_recall import RecallTask
 from mesa_eval.tasks.task import FewShotProtocol, Item, Task
 
-PROTOCOL = FewShotProtocol(
-    shots=(0, 1, 2, 4), draws=3, rank_draws=2, queries=10, candidates=5, class_shots=(0, 1, 2), entries=(4, 8)
-)
+PROTOCOL = FewShotProtocol(shots=(0, 1, 2, 4), draws=3, queries=10, candidates=5, class_shots=(0, 1, 2), entries=(4, 8))
 PAIRS = Task(
     "pairs",
     (Item("up", "down"), Item("in", "out")),
@@ -78,7 +76,7 @@ def test_class_prompts_to_the_letter(class_file: str) -> None:
 def test_more_shots_extend_fewer_and_draws_differ(pair_file: str) -> None:
     task = find_task(pair_file, [], 0)
     first = task.demonstrations(0, 0, 8, seed=0)
-    assert task.demonstrations(5, 0, 3, seed=0) == first[:3]
+    assert task.demonstrations(0, 0, 3, seed=0) == first[:3]
     assert task.demonstrations(0, 1, 8, seed=0) != first
     assert task.demonstrations(0, 0, 8, seed=1) != first
     assert not {item.input for item in task.pool} & {item.input for item in task.evaluation}
@@ -127,9 +125,10 @@ def test_a_uniform_model_is_at_chance(make, tokenizer, pair_file: str, class_fil
             if measure.unit.startswith("accuracy") and "letters" not in measure.unit:
                 # candidates of one length: all scores are tied
                 assert np.sum(measure.numerator) / np.sum(measure.denominator) == pytest.approx(chance)
-                assert measure.chance == pytest.approx(chance)
+                # the null is what a model scores that names the commonest answer, where that is more
+                assert measure.chance >= chance - 1e-12
     ranked = score_task(scorer, find_task(pair_file, [], 0), PROTOCOL, 256, seed=0).levels[""][0].ranked
-    assert np.shape(ranked) == (10, 2, 5)
+    assert np.shape(ranked) == (10, 3, 5)
 
 
 def test_a_model_that_looks_up_recalls_everything(tokenizer) -> None:
@@ -137,15 +136,16 @@ def test_a_model_that_looks_up_recalls_everything(tokenizer) -> None:
     scorer = Scorer(LookUp(), tokenizer, quiet=True)
     scores = score_task(scorer, RecallTask("recall", (), items), PROTOCOL, 256, seed=0)
     levels = scores.levels[""]
-    assert [level.shots for level in levels] == [1, 2, 4]
+    assert [level.shots for level in levels] == [0, 1, 2, 4]
     assert scores.record.example.count("Q: ") == 2
     assert scores.record.example.split("Q: ")[1].split("\n")[:2] == scores.record.example.split("Q: ")[2].split("\n")
-    for level in levels:
+    for level in levels[1:]:
         assert np.mean(level.exact) == 1.0
         assert np.mean(level.nats) == pytest.approx(0, abs=1e-6)
     for measure in task_measures(scores):
         value = np.sum(measure.numerator) / np.sum(measure.denominator)
-        assert value == pytest.approx(0.0 if measure.better == "lower" else 1.0, abs=1e-6)
+        if measure.x and "shuffled" not in measure.unit:
+            assert value == pytest.approx(0.0 if measure.better == "lower" else 1.0, abs=1e-6)
 
 
 def test_shots_are_cut_where_a_prompt_does_not_fit(make, tokenizer, pair_file: str) -> None:
@@ -154,7 +154,7 @@ def test_shots_are_cut_where_a_prompt_does_not_fit(make, tokenizer, pair_file: s
     longest = max(len(task.query(index, draw, 2, 5, 0).prompt.encode()) for index in range(20) for draw in range(3))
     # one start token; the last of the answer's four bytes is predicted, not read
     fits, short = longest + 4, longest + 3
-    protocol = FewShotProtocol(shots=(0, 1, 2, 4), draws=3, rank_draws=1, queries=20, candidates=5)
+    protocol = FewShotProtocol(shots=(0, 1, 2, 4), draws=3, queries=20, candidates=5)
     assert score_task(scorer, task, protocol, fits, seed=0).record.cut == [4]
     scores = score_task(scorer, task, protocol, short, seed=0)
     assert scores.record.cut == [2, 4]

@@ -175,12 +175,11 @@ def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, save_mesa,
     protocol = FewShotProtocol(
         shots=(2,),
         draws=1,
-        rank_draws=1,
         queries=9,
         candidates=9,
         class_shots=(1,),
         group_pairs=None,
-        variants=("true",),
+        variants=(),
     )
     pairs = tuple(Item(f"the label {n} is red", f"the label is {n} red", f"group {n % 2}") for n in range(6))
     tasks = [*find_tasks(class_file, [], 0), MinimalPairTask("pairs", (), pairs)]

@@ -25,7 +25,7 @@ from mesa_eval.tasks.key_value_recall import RecallTask
 from mesa_eval.tasks.passages import LastWordTask, TextRecallTask
 from mesa_eval.tasks.task import FewShotProtocol, Item
 
-PROTOCOL = FewShotProtocol(shots=(1, 2), draws=2, rank_draws=1, queries=4, candidates=3, passages=10)
+PROTOCOL = FewShotProtocol(shots=(1, 2), draws=2, queries=4, candidates=3, passages=10, variants=())
 
 
 def values(measures: list[Measure]) -> dict[str, float]:
@@ -101,13 +101,13 @@ def test_texts_longer_than_the_window_are_left_out_and_counted(make, tokenizer) 
     scores = score_task(Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True), task, PROTOCOL, 44, seed=0)
     # one start token, the text, and " en" are read
     assert scores.queries == [0, 1, 2]
-    assert scores.left_out == 1
+    assert scores.left_out == {"": 1}
 
 
 def test_keys_and_values_are_looked_for_in_what_is_written(tokenizer) -> None:
     items = tuple(Item(f"k{n}", f"v{n}") for n in range(4))
     task = RecallTask("recall", (), items)
-    protocol = FewShotProtocol(shots=(2,), draws=2, rank_draws=1, queries=4, candidates=2)
+    protocol = FewShotProtocol(shots=(2,), draws=1, queries=4, candidates=2, variants=())
     asked = [task.query(index, 0, 2, 2, seed=0) for index in range(4)]
     model = Writer(
         {query.prompt: f" is{query.answer if n else ' nothing'}.\nQ:" for n, query in enumerate(asked)}, tokenizer

@@ -108,7 +108,7 @@ def test_a_task_that_cannot_run_says_why(save_model, text_file: str, tmp_path: P
     assert "long: not measured: no prompt fits the window of 64 tokens" in item.parts[-1].notes
     (tmp_path / "short.txt").write_text("too few words")
     (item,) = evaluate([save_model("one", 1)], texts=[str(tmp_path / "short.txt")], quiet=True, device="cpu")
-    assert [bool(task.skipped) for task in item.tasks] == [True] * 4
+    assert [bool(task.skipped) for task in item.tasks] == [True] * 3
     assert "give more text" in item.tasks[0].skipped
 
 

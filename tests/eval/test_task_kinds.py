@@ -24,7 +24,6 @@ from mesa_eval.tasks.task import FewShotProtocol, Item
 PROTOCOL = FewShotProtocol(
     shots=(0, 2),
     draws=2,
-    rank_draws=1,
     queries=6,
     candidates=3,
     class_shots=(0, 1, 2),
@@ -49,8 +48,9 @@ def value(measure: Measure) -> float:
 
 
 def test_labels_permuted_and_symbols_keep_demonstrations_and_queries() -> None:
-    variants = CLASSES.variants(PROTOCOL, seed=4)
-    assert list(variants) == ["", "permuted", "symbols"]
+    variants = {task.variant: task for task in [CLASSES, *CLASSES.variants(2, PROTOCOL, seed=4)]}
+    assert list(variants) == ["", "permuted", "symbols", "shuffled"]
+    del variants["shuffled"]
     plain = CLASSES.query(1, 1, 2, 99, seed=4)
     for name, task in variants.items():
         query = task.query(1, 1, 2, 99, seed=4)
@@ -71,7 +71,7 @@ def test_labels_permuted_and_symbols_keep_demonstrations_and_queries() -> None:
 
 
 def test_calibration_asks_for_the_label_of_nothing() -> None:
-    query = CLASSES.free_query(0, 1, seed=0)
+    query = CLASSES.free_query(3, 0, 1, seed=0)
     assert query.prompt.endswith("text: N/A\nlabel:")
     assert query.candidates == (" red", " tan", " sky")
     assert query.shared == CLASSES.query(3, 0, 1, 9, seed=0).shared
@@ -80,8 +80,23 @@ def test_calibration_asks_for_the_label_of_nothing() -> None:
 def hand_scores(ranked: list, free: list, truth: list, task: ClassTask = CLASSES) -> list[Measure]:
     """Return the measures of one level with given log-probabilities."""
     count = len(ranked)
-    level = Level("1", 1, "1 shot", [[0.5]] * count, [[4]] * count, [[1.0]] * count, ranked, truth, free, [[0]] * count)
-    return task_measures(TaskScores(task, TaskRecord("colours", "class"), list(range(count)), {"": [level]}))
+    asked = list(range(count))
+    nulls = {"even": [1 / 3] * count, "always red": [float(own == [0]) for own in truth]}
+    level = Level(
+        asked,
+        "1",
+        1,
+        "1 shot",
+        [[0.5]] * count,
+        [[4]] * count,
+        [[1.0]] * count,
+        ranked,
+        truth,
+        [free] * count,
+        [[0]] * count,
+        nulls=nulls,
+    )
+    return task_measures(TaskScores(task, TaskRecord("colours", "class"), asked, {"": [level]}, primary=1))
 
 
 def test_accuracy_calibration_and_f1_by_hand() -> None:
@@ -97,7 +112,7 @@ def test_accuracy_calibration_and_f1_by_hand() -> None:
     # calibrated: label 0 is never named, label 1 always rightly, label 2 twice wrongly
     assert value(measures["f1-calibrated"]) == pytest.approx((0 + 1 + 0) / 3)
     assert value(measures["answer"]) == pytest.approx(0.5 / math.log(2) / 4)
-    assert measures["accuracy"].chance == pytest.approx(1 / 3)
+    assert measures["accuracy"].chance == measures["calibrated"].chance == pytest.approx(1 / 2)
     # guessing evenly: labels 0 and 1 are half of the queries each, label 2 none
     assert measures["f1"].chance == pytest.approx(2 * 0.5 / 3 / (0.5 + 1 / 3))
     assert [measure.primary for measure in measures.values()] == [name == "calibrated" for name in measures]
@@ -134,9 +149,7 @@ def test_scrambles_have_a_header_and_as_many_shots_as_fit(make, tokenizer) -> No
         "Please unscramble the letters into a word, and write that word:\nknird = drink\ntca ="
     )
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
-    protocol = FewShotProtocol(
-        shots=(0,), draws=2, rank_draws=1, queries=6, candidates=5, scramble_shots=(0, 1, 10), most_shots=9
-    )
+    protocol = FewShotProtocol(shots=(0,), draws=2, queries=6, candidates=5, scramble_shots=(0, 1, 10), most_shots=9)
     header = len(task.header)
     # a shot is "afxy = xyaf\n", the question "afxy =", and of the answer's five bytes four are read, after one start
     scores = score_task(scorer, task, protocol, header + 3 * 12 + 6 + 4 + 1, seed=0)

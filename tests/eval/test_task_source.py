@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from mesa_eval.suite import make_plan
 from mesa_eval.tasks import find_tasks
 
 
@@ -92,3 +94,32 @@ def test_a_wrong_dataset_gets_one_line(dataset: Path, name: str, message: str) -
     with pytest.raises(ValueError, match=message) as caught:
         find_tasks(name.format(folder=dataset), [], 0)
     assert "\n" not in str(caught.value)
+
+
+def test_scrambles_of_a_folder_are_asked_where_they_are_named(
+    save_model, text_file: str, pair_file: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    shutil.copy(pair_file, folder / "letters.jsonl")
+    mixed = [
+        {"input": f"{word[::-1]}", "output": word, "split": split}
+        for split, words in (("pool", ("drink", "water")), ("eval", ("bread", "salty")))
+        for word in words
+    ]
+    write_lines(folder / "mixed.jsonl", mixed)
+    model = save_model("one", 1)
+    for suite, names in (("quick", ["letters"]), ("full", ["letters"]), ("paper", ["letters", "mixed"])):
+        plan = make_plan([model], suite, [text_file], "valid", [str(folder)], 0)
+        assert [task.name for task in plan.tasks] == names
+        assert (f"not asked in {suite}, unless their files are named: mixed" in plan.notes) == (len(names) == 1)
+    named = make_plan([model], "quick", [text_file], "valid", [str(folder), str(folder / "mixed.jsonl")], 0)
+    assert [task.name for task in named.tasks] == ["letters", "mixed"]
+
+
+def test_the_phonebook_is_asked_by_name_and_in_paper(save_model, text_file: str) -> None:
+    model = save_model("one", 1)
+    for suite in ("quick", "full", "paper"):
+        tasks = [task.name for task in make_plan([model], suite, [text_file], "valid", [], 0).tasks]
+        assert tasks[:3] == ["copying", "key_value_recall", "case_change"]
+        assert ("phonebook" in tasks) == (suite == "paper")

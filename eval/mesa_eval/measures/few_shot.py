@@ -1,9 +1,10 @@
 """Ask a model a few-shot task: log P of answers and candidates behind prompts, by number of shots.
 
 The score of an answer is log P(answer tokens | prompt), summed, never a generation alone; recall is asked both ways.
-All numbers of shots are read in one go, each set of demonstrations once (see `batches.py`). A number of shots is left
-out, for this and all larger ones, when any prompt with its answer would not fit the window (the length the model was
-trained on) or the items run out; the report names them. What the scores are turned into is in `task_measures.py`.
+All numbers of shots are read in one go, and a query's demonstrations once for all its candidates (see `batches.py`).
+A number of shots is left out, for this and all larger ones, when any prompt with its answer would not fit the window
+(the length the model was trained on) or the items run out; the report names them. What the scores are turned into is
+in `task_measures.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mesa_eval.measures.nulls import null_scores
 from mesa_eval.reading.encoding import Pair
 from mesa_eval.reading.reader import Likelihood, Reader
 from mesa_eval.scores import TaskRecord
@@ -30,13 +32,15 @@ class CannotAskError(ValueError):
 class Level:
     """Hold one number of shots of one variant: arrays [query][draw].
 
-    key: the number of shots, or "most" where it is as many as fit; nats: of the answer; bytes: of the answer;
-    exact: whether greedy decoding writes it; ranked: log P of each candidate, on the first draws only where ranking
-    is done on fewer; truth: which candidate is right; free: log P of each candidate behind content-free input, by
-    draw, where the task has one; digits: how many digits of the answer the likeliest tokens hold; written: what the
-    model writes, and contains: whether the answer is in it, where the task asks that, on the same draws as `ranked`.
+    queries: what was asked, in order; key: the number of shots, or "most" where it is as many as fit; nats: of the
+    answer; bytes: of the answer; exact: whether greedy decoding writes it; ranked: log P of each candidate; truth:
+    which candidate is right; free: log P of each candidate behind content-free input, where the task has one; digits:
+    how many digits of the answer the likeliest tokens hold; written: what the model writes, and contains: whether the
+    answer is in it, where the task asks that; nulls: what models score that read no demonstrations, by query, see
+    `nulls.py`.
     """
 
+    queries: list[int]
     key: str
     shots: int
     words: str
@@ -45,39 +49,43 @@ class Level:
     exact: list[list[float]]
     ranked: list[list[list[float]]]
     truth: list[list[int]]
-    free: list[list[float]]
+    free: list[list[list[float]]]
     digits: list[list[int]]
     written: list[list[str]] = field(default_factory=list)
     contains: list[list[float]] = field(default_factory=list)
+    nulls: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TaskScores:
     """Hold what one task gave: its record, the queries asked, and levels by variant ("" is the plain one).
 
-    left_out: how many of the chosen queries are longer than the window, in a task that goes on without those; lost:
-    how many different answers do not come back from their tokens, of `answers`.
+    primary: the number of shots that counts, the most that fit up to the protocol's; left_out: by variant, how many of
+    the queries are longer than the window, in a task that goes on without those, or all where a variant does not fit;
+    lost: how many different answers do not come back from their tokens, of `answers`.
     """
 
     task: Task
     record: TaskRecord
     queries: list[int]
     levels: dict[str, list[Level]]
-    left_out: int = 0
+    primary: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     answers: int = 0
 
 
 @dataclass
 class _Asked:
-    """Hold what is asked at one number of shots: queries [query][draw], content-free ones, encoded pairs."""
+    """Hold what is asked at one number of shots: queries and content-free ones [query][draw], encoded pairs."""
 
+    task: Task
+    queries: list[int]
     key: str
     shots: int
     words: str
     grid: list[list[Query]]
-    free: list[Query]
-    ranks: int
+    free: list[list[Query]]
     pairs: dict[tuple[str, str], Pair]
     shared: list[str]
 
@@ -91,12 +99,17 @@ def score_task(reader: Reader, task: Task, protocol: FewShotProtocol, window: in
     queries = _short_enough(reader, task, chosen, window, seed) if task.leaves_out_long else chosen
     if not queries:
         raise CannotAskError(f"no prompt fits the window of {window} tokens")
-    cut: set[int] = set()
-    asked: dict[str, list[_Asked]] = {}
-    for variant, own in task.variants(protocol, seed).items():
-        asked[variant] = _fitting(reader, own, protocol, queries, window, seed, cut)
-    if not any(asked.values()):
+    asked = {"": _fitting(reader, task, protocol, queries, window, seed)}
+    if not asked[""]:
         raise CannotAskError(f"no prompt fits the window of {window} tokens")
+    plain = [level.shots for level in asked[""] if level.key != MOST]
+    primary = max(shots for shots in plain if shots <= max(protocol.primary_shots, plain[0]))
+    left_out = {"": len(chosen) - len(queries)}
+    for other in task.variants(primary, protocol, seed):
+        short = _short_enough(reader, other, queries, window, seed) if task.leaves_out_long else queries
+        level = _encode(reader, other, protocol, short, primary, window, seed) if short else None
+        asked[other.variant] = [] if level is None else [level]
+        left_out[other.variant] = len(queries) - (0 if level is None else len(short))
     flat = [level for levels in asked.values() for level in levels]
     pairs = [pair for level in flat for pair in level.pairs.values()]
     scored = iter(reader.likelihoods(pairs, task.name, [label for level in flat for label in level.shared]))
@@ -114,14 +127,14 @@ def score_task(reader: Reader, task: Task, protocol: FewShotProtocol, window: in
         draws=task.draws(protocol),
         candidates=max(len(query.candidates) for level in flat for row in level.grid for query in row),
         majority=task.majority(queries),
-        cut=sorted(cut),
+        cut=sorted(set(task.levels(protocol)) - {level.shots for level in asked[""]}),
         pairs_joint=sum(pair.joint for pair in pairs),
         pairs_apart=sum(not pair.joint for pair in pairs),
         example=(shown.prompt + shown.answer).lstrip(),
     )
     answers = sorted({query.answer for level in flat for row in level.grid for query in row})
     lost = reader.lost(answers, reader.encode_all(answers))
-    return TaskScores(task, record, queries, levels, len(chosen) - len(queries), lost, len(answers))
+    return TaskScores(task, record, queries, levels, primary, left_out, lost, len(answers))
 
 
 def _short_enough(reader: Reader, task: Task, queries: list[int], window: int, seed: int) -> list[int]:
@@ -151,10 +164,10 @@ def _write(
     """
     written: dict[str, str] = {}
     prompts: dict[str, None] = {}
-    if "contains" not in task.metrics or not reader.writes():
+    if not reader.writes():
         return written
     for level, table in zip(asked, tables, strict=True):
-        for query in (query for row in level.grid for query in row[: level.ranks]):
+        for query in () if "contains" not in level.task.scored else (query for row in level.grid for query in row):
             pair, found = level.pairs[query.prompt, query.answer], table[query.prompt, query.answer]
             if found.greedy and STOP not in query.answer and len(pair.tokens) - pair.start <= WRITTEN:
                 written[query.prompt] = query.answer
@@ -171,18 +184,15 @@ def _fitting(
     queries: list[int],
     window: int,
     seed: int,
-    cut: set[int],
 ) -> list[_Asked]:
-    """Encode every number of shots that fits; those that do not are added to `cut`."""
+    """Encode every number of shots, up to the first that does not fit."""
     fitting: list[_Asked] = []
     for shots in task.levels(protocol):
-        level = None
-        if shots <= task.most_shots and not any(shots > other for other in cut):
-            level = _encode(reader, task, protocol, queries, shots, window, seed)
+        fits = shots <= task.most_shots
+        level = _encode(reader, task, protocol, queries, shots, window, seed) if fits else None
         if level is None:
-            cut.add(shots)
-        else:
-            fitting.append(level)
+            break
+        fitting.append(level)
     if task.as_many_as_fit and fitting:
         most = _most_that_fit(reader, task, protocol, queries, window, seed, fitting[-1].shots)
         if most is not None:
@@ -212,27 +222,24 @@ def _encode(
     reader: Reader, task: Task, protocol: FewShotProtocol, queries: list[int], shots: int, window: int, seed: int
 ) -> _Asked | None:
     """Encode everything that is asked at one number of shots; None if a prompt with a continuation does not fit."""
-    draws = task.draws(protocol)
-    ranks = task.rank_draws(protocol) if {"accuracy", "contains"} & set(task.metrics) else 0
-    grid = [[task.query(index, draw, shots, protocol.candidates, seed) for draw in range(draws)] for index in queries]
-    free = [query for draw in range(ranks) if (query := task.free_query(draw, shots, seed)) is not None]
+    draws = range(task.draws(protocol))
+    grid = [[task.query(index, draw, shots, protocol.candidates, seed) for draw in draws] for index in queries]
+    twins = [[task.free_query(index, draw, shots, seed) for draw in draws] for index in queries]
+    free = [own for row in twins if (own := [twin for twin in row if twin is not None])]
     wanted: dict[tuple[str, str], str] = {}
-    for row in grid:
-        for draw, query in enumerate(row):
-            continuations = query.candidates if draw < ranks else (query.answer,)
-            wanted.update(dict.fromkeys(((query.prompt, text) for text in continuations), _label(query)))
-    for query in free:
-        wanted.update(dict.fromkeys(((query.prompt, text) for text in query.candidates), _label(query)))
+    for query in (query for row in [*grid, *free] for query in row):
+        continuations = query.candidates if "accuracy" in task.scored else (query.answer,)
+        wanted.update(dict.fromkeys(((query.prompt, text) for text in continuations), _label(query, bool(free))))
     pairs = _encoded(reader, list(wanted))
     if max(len(pair.tokens) - 1 for pair in pairs) > window:
         return None
     table = dict(zip(wanted, pairs, strict=True))
-    return _Asked(str(shots), shots, task.shot_words(shots), grid, free, ranks, table, list(wanted.values()))
+    return _Asked(task, queries, str(shots), shots, task.shot_words(shots), grid, free, table, list(wanted.values()))
 
 
-def _label(query: Query) -> str:
-    """Return what a query's rows are grouped by: the demonstrations where they are most of the prompt, else all."""
-    return query.shared if 2 * len(query.shared) > len(query.prompt) else query.prompt
+def _label(query: Query, twins: bool) -> str:
+    """Return what a query's rows are grouped by: its prompt, or what a content-free twin shares where that is most."""
+    return query.shared if twins and 2 * len(query.shared) > len(query.prompt) else query.prompt
 
 
 def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str]) -> Level:
@@ -243,8 +250,14 @@ def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str])
         pair = asked.pairs[query.prompt, query.answer]
         return digits_right(reader, pair.tokens[pair.start :], table[query.prompt, query.answer].best)
 
-    ranked = [row[: asked.ranks] for row in asked.grid]
+    def tokens(query: Query, text: str) -> int:
+        pair = asked.pairs[query.prompt, text]
+        return len(pair.tokens) - pair.start
+
+    writes = bool(written) and "contains" in asked.task.scored
+    ranked = asked.grid if "accuracy" in asked.task.scored else []
     return Level(
+        queries=asked.queries,
         key=asked.key,
         shots=asked.shots,
         words=asked.words,
@@ -253,12 +266,13 @@ def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str])
         exact=[[float(table[query.prompt, query.answer].greedy) for query in row] for row in asked.grid],
         ranked=[[logs(query) for query in row] for row in ranked],
         truth=[[query.candidates.index(query.answer) for query in row] for row in ranked],
-        free=[logs(query) for query in asked.free],
+        free=[[logs(query) for query in row] for row in asked.free],
         digits=[[digits(query) for query in row] for row in asked.grid],
-        written=[[written[query.prompt] for query in row] for row in ranked] if written else [],
-        contains=[[contains(written[query.prompt], query.answer) for query in row] for row in ranked]
-        if written
+        written=[[written[query.prompt] for query in row] for row in asked.grid] if writes else [],
+        contains=[[contains(written[query.prompt], query.answer) for query in row] for row in asked.grid]
+        if writes
         else [],
+        nulls=null_scores(asked.task, asked.grid, tokens) if ranked else {},
     )
 
 

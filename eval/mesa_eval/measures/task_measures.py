@@ -17,12 +17,14 @@ Queries (episodes, pairs) are the units; the draws of a query are summed within 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from mesa_eval.measures.few_shot import MOST, Level, TaskScores
+from mesa_eval.measures.nulls import null, shares
 from mesa_eval.scores import Measure
+from mesa_eval.tasks.task import GAINING, SHUFFLED, TWICE, VARIED
 
 UNITS = {
     "answer": "answer, bits per byte",
@@ -36,39 +38,79 @@ UNITS = {
     "perplexity": "perplexity of the answer",
     "contains": "answer contained",
 }
-VARIED = ("accuracy", "calibrated")  # what is reported with labels permuted or as symbols
 LIKELIHOODS = ("answer", "perplexity")  # of the same string, whatever the tokenizer
-VARIANTS = {"": "", "permuted": ", labels permuted", "symbols": ", letters for labels"}
+VARIANTS = {
+    "": "",
+    "permuted": ", labels permuted",
+    "symbols": ", letters for labels",
+    SHUFFLED: ", answers shuffled",
+    TWICE: ", read twice",
+}
 
 Columns = tuple[list[list[float]], list[list[float]], float | None]
 
 
-def task_measures(scores: TaskScores, primary_shots: int = 8) -> list[Measure]:
-    """Return every measure of a task: by number of shots, then by metric, then by variant and paradigm.
+def task_measures(scores: TaskScores) -> list[Measure]:
+    """Return every measure of a task: by number of shots, then by metric, then by variant and paradigm; then the gain.
 
-    The task's own primary metric, at the most shots that fit up to `primary_shots`, is marked as primary. Where the
-    tokenizer loses an answer there are no likelihoods of answers.
+    The task's own primary metric, at the primary number of shots, is marked as primary. Where the tokenizer loses an
+    answer there are no likelihoods of answers.
     """
-    plain = [level for level in scores.levels[""] if level.key != MOST]
-    within = [level.shots for level in plain if 0 < level.shots <= primary_shots]
     items = scores.task.fingerprint()
     measures = []
     for variant, levels in scores.levels.items():
         for level in levels:
             for metric in scores.task.metrics:
-                if (variant and metric not in VARIED) or (metric == "contains" and not level.contains):
+                if metric not in VARIED.get(variant, (metric,)) or (metric == "contains" and not level.contains):
                     continue
                 if scores.lost and metric in LIKELIHOODS:
                     continue
                 columns = METRICS[metric](level)
                 made = _measure(scores, level, metric, variant, columns, items)
-                made.primary = (
-                    metric == scores.task.primary and not variant and level.key == str(max(within, default=None))
-                )
+                made.primary = metric == scores.task.primary and not variant and 0 < level.shots == scores.primary
                 measures.append(made)
                 if metric == "accuracy":
-                    measures.extend(_by_group(scores, made))
-    return sorted(measures, key=lambda measure: measure.x or 0.0)
+                    measures.extend(_by_group(scores, level, made))
+    return [*sorted(measures, key=lambda measure: measure.x or 0.0), *gain_measures(scores)]
+
+
+def gain_measures(scores: TaskScores) -> list[Measure]:
+    """Return what the demonstrations are worth, in bits of the answer, and what of it lies in how they are paired.
+
+    gain: bits at 0 shots less bits at the primary number of shots; gain-pairing: bits with the answers shuffled among
+    the demonstrations less bits with the true ones, at that number of shots. A model that learns no more than which
+    answers there are, or the format, gains, but nothing by the pairing.
+    """
+    plain = {level.shots: level for level in scores.levels[""] if level.key != MOST}
+    if scores.task.kind not in GAINING or scores.lost or scores.primary < 1 or 0 not in plain:
+        return []
+    shown = plain[scores.primary]
+    words = f"{scores.task.shot_words(0)} less {shown.words}"
+    found = [("gain", words, plain[0])]
+    if scores.levels.get(SHUFFLED):
+        found.append(("gain-pairing", f"answers shuffled less true, {shown.words}", scores.levels[SHUFFLED][0]))
+    section = f"task/{scores.record.name}"
+    return [
+        Measure(
+            section=section,
+            key=f"{section}/{name}",
+            label=f"gain, {label}",
+            unit="bits per answer",
+            better="higher",
+            digits=3,
+            resampled=scores.task.unit,
+            units=[str(index) for index in shown.queries],
+            numerator=[
+                [(float(np.mean(one)) - float(np.mean(two))) / math.log(2)]
+                for one, two in zip(other.nats, shown.nats, strict=True)
+            ],
+            denominator=[[1.0] for _ in shown.queries],
+            any_tokenizer=True,
+            chance=0.0,
+            items=f"{scores.task.fingerprint()}, {scores.primary} shots",
+        )
+        for name, label, other in found
+    ]
 
 
 def _measure(scores: TaskScores, level: Level, metric: str, variant: str, columns: Columns, items: str) -> Measure:
@@ -82,7 +124,7 @@ def _measure(scores: TaskScores, level: Level, metric: str, variant: str, column
         better="lower" if metric in LIKELIHOODS else "higher",
         digits=2 if metric == "perplexity" else 3,
         resampled=scores.task.unit,
-        units=[str(index) for index in scores.queries],
+        units=[str(index) for index in level.queries],
         numerator=numerator,
         denominator=denominator,
         transform="exp" if metric == "perplexity" else "",
@@ -93,10 +135,10 @@ def _measure(scores: TaskScores, level: Level, metric: str, variant: str, column
     )
 
 
-def _by_group(scores: TaskScores, whole: Measure) -> list[Measure]:
+def _by_group(scores: TaskScores, level: Level, whole: Measure) -> list[Measure]:
     """Return one measure a paradigm where there are several."""
     groups: dict[str, list[int]] = {}
-    for place, index in enumerate(scores.queries):
+    for place, index in enumerate(level.queries):
         groups.setdefault(scores.task.group(index), []).append(place)
     if len(groups) < 2:
         return []
@@ -109,6 +151,10 @@ def _by_group(scores: TaskScores, whole: Measure) -> list[Measure]:
                 "units": [whole.units[place] for place in places],
                 "numerator": [whole.numerator[place] for place in places],
                 "denominator": [whole.denominator[place] for place in places],
+                "chance": null(
+                    {model: [own[place] for place in places] for model, own in level.nulls.items()},
+                    [whole.denominator[place][0] for place in places],
+                ),
                 "primary": False,
             }
         )
@@ -141,11 +187,10 @@ def _digits(level: Level) -> Columns:
 def _accuracy(level: Level, calibrate: bool = False) -> Columns:
     won = _won(level, calibrate)
     right = [
-        [sum(shares[true] for shares, true in zip(row, own, strict=True))]
+        [sum(share[true] for share, true in zip(row, own, strict=True))]
         for row, own in zip(won, level.truth, strict=True)
     ]
-    counts = [len(shares) for row in won for shares in row]
-    return right, [[float(len(row))] for row in won], float(np.mean([1 / count for count in counts]))
+    return right, [[float(len(row))] for row in won], null(level.nulls, [len(row) for row in won], calibrate)
 
 
 def _f1(level: Level, calibrate: bool = False) -> Columns:
@@ -169,14 +214,12 @@ def _f1(level: Level, calibrate: bool = False) -> Columns:
 def _won(level: Level, calibrate: bool) -> list[list[list[float]]]:
     """Return what share of the decision each candidate wins: 1 for the largest score, 1/n where n are tied."""
     return [
-        [_shares(np.array(logs) - (np.array(level.free[draw]) if calibrate else 0)) for draw, logs in enumerate(row)]
-        for row in level.ranked
+        [
+            shares(np.array(logs) - (np.array(level.free[place][draw]) if calibrate else 0))
+            for draw, logs in enumerate(row)
+        ]
+        for place, row in enumerate(level.ranked)
     ]
-
-
-def _shares(values: np.ndarray) -> list[float]:
-    best: Sequence[bool] = values == values.max()
-    return (np.array(best) / np.sum(best)).tolist()
 
 
 METRICS: dict[str, Callable[[Level], Columns]] = {

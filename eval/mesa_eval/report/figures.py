@@ -165,7 +165,7 @@ def _position_difference(axes: Any, centres: Sequence[float], rows: Sequence[Row
 
 
 def task_figure(comparison: Comparison, section: str) -> str | None:
-    """Draw a task's accuracy (or the score it is judged by) and its answer by number of shots, chance beside them."""
+    """Draw a task's accuracy (or the score it is judged by) and its answer by number of shots, the null beside them."""
     rows = comparison.section(section)
     found = [row for row in rows if row.key.endswith("/accuracy")] or [
         row for row in rows if row.key.endswith("/exact")
@@ -187,7 +187,7 @@ def task_figure(comparison: Comparison, section: str) -> str | None:
         known = [(x, value) for x, value in enumerate(chance) if value is not None]
         if known:
             dashes = (0, (4, 3))
-            left.plot(*zip(*known, strict=True), linestyle=dashes, color=MUTED, linewidth=1.2, label="chance")
+            left.plot(*zip(*known, strict=True), linestyle=dashes, color=MUTED, linewidth=1.2, label="null")
         left.set_ylim(-0.03, 1.03)
         left.legend(fontsize=9)
 

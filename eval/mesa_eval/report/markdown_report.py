@@ -61,7 +61,7 @@ def _models(comparison: Comparison) -> str:
 def _rows(comparison: Comparison, rows: Sequence[Row]) -> str:
     others = comparison.compared
     chances = any(row.chance for row in rows)
-    headings = ["measure", *(["chance"] if chances else []), *map(plain, comparison.names)]
+    headings = ["measure", *(["null"] if chances else []), *map(plain, comparison.names)]
     headings += [plain(f"{comparison.names[index]} less {comparison.base}") for index in others]
     cells = []
     for row in rows:

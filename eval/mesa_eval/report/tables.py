@@ -72,7 +72,7 @@ def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
     table.add_column("measure")
     chances = any(row.chance for row in rows)
     if chances:
-        table.add_column("chance", justify="right")
+        table.add_column("null", justify="right")
     _model_columns(table, comparison)
     for row in rows:
         cells = [escape(row.label if shared else f"{row.label} ({_unit_words(row)})")]
@@ -88,7 +88,7 @@ def _tasks(comparison: Comparison) -> Table:
     """Make one table of all tasks: scores at the fewest and the most shots, the difference at the most."""
     table = Table(title="Few-shot tasks, fewest to most shots (difference at the most)", title_justify="left")
     table.add_column("task")
-    table.add_column("chance", justify="right")
+    table.add_column("null", justify="right")
     _model_columns(table, comparison)
     for section in dict.fromkeys(row.section for row in comparison.rows if row.section.startswith("task/")):
         named = False
@@ -137,6 +137,6 @@ def _difference(row: Row, index: int, between: str = " ") -> str:
 
 
 def chance_words(row: Row) -> str:
-    """Return the score of chance for a row, or an empty string where there is none."""
+    """Return the null of a row, or an empty string where there is none."""
     found = sorted({chance for chance in row.chance if chance is not None})
     return ", ".join("0" if chance == 0 else f"{chance:.2g}" for chance in found)

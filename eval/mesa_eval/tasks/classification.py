@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
@@ -17,8 +18,8 @@ class ClassTask(Task):
     """Ask for one of `labels`. A number of shots is one of demonstrations of each label.
 
     Scores are given plain and calibrated: less the score of the label where the input is "N/A" (Zhao et al. 2021,
-    Calibrate before use). Asked also with the labels permuted, by a permutation that leaves none in its place, and
-    with letters for labels: what a model then scores it has read in its context.
+    Calibrate before use). At the primary number of shots asked also with the labels permuted, by a permutation that
+    leaves none in its place, and with letters for labels: what a model then scores it has read in its context.
     """
 
     labels: tuple[str, ...] = ()
@@ -35,30 +36,25 @@ class ClassTask(Task):
     @property
     def most_shots(self) -> int:
         """Return the number of items of the rarest label of the pool."""
-        outputs = [item.output for item in self.pool]
-        return min(outputs.count(label) for label in self.labels)
+        return min(len(own) for own in self.pool_by_label)
 
     def shot_words(self, shots: int) -> str:
         """Say that shots count for each label."""
         return f"{super().shot_words(shots)} a label"
 
-    def rank_draws(self, protocol: FewShotProtocol) -> int:
-        """Score all labels on every draw."""
-        return protocol.draws
+    def variants(self, shots: int, protocol: FewShotProtocol, seed: int) -> list[Task]:
+        """Return the task with its labels permuted, as letters, and with shuffled answers."""
+        names = [name for name in ("permuted", "symbols") if name in protocol.variants]
+        if len(self.labels) > len(SYMBOLS):
+            names.remove("symbols")
+        return [*(self.relabelled(name, seed) for name in names), *super().variants(shots, protocol, seed)]
 
-    def variants(self, protocol: FewShotProtocol, seed: int) -> dict[str, Task]:
-        """Return the task with its labels as they are, permuted, and as letters."""
-        made: dict[str, Task] = {}
-        for variant in protocol.variants:
-            if variant == "symbols" and len(self.labels) > len(SYMBOLS):
-                continue
-            made["" if variant == "true" else variant] = self.relabelled(variant, seed)
-        return made
+    def count_shown(self, shots: int) -> int:
+        """Return how many demonstrations are shown at a number of shots a label."""
+        return shots * len(self.labels)
 
     def relabelled(self, variant: str, seed: int) -> ClassTask:
         """Return the task with other labels for the same items, the same demonstrations and the same queries."""
-        if variant == "true":
-            return self
         if variant == "symbols":
             new: tuple[str, ...] = tuple(SYMBOLS[: len(self.labels)])
         else:
@@ -71,13 +67,28 @@ class ClassTask(Task):
         def renamed(items: tuple[Item, ...]) -> tuple[Item, ...]:
             return tuple(replace(item, output=table[item.output]) for item in items)
 
-        return replace(self, labels=new, pool=renamed(self.pool), evaluation=renamed(self.evaluation))
+        return replace(self, variant=variant, labels=new, pool=renamed(self.pool), evaluation=renamed(self.evaluation))
+
+    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+        """Choose as many items of every label, up to one, as there are."""
+        generator = self.generator(seed, "queries")
+        order = generator.permutation(len(self.evaluation)).tolist()
+        queues = [[i for i in order if self.evaluation[i].output == label] for label in self.labels]
+        taken: list[int] = []
+        for turn in range(max(map(len, queues))):
+            labels = generator.permutation(len(queues))
+            taken.extend(queues[label][turn] for label in labels if turn < len(queues[label]))
+        return sorted(taken[: protocol.queries])
+
+    @cached_property
+    def pool_by_label(self) -> list[list[Item]]:
+        """Return the pool's items of each label."""
+        return [[item for item in self.pool if item.output == label] for label in self.labels]
 
     def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
         """Return `shots` rounds in which every label comes once, each round in a fresh order."""
-        generator = self.generator(seed, "demonstrations", draw)
-        order = [self.pool[i] for i in generator.permutation(len(self.pool))]
-        queues = [[item for item in order if item.output == label] for label in self.labels]
+        generator = self.generator(seed, "demonstrations", query, draw)
+        queues = [[own[i] for i in generator.permutation(len(own))[:shots]] for own in self.pool_by_label]
         rounds = [generator.permutation(len(self.labels)) for _ in range(shots)]
         return [queues[label][turn] for turn, labels in enumerate(rounds) for label in labels]
 
@@ -85,9 +96,9 @@ class ClassTask(Task):
         """Return all labels."""
         return list(self.labels)
 
-    def free_query(self, draw: int, shots: int, seed: int) -> Query:
-        """Return the prompt that asks for the label of "N/A"."""
-        prompt, shared = self.prompt(self.demonstrations(0, draw, shots, seed), CONTENT_FREE)
+    def free_query(self, index: int, draw: int, shots: int, seed: int) -> Query:
+        """Return the prompt that asks for the label of "N/A" behind the demonstrations of a query."""
+        prompt, shared = self.prompt(self.demonstrations(index, draw, shots, seed), CONTENT_FREE)
         labels = tuple(f" {label}" for label in self.labels)
         return Query(prompt, labels[0], labels, shared)
 

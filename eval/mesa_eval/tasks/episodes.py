@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from mesa_eval.tasks.classification import SYMBOLS
@@ -32,8 +33,18 @@ class EpisodeTask(Task):
     @property
     def most_shots(self) -> int:
         """Return the number of items of the rarest label of the pool."""
-        outputs = [item.output for item in self.pool]
-        return min(outputs.count(label) for label in self.labels)
+        return min(len(own) for own in self.pool_by_label.values())
+
+    @cached_property
+    def pool_by_label(self) -> dict[str, list[Item]]:
+        """Return the pool's items of each label."""
+        return {label: [item for item in self.pool if item.output == label] for label in self.labels}
+
+    @cached_property
+    def asked_by_label(self) -> dict[str, list[Item]]:
+        """Return the evaluation items of each label that has some."""
+        found = {label: [item for item in self.evaluation if item.output == label] for label in self.labels}
+        return {label: own for label, own in found.items() if own}
 
     def shot_words(self, shots: int) -> str:
         """Say that shots count for each class."""
@@ -43,30 +54,32 @@ class EpisodeTask(Task):
         """Return 1: every episode has its own demonstrations."""
         return 1
 
-    def rank_draws(self, protocol: FewShotProtocol) -> int:
-        """Return 1: every episode has its own demonstrations."""
-        return 1
-
     def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
         """Number the episodes."""
         return list(range(protocol.episodes))
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
-        """Return one episode; more shots of the same episode extend fewer."""
+        """Return one episode; more shots of the same episode extend fewer.
+
+        Every class is asked as often as another, and every letter is right in one of `ways` episodes.
+        """
         generator = self.generator(seed, "episode", index)
-        chosen = [self.labels[i] for i in generator.permutation(len(self.labels))[: self.ways]]
+        asked = list(self.asked_by_label)
+        right = asked[int(generator.integers(len(asked)))]
+        others = [label for label in self.labels if label != right]
+        chosen = [others[i] for i in generator.permutation(len(others))[: self.ways - 1]]
+        chosen.insert(index % self.ways, right)
         letters = dict(zip(chosen, SYMBOLS, strict=False))
-        asked = [item for item in self.evaluation if item.output in letters]
-        target = asked[int(generator.integers(len(asked)))]
+        target = self.asked_by_label[right][int(generator.integers(len(self.asked_by_label[right])))]
         shown = []
         queues = {}
         for label in chosen:
-            own = [item for item in self.pool if item.output == label]
+            own = self.pool_by_label[label]
             queues[label] = [own[i] for i in generator.permutation(len(own))]
         for turn in range(shots):
             for place in self.generator(seed, "order", index, turn).permutation(self.ways):
                 item = queues[chosen[place]][turn]
                 shown.append(Item(item.input, letters[item.output]))
-        prompt, _ = self.prompt(shown, target.input)
+        prompt, shared = self.prompt(shown, target.input)
         choices = tuple(f" {letter}" for letter in letters.values())
-        return Query(prompt, f" {letters[target.output]}", choices, prompt)
+        return Query(prompt, f" {letters[right]}", choices, shared)

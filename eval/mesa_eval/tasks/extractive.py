@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mesa_eval.tasks.task import FewShotProtocol, Item, Task
+from mesa_eval.tasks.task import Item, Task
 
 SEPARATOR = ", "
 
@@ -16,10 +16,7 @@ class ChoiceTask(Task):
     """Ask for one of the words listed in the question, which are the candidates."""
 
     kind: ClassVar[str] = "choice"
-
-    def rank_draws(self, protocol: FewShotProtocol) -> int:
-        """Score the few listed words on every draw."""
-        return protocol.draws
+    listed: ClassVar[bool] = True
 
     def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
         """Return the listed words, each once."""

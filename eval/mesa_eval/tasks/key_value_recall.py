@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mesa_eval.documents import Document
-from mesa_eval.tasks.task import FewShotProtocol, Item, Task
+from mesa_eval.tasks.task import TWICE, FewShotProtocol, Item, Task
 from mesa_eval.tasks.text_words import choose_words
 
 
@@ -17,10 +17,16 @@ class RecallTask(Task):
 
     kind: ClassVar[str] = "recall"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact", "contains")
+    listed: ClassVar[bool] = True
 
     def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
-        """Return the numbers of listed pairs, at least one."""
-        return tuple(shots for shots in protocol.shots if shots > 0)
+        """Return the numbers of listed pairs; with none, what a guess is worth."""
+        return protocol.shots
+
+    def variants(self, shots: int, protocol: FewShotProtocol, seed: int) -> list[Task]:
+        """Return the task with shuffled answers, and with the pairs listed twice (Arora et al. 2024)."""
+        twice = [replace(self, variant=TWICE)] if TWICE in protocol.variants and shots else []
+        return [*super().variants(shots, protocol, seed), *twice]
 
     @property
     def most_shots(self) -> int:
@@ -29,6 +35,8 @@ class RecallTask(Task):
 
     def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
         """Return the query's own item at a random place among `shots` - 1 others."""
+        if not shots:
+            return []
         generator = self.generator(seed, "demonstrations", draw, query)
         others = [item for number, item in enumerate(self.evaluation) if number != query]
         place = generator.random()
@@ -37,8 +45,10 @@ class RecallTask(Task):
         return shown
 
     def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
-        """Return the right answer and others, those in the prompt first."""
-        return self.ranked_answers(index, [item.output for item in shown], count, seed)
+        """Return the right answer and others: those in the prompt, as it lists them, then what more are needed."""
+        listed = [item.output for item in shown]
+        chosen = self.ranked_answers(index, listed, count, seed)
+        return sorted(chosen, key=lambda value: listed.index(value) if value in listed else len(listed))
 
 
 def build(documents: Sequence[Document], seed: int) -> Task:

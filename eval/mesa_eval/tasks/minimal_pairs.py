@@ -30,10 +30,6 @@ class MinimalPairTask(Task):
         """Return 1: there is nothing to draw."""
         return 1
 
-    def rank_draws(self, protocol: FewShotProtocol) -> int:
-        """Return 1: there is nothing to draw."""
-        return 1
-
     def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
         """Choose up to `group_pairs` pairs of each paradigm."""
         chosen: list[int] = []

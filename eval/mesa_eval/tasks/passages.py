@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from mesa_eval.tasks.task import FewShotProtocol, Item, Task
+from mesa_eval.tasks.task import TWICE, FewShotProtocol, Item, Task
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,6 @@ class PassageTask(Task):
         return "text as it stands"
 
     def draws(self, protocol: FewShotProtocol) -> int:
-        """Return 1: there is nothing to draw."""
-        return 1
-
-    def rank_draws(self, protocol: FewShotProtocol) -> int:
         """Return 1: there is nothing to draw."""
         return 1
 
@@ -55,6 +51,14 @@ class TextRecallTask(PassageTask):
     kind: ClassVar[str] = "text recall"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "contains", "exact")
 
+    def variants(self, shots: int, protocol: FewShotProtocol, seed: int) -> list[Task]:
+        """Return the task with each text shown twice (Arora et al. 2024, Just read twice)."""
+        return [replace(self, variant=TWICE)] if TWICE in protocol.variants else []
+
+    def prompt(self, shown: Sequence[Item], question: str) -> tuple[str, str]:
+        """Return the text up to where the value is to follow, and the part that stands before the question."""
+        return super().prompt(shown, repeat_text(question) if self.variant == TWICE else question)
+
 
 @dataclass(frozen=True)
 class LastWordTask(PassageTask):
@@ -65,6 +69,12 @@ class LastWordTask(PassageTask):
 
     kind: ClassVar[str] = "last word"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "perplexity", "greedy")
+
+
+def repeat_text(text: str) -> str:
+    """Return a text with all that stands before its last line, the question, twice; a single line whole twice."""
+    before, end, _ = text.rpartition("\n")
+    return before + end + text if before.strip() else f"{text}\n{text}"
 
 
 def cut_last_word(text: str, where: str) -> Item:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -19,23 +19,37 @@ import numpy as np
 from mesa_eval.documents import stable_number
 
 QUESTION, ANSWER = "{input}", " {output}"
+SHUFFLED = "shuffled"
+TWICE = "twice"
+GAINING = ("pair", "choice", "class", "recall")
+"""Kinds whose demonstrations are also shown with shuffled answers, and whose gain is pooled."""
+
+
+VARIED = {
+    "permuted": ("accuracy", "calibrated"),
+    "symbols": ("accuracy", "calibrated"),
+    SHUFFLED: ("answer", "accuracy", "calibrated"),
+    TWICE: ("answer", "accuracy", "contains", "exact"),
+}
+"""What is scored of a task asked in another way."""
 
 
 @dataclass(frozen=True)
 class FewShotProtocol:
     """Fix what is asked before any model is seen.
 
-    shots: demonstrations (for classes: a label); draws: sets of demonstrations; rank_draws: draws on which the
-    answers of other items are ranked too; queries: items asked; candidates: how many answers are ranked; entries:
-    lines of a phonebook; episodes, ways, episode_shots: N-way episodes, N, and demonstrations a class; group_pairs:
+    shots: demonstrations (for classes: a label); draws: sets of demonstrations of each query; queries: items asked;
+    candidates: how many answers are ranked; entries: lines of a phonebook; episodes, ways, episode_shots: N-way
+    episodes, N, and demonstrations a class; group_pairs:
     minimal pairs a paradigm (None: all); passages: texts asked for a value or their last word (None: all);
     scramble_shots: shots of word scrambles, besides as many as fit up to
-    `most_shots`; variants: labels shown as they are, permuted, or as symbols.
+    `most_shots`; variants: other ways in which tasks are asked, at the primary number of shots only; primary_shots: the
+    average and the gain take each task at the most shots that fit up to these; named_only: kinds that are asked where
+    their file is named, not with a whole folder.
     """
 
     shots: tuple[int, ...]
     draws: int
-    rank_draws: int
     queries: int
     candidates: int
     class_shots: tuple[int, ...] = (0, 1, 2, 4, 8)
@@ -47,7 +61,9 @@ class FewShotProtocol:
     passages: int | None = 100
     scramble_shots: tuple[int, ...] = (0, 1, 10)
     most_shots: int = 100
-    variants: tuple[str, ...] = ("true", "permuted", "symbols")
+    variants: tuple[str, ...] = ("permuted", "symbols", SHUFFLED, TWICE)
+    primary_shots: int = 8
+    named_only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ class Item:
 class Query:
     """Hold one prompt: its text, the right continuation, and every candidate (the right one among them).
 
-    shared: the beginning of the prompt that other queries have too, so that it need be read only once.
+    shared: what of the prompt stands before the question.
     """
 
     prompt: str
@@ -77,7 +93,7 @@ class Task:
     """Describe a task of pairs: an answer is ranked among other answers of the evaluation items.
 
     pool: items that demonstrations come from; evaluation: items that are asked; header: what every prompt begins
-    with; template: how one item is written, with `{input}` and ` {output}`.
+    with; template: how one item is written, with `{input}` and ` {output}`; variant: "" for the plain task.
     """
 
     name: str
@@ -86,11 +102,13 @@ class Task:
     notes: tuple[str, ...] = field(default=())
     header: str = ""
     template: str = "Q: {input}\nA: {output}\n\n"
+    variant: str = ""
 
     kind: ClassVar[str] = "pair"
-    metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact")
+    metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy")
     primary: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "query"
+    listed: ClassVar[bool] = False  # whether the prompt lists the candidates, in the order in which a query has them
     as_many_as_fit: ClassVar[bool] = False
     leaves_out_long: ClassVar[bool] = False
 
@@ -113,16 +131,23 @@ class Task:
         return f"{shots} shot{'s' if shots != 1 else ''}"
 
     def draws(self, protocol: FewShotProtocol) -> int:
-        """Return how many sets of demonstrations each query is asked behind."""
+        """Return how many sets of demonstrations of its own each query is asked behind."""
         return protocol.draws
 
-    def rank_draws(self, protocol: FewShotProtocol) -> int:
-        """Return on how many of the draws all candidates are scored."""
-        return protocol.rank_draws
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """Return what is scored of this variant."""
+        return tuple(metric for metric in self.metrics if metric in VARIED.get(self.variant, self.metrics))
 
-    def variants(self, protocol: FewShotProtocol, seed: int) -> dict[str, Task]:
-        """Return the task by the name of each way in which it is asked; "" is the plain one."""
-        return {"": self}
+    def variants(self, shots: int, protocol: FewShotProtocol, seed: int) -> list[Task]:
+        """Return the task in the other ways in which it is asked at the primary number of shots, `shots`."""
+        if SHUFFLED in protocol.variants and self.kind in GAINING and self.count_shown(shots) > 1:
+            return [replace(self, variant=SHUFFLED)]
+        return []
+
+    def count_shown(self, shots: int) -> int:
+        """Return how many demonstrations are shown at a number of shots."""
+        return shots
 
     def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
         """Choose the indices of the evaluation items that are asked."""
@@ -132,9 +157,10 @@ class Task:
     def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
         """Return the demonstrations before a query, in the order in which they are shown.
 
-        They are the first of a permutation of the pool that depends on the draw only: more shots extend fewer.
+        They are the first of a permutation of the pool that is drawn anew for every query and draw, so resampling
+        queries resamples demonstrations with them. More shots extend fewer.
         """
-        order = self.generator(seed, "demonstrations", draw).permutation(len(self.pool))
+        order = self.generator(seed, "demonstrations", query, draw).permutation(len(self.pool))
         return [self.pool[i] for i in order[:shots]]
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
@@ -142,6 +168,8 @@ class Task:
         item = self.evaluation[index]
         shown = self.demonstrations(index, draw, shots, seed)
         choices = self.candidates(index, shown, candidates, seed)
+        if self.variant == SHUFFLED:
+            shown = shuffled(shown, self.generator(seed, SHUFFLED, index, draw))
         prompt, shared = self.prompt(shown, item.input)
         return Query(prompt, f" {item.output}", tuple(f" {choice}" for choice in choices), shared)
 
@@ -166,7 +194,7 @@ class Task:
     def prompt(self, shown: Sequence[Item], question: str) -> tuple[str, str]:
         """Return the prompt, and the part of it that stands before the question."""
         ask = self.template.split(ANSWER)[0]
-        shared = self.header + "".join(self.written(item) for item in shown)
+        shared = self.header + "".join(self.written(item) for item in shown) * (2 if self.variant == TWICE else 1)
         return shared + ask.replace(QUESTION, question), shared
 
     def written(self, item: Item) -> str:
@@ -174,8 +202,8 @@ class Task:
         before, after = self.template.split(ANSWER)
         return f"{before.replace(QUESTION, item.input)} {item.output}{after}"
 
-    def free_query(self, draw: int, shots: int, seed: int) -> Query | None:
-        """Return the prompt with content-free input that scores are calibrated by; None where none is used."""
+    def free_query(self, index: int, draw: int, shots: int, seed: int) -> Query | None:
+        """Return a query's twin with content-free input, which calibrates its scores; None where none is used."""
         return None
 
     def majority(self, queries: Sequence[int]) -> float | None:
@@ -189,6 +217,14 @@ class Task:
     def generator(self, seed: int, *purpose: object) -> np.random.Generator:
         """Return the random numbers for one purpose, which depend on the task's name and the seed alone."""
         return np.random.default_rng([seed, stable_number(self.name, *purpose)])
+
+
+def shuffled(items: Sequence[Item], generator: np.random.Generator) -> list[Item]:
+    """Return the items with their answers in other places: a random permutation that leaves none in its own."""
+    order = generator.permutation(len(items))
+    while len(items) > 1 and (order == np.arange(len(items))).any():
+        order = generator.permutation(len(items))
+    return [replace(item, output=items[other].output) for item, other in zip(items, order, strict=True)]
 
 
 def check_template(template: str, where: str) -> None:

@@ -1,0 +1,75 @@
+"""What models score that read no demonstrations: measured on the very queries that are asked, without a model.
+
+- even: no candidate is preferred, so 1 / candidates;
+- uniform: every token has probability 1 / V, so the candidate of the fewest tokens wins;
+- commonest in the pool: the candidate that is most often an answer in the pool;
+- commonest candidate: the one that stands most often among the candidates of all queries;
+- always X: one label, where every query has the same candidates;
+- place N: the candidate at one place of the prompt, where the prompt lists the candidates.
+
+The null of an accuracy is the largest of these. It may depend on the tokenizer, by way of "uniform", never on a model.
+Ties are shared out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from mesa_eval.tasks.task import Query, Task
+
+UNIFORM = "uniform"
+Model = Callable[[Query], list[float]]
+
+
+def shares(values: Sequence[float] | np.ndarray) -> list[float]:
+    """Return what share of the decision each candidate wins: 1 for the largest score, 1/n where n are tied."""
+    scores = np.asarray(values)
+    best = scores == scores.max()
+    return (best / best.sum()).tolist()
+
+
+def null_scores(
+    task: Task, grid: Sequence[Sequence[Query]], tokens: Callable[[Query, str], int]
+) -> dict[str, list[float]]:
+    """Return what each null model scores on each query, summed over its draws.
+
+    grid: queries [query][draw]; tokens: how many tokens a candidate has behind a query's prompt.
+    """
+    pool = Counter(f" {item.output}" for item in task.pool)
+    queries = [query for row in grid for query in row]
+    asked = Counter(text for query in queries for text in query.candidates)
+    models: dict[str, Model] = {
+        "even": lambda query: [0.0 for _ in query.candidates],
+        UNIFORM: lambda query: [-float(tokens(query, text)) for text in query.candidates],
+        "commonest in the pool": lambda query: [float(pool[text]) for text in query.candidates],
+        "commonest candidate": lambda query: [float(asked[text]) for text in query.candidates],
+    }
+    same = {frozenset(query.candidates) for query in queries}
+    if len(same) == 1 < len(queries):
+        models.update((f"always{label}", _always(label)) for label in sorted(same.pop()))
+    if task.listed:
+        places = range(max(len(query.candidates) for query in queries))
+        models.update((f"place {place + 1}", _at(place)) for place in places)
+    return {
+        name: [sum(shares(score(query))[query.candidates.index(query.answer)] for query in row) for row in grid]
+        for name, score in models.items()
+    }
+
+
+def _always(label: str) -> Model:
+    return lambda query: [float(text == label) for text in query.candidates]
+
+
+def _at(place: int) -> Model:
+    return lambda query: [float(number == place) for number in range(len(query.candidates))]
+
+
+def null(scores: Mapping[str, Sequence[float]], draws: Sequence[float], calibrated: bool = False) -> float:
+    """Return the largest score of a null model; `draws` are the numbers of draws of each query.
+
+    Scores less those behind content-free input leave a uniform model no preference.
+    """
+    return max(sum(own) / sum(draws) for name, own in scores.items() if not (calibrated and name == UNIFORM))
