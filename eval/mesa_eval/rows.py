@@ -15,8 +15,8 @@ from mesa_eval.arms import NO_COMMON_SEED, Arm, find_arms, pairs
 from mesa_eval.comparison import PRIMARY, Comparison, Difference, Row, ordered_keys
 from mesa_eval.documents import stable_number
 from mesa_eval.scores import Measure, Scores
-from mesa_eval.uncertainty.bootstrap import Resampled, Transform, mean_of, resample
-from mesa_eval.uncertainty.intervals import Interval, joint_interval, t_interval
+from mesa_eval.uncertainty.bootstrap import Resampled, Transform, mean_of, resample, seeds_and_units
+from mesa_eval.uncertainty.intervals import Interval, t_interval
 
 OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
 OTHER_WINDOW = "windows differ"
@@ -112,7 +112,7 @@ class _Table:
         chance = measure.chance or 0.0
         raw = self._resample(measure)
         drawn = None if raw.drawn is None else (raw.drawn - chance) / (1 - chance)
-        return Resampled((raw.value - chance) / (1 - chance), drawn, raw.units)
+        return Resampled((raw.value - chance) / (1 - chance), drawn, raw.units, raw.effective)
 
     def _resample(self, measure: Measure) -> Resampled:
         """Resample one statistic; sections draw apart, for query 3 of one task is not query 3 of another."""
@@ -165,7 +165,7 @@ class _Table:
         if len(found) == 1:
             return Difference(mean.interval(), by_seed=by_seed)
         values = [value for _, value in by_seed]
-        joint = joint_interval(values, mean.spread, mean.units)
+        joint = seeds_and_units([difference for _, difference in found])
         return Difference(t_interval(values), items=mean.interval(), joint=joint, by_seed=by_seed)
 
     @staticmethod
