@@ -20,6 +20,7 @@ from mesa_eval.uncertainty.intervals import Interval, t_interval
 
 OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
 OTHER_WINDOW = "windows differ"
+OTHER_SUITE = "suites differ"
 OTHER_ITEMS = "other items were asked"
 NOT_MEASURED = "not measured"
 TRANSFORMS: dict[str, Transform | None] = {"": None, "exp": np.exp}
@@ -189,6 +190,9 @@ def _reason(own: Measure | None, base: Measure | None, model: Scores, other: Sco
     """Say why a model is not compared with the baseline; "" if it can be."""
     if own is None or base is None:
         return NOT_MEASURED
+    suites = model.protocol["name"], other.protocol["name"]
+    if suites[0] != suites[1]:
+        return f"{OTHER_SUITE}: {suites[0]} and {suites[1]}; measure one again"
     if not own.any_tokenizer and model.model.tokenizer != other.model.tokenizer:
         return OTHER_TOKENIZER
     if not own.any_tokenizer and model.window != other.window:

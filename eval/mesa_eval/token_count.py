@@ -91,12 +91,13 @@ def count_tokens(
         alike.setdefault(key, []).append(source.name)
         readers[key] = TokenCounter(tokenizer, source.name, vocabulary, batch_tokens, quiet)
     return [
-        ModelCount(tuple(names), key[1], tuple(_count_parts(readers[key], plan, key[1], quiet)))
+        ModelCount(tuple(names), key[1], tuple(count_parts(readers[key], plan, key[1], quiet)))
         for key, names in alike.items()
     ]
 
 
-def _count_parts(reader: TokenCounter, plan: Plan, window: int, quiet: bool) -> list[PartCount]:
+def count_parts(reader: TokenCounter, plan: Plan, window: int, quiet: bool) -> list[PartCount]:
+    """Ask the counter everything, and return what each part would read."""
     subject = Subject(reader, window, plan.protocol, plan.seed, plan.documents, plan.sample, plan.tasks, plan.missing)
     counts = []
     asked = questions(subject, None)

@@ -12,7 +12,12 @@ from mesalm.doors.words import MODEL, count, folder_to_write, seed
 
 def _evaluation_arguments(door: argparse.ArgumentParser, models: str = "+") -> None:
     door.add_argument("models", nargs=models, default=[], metavar="MODEL", help=MODEL)
-    door.add_argument("--suite", choices=("quick", "full", "paper"), default="quick", help="how much to measure")
+    door.add_argument(
+        "--suite",
+        default="quick",
+        metavar="SUITE",
+        help="how much to measure: quick, full or paper, or a version of one such as full-1 (default quick)",
+    )
     door.add_argument("--text", action="append", default=[], metavar="FILE", help="held-out text; may be given again")
     door.add_argument("--split", choices=("valid", "test"), default="valid", help="of a run's own text (default valid)")
     door.add_argument(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mesa_eval.protocols import PROTOCOLS
+from mesa_eval.protocols import find_protocol
 from mesa_eval.reading.scoring import Scorer
 from mesa_eval.suite import make_plan, run_plan
 from mesa_eval.token_count import count_tokens
@@ -32,7 +32,7 @@ def test_the_count_is_what_is_read(save_model, text_file: str, pair_file: str, c
         else:
             assert part.tokens_run == count.tokens > 0
     assert [part.name for part in counted.parts if part.at_most] == ["task/key_value_recall"]
-    assert counted.tokens < (PROTOCOLS["quick"].budget or 0)
+    assert counted.tokens < (find_protocol("quick").budget or 0)
 
 
 @pytest.mark.parametrize("door", ["eval", "compare"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mesa_eval.comparison import Comparison, Row
-from mesa_eval.report.tables import chance_words, state_words
+from mesa_eval.report.tables import chance_words, count_words, state_words
 from mesa_eval.report.wording import bracket, claim_name, claim_score, number, spread_words, summarise
 from mesalm.hub.markdown import code, plain
 
@@ -52,10 +52,14 @@ def _models(comparison: Comparison) -> str:
         first = comparison.members(index)[0]
         card = first.model
         seeds = ", ".join("unknown" if seed is None else str(seed) for seed in arm.seeds)
-        trained = "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}"
+        trained = [count_words(card.tokens_trained), count_words(card.seconds_trained)]
         state = " ".join(state_words(card.state_numbers, card.state_grows, first.window))
-        rows.append([plain(arm.name), plain(card.mixers), f"{card.parameters:,}", trained, seeds, state])
-    return _table(["model", "mixers", "parameters", "tokens trained", "training seeds", "state, numbers"], rows, 2)
+        rows.append([plain(arm.name), plain(card.mixers), f"{card.parameters:,}", *trained, seeds, state])
+    return _table(
+        ["model", "mixers", "parameters", "tokens trained", "seconds trained", "training seeds", "state, numbers"],
+        rows,
+        2,
+    )
 
 
 def _rows(comparison: Comparison, rows: Sequence[Row]) -> str:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from mesa_eval.comparison import PRIMARY, Comparison, Row
 from mesa_eval.report.figures import claims_figure, position_figure, task_figure, text_figure, training_figure
-from mesa_eval.report.tables import chance_words, state_words
+from mesa_eval.report.tables import chance_words, count_words, state_words
 from mesa_eval.report.templating import render
 from mesa_eval.report.wording import bracket, claim_name, claim_score, number, p_words, spread_words, summarise
 from mesa_eval.scores import TaskRecord
@@ -91,7 +91,8 @@ def _model_row(comparison: Comparison, index: int) -> dict[str, Any]:
         "mixers": card.mixers,
         "seeds": ", ".join(DASH if seed is None else str(seed) for seed in arm.seeds),
         "parameters": f"{card.parameters:,}",
-        "trained": "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}",
+        "trained": count_words(card.tokens_trained),
+        "took": count_words(card.seconds_trained),
         "vocabulary": f"{card.vocab_size:,}",
         "window": str(scores.window),
         "state": state_words(card.state_numbers, card.state_grows, scores.window),
@@ -107,7 +108,9 @@ def _run_row(comparison: Comparison, place: int) -> dict[str, Any]:
         "arm": next(index for index, arm in enumerate(comparison.arms) if place in arm.members),
         "argument": card.argument,
         "seed": DASH if card.seed is None else str(card.seed),
-        "trained": "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}",
+        "trained": count_words(card.tokens_trained),
+        "took": count_words(card.seconds_trained),
+        "state": state_words(card.state_numbers, card.state_grows, scores.window),
         "read": f"{scores.tokens_run:,}",
         "seconds": f"{scores.seconds:.0f}",
         "fingerprint": card.fingerprint,

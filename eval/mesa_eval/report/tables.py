@@ -65,7 +65,16 @@ def _family(comparison: Comparison) -> Table:
 
 def _models(comparison: Comparison) -> Table:
     table = Table(title="Models", title_justify="left")
-    for heading in ("model", "mixers", "seeds", "parameters", "tokens trained", "window", "state, numbers"):
+    for heading in (
+        "model",
+        "mixers",
+        "seeds",
+        "parameters",
+        "tokens trained",
+        "seconds trained",
+        "window",
+        "state, numbers",
+    ):
         table.add_column(heading, justify="left" if heading in ("model", "mixers", "seeds") else "right")
     for index, arm in enumerate(comparison.arms):
         scores = comparison.members(index)[0]
@@ -75,11 +84,17 @@ def _models(comparison: Comparison) -> Table:
             escape(card.mixers),
             ", ".join("" if seed is None else str(seed) for seed in arm.seeds),
             f"{card.parameters:,}",
-            "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}",
+            count_words(card.tokens_trained),
+            count_words(card.seconds_trained),
             str(scores.window),
             " ".join(state_words(card.state_numbers, card.state_grows, scores.window)),
         )
     return table
+
+
+def count_words(count: float | None) -> str:
+    """Return a number of tokens or seconds in whole ones, or that it is unknown."""
+    return "unknown" if count is None else f"{count:,.0f}"
 
 
 def state_words(numbers: int | None, grows: bool | None, window: int) -> tuple[str, str]:
