@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from mesa_eval.documents import Document, held_out_documents, read_documents, subsample, text_fingerprint
+from mesa_eval.overlap import overlap_notes
 from mesa_eval.part_store import PartStore
 from mesa_eval.parts import Subject, questions
 from mesa_eval.protocols import Protocol, find_protocol
@@ -177,6 +178,8 @@ def run_plan(
     """Score every model of a plan, one after another, and write each one's scores as soon as they are there."""
     processes = join_processes(device)
     quiet = quiet or not processes.main
+    prepared = [source.prepared for source in plan.sources if source.prepared is not None]
+    plan = dataclasses.replace(plan, notes=(*plan.notes, *overlap_notes(prepared, plan.sample)))
     folder = None if out is None else Path(out) / "scores"
     console = Console(stderr=True, soft_wrap=True)
     results = []
