@@ -68,6 +68,6 @@ def test_models_of_one_law_are_seldom_called_different(
         called += any(words not in ("", NOT_TOLD) for words in verdicts)
         assert bool(summarise(comparison).told) == any(words not in ("", NOT_TOLD) for words in verdicts)
         alone += any(row.differences[0].decisive.tells for row in comparison.rows)
-    # 0.046 of 4,000 tables of this law; a sample of so few trials may lie two standard errors above 5 %
+    # nominally 5 %; a sample of so few trials may lie two standard errors above 5 %
     assert called <= 0.05 * trials + 2 * (0.05 * 0.95 * trials) ** 0.5
     assert alone / trials > 0.9  # what it would be if every interval that leaves 0 out were called a difference
