@@ -1,15 +1,24 @@
-"""What a comparison holds: arms, rows of values and differences, and the claims made task by task."""
+"""What a comparison holds: arms, rows of values and differences, and the declared family of tests.
+
+Rows are many and say what was found; words are few and say what was tested. Only the tests of the family, fixed before
+any model is seen and corrected together for their number, are called better, worse or not told apart.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from mesa_eval.arms import Arm
 from mesa_eval.scores import Scores
 from mesa_eval.uncertainty.intervals import Interval, holm
 
 PRIMARY = "primary_average"
+FAMILY = ("bits_per_byte", PRIMARY, "demonstration_gain/pairing")  # and the claim row of each task, for every arm
+CORRECTION = "Holm"
+LEAST = 0.05  # p values adjusted for the whole family tell a difference below this
+NOT_TOLD = "no difference told"
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Difference:
 
     @property
     def decisive(self) -> Interval | None:
-        """Return the interval that decides whether a difference is told: all sources of chance that were measured."""
+        """Return the interval whose p value is tested: all sources of chance that were measured."""
         return self.joint or self.interval
 
 
@@ -56,27 +65,28 @@ class Row:
     resampled: str = ""
     primary: bool = False
 
-    def verdict(self, index: int) -> str:
-        """Return "better", "worse", "differs" or "no difference told" for an arm; "" where nothing is compared."""
-        found = self.differences[index].decisive
-        if found is None:
-            return ""
-        if not found.tells:
-            return "no difference told"
-        if not self.better:
-            return "differs"
-        return "better" if (found.value < 0) == (self.better == "lower") else "worse"
-
 
 @dataclass(frozen=True)
 class Claim:
-    """Hold what one task says of an arm: its row, the p value and Holm's adjustment over all tasks."""
+    """Hold one test of the family: the arm's index, the row, its p value and Holm's adjustment over all tests.
+
+    task: the task's name, "" for the rows over all text or all tasks.
+    """
 
     task: str
+    arm: int
     row: Row
     p: float
     adjusted: float
-    verdict: str
+
+    @property
+    def verdict(self) -> str:
+        """Return "better", "worse" or "no difference told"."""
+        if self.adjusted >= LEAST:
+            return NOT_TOLD
+        found = self.row.differences[self.arm].decisive
+        assert found is not None
+        return "better" if (found.value < 0) == (self.row.better == "lower") else "worse"
 
 
 @dataclass(frozen=True)
@@ -142,19 +152,34 @@ class Comparison:
         found = shared or chosen
         return found[-1] if found else None
 
-    def claims(self, index: int) -> list[Claim]:
-        """Return one claim a task about an arm, with p values adjusted by Holm over all of them."""
-        judged: list[tuple[str, Row, float]] = []
-        for section in self.task_sections():
-            row = self.claim_row(section)
-            found = None if row is None else row.differences[index].decisive
-            if row is not None and found is not None and found.p is not None:
-                judged.append((section.removeprefix("task/"), row, found.p))
-        adjusted = holm([p for _, _, p in judged])
-        return [
-            Claim(task, row, p, corrected, row.verdict(index) if corrected < 0.05 else "no difference told")
-            for (task, row, p), corrected in zip(judged, adjusted, strict=True)
+    def family_rows(self) -> list[tuple[str, Row]]:
+        """Return the rows of the declared family, each with its task, "" for those over all text or all tasks."""
+        declared = [("", row) for key in FAMILY if (row := self.row(key)) is not None]
+        tasks = [(section.removeprefix("task/"), self.claim_row(section)) for section in self.task_sections()]
+        return [*declared, *((task, row) for task, row in tasks if row is not None)]
+
+    @cached_property
+    def family(self) -> list[Claim]:
+        """Return every test of the declared family, of all arms, with p values adjusted by Holm over all at once.
+
+        A row that is not compared is no test: it says why instead.
+        """
+        tests = [
+            (task, index, row, found.p)
+            for index in self.compared
+            for task, row in self.family_rows()
+            if (found := row.differences[index].decisive) is not None and found.p is not None
         ]
+        adjusted = holm([p for *_, p in tests])
+        return [Claim(*test, after) for test, after in zip(tests, adjusted, strict=True)]
+
+    def claims(self, index: int) -> list[Claim]:
+        """Return the tests of the family that are about one arm."""
+        return [claim for claim in self.family if claim.arm == index]
+
+    def verdict(self, row: Row, index: int) -> str:
+        """Return what the family says of a row and an arm; "" for a row that is not one of its tests."""
+        return next((claim.verdict for claim in self.claims(index) if claim.row.key == row.key), "")
 
 
 def ordered_keys(tables: Sequence[Sequence[tuple[str, str]]]) -> list[str]:

@@ -1,5 +1,8 @@
 """The suites: how much each asks, fixed before any model is seen.
 
+A version that has been used is never changed: other sizes or other rules of choice are a new version beside it, such as
+`full-2`, and `--suite full` then means that one. Scores of different versions are not compared.
+
 Budgets are tokens that a model reads, all of the suite's own measures and the few-shot files of a usual set (some
 thirty) together: `quick` 0.8 million, `full` 8 million; `paper` asks the whole protocol and has none.
 """
@@ -42,9 +45,9 @@ class Protocol:
         return plain
 
 
-PROTOCOLS = {
-    "quick": Protocol(
-        name="quick",
+_VERSIONS = (
+    Protocol(
+        name="quick-1",
         text_bytes=160_000,
         document_bytes=5_000,
         longest_window=1024,
@@ -66,8 +69,8 @@ PROTOCOLS = {
         ),
         budget=800_000,
     ),
-    "full": Protocol(
-        name="full",
+    Protocol(
+        name="full-1",
         text_bytes=1_500_000,
         document_bytes=None,
         longest_window=2048,
@@ -86,8 +89,8 @@ PROTOCOLS = {
         ),
         budget=8_000_000,
     ),
-    "paper": Protocol(
-        name="paper",
+    Protocol(
+        name="paper-1",
         text_bytes=None,
         document_bytes=None,
         longest_window=8192,
@@ -106,4 +109,21 @@ PROTOCOLS = {
         ),
         tasks=("copying", "key_value_recall", "case_change", "phonebook"),
     ),
-}
+)
+PROTOCOLS = {protocol.name: protocol for protocol in _VERSIONS}
+SUITES = tuple(dict.fromkeys(name.rpartition("-")[0] for name in PROTOCOLS))
+
+
+def find_protocol(suite: str) -> Protocol:
+    """Return the protocol of a version, such as "full-1", or the newest of a suite, such as "full".
+
+    Raises ValueError in one line for any other name.
+    """
+    if suite in PROTOCOLS:
+        return PROTOCOLS[suite]
+    if suite not in SUITES:
+        raise ValueError(
+            f"--suite {suite!r}: unknown; it must be one of {', '.join(SUITES)}, or a version: {', '.join(PROTOCOLS)}"
+        )
+    versions = [name for name in PROTOCOLS if name.rpartition("-")[0] == suite]
+    return PROTOCOLS[max(versions, key=lambda name: int(name.rpartition("-")[2]))]

@@ -15,11 +15,12 @@ from mesa_eval.arms import NO_COMMON_SEED, Arm, find_arms, pairs
 from mesa_eval.comparison import PRIMARY, Comparison, Difference, Row, ordered_keys
 from mesa_eval.documents import stable_number
 from mesa_eval.scores import Measure, Scores
-from mesa_eval.uncertainty.bootstrap import Resampled, Transform, mean_of, resample
-from mesa_eval.uncertainty.intervals import Interval, joint_interval, t_interval
+from mesa_eval.uncertainty.bootstrap import Resampled, Transform, mean_of, resample, seeds_and_units
+from mesa_eval.uncertainty.intervals import Interval, t_interval
 
 OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
 OTHER_WINDOW = "windows differ"
+OTHER_SUITE = "suites differ"
 OTHER_ITEMS = "other items were asked"
 NOT_MEASURED = "not measured"
 MOST_NULL = 0.8  # with less room above it, one query more or less would move a task by more than the others
@@ -147,7 +148,7 @@ class _Table:
         null = measure.chance or 0.0
         raw = self._resample(measure)
         drawn = None if raw.drawn is None else (raw.drawn - null) / (1 - null)
-        return Resampled((raw.value - null) / (1 - null), drawn, raw.units)
+        return Resampled((raw.value - null) / (1 - null), drawn, raw.units, raw.effective)
 
     def _resample(self, measure: Measure) -> Resampled:
         """Resample one statistic; sections draw apart, for query 3 of one task is not query 3 of another."""
@@ -200,7 +201,7 @@ class _Table:
         if len(found) == 1:
             return Difference(mean.interval(), by_seed=by_seed)
         values = [value for _, value in by_seed]
-        joint = joint_interval(values, mean.spread, mean.units)
+        joint = seeds_and_units([difference for _, difference in found])
         return Difference(t_interval(values), items=mean.interval(), joint=joint, by_seed=by_seed)
 
     @staticmethod
@@ -229,6 +230,9 @@ def _reason(own: Measure | None, base: Measure | None, model: Scores, other: Sco
     """Say why a model is not compared with the baseline; "" if it can be."""
     if own is None or base is None:
         return NOT_MEASURED
+    suites = model.protocol["name"], other.protocol["name"]
+    if suites[0] != suites[1]:
+        return f"{OTHER_SUITE}: {suites[0]} and {suites[1]}; measure one again"
     if not own.any_tokenizer and model.model.tokenizer != other.model.tokenizer:
         return OTHER_TOKENIZER
     if not own.any_tokenizer and model.window != other.window:

@@ -24,7 +24,8 @@ FORMAT = 2
 class ModelCard:
     """Say what was measured: where it lies, what it weighs, how long it was trained.
 
-    seed, recipe: the training seed, and a sha256 that runs share whose recipes and data differ by nothing else.
+    seed, recipe: the training seed, and a sha256 that runs share whose recipes and data differ by nothing else;
+    seconds_trained: of the run's journal, on whatever machine it ran.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModelCard:
     training: dict[str, list[list[float]]] = field(default_factory=dict)
     seed: int | None = None
     recipe: str = ""
+    seconds_trained: float | None = None
 
 
 @dataclass
@@ -201,7 +203,10 @@ def _rebuild(kind: Any, value: Any) -> Any:
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
-        known = {item.name: _rebuild(hints[item.name], value[item.name]) for item in dataclasses.fields(kind)}
+        there = [
+            item.name for item in dataclasses.fields(kind) if item.name in value
+        ]  # older ones lack what came since
+        known = {name: _rebuild(hints[name], value[name]) for name in there}
         return kind(**known)
     if origin is list:
         (inner,) = typing.get_args(kind)

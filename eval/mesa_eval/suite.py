@@ -18,9 +18,10 @@ from typing import Any
 from rich.console import Console
 
 from mesa_eval.documents import Document, held_out_documents, read_documents, subsample, text_fingerprint
+from mesa_eval.overlap import overlap_notes
 from mesa_eval.part_store import PartStore
 from mesa_eval.parts import Subject, questions
-from mesa_eval.protocols import PROTOCOLS, Protocol
+from mesa_eval.protocols import Protocol, find_protocol
 from mesa_eval.reading.model_record import describe_model, installed_versions
 from mesa_eval.reading.model_source import (
     ModelSource,
@@ -100,9 +101,7 @@ def make_plan(
     """Fix text, windows and tasks for all models; see `evaluate` for the arguments and errors."""
     if not models:
         raise ValueError("no model given; name at least one run, model folder or Hub name")
-    if suite not in PROTOCOLS:
-        raise ValueError(f"suite {suite!r}: unknown; it must be one of {', '.join(PROTOCOLS)}")
-    protocol = PROTOCOLS[suite]
+    protocol = find_protocol(suite)
     sources = _named_apart([find_model(model) for model in models])
     tokenizers = [load_tokenizer(source, trust_remote_code) for source in sources]
     notes: list[str] = []
@@ -126,7 +125,7 @@ def make_plan(
         "text": [str(text) for text in texts] or f"{split} split of the run's prepared data",
         "documents_available": len(documents),
         "tasks": names,
-        "command": " ".join(sys.argv),
+        "command": " ".join(_versioned(sys.argv, protocol.name)),
     }
     return Plan(
         protocol=protocol,
@@ -140,6 +139,16 @@ def make_plan(
         notes=tuple(notes),
         missing=tuple(missing),
     )
+
+
+def _versioned(arguments: Sequence[str], version: str) -> list[str]:
+    """Return the command with the version of the suite, which stays what it is when a newer one comes."""
+    kept = [
+        word
+        for word, before in zip(arguments, ["", *arguments], strict=False)
+        if before != "--suite" and word != "--suite" and not word.startswith("--suite=")
+    ]
+    return [*kept, "--suite", version]
 
 
 def _build_tasks(
@@ -179,6 +188,8 @@ def run_plan(
     """Score every model of a plan, one after another, and write each one's scores as soon as they are there."""
     processes = join_processes(device)
     quiet = quiet or not processes.main
+    prepared = [source.prepared for source in plan.sources if source.prepared is not None]
+    plan = dataclasses.replace(plan, notes=(*plan.notes, *overlap_notes(prepared, plan.sample)))
     folder = None if out is None else Path(out) / "scores"
     console = Console(stderr=True, soft_wrap=True)
     results = []

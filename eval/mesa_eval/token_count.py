@@ -1,15 +1,18 @@
-"""Count the tokens that a model would read, part by part, without opening one: only its tokenizer is needed."""
+"""Count the tokens that a model would read, part by part, from its tokenizer alone, and say how long that may take."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from mesa_eval.forecast import Forecast, forecast
 from mesa_eval.parts import Subject, questions
 from mesa_eval.reading.batches import Batch
 from mesa_eval.reading.model_source import declared_vocabulary, load_tokenizer, tokenizer_fingerprint
@@ -20,10 +23,13 @@ from mesa_eval.suite import Plan
 class TokenCounter(Reader):
     """Stand in for a model with a cache that knows nothing: every log P is 0 and no answer is the likeliest.
 
-    at_most: whether something was to be written whose length only the model knows, so that the count is a bound.
+    at_most: whether something was to be written whose length only the model knows, so that the count is a bound;
+    batches, steps: forward passes over what is given, and those that write a token each.
     """
 
     at_most = False
+    batches = 0
+    steps = 0
 
     def shares_prefixes(self) -> bool:
         """Return True: transformers' causal models have a cache."""
@@ -37,6 +43,7 @@ class TokenCounter(Reader):
         self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], firsts: Sequence[int], what: str
     ) -> dict[int, TokenScores]:
         """Return zeros for every row."""
+        self.batches += len(batches) + len({(batch.heads, batch.cut) for batch in batches if batch.cut})
         sizes = {row: len(rows[row]) - firsts[row] for batch in batches for row in batch.rows}
         return {
             row: TokenScores(np.zeros(size), np.zeros(size, bool), np.zeros(size, np.int64))
@@ -48,55 +55,79 @@ class TokenCounter(Reader):
     ) -> dict[int, list[int]]:
         """Write as much as is allowed behind every row."""
         self.at_most = self.at_most or bool(batches)
+        self.batches += len(batches)
+        self.steps += sum(most[batch.rows[0]] - 1 for batch in batches)
         return {row: [0] * most[row] for batch in batches for row in batch.rows}
 
 
 @dataclass(frozen=True)
 class PartCount:
-    """Hold the tokens of one part; at_most: the model decides how much it writes; reason: why it is not asked."""
+    """Hold the tokens of one part; at_most: the model decides how much it writes; reason: why it is not asked.
+
+    batches, steps: as of `TokenCounter`; seconds: what preparing it takes, the model apart.
+    """
 
     name: str
     tokens: int
     at_most: bool
     reason: str = ""
+    batches: int = 0
+    steps: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class ModelCount:
-    """Hold what each of `models`, which share a tokenizer and a window, reads."""
+    """Hold what each of `models`, which share a tokenizer and a window, reads; and what each was seen to need."""
 
     models: tuple[str, ...]
     window: int
     parts: tuple[PartCount, ...]
+    forecasts: tuple[Forecast, ...] = ()
 
     @property
     def tokens(self) -> int:
         """Return the sum over the parts."""
         return sum(part.tokens for part in self.parts)
 
+    def seconds(self, model: int, part: PartCount) -> float:
+        """Return the seconds that a part is expected to take a model, given by its place."""
+        return part.seconds + self.forecasts[model].seconds(part.batches, part.tokens, part.steps)
+
 
 def count_tokens(
-    plan: Plan, batch_tokens: int = 8192, trust_remote_code: bool = False, quiet: bool = False
+    plan: Plan,
+    batch_tokens: int = 8192,
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+    device: str | None = None,
 ) -> list[ModelCount]:
     """Count what the models of a plan read; models that read the same are counted once.
 
-    Nothing stored is taken into account, and generation counts in full. Raises ValueError as `evaluate` does.
+    With a device each model is opened there and reads a few batches, see `mesa_eval.forecast`. Nothing stored is taken
+    into account, and generation counts in full. Raises ValueError as `evaluate` does.
     """
     alike: dict[tuple[str, int, int], list[str]] = {}
     readers: dict[tuple[str, int, int], TokenCounter] = {}
+    seen: dict[tuple[str, int, int], list[Forecast]] = {}
     for source, window in zip(plan.sources, plan.windows, strict=True):
         tokenizer = load_tokenizer(source, trust_remote_code)
         vocabulary = declared_vocabulary(source, tokenizer, trust_remote_code)
         key = (tokenizer_fingerprint(tokenizer), window, vocabulary)
         alike.setdefault(key, []).append(source.name)
+        if device is not None:
+            seen.setdefault(key, []).append(forecast(source, window, device, batch_tokens, trust_remote_code))
         readers[key] = TokenCounter(tokenizer, source.name, vocabulary, batch_tokens, quiet)
     return [
-        ModelCount(tuple(names), key[1], tuple(_count_parts(readers[key], plan, key[1], quiet)))
+        ModelCount(
+            tuple(names), key[1], tuple(count_parts(readers[key], plan, key[1], quiet)), tuple(seen.get(key, []))
+        )
         for key, names in alike.items()
     ]
 
 
-def _count_parts(reader: TokenCounter, plan: Plan, window: int, quiet: bool) -> list[PartCount]:
+def count_parts(reader: TokenCounter, plan: Plan, window: int, quiet: bool) -> list[PartCount]:
+    """Ask the counter everything, and return what each part would read."""
     subject = Subject(reader, window, plan.protocol, plan.seed, plan.documents, plan.sample, plan.tasks, plan.missing)
     counts = []
     asked = questions(subject, None)
@@ -104,25 +135,41 @@ def _count_parts(reader: TokenCounter, plan: Plan, window: int, quiet: bool) -> 
     for question in track(
         asked, reader.name, console=console, transient=True, disable=quiet or not console.is_terminal
     ):
-        before, reader.at_most = reader.tokens_run, False
+        before, reader.at_most, reader.batches, reader.steps = reader.tokens_run, False, 0, 0
+        began = time.perf_counter()
         part = question.ask()
         reason = part.task.skipped if part.task else "" if part.measures else part.notes[-1]
-        counts.append(PartCount(question.name, reader.tokens_run - before, reader.at_most, reason))
+        tokens, seconds = reader.tokens_run - before, time.perf_counter() - began
+        counts.append(PartCount(question.name, tokens, reader.at_most, reason, reader.batches, reader.steps, seconds))
     return counts
 
 
 def print_counts(plan: Plan, counts: Sequence[ModelCount]) -> None:
-    """Print each part with its tokens, their sum, and the suite's budget."""
+    """Print each part with its tokens and seconds, their sums, the suite's budget, and the memory of each model."""
     budget = plan.protocol.budget
     for count in counts:
         table = Table(title=f"{', '.join(count.models)}: tokens read, window {count.window}", title_justify="left")
         table.add_column("measure")
         table.add_column("tokens", justify="right")
-        for part in count.parts:
-            words = part.reason or f"{'at most ' if part.at_most else ''}{part.tokens:,}"
-            table.add_row(part.name.removeprefix("task/"), words)
-        table.add_section()
+        timed = range(len(count.forecasts))
+        for place in timed:
+            table.add_column(f"seconds, {escape(count.models[place])}", justify="right")
         bound = "at most " if any(part.at_most for part in count.parts) else ""
-        table.add_row("sum, a model", f"{bound}{count.tokens:,}")
+        for part in count.parts:
+            most = "at most " if part.at_most else ""
+            seconds = [f"{most}{count.seconds(place, part):,.1f}" for place in timed]
+            words = [part.reason] if part.reason else [f"{most}{part.tokens:,}", *seconds]
+            table.add_row(part.name.removeprefix("task/"), *words)
+        table.add_section()
+        sums = [sum(count.seconds(place, part) for part in count.parts) for place in timed]
+        table.add_row("sum, a model", f"{bound}{count.tokens:,}", *(f"{bound}{total:,.1f}" for total in sums))
         table.add_row(f"budget of {plan.protocol.name}", "none" if budget is None else f"{budget:,}")
+        if count.forecasts:
+            peaks = [f"{seen.peak_bytes / 1e6:,.0f} MB" for seen in count.forecasts]
+            table.add_row("peak memory, weights included", "", *peaks)
         Console().print(table)
+    if any(count.forecasts for count in counts):
+        print(
+            "Seconds are foretold from a few batches of random tokens, read by one process. What a model writes counts"
+            " in full, so where it writes tokens and seconds are bounds."
+        )

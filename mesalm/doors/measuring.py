@@ -12,7 +12,12 @@ from mesalm.doors.words import MODEL, count, folder_to_write, seed
 
 def _evaluation_arguments(door: argparse.ArgumentParser, models: str = "+") -> None:
     door.add_argument("models", nargs=models, default=[], metavar="MODEL", help=MODEL)
-    door.add_argument("--suite", choices=("quick", "full", "paper"), default="quick", help="how much to measure")
+    door.add_argument(
+        "--suite",
+        default="quick",
+        metavar="SUITE",
+        help="how much to measure: quick, full or paper, or a version of one such as full-1 (default quick)",
+    )
     door.add_argument("--text", action="append", default=[], metavar="FILE", help="held-out text; may be given again")
     door.add_argument("--split", choices=("valid", "test"), default="valid", help="of a run's own text (default valid)")
     door.add_argument(
@@ -23,7 +28,9 @@ def _evaluation_arguments(door: argparse.ArgumentParser, models: str = "+") -> N
         help="built-in name, file, folder or hub:NAME; may be repeated",
     )
     door.add_argument(
-        "--plan", action="store_true", help="print the tokens that each measure will read, and stop; no model is run"
+        "--plan",
+        action="store_true",
+        help="print the tokens, seconds and memory that each measure will need, and stop; models read a few batches",
     )
     door.add_argument("--out", type=folder_to_write, help="folder to write to")
     door.add_argument("--seed", type=seed, default=0)
@@ -52,7 +59,7 @@ def _print_plan(options: argparse.Namespace, models: Sequence[str]) -> None:
 
     chosen = options.suite, options.text, options.split, options.task, options.seed, options.trust_remote_code
     plan = make_plan(models, *chosen)
-    print_counts(plan, count_tokens(plan, options.batch_tokens, options.trust_remote_code))
+    print_counts(plan, count_tokens(plan, options.batch_tokens, options.trust_remote_code, device=options.device))
 
 
 def eval_door(doors: argparse._SubParsersAction) -> None:

@@ -60,14 +60,14 @@ class CopyModel(torch.nn.Module):
         return SimpleNamespace(logits=logits)
 
 
-def make_llama(vocabulary: int, seed: int, length: int = 64) -> LlamaForCausalLM:
+def make_llama(vocabulary: int, seed: int, length: int = 64, width: int = 32, layers: int = 2) -> LlamaForCausalLM:
     """Make a random Llama with large weights, so that its predictions are far from uniform."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
+        hidden_size=width,
+        intermediate_size=3 * width // 2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=length,
@@ -88,10 +88,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def save_model(tmp_path: Path) -> Callable[..., str]:
     """Return a function that writes a random Llama with its tokenizer and returns the folder."""
 
-    def save(name: str, seed: int, tokenizer: PreTrainedTokenizerFast | None = None, length: int = 64) -> str:
+    def save(
+        name: str, seed: int, tokenizer: PreTrainedTokenizerFast | None = None, length: int = 64, **sizes: int
+    ) -> str:
         folder = tmp_path / name
         own = tokenizer or make_tokenizer()
-        make_llama(len(own), seed, length).save_pretrained(folder)
+        make_llama(len(own), seed, length, **sizes).save_pretrained(folder)
         own.save_pretrained(folder)
         return str(folder)
 

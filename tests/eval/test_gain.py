@@ -11,7 +11,7 @@ import torch
 from mesa_eval.measures.few_shot import TaskScores, score_task
 from mesa_eval.measures.task_measures import task_measures
 from mesa_eval.parts import Subject, questions
-from mesa_eval.protocols import PROTOCOLS
+from mesa_eval.protocols import find_protocol
 from mesa_eval.reading.encoding import Pair
 from mesa_eval.reading.reader import Likelihood
 from mesa_eval.reading.scoring import Scorer
@@ -103,7 +103,7 @@ def test_gain_and_pairing_of_models_that_are_known(tokenizer) -> None:
     assert most == pytest.approx(18.0)
     assert [value.value for value in pairing.values[:2]] == pytest.approx([0, 0], abs=1e-9)
     assert pairing.values[2].value > 6
-    assert pairing.verdict(2) == "better"
+    assert comparison.verdict(pairing, 2) == "better"
     assert pairing.differences[1].interval.tells is False
     # each task weighs the same
     own = [comparison.row(f"task/{task.name}/gain") for task in learnable]
@@ -197,7 +197,7 @@ def test_texts_are_read_twice_to_the_letter(make, tokenizer) -> None:
     assert measures["task/facts/0/answer-twice"].units == ["0"]
     assert measures["task/facts/0/answer-twice"].unit == "answer, bits per byte, read twice"
     assert measures["task/facts/0/answer"].units == ["0", "1"]
-    subject = Subject(scorer, 60, PROTOCOLS["quick"], 0, [], [], [task])
+    subject = Subject(scorer, 60, find_protocol("quick"), 0, [], [], [task])
     (asked,) = [question for question in questions(subject, None) if question.name == "task/facts"]
     assert "facts, read twice: 1 of 2 left out, with their answer they exceed 60 tokens" in asked.ask().notes
     short = score_task(scorer, TASKS[3], PROTOCOL, 150, seed=0)

@@ -239,7 +239,7 @@ def test_passages_agree_to_the_last_item(make, save_mesa, tmp_path: Path) -> Non
     from mesa_eval.harness import run_tasks
     from mesa_eval.measures.few_shot import score_task
     from mesa_eval.measures.task_measures import task_measures
-    from mesa_eval.protocols import PROTOCOLS
+    from mesa_eval.protocols import find_protocol
     from mesa_eval.tasks import find_tasks
 
     tokenizer = make.tokenizer(merges_from="the end of a long line\n" * 30, size=290)
@@ -267,7 +267,7 @@ def test_passages_agree_to_the_last_item(make, save_mesa, tmp_path: Path) -> Non
     ours = {}
     for name in lines:
         (task,) = find_tasks(str(folder / f"{name}.jsonl"), [], 0)
-        ours[name] = score_task(scorer, task, PROTOCOLS["full"].few_shot, 128, seed=0)
+        ours[name] = score_task(scorer, task, find_protocol("full").few_shot, 128, seed=0)
         assert ours[name].queries == list(range(8))
     (last,), (facts,) = ours["last"].levels[""], ours["facts"].levels[""]
     # float32 sums in another order

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mesa_eval.compare import read_scores, report
 from mesa_eval.comparison import PRIMARY
-from mesa_eval.report.files import write_report
+from mesa_eval.report.files import report_data, write_report
+from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
+from mesa_eval.report.tables import print_comparison
 from mesa_eval.report.wording import summarise
 from mesa_eval.rows import OTHER_ITEMS, OTHER_TOKENIZER, OTHER_WINDOW, build_comparison
 from mesa_eval.scores import Measure, ModelCard, Part, Scores, TaskRecord
@@ -99,8 +102,8 @@ def test_seeds_are_paired_and_shown() -> None:
     )
     assert [seed for seed, _ in difference.by_seed] == [0, 1, 2]
     assert difference.items.value == pytest.approx(expected.value)
-    assert difference.joint.low < difference.interval.low < difference.interval.high < difference.joint.high
-    assert row.verdict(0) == "better"
+    assert difference.joint.low <= difference.interval.low < difference.interval.high <= difference.joint.high
+    assert comparison.verdict(row, 0) == "better"
     assert row.values[0].freedom == 2
     assert "mesa is lower than softmax by " in summarise(comparison).told[0]
     assert any("Student" in words for words in summarise(comparison).limits)
@@ -112,7 +115,7 @@ def test_seeds_that_disagree_tell_nothing() -> None:
     comparison = build_comparison(scores, 1)
     difference = comparison.row("bits_per_byte").differences[0]
     assert difference.items.tells  # these three runs are better on any documents
-    assert comparison.row("bits_per_byte").verdict(0) == "no difference told"
+    assert comparison.verdict(comparison.row("bits_per_byte"), 0) == "no difference told"
 
 
 def test_one_pair_is_compared_over_its_units() -> None:
@@ -149,11 +152,64 @@ def test_the_average_takes_the_shots_that_all_have() -> None:
 
 def test_claims_are_corrected_for_their_number() -> None:
     comparison = build_comparison([made("a", 0, hits=20), made("b", 0, hits=12)], 1)
-    claims = {claim.task: claim for claim in comparison.claims(0)}
-    assert claims["pairs"].adjusted == pytest.approx(2 * claims["pairs"].p)
+    assert [(claim.task, claim.row.key) for claim in comparison.family] == [
+        ("", "bits_per_byte"),
+        ("", PRIMARY),
+        ("pairs", "task/pairs/4/accuracy"),
+        ("labels", "task/labels/4/accuracy"),
+    ]
+    claims = {claim.task or claim.row.key: claim for claim in comparison.claims(0)}
+    # the average rests on the one task that differs, so both have one p value: the first step of four, held at the next
+    assert claims["pairs"].p == pytest.approx(claims[PRIMARY].p, rel=0.2)
+    assert claims["pairs"].adjusted == pytest.approx(4 * min(claims["pairs"].p, claims[PRIMARY].p), rel=0.2)
     assert (claims["pairs"].verdict, claims["labels"].verdict) == ("better", "no difference told")
     assert claims["labels"].adjusted == 1.0
     assert "better than b on 1 (pairs)" in " ".join(summarise(comparison).told)
+
+
+def words_of_verdict(text: str) -> list[str]:
+    """Return the verdicts in a text; "lower is better" says which way a measure points."""
+    plain = re.sub("(lower|higher) is better", "", text.lower())
+    return re.findall(r"\b(?:better|worse|differs|no difference)\b", plain)
+
+
+def test_only_the_family_bears_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every row differs by ten standard errors; those outside the family are shown, and called nothing."""
+    models = [made("a", -0.1, hits=30), made("b", 0.0, hits=1), made("c", 0.1, hits=15)]
+    for model, move in zip(models, (0.0, 1.0, 2.0), strict=True):
+        gain = measure("primary", "demonstration_gain", BITS + move)
+        pairing = measure("primary", "demonstration_gain/pairing", BITS + move)
+        context = measure("context", "in_context", BITS + move)
+        model.parts.append(Part("more", "", [gain, pairing, context]))
+    comparison = build_comparison(models, 1)
+    family = [(claim.row.key, claim.arm) for claim in comparison.family]
+    keys = ["bits_per_byte", PRIMARY, "demonstration_gain/pairing", "task/pairs/4/accuracy", "task/labels/4/accuracy"]
+    assert family == [(key, arm) for arm in (0, 2) for key in keys]
+    for row in comparison.rows:
+        assert bool(comparison.verdict(row, 0)) == (row.key in keys)
+    print_comparison(comparison, Console(width=300))
+    printed = capsys.readouterr().out
+    data = report_data(comparison)
+    assert data["family"]["tests"] == len(family) == 10
+    assert data["family"]["correction"] == "Holm"
+    for text in (printed, render_markdown(comparison), render_page(comparison), json.dumps(data["summary"])):
+        assert "Declared family of tests: " in text
+        assert "for each of 2 models; 10 tests, p values adjusted by Holm over all of them at once" in text
+    paper, page = render_markdown(comparison), render_page(comparison)
+    outside = [
+        printed.split("Use of the context")[1].split("Few-shot tasks")[0],
+        printed.split("Loss by position")[1].split("Use of the context")[0],
+        paper.split("## Use of the context")[1].split("## ")[0],
+        paper.split("## Loss by position")[1].split("## ")[0],
+        page.split('id="position"')[1].split("</figure>")[1].split("</section>")[0],
+        page.split('id="context"')[1].split("</section>")[0],
+    ]
+    for text in outside:
+        assert re.search(r"\d\.\d{3}", text)
+        assert not words_of_verdict(text)
+        assert not re.search(r"\*\*|\] [+-](?!\d)", text)
+    inside = [printed.split("Declared family")[1], paper.split("## Declared family")[1], page.split('id="family"')[1]]
+    assert all(len(words_of_verdict(text)) >= 10 for text in inside)
 
 
 def test_what_may_not_be_compared_says_why() -> None:
@@ -247,7 +303,7 @@ def test_stored_scores_make_the_same_report(tmp_path: Path, capsys: pytest.Captu
     for place in ("first", "apart"):
         assert main(["compare", "--from-scores", str(tmp_path / place), "--out", str(tmp_path / "again")]) == 0
         old, new = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("first", "again"))
-        assert [old[key] for key in ("rows", "claims", "scores")] == [new[key] for key in ("rows", "claims", "scores")]
+        assert [old[key] for key in ("rows", "family", "scores")] == [new[key] for key in ("rows", "family", "scores")]
     shown = capsys.readouterr().out
     assert "mesa less softmax" in shown
     assert f"report: {tmp_path / 'again' / 'report.html'}" in shown

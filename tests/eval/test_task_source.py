@@ -112,7 +112,7 @@ def test_scrambles_of_a_folder_are_asked_where_they_are_named(
     for suite, names in (("quick", ["letters"]), ("full", ["letters"]), ("paper", ["letters", "mixed"])):
         plan = make_plan([model], suite, [text_file], "valid", [str(folder)], 0)
         assert [task.name for task in plan.tasks] == names
-        assert (f"not asked in {suite}, unless their files are named: mixed" in plan.notes) == (len(names) == 1)
+        assert (f"not asked in {suite}-1, unless their files are named: mixed" in plan.notes) == (len(names) == 1)
     named = make_plan([model], "quick", [text_file], "valid", [str(folder), str(folder / "mixed.jsonl")], 0)
     assert [task.name for task in named.tasks] == ["letters", "mixed"]
 

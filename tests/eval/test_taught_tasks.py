@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from mesa_eval.protocols import PROTOCOLS
+from mesa_eval.protocols import find_protocol
 from mesa_eval.tasks import find_tasks
 from mesalm.data.episode_words import ATTRIBUTES
 from mesalm.data.episodes import HELD_OUT
 
-QUICK = PROTOCOLS["quick"].few_shot
+QUICK = find_protocol("quick").few_shot
 SIGN = {word: sign for pair in ATTRIBUTES for word, sign in zip(pair, (-1, 1), strict=True)}
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mesa_eval.protocols import PROTOCOLS
-from mesa_eval.reading.scoring import Scorer
+from mesa_eval.protocols import find_protocol
 from mesa_eval.suite import make_plan, run_plan
 from mesa_eval.token_count import count_tokens
 from mesalm.cli import main
@@ -32,11 +31,11 @@ def test_the_count_is_what_is_read(save_model, text_file: str, pair_file: str, c
         else:
             assert part.tokens_run == count.tokens > 0
     assert [part.name for part in counted.parts if part.at_most] == ["task/key_value_recall"]
-    assert counted.tokens < (PROTOCOLS["quick"].budget or 0)
+    assert counted.tokens < (find_protocol("quick").budget or 0)
 
 
 @pytest.mark.parametrize("door", ["eval", "compare"])
-def test_a_plan_runs_no_model(
+def test_a_plan_tells_tokens_seconds_and_memory(
     door: str,
     save_model,
     text_file: str,
@@ -44,7 +43,7 @@ def test_a_plan_runs_no_model(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Scorer, "open", lambda *_, **__: pytest.fail("a model was opened"))
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     first, second = save_model("one", 1), save_model("two", 2, length=128)
@@ -57,8 +56,36 @@ def test_a_plan_runs_no_model(
     }
     # one tokenizer, so one window and one table
     assert re.search(r"one, two: tokens read, window 64", shown)
-    numbers = [int(found.replace(",", "")) for found in re.findall(r"│ +([\d,]+) │", shown)]
-    *parts, total, budget = numbers
-    assert total == sum(parts)
-    assert budget == 800_000
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if line.startswith("│")]
+    numbers = [row for row in rows if re.fullmatch(r"[\d,]+", row[1])]
+    *parts, total, budget = [int(row[1].replace(",", "")) for row in numbers]
+    assert (total, budget) == (sum(parts), 800_000)
+    for model in (2, 3):
+        *seconds, whole = [float(row[model]) for row in numbers[:-1]]
+        assert all(second >= 0 for second in seconds)
+        assert whole == pytest.approx(sum(seconds), abs=0.06 * (len(seconds) + 1))
+        assert re.fullmatch(r"[\d,]+ MB", rows[-1][model])
+    assert numbers[-1][0] == "budget of quick-1"
+    assert rows[-1][0] == "peak memory, weights included"
     assert "no prompt fits the window of 64 tokens" in shown
+
+
+@pytest.mark.slow
+def test_the_seconds_are_those_of_a_run(save_model, text_file: str, pair_file: str, class_file: str) -> None:
+    """A model of 6 million parameters, so that its arithmetic and not Python's decides; within a factor of 2."""
+    tasks = ["copying", "key_value_recall", pair_file, class_file]
+    model = save_model("large", 1, length=256, width=256, layers=6)
+    plan = make_plan([model], "quick", [text_file], "valid", tasks, 0)
+    (count,) = count_tokens(plan, batch_tokens=2048, quiet=True, device="cpu")
+    (scores,) = run_plan(plan, None, "cpu", 2048, quiet=True)
+    foretold = [count.seconds(0, part) for part in count.parts if not part.at_most]
+    took = [part.seconds for part, known in zip(scores.parts, count.parts, strict=True) if not known.at_most]
+    assert 0.5 < sum(foretold) / sum(took) < 2
+    bounded = [
+        (count.seconds(0, part), found.seconds)
+        for part, found in zip(count.parts, scores.parts, strict=True)
+        if part.at_most
+    ]
+    assert all(bound > 0.5 * seconds for bound, seconds in bounded)
+    weights = 4 * scores.model.parameters
+    assert weights < count.forecasts[0].peak_bytes < weights + 500_000_000

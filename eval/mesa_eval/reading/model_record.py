@@ -36,6 +36,7 @@ def describe_model(scorer: Scorer, window: int) -> ModelCard:
         training=scorer.source.training,
         seed=scorer.source.seed,
         recipe=scorer.source.recipe,
+        seconds_trained=scorer.source.seconds_trained,
     )
 
 

@@ -31,6 +31,7 @@ class ModelSource:
     run: Path | None = None
     sequence_length: int | None = None
     tokens_trained: int | None = None
+    seconds_trained: float | None = None
     prepared: Path | None = None
     training: dict[str, list[list[float]]] = field(default_factory=dict)
     seed: int | None = None
@@ -68,6 +69,7 @@ def _finished_run(argument: str, final: Path) -> ModelSource:
         run=run,
         sequence_length=int(length) if length else None,
         tokens_trained=max((int(event["tokens"]) for event in ends), default=None),
+        seconds_trained=next((float(event["seconds"]) for event in reversed(ends) if event.get("seconds")), None),
         prepared=Path(prepared) if prepared else None,
         training=training_curve(events),
         seed=recipe.get("seed"),

@@ -75,7 +75,7 @@ class Reader(Encoder, ABC):
         if any(first < 1 for first in starts):
             raise ValueError("firsts: the first scored position must be at least 1")
         labels = shared if shared is not None and self.shares_prefixes() else None
-        batches = plan_batches(rows, starts, labels, self._budget())
+        batches = plan_batches(rows, starts, labels, self.budget())
         found = self.score_batches(batches, rows, starts, what)
         self.tokens_run += tokens_read(batches, rows)
         nothing = TokenScores(np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64))
@@ -103,13 +103,14 @@ class Reader(Encoder, ABC):
             raise ValueError(
                 f"generate: a prompt of {max(map(len, rows))} tokens leaves no room in a window of {window}"
             )
-        batches = plan_prompts([len(row) for row in rows], most, self._budget())
+        batches = plan_prompts([len(row) for row in rows], most, self.budget())
         written = self.continue_batches(batches, rows, most, stop, what)
         self.tokens_run += sum(len(row) + len(written[place]) - 1 for place, row in enumerate(rows))
         texts = [self.tokenizer.decode(written[place], skip_special_tokens=True) for place in range(len(rows))]
         return [text.split(stop)[0] for text in texts]
 
-    def _budget(self) -> int:
+    def budget(self) -> int:
+        """Return the most tokens that one batch reads, less where the vocabulary is large."""
         return min(self.batch_tokens, max(1, LOGITS_PER_BATCH // self.vocab_size))
 
     @abstractmethod

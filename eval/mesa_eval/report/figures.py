@@ -87,10 +87,10 @@ def _forest(comparison: Comparison, entries: Sequence[tuple[str, Row]], what: st
             figure.legend(loc="outside upper left", ncols=min(4, len(others)), fontsize=9)
 
     told = [
-        f"{label}, {comparison.names[index]}: {row.verdict(index)}"
+        f"{label}, {comparison.names[index]}: {words}"
         for label, row in entries
         for index in others
-        if row.verdict(index)
+        if (words := comparison.verdict(row, index))
     ]
     return draw_svg(
         draw,

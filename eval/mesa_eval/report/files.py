@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mesa_eval.comparison import Comparison
+from mesa_eval.comparison import CORRECTION, FAMILY, LEAST, Comparison
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
 from mesa_eval.report.wording import summarise
@@ -42,18 +42,22 @@ def report_data(comparison: Comparison) -> dict[str, Any]:
             for arm in comparison.arms
         ],
         "rows": [dataclasses.asdict(row) for row in comparison.rows],
-        "claims": {
-            comparison.names[index]: [
+        "family": {
+            "declared": [*FAMILY, "one score a task"],
+            "tests": len(comparison.family),
+            "correction": CORRECTION,
+            "level": LEAST,
+            "claims": [
                 {
+                    "arm": comparison.names[claim.arm],
                     "task": claim.task,
                     "key": claim.row.key,
                     "p": claim.p,
-                    "holm": claim.adjusted,
+                    "adjusted": claim.adjusted,
                     "verdict": claim.verdict,
                 }
-                for claim in comparison.claims(index)
-            ]
-            for index in comparison.compared
+                for claim in comparison.family
+            ],
         },
         "notes": comparison.notes,
         "scores": [scores.to_dict() for scores in comparison.scores],

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mesa_eval.comparison import Comparison, Row
-from mesa_eval.report.tables import chance_words, state_words
-from mesa_eval.report.wording import bracket, number, spread_words, summarise
+from mesa_eval.report.tables import chance_words, count_words, state_words
+from mesa_eval.report.wording import bracket, claim_name, claim_score, number, spread_words, summarise
 from mesalm.hub.markdown import code, plain
 
 
 def render_markdown(comparison: Comparison) -> str:
-    """Return the report as Markdown: summary, models, every row by section, every claim, provenance."""
+    """Return the report as Markdown: summary, the tests, models, every row by section, provenance."""
     summary = summarise(comparison)
     parts = [f"# {plain(' and '.join(comparison.names))}", plain(summary.compared)]
     parts.append(_list(summary.sentences))
     parts.append(plain(" ".join(summary.limits)))
+    if comparison.family:
+        parts += ["## Declared family of tests", plain(summary.family), _family(comparison)]
     parts += ["## Models", _models(comparison)]
     titles = {
         "primary": "Primary average",
@@ -28,8 +30,6 @@ def render_markdown(comparison: Comparison) -> str:
     for section in sections:
         title = titles.get(section, section.removeprefix("task/"))
         parts += [f"## {plain(title)}", _rows(comparison, comparison.section(section))]
-    if any(comparison.claims(index) for index in comparison.compared):
-        parts += ["## Claims by task", _claims(comparison)]
     parts += ["## Provenance", _provenance(comparison)]
     if comparison.notes:
         parts += ["## Notes", _list(comparison.notes)]
@@ -52,10 +52,14 @@ def _models(comparison: Comparison) -> str:
         first = comparison.members(index)[0]
         card = first.model
         seeds = ", ".join("unknown" if seed is None else str(seed) for seed in arm.seeds)
-        trained = "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}"
+        trained = [count_words(card.tokens_trained), count_words(card.seconds_trained)]
         state = " ".join(state_words(card.state_numbers, card.state_grows, first.window))
-        rows.append([plain(arm.name), plain(card.mixers), f"{card.parameters:,}", trained, seeds, state])
-    return _table(["model", "mixers", "parameters", "tokens trained", "training seeds", "state, numbers"], rows, 2)
+        rows.append([plain(arm.name), plain(card.mixers), f"{card.parameters:,}", *trained, seeds, state])
+    return _table(
+        ["model", "mixers", "parameters", "tokens trained", "seconds trained", "training seeds", "state, numbers"],
+        rows,
+        2,
+    )
 
 
 def _rows(comparison: Comparison, rows: Sequence[Row]) -> str:
@@ -69,34 +73,34 @@ def _rows(comparison: Comparison, rows: Sequence[Row]) -> str:
         line = [plain(f"{row.label} ({row.unit}{better})"), *([chance_words(row)] if chances else [])]
         for value in row.values:
             line.append("" if value is None else f"{number(value.value, row.digits)} {bracket(value, row.digits)}")
-        line += [_difference(row, index) for index in others]
+        line += [_difference(comparison, row, index) for index in others]
         cells.append(line)
     return _table(headings, cells, 1)
 
 
-def _difference(row: Row, index: int) -> str:
+def _difference(comparison: Comparison, row: Row, index: int) -> str:
     difference = row.differences[index]
     if difference.interval is None:
         return plain(difference.reason)
     spreads = [f"{interval} {name}".strip() for interval, name in spread_words(row, difference)]
     text = f"{number(difference.interval.value, row.digits, signed=True)} {'; '.join(spreads)}"
-    return f"**{text}**" if row.verdict(index) in ("better", "worse", "differs") else text
+    return f"**{text}**" if comparison.verdict(row, index) in ("better", "worse") else text
 
 
-def _claims(comparison: Comparison) -> str:
+def _family(comparison: Comparison) -> str:
     rows = [
         [
-            plain(comparison.names[index]),
-            plain(claim.task),
-            plain(f"{claim.row.unit}, {claim.row.label}"),
+            plain(comparison.names[claim.arm]),
+            plain(claim_name(claim)),
+            plain(claim_score(claim)),
+            _difference(comparison, claim.row, claim.arm),
             f"{claim.p:.2g}",
             f"{claim.adjusted:.2g}",
             claim.verdict,
         ]
-        for index in comparison.compared
-        for claim in comparison.claims(index)
+        for claim in comparison.family
     ]
-    return _table(["model", "task", "score", "p", "p after Holm", "verdict"], rows, 3)
+    return _table(["model", "test", "score", "difference", "p", "p after Holm", "verdict"], rows, 3)
 
 
 def _provenance(comparison: Comparison) -> str:

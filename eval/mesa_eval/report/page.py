@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from mesa_eval.comparison import PRIMARY, Comparison, Row
 from mesa_eval.report.figures import claims_figure, position_figure, task_figure, text_figure, training_figure
-from mesa_eval.report.tables import chance_words, state_words
+from mesa_eval.report.tables import chance_words, count_words, state_words
 from mesa_eval.report.templating import render
-from mesa_eval.report.wording import bracket, number, spread_words, summarise
+from mesa_eval.report.wording import bracket, claim_name, claim_score, number, p_words, spread_words, summarise
 from mesa_eval.scores import TaskRecord
 from mesa_eval.uncertainty.bootstrap import DRAWS
 from mesa_eval.uncertainty.intervals import Interval
@@ -91,7 +91,8 @@ def _model_row(comparison: Comparison, index: int) -> dict[str, Any]:
         "mixers": card.mixers,
         "seeds": ", ".join(DASH if seed is None else str(seed) for seed in arm.seeds),
         "parameters": f"{card.parameters:,}",
-        "trained": "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}",
+        "trained": count_words(card.tokens_trained),
+        "took": count_words(card.seconds_trained),
         "vocabulary": f"{card.vocab_size:,}",
         "window": str(scores.window),
         "state": state_words(card.state_numbers, card.state_grows, scores.window),
@@ -107,7 +108,9 @@ def _run_row(comparison: Comparison, place: int) -> dict[str, Any]:
         "arm": next(index for index, arm in enumerate(comparison.arms) if place in arm.members),
         "argument": card.argument,
         "seed": DASH if card.seed is None else str(card.seed),
-        "trained": "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}",
+        "trained": count_words(card.tokens_trained),
+        "took": count_words(card.seconds_trained),
+        "state": state_words(card.state_numbers, card.state_grows, scores.window),
         "read": f"{scores.tokens_run:,}",
         "seconds": f"{scores.seconds:.0f}",
         "fingerprint": card.fingerprint,
@@ -138,7 +141,7 @@ def _table(comparison: Comparison, rows: list[Row]) -> dict[str, Any]:
                 "better": row.better,
                 "chance": chance_words(row) or DASH,
                 "values": [_value(row, value) for value in row.values],
-                "differences": [_difference(row, index) for index in others],
+                "differences": [_difference(comparison, row, index) for index in others],
             }
             for row in rows
         ],
@@ -159,11 +162,11 @@ def _value(row: Row, value: Interval | None) -> dict[str, str]:
     }
 
 
-def _difference(row: Row, index: int) -> dict[str, Any]:
+def _difference(comparison: Comparison, row: Row, index: int) -> dict[str, Any]:
     difference = row.differences[index]
     if difference.interval is None:
         return {"value": "", "intervals": [difference.reason], "verdict": "", "words": "", "sort": ""}
-    words = row.verdict(index)
+    words = comparison.verdict(row, index)
     return {
         "value": number(difference.interval.value, row.digits, signed=True),
         "intervals": [f"{interval} {name}".strip() for interval, name in spread_words(row, difference)],
@@ -176,27 +179,22 @@ def _difference(row: Row, index: int) -> dict[str, Any]:
 def _claims(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
-            "arm": index,
-            "name": comparison.names[index],
-            "task": claim.task,
-            "score": f"{claim.row.unit}, {claim.row.label}",
+            "arm": claim.arm,
+            "model": comparison.names[claim.arm],
+            "name": claim_name(claim),
+            "score": claim_score(claim),
             "chance": chance_words(claim.row) or DASH,
-            "own": _value(claim.row, claim.row.values[index]),
+            "own": _value(claim.row, claim.row.values[claim.arm]),
             "base": _value(claim.row, claim.row.values[comparison.baseline]),
-            "difference": _difference(claim.row, index),
-            "p": _p_words(claim.p),
-            "holm": _p_words(claim.adjusted),
+            "difference": _difference(comparison, claim.row, claim.arm),
+            "p": p_words(claim.p),
+            "holm": p_words(claim.adjusted),
             "p_sort": repr(claim.p),
             "holm_sort": repr(claim.adjusted),
             "verdict": claim.verdict,
         }
-        for index in comparison.compared
-        for claim in comparison.claims(index)
+        for claim in comparison.family
     ]
-
-
-def _p_words(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _seed_rows(comparison: Comparison, rows: Sequence[Row]) -> list[dict[str, str]]:

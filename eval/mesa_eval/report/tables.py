@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mesa_eval.comparison import Comparison, Row
-from mesa_eval.report.wording import number, spread_words, summarise
+from mesa_eval.comparison import CORRECTION, NOT_TOLD, Comparison, Row
+from mesa_eval.report.wording import claim_name, claim_score, number, p_words, plural, spread_words, summarise
 
-STYLES = {"better": "green", "worse": "red", "differs": ""}
+STYLES = {"better": "green", "worse": "red", NOT_TOLD: "dim"}
 MARKS = {"better": " +", "worse": " -"}  # colours alone do not reach every reader or every log
 SHOWN = ("accuracy", "greedy", "contains", "exact", "answer")  # of a task; exact match where none before it is there
 
@@ -31,16 +31,50 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     if any(row.section.startswith("task/") for row in comparison.rows):
         out.print(_tasks(comparison))
     if comparison.compared:
-        out.print("Differences with 95 % intervals; + better, - worse, dim: none told.", style="dim", markup=False)
+        out.print("Differences with 95 % intervals, each by itself.", style="dim", markup=False)
+    if comparison.family:
+        out.print(_family(comparison))
     summary = summarise(comparison)
-    limits = summary.limits if comparison.compared else []
+    limits = [summary.family, *summary.limits] if comparison.compared else []
     for line in [summary.compared, *summary.sentences, *limits, *comparison.notes]:
         out.print(f"- {line}", highlight=False, markup=False)
 
 
+def _family(comparison: Comparison) -> Table:
+    tests = plural(len(comparison.family), "test")
+    title = f"Declared family of {tests}, p adjusted by {CORRECTION} over all (+ better, - worse)"
+    table = Table(title=title, title_justify="left")
+    several = len(comparison.compared) > 1
+    for heading in ("test", *(["model"] if several else []), "score"):
+        table.add_column(heading)
+    for heading in (f"less {comparison.base}", "p", f"p, {CORRECTION}"):
+        table.add_column(escape(heading), justify="right")
+    table.add_column("verdict")
+    for claim in comparison.family:
+        table.add_row(
+            escape(claim_name(claim)),
+            *([escape(comparison.names[claim.arm])] if several else []),
+            escape(claim_score(claim)),
+            _difference(comparison, claim.row, claim.arm),
+            p_words(claim.p),
+            p_words(claim.adjusted),
+            claim.verdict,
+        )
+    return table
+
+
 def _models(comparison: Comparison) -> Table:
     table = Table(title="Models", title_justify="left")
-    for heading in ("model", "mixers", "seeds", "parameters", "tokens trained", "window", "state, numbers"):
+    for heading in (
+        "model",
+        "mixers",
+        "seeds",
+        "parameters",
+        "tokens trained",
+        "seconds trained",
+        "window",
+        "state, numbers",
+    ):
         table.add_column(heading, justify="left" if heading in ("model", "mixers", "seeds") else "right")
     for index, arm in enumerate(comparison.arms):
         scores = comparison.members(index)[0]
@@ -50,11 +84,17 @@ def _models(comparison: Comparison) -> Table:
             escape(card.mixers),
             ", ".join("" if seed is None else str(seed) for seed in arm.seeds),
             f"{card.parameters:,}",
-            "unknown" if card.tokens_trained is None else f"{card.tokens_trained:,}",
+            count_words(card.tokens_trained),
+            count_words(card.seconds_trained),
             str(scores.window),
             " ".join(state_words(card.state_numbers, card.state_grows, scores.window)),
         )
     return table
+
+
+def count_words(count: float | None) -> str:
+    """Return a number of tokens or seconds in whole ones, or that it is unknown."""
+    return "unknown" if count is None else f"{count:,.0f}"
 
 
 def state_words(numbers: int | None, grows: bool | None, window: int) -> tuple[str, str]:
@@ -79,7 +119,7 @@ def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
         if chances:
             cells.append(chance_words(row))
         cells += ["" if value is None else number(value.value, row.digits) for value in row.values]
-        cells += [_difference(row, index) for index in comparison.compared]
+        cells += [_difference(comparison, row, index) for index in comparison.compared]
         table.add_row(*cells)
     return table
 
@@ -107,7 +147,7 @@ def _tasks(comparison: Comparison) -> Table:
                     " to ".join("" if (value := row.values[i]) is None else number(value.value, 2) for row in ends)
                     for i in range(len(comparison.names))
                 ],
-                *[_difference(rows[-1], index, between="\n") for index in comparison.compared],
+                *[_difference(comparison, rows[-1], index, between="\n") for index in comparison.compared],
             )
             named = True
     return table
@@ -124,16 +164,16 @@ def _unit_words(row: Row) -> str:
     return row.unit + (f", {row.better} is better" if row.better else "")
 
 
-def _difference(row: Row, index: int, between: str = " ") -> str:
+def _difference(comparison: Comparison, row: Row, index: int, between: str = " ") -> str:
     difference = row.differences[index]
     if difference.interval is None:
         return f"[dim]{difference.reason}[/dim]"
     text = number(difference.interval.value, row.digits, signed=True)
     spreads = [f"{interval} {name}".strip() for interval, name in spread_words(row, difference)]
-    verdict = row.verdict(index)
+    verdict = comparison.verdict(row, index)
     text = f"{text}{between}{chr(10).join(spreads)}{MARKS.get(verdict, '')}".replace("[", r"\[")
-    style = STYLES.get(verdict, "dim")
-    return f"[{style}]{text}[/{style}]"
+    style = STYLES.get(verdict)
+    return f"[{style}]{text}[/{style}]" if style else text
 
 
 def chance_words(row: Row) -> str:

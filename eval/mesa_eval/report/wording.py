@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mesa_eval.comparison import PRIMARY, Comparison, Difference, Row
+from mesa_eval.comparison import CORRECTION, LEAST, NOT_TOLD, Claim, Comparison, Difference, Row
 from mesa_eval.uncertainty.intervals import FEW_UNITS, Interval
 
 MINUS = "\u2212"
@@ -17,16 +17,17 @@ ONE_SEED = (
     " small difference here."
 )
 SEVERAL_SEEDS = (
-    "Over training seeds intervals are Student’s t, paired by seed; each seed is shown as well. A difference counts as"
-    " told when the interval for new seeds and new documents or queries together leaves 0 out."
+    "Over training seeds intervals are Student’s t, paired by seed; each seed is shown as well. What is tested is the"
+    " difference for new seeds and new documents or queries together."
 )
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Hold a comparison in words: what was compared, what can be told, what cannot, and how far to trust it."""
+    """Hold a comparison in words: what was compared and tested, what can be told, what not, how far to trust it."""
 
     compared: str
+    family: str
     told: list[str]
     untold: list[str]
     limits: list[str]
@@ -75,27 +76,57 @@ def spread_words(row: Row, difference: Difference) -> list[tuple[str, str]]:
 
 
 def summarise(comparison: Comparison) -> Summary:
-    """Say what the intervals tell of each arm against the baseline: the average, text, context, tasks."""
+    """Say what the declared family tells of each arm against the baseline, and nothing of any other row."""
     told: list[str] = []
     untold: list[str] = []
     for index in comparison.compared:
-        for row, what in _headlines(comparison):
-            sentence = _sentence(comparison, row, index, what)
-            found = row.differences[index].decisive
-            (told if found is not None and found.tells else untold).append(sentence)
-        claims = comparison.claims(index)
+        for task, row in comparison.family_rows():
+            if not task:
+                known = comparison.verdict(row, index) not in ("", NOT_TOLD)
+                (told if known else untold).append(_sentence(comparison, row, index))
+        claims = [claim for claim in comparison.claims(index) if claim.task]
         if claims:
-            decided = any(claim.verdict != "no difference told" for claim in claims)
-            (told if decided else untold).append(_claims_sentence(comparison, index))
-    return Summary(_compared(comparison), told, untold, _limits(comparison))
+            decided = any(claim.verdict != NOT_TOLD for claim in claims)
+            (told if decided else untold).append(_claims_sentence(comparison, index, claims))
+    return Summary(_compared(comparison), _family(comparison), told, untold, _limits(comparison))
 
 
-def _headlines(comparison: Comparison) -> list[tuple[Row, str]]:
-    rows = [(comparison.row(PRIMARY), "in the {}"), (comparison.row("bits_per_byte"), "bits per byte over all text")]
-    rows += [(row, "nats per token in the {}") for row in comparison.starting("in_context")]
-    rows += [(row, "in copy accuracy") for row in comparison.starting("copy_accuracy")]
-    shown = [row for row in rows if row[0] is not None]
-    return [(row, what.format(row.label.split(" (")[0])) for row, what in shown if row is not None]
+def claim_name(claim: Claim) -> str:
+    """Return what a test of the family is called: its task, or its row."""
+    return claim.task or ("bits per byte, all text" if claim.row.key == "bits_per_byte" else claim.row.label)
+
+
+def claim_score(claim: Claim) -> str:
+    """Return the score that a test of the family looks at."""
+    return f"{claim.row.unit}, {claim.row.label}" if claim.task else claim.row.unit
+
+
+def p_words(p: float) -> str:
+    """Return a p value as it is printed."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _family(comparison: Comparison) -> str:
+    """Return one sentence on what was tested: the rows, their number, and the correction."""
+    if not comparison.family:
+        return "No test was made: nothing is compared."
+    tasks = sum(1 for task, _ in comparison.family_rows() if task)
+    rows = [
+        row.label if row.key != "bits_per_byte" else "bits per byte"
+        for task, row in comparison.family_rows()
+        if not task
+    ]
+    named = [*rows, f"one score of each of {plural(tasks, 'task')}"] if tasks else rows
+    arms = f", for each of {len(comparison.compared)} models" if len(comparison.compared) > 1 else ""
+    return (
+        f"Declared family of tests: {_listed(named)}{arms}; {plural(len(comparison.family), 'test')}, p values adjusted"
+        f" by {CORRECTION} over all of them at once, told below {LEAST:g}. Other rows are shown without a verdict:"
+        " among many intervals of 95 % some leave 0 out by chance."
+    )
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _compared(comparison: Comparison) -> str:
@@ -109,8 +140,7 @@ def _compared(comparison: Comparison) -> str:
     asked = len(comparison.task_sections())
     tasks = f" and {plural(asked, 'few-shot task')}" if asked else ""
     text = f"{plural(first.documents, 'document')} of held-out text{tasks}"
-    listed = " and ".join(arms) if len(arms) < 3 else ", ".join(arms[:-1]) + f" and {arms[-1]}"
-    lead = f"Measured on the same {text}: {listed}."
+    lead = f"Measured on the same {text}: {_listed(arms)}."
     return f"{lead} Differences are against {comparison.base}." if comparison.compared else lead
 
 
@@ -146,38 +176,39 @@ def few_units(comparison: Comparison) -> str:
     for row in comparison.section("text"):
         found = [value for value in row.values if value is not None and value.freedom is None]
         found += [difference.items for difference in row.differences if difference.items is not None]
-        if any(interval.units < FEW_UNITS for interval in found):
+        if any((interval.effective or interval.units) < FEW_UNITS for interval in found):
             labels.append(row.label)
     if not labels:
         return ""
     shown = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
-    return f"Fewer than {FEW_UNITS} documents stand behind: {shown}. Their intervals are too narrow to be trusted."
+    weighed = f"Fewer than {FEW_UNITS} documents, counted by their weight, stand behind: {shown}."
+    return f"{weighed} Their intervals are not to be trusted."
 
 
-def _sentence(comparison: Comparison, row: Row, index: int, what: str) -> str:
+def _sentence(comparison: Comparison, row: Row, index: int) -> str:
     name, base, difference = comparison.names[index], comparison.base, row.differences[index]
-    found = difference.decisive
+    found, verdict = difference.decisive, comparison.verdict(row, index)
+    what = "bits per byte over all text" if row.key == "bits_per_byte" else f"in the {row.label.split(' (')[0]}"
     if found is None:
         return f"{name} against {base}, {what}: not compared ({difference.reason})."
     amount = f"{number(found.value, row.digits, signed=True)} {bracket(found, row.digits, signed=True)}"
-    if not found.tells or found.low is None or found.high is None:
+    if verdict in ("", NOT_TOLD) or found.low is None or found.high is None:
         return f"No difference can be told between {name} and {base}: {amount} {what}."
     direction = "lower" if found.value < 0 else "higher"
-    low, high = sorted((abs(found.low), abs(found.high)))
+    low, high = (found.low, found.high) if found.value > 0 else (-found.high, -found.low)
     amount = f"{number(abs(found.value), row.digits)} [{number(low, row.digits)}, {number(high, row.digits)}]"
-    return f"{name} is {direction} than {base} by {amount} {what}, which is {row.verdict(index)}."
+    return f"{name} is {direction} than {base} by {amount} {what}, which is {verdict}."
 
 
-def _claims_sentence(comparison: Comparison, index: int) -> str:
-    """Count the tasks whose score differs after Holm's correction, and name them."""
-    claims = comparison.claims(index)
+def _claims_sentence(comparison: Comparison, index: int, claims: list[Claim]) -> str:
+    """Count the tasks whose score differs after the correction over the whole family, and name them."""
     better = [claim.task for claim in claims if claim.verdict == "better"]
     worse = [claim.task for claim in claims if claim.verdict == "worse"]
 
     def listed(tasks: list[str]) -> str:
         return f"{len(tasks)} ({', '.join(tasks)})" if tasks else "0"
 
-    lead = f"Task by task, {plural(len(claims), 'task')} with Holm’s correction:"
+    lead = f"Task by task, {plural(len(claims), 'task')}:"
     name, base = comparison.names[index], comparison.base
     if not better and not worse:
         return f"{lead} no difference can be told between {name} and {base} on any."

@@ -5,17 +5,26 @@ b = 1. Bits per byte is sum(bits) / sum(bytes): documents are drawn, never token
 tokens along. The draws depend on the number of units and the seed alone: statistics over the same units are paired, and
 the difference of two models or the mean over training seeds is that of their draws (Efron and Tibshirani 1993, An
 Introduction to the Bootstrap, chapters 13 and 14).
+
+The plain percentile interval is too narrow for few units: its variance lacks the factor n / (n - 1), its ends the tails
+of Student's t. So the percentiles are taken further out, at those of the normal distribution that lie at
+sqrt(n / (n - 1)) t_{n - 1} (Hesterberg 2015, What Teachers Should Know About the Bootstrap), and the p value is that of
+Student's t with the bootstrap's standard error: the tail of draws itself claims several times too much far out, where a
+correction for many tests looks. With units of unlike weights n is their effective number, (sum w)^2 / sum w^2 (Kish
+1965, Survey Sampling).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from mesa_eval.uncertainty.intervals import LEVEL, Interval
+from mesa_eval.uncertainty.intervals import LEVEL, Interval, joint_interval
+from mesa_eval.uncertainty.student import critical, tail
 
 DRAWS = 10_000
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -26,18 +35,32 @@ CHUNK_NUMBERS = 4_000_000  # counts held as float64 at once: 32 MB
 
 @dataclass(frozen=True)
 class Resampled:
-    """Hold a statistic with its value in each draw: [draws], or None where one unit leaves nothing to resample."""
+    """Hold a statistic with its value in each draw: [draws], or None where one unit leaves nothing to resample.
+
+    effective: how many units of equal weight would tell as much; None where the weights are equal.
+    """
 
     value: float
     drawn: np.ndarray | None
     units: int
+    effective: float | None = None
 
     def __sub__(self, other: Resampled) -> Resampled:
         """Return the paired difference of two statistics over the same units, drawn with the same seed."""
         if self.units != other.units:
             raise ValueError(f"{self.units} and {other.units} units cannot be paired; both models need the same")
         drawn = None if self.drawn is None or other.drawn is None else self.drawn - other.drawn
-        return Resampled(self.value - other.value, drawn, self.units)
+        return Resampled(self.value - other.value, drawn, self.units, min(self.weighed, other.weighed))
+
+    @property
+    def weighed(self) -> float:
+        """Return the number of units by their weights, at least 2 where there are two."""
+        return max(min(2.0, self.units), self.units if self.effective is None else self.effective)
+
+    @property
+    def variance(self) -> float:
+        """Return the variance of the statistic: that of the draws, which divides by n, as if divided by n - 1."""
+        return self.spread**2 * self.weighed / (self.weighed - 1) if self.units > 1 else 0.0
 
     @property
     def spread(self) -> float:
@@ -46,14 +69,16 @@ class Resampled:
         return float(here.std()) if len(here) else 0.0
 
     def interval(self) -> Interval:
-        """Return the 95 % percentile interval and the two-sided bootstrap p value against 0."""
+        """Return the 95 % percentile interval, taken further out for few units, and the p value against 0."""
         here = self._finite()
         if not len(here):
-            return Interval(self.value, None, None, None, self.units)
-        low, high = (float(q) for q in np.quantile(here, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-        tail = min(np.count_nonzero(here >= 0), np.count_nonzero(here <= 0))
-        p = min(1.0, 2 * (tail + 1) / (len(here) + 1))
-        return Interval(self.value, low, high, float(p), self.units)
+            return Interval(self.value, None, None, None, self.units, effective=self.weighed)
+        freedom = self.weighed - 1
+        outside = math.erfc(critical(LEVEL, freedom) * math.sqrt(self.weighed / freedom / 2)) / 2
+        low, high = (float(q) for q in np.quantile(here, [outside, 1 - outside]))
+        error = math.sqrt(self.variance)
+        p = tail(self.value / error, freedom) if error else float(self.value == 0)
+        return Interval(self.value, low, high, p, self.units, effective=self.weighed)
 
     def _finite(self) -> np.ndarray:
         return np.empty(0) if self.drawn is None else self.drawn[np.isfinite(self.drawn)]
@@ -82,7 +107,14 @@ def resample(
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(statistic(both.sum(0)))
         drawn = statistic(resampled_sums(both, draws, seed)) if units > 1 else None
-    return Resampled(value, drawn, units)
+    return Resampled(value, drawn, units, _effective(both[:, columns:]))
+
+
+def _effective(weights: np.ndarray) -> float:
+    """Return (sum w)^2 / sum w^2 of the units' weights [U, C], each column weighing alike in the mean."""
+    there = weights[:, weights.sum(0) > 0]
+    mean = (there / there.sum(0)).mean(1) if there.size else np.ones(len(weights))
+    return float(mean.sum() ** 2 / (mean**2).sum())
 
 
 def mean_of(parts: Sequence[Resampled]) -> Resampled:
@@ -90,7 +122,19 @@ def mean_of(parts: Sequence[Resampled]) -> Resampled:
     drawn = [part.drawn for part in parts if part.drawn is not None]
     value = float(np.mean([part.value for part in parts]))
     units = min(part.units for part in parts)
-    return Resampled(value, np.mean(drawn, axis=0) if len(drawn) == len(parts) else None, units)
+    effective = min(part.weighed for part in parts)
+    return Resampled(value, np.mean(drawn, axis=0) if len(drawn) == len(parts) else None, units, effective)
+
+
+def seeds_and_units(parts: Sequence[Resampled]) -> Interval:
+    """Return the mean over training seeds of one statistic each, over the same units, for new seeds and new units.
+
+    Of the variance of the mean by units b^2 a part is of neither seed nor unit and averages out over the n seeds; the
+    spread over seeds holds it too. It is (mean of the single seeds' b_s^2 - b^2) / (n - 1), and is counted once.
+    """
+    mean = mean_of(parts)
+    rest = (float(np.mean([part.variance for part in parts])) - mean.variance) / max(1, len(parts) - 1)
+    return joint_interval([part.value for part in parts], max(0.0, mean.variance - rest), mean.weighed)
 
 
 def resampled_sums(values: np.ndarray, draws: int = DRAWS, seed: Seed = 0) -> np.ndarray:

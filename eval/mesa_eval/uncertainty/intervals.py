@@ -4,26 +4,27 @@ A difference between two recipes varies with the training seed and with the item
 the mean difference has Student's t interval with n - 1 degrees of freedom; it speaks of these items. A percentile
 bootstrap over so few seeds would cover too little and is not used. Both sources together:
 
-    variance = s^2 / n + b^2        degrees of freedom = min(n, U) - 1
+    variance = s^2 / n + u      1 / degrees of freedom = w / (n - 1) + (1 - w) / (U - 1)      w = s^2 / n / variance
 
-with s the standard deviation over the seeds, b that of the bootstrap of the mean over seeds, and U units. What is left
-over when seed and unit are known is counted twice, and the degrees of freedom are the least they can be, so it errs to
-the wide side and never tells what the seeds alone do not. (Satterthwaite's degrees of freedom, tried, gave 90 %
-intervals for two seeds and could undercut the interval over seeds alone.)
+with s the standard deviation over the seeds, u the variance of their mean by the U units without what s holds already
+(see `mesa_eval.uncertainty.bootstrap.seeds_and_units`), and w the seeds' share. Where this would be narrower than the
+interval over the seeds alone, that one is taken: new items beside new seeds can only add doubt. The coverage of this
+rule, and of those that it was chosen from (Satterthwaite's freedom, Cochran's weighted t, half-widths in quadrature),
+was simulated; see docs/reports.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mesa_eval.uncertainty.student import critical, tail
 
 LEVEL = 0.95
-FEW_UNITS = 10  # below this a percentile interval is known to be too narrow; reports say so
+FEW_UNITS = 10  # below so many units, counted by their weights, no interval has been shown to cover what it claims
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Interval:
     """Hold an estimate with its 95 % interval and a two-sided p value against 0.
 
     `low`, `high` and `p` are None when fewer than two units leave nothing to tell the spread by. `units` counts what
-    was resampled, or the training seeds of a t interval; `freedom` are the degrees of freedom of a t interval.
+    was resampled, or the training seeds of a t interval; `freedom` are the degrees of freedom of a t interval;
+    `effective` is how many units of equal weight would tell as much as those resampled, None for a t interval.
     """
 
     value: float
@@ -39,7 +41,8 @@ class Interval:
     high: float | None
     p: float | None
     units: int
-    freedom: int | None = None
+    freedom: float | None = None
+    effective: float | None = None
 
     @property
     def tells(self) -> bool:
@@ -62,19 +65,24 @@ def paired_t(values: Sequence[float], base: Sequence[float]) -> Interval:
     return t_interval([value - other for value, other in zip(values, base, strict=True)])
 
 
-def joint_interval(values: Sequence[float], spread: float, units: int) -> Interval:
+def joint_interval(values: Sequence[float], items: float, units: float) -> Interval:
     """Return the mean of one value a seed with an interval for new seeds and new units together.
 
-    values: one difference a training seed. spread: the bootstrap's standard deviation of their mean over `units`
-    units. With fewer than two seeds or units there is no interval.
+    values: one difference a training seed. items: the variance of their mean by the units, without what neither seed
+    nor unit explains, which the spread over seeds holds already. units: how many there are, by their weights. With
+    fewer than two seeds or units there is no interval.
     """
     count = len(values)
     mean = float(np.mean(values))
     if count < 2 or units < 2:
-        return Interval(mean, None, None, None, min(count, units))
+        return Interval(mean, None, None, None, count)
+    alone = t_interval(values)
     seeds = float(np.var(values, ddof=1)) / count
-    items = spread**2 * units / (units - 1)  # the bootstrap divides by U where an unbiased variance divides by U - 1
-    return _student(mean, seeds + items, min(count, units) - 1, count)
+    share = seeds / (seeds + items) if items else 1.0
+    freedom = 1 / (share / (count - 1) + (1 - share) / (units - 1))
+    both = _student(mean, seeds + items, freedom, count)
+    wider = max(alone, both, key=lambda interval: (interval.high or 0.0) - (interval.low or 0.0))
+    return replace(wider, p=max(alone.p or 0.0, both.p or 0.0))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -88,7 +96,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _student(mean: float, variance: float, freedom: int, count: int) -> Interval:
+def _student(mean: float, variance: float, freedom: float, count: int) -> Interval:
     error = math.sqrt(variance)
     if error == 0:
         return Interval(mean, mean, mean, float(mean == 0), count, freedom)

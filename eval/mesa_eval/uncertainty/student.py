@@ -9,6 +9,7 @@ by I_x(a, b) = 1 - I_{1-x}(b, a). Degrees of freedom may be any positive number,
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 TINY = 1e-300
 ACCURACY = 1e-15
@@ -25,19 +26,22 @@ def tail(t: float, df: float) -> float:
     return _incomplete_beta(df / (df + square), square / (df + square), df / 2, 0.5)
 
 
+@lru_cache(maxsize=4096)
 def critical(level: float, df: float) -> float:
     """Return the t with P(|T| <= t) = level, such as 4.303 for 0.95 and 2 degrees of freedom."""
     if not 0 < level < 1:
         raise ValueError(f"level: {level} given; it must lie between 0 and 1")
-    low, high = 0.0, 1.0
-    while tail(high, df) > 1 - level:
-        low, high = high, 2 * high
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if tail(middle, df) > 1 - level else (low, middle)
-    return (low + high) / 2
+    t = 0.0
+    while True:  # the tail is convex, so Newton's steps from the left never pass the root
+        step = (tail(t, df) - (1 - level)) / (2 * _density(t, df))
+        if not step > ACCURACY * t:
+            return t
+        t += step
+
+
+def _density(t: float, df: float) -> float:
+    logarithm = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - (df + 1) / 2 * math.log1p(t * t / df)
+    return math.exp(logarithm) / math.sqrt(df * math.pi)
 
 
 def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:

@@ -1,0 +1,79 @@
+"""Look for long passages of the scored text in the training text of the runs that are measured.
+
+The training text is kept as rows of tokens, so passages are runs of tokens, of about 50 bytes. Each scored document is
+cut into such runs, one behind the other, and every place of the training rows is looked at; a passage that begins
+anywhere is found as long as its tokens are cut alike. Digests are polynomials modulo 2^64, so a chance hit is as rare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mesa_eval.documents import Document
+from mesalm.data.read_packages import COPIED_SHARE
+
+PASSAGE_BYTES = 50
+MOST_TRAINING_TOKENS = 20_000_000
+TOKENS_AT_ONCE = 1_000_000
+FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+
+def overlap_notes(prepared: Iterable[Path], documents: Sequence[Document]) -> list[str]:
+    """Return one note for each folder of prepared data: how many documents share passages with its training rows."""
+    from mesalm.data.documents import DataError
+    from mesalm.data.prepared import Prepared
+
+    notes = []
+    for place in dict.fromkeys(prepared):
+        try:
+            data = Prepared(place, checked=True)
+            rows, tokenizer, size = data.rows("train"), data.tokenizer(), data.bytes_per_token("train")
+        except DataError as error:
+            notes.append(f"text: not looked for in the training text of {place.name}: {error}")
+            continue
+        length = max(2, math.ceil(PASSAGE_BYTES / size))
+        texts = [tokenizer(document.text, add_special_tokens=False)["input_ids"] for document in documents]
+        shares, looked = shared_passages(texts, rows, length)
+        touched, copies = sum(share > 0 for share in shares), sum(share > COPIED_SHARE for share in shares)
+        part = "" if looked >= len(rows) else f", of which {looked:,} of {len(rows):,} rows were read"
+        notes.append(
+            f"text: {touched} of {len(documents)} documents share a passage of {length} tokens (about {PASSAGE_BYTES}"
+            f" bytes) with the training text in {place.name}{part}; {copies} share more than half of their passages"
+        )
+    return notes
+
+
+def shared_passages(texts: Sequence[Sequence[int]], rows: Any, length: int) -> tuple[list[float], int]:
+    """Return, for each text, the share of its passages of `length` tokens that stand in the rows; and the rows read.
+
+    rows: of prepared data, `input_ids` [T] each; at most MOST_TRAINING_TOKENS are read, from the first on. A text that
+    is shorter than a passage has a share of 0.
+    """
+    own = [passages(np.asarray(text, dtype=np.int64), length)[::length] for text in texts]
+    wanted = np.unique(np.concatenate(own)) if own else np.zeros(0, dtype=np.uint64)
+    found = np.zeros(len(wanted), dtype=bool)
+    looked = read = 0
+    width = len(rows[0]["input_ids"]) if len(rows) else 1
+    step = max(1, TOKENS_AT_ONCE // width)
+    while len(wanted) and looked < len(rows) and read < MOST_TRAINING_TOKENS:
+        tokens = np.concatenate([np.asarray(row) for row in rows[looked : looked + step]["input_ids"]])
+        here = passages(tokens, length)
+        at = np.searchsorted(wanted, here).clip(max=len(wanted) - 1)
+        found[at[wanted[at] == here]] = True
+        looked, read = looked + step, read + len(tokens)
+    shares = [float(found[np.searchsorted(wanted, hashes)].mean()) if len(hashes) else 0.0 for hashes in own]
+    return shares, min(looked, len(rows)) if len(wanted) else len(rows)
+
+
+def passages(tokens: np.ndarray, length: int) -> np.ndarray:
+    """Return a digest of the `length` tokens from each place on: int64 [T] -> uint64 [T - length + 1]."""
+    places = max(0, len(tokens) - length + 1)
+    digests = np.zeros(places, dtype=np.uint64)
+    for shift in range(length if places else 0):
+        digests = digests * FACTOR + tokens[shift : shift + places].astype(np.uint64) + np.uint64(1)
+    return digests
