@@ -18,16 +18,17 @@ from mesa_eval.tasks.task import FewShotProtocol
 class Protocol:
     """Fix the sizes of a suite.
 
-    text_bytes, document_bytes: bytes of text scored and the most taken of one document (None: all);
-    longest_window: bound on the window length, in tokens; position_tokens, position_windows: bounds on the
-    windows for loss by position and recall; copy_windows: random sequences; few_shot: see `FewShotProtocol`; tasks:
-    built-in tasks asked when none is named; budget: tokens that a model reads at most for the suite and a usual set of
-    files (None: no bound); primary_shots: the average takes each task at the most shots that fit up to these.
+    text_bytes, document_bytes: bytes of text scored (None: all) and the most taken of one document, so that long ones
+    do not stand for all; longest_window: bound on the window length, in tokens; position_tokens, position_windows:
+    bounds on the windows for loss by position and recall; copy_windows: random sequences; few_shot: see
+    `FewShotProtocol`; tasks: built-in tasks asked when none is named; budget: tokens that a model reads at most for the
+    suite and a usual set of files (None: no bound); primary_shots: the average takes each task at the most shots that
+    fit up to these.
     """
 
     name: str
     text_bytes: int | None
-    document_bytes: int | None
+    document_bytes: int
     longest_window: int
     position_tokens: int
     position_windows: int
@@ -70,7 +71,7 @@ PROTOCOLS = {
     "full": Protocol(
         name="full",
         text_bytes=1_500_000,
-        document_bytes=None,
+        document_bytes=20_000,
         longest_window=2048,
         position_tokens=1_048_576,
         position_windows=2_000,
@@ -90,7 +91,7 @@ PROTOCOLS = {
     "paper": Protocol(
         name="paper",
         text_bytes=None,
-        document_bytes=None,
+        document_bytes=64_000,
         longest_window=8192,
         position_tokens=16_777_216,
         position_windows=8_000,

@@ -15,7 +15,7 @@ from mesa_eval.arms import NO_COMMON_SEED, Arm, find_arms, pairs
 from mesa_eval.comparison import PRIMARY, Comparison, Difference, Row, ordered_keys
 from mesa_eval.documents import stable_number
 from mesa_eval.scores import Measure, Scores
-from mesa_eval.uncertainty.bootstrap import Resampled, Transform, mean_of, resample
+from mesa_eval.uncertainty.bootstrap import Resampled, Transform, effective_units, mean_of, resample
 from mesa_eval.uncertainty.intervals import Interval, joint_interval, t_interval
 
 OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
@@ -141,6 +141,9 @@ class _Table:
             x=first.x,
             resampled=first.resampled,
             primary=first.primary,
+            effective=min(
+                effective_units(np.array(one.denominator)) for own in measures for one in own if one is not None
+            ),
         )
 
     def _difference(

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from mesa_eval.comparison import PRIMARY, Comparison, Row
 from mesa_eval.report.figures import claims_figure, position_figure, task_figure, text_figure, training_figure
 from mesa_eval.report.tables import chance_words, state_words
 from mesa_eval.report.templating import render
-from mesa_eval.report.wording import bracket, number, spread_words, summarise
+from mesa_eval.report.wording import bracket, documents_words, number, spread_words, summarise
 from mesa_eval.scores import TaskRecord
-from mesa_eval.uncertainty.bootstrap import DRAWS
+from mesa_eval.uncertainty.bootstrap import DRAWS, effective_units
 from mesa_eval.uncertainty.intervals import Interval
 
 DASH = "\u2013"
@@ -38,7 +39,7 @@ def render_page(comparison: Comparison) -> str:
         glance=_table(comparison, glance),
         text=_table(comparison, comparison.section("text")),
         text_bytes=first.text_bytes,
-        documents=first.documents,
+        documents=documents_words(comparison),
         positions=_table(comparison, comparison.section("position")),
         windows=_window_words(comparison),
         context=_table(comparison, comparison.section("context")),
@@ -120,8 +121,9 @@ def _window_words(comparison: Comparison) -> str:
     for scores in comparison.scores:
         measure = scores.measure("position/1")
         if measure is not None:
-            windows, documents = sum(row[0] for row in measure.denominator), len(measure.units)
-            words.append(f"{windows:.0f} windows of {scores.window} tokens from {documents} documents")
+            counts = np.array(measure.denominator)
+            documents = f"{len(counts)} documents (effective number {effective_units(counts):.1f})"
+            words.append(f"{counts.sum():.0f} windows of {scores.window} tokens from {documents}")
     return "; ".join(dict.fromkeys(words))
 
 

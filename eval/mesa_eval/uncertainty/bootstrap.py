@@ -128,6 +128,17 @@ def group_sums(values: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, l
     return sums, names
 
 
+def effective_units(denominator: np.ndarray) -> float:
+    """Return Kish's effective number of units, (sum b)^2 / sum b^2 over their weights b: [U, C] summed over columns.
+
+    It is how many units of one size would tell as much; a few long documents among short ones count for little more
+    than the few (Kish 1965, Survey Sampling). 0 where nothing has weight.
+    """
+    weights = denominator.sum(1)
+    squares = float((weights**2).sum())
+    return float(weights.sum()) ** 2 / squares if squares else 0.0
+
+
 def _mean_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Return the mean over the last axis of the ratios whose denominator is not 0; NaN where there is none."""
     there = denominator != 0

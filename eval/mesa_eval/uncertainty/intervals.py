@@ -23,7 +23,7 @@ import numpy as np
 from mesa_eval.uncertainty.student import critical, tail
 
 LEVEL = 0.95
-FEW_UNITS = 10  # below this a percentile interval is known to be too narrow; reports say so
+FEW_UNITS = 10  # effective units (`effective_units`) below which a percentile interval is too narrow; reports say so
 
 
 @dataclass(frozen=True)
