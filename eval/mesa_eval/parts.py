@@ -54,7 +54,7 @@ def questions(subject: Subject, training_data: Path | None) -> list[Question]:
         Question("text", text_fingerprint(subject.sample), partial(_ask_text, subject)),
         Question(
             "positions",
-            [text_fingerprint(subject.documents), wanted, seed, str(training_data)],
+            [text_fingerprint(subject.documents), wanted, protocol.document_windows, seed, str(training_data)],
             partial(_ask_positions, subject, wanted, training_data),
         ),
         Question("copying", [protocol.copy_windows, seed], partial(_ask_copying, subject)),
@@ -83,7 +83,9 @@ def _ask_text(subject: Subject) -> Part:
 
 def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) -> Part:
     window, name = subject.window, subject.scorer.name
-    scores = score_positions(subject.scorer, subject.documents, window, wanted, subject.seed)
+    scores = score_positions(
+        subject.scorer, subject.documents, window, wanted, subject.protocol.document_windows, subject.seed
+    )
     if scores is None:
         reason = f"no document has {window + 1} tokens" if window >= 8 else f"a window of {window} tokens is too short"
         return Part("positions", "", [], notes=[f"{name}: loss by position and recall are not measured: {reason}"])

@@ -20,10 +20,10 @@ class Protocol:
 
     text_bytes, document_bytes: bytes of text scored (None: all) and the most taken of one document, so that long ones
     do not stand for all; longest_window: bound on the window length, in tokens; position_tokens, position_windows:
-    bounds on the windows for loss by position and recall; copy_windows: random sequences; few_shot: see
-    `FewShotProtocol`; tasks: built-in tasks asked when none is named; budget: tokens that a model reads at most for the
-    suite and a usual set of files (None: no bound); primary_shots: the average takes each task at the most shots that
-    fit up to these.
+    bounds on the windows for loss by position and recall; document_windows: the most of them taken of one document;
+    copy_windows: random sequences; few_shot: see `FewShotProtocol`; tasks: built-in tasks asked when none is named;
+    budget: tokens that a model reads at most for the suite and a usual set of files (None: no bound); primary_shots:
+    the average takes each task at the most shots that fit up to these.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Protocol:
     longest_window: int
     position_tokens: int
     position_windows: int
+    document_windows: int
     copy_windows: int
     few_shot: FewShotProtocol
     budget: int | None = None
@@ -52,6 +53,7 @@ PROTOCOLS = {
         longest_window=1024,
         position_tokens=32_768,
         position_windows=2_000,
+        document_windows=8,
         copy_windows=64,
         few_shot=FewShotProtocol(
             shots=(0, 1, 2, 4, 8),
@@ -75,6 +77,7 @@ PROTOCOLS = {
         longest_window=2048,
         position_tokens=1_048_576,
         position_windows=2_000,
+        document_windows=32,
         copy_windows=512,
         few_shot=FewShotProtocol(
             shots=(0, 1, 2, 4, 8, 16, 32),
@@ -95,6 +98,7 @@ PROTOCOLS = {
         longest_window=8192,
         position_tokens=16_777_216,
         position_windows=8_000,
+        document_windows=64,
         copy_windows=512,
         few_shot=FewShotProtocol(
             shots=(0, 1, 2, 4, 8, 16, 32),

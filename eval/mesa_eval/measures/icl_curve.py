@@ -20,14 +20,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mesa_eval.documents import Document, cut_document, in_turn
+from mesa_eval.documents import Document
+from mesa_eval.measures.windows import collect_windows
 from mesa_eval.reading.reader import Reader
 from mesa_eval.scores import Measure
 from mesa_eval.uncertainty.bootstrap import group_sums
 
 SCORE_NAME = "in-context score (490-510 less 45-55)"
 SHORT_SCORE_NAME = "late-less-early score"
-BYTES_A_TOKEN = 32  # windows come from the first 32 (T + 1) bytes of a document: some eight windows of English
 
 
 @dataclass(frozen=True)
@@ -72,45 +72,16 @@ def score_ranges(window: int) -> tuple[str, list[int], list[int]]:
     return f"{SHORT_SCORE_NAME} ({late[0]}-{late[1]} less {early[0]}-{early[1]})", early, late
 
 
-def collect_windows(
-    scorer: Reader, documents: Sequence[Document], window: int, wanted: int, seed: int
-) -> list[tuple[str, list[int]]]:
-    """Collect up to `wanted` (document, window + 1 tokens): first one a document, then second ones, and so on.
-
-    Documents come in a seeded order with the domains in turn. A further window begins where the one before
-    ended, without a start token, as a packed training row does in the middle of a document. So a document
-    gives several windows only when there are fewer long enough documents than windows wanted.
-    """
-    by_document: list[tuple[str, list[int]]] = []
-    for document in in_turn(documents, seed):
-        if len(by_document) == wanted:
-            break
-        tokens = scorer.start() + scorer.encode(cut_document(document, BYTES_A_TOKEN * (window + 1)).text)
-        if len(tokens) > window:
-            by_document.append((document.identifier, tokens))
-    windows: list[tuple[str, list[int]]] = []
-    turn = 0
-    while len(windows) < wanted:
-        begin = turn * window
-        fresh = [
-            (owner, tokens[begin : begin + window + 1])
-            for owner, tokens in by_document
-            if len(tokens) >= begin + window + 1
-        ]
-        if not fresh:
-            break
-        windows.extend(fresh[: wanted - len(windows)])
-        turn += 1
-    return windows
-
-
 def score_positions(
-    scorer: Reader, documents: Sequence[Document], window: int, wanted: int, seed: int
+    scorer: Reader, documents: Sequence[Document], window: int, wanted: int, most: int, seed: int
 ) -> PositionScores | None:
-    """Return loss by position over up to `wanted` windows; None if no document has `window` + 1 tokens."""
+    """Return loss by position over up to `wanted` windows, `most` of one document; None where no document has one.
+
+    See `collect_windows`.
+    """
     if window < 8:
         return None
-    windows = collect_windows(scorer, documents, window, wanted, seed)
+    windows = collect_windows(scorer, documents, window, wanted, most, seed)
     if not windows:
         return None
     scored = scorer.token_scores([tokens for _, tokens in windows], what="positions")
