@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from mesa_eval.documents import Document, text_fingerprint
+from mesa_eval.measures.copying import copy_measures, score_copying
 from mesa_eval.measures.few_shot import CannotAskError, score_task
-from mesa_eval.measures.icl_curve import copy_measures, position_measures, score_copying, score_positions
+from mesa_eval.measures.icl_curve import position_measures, score_positions
 from mesa_eval.measures.perplexity import score_documents, text_measures
 from mesa_eval.measures.task_measures import task_measures
 from mesa_eval.measures.text_recall import rare_in_training, recall_measures

@@ -17,7 +17,7 @@ from typing import Any
 
 from mesalm.files import write_text
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass

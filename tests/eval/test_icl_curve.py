@@ -1,10 +1,7 @@
-"""Loss by position and copying, with models whose answers are known."""
+"""Loss by position, with models whose answers are known."""
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
 
@@ -12,7 +9,6 @@ from mesa_eval.documents import Document
 from mesa_eval.measures.icl_curve import (
     position_bins,
     position_measures,
-    score_copying,
     score_positions,
     score_ranges,
 )
@@ -58,24 +54,3 @@ def test_too_short_documents_and_windows_are_not_measured(make, tokenizer) -> No
     scorer = Scorer(make.llama(258, seed=1), tokenizer, quiet=True)
     assert score_positions(scorer, documents([10]), 32, 5, 5, seed=0) is None
     assert score_positions(scorer, documents([99]), 4, 5, 5, seed=0) is None
-    assert score_copying(scorer, 4, 5, seed=0) is None
-
-
-@pytest.mark.parametrize(("window", "length"), [(64, 32), (256, 64), (37, 18)])
-def test_an_oracle_copies_everything(make, tokenizer, window: int, length: int) -> None:
-    scorer = Scorer(make.copier(length, 258), tokenizer, quiet=True)
-    scores = score_copying(scorer, window, 6, seed=3)
-    assert scores is not None
-    assert scores.length == length
-    assert scores.accuracy == [1.0] * 6
-    np.testing.assert_allclose(scores.second, 0, atol=1e-6)
-    np.testing.assert_allclose(scores.first, math.log(258), rtol=1e-5)
-
-
-def test_a_uniform_model_gains_nothing_from_a_repeat(make, tokenizer) -> None:
-    scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
-    scores = score_copying(scorer, 128, 40, seed=0)
-    assert scores is not None
-    np.testing.assert_allclose(np.subtract(scores.first, scores.second), 0, atol=1e-6)
-    assert scores.chance == 1 / 256
-    assert np.mean(scores.accuracy) < 0.02

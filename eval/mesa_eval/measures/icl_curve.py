@@ -1,4 +1,4 @@
-"""Loss by position in the context, the in-context score, and copying of random sequences.
+"""Loss by position in the context, and the in-context score.
 
 Position p is the p-th prediction of a window: it has p tokens before it (the document's start token among
 them). Windows hold T + 1 tokens of one document and are never packed. Bins are 1, 2, 3-4, 5-8 ... up to T.
@@ -6,11 +6,6 @@ them). Windows hold T + 1 tokens of one document and are never packed. Bins are 
 In-context score (Olsson et al. 2022, In-context learning and induction heads): mean loss at positions 490 to
 510 less the mean at 45 to 55, which needs T >= 512. Shorter windows get an analogue under another name:
 the last eighth of the window less the positions within T/32 of T/8. Negative is better for both.
-
-Copy score: rows of one random sequence shown twice, tokens drawn without replacement from the vocabulary
-without its special tokens; the mean loss of the first half less that of the second. Copy accuracy counts the
-tokens of the second half that were the likeliest; a model that needs to see a token of the repeat before it
-knows of it reaches (n - 1) / n.
 """
 
 from __future__ import annotations
@@ -40,17 +35,6 @@ class PositionScores:
     tokens: np.ndarray
     losses: np.ndarray
     hits: np.ndarray
-
-
-@dataclass(frozen=True)
-class CopyScores:
-    """Hold, for each random sequence shown twice, the mean nats of both halves and the accuracy of the second."""
-
-    length: int
-    first: list[float]
-    second: list[float]
-    accuracy: list[float]
-    chance: float
 
 
 def position_bins(window: int) -> list[list[int]]:
@@ -126,58 +110,3 @@ def _by_document(
         denominator=counts.tolist(),
         x=x,
     )
-
-
-def score_copying(scorer: Reader, window: int, windows: int, seed: int, length: int = 64) -> CopyScores | None:
-    """Return the copy scores over `windows` random sequences; None if the model or vocabulary is too small.
-
-    The sequence is `length` tokens, or fewer where two of them and the start token do not fit the window.
-    """
-    special = set(scorer.tokenizer.all_special_ids)
-    ordinary = np.array([token for token in range(len(scorer.tokenizer)) if token not in special])
-    before = scorer.start()
-    length = min(length, (window + 1 - len(before)) // 2, len(ordinary))
-    if length < 4:
-        return None
-    generator = np.random.default_rng([seed, length])
-    rows = []
-    for _ in range(windows):
-        sequence = generator.choice(ordinary, size=length, replace=False).tolist()
-        rows.append(before + sequence + sequence)
-    scored = scorer.token_scores(rows, what="copying")
-    losses = -np.stack([one.nats for one in scored])
-    hits = np.stack([one.hits for one in scored])
-    return CopyScores(
-        length=length,
-        first=losses[:, :-length].mean(1).tolist(),
-        second=losses[:, -length:].mean(1).tolist(),
-        accuracy=hits[:, -length:].mean(1).tolist(),
-        chance=1.0 / len(ordinary),
-    )
-
-
-def copy_measures(scores: CopyScores) -> list[Measure]:
-    """Return the copy score and the copy accuracy, one unit a random sequence."""
-    gain = np.subtract(scores.first, scores.second).tolist()
-    name = f"copy score, 2 x {scores.length} random tokens"
-    units = [f"{scores.length}/{number}" for number in range(len(gain))]
-    rows: list[tuple[str, str, str, list[float], float]] = [
-        ("copy_score", name, "nats per token", gain, 0.0),
-        ("copy_accuracy", "copy accuracy", "share", scores.accuracy, scores.chance),
-    ]
-    return [
-        Measure(
-            section="context",
-            key=key,
-            label=label,
-            unit=unit,
-            better="higher",
-            digits=3,
-            resampled="sequence",
-            units=units,
-            numerator=[[value] for value in values],
-            denominator=[[1.0]] * len(values),
-            chance=chance,
-        )
-        for key, label, unit, values, chance in rows
-    ]
