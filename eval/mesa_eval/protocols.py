@@ -21,9 +21,10 @@ class Protocol:
     text_bytes, document_bytes: bytes of text scored (None: all) and the most taken of one document, so that long ones
     do not stand for all; longest_window: bound on the window length, in tokens; position_tokens, position_windows:
     bounds on the windows for loss by position and recall; document_windows: the most of them taken of one document;
-    copy_windows: random sequences; few_shot: see `FewShotProtocol`; tasks: built-in tasks asked when none is named;
-    budget: tokens that a model reads at most for the suite and a usual set of files (None: no bound); primary_shots:
-    the average takes each task at the most shots that fit up to these.
+    length_windows: windows of eight times the length, for loss past it; copy_windows: random sequences; few_shot: see
+    `FewShotProtocol`; tasks: built-in tasks asked when none is named; budget: tokens that a model reads at most for the
+    suite and a usual set of files (None: no bound); primary_shots: the average takes each task at the most shots that
+    fit up to these.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Protocol:
     position_tokens: int
     position_windows: int
     document_windows: int
+    length_windows: int
     copy_windows: int
     few_shot: FewShotProtocol
     budget: int | None = None
@@ -54,6 +56,7 @@ PROTOCOLS = {
         position_tokens=32_768,
         position_windows=2_000,
         document_windows=8,
+        length_windows=4,
         copy_windows=64,
         few_shot=FewShotProtocol(
             shots=(0, 1, 2, 4, 8),
@@ -78,6 +81,7 @@ PROTOCOLS = {
         position_tokens=1_048_576,
         position_windows=2_000,
         document_windows=32,
+        length_windows=16,
         copy_windows=512,
         few_shot=FewShotProtocol(
             shots=(0, 1, 2, 4, 8, 16, 32),
@@ -99,6 +103,7 @@ PROTOCOLS = {
         position_tokens=16_777_216,
         position_windows=8_000,
         document_windows=64,
+        length_windows=64,
         copy_windows=512,
         few_shot=FewShotProtocol(
             shots=(0, 1, 2, 4, 8, 16, 32),

@@ -23,6 +23,7 @@ from mesa_eval.uncertainty.bootstrap import group_sums
 
 SCORE_NAME = "in-context score (490-510 less 45-55)"
 SHORT_SCORE_NAME = "late-less-early score"
+LEAST_WINDOW = 8  # tokens
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def score_positions(
 
     See `collect_windows`.
     """
-    if window < 8:
+    if window < LEAST_WINDOW:
         return None
     windows = collect_windows(scorer, documents, window, wanted, most, seed)
     if not windows:
@@ -84,19 +85,21 @@ def position_measures(scores: PositionScores) -> list[Measure]:
     for first, last in position_bins(scores.window):
         label = str(first) if first == last else f"{first}-{last}"
         values = scores.losses[:, first - 1 : last].mean(1)
-        measures.append(_by_document("position", f"position/{label}", label, values, scores, (first * last) ** 0.5))
+        measures.append(
+            by_document("position", f"position/{label}", label, values, scores.owners, (first * last) ** 0.5)
+        )
     name, early, late = score_ranges(scores.window)
     values = scores.losses[:, late[0] - 1 : late[1]].mean(1) - scores.losses[:, early[0] - 1 : early[1]].mean(1)
     key = "in_context" if scores.window >= 512 else f"in_context/{scores.window}"
-    return [*measures, _by_document("context", key, name, values, scores)]
+    return [*measures, by_document("context", key, name, values, scores.owners)]
 
 
-def _by_document(
-    section: str, key: str, label: str, values: np.ndarray, scores: PositionScores, x: float | None = None
+def by_document(
+    section: str, key: str, label: str, values: np.ndarray, owners: Sequence[str], x: float | None = None
 ) -> Measure:
-    """Make a measure of one value a window: a document with several windows is one unit."""
-    sums, names = group_sums(values[:, None], scores.owners)
-    counts, _ = group_sums(np.ones((len(values), 1)), scores.owners)
+    """Make a measure, in nats per token, of one value a window: a document with several windows is one unit."""
+    sums, names = group_sums(values[:, None], owners)
+    counts, _ = group_sums(np.ones((len(values), 1)), owners)
     return Measure(
         section=section,
         key=key,

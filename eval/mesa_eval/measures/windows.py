@@ -53,7 +53,7 @@ def collect_windows(
     sizes = [min(len(windows), most) for _, windows in found]
     level = share_out(sizes, wanted)
     left = wanted - sum(min(size, level) for size in sizes)
-    chosen = []
+    chosen: list[tuple[str, list[int]]] = []
     for size, (document, windows) in zip(sizes, found, strict=True):
         count = min(size, level)
         if left and size > level:

@@ -93,6 +93,7 @@ def summarise(comparison: Comparison) -> Summary:
 def _headlines(comparison: Comparison) -> list[tuple[Row, str]]:
     rows = [(comparison.row(PRIMARY), "in the {}"), (comparison.row("bits_per_byte"), "bits per byte over all text")]
     rows += [(row, "nats per token in the {}") for row in comparison.starting("in_context")]
+    rows += [(row, "nats per token in the {}") for row in comparison.starting("length_growth")]
     rows += [(row, "in copy accuracy") for row in comparison.starting("copy_accuracy")]
     shown = [row for row in rows if row[0] is not None]
     return [(row, what.format(row.label.split(" (")[0])) for row, what in shown if row is not None]
