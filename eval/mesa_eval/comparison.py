@@ -47,8 +47,9 @@ class Row:
     """Hold one measure: each arm's value and difference from the baseline.
 
     `better` is "lower", "higher" or "" for a measure without a good direction; `digits` are the decimals shown; `x`,
-    `resampled` and `primary` are those of `Measure`. `values` are bootstrap intervals over units for one model, t
-    intervals over training seeds for several; `by_seed` [arm][member] are the values of the single models.
+    `resampled` and `primary` are those of `Measure`; `effective` is the effective number of units (see
+    `effective_units`), the least of the models'. `values` are bootstrap intervals over units for one model, t intervals
+    over training seeds for several; `by_seed` [arm][member] are the values of the single models.
     """
 
     section: str
@@ -64,6 +65,7 @@ class Row:
     x: float | None = None
     resampled: str = ""
     primary: bool = False
+    effective: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The parts of an evaluation, one thing asked each: text, positions and recall, copying, and every few-shot task."""
+"""The parts of an evaluation, one thing asked each: text, positions and recall, length, copying, and every task."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from mesa_eval.documents import Document, text_fingerprint
+from mesa_eval.measures.copying import copy_measures, score_copying
 from mesa_eval.measures.few_shot import CannotAskError, score_task
-from mesa_eval.measures.icl_curve import copy_measures, position_measures, score_copying, score_positions
+from mesa_eval.measures.icl_curve import position_measures, score_positions
+from mesa_eval.measures.length import length_measures, score_length
 from mesa_eval.measures.perplexity import score_documents, text_measures
 from mesa_eval.measures.task_measures import VARIANTS, task_measures
 from mesa_eval.measures.text_recall import rare_in_training, recall_measures
@@ -54,8 +56,13 @@ def questions(subject: Subject, training_data: Path | None) -> list[Question]:
         Question("text", text_fingerprint(subject.sample), partial(_ask_text, subject)),
         Question(
             "positions",
-            [text_fingerprint(subject.documents), wanted, seed, str(training_data)],
+            [text_fingerprint(subject.documents), wanted, protocol.document_windows, seed, str(training_data)],
             partial(_ask_positions, subject, wanted, training_data),
+        ),
+        Question(
+            "length",
+            [text_fingerprint(subject.documents), protocol.length_windows, protocol.document_windows, seed],
+            partial(_ask_length, subject),
         ),
         Question("copying", [protocol.copy_windows, seed], partial(_ask_copying, subject)),
         *(
@@ -83,7 +90,9 @@ def _ask_text(subject: Subject) -> Part:
 
 def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) -> Part:
     window, name = subject.window, subject.scorer.name
-    scores = score_positions(subject.scorer, subject.documents, window, wanted, subject.seed)
+    scores = score_positions(
+        subject.scorer, subject.documents, window, wanted, subject.protocol.document_windows, subject.seed
+    )
     if scores is None:
         reason = f"no document has {window + 1} tokens" if window >= 8 else f"a window of {window} tokens is too short"
         return Part("positions", "", [], notes=[f"{name}: loss by position and recall are not measured: {reason}"])
@@ -93,6 +102,17 @@ def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) ->
         notes.append(f"{name}: recall is not split by what is rare in training: the training text is not known")
     raw = {"window": window, "owners": list(scores.owners), "nats": np.round(scores.losses, 4).tolist()}
     return Part("positions", "", [*position_measures(scores), *recall_measures(scores, rare)], raw, notes=notes)
+
+
+def _ask_length(subject: Subject) -> Part:
+    protocol, scorer, window = subject.protocol, subject.scorer, subject.window
+    wanted, most = protocol.length_windows, protocol.document_windows
+    try:
+        scores = score_length(scorer, subject.documents, window, wanted, most, subject.seed)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{scorer.name}: ")
+        return Part("length", "", [], notes=[f"loss past the window is not measured: {reason} ({scorer.name})"])
+    return Part("length", "", length_measures(scores), {"window": window, "owners": list(scores.owners)})
 
 
 def _ask_copying(subject: Subject) -> Part:

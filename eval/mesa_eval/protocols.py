@@ -21,19 +21,22 @@ from mesa_eval.tasks.task import FewShotProtocol
 class Protocol:
     """Fix the sizes of a suite.
 
-    text_bytes, document_bytes: bytes of text scored and the most taken of one document (None: all);
-    longest_window: bound on the window length, in tokens; position_tokens, position_windows: bounds on the
-    windows for loss by position and recall; copy_windows: random sequences; few_shot: see `FewShotProtocol`; tasks:
-    built-in tasks asked when none is named; budget: tokens that a model reads at most for the suite and a usual set of
-    files (None: no bound).
+    text_bytes, document_bytes: bytes of text scored (None: all) and the most taken of one document, so that long ones
+    do not stand for all; longest_window: bound on the window length, in tokens; position_tokens, position_windows:
+    bounds on the windows for loss by position and recall; document_windows: the most of them taken of one document;
+    length_windows: windows of eight times the length, for loss past it; copy_windows: random sequences; few_shot: see
+    `FewShotProtocol`; tasks: built-in tasks asked when none is named; budget: tokens that a model reads at most for the
+    suite and a usual set of files (None: no bound).
     """
 
     name: str
     text_bytes: int | None
-    document_bytes: int | None
+    document_bytes: int
     longest_window: int
     position_tokens: int
     position_windows: int
+    document_windows: int
+    length_windows: int
     copy_windows: int
     few_shot: FewShotProtocol
     budget: int | None = None
@@ -53,6 +56,8 @@ _VERSIONS = (
         longest_window=1024,
         position_tokens=32_768,
         position_windows=2_000,
+        document_windows=8,
+        length_windows=4,
         copy_windows=64,
         few_shot=FewShotProtocol(
             shots=(0, 2, 8),
@@ -72,10 +77,12 @@ _VERSIONS = (
     Protocol(
         name="full-1",
         text_bytes=1_500_000,
-        document_bytes=None,
+        document_bytes=20_000,
         longest_window=2048,
         position_tokens=1_048_576,
         position_windows=2_000,
+        document_windows=32,
+        length_windows=16,
         copy_windows=512,
         few_shot=FewShotProtocol(
             shots=(0, 1, 2, 4, 8, 16, 32),
@@ -92,10 +99,12 @@ _VERSIONS = (
     Protocol(
         name="paper-1",
         text_bytes=None,
-        document_bytes=None,
+        document_bytes=64_000,
         longest_window=8192,
         position_tokens=16_777_216,
         position_windows=8_000,
+        document_windows=64,
+        length_windows=64,
         copy_windows=512,
         few_shot=FewShotProtocol(
             shots=(0, 1, 2, 4, 8, 16, 32),

@@ -17,7 +17,7 @@ from typing import Any
 
 from mesalm.files import write_text
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
@@ -51,13 +51,13 @@ class ModelCard:
 class Measure:
     """Hold one statistic of one model, unit by unit.
 
-    section: "text", "position", "context", "recall" or "task/NAME"; key: its name among all measures of a model,
-    equal for the same statistic of another model; label, unit: what a reader sees beside the value; better: "lower",
-    "higher" or ""; digits: decimals shown; resampled: what one unit is ("document", "window", "query", "episode",
-    "sequence"); units [U]: their names, equal and in the same order for models that can be paired; numerator,
-    denominator [U][C]; transform: "exp" or ""; any_tokenizer: whether models with different tokenizers or windows
-    compare; chance: the null, the score of a model that reads nothing; x: shots or position, for figures; primary:
-    whether it enters the one average declared beforehand; items: sha256 of what was asked.
+    section: "text", "position", "length", "context", "recall" or "task/NAME"; key: its name among all measures of a
+    model, equal for the same statistic of another model; label, unit: what a reader sees beside the value; better:
+    "lower", "higher" or ""; digits: decimals shown; resampled: what one unit is ("document", "window", "query",
+    "episode", "sequence"); units [U]: their names, equal and in the same order for models that can be paired;
+    numerator, denominator [U][C]; transform: "exp" or ""; any_tokenizer: whether models with different tokenizers or
+    windows compare; chance: the null, the score of a model that reads nothing; x: shots or position, for figures;
+    primary: whether it enters the one average declared beforehand; items: sha256 of what was asked.
     """
 
     section: str
@@ -104,8 +104,8 @@ class TaskRecord:
 class Part:
     """Hold everything that came of one thing asked: measures, raw numbers, and what it cost.
 
-    name: "text", "positions", "copying" or "task/NAME"; key: sha256 over the model, the items and how they were
-    asked, so that a stored part is used again only where nothing differs.
+    name: "text", "positions", "length", "copying" or "task/NAME"; key: sha256 over the model, the items and how they
+    were asked, so that a stored part is used again only where nothing differs.
     """
 
     name: str

@@ -35,6 +35,10 @@ class TokenCounter(Reader):
         """Return True: transformers' causal models have a cache."""
         return True
 
+    def refuses(self, length: int) -> str:
+        """Return "": only the model knows."""
+        return ""
+
     def writes(self) -> bool:
         """Return True: transformers' causal models have `generate`."""
         return True

@@ -1,22 +1,18 @@
-"""Loss by position and copying, with models whose answers are known."""
+"""Loss by position, with models whose answers are known."""
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
 
 from mesa_eval.documents import Document
 from mesa_eval.measures.icl_curve import (
-    collect_windows,
     position_bins,
     position_measures,
-    score_copying,
     score_positions,
     score_ranges,
 )
+from mesa_eval.measures.windows import collect_windows
 from mesa_eval.reading.scoring import Scorer
 
 
@@ -37,27 +33,14 @@ def test_bins_cover_every_position_once(window: int) -> None:
     assert ("in-context score" in name) == (window >= 512)
 
 
-def test_first_windows_of_all_documents_come_before_second_ones(make, tokenizer) -> None:
-    scorer = Scorer(make.llama(258, seed=1), tokenizer, quiet=True)
-    held_out = documents([40, 100, 33, 32, 31])
-    windows = collect_windows(scorer, held_out, 32, 6, seed=0)
-    owners = [owner for owner, _ in windows]
-    assert set(owners[:4]) == {"d0", "d1", "d2", "d3"}
-    assert owners[4:] == ["d1", "d1"]
-    assert all(len(tokens) == 33 for _, tokens in windows)
-    assert windows[4][1][0] == windows[owners.index("d1")][1][-1]
-    assert collect_windows(scorer, held_out, 32, 6, seed=0) == windows
-    assert len(collect_windows(scorer, held_out, 32, 3, seed=0)) == 3
-
-
 def test_positions_agree_with_a_direct_forward(make, tokenizer) -> None:
     model = make.llama(258, seed=4)
     scorer = Scorer(model, tokenizer, quiet=True)
-    (window,) = collect_windows(scorer, documents([50]), 32, 1, seed=0)
+    (window,) = collect_windows(scorer, documents([50]), 32, 1, 1, seed=0)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([window[1][:-1]])).logits[0].double().log_softmax(-1)
     losses = -logits[torch.arange(32), torch.tensor(window[1][1:])].numpy()
-    scores = score_positions(scorer, documents([50]), 32, 1, seed=0)
+    scores = score_positions(scorer, documents([50]), 32, 1, 1, seed=0)
     assert scores is not None
     measures = {measure.key: measure for measure in position_measures(scores)}
     for first, last in position_bins(32):
@@ -69,26 +52,5 @@ def test_positions_agree_with_a_direct_forward(make, tokenizer) -> None:
 
 def test_too_short_documents_and_windows_are_not_measured(make, tokenizer) -> None:
     scorer = Scorer(make.llama(258, seed=1), tokenizer, quiet=True)
-    assert score_positions(scorer, documents([10]), 32, 5, seed=0) is None
-    assert score_positions(scorer, documents([99]), 4, 5, seed=0) is None
-    assert score_copying(scorer, 4, 5, seed=0) is None
-
-
-@pytest.mark.parametrize(("window", "length"), [(64, 32), (256, 64), (37, 18)])
-def test_an_oracle_copies_everything(make, tokenizer, window: int, length: int) -> None:
-    scorer = Scorer(make.copier(length, 258), tokenizer, quiet=True)
-    scores = score_copying(scorer, window, 6, seed=3)
-    assert scores is not None
-    assert scores.length == length
-    assert scores.accuracy == [1.0] * 6
-    np.testing.assert_allclose(scores.second, 0, atol=1e-6)
-    np.testing.assert_allclose(scores.first, math.log(258), rtol=1e-5)
-
-
-def test_a_uniform_model_gains_nothing_from_a_repeat(make, tokenizer) -> None:
-    scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
-    scores = score_copying(scorer, 128, 40, seed=0)
-    assert scores is not None
-    np.testing.assert_allclose(np.subtract(scores.first, scores.second), 0, atol=1e-6)
-    assert scores.chance == 1 / 256
-    assert np.mean(scores.accuracy) < 0.02
+    assert score_positions(scorer, documents([10]), 32, 5, 5, seed=0) is None
+    assert score_positions(scorer, documents([99]), 4, 5, 5, seed=0) is None

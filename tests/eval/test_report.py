@@ -234,6 +234,8 @@ def test_the_page_is_whole_and_stands_alone(scores: list[Scores], tmp_path: Path
     assert "var(--series-3)" in html
     for words in ("Null", "Parameters", "95 %", scores[0].model.fingerprint, OTHER_TOKENIZER):
         assert words in page.text
+    # the lead, the summary, the windows, and how it was measured
+    assert page.text.count("24 documents (effective number 24.0)") >= 4
     data = json.loads((tmp_path / "report.json").read_text())
     assert [model["model"]["name"] for model in data["scores"]] == ["first", "second", "third"]
     assert [Scores.from_dict(item) for item in data["scores"]] == scores

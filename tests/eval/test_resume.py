@@ -33,7 +33,7 @@ def test_what_is_stored_is_not_measured_again(
     monkeypatch.setattr(Scorer, "token_scores", counted)
     (second,) = evaluate([model], tasks=["copying", pair_file], **options)
     assert calls == ["letters"]
-    assert second.parts[:4] == first.parts
+    assert second.parts[:5] == first.parts
     assert Scores.read(tmp_path / "out" / "scores" / "one.json") == second
     calls.clear()
     evaluate([model], tasks=["copying"], seed=1, **options)
@@ -78,7 +78,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
         assert "Traceback" not in done.stderr
     assert done.stdout == ""
     kept = {path: path.stat().st_mtime_ns for path in (out / "scores" / "parts").iterdir()}
-    assert len(kept) == 4
+    assert len(kept) == 5
     assert not (out / "scores" / "one.json").exists()
     options = {"texts": [text_file], "tasks": ["copying", "case_change"], "device": "cpu", "quiet": True}
     (went_on,) = evaluate([model], out=out, **options)

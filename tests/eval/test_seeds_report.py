@@ -109,6 +109,22 @@ def test_seeds_are_paired_and_shown() -> None:
     assert any("Student" in words for words in summarise(comparison).limits)
 
 
+def test_few_units_are_judged_by_their_effective_number() -> None:
+    """Thirty documents of which five hold nearly all the bytes tell as much as five."""
+    weights = [[1000.0] if place < 5 else [1.0] for place in range(UNITS)]
+    scores = [made("mesa", -0.1), made("softmax", 0.0)]
+    assert not any("effective" in words for words in summarise(build_comparison(scores, 1)).limits)
+    for item in scores:
+        for key in ("bits_per_byte", "position/1"):
+            item.measure(key).denominator = weights
+    comparison = build_comparison(scores, 1)
+    assert comparison.row("bits_per_byte").effective == pytest.approx(5025**2 / 5000025)
+    (warned,) = [words for words in summarise(comparison).limits if "too narrow" in words]
+    assert "fewer than 10 documents" in warned
+    assert ": bits_per_byte, section position." in warned
+    assert f"{UNITS} documents (effective number 5.1)" in summarise(comparison).compared
+
+
 def test_seeds_that_disagree_tell_nothing() -> None:
     scores = [made(f"m-s{n}", shift, seed=n, recipe="M") for n, shift in enumerate((-0.3, 0.1, -0.2))]
     scores += [made(f"s-s{n}", 0.0, seed=n, recipe="S") for n in range(3)]

@@ -18,12 +18,14 @@ def test_the_count_is_what_is_read(save_model, text_file: str, pair_file: str, c
     (tmp_path / "words.jsonl").write_text(
         "".join(json.dumps({"text": f"a text of {'x' * n} words"}) + "\n" for n in range(9))
     )
+    (tmp_path / "long.txt").write_text(" ".join(f"word{n}" for n in range(200)))  # for windows of 8 x 128 bytes
+    texts = [text_file, str(tmp_path / "long.txt")]
     tasks = ["copying", "key_value_recall", pair_file, class_file, str(tmp_path / "words.jsonl")]
     models = [save_model(name, 1, length=128) for name in ("one", "two")]
-    plan = make_plan(models, "quick", [text_file], "valid", tasks, 0)
+    plan = make_plan(models, "quick", texts, "valid", tasks, 0)
     (counted,) = count_tokens(plan, batch_tokens=500, quiet=True)
     assert counted.models == ("one", "two")
-    (scores,) = run_plan(make_plan(models[:1], "quick", [text_file], "valid", tasks, 0), None, "cpu", 500, quiet=True)
+    (scores,) = run_plan(make_plan(models[:1], "quick", texts, "valid", tasks, 0), None, "cpu", 500, quiet=True)
     assert [part.name for part in counted.parts] == [part.name for part in scores.parts]
     for part, count in zip(scores.parts, counted.parts, strict=True):
         if count.at_most:

@@ -1,4 +1,4 @@
-"""Loss by position in the context, the in-context score, and copying of random sequences.
+"""Loss by position in the context, and the in-context score.
 
 Position p is the p-th prediction of a window: it has p tokens before it (the document's start token among
 them). Windows hold T + 1 tokens of one document and are never packed. Bins are 1, 2, 3-4, 5-8 ... up to T.
@@ -6,11 +6,6 @@ them). Windows hold T + 1 tokens of one document and are never packed. Bins are 
 In-context score (Olsson et al. 2022, In-context learning and induction heads): mean loss at positions 490 to
 510 less the mean at 45 to 55, which needs T >= 512. Shorter windows get an analogue under another name:
 the last eighth of the window less the positions within T/32 of T/8. Negative is better for both.
-
-Copy score: rows of one random sequence shown twice, tokens drawn without replacement from the vocabulary
-without its special tokens; the mean loss of the first half less that of the second. Copy accuracy counts the
-tokens of the second half that were the likeliest; a model that needs to see a token of the repeat before it
-knows of it reaches (n - 1) / n.
 """
 
 from __future__ import annotations
@@ -20,14 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mesa_eval.documents import Document, cut_document, in_turn
+from mesa_eval.documents import Document
+from mesa_eval.measures.windows import collect_windows
 from mesa_eval.reading.reader import Reader
 from mesa_eval.scores import Measure
 from mesa_eval.uncertainty.bootstrap import group_sums
 
 SCORE_NAME = "in-context score (490-510 less 45-55)"
 SHORT_SCORE_NAME = "late-less-early score"
-BYTES_A_TOKEN = 32  # windows come from the first 32 (T + 1) bytes of a document: some eight windows of English
+LEAST_WINDOW = 8  # tokens
 
 
 @dataclass(frozen=True)
@@ -40,17 +36,6 @@ class PositionScores:
     tokens: np.ndarray
     losses: np.ndarray
     hits: np.ndarray
-
-
-@dataclass(frozen=True)
-class CopyScores:
-    """Hold, for each random sequence shown twice, the mean nats of both halves and the accuracy of the second."""
-
-    length: int
-    first: list[float]
-    second: list[float]
-    accuracy: list[float]
-    chance: float
 
 
 def position_bins(window: int) -> list[list[int]]:
@@ -72,45 +57,16 @@ def score_ranges(window: int) -> tuple[str, list[int], list[int]]:
     return f"{SHORT_SCORE_NAME} ({late[0]}-{late[1]} less {early[0]}-{early[1]})", early, late
 
 
-def collect_windows(
-    scorer: Reader, documents: Sequence[Document], window: int, wanted: int, seed: int
-) -> list[tuple[str, list[int]]]:
-    """Collect up to `wanted` (document, window + 1 tokens): first one a document, then second ones, and so on.
-
-    Documents come in a seeded order with the domains in turn. A further window begins where the one before
-    ended, without a start token, as a packed training row does in the middle of a document. So a document
-    gives several windows only when there are fewer long enough documents than windows wanted.
-    """
-    by_document: list[tuple[str, list[int]]] = []
-    for document in in_turn(documents, seed):
-        if len(by_document) == wanted:
-            break
-        tokens = scorer.start() + scorer.encode(cut_document(document, BYTES_A_TOKEN * (window + 1)).text)
-        if len(tokens) > window:
-            by_document.append((document.identifier, tokens))
-    windows: list[tuple[str, list[int]]] = []
-    turn = 0
-    while len(windows) < wanted:
-        begin = turn * window
-        fresh = [
-            (owner, tokens[begin : begin + window + 1])
-            for owner, tokens in by_document
-            if len(tokens) >= begin + window + 1
-        ]
-        if not fresh:
-            break
-        windows.extend(fresh[: wanted - len(windows)])
-        turn += 1
-    return windows
-
-
 def score_positions(
-    scorer: Reader, documents: Sequence[Document], window: int, wanted: int, seed: int
+    scorer: Reader, documents: Sequence[Document], window: int, wanted: int, most: int, seed: int
 ) -> PositionScores | None:
-    """Return loss by position over up to `wanted` windows; None if no document has `window` + 1 tokens."""
-    if window < 8:
+    """Return loss by position over up to `wanted` windows, `most` of one document; None where no document has one.
+
+    See `collect_windows`.
+    """
+    if window < LEAST_WINDOW:
         return None
-    windows = collect_windows(scorer, documents, window, wanted, seed)
+    windows = collect_windows(scorer, documents, window, wanted, most, seed)
     if not windows:
         return None
     scored = scorer.token_scores([tokens for _, tokens in windows], what="positions")
@@ -129,19 +85,21 @@ def position_measures(scores: PositionScores) -> list[Measure]:
     for first, last in position_bins(scores.window):
         label = str(first) if first == last else f"{first}-{last}"
         values = scores.losses[:, first - 1 : last].mean(1)
-        measures.append(_by_document("position", f"position/{label}", label, values, scores, (first * last) ** 0.5))
+        measures.append(
+            by_document("position", f"position/{label}", label, values, scores.owners, (first * last) ** 0.5)
+        )
     name, early, late = score_ranges(scores.window)
     values = scores.losses[:, late[0] - 1 : late[1]].mean(1) - scores.losses[:, early[0] - 1 : early[1]].mean(1)
     key = "in_context" if scores.window >= 512 else f"in_context/{scores.window}"
-    return [*measures, _by_document("context", key, name, values, scores)]
+    return [*measures, by_document("context", key, name, values, scores.owners)]
 
 
-def _by_document(
-    section: str, key: str, label: str, values: np.ndarray, scores: PositionScores, x: float | None = None
+def by_document(
+    section: str, key: str, label: str, values: np.ndarray, owners: Sequence[str], x: float | None = None
 ) -> Measure:
-    """Make a measure of one value a window: a document with several windows is one unit."""
-    sums, names = group_sums(values[:, None], scores.owners)
-    counts, _ = group_sums(np.ones((len(values), 1)), scores.owners)
+    """Make a measure, in nats per token, of one value a window: a document with several windows is one unit."""
+    sums, names = group_sums(values[:, None], owners)
+    counts, _ = group_sums(np.ones((len(values), 1)), owners)
     return Measure(
         section=section,
         key=key,
@@ -155,58 +113,3 @@ def _by_document(
         denominator=counts.tolist(),
         x=x,
     )
-
-
-def score_copying(scorer: Reader, window: int, windows: int, seed: int, length: int = 64) -> CopyScores | None:
-    """Return the copy scores over `windows` random sequences; None if the model or vocabulary is too small.
-
-    The sequence is `length` tokens, or fewer where two of them and the start token do not fit the window.
-    """
-    special = set(scorer.tokenizer.all_special_ids)
-    ordinary = np.array([token for token in range(len(scorer.tokenizer)) if token not in special])
-    before = scorer.start()
-    length = min(length, (window + 1 - len(before)) // 2, len(ordinary))
-    if length < 4:
-        return None
-    generator = np.random.default_rng([seed, length])
-    rows = []
-    for _ in range(windows):
-        sequence = generator.choice(ordinary, size=length, replace=False).tolist()
-        rows.append(before + sequence + sequence)
-    scored = scorer.token_scores(rows, what="copying")
-    losses = -np.stack([one.nats for one in scored])
-    hits = np.stack([one.hits for one in scored])
-    return CopyScores(
-        length=length,
-        first=losses[:, :-length].mean(1).tolist(),
-        second=losses[:, -length:].mean(1).tolist(),
-        accuracy=hits[:, -length:].mean(1).tolist(),
-        chance=1.0 / len(ordinary),
-    )
-
-
-def copy_measures(scores: CopyScores) -> list[Measure]:
-    """Return the copy score and the copy accuracy, one unit a random sequence."""
-    gain = np.subtract(scores.first, scores.second).tolist()
-    name = f"copy score, 2 x {scores.length} random tokens"
-    units = [f"{scores.length}/{number}" for number in range(len(gain))]
-    rows: list[tuple[str, str, str, list[float], float]] = [
-        ("copy_score", name, "nats per token", gain, 0.0),
-        ("copy_accuracy", "copy accuracy", "share", scores.accuracy, scores.chance),
-    ]
-    return [
-        Measure(
-            section="context",
-            key=key,
-            label=label,
-            unit=unit,
-            better="higher",
-            digits=3,
-            resampled="sequence",
-            units=units,
-            numerator=[[value] for value in values],
-            denominator=[[1.0]] * len(values),
-            chance=chance,
-        )
-        for key, label, unit, values, chance in rows
-    ]

@@ -18,9 +18,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from mesa_eval.documents import Document
 from mesa_eval.reading.reader import Reader, uniform_nats
 from mesa_eval.scores import Measure
+from mesa_eval.uncertainty.bootstrap import effective_units
 
 
 @dataclass(frozen=True)
@@ -136,17 +139,19 @@ def text_measures(scores: Sequence[DocumentScore], items: str = "") -> list[Meas
 
 
 def _bits_per_byte(key: str, name: str, scores: Sequence[DocumentScore], items: str) -> Measure:
+    sizes = [[float(score.bytes)] for score in scores]
+    effective = effective_units(np.array(sizes))
     return Measure(
         section="text",
         key=key,
-        label=f"{name} ({len(scores)} document{'s' if len(scores) != 1 else ''})",
+        label=f"{name} ({len(scores)} document{'s' if len(scores) != 1 else ''}, effective number {effective:.1f})",
         unit="bits per byte",
         better="lower",
         digits=4,
         resampled="document",
         units=[score.identifier for score in scores],
         numerator=[[score.nats / math.log(2)] for score in scores],
-        denominator=[[float(score.bytes)] for score in scores],
+        denominator=sizes,
         any_tokenizer=True,
         items=items,
     )

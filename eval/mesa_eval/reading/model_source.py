@@ -155,12 +155,20 @@ def _read_configuration(source: ModelSource, trust_remote_code: bool) -> Any:
 
 def declared_length(config: Any, tokenizer: Any) -> int:
     """Return the length that a configuration or a tokenizer declares, 1024 where neither does."""
+    configured = configured_length(config)
+    if configured is not None:
+        return configured
+    declared = getattr(tokenizer, "model_max_length", None)
+    return int(declared) if isinstance(declared, int) and 1 < declared < 10**6 else LENGTH_WHEN_UNKNOWN
+
+
+def configured_length(config: Any) -> int | None:
+    """Return the length that a configuration declares, or None."""
     for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         value = getattr(config, key, None)
         if isinstance(value, int) and value > 1:
             return value
-    declared = getattr(tokenizer, "model_max_length", None)
-    return int(declared) if isinstance(declared, int) and 1 < declared < 10**6 else LENGTH_WHEN_UNKNOWN
+    return None
 
 
 def one_line(error: BaseException) -> str:

@@ -118,6 +118,10 @@ class Reader(Encoder, ABC):
         """Return whether rows that begin alike can be continued from one cache."""
 
     @abstractmethod
+    def refuses(self, length: int) -> str:
+        """Return why the model cannot read so many tokens at once; "" if it can, or if nobody knows."""
+
+    @abstractmethod
     def writes(self) -> bool:
         """Return whether `generate` can be asked."""
 

@@ -22,11 +22,20 @@ from transformers.cache_utils import Cache
 
 import mesalm  # noqa: F401  (registers the model type "mesa")
 from mesa_eval.reading.batches import Batch, tokens_read
-from mesa_eval.reading.model_source import ModelSource, declared_length, find_model, load_tokenizer
+from mesa_eval.reading.model_source import (
+    ModelSource,
+    configured_length,
+    declared_length,
+    find_model,
+    load_tokenizer,
+    one_line,
+)
 from mesa_eval.reading.processes import Processes
 from mesa_eval.reading.reader import Reader, TokenScores
 from mesalm.hub.open_model import open_model, usable_device
 from mesalm.model.cache_mesa import cache_name, returned_cache
+
+LOGITS_AT_ONCE = 2**28  # 1 GiB of float32: a row with more of them is read in pieces, behind a cache
 
 
 class Scorer(Reader):
@@ -99,6 +108,26 @@ class Scorer(Reader):
             quiet=quiet,
             processes=processes,
         )
+
+    def refuses(self, length: int) -> str:
+        """Return why the model cannot read so many tokens at once; "" if it can.
+
+        A table of positions ends where it ends. Any other model is tried where its configuration does not say that it
+        reads so far, for what it was not made for may still go.
+        """
+        limit = configured_length(getattr(self.model, "config", None))
+        if limit is not None and limit >= length:
+            return ""
+        if limit is not None and _has_position_table(self.model, limit):
+            return f"its table of positions ends at {limit} tokens, {length} are wanted"
+        ids = torch.full((1, length), self._pad, dtype=torch.long, device=self.device)
+        options = ({"use_cache": False} if self._caches else {}) | ({"logits_to_keep": 1} if self._keeps_logits else {})
+        try:
+            with torch.no_grad():
+                self.model(input_ids=ids, **options)
+        except (ValueError, IndexError, RuntimeError) as error:
+            return f"{length} tokens cannot be read: {one_line(error)}"
+        return ""
 
     def writes(self) -> bool:
         """Return whether the model has `generate`, as all causal models of transformers have."""
@@ -248,29 +277,36 @@ class Scorer(Reader):
             inputs[number, : len(row) - 1] = tokens[:-1]
             targets[number, : len(row) - 1] = tokens[1:]
         keep = longest - (min(first) - 1)
-        options: dict[str, Any] = {"use_cache": bool(batch.cut)} if self._caches else {}
-        if self._keeps_logits and keep < longest:
+        step = LOGITS_AT_ONCE // (len(own) * self.vocab_size)
+        step = max(1, step) if step < keep and self.shares_prefixes() else longest
+        options: dict[str, Any] = {"use_cache": bool(batch.cut) or step < longest} if self._caches else {}
+        if self._keeps_logits and keep < longest == step:
             options["logits_to_keep"] = keep
+        nats = torch.zeros(targets.shape)
+        best = torch.zeros(targets.shape, dtype=torch.long)
         with torch.no_grad():
             if batch.cut:
                 options[self._cache_name] = self._cache_of(batch, rows)
-            logits = self.model(input_ids=inputs.to(self.device), **options).logits
-        offset = longest - logits.shape[1]
-        kept = targets[:, offset:].to(logits.device)
-        nats = torch.empty(kept.shape)
-        best = torch.empty(kept.shape, dtype=torch.long)
-        for number in range(len(own)):
-            row_logits = logits[number].float()
-            chosen = row_logits.gather(-1, kept[number, :, None])[:, 0]
-            nats[number] = (chosen - row_logits.logsumexp(-1)).cpu()
-            best[number] = row_logits.argmax(-1).cpu()
+            for begin in range(0, longest, step):
+                piece = inputs[:, begin : begin + step].to(self.device)
+                out = self.model(input_ids=piece, **options)
+                end = begin + piece.shape[1]
+                there = slice(end - out.logits.shape[1], end)
+                for number in range(len(own)):
+                    row_logits = out.logits[number].float()
+                    right = targets[number, there].to(row_logits.device)
+                    chosen = row_logits.gather(-1, right[:, None])[:, 0]
+                    nats[number, there] = (chosen - row_logits.logsumexp(-1)).cpu()
+                    best[number, there] = row_logits.argmax(-1).cpu()
+                if end < longest:
+                    options[self._cache_name] = returned_cache(out)
         results = {}
         for number, index in enumerate(batch.rows):
-            span = slice(first[number] - 1 - offset, len(own[number]) - 1 - offset)
+            span = slice(first[number] - 1, len(own[number]) - 1)
             values, likeliest = nats[number, span].double().numpy(), best[number, span].numpy()
             if not np.isfinite(values).all():
                 raise ValueError(f"{self.name}: the model gives a log-probability that is not finite")
-            hits = likeliest == targets[number, offset:][span].numpy()
+            hits = likeliest == targets[number, span].numpy()
             results[index] = TokenScores(values, hits, likeliest)
         return results
 
@@ -289,6 +325,16 @@ class Scorer(Reader):
         )
         progress.add_task(f"{self.name}: {self.stage}{what}", total=total)
         return progress
+
+
+def _has_position_table(model: Any, limit: int) -> bool:
+    """Return whether a model looks its positions up: a table of them, learnt or not, of as many rows or two more."""
+    words = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    tables = [
+        module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not words
+    ]
+    tables += [table for name, table in model.named_buffers() if "position" in name and table.ndim == 2]
+    return any(limit <= len(table) <= limit + 2 for table in tables)
 
 
 def _up_to(tokens: list[int], ends: set[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,9 +113,9 @@ def _forest_mark(axes: Any, difference: Difference, y: float, index: int, label:
     axes.plot([found.value], [y], series_marker(index), color=colour, label=label)
 
 
-def position_figure(comparison: Comparison) -> str | None:
-    """Draw loss by position and, below it, each arm's paired difference with its interval as a band."""
-    rows = comparison.section("position")
+def position_figure(comparison: Comparison, section: str, title: str) -> str | None:
+    """Draw the bins of loss by position and, below, each arm's paired difference with its interval as a band."""
+    rows = [row for row in comparison.section(section) if row.x is not None]
     if not rows:
         return None
     centres = [row.x or 1.0 for row in rows]
@@ -128,7 +129,7 @@ def position_figure(comparison: Comparison) -> str | None:
                 mark = series_marker(index)
                 panels[0].plot(*zip(*shown, strict=True), marker=mark, color=series_colour(index), label=name)
         panels[0].set_ylabel("nats per token")
-        panels[0].set_title("Loss by position")
+        panels[0].set_title(title)
         panels[0].legend()
         for index in others:
             _position_difference(panels[1], centres, rows, index)
@@ -137,7 +138,7 @@ def position_figure(comparison: Comparison) -> str | None:
             panels[1].set_ylabel("nats per token")
             panels[1].set_title(f"Difference from {comparison.base}, with 95 % band (below 0 is better)")
         panels[-1].set_xscale("log", base=2)
-        panels[-1].set_xticks([2**place for place in range(len({row.x for row in rows}))])
+        panels[-1].set_xticks(sorted({int(re.split("[/-]", row.key)[-1]) for row in rows}))
         panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panels[-1].xaxis.set_minor_locator(NullLocator())
         panels[-1].set_xlabel("position in the window, tokens")
@@ -146,7 +147,7 @@ def position_figure(comparison: Comparison) -> str | None:
     for index, name in enumerate(comparison.names):
         shown = [value.value for row in rows if (value := row.values[index]) is not None]
         ends += [f"{name} from {number(shown[0], 2)} to {number(shown[-1], 2)}"] if shown else []
-    return draw_svg(draw, (7.2, 5.6 if others else 3.3), f"Loss by position, nats per token: {'; '.join(ends)}")
+    return draw_svg(draw, (7.2, 5.6 if others else 3.3), f"{title}, nats per token: {'; '.join(ends)}")
 
 
 def _position_difference(axes: Any, centres: Sequence[float], rows: Sequence[Row], index: int) -> None:

@@ -23,6 +23,7 @@ def render_markdown(comparison: Comparison) -> str:
         "primary": "Primary average",
         "text": "Text",
         "position": "Loss by position",
+        "length": "Loss past the window",
         "context": "Use of the context",
         "recall": "Recall on natural text",
     }

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from mesa_eval.comparison import PRIMARY, Comparison, Row
 from mesa_eval.report.figures import claims_figure, position_figure, task_figure, text_figure, training_figure
 from mesa_eval.report.tables import chance_words, count_words, state_words
 from mesa_eval.report.templating import render
-from mesa_eval.report.wording import bracket, claim_name, claim_score, number, p_words, spread_words, summarise
+from mesa_eval.report.wording import (
+    bracket,
+    claim_name,
+    claim_score,
+    documents_words,
+    number,
+    p_words,
+    spread_words,
+    summarise,
+)
 from mesa_eval.scores import TaskRecord
-from mesa_eval.uncertainty.bootstrap import DRAWS
+from mesa_eval.uncertainty.bootstrap import DRAWS, effective_units
 from mesa_eval.uncertainty.intervals import Interval
 
 DASH = "\u2013"
-GLANCE = (PRIMARY, "bits_per_byte", "perplexity", "in_context", "copy_score", "copy_accuracy")
+GLANCE = (PRIMARY, "bits_per_byte", "perplexity", "in_context", "length_growth", "copy_score", "copy_accuracy")
 
 
 def render_page(comparison: Comparison) -> str:
@@ -38,9 +49,11 @@ def render_page(comparison: Comparison) -> str:
         glance=_table(comparison, glance),
         text=_table(comparison, comparison.section("text")),
         text_bytes=first.text_bytes,
-        documents=first.documents,
+        documents=documents_words(comparison),
         positions=_table(comparison, comparison.section("position")),
-        windows=_window_words(comparison),
+        windows=_window_words(comparison, "position/"),
+        length=_table(comparison, comparison.section("length")),
+        length_windows=_window_words(comparison, "length/"),
         context=_table(comparison, comparison.section("context")),
         recall=_table(comparison, comparison.section("recall")),
         tasks=_tasks(comparison),
@@ -49,7 +62,8 @@ def render_page(comparison: Comparison) -> str:
         seeds=_seed_rows(comparison, glance),
         training_figure=_markup(training_figure(comparison)),
         text_figure=_markup(text_figure(comparison)),
-        position_figure=_markup(position_figure(comparison)),
+        position_figure=_markup(position_figure(comparison, "position", "Loss by position")),
+        length_figure=_markup(position_figure(comparison, "length", "Loss past the window")),
         claims_figure=_markup(claims_figure(comparison)),
         protocol=first.protocol,
         versions=first.versions,
@@ -118,13 +132,15 @@ def _run_row(comparison: Comparison, place: int) -> dict[str, Any]:
     }
 
 
-def _window_words(comparison: Comparison) -> str:
+def _window_words(comparison: Comparison, start: str) -> str:
     words = []
     for scores in comparison.scores:
-        measure = scores.measure("position/1")
-        if measure is not None:
-            windows, documents = sum(row[0] for row in measure.denominator), len(measure.units)
-            words.append(f"{windows:.0f} windows of {scores.window} tokens from {documents} documents")
+        own = [measure for measure in scores.measures if measure.key.startswith(start)]
+        for measure in own[-1:]:  # the last bin ends where the window does
+            counts = np.array(measure.denominator)
+            documents = f"{len(counts)} documents (effective number {effective_units(counts):.1f})"
+            longest = re.split("[/-]", measure.key)[-1]
+            words.append(f"{counts.sum():.0f} windows of {longest} tokens from {documents}")
     return "; ".join(dict.fromkeys(words))
 
 

@@ -22,6 +22,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         ("primary", "Primary average, declared beforehand"),
         ("text", "Text"),
         ("position", "Loss by position in the window"),
+        ("length", "Loss past the window"),
         ("context", "Use of the context"),
         ("recall", "Recall on natural text"),
     ):

@@ -136,12 +136,18 @@ def _compared(comparison: Comparison) -> str:
         card = comparison.members(index)[0].model
         trained = "" if card.tokens_trained is None else f" trained on {_amount(card.tokens_trained)} tokens"
         arms.append(f"{arm.name} ({_amount(card.parameters)} parameters{trained}, {_seeds(arm.seeds)})")
-    first = comparison.scores[0]
     asked = len(comparison.task_sections())
     tasks = f" and {plural(asked, 'few-shot task')}" if asked else ""
-    text = f"{plural(first.documents, 'document')} of held-out text{tasks}"
+    text = f"{documents_words(comparison)} of held-out text{tasks}"
     lead = f"Measured on the same {text}: {_listed(arms)}."
     return f"{lead} Differences are against {comparison.base}." if comparison.compared else lead
+
+
+def documents_words(comparison: Comparison) -> str:
+    """Return the number of documents of the text, with the effective number behind it."""
+    words = plural(comparison.scores[0].documents, "document")
+    row = next(iter(comparison.section("text")), None)
+    return words if row is None else f"{words} (effective number {row.effective:.1f})"
 
 
 def _amount(count: int) -> str:
@@ -171,18 +177,19 @@ def _limits(comparison: Comparison) -> list[str]:
 
 
 def few_units(comparison: Comparison) -> str:
-    """Return a warning if a text row rests on so few documents that its interval is too narrow, else ""."""
-    labels = []
-    for row in comparison.section("text"):
-        found = [value for value in row.values if value is not None and value.freedom is None]
-        found += [difference.items for difference in row.differences if difference.items is not None]
-        if any((interval.effective or interval.units) < FEW_UNITS for interval in found):
-            labels.append(row.label)
+    """Return a warning if rows rest on so few documents, by their effective number, that intervals are too narrow."""
+    labels: list[str] = []
+    for row in comparison.rows:
+        over_units = any(value is not None and value.freedom is None for value in row.values)
+        over_units = over_units or any(difference.items is not None for difference in row.differences)
+        if row.resampled == "document" and over_units and row.effective < FEW_UNITS:
+            labels.append(row.label if row.section == "text" else f"section {row.section}")
+    labels = list(dict.fromkeys(labels))
     if not labels:
         return ""
     shown = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
-    weighed = f"Fewer than {FEW_UNITS} documents, counted by their weight, stand behind: {shown}."
-    return f"{weighed} Their intervals are not to be trusted."
+    few = f"An effective number of fewer than {FEW_UNITS} documents stands behind"
+    return f"{few}: {shown}. Their intervals are too narrow to be trusted."
 
 
 def _sentence(comparison: Comparison, row: Row, index: int) -> str:

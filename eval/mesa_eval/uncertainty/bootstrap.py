@@ -107,11 +107,15 @@ def resample(
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(statistic(both.sum(0)))
         drawn = statistic(resampled_sums(both, draws, seed)) if units > 1 else None
-    return Resampled(value, drawn, units, _effective(both[:, columns:]))
+    return Resampled(value, drawn, units, effective_units(both[:, columns:]))
 
 
-def _effective(weights: np.ndarray) -> float:
-    """Return (sum w)^2 / sum w^2 of the units' weights [U, C], each column weighing alike in the mean."""
+def effective_units(weights: np.ndarray) -> float:
+    """Return Kish's effective number of units, (sum w)^2 / sum w^2 of their weights [U, C], columns weighing alike.
+
+    It is how many units of one size would tell as much; a few long documents among short ones count for little more
+    than the few (Kish 1965, Survey Sampling).
+    """
     there = weights[:, weights.sum(0) > 0]
     mean = (there / there.sum(0)).mean(1) if there.size else np.ones(len(weights))
     return float(mean.sum() ** 2 / (mean**2).sum())

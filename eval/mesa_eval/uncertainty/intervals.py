@@ -24,7 +24,7 @@ import numpy as np
 from mesa_eval.uncertainty.student import critical, tail
 
 LEVEL = 0.95
-FEW_UNITS = 10  # below so many units, counted by their weights, no interval has been shown to cover what it claims
+FEW_UNITS = 10  # effective units below which no interval has been shown to cover what it claims; reports say so
 
 
 @dataclass(frozen=True)

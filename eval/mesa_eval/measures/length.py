@@ -1,0 +1,74 @@
+"""Loss by position past the length that a model was trained on.
+
+Windows hold 8 T + 1 tokens of one document, T being the window of the other measures, and are read in one piece (Press,
+Smith and Lewis 2022, Train short, test long). Position p is the p-th prediction, as in `icl_curve`. The bins are
+T/2 to T, T to 2 T, 2 T to 4 T and 4 T to 8 T; their difference, the last less the first, is above 0 for a model that
+more text than it knows confuses, and below 0 for one that still gains from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from mesa_eval.documents import Document
+from mesa_eval.measures.icl_curve import LEAST_WINDOW, by_document
+from mesa_eval.measures.windows import collect_windows
+from mesa_eval.reading.reader import Reader
+from mesa_eval.scores import Measure
+
+TIMES = 8
+
+
+@dataclass(frozen=True)
+class LengthScores:
+    """Hold, for each window of 8 T tokens, its document, and the nats of positions T/2 + 1 to 8 T [N, ...]."""
+
+    window: int
+    owners: tuple[str, ...]
+    losses: np.ndarray
+
+
+def length_bins(window: int) -> list[tuple[int, int]]:
+    """Return (first, last) positions of the bins, both ends included."""
+    ends = [window // 2, window, 2 * window, 4 * window, TIMES * window]
+    return [(before + 1, end) for before, end in pairwise(ends)]
+
+
+def score_length(
+    scorer: Reader, documents: Sequence[Document], window: int, wanted: int, most: int, seed: int
+) -> LengthScores:
+    """Return the nats of up to `wanted` long windows, `most` of one document.
+
+    Raises ValueError where no document has 8 T + 1 tokens, and where the model cannot read them or gives values that
+    are not finite.
+    """
+    if window < LEAST_WINDOW:
+        raise ValueError(f"a window of {window} tokens is too short")
+    longest = TIMES * window
+    windows = collect_windows(scorer, documents, longest, wanted, most, seed)
+    if not windows:
+        raise ValueError(f"no document has {longest + 1} tokens")
+    refused = scorer.refuses(longest)
+    if refused:
+        raise ValueError(refused)
+    first = length_bins(window)[0][0]
+    scored = scorer.token_scores([tokens for _, tokens in windows], [first] * len(windows), "length")
+    return LengthScores(window, tuple(owner for owner, _ in windows), -np.stack([one.nats for one in scored]))
+
+
+def length_measures(scores: LengthScores) -> list[Measure]:
+    """Return the mean loss of each bin, and that of the last bin less that of the first."""
+    bins = length_bins(scores.window)
+    before = bins[0][0]
+    means = [scores.losses[:, first - before : last - before + 1].mean(1) for first, last in bins]
+    labels = [f"{first}-{last}" for first, last in bins]
+    measures = [
+        by_document("length", f"length/{label}", label, values, scores.owners, (first * last) ** 0.5)
+        for label, values, (first, last) in zip(labels, means, bins, strict=True)
+    ]
+    name = f"loss at {labels[-1]} less loss at {labels[0]}"
+    return [*measures, by_document("length", "length_growth", name, means[-1] - means[0], scores.owners)]

@@ -1,0 +1,109 @@
+"""Windows of held-out text, spread over all of each document.
+
+A window holds T + 1 tokens of one document and is never packed. Documents give windows in turn, so that they weigh as
+equally as the text allows, and at most so many each, so that a few books do not stand for all. The windows of one
+document are spread evenly over it, and each predicts tokens that no other predicts. A document's first window begins
+with the start token; a further one begins with the token before those that it predicts, as a packed training row does
+in the middle of a document.
+
+What is encoded is bounded: at most `BYTES_A_TOKEN` bytes for each token wanted, some eight times what English needs.
+Where there is more text, long documents are encoded in pieces, which are spread evenly as well.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mesa_eval.documents import Document, in_turn
+from mesa_eval.reading.encoding import Encoder
+
+BYTES_A_TOKEN = 32
+LONGEST_WORD = 256  # a piece begins at the first white space among so many characters
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Hold a window's tokens and, about, the byte of the document where it begins."""
+
+    place: int
+    tokens: list[int]
+
+
+def collect_windows(
+    encoder: Encoder, documents: Sequence[Document], window: int, wanted: int, most: int, seed: int
+) -> list[tuple[str, list[int]]]:
+    """Collect up to `wanted` (document, window + 1 tokens), `most` of one document; see the module's docstring.
+
+    Documents come in a seeded order with the domains in turn, and their windows together in the order of the text.
+    """
+    piece = BYTES_A_TOKEN * (window + 1)
+    candidates = [document for document in in_turn(documents, seed) if document.bytes >= window]
+    share = share_out([document.bytes for document in candidates], wanted * piece)
+    limit = max(piece, min(share, most * piece))
+    found: list[tuple[Document, list[_Window]]] = []
+    for document in candidates:
+        if len(found) == wanted:
+            break
+        windows = _windows(encoder, document, window, limit, piece)
+        if windows:
+            found.append((document, windows))
+    sizes = [min(len(windows), most) for _, windows in found]
+    level = share_out(sizes, wanted)
+    left = wanted - sum(min(size, level) for size in sizes)
+    chosen: list[tuple[str, list[int]]] = []
+    for size, (document, windows) in zip(sizes, found, strict=True):
+        count = min(size, level)
+        if left and size > level:
+            count, left = count + 1, left - 1
+        chosen.extend((document.identifier, one.tokens) for one in _spread(windows, count, document.bytes))
+    return chosen
+
+
+def share_out(sizes: Sequence[int], total: int) -> int:
+    """Return the largest level with sum(min(size, level)) <= total, at most the largest size: an equal share.
+
+    What small ones leave goes to the others.
+    """
+    left = total
+    for place, size in enumerate(sorted(sizes)):
+        if size * (len(sizes) - place) > left:
+            return left // (len(sizes) - place)
+        left -= size
+    return max(sizes, default=0)
+
+
+def _windows(encoder: Encoder, document: Document, window: int, limit: int, size: int) -> list[_Window]:
+    """Return all windows of a document, or those of pieces of `size` bytes where it has more than `limit` bytes."""
+    raw = document.text.encode()
+    if len(raw) <= limit:
+        begins, size, texts = [0], len(raw), [document.text]
+    else:
+        pieces = limit // size
+        begins = [place * len(raw) // pieces for place in range(pieces)]
+        texts = [_from_a_space(raw[begin : begin + size], begin) for begin in begins]
+    windows = []
+    for begin, tokens in zip(begins, encoder.encode_all(texts), strict=True):
+        row = tokens if begin else encoder.start() + tokens
+        for first in range(0, len(row) - window, window):
+            windows.append(_Window(begin + first * size // len(row), row[first : first + window + 1]))
+    return windows
+
+
+def _spread(windows: Sequence[_Window], count: int, size: int) -> list[_Window]:
+    """Return `count` of the windows: as far as they go, the first one in each of so many equal stretches of text."""
+    chosen, after = [], 0
+    for place in range(count):
+        first = bisect_left(windows, place * size // count, key=lambda one: one.place)
+        after = min(max(after, first), len(windows) - count + place) + 1
+        chosen.append(windows[after - 1])
+    return chosen
+
+
+def _from_a_space(raw: bytes, begin: int) -> str:
+    """Return the text of a piece without the characters cut at its ends, and from a white space on."""
+    text = raw.decode("utf-8", "ignore")
+    space = re.search(r"\s", text[:LONGEST_WORD]) if begin else None
+    return text[space.start() :] if space else text
