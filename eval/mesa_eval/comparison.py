@@ -47,7 +47,7 @@ class Row:
     """Hold one measure: each arm's value and difference from the baseline.
 
     `better` is "lower", "higher" or "" for a measure without a good direction; `digits` are the decimals shown; `x`,
-    `resampled` and `primary` are those of `Measure`; `effective` is the effective number of units (see
+    `resampled`, `primary` and `ceiling` are those of `Measure`; `effective` is the effective number of units (see
     `effective_units`), the least of the models'. `values` are bootstrap intervals over units for one model, t intervals
     over training seeds for several; `by_seed` [arm][member] are the values of the single models.
     """
@@ -66,6 +66,7 @@ class Row:
     resampled: str = ""
     primary: bool = False
     effective: float = 0.0
+    ceiling: float | None = None
 
 
 @dataclass(frozen=True)

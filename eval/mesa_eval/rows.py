@@ -177,6 +177,7 @@ class _Table:
             x=first.x,
             resampled=first.resampled,
             primary=first.primary,
+            ceiling=first.ceiling,
             effective=min((part.weighed for part in drawn if part is not None), default=0.0),
         )
 

@@ -57,7 +57,8 @@ class Measure:
     "episode", "sequence"); units [U]: their names, equal and in the same order for models that can be paired;
     numerator, denominator [U][C]; transform: "exp" or ""; any_tokenizer: whether models with different tokenizers or
     windows compare; chance: the null, the score of a model that reads nothing; x: shots or position, for figures;
-    primary: whether it enters the one average declared beforehand; items: sha256 of what was asked.
+    primary: whether it enters the one average declared beforehand; items: sha256 of what was asked;
+    ceiling: the score of a predictor that knows what kind of rule the answers follow.
     """
 
     section: str
@@ -76,6 +77,7 @@ class Measure:
     x: float | None = None
     primary: bool = False
     items: str = ""
+    ceiling: float | None = None
 
 
 @dataclass

@@ -7,6 +7,7 @@ import html
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -317,3 +318,14 @@ def test_models_of_one_name_are_told_apart(save_model, text_file: str, tmp_path:
     one = save_model("one", 1)
     plan = make_plan([one, one], "quick", [text_file], "valid", ["none"], 0)
     assert [source.name for source in plan.sources] == ["one", "one-2"]
+
+
+def test_a_report_on_one_task_opens_with_its_figure(scores: list[Scores]) -> None:
+    kept = []
+    for item in scores:
+        first = next(part for part in item.parts if part.task is not None and part.measures)
+        kept.append(replace(item, parts=[part for part in item.parts if part.task is None or part is first]))
+    several, one = (render_page(build_comparison(chosen, baseline=1)) for chosen in (scores, kept))
+    assert several.index("by number of shots") > several.index('id="tasks"')
+    assert one.count("by number of shots") == 1
+    assert one.index("by number of shots") < one.index('id="models"')

@@ -20,7 +20,7 @@ def shown_lines(prompt: str) -> list[tuple[str, str]]:
 
 def test_word_labels_shows_the_word_as_often_as_there_are_shots() -> None:
     (task,) = find_tasks("word_labels", [], 0)
-    assert task.levels(QUICK) == (0, 2, 8)
+    assert task.levels(QUICK) == (0, 1, 2, 4, 8)
     for index in range(20):
         asked = {}
         for shots in (0, 1, 4):
@@ -59,3 +59,28 @@ def test_rules_ask_for_a_combination_that_was_not_shown(name: str) -> None:
         weights = np.linalg.solve(signs[:-1].T @ signs[:-1] + np.eye(6), signs[:-1].T @ labels)
         right.append(signs[-1] @ weights > 0)
     assert np.mean(right) > 0.9
+
+
+def test_the_ceiling_is_that_of_who_knows_the_kind_of_rule() -> None:
+    (labels,) = find_tasks("word_labels", [], 0)
+    assert [labels.ceiling(range(9), shots, 0) for shots in (0, 1, 4)] == [0.25, 1.0, 1.0]
+    (one,), (linear,) = find_tasks("attribute_rules", [], 0), find_tasks("linear_rules", [], 0)
+    for task in (one, linear):
+        found = [task.ceiling(range(200), shots, 0) for shots in (0, 4, 8, 16, 32)]
+        assert found[0] == 0.5
+        assert found == sorted(found)
+        assert found[4] > 0.85
+    # by hand: who keeps the attributes that agree with every example is right as often, or a little oftener
+    right = []
+    for index in range(200):
+        query = one.query(index, 0, 16, 2, seed=0)
+        shown = [(item.split()[:-1], label) for item, label in shown_lines(query.prompt)]
+        question = query.prompt.removesuffix(" =").rsplit("\n", 1)[1].split()[:-1]
+        first = sorted({label for _, label in shown})[0]
+        votes = []
+        for place in range(6):
+            for turn in (-1, 1):
+                if all((SIGN[item[place]] == turn) == (label == first) for item, label in shown):
+                    votes.append(SIGN[question[place]] == turn)
+        right.append(np.mean([vote == (query.answer.strip() == first) for vote in votes]))
+    assert one.ceiling(range(200), 16, 0) == pytest.approx(np.mean(right), abs=0.03)

@@ -37,7 +37,7 @@ class Level:
     which candidate is right; free: log P of each candidate behind content-free input, where the task has one; digits:
     how many digits of the answer the likeliest tokens hold; written: what the model writes, and contains: whether the
     answer is in it, where the task asks that; nulls: what models score that read no demonstrations, by query, see
-    `nulls.py`.
+    `nulls.py`; ceiling: the accuracy of `Task.ceiling`.
     """
 
     queries: list[int]
@@ -54,6 +54,7 @@ class Level:
     written: list[list[str]] = field(default_factory=list)
     contains: list[list[float]] = field(default_factory=list)
     nulls: dict[str, list[float]] = field(default_factory=dict)
+    ceiling: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class _Asked:
     free: list[list[Query]]
     pairs: dict[tuple[str, str], Pair]
     shared: list[str]
+    ceiling: float | None
 
 
 def score_task(reader: Reader, task: Task, protocol: FewShotProtocol, window: int, seed: int) -> TaskScores:
@@ -234,7 +236,9 @@ def _encode(
     if max(len(pair.tokens) - 1 for pair in pairs) > window:
         return None
     table = dict(zip(wanted, pairs, strict=True))
-    return _Asked(task, queries, str(shots), shots, task.shot_words(shots), grid, free, table, list(wanted.values()))
+    ceiling = task.ceiling(queries, shots, seed)
+    words, labels = task.shot_words(shots), list(wanted.values())
+    return _Asked(task, queries, str(shots), shots, words, grid, free, table, labels, ceiling)
 
 
 def _label(query: Query, twins: bool) -> str:
@@ -273,6 +277,7 @@ def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str])
         if writes
         else [],
         nulls=null_scores(asked.task, asked.grid, tokens) if ranked else {},
+        ceiling=asked.ceiling,
     )
 
 

@@ -130,6 +130,7 @@ def _measure(scores: TaskScores, level: Level, metric: str, variant: str, column
         transform="exp" if metric == "perplexity" else "",
         any_tokenizer=metric in LIKELIHOODS and level.key != MOST,
         chance=chance,
+        ceiling=level.ceiling if metric == "accuracy" else None,
         x=float(level.shots),
         items=items,
     )

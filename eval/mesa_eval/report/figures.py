@@ -189,15 +189,21 @@ def task_figure(comparison: Comparison, section: str) -> str | None:
         if known:
             dashes = (0, (4, 3))
             left.plot(*zip(*known, strict=True), linestyle=dashes, color=MUTED, linewidth=1.2, label="null")
+        best = [(x, row.ceiling) for x, row in enumerate(found) if row.ceiling is not None]
+        if best:
+            dots = (0, (1, 2))
+            left.plot(
+                *zip(*best, strict=True), linestyle=dots, color=INK, linewidth=1.2, label="knows the kind of rule"
+            )
         left.set_ylim(-0.03, 1.03)
         left.legend(fontsize=9)
 
     name = section.removeprefix("task/")
-    best = []
+    ends = []
     for index, arm in enumerate(comparison.names):
         last = [(row.label, value.value) for row in found if (value := row.values[index]) is not None]
-        best += [f"{arm} {number(last[-1][1], 2)} at {last[-1][0]}"] if last else []
-    return draw_svg(draw, (7.2, 2.9), f"{name}, {found[0].unit} by number of shots: {', '.join(best)}")
+        ends += [f"{arm} {number(last[-1][1], 2)} at {last[-1][0]}"] if last else []
+    return draw_svg(draw, (7.2, 2.9), f"{name}, {found[0].unit} by number of shots: {', '.join(ends)}")
 
 
 def _shots_line(axes: Any, rows: Sequence[Row], index: int, models: int, name: str) -> None:

@@ -35,6 +35,10 @@ GLANCE = (PRIMARY, "bits_per_byte", "perplexity", "in_context", "length_growth",
 def render_page(comparison: Comparison) -> str:
     """Return the page as HTML text without any reference to a resource outside it."""
     first = comparison.scores[0]
+    tasks = _tasks(comparison)
+    opening = None  # a report on one task opens with its figure
+    if len(tasks) == 1:
+        opening, tasks[0]["figure"] = tasks[0]["figure"], None
     glance = [row for key in GLANCE for row in comparison.starting(key) if row.key == key or key == "in_context"]
     return render(
         "report.html.j2",
@@ -56,7 +60,8 @@ def render_page(comparison: Comparison) -> str:
         length_windows=_window_words(comparison, "length/"),
         context=_table(comparison, comparison.section("context")),
         recall=_table(comparison, comparison.section("recall")),
-        tasks=_tasks(comparison),
+        tasks=tasks,
+        opening_figure=opening,
         claims=_claims(comparison),
         skipped=_skipped(comparison),
         seeds=_seed_rows(comparison, glance),

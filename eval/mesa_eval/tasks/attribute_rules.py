@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from mesa_eval.documents import Document
 from mesa_eval.tasks.task import FewShotProtocol, Query, Task
-from mesa_eval.tasks.word_labels import random_state
-from mesalm.data.episodes import HELD_OUT, EpisodeSettings, Pool, draw_examples, draw_mapping
+from mesa_eval.tasks.word_labels import EPISODES, random_state
+from mesalm.data.episode_words import ATTRIBUTES
+from mesalm.data.episodes import HELD_OUT, EpisodeSettings, Example, Pool, Rule, draw_examples, draw_mapping
 
+SIGN = {word: sign for pair in ATTRIBUTES for word, sign in zip(pair, (-1, 1), strict=True)}
 MOST_LINES = 63
+SHOTS = (0, 4, 8, 16, 32)
+RIDGE = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,17 +48,45 @@ class RuleTask(Task):
 
     def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
         """Number the episodes."""
-        return list(range(protocol.queries))
+        return list(range(EPISODES * protocol.queries))
 
-    def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
-        """Return an episode's first `shots` examples and the question; fewer shots are the last of more."""
+    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+        """Return the numbers of examples, the same for every suite."""
+        return SHOTS
+
+    def ceiling(self, queries: Sequence[int], shots: int, seed: int) -> float:
+        """Return the accuracy of ridge regression of the labels, as -1 and 1, on the attributes of the examples."""
+        return float(np.mean([self._ridge(index, shots, seed) for index in queries]))
+
+    def _ridge(self, index: int, shots: int, seed: int) -> float:
+        """Return 1 where the regression is right about an episode, 0 where it is wrong, half where it cannot tell."""
+        shown, asked, mapping = self._episode(index, seed)
+        seen = shown[MOST_LINES - shots :]
+        signs = np.array([_signs(example.item) for example in seen]).reshape(shots, len(mapping.weights))
+        labels = np.array([2.0 * (example.shown == mapping.labels[1]) - 1.0 for example in seen])
+        weights = np.linalg.solve(signs.T @ signs + RIDGE * np.eye(len(mapping.weights)), signs.T @ labels)
+        guess = float(weights @ _signs(asked.item))
+        return 0.5 if abs(guess) < 1e-9 else float((guess > 0) == (asked.label == mapping.labels[1]))
+
+    def _episode(self, index: int, seed: int) -> tuple[list[Example], Example, Rule]:
         settings = EpisodeSettings(task="rule", rule=self.rule)
         pool = Pool(self.words, self.labels)
         mapping = draw_mapping(settings, pool, random_state(seed, self.name, "mapping", index))
+        assert isinstance(mapping, Rule)
         *shown, asked = draw_examples(mapping, MOST_LINES + 1, random_state(seed, self.name, "lines", index))
+        return shown, asked, mapping
+
+    def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
+        """Return an episode's first `shots` examples and the question; fewer shots are the last of more."""
+        shown, asked, mapping = self._episode(index, seed)
         prompt = "".join(line.text() for line in shown[MOST_LINES - shots :]) + f"{asked.item} ="
         labels = (asked.label, *(other for other in mapping.labels if other != asked.label))
         return Query(prompt, f" {asked.label}", tuple(f" {choice}" for choice in labels))
+
+
+def _signs(item: str) -> np.ndarray:
+    """Return the signs of a thing's attributes, the words before its name."""
+    return np.array([SIGN[word] for word in item.split()[:-1]], dtype=float)
 
 
 def build(documents: Sequence[Document], seed: int) -> Task:

@@ -210,6 +210,10 @@ class Task:
         """Return the share of the commonest label among the queries; None where there are no labels."""
         return None
 
+    def ceiling(self, queries: Sequence[int], shots: int, seed: int) -> float | None:
+        """Return the accuracy of a predictor that knows what kind of rule the answers follow; None for no such one."""
+        return None
+
     def group(self, index: int) -> str:
         """Return the paradigm that a query belongs to, "" for none."""
         return ""

@@ -12,6 +12,9 @@ from mesa_eval.documents import Document, stable_number
 from mesa_eval.tasks.task import FewShotProtocol, Query, Task
 from mesalm.data.episodes import HELD_OUT, EpisodeSettings, Example, Pool, Recall, draw_examples, draw_mapping
 
+SHOWINGS = (0, 1, 2, 4, 8)
+EPISODES = 4
+"""Times the queries of other tasks that are asked, for these are short."""
 LINES = 24
 """Examples before the question, whatever the number of showings, so that the place of the question tells nothing."""
 
@@ -41,13 +44,21 @@ class WordLabelTask(Task):
         """Call the shots what they are here."""
         return f"{shots} showing{'s' if shots != 1 else ''}"
 
+    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+        """Return the numbers of showings, the same for every suite."""
+        return SHOWINGS
+
+    def ceiling(self, queries: Sequence[int], shots: int, seed: int) -> float:
+        """Return the accuracy of looking the word up, or of a guess among the labels where it was not shown."""
+        return 1.0 if shots else 1 / EpisodeSettings().labels
+
     def draws(self, protocol: FewShotProtocol) -> int:
         """Return 1: every query has an episode of its own."""
         return 1
 
     def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
         """Number the episodes."""
-        return list(range(protocol.queries))
+        return list(range(EPISODES * protocol.queries))
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
         """Return an episode in which the word in question stands on `shots` of the lines, and the question."""
