@@ -22,7 +22,7 @@ $(VENV)/.dev: $(VENV)/.base
 DEMO_REPORT := --task word_labels --out runs/demo-report
 demo: $(VENV)/.base
 	$(BIN)/mesalm prepare demo
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs=2 --output-sync=line demo-mesa demo-softmax-conv
+	@OMP_NUM_THREADS=1 TERM=dumb $(MAKE) --no-print-directory --jobs=2 demo-mesa demo-softmax-conv
 	$(BIN)/mesalm compare runs/demo-mesa runs/demo-softmax-conv --baseline demo-softmax-conv $(DEMO_REPORT)
 
 demo-mesa demo-softmax-conv: demo-%:

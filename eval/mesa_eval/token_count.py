@@ -137,7 +137,7 @@ def count_parts(reader: TokenCounter, plan: Plan, window: int, quiet: bool) -> l
     asked = questions(subject, None)
     console = Console(stderr=True)
     for question in track(
-        asked, reader.name, console=console, transient=True, disable=quiet or not console.is_terminal
+        asked, reader.name, console=console, transient=True, disable=quiet or not console.is_interactive
     ):
         before, reader.at_most, reader.batches, reader.steps = reader.tokens_run, False, 0, 0
         began = time.perf_counter()

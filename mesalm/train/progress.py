@@ -17,7 +17,7 @@ from mesalm.train.meters import clock_text
 class Display:
     """Show the steps of a run, the loss, tokens a second and the time left; silent if not enabled.
 
-    On a terminal that is a bar; elsewhere, as in a log file, a line for each step that is logged.
+    On a terminal that is a bar; elsewhere, as in a log file or where TERM is dumb, a line for each step that is logged.
     """
 
     def __init__(self, name: str, steps: int, *, enabled: bool = True, console: Console | None = None) -> None:
@@ -29,7 +29,7 @@ class Display:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        if self._enabled and self._console.is_terminal:
+        if self._enabled and self._console.is_interactive:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),

@@ -44,9 +44,11 @@ def test_clock_text(seconds: float | None, text: str) -> None:
     assert clock_text(seconds) == text
 
 
-def test_a_log_has_one_plain_line_for_each_logged_step() -> None:
+@pytest.mark.parametrize("terminal", [False, True])  # one that is dumb, so that two runs can share it
+def test_a_log_has_one_plain_line_for_each_logged_step(terminal: bool) -> None:
     log = io.StringIO()
-    with Display("run", 40, console=Console(file=log, force_terminal=False, soft_wrap=True)) as display:
+    console = Console(file=log, force_terminal=terminal, soft_wrap=True, highlight=False, _environ={"TERM": "dumb"})
+    with Display("run", 40, console=console) as display:
         for step in range(1, 41):
             display.update(step, 2.0 / step, 1234.5, 40.0 - step, step / 8, logged=step % 20 == 0)
     assert log.getvalue() == (

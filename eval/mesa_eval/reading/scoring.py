@@ -321,7 +321,7 @@ class Scorer(Reader):
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.is_interactive,
         )
         progress.add_task(f"{self.name}: {self.stage}{what}", total=total)
         return progress
