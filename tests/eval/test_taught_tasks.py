@@ -7,7 +7,7 @@ import pytest
 
 from mesa_eval.protocols import find_protocol
 from mesa_eval.tasks import find_tasks
-from mesalm.data.episode_words import ATTRIBUTES
+from mesalm.data.episode_words import ATTRIBUTES, LABELS
 from mesalm.data.episodes import HELD_OUT
 
 QUICK = find_protocol("quick").few_shot
@@ -84,3 +84,29 @@ def test_the_ceiling_is_that_of_who_knows_the_kind_of_rule() -> None:
                     votes.append(SIGN[question[place]] == turn)
         right.append(np.mean([vote == (query.answer.strip() == first) for vote in votes]))
     assert one.ceiling(range(200), 16, 0) == pytest.approx(np.mean(right), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [("new_labels", set(LABELS[-4:])), ("letter_labels", set("ABCDEFGHIJKL")), ("noisy_labels", None)],
+)
+def test_word_labels_with_other_labels(name: str, labels: set[str] | None) -> None:
+    (task,) = find_tasks(name, [], 0)
+    (plain,) = find_tasks("word_labels", [], 0)
+    wrong = []
+    for index in range(60):
+        query = task.query(index, 0, 4, 4, seed=0)
+        *_, word = query.prompt.removesuffix(" =").split("\n")
+        found = [label for item, label in shown_lines(query.prompt) if item == word]
+        assert len(found) == 4
+        assert len(set(query.candidates)) == 4
+        assert {label for _, label in shown_lines(query.prompt)} <= {text.strip() for text in query.candidates}
+        assert labels is None or {text.strip() for text in query.candidates} <= labels
+        wrong += [label != query.answer.strip() for label in found]
+    assert np.mean(wrong) == pytest.approx(0.25 if name == "noisy_labels" else 0, abs=0.06)
+    ceilings = [task.ceiling(range(200), shots, 0) for shots in (0, 1, 4)]
+    if name == "noisy_labels":
+        assert ceilings[:2] == pytest.approx([0.25, 0.75], abs=0.08)
+        assert 0.85 < ceilings[2] < 0.95  # three or four right, or two against one and one
+    else:
+        assert ceilings == [plain.ceiling(range(200), shots, 0) for shots in (0, 1, 4)] == [0.25, 1.0, 1.0]

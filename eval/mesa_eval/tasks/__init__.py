@@ -15,6 +15,9 @@ BUILT_IN = {
     "case_change": "mesa_eval.tasks.case_change",
     "phonebook": "mesa_eval.tasks.phonebook",
     "word_labels": "mesa_eval.tasks.word_labels",
+    "new_labels": "mesa_eval.tasks.new_labels",
+    "letter_labels": "mesa_eval.tasks.letter_labels",
+    "noisy_labels": "mesa_eval.tasks.noisy_labels",
     "attribute_rules": "mesa_eval.tasks.attribute_rules",
     "linear_rules": "mesa_eval.tasks.linear_rules",
 }

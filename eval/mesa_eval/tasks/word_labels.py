@@ -24,11 +24,13 @@ class WordLabelTask(Task):
     """Ask for the label of a held-out word that the episode has shown as often as there are shots.
 
     Every query has an episode of its own, of words that no training episode holds. The candidates are the labels of
-    the episode; "exact" asks that the right label be the likeliest of all tokens.
+    the episode; "exact" asks that the right label be the likeliest of all tokens. A shown label is wrong with
+    probability `noise`; asked for is the right one.
     """
 
     words: tuple[str, ...] = HELD_OUT.words
     labels: tuple[str, ...] = HELD_OUT.labels
+    noise: float = 0.0
 
     kind: ClassVar[str] = "word-labels"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact")
@@ -49,8 +51,14 @@ class WordLabelTask(Task):
         return SHOWINGS
 
     def ceiling(self, queries: Sequence[int], shots: int, seed: int) -> float:
-        """Return the accuracy of looking the word up, or of a guess among the labels where it was not shown."""
-        return 1.0 if shots else 1 / EpisodeSettings().labels
+        """Return the accuracy of naming the label that the word was shown with most often, or a guess among equals."""
+        right = []
+        for index in queries:
+            word, label, lines, labels = self._episode(index, shots, seed)
+            shown = [line.shown for line in lines if line.item == word]
+            most = [name for name in labels if shown.count(name) == max(map(shown.count, labels))]
+            right.append((label in most) / len(most))
+        return float(np.mean(right))
 
     def draws(self, protocol: FewShotProtocol) -> int:
         """Return 1: every query has an episode of its own."""
@@ -62,6 +70,12 @@ class WordLabelTask(Task):
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
         """Return an episode in which the word in question stands on `shots` of the lines, and the question."""
+        word, label, lines, labels = self._episode(index, shots, seed)
+        prompt = "".join(line.text() for line in lines) + f"{word} ="
+        return Query(prompt, f" {label}", tuple(f" {choice}" for choice in labels))
+
+    def _episode(self, index: int, shots: int, seed: int) -> tuple[str, str, list[Example], tuple[str, ...]]:
+        """Return the word in question, its label, the lines, and the labels of the episode, the right one first."""
         mapping = draw_mapping(
             EpisodeSettings(), Pool(self.words, self.labels), random_state(seed, self.name, "mapping", index)
         )
@@ -70,12 +84,12 @@ class WordLabelTask(Task):
         word = str(random.choice(list(mapping.label_of)))
         label = mapping.label_of[word]
         others = Recall({other: given for other, given in mapping.label_of.items() if other != word})
-        lines = draw_examples(others, LINES, random)
+        lines = draw_examples(others, LINES, random, self.noise)
+        wrong = [other for other in mapping.labels if other != label]
         for place in random.permutation(LINES)[:shots]:
-            lines[place] = Example(word, label, label)
-        labels = (label, *(other for other in mapping.labels if other != label))
-        prompt = "".join(line.text() for line in lines) + f"{word} ="
-        return Query(prompt, f" {label}", tuple(f" {choice}" for choice in labels))
+            missed = self.noise > 0 and random.random_sample() < self.noise
+            lines[place] = Example(word, label, str(random.choice(wrong)) if missed else label)
+        return word, label, lines, (label, *wrong)
 
 
 def random_state(seed: int, *purpose: object) -> np.random.RandomState:
