@@ -140,11 +140,11 @@ def text_measures(scores: Sequence[DocumentScore], items: str = "") -> list[Meas
 
 def _bits_per_byte(key: str, name: str, scores: Sequence[DocumentScore], items: str) -> Measure:
     sizes = [[float(score.bytes)] for score in scores]
-    effective = effective_units(np.array(sizes))
+    effective = f"documents, effective number {effective_units(np.array(sizes)):.1f}"
     return Measure(
         section="text",
         key=key,
-        label=f"{name} ({len(scores)} document{'s' if len(scores) != 1 else ''}, effective number {effective:.1f})",
+        label=f"{name} ({len(scores)} {effective if len(scores) > 1 else 'document'})",
         unit="bits per byte",
         better="lower",
         digits=4,
