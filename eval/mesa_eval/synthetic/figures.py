@@ -45,7 +45,7 @@ def state_figure(grid: Grid, measure: RowScores) -> str | None:
                     style = {"marker": series_marker(index), "color": series_colour(index)}
                     axes.plot(*zip(*own, strict=True), label=arm, **style)
             axes.set_xscale("log")
-            axes.set_xlabel("numbers in the state")
+            axes.set_xlabel("numbers in the state\nat the training length")
             axes.set_title(", ".join(names))
         _label(figure, measure)
 

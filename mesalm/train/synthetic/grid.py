@@ -40,7 +40,7 @@ from mesalm.train.synthetic.model import build_model
 from mesalm.train.synthetic.recipe import Cell, SyntheticRecipe, planned_cells, planned_count
 from mesalm.train.synthetic.results import cells_folder, read_result, read_results
 
-SHORTEST_TEST = 32
+FEWEST_ROWS = 32
 """Rows that are scored at least, however long they are."""
 
 
@@ -183,7 +183,7 @@ class Run:
         """Return the statistics of the test rows, and those of longer rows under keys of their own."""
         found: list[dict[str, Any]] = test.plain()["measures"]
         for times in self.run.score.longer:
-            rows = max(SHORTEST_TEST, self.run.score.test_rows // times)
+            rows = max(FEWEST_ROWS, self.run.score.test_rows // times)
             for measure in self._score(model, "test", rows, times).plain()["measures"]:
                 key, label = f"{measure['key']}_{times}x", f"{measure['label']}, {times} times the length"
                 found.append({**measure, "key": key, "label": label})
