@@ -6,7 +6,8 @@ their number; processes that tests start inherit it.
 Triton decides when it is imported whether its own library runs in the interpreter, and other libraries import it too,
 so whichever came first would decide for the tests of the kernels. The variable itself is gone again afterwards.
 
-Signals have their usual effect, also where the tests run in the background or under nohup, which ignore some.
+Signals have their usual effect, also where the tests run in the background or under nohup, which ignore some. What is
+printed depends on no terminal: variables that feign one, or its size, are removed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 for number, effect in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:

@@ -45,7 +45,8 @@ def test_a_plan_tells_tokens_seconds_and_memory(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    for name, size in (("COLUMNS", "200"), ("LINES", "50")):  # Rich takes both or, on a dumb terminal, neither
+        monkeypatch.setenv(name, size)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     first, second = save_model("one", 1), save_model("two", 2, length=128)
