@@ -38,6 +38,10 @@ class EpisodeSettings(Settings):
     lines: int = Field(default=36, ge=2, description="Examples in an episode.")
     words: int = Field(default=10, ge=2, le=200, description="recall: different words in an episode.")
     labels: int = Field(default=4, ge=2, le=len(LABELS) - HELD_LABELS, description="recall: labels in an episode.")
+    label_pool: Literal["colours", "words"] = Field(
+        default="colours",
+        description="What labels are drawn from: twelve colours, or all words that the episode does not label.",
+    )
     attributes: int = Field(default=6, ge=1, le=len(ATTRIBUTES), description="rule: attributes of a thing.")
     rule: Literal["one", "linear"] = Field(
         default="one",
@@ -67,6 +71,7 @@ class Pool:
 
 
 TRAINING = Pool(tuple(word for number, word in enumerate(WORDS) if number % 3), LABELS[:-HELD_LABELS])
+TRAINING_WORDS = Pool(TRAINING.words, TRAINING.words)
 HELD_OUT = Pool(WORDS[::3], LABELS[:-HELD_LABELS])
 HELD_OUT_LABELS = Pool(WORDS[::3], LABELS[-HELD_LABELS:])
 
@@ -142,18 +147,20 @@ def signs_of(number: int, attributes: int) -> list[int]:
 def draw_mapping(settings: EpisodeSettings, pool: Pool, random: np.random.RandomState) -> Recall | Rule:
     """Draw what an episode teaches.
 
-    Every label of a recall episode has at least one word. A rule is drawn again until each label has at least three
-    tenths of the combinations.
+    Every label of a recall episode has at least one word, and none is one of its words. A rule is drawn again until
+    each label has at least three tenths of the combinations.
     """
     if settings.task == "recall":
         words = random.choice(pool.words, size=settings.words, replace=False)
-        labels = random.choice(pool.labels, size=settings.labels, replace=False)
+        free = [label for label in pool.labels if label not in words]
+        labels = random.choice(free, size=settings.labels, replace=False)
         given = np.concatenate([labels, random.choice(labels, size=settings.words - settings.labels)])
         return Recall({str(word): str(label) for word, label in zip(words, random.permutation(given), strict=True)})
     names = random.choice(pool.labels, size=2, replace=False)
+    others = tuple(word for word in pool.words if word not in names)
     while True:
         weights = _weights(settings, random)
-        rule = Rule(weights, (str(names[0]), str(names[1])), pool.words)
+        rule = Rule(weights, (str(names[0]), str(names[1])), others)
         first = [rule.label(number) == rule.labels[0] for number in range(2**settings.attributes)]
         if 0.3 <= np.mean(first) <= 0.7:
             return rule
@@ -194,9 +201,10 @@ class EpisodeSource:
     def documents(self, faults: Faults) -> Iterator[Document]:
         """Yield the episodes in the order of their numbers; an episode depends on the seed and its number alone."""
         settings = self.episodes
+        pool = TRAINING_WORDS if settings.label_pool == "words" else TRAINING
         for number in range(min(settings.count, self.settings.limit or settings.count)):
             taught = number % settings.mappings if settings.mappings else number
-            mapping = draw_mapping(settings, TRAINING, np.random.RandomState([settings.seed, 0, taught]))
+            mapping = draw_mapping(settings, pool, np.random.RandomState([settings.seed, 0, taught]))
             random = np.random.RandomState([settings.seed, 1, number])
             lines = draw_examples(mapping, settings.lines, random, settings.noise)
             text = "".join(line.text() for line in lines)

@@ -56,6 +56,19 @@ def test_a_recall_episode_gives_each_word_one_label_of_its_own_choice() -> None:
     assert np.mean([len(labels) for labels in seen.values()]) > 3
 
 
+@pytest.mark.parametrize("task", ["recall", "rule"])
+def test_labels_may_be_any_words_but_those_that_are_labelled(task: str) -> None:
+    found = set()
+    for text in texts(count=300, task=task, label_pool="words"):
+        shown = lines(text)
+        labels = {label for _, label in shown}
+        assert not labels & {item.split()[-1] for item, _ in shown}
+        assert labels <= set(TRAINING.words)
+        assert len(labels) <= (4 if task == "recall" else 2)
+        found |= labels
+    assert len(found) > 250
+
+
 def test_the_labels_of_a_rule_episode_follow_from_its_attributes() -> None:
     for text in texts(count=100, task="rule", attributes=4, lines=16):
         shown = [([SIGN[word] for word in item.split()[:-1]], label) for item, label in lines(text)]

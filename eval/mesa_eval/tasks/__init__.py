@@ -20,6 +20,8 @@ BUILT_IN = {
     "noisy_labels": "mesa_eval.tasks.noisy_labels",
     "attribute_rules": "mesa_eval.tasks.attribute_rules",
     "linear_rules": "mesa_eval.tasks.linear_rules",
+    "attribute_rules_of_three": "mesa_eval.tasks.attribute_rules_of_three",
+    "linear_rules_of_three": "mesa_eval.tasks.linear_rules_of_three",
 }
 """Modules with `build(documents, seed) -> Task`, which make a task from any text or from none."""
 

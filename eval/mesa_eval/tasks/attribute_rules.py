@@ -15,8 +15,8 @@ from mesalm.data.episode_words import ATTRIBUTES
 from mesalm.data.episodes import HELD_OUT, EpisodeSettings, Example, Pool, Rule, draw_examples, draw_mapping
 
 SIGN = {word: sign for pair in ATTRIBUTES for word, sign in zip(pair, (-1, 1), strict=True)}
-MOST_LINES = 63
-SHOTS = (0, 4, 8, 16, 32)
+SHOTS = {3: (0, 2, 4, 6), 6: (0, 4, 8, 16, 32)}
+"""Examples shown, by the number of attributes."""
 RIDGE = 1.0
 
 
@@ -29,6 +29,7 @@ class RuleTask(Task):
     """
 
     rule: Literal["one", "linear"] = "one"
+    attributes: int = 6
     words: tuple[str, ...] = HELD_OUT.words
     labels: tuple[str, ...] = HELD_OUT.labels
 
@@ -40,7 +41,7 @@ class RuleTask(Task):
     @property
     def most_shots(self) -> int:
         """Return how many combinations can be shown with one left to ask."""
-        return MOST_LINES
+        return 2**self.attributes - 1
 
     def draws(self, protocol: FewShotProtocol) -> int:
         """Return 1: every query has an episode of its own."""
@@ -52,7 +53,7 @@ class RuleTask(Task):
 
     def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
         """Return the numbers of examples, the same for every suite."""
-        return SHOTS
+        return SHOTS[self.attributes]
 
     def ceiling(self, queries: Sequence[int], shots: int, seed: int) -> float:
         """Return the accuracy of ridge regression of the labels, as -1 and 1, on the attributes of the examples."""
@@ -61,7 +62,7 @@ class RuleTask(Task):
     def _ridge(self, index: int, shots: int, seed: int) -> float:
         """Return 1 where the regression is right about an episode, 0 where it is wrong, half where it cannot tell."""
         shown, asked, mapping = self._episode(index, seed)
-        seen = shown[MOST_LINES - shots :]
+        seen = shown[len(shown) - shots :]
         signs = np.array([_signs(example.item) for example in seen]).reshape(shots, len(mapping.weights))
         labels = np.array([2.0 * (example.shown == mapping.labels[1]) - 1.0 for example in seen])
         weights = np.linalg.solve(signs.T @ signs + RIDGE * np.eye(len(mapping.weights)), signs.T @ labels)
@@ -69,17 +70,17 @@ class RuleTask(Task):
         return 0.5 if abs(guess) < 1e-9 else float((guess > 0) == (asked.label == mapping.labels[1]))
 
     def _episode(self, index: int, seed: int) -> tuple[list[Example], Example, Rule]:
-        settings = EpisodeSettings(task="rule", rule=self.rule)
+        settings = EpisodeSettings(task="rule", rule=self.rule, attributes=self.attributes)
         pool = Pool(self.words, self.labels)
         mapping = draw_mapping(settings, pool, random_state(seed, self.name, "mapping", index))
         assert isinstance(mapping, Rule)
-        *shown, asked = draw_examples(mapping, MOST_LINES + 1, random_state(seed, self.name, "lines", index))
+        *shown, asked = draw_examples(mapping, 2**self.attributes, random_state(seed, self.name, "lines", index))
         return shown, asked, mapping
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
         """Return an episode's first `shots` examples and the question; fewer shots are the last of more."""
         shown, asked, mapping = self._episode(index, seed)
-        prompt = "".join(line.text() for line in shown[MOST_LINES - shots :]) + f"{asked.item} ="
+        prompt = "".join(line.text() for line in shown[len(shown) - shots :]) + f"{asked.item} ="
         labels = (asked.label, *(other for other in mapping.labels if other != asked.label))
         return Query(prompt, f" {asked.label}", tuple(f" {choice}" for choice in labels))
 
@@ -91,4 +92,4 @@ def _signs(item: str) -> np.ndarray:
 
 def build(documents: Sequence[Document], seed: int) -> Task:
     """Make the task in which a single attribute decides; it needs no text."""
-    return RuleTask("attribute_rules", (), (), notes=("a single attribute decides; no combination is shown twice",))
+    return RuleTask("attribute_rules", (), (), notes=("one of six attributes decides; no combination is shown twice",))
