@@ -1,4 +1,4 @@
-"""Compare a variant's output and gradients with the exact operator in float64."""
+"""Compare a variant's output and gradients, in float32, with the exact operator in float64."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from cases import Operands
+from float32_results import run_precisely
 from torch import Tensor
 from variants import Variant
 
@@ -118,13 +119,12 @@ def output_errors(output: Tensor, truth: Truth) -> Errors:
 
 
 def find_errors(variant: Variant, operands: Operands, truth: Truth) -> Errors:
-    """Run a variant and compare what it gives with the truth; the gradients on the first tokens of the case."""
-    with torch.no_grad():
-        errors = output_errors(variant.run(operands)[: len(truth.output)], truth)
+    """Compare what a variant gives in float32 with the truth; the gradients on the first tokens of the case."""
+    rows = operands.rows(len(truth.output))
+    errors = output_errors(run_precisely(variant, rows)[0], truth)
     if truth.upstream is None:
         return errors
-    leaves = operands.rows(len(truth.output)).tokens(0, GRADIENT_TOKENS).leaves()
-    got = torch.autograd.grad(variant.run(leaves), leaves, truth.upstream)
+    _, got = run_precisely(variant, rows.tokens(0, GRADIENT_TOKENS), truth.upstream)
     by_name = {
         name: float((mine.double() - exact).norm() / exact.norm())
         for name, mine, exact in zip(Operands._fields, got, truth.gradients, strict=True)

@@ -7,26 +7,21 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from float32_results import wide_kernels
 from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from mesa_kernels import launch
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.float64: "*fp64",
-    torch.int32: "*i32",
-}
 
 
 @dataclass(frozen=True)
@@ -76,6 +71,26 @@ class Reading:
     hmma: int
 
 
+class Card:
+    """Stand in for the driver of a card that need not be there, as far as compiling asks for it."""
+
+    def __init__(self, capability: int) -> None:
+        """Be a card of a compute capability, 90 for sm_90."""
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        """Return what is compiled for."""
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        """Return a number of the card: Triton keeps what it compiled by it."""
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        """Return a stream that nothing runs on."""
+        return device
+
+
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Write down the launches of everything inside, and run none of them."""
@@ -103,10 +118,11 @@ def list_launches(
     length: int = 4096,
     heads: int = 16,
     groups: int | None = None,
+    wide: bool = False,
 ) -> list[Launch]:
-    """List what a forward and backward pass and a step of decoding launch, each kernel and specialisation once.
+    """List what a forward and backward pass and a step of decoding launch. No memory is touched.
 
-    No memory is touched.
+    wide: where the kernels write float32 wherever they would round (`float32_results.py`).
     """
     G = groups or heads
     shapes = [(heads, K), (G, K), (G, V)]
@@ -114,48 +130,26 @@ def list_launches(
     gates = [torch.empty(batch, length, G, device="meta") for _ in range(2)]
     rest = [torch.empty(*shape, device="meta") for shape in ((G, K), (batch, G, K, K), (batch, G, K, V))]
     operands = (query, key, value, *gates, *rest)
-    with recorded() as launches:
+    with recorded() as launches, wide_kernels() if wide else nullcontext():
         output, gram, cross, solution, _, *factors = launch.forward(*operands, 1e-3, 4 * K)
-        launch.backward(output, gram, cross, *operands, solution, *factors, 1e-3, 4 * K)
+        launch.backward(output.to(dtype), gram, cross, *operands, solution, *factors, 1e-3, 4 * K)
         state = torch.empty(batch, G, K, K + V, device="meta").split((K, V), -1)
         launch.step(*(x[:, :1] for x in operands[:5]), rest[0], *state, 1e-3, 4 * K)
-    once: dict[str, Launch] = {}
-    for x in launches:
-        once.setdefault(f"{x.name} {specialise(x)}", x)
-    return list(once.values())
-
-
-def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[list[Any]]]]:
-    """Give signature, constants and attributes as Triton's launcher does: aligned pointers, sizes over 16, ones."""
-    kernel = launch.kernel
-    fixed = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for place, name in enumerate(kernel.arg_names):
-        value = launch.arguments[name]
-        if name in fixed or (isinstance(value, int) and value == 1):
-            signature[name], constants[name] = "constexpr", value
-            continue
-        if isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
-        else:
-            signature[name] = "fp32" if isinstance(value, float) else "i32"
-        if not isinstance(value, float) and (isinstance(value, torch.Tensor) or value % 16 == 0):
-            attributes[(place,)] = [["tt.divisibility", 16]]
-    return signature, constants, attributes
+    return launches
 
 
 def compile_launch(launch: Launch, capability: int = 90) -> Any:
-    """Compile a launch for a card of a compute capability, as Triton's own launcher would."""
-    signature, constants, attributes = specialise(launch)
-    source = triton.compiler.ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    """Compile a launch for a card of a compute capability as Triton's own launcher does, into Triton's cache.
+
+    Launches of one kernel that Triton specialises alike give one and the same object. From here on this process takes
+    the card for the one that it has.
+    """
+    driver.set_active(Card(capability))
+    return launch.kernel.run(**launch.arguments, **launch.options, grid=(1,), warmup=True)
 
 
-def read_launch(launch: Launch, capability: int = 90) -> Reading:
-    """Compile a launch and read the compiler's output."""
-    made = compile_launch(launch, capability)
+def read_compiled(launch: Launch, made: Any) -> Reading:
+    """Read what the compiler made of a launch."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(made.asm["cubin"])

@@ -5,7 +5,8 @@
     python kernels/bench/bench_operator.py --recorded tests/data/recorded_long.safetensors
     python kernels/bench/bench_operator.py --device cuda --dtype bfloat16 --batch 8 --heads 16 --size 128 --length 4096
 
-Prints one table a case, and appends one JSON line a variant and case to --out. See README.md beside this file.
+Prints one table a case. Appends a JSON line to --out whenever more is known of a variant: the last line of a variant
+and case holds everything. See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variants", choices=ALL, nargs="+", help="default: all that have a place on the device")
     parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-4], help="of mesa, shared and cg")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), nargs="+", default=["float32"])
     parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own choice)")
     parser.add_argument("--repeats", type=int, help="measurements of each variant (default: 15)")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them")
@@ -121,20 +122,30 @@ def usual_variants(device: str) -> list[str]:
 
 def list_cases(arguments: argparse.Namespace) -> list[Case]:
     """List the cases that the arguments ask for, length by length."""
-    rest = {name: getattr(arguments, name) for name in ("dtype", "device", "seed")}
+    rest = {name: getattr(arguments, name) for name in ("device", "seed")}
     if arguments.recorded:
         lengths = arguments.length or [None]
-        return [recorded_case(file, length, rest) for file in arguments.recorded for length in lengths]
+        return [
+            recorded_case(file, length, {**rest, "dtype": dtype})
+            for dtype in arguments.dtype
+            for file in arguments.recorded
+            for length in lengths
+        ]
     return [
-        Case(length, arguments.batch, arguments.heads, arguments.size, keys, gamma, **rest)
+        Case(length, arguments.batch, arguments.heads, arguments.size, keys, gamma, dtype=dtype, **rest)
+        for dtype in arguments.dtype
         for keys in arguments.keys
         for gamma in arguments.gamma
         for length in arguments.length
     ]
 
 
-def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -> list[Row]:
-    """Measure all variants on one case: errors and work first, then time turn by turn, then memory."""
+def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -> Iterator[dict[str, Row]]:
+    """Measure all variants on one case and give all rows again whenever one of them knows more.
+
+    First comes a time of each alone, after its warm-up; then the times turn by turn; then, variant by variant, peak
+    memory, errors and work.
+    """
     operands = make_operands(case)
     cuda = torch.device(case.device).type == "cuda"
     names = [
@@ -143,41 +154,41 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
         if word not in QUADRATIC or cuda or case.length <= QUADRATIC_LIMIT
         for name in spell(word, arguments.tolerance)
     ]
-    variants = [find(name) for name in names]
-    truth = find_truth(operands, upstream=arguments.upstream, rows=arguments.truth_rows)
-    errors = {v.name: find_errors(v, operands, truth) for v in variants if v.solves}
-    work = {v.name: count_work(v, operands) for v in variants}
-    times = interleave(dict(_actions(variants, operands)), arguments.repeats, arguments.warmup, case.device)
-    rows = []
-    for variant in variants:
-        name = variant.name
-        memory = None
-        if with_memory:
+    variants = {name: find(name) for name in names}
+    leaves, upstream = operands.leaves(), torch.randn_like(operands.value)
+    actions = {name: dict(_actions(variant, operands, leaves, upstream)) for name, variant in variants.items()}
+    rows: dict[str, Row] = {}
+    for name, variant in variants.items():
+        times = interleave(actions[name], 1, arguments.warmup, case.device)
+        traffic = least_traffic([operands[place] for place in variant.reads], operands.value)
+        rows[name] = Row(name, *times.values(), backend=backend_of(variant, operands), traffic=traffic)
+        yield rows
+    together = {(name, way): action for name, pair in actions.items() for way, action in pair.items()}
+    times = interleave(together, arguments.repeats, 0, case.device)
+    rows = {
+        name: replace(row, forward=times[name, "forward"], both=times[name, "both"]) for name, row in rows.items()
+    }
+    yield rows
+    if with_memory:
+        for name in names:
             memory = measure(case, name) if cuda else measure_apart(case, name)
-        rows.append(
-            Row(
-                name,
-                times[name + " forward"],
-                times[name + " both"],
-                memory,
-                work[name],
-                errors.get(name),
-                backend=backend_of(variant, operands),
-                traffic=least_traffic([operands[place] for place in variant.reads], operands.value),
-            )
-        )
+            rows = {**rows, name: replace(rows[name], memory=memory)}
+            yield rows
+    truth = find_truth(operands, upstream=arguments.upstream, rows=arguments.truth_rows)
+    for name, variant in variants.items():
+        errors = find_errors(variant, operands, truth) if variant.solves else None
+        rows = {**rows, name: replace(rows[name], errors=errors, work=count_work(variant, operands))}
+        yield rows
     if arguments.peer_python and case.length <= QUADRATIC_LIMIT:
-        rows += peer_rows(arguments.peer_python, operands, truth, case)
-    return rows
+        yield {**rows, **{row.name: row for row in peer_rows(arguments.peer_python, operands, truth, case)}}
 
 
-def _actions(variants: list[Variant], operands: Operands) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Give every variant's two actions to be timed: the forward pass, and both passes."""
-    leaves = operands.leaves()
-    upstream = torch.randn_like(operands.value)
-    for variant in variants:
-        yield variant.name + " forward", lambda v=variant: forward(v, operands)  # type: ignore[misc]
-        yield variant.name + " both", lambda v=variant: both_passes(v, leaves, upstream)  # type: ignore[misc]
+def _actions(
+    variant: Variant, operands: Operands, leaves: Operands, upstream: torch.Tensor
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Give a variant's two actions to be timed: the forward pass, and both passes."""
+    yield "forward", lambda: forward(variant, operands)
+    yield "both", lambda: both_passes(variant, leaves, upstream)
 
 
 def peer_rows(python: str, operands: Operands, truth: Truth, case: Case) -> list[Row]:
@@ -276,22 +287,30 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if arguments.peer_python and shutil.which(arguments.peer_python) is None:
         raise ValueError(f"--peer-python: {arguments.peer_python} is no program; give the path of an interpreter")
     shared = records.describe_run("bench_operator", arguments)
-    by_size: dict[int, dict[str, float]] = {}
+    peaks: dict[tuple[int, str], dict[str, float]] = {}
     bandwidth = copy_rate(arguments.device, arguments.quick)
     print(f"measured bandwidth of a copy, GB/s: {bandwidth / 1e9:.0f}")
     written = []
     for place, case in enumerate(list_cases(arguments)):
-        if case.size not in by_size:
-            by_size[case.size] = peak_rates(case.size, DTYPES[case.dtype], case.device, arguments.quick)
-            limits = (f"{name} {rate / 1e9:.0f}" for name, rate in by_size[case.size].items())
-            print(f"measured peak, GFLOP/s, size {case.size}: " + ", ".join(limits))
-        rates = by_size[case.size]
+        kind = case.size, case.dtype
+        if kind not in peaks:
+            peaks[kind] = peak_rates(case.size, DTYPES[case.dtype], case.device, arguments.quick)
+            limits = (f"{name} {rate / 1e9:.0f}" for name, rate in peaks[kind].items())
+            print(f"measured peak, GFLOP/s, size {case.size}, {case.dtype}: " + ", ".join(limits))
         with_memory = arguments.memory == "all" or (arguments.memory == "first" and not place)
-        rows = measure_case(case, arguments, with_memory)
-        lines = [{**shared, "case": asdict(case), **to_line(row, rows, rates, bandwidth)} for row in rows]
+        before: dict[str, Row] = {}
+        rows: list[Row] = []
+        lines: list[dict[str, Any]] = []
+        for known in measure_case(case, arguments, with_memory):
+            rows = list(known.values())
+            lines = [
+                {**shared, "case": asdict(case), **to_line(row, rows, peaks[kind], bandwidth)} for row in rows
+            ]
+            if arguments.out is not None:
+                news = [line for row, line in zip(rows, lines, strict=True) if before.get(row.name) != row]
+                records.append_lines(arguments.out, news)
+            before = dict(known)
         show_case(case, rows, lines)
-        if arguments.out is not None:
-            records.append_lines(arguments.out, lines)
         written += lines
     return written
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +87,7 @@ class Case:
 
 
 def make_operands(case: Case) -> Operands:
-    """Make the operands of a case; the same case gives the same numbers on every device.
+    """Make the operands of a case, drawn on its device: the same case gives the same numbers on the same kind of device.
 
     Raises ValueError for keys that do not exist, a gamma outside (0, 1], or a recorded file that is too short.
     """
@@ -110,11 +111,11 @@ def _synthetic(case: Case) -> Operands:
         raise ValueError(f"keys is {case.keys!r}: must be one of {', '.join(KEYS)}")
     if not 0.0 < case.gamma <= 1.0:
         raise ValueError(f"gamma is {case.gamma}: must be above 0 and at most 1")
-    generator = torch.Generator().manual_seed(case.seed)
+    generator = torch.Generator(case.device).manual_seed(case.seed)
     B, T, H, K = case.batch, case.length, case.heads, case.size
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, device=case.device)
 
     key, query = normal(B, T, H, K), normal(B, T, H, K)
     if case.keys == "corr":
@@ -123,18 +124,24 @@ def _synthetic(case: Case) -> Operands:
     key, query = (torch.nn.functional.normalize(x, dim=-1) for x in (key, query))
     # the exponent's own mean is taken out, so that the mean of -log gamma is what the case names
     spread = torch.exp(GATE_SPREAD * normal(B, T, H) - 0.5 * GATE_SPREAD**2)
-    log_forget = torch.tensor(case.gamma, dtype=torch.float64).log() * spread
+    log_forget = math.log(case.gamma) * spread
     ridge = 0.25 + torch.nn.functional.softplus(normal(H, K) - 1.0)
     return Operands(query, key, normal(B, T, H, K), log_forget, normal(B, T, H).sigmoid(), ridge)
 
 
 def _correlate(noise: Tensor, mean: Tensor) -> Tensor:
-    """Give white noise `[B, T, H, K]` persistence in time, a power-law spectrum over K, and the mean `[H, K]`."""
-    scale = torch.arange(1, noise.shape[-1] + 1, dtype=noise.dtype) ** (-0.5 * SPECTRUM)
-    steps = [noise[:, 0]]
-    for t in range(1, noise.shape[1]):
-        steps.append(PERSISTENCE * steps[-1] + (1.0 - PERSISTENCE**2) ** 0.5 * noise[:, t])
-    return (torch.stack(steps, 1) + 0.5 * mean) * scale
+    """Give white noise `[B, T, H, K]` persistence in time, a power-law spectrum over K, and the mean `[H, K]`.
+
+    The recurrence y[t] = p y[t - 1] + e[t] is summed by doubling: sums over 1, 2, 4, ... tokens.
+    """
+    scale = torch.arange(1, noise.shape[-1] + 1, dtype=noise.dtype, device=noise.device) ** (-0.5 * SPECTRUM)
+    made = noise * (1.0 - PERSISTENCE**2) ** 0.5
+    made[:, 0] = noise[:, 0]
+    reach = 1
+    while reach < noise.shape[1] and PERSISTENCE**reach > torch.finfo(noise.dtype).tiny:
+        made = torch.cat((made[:, :reach], made[:, reach:] + PERSISTENCE**reach * made[:, :-reach]), 1)
+        reach *= 2
+    return (made + 0.5 * mean) * scale
 
 
 def _recorded(file: Path, length: int | None) -> Operands:

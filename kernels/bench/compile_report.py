@@ -36,15 +36,20 @@ def main(words: list[str] | None = None) -> int:
         print("compile_report: TRITON_INTERPRET is set, under which nothing is compiled: unset it", file=sys.stderr)
         return 2
     import torch
-    from ahead_of_time import list_launches, read_launch
+    from ahead_of_time import compile_launch, list_launches, read_compiled
 
     print(f"| size | inputs | kernel | {' | '.join(column.replace('_', ' ') for column in COLUMNS)} |", flush=True)
     print("|" + "---|" * (len(COLUMNS) + 3), flush=True)
     for size in arguments.size:
         for dtype in arguments.dtype:
+            seen = set()
             for launch in list_launches(size, size, getattr(torch, dtype)):
                 if arguments.only is None or launch.name.startswith(tuple(arguments.only)):
-                    reading = read_launch(launch, arguments.capability)
+                    made = compile_launch(launch, arguments.capability)
+                    if made.hash in seen:
+                        continue
+                    seen.add(made.hash)
+                    reading = read_compiled(launch, made)
                     values = " | ".join(str(getattr(reading, column)) for column in COLUMNS)
                     print(f"| {size} | {dtype} | {reading.name} | {values} |", flush=True)
     return 0

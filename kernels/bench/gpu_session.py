@@ -1,155 +1,62 @@
-"""Do everything that waits for a GPU, one step after another, and write down what came out.
+"""Do what waits for a GPU, one step after another, and keep what came out in one archive.
 
-    python kernels/bench/gpu_session.py --out gpu-results            # make gpu
-    python kernels/bench/gpu_session.py --minutes 25                 # on a machine that must be given back
-    python kernels/bench/gpu_session.py --out gpu-results --only check train-step
-    python kernels/bench/gpu_session.py --list
+    python kernels/bench/gpu_session.py first --plan 330             # what would run, and for how long; no card is needed
+    python kernels/bench/gpu_session.py first --seconds 330          # on a machine that must be given back
+    python kernels/bench/gpu_session.py all --out gpu-results        # make gpu
+    python kernels/bench/gpu_session.py --only check train-step
 
-Runs in the interpreter that holds torch for the card; nothing is installed. Each step is a command of its own whose
-output goes to OUT/STEP.log and whose figures go to OUT/STEP.jsonl as they come. A step that fails is reported and the
-next one runs; a step that is done is not run again (--again runs it). With --minutes a step is stopped at its own
-limit, and at the end of that time, keeping what it wrote; what matters most comes first. In the end `targets.py`
-holds the figures against what was aimed at.
+Runs in the interpreter that holds torch for the card; nothing is installed. What `carry.py` made is unpacked first. Each
+step is a command of its own; one that fails or is stopped does not stop the others. With --seconds a step is stopped
+at its own limit, and at the end of that time. OUT/session.tar.gz holds the figures (STEP.jsonl), the output (STEP.log)
+and what else was written; it is written anew every few seconds, so that an end at any time leaves what was known. In
+the end `targets.py` holds the figures against what was aimed at.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from carried import unpack
 from peer_kernel import PACKAGE, peer_release
+from steps import RUNS, STEPS, Step
 from targets import show_targets
 
 ROOT = Path(__file__).resolve().parents[2]
-BENCH = "kernels/bench"
-RECORDED = ("tests/data/recorded_short.safetensors", "tests/data/recorded_long.safetensors")
-CHECKED = ("kernels_operator", "one_step", "large_heads", "kernels_library")
-PYTEST = (
-    *("-m", "pytest", "-p", "no:cacheprovider", "-q", "-ra", "-m", "not slow"),
-    # a card's machine has other versions of libraries, whose warnings are not ours, and maybe none of pytest's plugins
-    *("-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default"),
-)
-AIM = ("--device", "cuda", "--dtype", "bfloat16", "--batch", "8", "--heads", "16")
-AIMED = ("--length", "4096", "--size", "128", "--gamma", "0.99")
-GRACE = 20.0
+ARCHIVE = "session.tar.gz"
+ARCHIVED = (".jsonl", ".json", ".log", ".txt", ".yaml")
+"""Files that the archive holds; not the weights of models."""
+LARGEST = 4 * 2**20
+"""Bytes of the largest file in the archive."""
+EVERY = 5.0
+"""Seconds after which the archive is written anew."""
+GRACE = 10.0
 """Seconds that a step which is interrupted has to end by itself."""
+LEAST = 5.0
+"""Seconds of the shortest step that is begun."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """Name one thing to do: what it finds out, and the words of its command after the interpreter.
+class Session:
+    """Hold where steps write, what was carried here, whether the run is a rehearsal, and the environment of steps."""
 
-    limit: seconds after which it is stopped where time is short. figures: whether the program takes --out for JSON
-    lines.
-    """
-
-    name: str
-    finds: str
-    words: tuple[str, ...]
-    limit: int
-    figures: bool = True
-
-
-def operator(name: str, finds: str, limit: int, *words: str) -> Step:
-    """Describe a run of `bench_operator.py` on a card; errors are those of one sequence, the exact one being slow."""
-    return Step(name, finds, (f"{BENCH}/bench_operator.py", "--truth-rows", "1", *words), limit)
-
-
-STEPS = (
-    operator(
-        "aim",
-        "the size that the targets name: time, memory and error beside the peer, gated linear and softmax attention",
-        180,
-        *(*AIM, *AIMED, "--repeats", "20", "--memory", "all"),
-    ),
-    operator(
-        "tiny-upstream",
-        "the same with an upstream gradient of 1e-6: are gradients lost?",
-        120,
-        *(*AIM, *AIMED, "--upstream", "1e-6", "--repeats", "3", "--variants", "mesa", "fla"),
-    ),
-    Step(
-        "check",
-        "operator, model and kernels on the card against float64 on the CPU",
-        (*PYTEST, "tests/model/test_devices.py", *(f"tests/kernels/test_{name}.py" for name in CHECKED)),
-        300,
-        figures=False,
-    ),
-    Step(
-        "tune",
-        "tiles and warps of every kernel; the table is kernels/mesa_kernels/tuned/CARD.json",
-        (f"{BENCH}/tune.py", "--size", "128", "64", "--dtype", "bfloat16", "float32", "--limit", "330"),
-        360,
-        figures=False,
-    ),
-    operator(
-        "tuned",
-        "the size that the targets name once more, with what was tuned",
-        180,
-        *(*AIM, *AIMED, "--repeats", "20", "--memory", "all"),
-    ),
-    operator(
-        "lengths",
-        "1,024 to 65,536 tokens: from where on faster than softmax attention?",
-        240,
-        *("--device", "cuda", "--dtype", "bfloat16", "--batch", "1", "--heads", "16", "--size", "128"),
-        *("--gamma", "0.99", "--length", "1024", "2048", "4096", "8192", "16384", "32768", "65536"),
-        *("--repeats", "10", "--memory", "all", "--variants", "mesa", "fla", "softmax"),
-    ),
-    Step(
-        "decode",
-        "single tokens by batch and context",
-        (
-            *(f"{BENCH}/bench_decode.py", "--device", "cuda", "--dtype", "bfloat16"),
-            *("--width", "768", "--heads", "12", "--layers", "12"),
-            *("--batch", "1", "8", "64", "--context", "1024", "16384"),
-        ),
-        180,
-    ),
-    Step(
-        "train-step",
-        "a training step of 12 layers, width 768",
-        (
-            *(f"{BENCH}/bench_step.py", "--device", "cuda", "--precision", "bfloat16"),
-            *("--width", "768", "--heads", "12", "--layers", "12"),
-        ),
-        180,
-    ),
-    operator(
-        "gates-128",
-        "heads of 128 and constant gates from 1 to 0.5",
-        240,
-        *(*AIM, "--length", "4096", "--size", "128", "--repeats", "5", "--variants", "mesa", "fla", "linear"),
-    ),
-    operator(
-        "gates",
-        "heads of 64 and constant gates from 1 to 0.5",
-        240,
-        *(*AIM, "--length", "4096", "--size", "64", "--repeats", "5", "--variants", "mesa", "fla", "linear"),
-    ),
-    operator(
-        "recorded",
-        "gates and keys of trained models",
-        120,
-        *("--device", "cuda", "--dtype", "bfloat16", "--repeats", "20", "--recorded", *RECORDED),
-    ),
-    operator(
-        "float32",
-        "the true float32 mode",
-        180,
-        *("--device", "cuda", "--batch", "4", "--heads", "8", "--length", "4096", "--size", "128"),
-        *("--gamma", "1", "0.99", "0.9", "--repeats", "10"),
-    ),
-)
+    folder: Path
+    carried: Path
+    rehearsed: bool
+    environment: dict[str, str]
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -158,19 +65,37 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder to write to")
-    parser.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], help="steps to do (default: all)")
-    parser.add_argument("--again", action="store_true", help="do steps that are done once more")
-    parser.add_argument("--minutes", type=float, help="stop steps at their limits, and everything after this time")
-    parser.add_argument("--list", action="store_true", help="list the steps and their commands, and do nothing")
+    parser.add_argument("run", nargs="?", choices=RUNS, default="first", help="steps to do (default: first)")
+    parser.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], help="these steps instead")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the archive")
+    parser.add_argument("--carried", type=Path, default=ROOT / ".card", help="what carry.py made (default: .card)")
+    parser.add_argument("--seconds", type=float, help="stop steps at their limits, and everything after this time")
+    parser.add_argument("--plan", type=float, metavar="SECONDS", help="list what would run in that time; do nothing")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, in tiny sizes, in Triton's interpreter")
     return parser.parse_args(words)
 
 
-def command(step: Step, out: Path) -> list[str]:
-    """Give the words of a step's command; the peer is named only where it can run."""
-    figures = ["--out", str(out / f"{step.name}.jsonl")] if step.figures else []
-    absent = {"fla"} if peer_release() is None else set()
-    return [sys.executable, *(word for word in step.words if word not in absent), *figures]
+def allow(step: Step, left: float | None) -> float | None:
+    """Give the seconds that a step may take of those that are left; nothing is set aside where there is no end.
+
+    0 where it is not begun.
+    """
+    if left is None:
+        return None
+    limit = min(float(step.limit), left - GRACE)
+    return limit if limit >= LEAST else 0.0
+
+
+def show_plan(steps: list[Step], arguments: argparse.Namespace) -> None:
+    """Print each step's start, seconds and command, every step taking as long as it may."""
+    begun = 0.0
+    for step in steps:
+        seconds = allow(step, arguments.plan - begun) or 0.0
+        when = f"{begun:4.0f} s + {seconds:3.0f} s" if seconds else "no time is left"
+        words = step.command(arguments.out, arguments.carried, arguments.rehearse)[1:]
+        print(f"{when:15}  {step.name}: {step.finds}\n{'':17}{shlex.join(['python', *words])}")
+        begun += seconds
+    print(f"{begun:4.0f} s of {arguments.plan:.0f}, {GRACE:.0f} of them for the end")
 
 
 def interrupt(process: subprocess.Popen[str]) -> None:
@@ -178,7 +103,7 @@ def interrupt(process: subprocess.Popen[str]) -> None:
     for sign in (signal.SIGINT, signal.SIGKILL):
         try:
             os.killpg(process.pid, sign)
-            process.wait(GRACE)
+            process.wait(GRACE / 2)
         except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:
@@ -186,21 +111,18 @@ def interrupt(process: subprocess.Popen[str]) -> None:
         return
 
 
-def do(step: Step, out: Path, limit: float | None = None) -> int:
-    """Run a step from the root of the checkout; its output goes to the terminal and to OUT/STEP.log.
+def do(step: Step, session: Session, limit: float | None = None) -> int:
+    """Run a step from the root of the checkout; its output goes to the terminal and to STEP.log.
 
     It is interrupted after `limit` seconds. Returns its exit code, 124 where it was interrupted.
     """
-    paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "eval"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
-    (out / f"{step.name}.jsonl").unlink(missing_ok=True)
     late = threading.Event()
     with (
-        (out / f"{step.name}.log").open("w", encoding="utf-8", buffering=1) as log,
+        (session.folder / f"{step.name}.log").open("w", encoding="utf-8", buffering=1) as log,
         subprocess.Popen(
-            command(step, out.resolve()),
+            step.command(session.folder, session.carried, session.rehearsed),
             cwd=ROOT,
-            env=environment,
+            env=session.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -226,53 +148,101 @@ def do(step: Step, out: Path, limit: float | None = None) -> int:
     return 124 if late.is_set() else code
 
 
-def run(steps: list[Step], out: Path, again: bool, minutes: float | None) -> list[str]:
+def run(steps: list[Step], session: Session, seconds: float | None = None) -> list[str]:
     """Run steps one after another and return the names of those that failed or for which no time was left."""
-    end = None if minutes is None else time.monotonic() + 60.0 * minutes
+    end = None if seconds is None else time.monotonic() + seconds
     failed = []
     for step in steps:
-        mark = out / f"{step.name}.done"
-        if mark.exists() and not again:
-            print(f"== {step.name}: done before")
-            continue
         begun = time.monotonic()
-        limit = None if end is None else min(float(step.limit), end - begun - GRACE)
-        if limit is not None and limit <= 0:
+        limit = allow(step, None if end is None else end - begun)
+        if limit == 0.0:
             print(f"== {step.name}: no time is left for it")
             failed.append(step.name)
             continue
         print(f"== {step.name}: {step.finds}", flush=True)
-        code = do(step, out, limit)
+        code = do(step, session, limit)
+        if code == 124 and step.until_stopped:
+            code = 0
         words = {0: "done", 124: "STOPPED at its limit"}.get(code, f"FAILED ({code})")
         print(f"== {step.name}: {words} after {time.monotonic() - begun:.0f} s", flush=True)
-        if code == 0:
-            mark.touch()
-        else:
+        if code:
             failed.append(step.name)
     return failed
 
 
+def write_archive(folder: Path, out: Path) -> None:
+    """Write OUT/session.tar.gz of what lies in a folder and of the tables that were tuned."""
+    tuned = (ROOT / "kernels/mesa_kernels/tuned").glob("*.json")
+    files = [(file, Path("tuned") / file.name) for file in tuned]
+    files += [(file, file.relative_to(folder)) for file in folder.rglob("*") if file.suffix in ARCHIVED]
+    fresh = out / f".{ARCHIVE}"
+    with tarfile.open(fresh, "w:gz") as archive:
+        for file, name in files:
+            with contextlib.suppress(FileNotFoundError):  # a step may take away what it wrote
+                if file.stat().st_size <= LARGEST:
+                    archive.add(file, str(name))
+    fresh.replace(out / ARCHIVE)
+
+
+@contextlib.contextmanager
+def archived(folder: Path, out: Path) -> Iterator[None]:
+    """Keep OUT/session.tar.gz up to date while everything inside runs, and write it at the end."""
+    out.mkdir(parents=True, exist_ok=True)
+    over = threading.Event()
+
+    def keep_writing() -> None:
+        while not over.wait(EVERY):
+            write_archive(folder, out)
+
+    writer = threading.Thread(target=keep_writing, daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        writer.join()
+        write_archive(folder, out)
+
+
+def environment(carried: Path, rehearsed: bool) -> dict[str, str]:
+    """Unpack what was carried, and give the environment in which steps find it and this checkout."""
+    found = unpack(carried)
+    paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "eval"), found.pop("PYTHONPATH", "")]
+    paths = [path for path in (*paths, os.environ.get("PYTHONPATH", "")) if path]
+    interpreted = {"TRITON_INTERPRET": "1"} if rehearsed else {}
+    return {**os.environ, **found, **interpreted, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+
+
 def main(words: list[str] | None = None) -> int:
     """Run the program; return 0 if all steps did, 1 if one failed, 2 where there is no card."""
+    begun = time.monotonic()
     arguments = parse(words)
-    steps = [step for step in STEPS if arguments.only is None or step.name in arguments.only]
-    if arguments.list:
-        for step in steps:
-            print(f"{step.name}: {step.finds}\n    {shlex.join(['python', *command(step, arguments.out)[1:]])}")
+    chosen = arguments.only or RUNS[arguments.run]
+    steps = [step for step in STEPS if step.name in chosen]
+    if arguments.plan is not None:
+        show_plan(steps, arguments)
         return 0
-    if not torch.cuda.is_available():
-        print("gpu_session: there is no CUDA card here; --list shows what waits for one", file=sys.stderr)
+    if not arguments.rehearse and not torch.cuda.is_available():
+        print("gpu_session: there is no CUDA card here; --plan 330 shows what waits for one", file=sys.stderr)
         return 2
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "card.txt").write_text(torch.cuda.get_device_name() + "\n", encoding="utf-8")
-    if peer_release() is None:
-        print(f"gpu_session: {PACKAGE} is not installed here: nothing is compared with the peer", file=sys.stderr)
-    failed = run(steps, arguments.out, arguments.again, arguments.minutes)
+    out: Path = arguments.out.resolve()
+    with tempfile.TemporaryDirectory() as name, archived(Path(name), out):
+        folder = Path(name)
+        made = environment(arguments.carried, arguments.rehearse)
+        sys.path += made["PYTHONPATH"].split(os.pathsep)
+        if peer_release() is None:
+            print(f"gpu_session: {PACKAGE} is not here: nothing is compared with the peer", file=sys.stderr)
+        session = Session(folder, arguments.carried.resolve(), arguments.rehearse, made)
+        left = None if arguments.seconds is None else arguments.seconds - (time.monotonic() - begun)
+        failed = run(steps, session, left)
+        with (folder / "targets.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            show_targets(folder)
+        print((folder / "targets.txt").read_text(encoding="utf-8"))
     if failed:
-        print(f"gpu_session: not done: {', '.join(failed)}; their output is in {arguments.out}", file=sys.stderr)
-    show_targets(arguments.out)
+        print(f"gpu_session: not done: {', '.join(failed)}; their output is in {out / ARCHIVE}", file=sys.stderr)
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that being ended leaves an archive too
     sys.exit(main())

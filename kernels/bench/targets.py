@@ -32,7 +32,7 @@ class Target:
 
 
 def read_lines(file: Path) -> dict[tuple[int, str], Line]:
-    """Read a step's JSON lines by length and variant; none where the step was not run."""
+    """Read a step's last JSON line by length and variant; none where the step was not run."""
     if not file.exists():
         return {}
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -73,8 +73,9 @@ def _time(lines: dict[tuple[int, str], Line]) -> tuple[str, bool] | None:
 def _error(kind: str) -> Callable[[dict[tuple[int, str], Line]], tuple[str, bool] | None]:
     def find(lines: dict[tuple[int, str], Line]) -> tuple[str, bool] | None:
         for _, ours, peer in _pair(lines, PEER):
-            mine, theirs = ours["errors"][kind], peer["errors"][kind]
-            return f"{mine:.1e} against {theirs:.1e}", mine <= theirs / 3.0
+            if ours["errors"] and peer["errors"]:
+                mine, theirs = ours["errors"][kind], peer["errors"][kind]
+                return f"{mine:.1e} against {theirs:.1e}", mine <= theirs / 3.0
         return None
 
     return find

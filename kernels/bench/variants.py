@@ -22,8 +22,8 @@ from mesalm.model.mesa_chunked import mesa_chunked
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
-ALL = ("mesa", "torch", "shared", "cg", "cg-30", "cg-30-plain", "fla", "linear", "softmax")
-BACKENDS = {"mesa": "auto", "torch": "torch"}
+ALL = ("mesa", "torch", "triton", "shared", "cg", "cg-30", "cg-30-plain", "fla", "linear", "softmax")
+BACKENDS = {"mesa": "auto", "torch": "torch", "triton": "triton"}
 """Variants that are `mesa_attention` itself, and the back end that each asks for."""
 METHODS = {"shared": "shared", "cg": "cg"}
 """Variants that are one method of the torch back end's solver, used everywhere."""

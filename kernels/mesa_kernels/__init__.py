@@ -42,25 +42,30 @@ def supports(*, device: str, dtype: torch.dtype, key_size: int, value_size: int)
     return True, ""
 
 
+def _launch(name: str, operands: tuple[Any, ...], settings: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Run a function of `launch` on the card that holds the operands: Triton launches on the current one."""
+    import torch
+
+    from . import launch
+
+    with torch.cuda.device_of(operands[0]):
+        results: tuple[Tensor, ...] = getattr(launch, name)(*operands, **settings)
+    return results
+
+
 def forward(*operands: Any, **settings: Any) -> tuple[Tensor, ...]:
     """Run a forward pass; arguments and results are those of `launch.forward`."""
-    from .launch import forward
-
-    return forward(*operands, **settings)
+    return _launch("forward", operands, settings)
 
 
 def backward(*operands: Any, **settings: Any) -> tuple[Tensor, ...]:
     """Run a backward pass; arguments and results are those of `launch.backward`."""
-    from .launch import backward
-
-    return backward(*operands, **settings)
+    return _launch("backward", operands, settings)
 
 
 def step(*operands: Any, **settings: Any) -> tuple[Tensor, ...]:
     """Take one step of decoding; arguments and results are those of `launch.step`."""
-    from .launch import step
-
-    return step(*operands, **settings)
+    return _launch("step", operands, settings)
 
 
 __all__ = ["DTYPES", "SIZES", "backward", "forward", "step", "supports"]

@@ -1,0 +1,159 @@
+"""Make the folder that a borrowed card's bare machine is given: kernels compiled ahead, and the wheels it lacks.
+
+    python3.12 -m venv CARD && CARD/bin/pip install torch==2.11.0 triton==3.6.0 numpy rich safetensors
+    CARD/bin/python kernels/bench/carry.py .card
+
+Kernels are compiled for sm_90 by Triton's own launcher, without a card, for every size that `gpu_session.py` runs; a
+second process then asks for all of them again, and none may be compiled. Ignored by git; what lies in FOLDER/text and
+FOLDER/rows (docs/gpu.md) is left as it is and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import carried
+import records
+
+MACHINE = {"python": "3.12", "triton": "3.6.0"}
+"""What the card's machine has. Triton's cache fits no other release."""
+WHEELS = (
+    *("pydantic", "pydantic_core", "annotated-types", "typing-inspection", "datasets", "dill", "multiprocess"),
+    "typing_extensions",
+    *("flash-linear-attention==0.6.0", "fla-core==0.6.0"),
+)
+"""What training and the peer need there beside what it has; releases as in constraints.txt."""
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+LIMIT = 56 * 2**20
+"""Bytes that can be carried beside the checkout."""
+
+
+class Pass(NamedTuple):
+    """Name a forward and backward pass whose kernels are compiled; wide: with float32 results, as errors are found."""
+
+    dtype: str
+    batch: int
+    length: int
+    heads: int
+    size: int
+    wide: bool = False
+
+
+PASSES = (
+    Pass("bfloat16", 8, 4096, 16, 128),  # aim, profile; lengths differ in the batch alone
+    Pass("bfloat16", 1, 512, 16, 128),  # smoke
+    Pass("float32", 1, 512, 16, 128),
+    Pass("bfloat16", 1, 4096, 16, 128, True),  # errors of aim
+    Pass("bfloat16", 1, 512, 16, 128, True),
+    Pass("bfloat16", 16, 512, 12, 64),  # train-step
+    Pass("bfloat16", 2, 4096, 12, 64),
+    Pass("bfloat16", 32, 1024, 8, 64),  # twins
+)
+
+
+def compile_pass(chosen: Pass) -> tuple[int, int]:
+    """Compile a pass's kernels into Triton's cache; return how many there are, and how many were not in it."""
+    import torch
+    from ahead_of_time import compile_launch, list_launches
+    from triton import knobs
+
+    misses = []
+    knobs.compilation.listener = lambda **told: misses.append(told["src"]) if not told["cache_hit"] else None
+    dtype = getattr(torch, chosen.dtype)
+    sizes = {"batch": chosen.batch, "length": chosen.length, "heads": chosen.heads}
+    launches = list_launches(chosen.size, chosen.size, dtype, wide=chosen.wide, **sizes)
+    return len({compile_launch(launch).hash for launch in launches}), len(misses)
+
+
+def compile_all(passes: tuple[Pass, ...], processes: int) -> tuple[int, int]:
+    """Compile passes in fresh processes, a pass each; return kernels and those that were not in the cache."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
+        counts = list(pool.map(compile_pass, passes))
+    return sum(kernels for kernels, _ in counts), sum(misses for _, misses in counts)
+
+
+def make_cache(folder: Path, passes: tuple[Pass, ...], processes: int) -> dict[str, object]:
+    """Compile passes into FOLDER/cache, unpack that as the card's machine does, and see that nothing is missing."""
+    begun = time.monotonic()
+    os.environ |= {"TRITON_CACHE_DIR": str(carried.CACHE), "TRITON_STORE_BINARY_ONLY": "1"}
+    shutil.rmtree(carried.CACHE, ignore_errors=True)
+    _, made = compile_all(passes, processes)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    shutil.copytree(carried.CACHE, folder / "cache", ignore=shutil.ignore_patterns("*.source"))
+    print(f"compiled {made} kernels in {time.monotonic() - begun:.0f} s", flush=True)
+    begun = time.monotonic()
+    carried.unpack(folder)
+    asked, missed = compile_all(passes, processes)
+    if missed:
+        raise ValueError(f"{missed} of {asked} kernels were compiled again from the cache; run carry.py once more")
+    print(f"another process found all {asked} of them in {time.monotonic() - begun:.0f} s", flush=True)
+    return {"kernels": made, "triton_key": carried.kernel_key()}
+
+
+def get_wheels(folder: Path) -> None:
+    """Download the wheels for the card's machine into FOLDER/wheels."""
+    shutil.rmtree(folder / "wheels", ignore_errors=True)
+    words = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    words += ["--only-binary=:all:", "--implementation", "cp", "--python-version", MACHINE["python"]]
+    words += [f"--platform={name}" for name in PLATFORMS]
+    words += ["--constraint", str(records.ROOT / "constraints.txt"), "--dest", str(folder / "wheels"), *WHEELS]
+    if subprocess.run(words, check=False).returncode:
+        raise ValueError("pip could not download the wheels; what it said stands above")
+
+
+def size_of(folder: Path) -> int:
+    """Sum the bytes of a folder's files."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    text = (__doc__ or "").split("\n", maxsplit=1)
+    parser = argparse.ArgumentParser(
+        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="folder to make")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that compile (default: one a core)")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after one line about what is wrong."""
+    arguments = parse(words)
+    folder: Path = arguments.folder
+    here = {"python": ".".join(platform.python_version_tuple()[:2]), "triton": version("triton")}
+    try:
+        if here != MACHINE:
+            wanted = ", ".join(f"{name} {release}" for name, release in MACHINE.items())
+            raise ValueError(f"runs in {wanted}, which the card's machine has, not in {here}; make that environment")
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            raise ValueError("TRITON_INTERPRET is set, under which nothing is compiled: unset it")
+        folder.mkdir(parents=True, exist_ok=True)
+        get_wheels(folder)
+        manifest = {**make_cache(folder, PASSES, arguments.processes), **here, "commit": records.commit()}
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        parts = {part.name: size_of(part) for part in sorted(folder.iterdir()) if part.is_dir()}
+        print(", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in parts.items()))
+        if sum(parts.values()) > LIMIT:
+            raise ValueError(f"{folder} holds more than {LIMIT / 2**20:.0f} MiB; take some of its text away")
+    except ValueError as trouble:
+        print(f"carry: {trouble}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
