@@ -48,13 +48,14 @@ test-newest test-oldest: test-%:
 # On a machine with a card: the interpreter that holds torch for it, which is used as it is.
 GPU_PYTHON ?= python3
 GPU_OUT ?= gpu-results
+GPU_RUN ?= all
 
 test-gpu:
-	$(GPU_PYTHON) kernels/bench/gpu_session.py --out $(GPU_OUT) --only check --again
+	$(GPU_PYTHON) kernels/bench/gpu_session.py --only check-all --out $(GPU_OUT)
 
-# Everything that waits for a card (docs/gpu.md): tests, benchmarks, targets.
+# What waits for a card (docs/gpu.md): benchmarks, tests, targets.
 gpu:
-	$(GPU_PYTHON) kernels/bench/gpu_session.py --out $(GPU_OUT) $(if $(GPU_MINUTES),--minutes $(GPU_MINUTES))
+	$(GPU_PYTHON) kernels/bench/gpu_session.py $(GPU_RUN) --out $(GPU_OUT) $(if $(GPU_SECONDS),--seconds $(GPU_SECONDS))
 
 check: $(VENV)/.dev
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types house

@@ -165,9 +165,7 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
         yield rows
     together = {(name, way): action for name, pair in actions.items() for way, action in pair.items()}
     times = interleave(together, arguments.repeats, 0, case.device)
-    rows = {
-        name: replace(row, forward=times[name, "forward"], both=times[name, "both"]) for name, row in rows.items()
-    }
+    rows = {name: replace(row, forward=times[name, "forward"], both=times[name, "both"]) for name, row in rows.items()}
     yield rows
     if with_memory:
         for name in names:
@@ -303,9 +301,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = []
         for known in measure_case(case, arguments, with_memory):
             rows = list(known.values())
-            lines = [
-                {**shared, "case": asdict(case), **to_line(row, rows, peaks[kind], bandwidth)} for row in rows
-            ]
+            lines = [{**shared, "case": asdict(case), **to_line(row, rows, peaks[kind], bandwidth)} for row in rows]
             if arguments.out is not None:
                 news = [line for row, line in zip(rows, lines, strict=True) if before.get(row.name) != row]
                 records.append_lines(arguments.out, news)

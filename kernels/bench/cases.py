@@ -87,7 +87,7 @@ class Case:
 
 
 def make_operands(case: Case) -> Operands:
-    """Make the operands of a case, drawn on its device: the same case gives the same numbers on the same kind of device.
+    """Make the operands of a case, drawn on its device: the same numbers every time on one kind of device.
 
     Raises ValueError for keys that do not exist, a gamma outside (0, 1], or a recorded file that is too short.
     """

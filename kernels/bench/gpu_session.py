@@ -1,15 +1,15 @@
 """Do what waits for a GPU, one step after another, and keep what came out in one archive.
 
-    python kernels/bench/gpu_session.py first --plan 330             # what would run, and for how long; no card is needed
+    python kernels/bench/gpu_session.py first --plan 330             # what would run, and how long; no card is needed
     python kernels/bench/gpu_session.py first --seconds 330          # on a machine that must be given back
     python kernels/bench/gpu_session.py all --out gpu-results        # make gpu
     python kernels/bench/gpu_session.py --only check train-step
 
-Runs in the interpreter that holds torch for the card; nothing is installed. What `carry.py` made is unpacked first. Each
-step is a command of its own; one that fails or is stopped does not stop the others. With --seconds a step is stopped
-at its own limit, and at the end of that time. OUT/session.tar.gz holds the figures (STEP.jsonl), the output (STEP.log)
-and what else was written; it is written anew every few seconds, so that an end at any time leaves what was known. In
-the end `targets.py` holds the figures against what was aimed at.
+Runs in the interpreter that holds torch for the card; nothing is installed. What `carry.py` made is unpacked first.
+Each step is a command of its own; one that fails or is stopped does not stop the others. With --seconds a step is
+stopped at its own limit, and at the end of that time. OUT/session.tar.gz holds the figures (STEP.jsonl), the output
+(STEP.log) and what else was written; it is written anew every few seconds, so that an end at any time leaves what was
+known. In the end `targets.py` holds the figures against what was aimed at.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def allow(step: Step, left: float | None) -> float | None:
     if left is None:
         return None
     limit = min(float(step.limit), left - GRACE)
-    return limit if limit >= LEAST else 0.0
+    return limit if limit >= min(LEAST, step.limit) else 0.0
 
 
 def show_plan(steps: list[Step], arguments: argparse.Namespace) -> None:

@@ -36,6 +36,17 @@ def test_synthetic_operands_are_what_the_case_says(bench: SimpleNamespace, gamma
     assert largest["corr"] > 4 * largest["iid"]
 
 
+def test_correlated_keys_follow_their_recurrence(bench: SimpleNamespace) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 70, 1, 3, generator=generator, dtype=torch.float64)
+    made = bench.cases._correlate(noise, torch.zeros(1, 3, dtype=torch.float64))
+    state = noise[:, 0]
+    for t in range(70):
+        state = 0.7 * state + (1 - 0.7**2) ** 0.5 * noise[:, t] if t else state
+        scale = torch.arange(1, 4, dtype=torch.float64) ** -0.5
+        torch.testing.assert_close(made[:, t], state * scale, rtol=1e-12, atol=1e-14)
+
+
 KEYS = ("iid", "corr")
 
 
@@ -168,3 +179,33 @@ def test_peak_memory_is_that_of_the_call() -> None:
 def test_peak_memory_of_a_process_of_its_own_grows_with_length(bench: SimpleNamespace) -> None:
     short, long = (bench.peak_of_variant.measure_apart(bench.cases.Case(T), "linear")["both"] for T in (1024, 4096))
     assert long == pytest.approx(4 * short, rel=0.2)
+
+
+def test_errors_of_16_bits_are_those_before_the_last_rounding(bench: SimpleNamespace, kernels: str) -> None:
+    """In float16, which the interpreter rounds as a card does; rounding the exact output alone is 2e-4."""
+    made = bench.cases.make_operands(bench.cases.Case(20, heads=1, size=16, dtype="float16", device=kernels))
+    truth = bench.accuracy.find_truth(made)
+    variant = bench.variants.find("triton@1e-6")
+    errors = bench.accuracy.find_errors(variant, made, truth)
+    rounded = bench.accuracy.output_errors(variant.run(made), truth)
+    assert rounded.output > 1e-4
+    assert errors.output < 2e-5
+    assert max(errors.gradients.values()) < 1e-4
+
+
+def test_the_peers_kernel_writes_float32_when_asked_for_errors(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in computes exactly, casts as the peer does, and writes into memory like the values."""
+
+    def stand_in(operands: Any) -> torch.Tensor:
+        cast = operands._replace(query=operands.query.half(), key=operands.key.half())
+        result = mesa_attention(*(x.double() for x in cast), backend="exact")
+        return result.to(torch.empty_like(operands.value).dtype)
+
+    made = bench.cases.make_operands(bench.cases.Case(20, heads=1, size=8, dtype="bfloat16"))
+    variant = bench.variants.Variant("fla", stand_in, True, tuple(range(6)))
+    errors = bench.accuracy.find_errors(variant, made, bench.accuracy.find_truth(made))
+    assert stand_in(made).dtype == torch.bfloat16
+    assert errors.output < 1e-6  # unit vectors of bfloat16 are numbers of float16, but for the smallest
+    assert max(errors.gradients[name] for name in ("query", "key", "log_forget")) < 1e-3  # rounded to 11 bits

@@ -29,7 +29,8 @@ SMALL = [
     Case("iid", "by head", "1%", "1", "random", 40, 16, "2/2", 66, "packed state"),
 ]
 SIZES = launch.Sizes(1, 64, 2, 2, 40, 8, False, torch.device("cpu"))
-CASES = [*SMALL, *covering_cases()] if torch.cuda.is_available() else SMALL
+LENT = [pytest.param(case, marks=pytest.mark.card) for case in SMALL[:4]]
+CASES = [*LENT, *SMALL[4:], *(covering_cases() if torch.cuda.is_available() else [])]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -43,6 +44,7 @@ def test_float32(case: Case, kernels: str) -> None:
         assert relative_error(got[name], wanted) <= max(bound, 3 * relative_error(rounding[name], wanted)), name
 
 
+@pytest.mark.card
 @pytest.mark.parametrize("method", ["shared", "cg"])
 def test_each_way_alone(method: str, kernels: str) -> None:
     operands = make_operands(Case("correlated", "0.97", "1%", "0.1", "random", 24, 8, "2/1", 66, "state"))
@@ -52,6 +54,7 @@ def test_each_way_alone(method: str, kernels: str) -> None:
         assert relative_error(got[name], wanted) <= (FLOAT32_OUTPUT if name in OUTPUTS else FLOAT32_GRADIENT), name
 
 
+@pytest.mark.card
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize(
     "case",
@@ -94,6 +97,7 @@ def test_tiles_of_the_solvers(tile: int, kernels: str) -> None:
         assert relative_error(got[name], wanted) <= (FLOAT32_OUTPUT if name in OUTPUTS else FLOAT32_GRADIENT), name
 
 
+@pytest.mark.card
 def test_gradients_scale_with_the_upstream_gradient(kernels: str) -> None:
     """Down to 2^-30, about 1e-9: powers of two round nothing, so that only a guard with a size of its own can show."""
     operands = make_operands(Case("iid", "0.9", "none", "0.1", "random", 16, 8, "1/1", 66, "one row"))
@@ -103,12 +107,14 @@ def test_gradients_scale_with_the_upstream_gradient(kernels: str) -> None:
             assert relative_error(small[name] * 2.0**30, x) <= 1e-6, name
 
 
+@pytest.mark.card
 def test_two_runs_give_the_same_bits(kernels: str) -> None:
     operands = make_operands(SMALL[1])
     one, other = (attend(operands, "triton", torch.float32, device=kernels) for _ in range(2))
     assert all(torch.equal(x, other[name]) for name, x in one.items())
 
 
+@pytest.mark.card
 def test_operands_of_a_trained_model(kernels: str) -> None:
     operands = recorded_operands("recorded_short", 65)[1]
     exact = attend(operands, "exact", torch.float64)
@@ -117,6 +123,7 @@ def test_operands_of_a_trained_model(kernels: str) -> None:
         assert relative_error(got[name], wanted) <= (FLOAT32_OUTPUT if name in OUTPUTS else FLOAT32_GRADIENT), name
 
 
+@pytest.mark.card
 def test_the_report_names_the_back_end(kernels: str) -> None:
     query = torch.nn.functional.normalize(torch.randn(1, 65, 1, 16, device=kernels), dim=-1)
     _, report = mesa_attention(query, query, query, backend="triton", return_report=True)

@@ -44,7 +44,7 @@ def ways(plans: list[Tensor]) -> list[set[int]]:
     return [set(plan[:, 0].tolist()) for plan in plans]
 
 
-@pytest.mark.parametrize(("case", "way"), CASES, ids=str)
+@pytest.mark.parametrize(("case", "way"), [pytest.param(*CASES[0], marks=pytest.mark.card), *CASES[1:]], ids=str)
 def test_several_tiles(case: Case, way: int, kernels: str, plans: list[Tensor]) -> None:
     operands = make_operands(case)
     exact = attend(operands, "exact", torch.float64)
@@ -54,6 +54,7 @@ def test_several_tiles(case: Case, way: int, kernels: str, plans: list[Tensor]) 
     assert ways(plans) == [{way}] * 2
 
 
+@pytest.mark.card
 def test_several_tiles_of_16_bits(kernels: str, plans: list[Tensor]) -> None:
     """Forwards and backwards with float16 operands and their corrections; what is left is the rounding to 11 bits."""
     operands = make_operands(Case("iid", "0.99", "none", "1", "random", 128, 32, "1/1", 16, "one row"))

@@ -53,7 +53,11 @@ def step_through(
 
 @pytest.mark.parametrize(
     ("case", "held"),
-    [*((case, True) for case in CASES), *((case, False) for case in CASES[:2])],
+    [
+        *(pytest.param(case, True, marks=pytest.mark.card) for case in CASES[:2]),
+        *((case, True) for case in CASES[2:]),
+        *((case, False) for case in CASES[:2]),
+    ],
     ids=lambda x: str(x) if isinstance(x, Case) else "in registers" if x else "in memory",
 )
 def test_steps_in_a_row(case: Case, held: bool, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from mesalm import MesaConfig, MesaForCausalLM, mesa_attention
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.card)] if torch.cuda.is_available() else [])]
 # bfloat16 keeps 8 bits of query, key and value, which the solve can magnify by the condition number (about 10 here)
 TOLERANCES = {torch.float32: 2e-4, torch.bfloat16: 3e-2}
 
