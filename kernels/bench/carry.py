@@ -31,7 +31,7 @@ MACHINE = {"python": "3.12", "triton": "3.6.0"}
 """What the card's machine has. Triton's cache fits no other release."""
 WHEELS = (
     *("pydantic", "pydantic_core", "annotated-types", "typing-inspection", "datasets", "dill", "multiprocess"),
-    "typing_extensions",
+    *("typing_extensions", "einops"),
     *("flash-linear-attention==0.6.0", "fla-core==0.6.0"),
 )
 """What training and the peer need there beside what it has; releases as in constraints.txt."""
@@ -61,45 +61,54 @@ PASSES = (
     Pass("bfloat16", 2, 4096, 12, 64),
     Pass("bfloat16", 32, 1024, 8, 64),  # twins
 )
+PEER_PARTS = 8
+"""Parts that the peer's kernels are compiled in."""
 
 
-def compile_pass(chosen: Pass) -> tuple[int, int]:
-    """Compile a pass's kernels into Triton's cache; return how many there are, and how many were not in it."""
+def compile_part(part: Pass | int) -> tuple[set[str], int]:
+    """Compile a pass's kernels, or a part of the peer's, into Triton's cache; return digests and how many it lacked."""
     import torch
     from ahead_of_time import compile_launch, list_launches
     from triton import knobs
 
     misses = []
     knobs.compilation.listener = lambda **told: misses.append(told["src"]) if not told["cache_hit"] else None
-    dtype = getattr(torch, chosen.dtype)
-    sizes = {"batch": chosen.batch, "length": chosen.length, "heads": chosen.heads}
-    launches = list_launches(chosen.size, chosen.size, dtype, wide=chosen.wide, **sizes)
-    return len({compile_launch(launch).hash for launch in launches}), len(misses)
+    if isinstance(part, int):
+        sys.path.append(str(carried.SITE))
+        from peer_ahead import compile_peer
+
+        digests = compile_peer(part, PEER_PARTS)
+        return digests, len(misses)
+    sizes = {"batch": part.batch, "length": part.length, "heads": part.heads, "wide": part.wide}
+    launches = list_launches(part.size, part.size, getattr(torch, part.dtype), **sizes)
+    digests = {compile_launch(launch).hash for launch in launches}
+    return digests, len(misses)
 
 
-def compile_all(passes: tuple[Pass, ...], processes: int) -> tuple[int, int]:
-    """Compile passes in fresh processes, a pass each; return kernels and those that were not in the cache."""
+def compile_all(processes: int) -> tuple[int, int]:
+    """Compile everything in fresh processes, a part each; return kernels and those that were not in the cache."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
-        counts = list(pool.map(compile_pass, passes))
-    return sum(kernels for kernels, _ in counts), sum(misses for _, misses in counts)
+        found = list(pool.map(compile_part, (*PASSES, *range(PEER_PARTS))))
+    return len(set().union(*(digests for digests, _ in found))), sum(misses for _, misses in found)
 
 
-def make_cache(folder: Path, passes: tuple[Pass, ...], processes: int) -> dict[str, object]:
-    """Compile passes into FOLDER/cache, unpack that as the card's machine does, and see that nothing is missing."""
+def make_cache(folder: Path, processes: int) -> dict[str, object]:
+    """Compile everything into FOLDER/cache, unpack that as the card's machine does, and see that nothing is missing."""
     begun = time.monotonic()
     os.environ |= {"TRITON_CACHE_DIR": str(carried.CACHE), "TRITON_STORE_BINARY_ONLY": "1"}
-    shutil.rmtree(carried.CACHE, ignore_errors=True)
-    _, made = compile_all(passes, processes)
     shutil.rmtree(folder / "cache", ignore_errors=True)
+    shutil.rmtree(carried.CACHE, ignore_errors=True)
+    carried.unpack(folder)
+    made, _ = compile_all(processes)
     shutil.copytree(carried.CACHE, folder / "cache", ignore=shutil.ignore_patterns("*.source"))
     print(f"compiled {made} kernels in {time.monotonic() - begun:.0f} s", flush=True)
     begun = time.monotonic()
     carried.unpack(folder)
-    asked, missed = compile_all(passes, processes)
+    asked, missed = compile_all(processes)
     if missed:
         raise ValueError(f"{missed} of {asked} kernels were compiled again from the cache; run carry.py once more")
-    print(f"another process found all {asked} of them in {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"other processes found all {asked} of them in {time.monotonic() - begun:.0f} s", flush=True)
     return {"kernels": made, "triton_key": carried.kernel_key()}
 
 
@@ -143,7 +152,7 @@ def main(words: list[str] | None = None) -> int:
             raise ValueError("TRITON_INTERPRET is set, under which nothing is compiled: unset it")
         folder.mkdir(parents=True, exist_ok=True)
         get_wheels(folder)
-        manifest = {**make_cache(folder, PASSES, arguments.processes), **here, "commit": records.commit()}
+        manifest = {**make_cache(folder, arguments.processes), **here, "commit": records.commit()}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         parts = {part.name: size_of(part) for part in sorted(folder.iterdir()) if part.is_dir()}
         print(", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in parts.items()))

@@ -22,7 +22,8 @@ Results = tuple[Tensor, tuple[Tensor, ...]]
 def run_precisely(variant: Variant, operands: Operands, upstream: Tensor | None = None) -> Results:
     """Give a variant's output and, for an upstream gradient, the gradients of all operands that it reads.
 
-    In float32 for the kernels of this project and of the peer; as they are for variants in plain torch.
+    In float32 for the kernels of this project and of the peer, but for the gradient of the peer's values; as they are
+    for variants in plain torch.
     """
     half = operands.query.dtype.itemsize == 2
     with torch.set_grad_enabled(upstream is not None):
@@ -31,10 +32,12 @@ def run_precisely(variant: Variant, operands: Operands, upstream: Tensor | None 
                 output, gradients = _run(variant, operands, upstream)
             return output, tuple(kept) or gradients
         if half and variant.name == "fla":
+            if upstream is None:
+                with wide_peer():
+                    return _run(variant, operands, None)
             # it casts queries and keys to float16 whatever they are, and their gradients to what they were
             wide = operands._replace(query=operands.query.float(), key=operands.key.float())
-            with wide_peer():
-                return _run(variant, wide, upstream)
+            return _run(variant, wide, upstream)
         return _run(variant, operands, upstream)
 
 
@@ -80,7 +83,7 @@ def wide_kernels() -> Iterator[list[Tensor]]:
 
 @contextmanager
 def wide_peer() -> Iterator[None]:
-    """Let the peer's kernels write float32 where they would write bfloat16, like the values."""
+    """Let the peer's kernels write their output in float32 instead of the values' bfloat16."""
     empty_like = torch.empty_like
 
     def wide(like: Tensor, **settings: Any) -> Tensor:

@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "forward": lambda v=variant, x=operands: forward(v, x),  # type: ignore[misc]
                 "both": lambda v=variant, x=leaves, d=upstream: both_passes(v, x, d),  # type: ignore[misc]
             }
-            times = interleave(actions, arguments.repeats, 2, case.device)
+            times = interleave(actions, arguments.repeats, 1, case.device)
             for way, action in actions.items():
                 shares = profile_action(action, arguments.repeats, case.device)
                 total = sum(x.microseconds for x in shares)

@@ -185,7 +185,7 @@ def test_kernels_run_on_the_card_that_holds_their_operands(monkeypatch: pytest.M
 def test_the_first_run_is_rehearsed_to_its_archive(
     bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a step that fails and one that is cut after its first figures; the others are those of the card, but small."""
+    """With a step that fails and one that is cut after its first figures; the others are the card's, but small."""
     Step = bench.steps.Step
     endless = ("kernels/bench/bench_operator.py", "--quick", "--variants", "linear", "--repeats", "100000000")
     more = (Step("broken", "fails", ("-c", "raise SystemExit(3)"), 60, figures=False), Step("cut", "", endless, 40))
