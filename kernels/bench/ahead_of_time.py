@@ -39,8 +39,9 @@ class Launch:
             "KEY": ("value", "key"),
             "REVERSE": ("forward", "reverse"),
             "SYMMETRIC": ("", "symmetric"),
-            "LATER": ("first", "later"),
-            "REUSED": ("", "reused"),
+            "FLIPPED": ("", "flipped"),
+            "ADJOINT": ("", "adjoint"),
+            "MARKED": ("", "marked"),
         }
         words = [names[bool(self.arguments[kind])] for kind, names in kinds.items() if kind in self.arguments]
         return " ".join([self.kernel.__name__.removesuffix("_kernel"), *filter(None, words)])
@@ -48,15 +49,16 @@ class Launch:
     @property
     def products(self) -> str:
         """Return what the kernel multiplies in."""
-        return str(self.arguments.get("DOT", "float16" if self.name.startswith("half") else "none"))
+        return str(self.arguments.get("DOT", "float16" if self.name.startswith("solve") else "none"))
 
 
 @dataclass(frozen=True)
 class Reading:
     """Hold what the compiler made of one kernel.
 
-    registers and bytes of stack a thread; shared memory in bytes a program; local loads and stores in the code, all
-    and those inside loops; tensor-core instructions by kind: warp-group products (HGMMA) and warp products (HMMA).
+    registers and bytes of stack a thread; shared memory in bytes a program; local loads and stores in the code, all,
+    those inside loops, and those inside the loops that lie deepest in others; tensor-core
+    instructions by kind: warp-group products (HGMMA) and warp products (HMMA).
     """
 
     name: str
@@ -67,6 +69,7 @@ class Reading:
     shared: int
     local: int
     local_in_loops: int
+    local_in_deepest: int
     hgmma: int
     hmma: int
 
@@ -131,8 +134,8 @@ def list_launches(
     rest = [torch.empty(*shape, device="meta") for shape in ((G, K), (batch, G, K, K), (batch, G, K, V))]
     operands = (query, key, value, *gates, *rest)
     with recorded() as launches, wide_kernels() if wide else nullcontext():
-        output, gram, cross, solution, _, *factors = launch.forward(*operands, 1e-3, 4 * K)
-        launch.backward(output.to(dtype), gram, cross, *operands, solution, *factors, 1e-3, 4 * K)
+        output, gram, cross, solution, _ = launch.forward(*operands, 1e-3, 4 * K)
+        launch.backward(output.to(dtype), gram, cross, *operands, solution, 1e-3, 4 * K)
         state = torch.empty(batch, G, K, K + V, device="meta").split((K, V), -1)
         launch.step(*(x[:, :1] for x in operands[:5]), rest[0], *state, 1e-3, 4 * K)
     return launches
@@ -159,7 +162,11 @@ def read_compiled(launch: Launch, made: Any) -> Reading:
     lines = code.splitlines()
     loops = list(_loops(lines))
     local = [place for place, line in enumerate(lines) if re.search(r"\b(LDL|STL)\b", line)]
-    inside = [place for place in local if any(first <= place <= last for first, last in loops)]
+    depth = [sum(first <= a and b <= last for first, last in loops) for a, b in loops]
+    deepest = [loop for loop, d in zip(loops, depth, strict=True) if d == max(depth, default=0)]
+    inside, deep = (
+        sum(any(first <= place <= last for first, last in some) for place in local) for some in (loops, deepest)
+    )
     return Reading(
         launch.name,
         launch.products,
@@ -168,7 +175,8 @@ def read_compiled(launch: Launch, made: Any) -> Reading:
         stack,
         made.metadata.shared,
         len(local),
-        len(inside),
+        inside,
+        deep,
         sum("HGMMA" in line for line in lines),
         sum("HMMA" in line for line in lines),
     )

@@ -1,7 +1,7 @@
 """Compile the kernels for sm_90 without a card; print registers, spills, shared memory and tensor-core products.
 
     python kernels/bench/compile_report.py                           # heads of 64 and 128, bfloat16 and float32
-    python kernels/bench/compile_report.py --size 128 --dtype bfloat16 --only half residual
+    python kernels/bench/compile_report.py --size 128 --dtype bfloat16 --only solve
 
 Some kernels take minutes. Prints one row of a markdown table a kernel, as it is compiled.
 """
@@ -13,7 +13,18 @@ import os
 import sys
 
 DTYPES = ("bfloat16", "float16", "float32")
-COLUMNS = ("products", "warps", "registers", "stack", "shared", "local", "local_in_loops", "hgmma", "hmma")
+COLUMNS = (
+    "products",
+    "warps",
+    "registers",
+    "stack",
+    "shared",
+    "local",
+    "local_in_loops",
+    "local_in_deepest",
+    "hgmma",
+    "hmma",
+)
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:

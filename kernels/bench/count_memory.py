@@ -1,11 +1,12 @@
-"""Count the bytes that the kernels' passes allocate, on no device: what training holds, and the most at once.
+"""Count the bytes that the kernels' passes allocate, on no device: what training holds, the most at once, and traffic.
 
     python kernels/bench/count_memory.py                             # B = 8, T = 4096, H = 16, K = V = 128
     python kernels/bench/count_memory.py --size 64 --length 16384
 
 Nothing is computed: tensors have shapes and no memory, kernels are not launched. The figures are those of the code's
 own allocations, beyond the operands; a card's allocator rounds them up, and what a library allocates inside is not
-seen.
+seen. Traffic is what both passes move at least: every tensor that a kernel is given, once a launch, but for launches
+that follow for what is marked.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 DTYPES = ("bfloat16", "float32")
-COLUMNS = ("held", "forward", "backward")
+COLUMNS = ("held", "forward", "backward", "traffic")
 
 
 class Ledger(TorchDispatchMode):
@@ -56,12 +57,10 @@ class Ledger(TorchDispatchMode):
         return sum(self.live.values())
 
 
-def count(
-    size: int, dtype: torch.dtype, *, batch: int = 8, length: int = 4096, heads: int = 16, keep: bool = False
-) -> dict[str, int]:
-    """Count the bytes beyond operands: "held" for the backward pass, and the most at once in each pass.
+def count(size: int, dtype: torch.dtype, *, batch: int = 8, length: int = 4096, heads: int = 16) -> dict[str, int]:
+    """Count the bytes beyond operands: "held" for the backward pass, and the most at once in each pass; and "launches".
 
-    "backward" counts what is held and the gradients. keep: hold the factors too, instead of making them again.
+    "traffic" is that of both passes, operands with it. "backward" counts what is held and the gradients.
     """
     from triton.runtime.jit import JITFunction
 
@@ -73,18 +72,23 @@ def count(
     tokens = (meta(batch, length, heads, size, of=dtype) for _ in range(3))
     gates = (meta(batch, length, heads) for _ in range(2))
     operands = (*tokens, *gates, meta(heads, size), *(meta(batch, heads, size, size) for _ in range(2)))
-    counted: dict[str, int] = {}
-    with torch.no_grad(), patch.object(JITFunction, "run", lambda *_, **__: None):
+    counted = {"launches": 0, "traffic": 0}
+
+    def record(*args: Any, **kwargs: Any) -> None:
+        counted["launches"] += 1
+        if not kwargs.get("MARKED"):
+            counted["traffic"] += sum(x.numel() * x.element_size() for x in args if isinstance(x, torch.Tensor))
+
+    with torch.no_grad(), patch.object(JITFunction, "run", record):
         with Ledger(operands) as ledger:
-            output, gram, cross, solution, steps, *factors = launch.forward(*operands, 1e-4, 4 * size, keep=keep)
+            output, gram, cross, solution, steps = launch.forward(*operands, 1e-4, 4 * size)
             counted["forward"] = ledger.peak
             del steps
             upstream = tuple(torch.empty_like(x) for x in (output, gram, cross))
-            kept = (solution, *factors)
-            counted["held"] = sum(x.untyped_storage().nbytes() for x in kept)
+            counted["held"] = solution.untyped_storage().nbytes()
         del output, gram, cross
-        with Ledger((*operands, *upstream, *kept)) as ledger:
-            launch.backward(*upstream, *operands, *kept, 1e-4, 4 * size)
+        with Ledger((*operands, *upstream, solution)) as ledger:
+            launch.backward(*upstream, *operands, solution, 1e-4, 4 * size)
             counted["backward"] = ledger.peak + counted["held"]
     return counted
 
@@ -120,16 +124,15 @@ def main(words: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("count_memory: TRITON_INTERPRET is set, under which kernels would run: unset it", file=sys.stderr)
         return 2
-    print(f"| size | inputs | factors | {' | '.join(f'{column}, MiB' for column in COLUMNS)} |")
+    print(f"| size | inputs | {' | '.join(f'{column}, MiB' for column in COLUMNS)} | launches |")
     print("|" + "---|" * (len(COLUMNS) + 3))
     shape = {"batch": arguments.batch, "length": arguments.length, "heads": arguments.heads}
     for size in arguments.size:
         for dtype in DTYPES:
-            for keep in (False, True):
-                counted = count(size, getattr(torch, dtype), **shape, keep=keep)
-                cells = " | ".join(f"{counted[column] / 2**20:,.0f}" for column in COLUMNS)
-                print(f"| {size} | {dtype} | {'held' if keep else 'made again'} | {cells} |", flush=True)
-        print(f"| {size} | bfloat16 | the peer | {count_peer(size, **shape) / 2**20:,.0f} | | |", flush=True)
+            counted = count(size, getattr(torch, dtype), **shape)
+            cells = " | ".join(f"{counted[column] / 2**20:,.0f}" for column in COLUMNS)
+            print(f"| {size} | {dtype} | {cells} | {counted['launches']} |", flush=True)
+        print(f"| {size} | bfloat16, the peer | {count_peer(size, **shape) / 2**20:,.0f} | | | | |", flush=True)
     return 0
 
 

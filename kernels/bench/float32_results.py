@@ -60,7 +60,8 @@ def wide_kernels() -> Iterator[list[Tensor]]:
     solutions: list[Tensor] = []
 
     def wide(like: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return fresh(like, *shape, dtype=torch.float32 if dtype.is_floating_point else dtype)  # type: ignore[no-any-return]
+        result = dtype.is_floating_point and len(shape) == 4  # the states' float16 planes have a dimension more
+        return fresh(like, *shape, dtype=torch.float32 if result else dtype)  # type: ignore[no-any-return]
 
     def solved(*arguments: Any, **settings: Any) -> Any:
         made = solve(*arguments, **settings)

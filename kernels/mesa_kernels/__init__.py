@@ -1,8 +1,8 @@
 """Hold the GPU kernels of the mesa operator: this is the face that the operator calls.
 
 Nothing here imports triton, and torch only inside functions, so that the package costs a CPU user nothing. The kernels
-are in files by family: `gates`, `states`, `price`, `factorisation`, `series`, `conjugate_gradients`, `read`,
-`token_gradients`, `one_step`; `launch` calls them in order, `tuning` chooses their tiles.
+are in files by family: `gates`, `states`, `solver`, `conjugate_gradients`, `read`, `token_gradients`, `one_step`;
+`launch` calls them in order, `tuning` chooses their tiles.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Solve by conjugate gradients (Hestenes and Stiefel 1952): for memories too short for the shared factor.
+"""Solve by conjugate gradients (Hestenes and Stiefel 1952) in float32, with vectors in memory.
+
+For float32 inputs, keys above 128, and what `solver` leaves uncertified.
 
 The guards are relative and every right-hand side has unit norm, so that the solution is linear in it over the whole
 range of float32; the stopping rule bounds the error of x (docs/mathematics.md).
@@ -9,8 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rows import load_unit, measure_rows, multiply_system, store_rows
-from .tiles import factor, load_columns, load_sums, locate, score, store_columns, store_decay
+from .rows import load_unit, measure_rows, store_rows
+from .tiles import factor, load_columns, load_sums, locate, multiply_system, score, store_columns, store_decay
 
 REFINEMENTS = 4
 """Restarts from a recomputed residual before a system counts as stuck at the limit of float32."""
@@ -48,7 +50,7 @@ def turn(own, beta, K, C: tl.constexpr, BI: tl.constexpr):
     tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["problems", "max_steps", "T", "N"])
 def gradient_kernel(
     rhs,  # [B, T, H, K]
     out,  # [B, T, H, K] float32
@@ -57,9 +59,10 @@ def gradient_kernel(
     input_gate,
     high,
     low,
-    gram,
-    scale,
-    plan,
+    gram,  # [P, 2, K, K] float16, as in `tiles.load_state`
+    gram_unit,  # [P] float32
+    scale,  # [G, K] float32
+    marks,  # [P, R] int32, read where MARKED: 1 for what is to be solved
     vectors,  # [programs, 4 C K + 2 C C] float32
     problems,
     limit,
@@ -69,6 +72,7 @@ def gradient_kernel(
     R,
     N,
     K,
+    MARKED: tl.constexpr,
     DOT: tl.constexpr,
     REFINEMENTS: tl.constexpr,
     FLOOR: tl.constexpr,
@@ -89,12 +93,14 @@ def gradient_kernel(
     k = tl.arange(0, BK)
     for place in range(tl.program_id(0), problems * R, programs):
         p = (place // R).to(tl.int64)
-        if tl.load(plan + 4 * p) == 0:
+        wanted = 1
+        if MARKED:
+            wanted = tl.load(marks + place)
+        if wanted != 0:
             b, g, first, left = locate(p, T, G, N, C)
             head = g * R + place % R
             root = scale + g * K
             keys = key + ((b * T + first) * G + g) * K
-            matrix = gram + p * K * K
             c, d = load_sums(high, low, p, C)
             before = factor(c + d, FLOOR)
             allowed = limit / tl.max(tl.load(root + k, mask=k < K, other=0.0), 0)
@@ -116,12 +122,12 @@ def gradient_kernel(
             attempt = 0
             while (attempt <= REFINEMENTS) & (tl.max(live.to(tl.int32), 0) > 0):
                 while tl.max(live.to(tl.int32), 0) > 0:
-                    score(direction, K, keys, G * K, left, root, memory, K, DOT, True, C, BI)
+                    score(direction, keys, G * K, left, root, memory, K, DOT, C, BI)
                     curvature = tl.zeros([C], tl.float32)
                     for begin in range(0, K, BI):
                         j = begin + tl.arange(0, BI)
                         product = multiply_system(
-                            direction, K, matrix, before, keys, G * K, left, root, memory, j, K, DOT, True, C, BI
+                            direction, gram, gram_unit, p, before, keys, G * K, left, root, memory, j, K, DOT, C, BI
                         )
                         store_columns(image, product, K, C, j, K, C)
                         curvature += tl.sum(product * load_columns(direction, K, C, j, K, C), 1)
@@ -138,14 +144,14 @@ def gradient_kernel(
                     # The tolerance is certified by this residual norm, 0.75 of it leaving room for drift.
                     live = live & (tl.sqrt(rr) > 0.75 * allowed * tl.sqrt(size))
                 # The recurrence's residual drifts from the true one: look, and begin anew where that does not pass.
-                score(solution, K, keys, G * K, left, root, memory, K, DOT, True, C, BI)
+                score(solution, keys, G * K, left, root, memory, K, DOT, C, BI)
                 rr = tl.zeros([C], tl.float32)
                 size = tl.zeros([C], tl.float32)
                 for begin in range(0, K, BI):
                     j = begin + tl.arange(0, BI)
                     r = load_unit(rhs, root, largest, norm, b, first, head, G * R, j, K, T, C)
                     r -= multiply_system(
-                        solution, K, matrix, before, keys, G * K, left, root, memory, j, K, DOT, True, C, BI
+                        solution, gram, gram_unit, p, before, keys, G * K, left, root, memory, j, K, DOT, C, BI
                     )
                     store_columns(direction, r, K, C, j, K, C)
                     store_columns(residual, r, K, C, j, K, C)

@@ -1,48 +1,56 @@
-"""Sum the log gates of every chunk, and choose the reference decays of the shared factor (docs/solver.md)."""
+"""Sum the log gates of every chunk, and measure its keys: what the solvers and the states scale by."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .tiles import locate
+from .tiles import ceil_power, factor, load_gate, load_rows, locate
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["problems", "T", "N"])
 def gate_kernel(
+    key,  # [B, T, G, K]
+    value,  # [B, T, G, V]
     log_forget,  # [B, T, G]
+    input_gate,  # [B, T, G]
+    scale,  # [G, K] float32: 1 / sqrt(ridge)
     high,  # [P, C] float32: the sum of log gates up to a token
     low,  # [P, C] float32: what float32 leaves of it
-    log_ratio,  # [P, C] float32: log r_t, with r about the middle of each stretch between restarts
-    stretch,  # [P, C] int32: restarts so far in the chunk
-    start,  # [P] float32: log g*, the reference decay of the first stretch
-    reach,  # [P] float32: the largest |log r_t|
+    lift,  # [P, C] float32: a power of two at least the largest entry of a scaled key
+    growth,  # [2, P] float32: no entry of the scaled gram, and of the scaled cross state, grows by more in the chunk
+    problems,
     T,
     G,
     N,
+    K,
+    V,
     FLOOR: tl.constexpr,
     C: tl.constexpr,
+    BI: tl.constexpr,
 ):
-    """One program a problem; everything in float64 until it is stored."""
+    """One program a problem; gates in float64 until they are stored."""
     p = tl.program_id(0).to(tl.int64)
     b, g, first, left = locate(p, T, G, N, C)
     t = tl.arange(0, C)
     log = tl.load(log_forget + (b * T + first + t) * G + g, mask=t < left, other=0.0).to(tl.float64)
-    restart = log < FLOOR
     # Gates are clamped just under the floor, where their factor is zero already, so that no infinity is subtracted.
-    total = tl.cumsum(tl.where(restart, FLOOR - 1.0, log), 0)
+    total = tl.cumsum(tl.where(log < FLOOR, FLOOR - 1.0, log), 0)
     whole = total.to(tl.float32)
     tl.store(high + p * C + t, whole)
     tl.store(low + p * C + t, (total - whole.to(tl.float64)).to(tl.float32))
-    mild = tl.cumsum(tl.where(restart, 0.0, log), 0)
-    number = tl.cumsum(restart.to(tl.int32), 0)
-    # The sums fall, so a stretch begins at its largest and ends at its smallest.
-    same = number[:, None] == number[None, :]
-    largest = tl.max(tl.where(same, mild[None, :], -1e30), 1)
-    least = tl.min(tl.where(same, mild[None, :], 1e30), 1)
-    middle = 0.5 * (largest + least)
-    ratio = (middle - mild).to(tl.float32)
-    tl.store(log_ratio + p * C + t, ratio)
-    tl.store(stretch + p * C + t, number)
-    tl.store(start + p, tl.sum(tl.where(t == 0, middle, 0.0), 0).to(tl.float32))
-    tl.store(reach + p, tl.max(tl.abs(ratio), 0))
+    largest = tl.zeros([C], tl.float32)
+    for begin in range(0, K, BI):
+        i = begin + tl.arange(0, BI)
+        row = tl.load(scale + g * K + i, mask=i < K, other=0.0)
+        k = load_rows(key, b, first, g, G, K, i, T, C) * row[None, :]
+        largest = tl.maximum(largest, tl.max(tl.abs(k), 1))
+    tl.store(lift + p * C + t, tl.where(largest > 0.0, ceil_power(largest), 1.0))
+    rest = tl.sum(tl.where(t == C - 1, total, 0.0), 0) - total
+    weight = factor(rest.to(tl.float32), FLOOR) * load_gate(input_gate, b, g, first, left, T, G, t)
+    tl.store(growth + p, tl.sum(weight * largest * largest, 0))
+    heaviest = tl.zeros([C], tl.float32)
+    for begin in range(0, V, BI):
+        v = load_rows(value, b, first, g, G, V, begin + tl.arange(0, BI), T, C)
+        heaviest = tl.maximum(heaviest, tl.max(tl.abs(v), 1))
+    tl.store(growth + problems + p, tl.sum(weight * largest * heaviest, 0))

@@ -7,15 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import conjugate_gradients, factorisation, gates, one_step, price, read, series, states, token_gradients
+from . import conjugate_gradients, gates, one_step, read, solver, states, token_gradients
 from .tiles import CHUNK, FLOOR
 from .tuning import choose
 
 PROGRAMS = 1024
-"""Programs that share out the problems of a solve, each with memory of its own for four blocks of vectors and two of
-scores; more than any card runs at once."""
-WIDTH = 64
-"""Columns of a row that the factorisation works on at once."""
+"""Programs that share out the problems of a solve in memory, each with four blocks of vectors and two of scores of its
+own; more than any card runs at once."""
+FEW_PROGRAMS = 256
+"""The same where only problems are solved that the solver on chip left."""
 
 
 class Sizes(NamedTuple):
@@ -36,8 +36,8 @@ class Sizes(NamedTuple):
         return self.H // self.G
 
     @property
-    def halves(self) -> bool:
-        """Tell whether float16 operands may be used: for inputs of 16 bits, where registers hold all vectors."""
+    def on_chip(self) -> bool:
+        """Tell whether solves stay on chip: for inputs of 16 bits, where registers hold all vectors."""
         return self.half and self.K <= 128
 
     @property
@@ -56,14 +56,15 @@ class Gates(NamedTuple):
 
     high: Tensor
     low: Tensor
-    log_ratio: Tensor
-    stretch: Tensor
-    start: Tensor
-    reach: Tensor
+    lift: Tensor
+    growth: Tensor
 
 
 class Prepared(NamedTuple):
-    """Hold what both passes read: inputs laid out, gates summed, grams at the chunks' starts, and the final one."""
+    """Hold what both passes read: inputs laid out, gates summed, states at the chunks' starts, and the final ones.
+
+    gram and cross are kept in two float16 planes, beside their units (`tiles.load_state`). root: sqrt(ridge).
+    """
 
     sizes: Sizes
     query: Tensor
@@ -71,11 +72,15 @@ class Prepared(NamedTuple):
     value: Tensor
     log_forget: Tensor
     input_gate: Tensor
-    ridge: Tensor
+    root: Tensor
     scale: Tensor
     gates: Gates
     gram: Tensor
+    gram_unit: Tensor
     last_gram: Tensor
+    cross: Tensor
+    cross_unit: Tensor
+    last_cross: Tensor
 
 
 def fresh(like: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -96,142 +101,112 @@ def prepare(
     input_gate: Tensor,
     ridge: Tensor,
     gram: Tensor,
+    cross: Tensor,
 ) -> Prepared:
-    """Sum the gates and scan the gram; arguments as in `forward`."""
+    """Sum the gates and scan the states; arguments as in `forward`."""
     B, T, H, K = query.shape
     sizes = Sizes(B, T, H, key.shape[2], K, value.shape[3], query.dtype != torch.float32, query.device)
     query, key, value, log_forget, input_gate = (x.contiguous() for x in (query, key, value, log_forget, input_gate))
     ridge = ridge.to(torch.float32).contiguous()
     scale = ridge.rsqrt()
     G, N, P = sizes.G, sizes.N, sizes.P
-    shapes = {"start": (P,), "reach": (P,)}
-    dtypes = {"stretch": torch.int32}
-    sums = Gates(*(fresh(query, *shapes.get(x, (P, CHUNK)), dtype=dtypes.get(x, torch.float32)) for x in Gates._fields))
+    high, low, lift = (fresh(query, P, CHUNK) for _ in range(3))
+    sums = Gates(high, low, lift, fresh(query, 2, P))
     choice = choose("gates", sizes)
-    gates.gate_kernel[(P,)](log_forget, *sums, T, G, N, FLOOR=FLOOR, C=CHUNK, **choice.options)
+    gates.gate_kernel[(P,)](
+        key, value, log_forget, input_gate, scale, *sums, P, T, G, N, K, sizes.V, FLOOR=FLOOR, C=CHUNK,
+        BI=min(choice.tile, power_of_two(max(K, sizes.V))), **choice.options,
+    )  # fmt: skip
     symmetric = (0.5 * (gram + gram.mT)).to(torch.float32).contiguous()
-    grams, last_gram = scan("gram", key, key, input_gate, sums, symmetric, sizes)
-    return Prepared(sizes, query, key, value, log_forget, input_gate, ridge, scale, sums, grams, last_gram)
-
-
-def scan_cross(made: Prepared, cross: Tensor) -> tuple[Tensor, Tensor]:
-    """Scan the cross state from its initial one; see `scan`."""
-    start = cross.to(torch.float32).contiguous()
-    return scan("cross", made.key, made.value, made.input_gate, made.gates, start, made.sizes)
+    first_cross = cross.to(torch.float32).contiguous()
+    grams = scan("gram", key, key, input_gate, sums, symmetric, sizes, scale)
+    crosses = scan("cross", key, value, input_gate, sums, first_cross, sizes, scale)
+    return Prepared(
+        sizes, query, key, value, log_forget, input_gate, ridge.sqrt(), scale, sums, *grams, *crosses
+    )  # fmt: skip
 
 
 def scan(
-    name: str, left: Tensor, right: Tensor, input_gate: Tensor, sums: Gates, initial: Tensor, sizes: Sizes
-) -> tuple[Tensor, Tensor]:
+    name: str,
+    left: Tensor,
+    right: Tensor,
+    input_gate: Tensor,
+    sums: Gates,
+    initial: Tensor,
+    sizes: Sizes,
+    scale: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Carry a state over the chunks, "gram" or "cross", or backwards its gradient, "gram adjoint" or "cross adjoint".
 
-    Arguments and results as those of `states.scan_kernel`.
+    Returns the states, their units (none backwards) and the final one; see `states.scan_kernel`.
     """
-    reverse = name.endswith("adjoint")
+    reverse, gram = name.endswith("adjoint"), name.startswith("gram")
     B, G, K, D = initial.shape
-    each, final = fresh(left, sizes.P, K, D), fresh(left, B, G, K, D)
+    each = fresh(left, sizes.P, K, D) if reverse else fresh(left, B * G, sizes.N, 2, K, D, dtype=torch.float16)
+    unit, final = fresh(left, 0 if reverse else sizes.P), fresh(left, B, G, K, D)
     choice = choose(name, sizes)
     BI, BJ = (min(choice.tile, power_of_two(size)) for size in (K, D))
     grid = ((K + BI - 1) // BI, (D + BJ - 1) // BJ, B * G)
     states.scan_kernel[grid](
-        left, right, input_gate, sums.high, sums.low, initial, each, final, sizes.T, G,
-        sizes.R if reverse else 1, sizes.N, K, D, REVERSE=reverse, SYMMETRIC=name == "gram adjoint", DOT=choice.dot,
-        FLOOR=FLOOR, C=CHUNK, BI=BI, BJ=BJ, **choice.options,
+        left, right, input_gate, sums.high, sums.low, initial, each, final, scale, sums.growth[0 if gram else 1], unit,
+        sizes.T, G, sizes.R if reverse else 1, sizes.N, K, D, REVERSE=reverse, SYMMETRIC=gram, TOP=states.TOP,
+        LEAST=states.LEAST_GRAM if gram else states.LEAST_CROSS, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, BI=BI, BJ=BJ,
+        **choice.options,
     )  # fmt: skip
-    return each, final
+    return each, unit, final
 
 
-def solve(
-    made: Prepared,
-    rhs: Tensor,
-    tolerance: float,
-    max_steps: int,
-    method: str,
-    factors: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Solve for all rows of rhs `[B, T, H, K]`; give x (float32), the steps `[B, N, H]` and the factors."""
+def solve(made: Prepared, ends: Tensor, tolerance: float, max_steps: int, *, adjoint: bool) -> tuple[Tensor, Tensor]:
+    """Solve for the queries and read the cross state into ends `[B, T, H, V]`; give x (float32) and steps `[B, N, H]`.
+
+    adjoint: solve for what the cross state makes of ends, the gradient of the output, instead. What the solver on chip
+    leaves uncertified, or everything where it does not run, is solved in memory in float32.
+    """
     s, sums = made.sizes, made.gates
-    fixed = {"FLOOR": FLOOR, "C": CHUNK}
-    BK = power_of_two(s.K)
-    carried, gains = factors or (fresh(rhs, s.P, s.K, s.K), fresh(rhs, s.P, CHUNK, s.K))
-    passes = price.count_passes(tolerance)
-    plan = fresh(rhs, s.P, price.PLAN, dtype=torch.int32)
-    # The series bounds the error in the scaled norm.
-    limit = (price.SLACK * tolerance) * made.scale.amin(-1) / made.scale.amax(-1)
-    constants = {name: getattr(price, name) for name in PRICES}
-    choice = choose("price", s)
-    price.price_kernel[(s.P,)](
-        made.key, made.input_gate, sums.high, sums.low, sums.reach, made.gram, made.scale, limit, carried, plan,
-        tolerance, max_steps, passes, s.T, s.G, s.R, s.N, s.K, METHOD=method, REUSED=factors is not None,
-        MAY_HALVE=s.halves, **constants, **fixed, BI=min(choice.tile, BK), **choice.options,
-    )  # fmt: skip
-    if factors is None:
-        choice = choose("factor", s)
-        factorisation.factor_kernel[(s.P,)](
-            made.key, made.input_gate, sums.log_ratio, sums.stretch, sums.start, made.gram, made.scale, plan, carried,
-            gains, s.T, s.G, s.N, s.K, DOT=choice.dot, C=CHUNK, BT=min(choice.tile, BK), BJ=min(WIDTH, BK),
-            **choice.options,
+    x, steps = fresh(ends, s.B, s.T, s.H, s.K), fresh(ends, s.B, s.N, s.H, dtype=torch.int32)
+    limit, shape = tolerance / (1.0 + tolerance), (s.T, s.G, s.R, s.N, s.K)
+    tokens = (made.key, made.value, made.input_gate, sums.high, sums.low)
+    rhs = fresh(ends, s.B, s.T, s.H, s.K) if adjoint else made.query
+    marks = None
+    if s.on_chip:
+        marks, measures = fresh(ends, s.P, s.R, dtype=torch.int32), fresh(ends, s.P, s.R, 2, CHUNK)
+        choice = choose("solve", s)
+        solver.solve_kernel[(s.P * s.R,)](
+            made.query, rhs, x, steps, measures, marks, *tokens, sums.lift, made.gram, made.gram_unit, made.cross,
+            made.cross_unit, made.scale, ends, limit, min(max_steps, solver.STEPS), solver.STRIDE, *shape, s.V,
+            ADJOINT=adjoint, PASSES=solver.PASSES, GAIN=solver.GAIN, FREEZE=solver.FREEZE, FLOOR=FLOOR, C=CHUNK,
+            BK=power_of_two(s.K), BV=min(choice.tile, power_of_two(s.V)), **choice.options,
         )  # fmt: skip
-    x = fresh(rhs, s.B, s.T, s.H, s.K)
-    steps = fresh(rhs, s.B, s.N, s.H, dtype=torch.int32)
-    programs = min(PROGRAMS, s.P * s.R)
-    vectors = fresh(rhs, programs, 4 * CHUNK * s.K + 2 * CHUNK * CHUNK)
-    places = (rhs, x, steps, made.key, made.input_gate, sums.high, sums.low, made.gram, made.scale)
-    shape = (s.T, s.G, s.R, s.N, s.K)
-    choice = choose("series", s)
-    series.series_kernel[(programs,)](
-        *places, sums.log_ratio, sums.stretch, plan, carried, gains, vectors, s.P, *shape, DOT=choice.dot, **fixed,
-        BI=choice.tile, **choice.options,
-    )  # fmt: skip
-    if s.halves:
-        correct_halves(made, rhs, x, steps, plan, carried, gains, vectors, passes)
+    elif adjoint:
+        read_states(made, ends, rhs, adjoint=True, marks=None)
+    programs = min(FEW_PROGRAMS if s.on_chip else PROGRAMS, s.P * s.R)
+    vectors = fresh(ends, programs, 4 * CHUNK * s.K + 2 * CHUNK * CHUNK)
     choice = choose("gradients", s)
     conjugate_gradients.gradient_kernel[(programs,)](
-        *places, plan, vectors, s.P, tolerance / (1.0 + tolerance), max_steps, *shape, DOT=choice.dot,
-        REFINEMENTS=conjugate_gradients.REFINEMENTS, **fixed, BK=BK, BI=choice.tile, **choice.options,
+        rhs, x, steps, made.key, made.input_gate, sums.high, sums.low, made.gram,
+        made.gram_unit, made.scale, steps if marks is None else marks, vectors, s.P, limit, max_steps, *shape,
+        MARKED=s.on_chip, DOT=choice.dot, REFINEMENTS=conjugate_gradients.REFINEMENTS, FLOOR=FLOOR, C=CHUNK,
+        BK=power_of_two(s.K), BI=choice.tile, **choice.options,
     )  # fmt: skip
-    return x, steps, (carried, gains)
+    if not adjoint:
+        read_states(made, x, ends, adjoint=False, marks=marks)
+    return x, steps
 
 
-def correct_halves(
-    made: Prepared, rhs: Tensor, x: Tensor, steps: Tensor, plan: Tensor, carried: Tensor, gains: Tensor,
-    vectors: Tensor, passes: int,
-) -> None:  # fmt: skip
-    """Solve with float16 operands by `passes`, each after the first for what the true residual in float32 asks for."""
-    s, sums = made.sizes, made.gates
-    shape, BK = (s.T, s.G, s.R, s.N, s.K), power_of_two(s.K)
-    left = rhs
-    for number in range(passes):
-        if number:
-            choice = choose("residual", s)
-            left = fresh(rhs, *x.shape)
-            series.residual_kernel[(vectors.shape[0],)](
-                rhs, x, left, made.key, made.input_gate, sums.high, sums.low, made.gram, made.ridge, plan, vectors, s.P,
-                *shape, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, BI=choice.tile, **choice.options,
-            )  # fmt: skip
-        choice = choose("half", s)
-        series.half_kernel[(s.P, s.R)](
-            left, x, steps, made.scale, sums.log_ratio, sums.stretch, plan, carried, gains, *shape, LATER=number > 0,
-            C=CHUNK, BK=BK, BI=choice.tile, **choice.options,
-        )  # fmt: skip
+def read_states(made: Prepared, rows: Tensor, out: Tensor, *, adjoint: bool, marks: Tensor | None) -> None:
+    """Read the cross state with solutions `[B, T, H, K]`, or what is marked of it, into out; see `read.read_kernel`.
 
-
-PRICES = ("FACTOR_PRICE", "STEP_PRICE", "ROUNDING", "CORRECTION", "HALF_GAIN", "HALF_EIGENVALUE")
-
-
-def read_states(made: Prepared, rows: Tensor, key: Tensor, value: Tensor, states: Tensor, dtype: torch.dtype) -> Tensor:
-    """Read states `[P, K, D]` (any strides) with rows `[B, T, H, K]`; see `read.read_kernel`."""
+    adjoint: with the gradient of the output `[B, T, H, V]` instead.
+    """
     s = made.sizes
-    K, D = states.shape[1:]
-    out = fresh(rows, s.B, s.T, s.H, D, dtype=dtype)
+    K, D, key, value = (s.V, s.K, made.value, made.key) if adjoint else (s.K, s.V, made.key, made.value)
     choice = choose("read", s)
     BI, BJ = (min(choice.tile, power_of_two(size)) for size in (K, D))
     read.read_kernel[(s.P, s.R, (D + BJ - 1) // BJ)](
-        rows, key, value, made.input_gate, made.gates.high, made.gates.low, states, out, states.stride(1),
-        states.stride(2), s.T, s.G, s.R, s.N, K, D, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, BI=BI, BJ=BJ,
-        **choice.options,
+        rows, key, value, made.input_gate, made.gates.high, made.gates.low, made.cross, made.cross_unit, made.root, out,
+        out if marks is None else marks, s.T, s.G, s.R, s.N, K, D, FLIPPED=adjoint, MARKED=marks is not None,
+        DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, BI=BI, BJ=BJ, **choice.options,
     )  # fmt: skip
-    return out
 
 
 def forward(
@@ -245,25 +220,19 @@ def forward(
     cross: Tensor,
     tolerance: float,
     max_steps: int,
-    method: str = "auto",
-    keep: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute mesa attention: output, final gram and cross, solutions, steps and the factors for the backward pass.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute mesa attention: output, final gram and cross, solutions and steps.
 
     query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]` of one dtype of float32, bfloat16 and float16; gates
     `[B, T, G]`, ridge `[G, K]`, states `[B, G, K, K]` and `[B, G, K, V]`; B and T at least 1. Returns output
-    `[B, T, H, V]` in query's dtype; in float32 the final states, the solutions `[B, T, H, K]` and the factors
-    `[P, K, K]` and `[P, C, K]`; steps `[B, N, H]` (int32). The relative error of the solutions is at most `tolerance`.
-    method: "auto" prices every chunk and head; "shared" and "cg" are for measurements. keep: if not, the factors are
-    released as soon as they are used, and two empty tensors stand for them.
+    `[B, T, H, V]` in query's dtype; in float32 the final states and the solutions `[B, T, H, K]`; steps `[B, N, H]`
+    (int32). The relative error of the solutions is at most `tolerance`.
     """
-    made = prepare(query, key, value, log_forget, input_gate, ridge, gram)
-    x, steps, factors = solve(made, made.query, tolerance, max_steps, method)
-    if not keep:
-        factors = fresh(x, 0), fresh(x, 0)
-    crosses, last_cross = scan_cross(made, cross)
-    output = read_states(made, x, made.key, made.value, crosses, query.dtype)
-    return output, made.last_gram, last_cross, x, steps, *factors
+    made = prepare(query, key, value, log_forget, input_gate, ridge, gram, cross)
+    s = made.sizes
+    output = fresh(query, s.B, s.T, s.H, s.V, dtype=query.dtype)
+    x, steps = solve(made, output, tolerance, max_steps, adjoint=False)
+    return output, made.last_gram, made.last_cross, x, steps
 
 
 def backward(
@@ -279,32 +248,24 @@ def backward(
     gram: Tensor,
     cross: Tensor,
     solution: Tensor,
-    carried: Tensor,
-    gains: Tensor,
     tolerance: float,
     max_steps: int,
-    method: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute the gradients of the eight tensor arguments of `forward`, in their dtypes.
-
-    carried, gains: the forward pass's factors, or two empty tensors, for which they are made again.
-    """
-    made = prepare(query, key, value, log_forget, input_gate, ridge, gram)
-    crosses, _ = scan_cross(made, cross)
+    """Compute the gradients of the eight tensor arguments of `forward`, in their dtypes."""
+    made = prepare(query, key, value, log_forget, input_gate, ridge, gram, cross)
     s, sums, d, x = made.sizes, made.gates, upstream.contiguous(), solution.contiguous()
-    rhs = read_states(made, d, made.value, made.key, crosses.mT, torch.float32)
-    y = solve(made, rhs, tolerance, max_steps, method, (carried, gains) if carried.numel() else None)[0]
-    del rhs
+    y, _ = solve(made, d, tolerance, max_steps, adjoint=True)
     last_gram = (0.5 * (gram_upstream + gram_upstream.mT)).to(torch.float32).contiguous()
     last_cross = cross_upstream.to(torch.float32).contiguous()
-    gram_end, d_gram = scan("gram adjoint", x, y, made.input_gate, sums, last_gram, s)
-    cross_end, d_cross = scan("cross adjoint", x, d, made.input_gate, sums, last_cross, s)
+    gram_end, _, d_gram = scan("gram adjoint", x, y, made.input_gate, sums, last_gram, s, made.scale)
+    cross_end, _, d_cross = scan("cross adjoint", x, d, made.input_gate, sums, last_cross, s, made.scale)
     rows, tokens = (x, y, d), (made.key, made.value, made.input_gate, sums.high, sums.low)
     shape, fixed = (s.T, s.G, s.R, s.N, s.K, s.V), {"FLOOR": FLOOR, "C": CHUNK}
     pairs, within = fresh(x, s.P, s.R, 2, CHUNK, CHUNK), fresh(x, s.P, CHUNK)
     choice = choose("pairs", s)
     token_gradients.pair_kernel[(s.P,)](
-        *rows, *tokens, made.gram, crosses, gram_end, cross_end, pairs, within, *shape, DOT=choice.dot, **fixed,
+        *rows, *tokens, made.gram, made.gram_unit, made.cross, made.cross_unit, made.root, gram_end, cross_end, pairs,
+        within, *shape, DOT=choice.dot, **fixed,
         BI=min(choice.tile, power_of_two(max(s.K, s.V))), **choice.options,
     )  # fmt: skip
     d_key, d_value = (fresh(x, *operand.shape, dtype=operand.dtype) for operand in (made.key, made.value))

@@ -215,7 +215,7 @@ def restore_below(gram, stride, K, BK: tl.constexpr, BI: tl.constexpr):
         tl.store(gram + i[:, None] * stride + j[None, :], tl.trans(h), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_steps"])
 def one_step_kernel(
     query,  # [B, G, R, K]
     key,  # [B, G, K]

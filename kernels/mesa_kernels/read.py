@@ -1,7 +1,7 @@
 """Read a chunk's states: out_t = S_t' x_t, with S_t' = e^{c_t} S_0' + sum_s e^{c_t - c_s} beta_s w_s k_s'.
 
 Forward, x is the solution, k the keys, w the values and S_0 the cross state: the output. Backward, x is the gradient
-of the output, k the values, w the keys and S_0 the transposed cross state: the adjoint's right-hand side.
+of the output, k the values, w the keys and S_0 the cross state, FLIPPED: the adjoint's right-hand side.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import factor, load_decay, load_rows, load_sums, locate
+from .tiles import factor, load_decay, load_plain_state, load_rows, load_sums, locate
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "N"])
 def read_kernel(
     rows,  # [B, T, H, K]
     key,  # [B, T, G, K]
@@ -20,16 +20,19 @@ def read_kernel(
     input_gate,  # [B, T, G]
     high,
     low,
-    states,  # [P, K, D] float32, strides given
+    states,  # [P, 2, K, D] float16, as in `tiles.load_state`; FLIPPED: `[P, 2, D, K]`
+    unit,  # [P] float32
+    root,  # [G, K] float32: sqrt(ridge); FLIPPED: [G, D]
     out,  # [B, T, H, D]
-    row_stride,
-    column_stride,
+    marks,  # [P, R] int32, read where MARKED: 1 for what is to be read
     T,
     G,
     R,
     N,
     K,
     D,
+    FLIPPED: tl.constexpr,
+    MARKED: tl.constexpr,
     DOT: tl.constexpr,
     FLOOR: tl.constexpr,
     C: tl.constexpr,
@@ -39,6 +42,9 @@ def read_kernel(
     """One program a problem, query head and tile of BJ columns of the output."""
     p = tl.program_id(0).to(tl.int64)
     r = tl.program_id(1)
+    if MARKED:  # noqa: SIM102 - known when the kernel is compiled
+        if tl.load(marks + p * R + r) == 0:
+            return
     b, g, first, left = locate(p, T, G, N, C)
     head = g * R + r
     j = tl.program_id(2) * BJ + tl.arange(0, BJ)
@@ -48,8 +54,10 @@ def read_kernel(
         i = begin + tl.arange(0, BI)
         x = load_rows(rows, b, first, head, G * R, K, i, T, C)
         k = load_rows(key, b, first, g, G, K, i, T, C)
-        place = i[:, None] * row_stride + j[None, :] * column_stride
-        s = tl.load(states + p * K * D + place, mask=(i < K)[:, None] & (j < D)[None, :], other=0.0)
+        if FLIPPED:
+            s = tl.trans(load_plain_state(states, unit, root + g * D, p, j, i, D, K, False))
+        else:
+            s = load_plain_state(states, unit, root + g * K, p, i, j, K, D, False)
         result = tl.dot(x, s, result, input_precision=DOT)
         scores = tl.dot(x, tl.trans(k), scores, input_precision=DOT)
     c, d = load_sums(high, low, p, C)

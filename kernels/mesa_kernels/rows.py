@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import load_columns, load_rows, mix, store_columns
+from .tiles import load_rows, store_columns
 
 
 @triton.jit
@@ -41,33 +41,8 @@ def load_unit(rhs, scale, largest, norm, b, first, head, heads, columns, K, T, C
 
 @triton.jit
 def store_rows(out, rows, scale, largest, norm, b, first, head, heads, columns, K, T, C: tl.constexpr):
-    """Undo `load_unit` and store to out `[B, T, heads, K]`, in the caller's units."""
+    """Undo `load_unit` and store columns of one chunk and head to out `[B, T, heads, K]`, in the caller's units."""
     ends = tl.load(scale + columns, mask=columns < K, other=0.0)
-    store_tokens(out, rows * norm[:, None] * largest[:, None] * ends[None, :], b, first, head, heads, columns, K, T, C)
-
-
-@triton.jit
-def store_tokens(out, rows, b, first, head, heads, columns, K, T, C: tl.constexpr):
-    """Store columns of the rows of one chunk and head to out `[B, T, heads, K]`."""
     out += ((b * T + first) * heads + head) * K
+    rows = rows * norm[:, None] * largest[:, None] * ends[None, :]
     store_columns(out, rows, heads * K, T - first, columns, K, C)
-
-
-@triton.jit
-def multiply_system(
-    rows, row_stride, gram, before, keys, stride, left, scale, memory, columns, K, DOT: tl.constexpr,
-    SCALED: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
-):  # fmt: skip
-    """Multiply rows by their token's system and give BI columns, after `score` by the decays: `[C, BI]`.
-
-    Arguments as those of `mix`, with a chunk's gram state, the decays `[C]` since its start and its keys. SCALED: the
-    system is the scaled H_t + 1 and scale 1 / sqrt(ridge); otherwise it is H_t + ridge and scale the ridge.
-    """
-    product = mix(rows, row_stride, gram, before, keys, stride, left, scale, memory, columns, K, DOT, SCALED, C, BI)
-    ends = tl.load(scale + columns, mask=columns < K, other=0.0)[None, :]
-    x = load_columns(rows, row_stride, left, columns, K, C)
-    if SCALED:
-        product = product * ends + x
-    else:
-        product += x * ends
-    return product

@@ -56,7 +56,42 @@ def load_rows(x, b, first, head, heads, width, columns, T, C: tl.constexpr):
 @triton.jit
 def factor(log, FLOOR: tl.constexpr):
     """Turn a log decay (at most 0) into a factor, exactly 0 below the floor."""
-    return tl.where(log < FLOOR, 0.0, tl.exp(tl.minimum(tl.maximum(log, FLOOR), 0.0)))
+    return tl.where(log < FLOOR, 0.0, tl.exp(tl.minimum(log, 0.0)))
+
+
+@triton.jit
+def ceil_power(x):
+    """Give the least power of two that is at least x, exactly; x positive, normal and finite."""
+    bits = x.to(tl.int32, bitcast=True)
+    up = tl.where((bits & 0x7FFFFF) != 0, 0x800000, 0)
+    return ((bits & 0x7F800000) + up).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def split(x):
+    """Give float16 halves whose sum is x to about 22 bits."""
+    high = x.to(tl.float16)
+    return high, (x - high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def load_state(planes, unit, p, rows, columns, K, D):
+    """Load a tile of a scaled state `[P, 2, K, D]`, kept as two float16 planes over a power of two: float32."""
+    place = rows[:, None] * D + columns[None, :]
+    inside = (rows < K)[:, None] & (columns < D)[None, :]
+    planes += p * 2 * K * D
+    high = tl.load(planes + place, mask=inside, other=0.0).to(tl.float32)
+    return (high + tl.load(planes + K * D + place, mask=inside, other=0.0).to(tl.float32)) * tl.load(unit + p)
+
+
+@triton.jit
+def load_plain_state(planes, unit, root, p, rows, columns, K, D, SQUARE: tl.constexpr):
+    """Load a tile of a state as it was before it was scaled; root `[K]` is that of the ridge. SQUARE: of the gram."""
+    tile = load_state(planes, unit, p, rows, columns, K, D)
+    tile *= tl.load(root + rows, mask=rows < K, other=0.0)[:, None]
+    if SQUARE:
+        tile *= tl.load(root + columns, mask=columns < K, other=0.0)[None, :]
+    return tile
 
 
 @triton.jit
@@ -79,8 +114,8 @@ def decay_from(high, low, p, s, FLOOR: tl.constexpr, C: tl.constexpr):
     c, d = load_sums(high, low, p, C)
     high += p * C
     low += p * C
-    between = factor((c[:, None] - tl.load(high + s)[None, :]) + (d[:, None] - tl.load(low + s)[None, :]), FLOOR)
-    return tl.where(t[:, None] >= s[None, :], between, 0.0)
+    between = (c[:, None] - tl.load(high + s)[None, :]) + (d[:, None] - tl.load(low + s)[None, :])
+    return factor(tl.where(t[:, None] >= s[None, :], between, FLOOR - 1.0), FLOOR)
 
 
 @triton.jit
@@ -111,24 +146,14 @@ def store_decay(memory, high, low, input_gate, p, T, G, N, FLOOR: tl.constexpr, 
 
 
 @triton.jit
-def load_operand(rows, stride, left, scale, columns, K, SCALED: tl.constexpr, C: tl.constexpr):
-    """Load columns of rows in memory; SCALED: each multiplied by its scale `[K]`."""
-    v = load_columns(rows, stride, left, columns, K, C)
-    if SCALED:
-        v *= tl.load(scale + columns, mask=columns < K, other=0.0)[None, :]
-    return v
-
-
-@triton.jit
 def score(
-    rows, row_stride, vectors, stride, left, scale, memory, K, DOT: tl.constexpr, SCALED: tl.constexpr,
-    C: tl.constexpr, BI: tl.constexpr,
+    rows, vectors, stride, left, scale, memory, K, DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
-    """Multiply rows R by vectors X, both `[C, K]` in memory, of which `left` exist, and weigh: W = R X' * Z.
+    """Multiply rows R by scaled vectors X, both `[C, K]` in memory, and weigh: W = R diag(scale) X' * Z.
 
-    row t of R at t * row_stride, row s of X at s * stride. SCALED: R is first multiplied by scale `[K]`, column by
-    column. memory holds W and after it Z, both `[C, C]`. W goes through memory because a product whose operand is
-    another's result would tie all warps to the rows of the tile, and because `mix` needs all of it for every tile.
+    Rows of R lie beside one another; row s of X, of which `left` exist, lies at s * stride. memory holds W and after
+    it Z, both `[C, C]`. W goes through memory because a product whose operand is another's result would tie all warps
+    to the rows of the tile, and because `multiply_system` needs all of it for every tile.
     """
     tl.debug_barrier()
     for first in range(0, C, BI):
@@ -136,7 +161,7 @@ def score(
         scores = tl.zeros([C, BI], tl.float32)
         for begin in range(0, K, BI):
             i = begin + tl.arange(0, BI)
-            v = load_operand(rows, row_stride, left, scale, i, K, SCALED, C)
+            v = load_columns(rows, K, C, i, K, C) * tl.load(scale + i, mask=i < K, other=0.0)[None, :]
             x = load_columns(vectors + first * stride, stride, left - first, i, K, BI)
             scores = tl.dot(v, tl.trans(x), scores, input_precision=DOT)
         store_columns(memory, scores * load_columns(memory + C * C, C, C, s, C, C), C, C, s, C, C)
@@ -144,23 +169,27 @@ def score(
 
 
 @triton.jit
-def mix(
-    rows, row_stride, matrix, before, vectors, stride, left, scale, memory, columns, K, DOT: tl.constexpr,
-    SCALED: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
+def multiply_system(
+    rows, gram, gram_unit, p, before, vectors, stride, left, scale, memory, columns, K, DOT: tl.constexpr,
+    C: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
-    """Give BI columns of diag(before) R A + W X, after `score`: `[C, BI]`.
+    """Multiply rows R by their token's scaled system H_t + 1, after `score`; give BI columns `[C, BI]`.
 
-    R, X, scale, SCALED and W, in memory, as there; before `[C]`, matrix A `[K, K]` float32.
+    R, vectors, scale and W, in memory, as there; the scaled gram as in `load_state`, before `[C]` the decays since it.
     """
     product = tl.zeros([C, BI], tl.float32)
-    for begin in range(0, K, BI):
-        i = begin + tl.arange(0, BI)
-        v = load_operand(rows, row_stride, left, scale, i, K, SCALED, C)
-        a = load_columns(matrix + begin * K, K, K - begin, columns, K, BI)
-        product = tl.dot(v, a, product, input_precision=DOT)
-    product *= before[:, None]
     for begin in range(0, C, BI):
         weight = load_columns(memory, C, C, begin + tl.arange(0, BI), C, C)
         x = load_columns(vectors + begin * stride, stride, left - begin, columns, K, BI)
         product = tl.dot(weight, x, product, input_precision=DOT)
-    return product
+    product *= tl.load(scale + columns, mask=columns < K, other=0.0)[None, :]
+    own = tl.zeros([C, BI], tl.float32)
+    for begin in range(0, K, BI):
+        i = begin + tl.arange(0, BI)
+        own = tl.dot(
+            load_columns(rows, K, C, i, K, C),
+            load_state(gram, gram_unit, p, i, columns, K, K),
+            own,
+            input_precision=DOT,
+        )
+    return product + own * before[:, None] + load_columns(rows, K, C, columns, K, C)

@@ -10,17 +10,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import decay_between, factor, load_gate, load_last, load_rows, load_sums, locate
+from .tiles import decay_between, factor, load_gate, load_last, load_plain_state, load_rows, load_sums, locate
 
 
 @triton.jit
-def load_state(state, p, rows, columns, K, D):
-    """Load a tile of a state `[P, K, D]`."""
+def load_gradient(state, p, rows, columns, K, D):
+    """Load a tile of a state's gradient `[P, K, D]`."""
     place = rows[:, None] * D + columns[None, :]
     return tl.load(state + p * K * D + place, mask=(rows < K)[:, None] & (columns < D)[None, :], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "N"])
 def pair_kernel(
     solution,  # x [B, T, H, K]
     adjoint,  # y [B, T, H, K]
@@ -30,8 +30,11 @@ def pair_kernel(
     input_gate,  # [B, T, G]
     high,
     low,
-    gram,  # [P, K, K]
-    cross,  # [P, K, V]
+    gram,  # [P, 2, K, K] float16, as in `tiles.load_state`
+    gram_unit,  # [P]
+    cross,  # [P, 2, K, V] float16
+    cross_unit,  # [P]
+    root,  # [G, K] float32: sqrt(ridge)
     gram_end,  # Q [P, K, K]
     cross_end,  # P [P, K, V]
     pairs,  # [P, R, 2, C, C] float32: Z (x'k) and Z (d'v - y'k)
@@ -76,17 +79,17 @@ def pair_kernel(
             for next in range(0, V, BI):
                 j = next + tl.arange(0, BI)
                 d = load_rows(upstream, b, first, head, G * R, V, j, T, C)
-                s = load_state(cross, p, i, j, K, V)
+                s = load_plain_state(cross, cross_unit, root + g * K, p, i, j, K, V, False)
                 reach = tl.dot(d, tl.trans(s), reach, input_precision=DOT)
                 if r == 0:
-                    across += tl.sum(s * load_state(cross_end, p, i, j, K, V), 1)
+                    across += tl.sum(s * load_gradient(cross_end, p, i, j, K, V), 1)
             for next in range(0, K, BI):
                 j = next + tl.arange(0, BI)
                 y = load_rows(adjoint, b, first, head, G * R, K, j, T, C)
-                s = load_state(gram, p, i, j, K, K)
+                s = load_plain_state(gram, gram_unit, root + g * K, p, i, j, K, K, True)
                 reach = tl.dot(-y, tl.trans(s), reach, input_precision=DOT)
                 if r == 0:
-                    across += tl.sum(s * load_state(gram_end, p, i, j, K, K), 1)
+                    across += tl.sum(s * load_gradient(gram_end, p, i, j, K, K), 1)
             from_start += tl.sum(reach * x, 1)
         read *= decay
         through += read * wanted
@@ -105,7 +108,7 @@ def pair_kernel(
     tl.store(within + p * C + t, inside + factor(end + rest, FLOOR) * tl.sum(across, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["problems", "T", "N"])
 def token_kernel(
     solution,  # x [B, T, H, K]
     adjoint,  # y [B, T, H, K]
@@ -148,18 +151,18 @@ def token_kernel(
         for begin in range(0, V, BI):
             i = begin + tl.arange(0, BI)
             v = load_rows(value, b, first, g, G, V, i, T, C)
-            later = tl.dot(v, tl.trans(load_state(cross_end, p, j, i, K, V)), later, input_precision=DOT)
+            later = tl.dot(v, tl.trans(load_gradient(cross_end, p, j, i, K, V)), later, input_precision=DOT)
         for begin in range(0, K, BI):
             i = begin + tl.arange(0, BI)
             k = load_rows(key, b, first, g, G, K, i, T, C)
-            twice = tl.dot(k, load_state(gram_end, p, i, j, K, K), twice, input_precision=DOT)
+            twice = tl.dot(k, load_gradient(gram_end, p, i, j, K, K), twice, input_precision=DOT)
     else:
         D = V
         own = load_rows(value, b, first, g, G, V, j, T, C)
         for begin in range(0, K, BI):
             i = begin + tl.arange(0, BI)
             k = load_rows(key, b, first, g, G, K, i, T, C)
-            later = tl.dot(k, load_state(cross_end, p, i, j, K, V), later, input_precision=DOT)
+            later = tl.dot(k, load_gradient(cross_end, p, i, j, K, V), later, input_precision=DOT)
     c, d = load_sums(high, low, p, C)
     end, rest = load_last(high, low, p, C)
     fade = factor((end - c) + (rest - d), FLOOR)
@@ -190,7 +193,7 @@ def token_kernel(
     tl.store(out + t[:, None] * (G * D) + j[None, :], gradient, mask=(t < left)[:, None] & (j < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["problems", "tiles", "T", "N"])
 def gate_gradient_kernel(
     log_forget,  # [B, T, G]
     input_gate,

@@ -57,15 +57,11 @@ class Shapes(Protocol):
 DEFAULTS = {
     # kernel: (largest size, tile, warps, stages), the first row whose size holds K and V
     "gates": ((256, 64, 8, 1),),
-    "gram": ((256, 64, 4, 1),),
+    "gram": ((256, 64, 8, 1),),
     "cross": ((256, 64, 4, 1),),
     "cross adjoint": ((256, 64, 4, 1),),
     "gram adjoint": ((256, 64, 8, 1),),
-    "price": ((256, 32, 4, 1),),
-    "factor": ((256, 32, 4, 1),),
-    "half": ((64, 32, 4, 1), (256, 16, 4, 1)),
-    "residual": ((256, 32, 4, 1),),
-    "series": ((256, 32, 4, 1),),
+    "solve": ((256, 64, 4, 1),),
     "gradients": ((256, 32, 4, 1),),
     "read": ((256, 32, 4, 1),),
     "pairs": ((256, 32, 4, 1),),

@@ -35,9 +35,6 @@ from .mesa_solver import Factors, solve
 from .mesa_triton import run_kernels
 from .operator_transforms import gradient_is_differentiated, pull_back, register_second_order
 
-KEEP_FACTORS = False
-"""Keep the kernels' factors for the backward pass, instead of making them again: one factorisation less a call, for
-four times the memory that is held between the passes (kernels/README.md)."""
 NAMESPACE = re.sub(r"\W", "_", __package__ or __name__)
 
 
@@ -59,7 +56,8 @@ def forward(
     """Compute output, final gram, final cross, solutions `[B, T, H, K]`, steps `[B, N, H]` and the factors."""
     if backend == "triton":
         operands = (query, key, value, log_forget, input_gate, ridge, gram, cross)
-        return run_kernels("forward", *operands, tolerance=tolerance, max_steps=max_steps, method=method, keep=keep)
+        results = run_kernels("forward", *operands, tolerance=tolerance, max_steps=max_steps)
+        return (*results, results[3].new_empty(0), results[3].new_empty(0))  # the kernels factor nothing
     B, T, H, _ = query.shape
     G, N = key.shape[2], chunk_count(T)
     dtype = compute_dtype(query.dtype)
@@ -102,10 +100,9 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Compute the gradients of the eight tensor arguments of `forward`."""
     if backend == "triton":
-        operands = (query, key, value, log_forget, input_gate, ridge, gram, cross, solution, carried, gains)
+        operands = (query, key, value, log_forget, input_gate, ridge, gram, cross, solution)
         upstreams = (upstream, gram_upstream, cross_upstream)
-        settings = {"tolerance": tolerance, "max_steps": max_steps, "method": method}
-        return run_kernels("backward", *upstreams, *operands, **settings)
+        return run_kernels("backward", *upstreams, *operands, tolerance=tolerance, max_steps=max_steps)
     B, T, _, K = query.shape
     G = key.shape[2]
     dtype = compute_dtype(query.dtype)
@@ -261,10 +258,10 @@ def mesa_chunked(
     `[B, G, K, K]` and `[B, G, K, V]`; B and T at least 1. Returns output `[B, T, H, V]`, final gram and cross,
     and, without gradients, the solutions `[B, T, H, K]` and the steps of every system `[B, N, H]` (int32). method: one
     of `mesa_price.METHODS`; "auto" prices each chunk and head, "shared" and "cg" are for measurements. backend:
-    "torch", or "triton" for the kernels, which compute the same.
+    "torch", or "triton" for the kernels, which compute the same in a way of their own.
     """
     operands = (query, key, value, log_forget, input_gate, ridge, gram, cross)
-    keep = wants_gradients(operands) and (backend != "triton" or KEEP_FACTORS)
+    keep = wants_gradients(operands) and backend != "triton"
     settings = (tolerance, max_steps, method, backend)
     output, last_gram, last_cross, solution, steps, _, _ = _forward_op(*operands, *settings, keep)
     return output, last_gram, last_cross, solution, steps

@@ -52,11 +52,11 @@ def fresh_and_wrong(like: torch.Tensor, *shape: int, dtype: torch.dtype = torch.
 
 
 def choose_tile(tile: int) -> Callable[[str, Shapes], Choice]:
-    """Choose as the package does, but another tile for the solvers in memory."""
+    """Choose as the package does, but another tile for the solver in memory."""
 
     def choose_solver(name: str, sizes: Shapes) -> Choice:
         choice = choose(name, sizes)
-        return choice._replace(tile=tile) if name in {"series", "gradients", "residual"} else choice
+        return choice._replace(tile=tile) if name == "gradients" else choice
 
     return choose_solver
 
@@ -74,8 +74,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(params=[16, 32])
 def tile(request: pytest.FixtureRequest, kernels: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Make the solvers in memory and the factorisation take each of the smaller tiles."""
-    monkeypatch.setattr(launch, "WIDTH", request.param)
+    """Make the solver in memory take each of the smaller tiles."""
     monkeypatch.setattr(launch, "choose", choose_tile(request.param))
     return int(request.param)
 

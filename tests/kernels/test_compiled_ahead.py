@@ -23,25 +23,25 @@ def read_table(*words: str) -> list[dict[str, str]]:
 
 
 def assert_kept_in_registers(rows: list[dict[str, str]]) -> None:
-    """Hold kernels to registers inside loops, and all but the small tiles of the factor to warp-group products."""
+    """Hold kernels to registers inside loops, and their products to warp groups."""
     for row in rows:
-        assert row["local in loops"] == "0", row
+        # a pass of the solver, which looks at all rows, may reach for memory, a step may not
+        assert row["local in deepest" if row["kernel"].startswith("solve") else "local in loops"] == "0", row
         if row["products"] != "none":
             assert int(row["hgmma"]) > 0, row
-        if row["kernel"] != "factor":
-            assert row["hmma"] == "0", row
+        assert row["hmma"] == "0", row
 
 
 def test_light_kernels_of_heads_of_64() -> None:
-    rows = read_table("--size", "64", "--dtype", "bfloat16", "--only", "gate", "scan forward", "price", "one_step")
-    assert {row["kernel"] for row in rows} >= {"gate", "scan forward", "price", "gate_gradient", "one_step"}
+    rows = read_table("--size", "64", "--dtype", "bfloat16", "--only", "gate", "scan forward", "read", "one_step")
+    assert {row["kernel"] for row in rows} >= {"gate", "scan forward", "read marked", "gate_gradient", "one_step"}
     assert {row["products"] for row in rows} == {"none", "tf32", "tf32x3"}
     assert_kept_in_registers(rows)
 
 
-def test_the_float32_solvers_of_heads_of_128() -> None:
-    rows = read_table("--size", "128", "--dtype", "float32", "--only", "series", "gradient")
-    assert [row["kernel"] for row in rows] == ["series", "gradient"]
+def test_the_float32_solver_of_heads_of_128() -> None:
+    rows = read_table("--size", "128", "--dtype", "float32", "--only", "gradient")
+    assert [row["kernel"] for row in rows] == ["gradient"]
     assert_kept_in_registers(rows)
 
 
@@ -50,10 +50,9 @@ def test_the_float32_solvers_of_heads_of_128() -> None:
 @pytest.mark.parametrize("size", [64, 96, 128, 256])
 def test_every_kernel(size: int, dtype: str) -> None:
     rows = read_table("--size", str(size), "--dtype", dtype)
-    solvers = {"factor", "series", "gradient"} | (
-        {"half later", "residual"} if dtype != "float32" and size <= 128 else set()
-    )
-    assert {row["kernel"] for row in rows} >= solvers | {"scan reverse symmetric", "read", "pair", "token key"}
+    on_chip = dtype != "float32" and size <= 128
+    solvers = {"solve", "solve adjoint", "gradient marked", "read marked"} if on_chip else {"gradient", "read"}
+    assert {row["kernel"] for row in rows} >= solvers | {"scan reverse symmetric", "pair", "token key"}
     assert_kept_in_registers(rows)
 
 

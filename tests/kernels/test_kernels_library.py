@@ -55,8 +55,8 @@ def test_registration_is_consistent(kernels: str) -> None:
     settings = (1e-3, 24, "auto", "triton")
     *operands, state = make_inputs(3, kernels, torch.bfloat16)
     operands += [state[..., :6].contiguous(), state[..., 6:].contiguous()]
-    torch.library.opcheck(mesa_chunked._forward_op, (*operands, *settings, True), test_utils=checks)
-    output, gram, cross, solution, _, *factors = mesa_chunked._forward_op(*operands, *settings, True)
+    torch.library.opcheck(mesa_chunked._forward_op, (*operands, *settings, False), test_utils=checks)
+    output, gram, cross, solution, _, *factors = mesa_chunked._forward_op(*operands, *settings, False)
     upstream = (output, gram, cross)
     torch.library.opcheck(
         mesa_chunked._backward_op, (*upstream, *operands, solution, *factors, *settings), test_utils=checks

@@ -45,16 +45,6 @@ def test_float32(case: Case, kernels: str) -> None:
 
 
 @pytest.mark.card
-@pytest.mark.parametrize("method", ["shared", "cg"])
-def test_each_way_alone(method: str, kernels: str) -> None:
-    operands = make_operands(Case("correlated", "0.97", "1%", "0.1", "random", 24, 8, "2/1", 66, "state"))
-    exact = attend(operands, "exact", torch.float64)
-    got = attend(operands, "triton", torch.float32, method=method, device=kernels)
-    for name, wanted in exact.items():
-        assert relative_error(got[name], wanted) <= (FLOAT32_OUTPUT if name in OUTPUTS else FLOAT32_GRADIENT), name
-
-
-@pytest.mark.card
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize(
     "case",
@@ -86,10 +76,8 @@ def test_inputs_of_16_bits(case: Case, dtype: torch.dtype, kernels: str) -> None
 
 
 def test_tiles_of_the_solvers(tile: int, kernels: str) -> None:
-    """Heads of 40 take three tiles of 16 or two of 32, the last one not full; a head takes conjugate gradients, the
-    others one and three products of the series, in two passes.
-    """
-    assert launch.choose("series", SIZES).tile == tile
+    """Heads of 40 take three tiles of 16 or two of 32, the last one not full."""
+    assert launch.choose("gradients", SIZES).tile == tile
     operands = make_operands(Case("correlated", "by head", "none", "0.1", "random", 40, 8, "3/3", 62, "one row"))
     exact = attend(operands, "exact", torch.float64)
     got = attend(operands, "triton", torch.float32, device=kernels)
