@@ -6,8 +6,9 @@ import html
 import re
 
 # What CommonMark and GitHub's tables read as marks; a bracket matters only where a link can follow it, an underscore
-# only at the end of a word and a dash only where no number follows, so that the source stays legible.
-MARKS = re.compile(r"[\\`*|~]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|^[#+=-](?![\d.])")
+# only at the end of a word, a dash only where no number follows, and hashes at the end only where they would close a
+# heading, so that the source stays legible.
+MARKS = re.compile(r"[\\`*|~]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|^[#+=-](?![\d.])|(?<= )#(?=#*$)")
 NUMBERED = re.compile(r"^(\d+)(?=[.)](?:\s|$))")
 
 

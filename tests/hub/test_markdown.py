@@ -6,7 +6,7 @@ import html
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -44,6 +44,8 @@ def test_odd_text_is_read_as_written(text: str) -> None:
     check(text)
 
 
+@example("1 #")
+@example("a # ## ###")
 @given(st.text(alphabet="ab1 |`*_[]()<>&#-+=.~\\!:", min_size=1, max_size=12).filter(str.strip))
 def test_any_text_is_read_as_written(text: str) -> None:
     check(text)
