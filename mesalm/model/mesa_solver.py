@@ -121,7 +121,7 @@ def _correct(
 
 def _blocks(plan: Plan, numbers: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """Cut the shared problems into blocks [first, end) that fit the cache and do not mix in those with restarts."""
-    size = max(1, BLOCK_NUMBERS // numbers) if device.type == "cpu" else len(plan.degrees)
+    size = max(1, BLOCK_NUMBERS // numbers if device.type == "cpu" else len(plan.degrees))
     for begin, stop in ((0, plan.plain), (plan.plain, len(plan.degrees))):
         for first in range(begin, stop, size):
             yield first, min(first + size, stop)
