@@ -166,19 +166,21 @@ def solve(made: Prepared, ends: Tensor, tolerance: float, max_steps: int, *, adj
     x, steps = fresh(ends, s.B, s.T, s.H, s.K), fresh(ends, s.B, s.N, s.H, dtype=torch.int32)
     limit, shape = tolerance / (1.0 + tolerance), (s.T, s.G, s.R, s.N, s.K)
     tokens = (made.key, made.value, made.input_gate, sums.high, sums.low)
-    rhs = fresh(ends, s.B, s.T, s.H, s.K) if adjoint else made.query
+    rhs = fresh(ends, s.B, s.T, s.H, s.K) if s.on_chip or adjoint else made.query
     marks = None
     if s.on_chip:
-        marks, measures = fresh(ends, s.P, s.R, dtype=torch.int32), fresh(ends, s.P, s.R, 2, CHUNK)
+        marks, measures = fresh(ends, s.P, s.R, dtype=torch.int32), fresh(ends, s.P, s.R, 3, CHUNK)
         choice = choose("solve", s)
         solver.solve_kernel[(s.P * s.R,)](
             made.query, rhs, x, steps, measures, marks, *tokens, sums.lift, made.gram, made.gram_unit, made.cross,
-            made.cross_unit, made.scale, ends, limit, min(max_steps, solver.STEPS), solver.STRIDE, *shape, s.V,
-            ADJOINT=adjoint, PASSES=solver.PASSES, GAIN=solver.GAIN, FREEZE=solver.FREEZE, FLOOR=FLOOR, C=CHUNK,
-            BK=power_of_two(s.K), BV=min(choice.tile, power_of_two(s.V)), **choice.options,
+            made.cross_unit, made.scale, ends, limit, min(max_steps, solver.STEPS), solver.STRIDE, s.T, s.N, s.G, s.R,
+            s.K, s.V, ADJOINT=adjoint, PASSES=solver.PASSES, GAIN=solver.GAIN, FREEZE=solver.FREEZE, FLOOR=FLOOR,
+            C=CHUNK, BK=max(solver.NARROWEST, power_of_two(s.K)), BJ=solver.NARROWEST, **choice.options,
         )  # fmt: skip
-    elif adjoint:
-        read_states(made, ends, rhs, adjoint=True, marks=None)
+    if adjoint:
+        read_states(made, ends, rhs, adjoint=True, marks=marks)
+    elif s.on_chip:
+        rhs = made.query
     programs = min(FEW_PROGRAMS if s.on_chip else PROGRAMS, s.P * s.R)
     vectors = fresh(ends, programs, 4 * CHUNK * s.K + 2 * CHUNK * CHUNK)
     choice = choose("gradients", s)

@@ -231,3 +231,10 @@ def test_blocks_do_not_change_the_answer(method: str, monkeypatch: pytest.Monkey
     blocks = mesa_chunked(*inputs, 1e-8, 1000, method)
     assert relative_errors(blocks[3], whole[3]) < 1e-11
     assert relative_errors(alone[3], whole[3][:, :64]) < 1e-11
+
+
+def test_a_card_takes_plans_that_share_nothing() -> None:
+    """Off the CPU a block is all shared problems, of which there may be none."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    plan = mesa_price.Plan(nothing, torch.arange(3), [], 0, [])
+    assert list(mesa_solver._blocks(plan, 100, torch.device("cuda"))) == []
