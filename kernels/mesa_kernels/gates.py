@@ -18,6 +18,8 @@ def gate_kernel(
     high,  # [P, C] float32: the sum of log gates up to a token
     low,  # [P, C] float32: what float32 leaves of it
     lift,  # [P, C] float32: a power of two at least the largest entry of a scaled key
+    before,  # [P, C] float32: e^{c_t}, the decay from the chunk's start to a token
+    after,  # [P, C] float32: e^{c_C - c_s} beta_s, what is left of a token at the chunk's end
     growth,  # [2, P] float32: no entry of the scaled gram, and of the scaled cross state, grows by more in the chunk
     problems,
     T,
@@ -48,6 +50,8 @@ def gate_kernel(
     tl.store(lift + p * C + t, tl.where(largest > 0.0, ceil_power(largest), 1.0))
     rest = tl.sum(tl.where(t == C - 1, total, 0.0), 0) - total
     weight = factor(rest.to(tl.float32), FLOOR) * load_gate(input_gate, b, g, first, left, T, G, t)
+    tl.store(before + p * C + t, factor(whole, FLOOR))
+    tl.store(after + p * C + t, weight)
     tl.store(growth + p, tl.sum(weight * largest * largest, 0))
     heaviest = tl.zeros([C], tl.float32)
     for begin in range(0, V, BI):

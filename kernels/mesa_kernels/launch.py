@@ -16,6 +16,8 @@ PROGRAMS = 1024
 own; more than any card runs at once."""
 FEW_PROGRAMS = 256
 """The same where only problems are solved that the solver on chip left."""
+REGISTERS = 128
+"""A thread's in a scan of bfloat16: two programs of eight warps a multiprocessor, so that all run at once."""
 
 
 class Sizes(NamedTuple):
@@ -57,6 +59,8 @@ class Gates(NamedTuple):
     high: Tensor
     low: Tensor
     lift: Tensor
+    before: Tensor
+    after: Tensor
     growth: Tensor
 
 
@@ -110,8 +114,7 @@ def prepare(
     ridge = ridge.to(torch.float32).contiguous()
     scale = ridge.rsqrt()
     G, N, P = sizes.G, sizes.N, sizes.P
-    high, low, lift = (fresh(query, P, CHUNK) for _ in range(3))
-    sums = Gates(high, low, lift, fresh(query, 2, P))
+    sums = Gates(*(fresh(query, P, CHUNK) for _ in range(5)), fresh(query, 2, P))
     choice = choose("gates", sizes)
     gates.gate_kernel[(P,)](
         key, value, log_forget, input_gate, scale, *sums, P, T, G, N, K, sizes.V, FLOOR=FLOOR, C=CHUNK,
@@ -119,8 +122,8 @@ def prepare(
     )  # fmt: skip
     symmetric = (0.5 * (gram + gram.mT)).to(torch.float32).contiguous()
     first_cross = cross.to(torch.float32).contiguous()
-    grams = scan("gram", key, key, input_gate, sums, symmetric, sizes, scale)
-    crosses = scan("cross", key, value, input_gate, sums, first_cross, sizes, scale)
+    grams = scan("gram", key, key, sums, symmetric, sizes, scale)
+    crosses = scan("cross", key, value, sums, first_cross, sizes, scale)
     return Prepared(
         sizes, query, key, value, log_forget, input_gate, ridge.sqrt(), scale, sums, *grams, *crosses
     )  # fmt: skip
@@ -130,7 +133,6 @@ def scan(
     name: str,
     left: Tensor,
     right: Tensor,
-    input_gate: Tensor,
     sums: Gates,
     initial: Tensor,
     sizes: Sizes,
@@ -144,14 +146,19 @@ def scan(
     B, G, K, D = initial.shape
     each = fresh(left, sizes.P, K, D) if reverse else fresh(left, B * G, sizes.N, 2, K, D, dtype=torch.float16)
     unit, final = fresh(left, 0 if reverse else sizes.P), fresh(left, B, G, K, D)
+    strides = (D, 1)
+    if name == "cross adjoint":  # the transpose, so that the operand of 16 bits is the left one
+        left, right, K, D, strides = right, left, D, K, (1, D)
     choice = choose(name, sizes)
-    BI, BJ = (min(choice.tile, power_of_two(size)) for size in (K, D))
+    least = 64 if sizes.half else 16  # of 16-bit operands narrower rows are multiplied wrongly (Triton 3.6)
+    BI, BJ = (min(tile, max(least, power_of_two(size))) for tile, size in ((2 * choice.tile, K), (choice.tile, D)))
     grid = ((K + BI - 1) // BI, (D + BJ - 1) // BJ, B * G)
+    capped = sizes.half and torch.float16 not in (left.dtype, right.dtype)
     states.scan_kernel[grid](
-        left, right, input_gate, sums.high, sums.low, initial, each, final, scale, sums.growth[0 if gram else 1], unit,
-        sizes.T, G, sizes.R if reverse else 1, sizes.N, K, D, REVERSE=reverse, SYMMETRIC=gram, TOP=states.TOP,
-        LEAST=states.LEAST_GRAM if gram else states.LEAST_CROSS, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, BI=BI, BJ=BJ,
-        **choice.options,
+        left, right, sums.before if reverse else sums.after, sums.before, initial, each, final, scale,
+        sums.growth[0 if gram else 1], unit, sizes.T, sizes.N, G, sizes.R if reverse else 1, K, D, *strides,
+        REVERSE=reverse, SYMMETRIC=gram, TOP=states.TOP, LEAST=states.LEAST_GRAM if gram else states.LEAST_CROSS,
+        DOT=choice.dot, C=CHUNK, BI=BI, BJ=BJ, maxnreg=REGISTERS if capped else None, **choice.options,
     )  # fmt: skip
     return each, unit, final
 
@@ -259,8 +266,8 @@ def backward(
     y, _ = solve(made, d, tolerance, max_steps, adjoint=True)
     last_gram = (0.5 * (gram_upstream + gram_upstream.mT)).to(torch.float32).contiguous()
     last_cross = cross_upstream.to(torch.float32).contiguous()
-    gram_end, _, d_gram = scan("gram adjoint", x, y, made.input_gate, sums, last_gram, s, made.scale)
-    cross_end, _, d_cross = scan("cross adjoint", x, d, made.input_gate, sums, last_cross, s, made.scale)
+    gram_end, _, d_gram = scan("gram adjoint", x, y, sums, last_gram, s, made.scale)
+    cross_end, _, d_cross = scan("cross adjoint", x, d, sums, last_cross, s, made.scale)
     rows, tokens = (x, y, d), (made.key, made.value, made.input_gate, sums.high, sums.low)
     shape, fixed = (s.T, s.G, s.R, s.N, s.K, s.V), {"FLOOR": FLOOR, "C": CHUNK}
     pairs, within = fresh(x, s.P, s.R, 2, CHUNK, CHUNK), fresh(x, s.P, CHUNK)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import ceil_power, factor, load_gate, load_last, load_rows, load_sums, split
+from .tiles import ceil_power, split
 
 TOP = 4096.0
 """No entry of a plane is above: far from the end of float16, and its low half far from the other."""
@@ -35,13 +35,59 @@ def bound_entries(matrix, root, K, D, SQUARE: tl.constexpr, BI: tl.constexpr, BJ
     return tl.max(largest, 0)
 
 
+@triton.jit
+def load_tokens(
+    x, b, first, head, heads: tl.constexpr, width: tl.constexpr, columns, T, C: tl.constexpr, BI: tl.constexpr
+):
+    """Load what `tiles.load_rows` loads, in x's own dtype."""
+    t = tl.arange(0, C)
+    x += ((b * T + first) * heads + head) * width
+    place = t.to(tl.int64)[:, None] * (heads * width) + columns[None, :]
+    inside = (t < T - first)[:, None]
+    if width % BI != 0:
+        inside = inside & (columns < width)[None, :]
+    return tl.load(x + place, mask=inside, other=0.0)
+
+
+@triton.jit
+def cut(x):
+    """Cut float32 into the bfloat16 number of its first 8 bits, and the rest."""
+    high = (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    return high.to(tl.bfloat16), x - high
+
+
+@triton.jit
+def multiply(x, y, total, DOT: tl.constexpr, FINE: tl.constexpr):
+    """Add x' y to total; x in its own dtype, y float32.
+
+    DOT "bfloat16": y, and x where it is not bfloat16, are cut in two parts, of 16 bits together; FINE: y in three. The
+    left operand of a product is read from shared memory only if it comes there from memory.
+    """
+    x = tl.trans(x)
+    if DOT != "bfloat16":
+        return tl.dot(x.to(tl.float32), y, total, input_precision=DOT)
+    upper, rest = cut(y)
+    lower, last = cut(rest)
+    if x.dtype == tl.bfloat16:
+        high = x
+    else:
+        high, rest = cut(x.to(tl.float32))
+        low = rest.to(tl.bfloat16)
+        if FINE:
+            total = tl.dot(low, lower, total)
+        total = tl.dot(low, upper, total)
+    if FINE:
+        total = tl.dot(high, last.to(tl.bfloat16), total)
+    total = tl.dot(high, lower, total)
+    return tl.dot(high, upper, total)
+
+
 @triton.jit(do_not_specialize=["T", "N"])
 def scan_kernel(
     left,  # [B, T, heads, K]
     right,  # [B, T, heads, D]
-    input_gate,  # [B, T, G], read forwards
-    high,
-    low,
+    weight,  # [P, C] float32: of every token, `gates`'s after, backwards before
+    before,  # [P, C] float32
     initial,  # [B, G, K, D] float32
     states,  # forwards [P, 2, K, D] float16: the scaled state at each chunk's start; backwards [P, K, D] float32: the
     # gradient of the plain state at its end
@@ -50,17 +96,18 @@ def scan_kernel(
     growth,  # [P] float32, read forwards
     unit,  # [P] float32, written forwards
     T,
-    G,
-    R,
     N,
-    K,
-    D,
+    G: tl.constexpr,
+    R: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    ROW: tl.constexpr,  # entry (i, j) of a state lies at i * ROW + j * COLUMN
+    COLUMN: tl.constexpr,
     REVERSE: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     TOP: tl.constexpr,
     LEAST: tl.constexpr,
     DOT: tl.constexpr,
-    FLOOR: tl.constexpr,
     C: tl.constexpr,
     BI: tl.constexpr,
     BJ: tl.constexpr,
@@ -69,55 +116,61 @@ def scan_kernel(
 
     Forwards states are stored scaled by the ridge, as two float16 planes over a power of two. It follows from a bound
     on all entries that every program knows, so that none waits for another. SYMMETRIC: the gram.
+
+    A turn is a chunk, backwards one of its query heads, and for the gram one order of the product. No load of tokens
+    waits for the state, so all can be made turns ahead.
     """
     bg = tl.program_id(2).to(tl.int64)
     b = bg // G
     g = (bg % G).to(tl.int32)
     i = tl.program_id(0) * BI + tl.arange(0, BI)
     j = tl.program_id(1) * BJ + tl.arange(0, BJ)
-    tile = i[:, None] * D + j[None, :]
-    inside = (i < K)[:, None] & (j < D)[None, :]
+    tile = i.to(tl.int64)[:, None] * ROW + j.to(tl.int64)[None, :] * COLUMN
+    inside = tl.full([BI, BJ], True, tl.int1)
+    if K % BI != 0 or D % BJ != 0:
+        inside = (i < K)[:, None] & (j < D)[None, :]
     state = tl.load(initial + bg * K * D + tile, mask=inside, other=0.0)
     bound = 0.0
     if not REVERSE:
         bound = bound_entries(initial + bg * K * D, scale + g * K, K, D, SYMMETRIC, BI, BJ)
-    for m in range(N):
-        n = m
-        if REVERSE:
-            n = N - 1 - m
+    if SYMMETRIC and not REVERSE:
+        state *= tl.load(scale + g * K + j, mask=j < K, other=1.0)[None, :]
+    TURNS: tl.constexpr = 2 if REVERSE and SYMMETRIC else 1
+    for turn in range(N * R * TURNS):
+        m = turn // (R * TURNS)
+        n = N - 1 - m if REVERSE else m
         p = bg * N + n
-        first = n * C
-        end, rest = load_last(high, low, p, C)
+        decay = tl.load(before + p * C + C - 1)
         if REVERSE:
-            tl.store(states + p * K * D + tile, state, mask=inside)
+            begins = turn % (R * TURNS) == 0
+            tl.store(states + p * K * D + tile, state, mask=inside & begins)
+            decay = tl.where(begins, decay, 1.0)
         else:
+            more = tl.load(growth + p)
             size = ceil_power(tl.maximum(bound, LEAST)) / TOP
-            scaled = state * (tl.load(scale + g * K + i, mask=i < K, other=0.0) * (1.0 / size))[:, None]
-            if SYMMETRIC:
-                scaled *= tl.load(scale + g * K + j, mask=j < K, other=0.0)[None, :]
-            upper, lower = split(scaled)
+            rows = tl.load(scale + g * K + i, mask=i < K, other=0.0) * (1.0 / size)
+            upper, lower = split(state * rows[:, None])
             tl.store(states + p * 2 * K * D + tile, upper, mask=inside)
             tl.store(states + p * 2 * K * D + K * D + tile, lower, mask=inside)
             tl.store(unit + p, size)  # the same from all tiles
-            bound = bound * factor(end + rest, FLOOR) + tl.load(growth + p)
-        c, d = load_sums(high, low, p, C)
+            bound = bound * decay + more
+        one, other, r = left, right, turn % R
+        if TURNS == 2:  # both orders by one product in the code: two would not fit in registers
+            r = turn // 2 % R
+            if turn % 2 == 1:
+                one, other = right, left
+        first = n * C
+        x = load_tokens(one, b, first, g * R + r, G * R, K, i, T, C, BI)
+        y = load_tokens(other, b, first, g * R + r, G * R, D, j, T, C, BJ)
+        y = y * tl.load(weight + p * C + tl.arange(0, C))[:, None]
         if REVERSE:
-            weight = factor(c + d, FLOOR)
+            if SYMMETRIC:
+                y *= -0.5
+            state = multiply(x, y, state * decay, DOT, False)
         else:
-            beta = load_gate(input_gate, b, g, first, T - first, T, G, tl.arange(0, C))
-            weight = factor((end - c) + (rest - d), FLOOR) * beta
-        update = tl.zeros([BI, BJ], tl.float32)
-        for turn in range(R * 2 if REVERSE and SYMMETRIC else R):
-            one, other, r = left, right, turn
-            if REVERSE and SYMMETRIC:  # both orders by one product in the code: two would not fit in registers
-                r = turn // 2
-                if turn % 2 == 1:
-                    one, other = right, left
-            head = g * R + r
-            x = load_rows(one, b, first, head, G * R, K, i, T, C) * weight[:, None]
-            y = load_rows(other, b, first, head, G * R, D, j, T, C)
-            update = tl.dot(tl.trans(x), y, update, input_precision=DOT)
-        if REVERSE and SYMMETRIC:
-            update *= -0.5
-        state = state * factor(end + rest, FLOOR) + update
+            if SYMMETRIC:
+                y *= tl.load(scale + g * K + j, mask=j < K, other=1.0)[None, :]
+            state = state * decay + multiply(x, y, tl.zeros([BI, BJ], tl.float32), DOT, SYMMETRIC)
+    if SYMMETRIC and not REVERSE:
+        state /= tl.load(scale + g * K + j, mask=j < K, other=1.0)[None, :]
     tl.store(final + bg * K * D + tile, state, mask=inside)

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 FOLDER = Path(__file__).parent / "tuned"
-ROUGH = frozenset({"cross", "cross adjoint", "gram adjoint", "read", "pairs", "tokens"})
+SCANS = frozenset({"gram", "cross", "gram adjoint", "cross adjoint"})
+"""Kernels that multiply inputs of 16 bits as bfloat16, cut into as many parts as they need (`states.multiply`)."""
+ROUGH = frozenset({"read", "pairs", "tokens"})
 """Kernels that multiply once in TensorFloat-32 for inputs of 16 bits: 11 significant bits against the 8 of bfloat16,
-and no condition number multiplies what they lose. Everything that a solve rests on is multiplied thrice (tf32x3)."""
+and no condition number multiplies what they lose. What a solve in memory rests on is multiplied thrice (tf32x3)."""
 
 
 class Choice(NamedTuple):
@@ -57,9 +59,9 @@ class Shapes(Protocol):
 DEFAULTS = {
     # kernel: (largest size, tile, warps, stages), the first row whose size holds K and V
     "gates": ((256, 64, 8, 1),),
-    "gram": ((256, 64, 8, 1),),
-    "cross": ((256, 64, 4, 1),),
-    "cross adjoint": ((256, 64, 4, 1),),
+    "gram": ((128, 64, 8, 3), (256, 64, 8, 2)),
+    "cross": ((256, 64, 8, 3),),
+    "cross adjoint": ((256, 64, 8, 3),),
     "gram adjoint": ((256, 64, 8, 1),),
     "solve": ((256, 64, 4, 1),),
     "gradients": ((256, 32, 4, 1),),
@@ -77,7 +79,8 @@ def choose(name: str, sizes: Shapes) -> Choice:
     tile, warps, stages = next(row[1:] for row in DEFAULTS[name] if size <= row[0])
     if sizes.device.type == "cuda":
         tile, warps, stages = load_table(card_name(sizes.device)).get(describe(name, sizes), (tile, warps, stages))
-    return Choice(tile, "tf32" if sizes.half and name in ROUGH else "tf32x3", warps, stages)
+    dot = "bfloat16" if name in SCANS else "tf32" if name in ROUGH else "tf32x3"
+    return Choice(tile, dot if sizes.half else "tf32x3", warps, stages)
 
 
 def describe(name: str, sizes: Shapes) -> str:
