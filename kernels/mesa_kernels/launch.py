@@ -259,31 +259,19 @@ def backward(
     last_cross = cross_upstream.to(torch.float32).contiguous()
     gram_end, _, d_gram = scan("gram adjoint", x, y, made.input_gate, sums, last_gram, s, made.scale)
     cross_end, _, d_cross = scan("cross adjoint", x, d, made.input_gate, sums, last_cross, s, made.scale)
-    rows, tokens = (x, y, d), (made.key, made.value, made.input_gate, sums.high, sums.low)
-    shape, fixed = (s.T, s.G, s.R, s.N, s.K, s.V), {"FLOOR": FLOOR, "C": CHUNK}
-    pairs, within = fresh(x, s.P, s.R, 2, CHUNK, CHUNK), fresh(x, s.P, CHUNK)
-    choice = choose("pairs", s)
-    token_gradients.pair_kernel[(s.P,)](
-        *rows, *tokens, made.gram, made.gram_unit, made.cross, made.cross_unit, made.root, gram_end, cross_end, pairs,
-        within, *shape, DOT=choice.dot, **fixed,
-        BI=min(choice.tile, power_of_two(max(s.K, s.V))), **choice.options,
-    )  # fmt: skip
-    d_key, d_value = (fresh(x, *operand.shape, dtype=operand.dtype) for operand in (made.key, made.value))
+    d_key, d_value, d_log, d_gate = (
+        fresh(x, *operand.shape, dtype=operand.dtype)
+        for operand in (made.key, made.value, made.log_forget, made.input_gate)
+    )
     d_ridge = fresh(x, s.P, s.K)
     choice = choose("tokens", s)
-    BI = min(choice.tile, power_of_two(max(s.K, s.V)))
-    across = [(size + BI - 1) // BI for size in (s.K, s.V)]
-    parts = fresh(x, sum(across), 2, s.P, CHUNK)
-    for of_key, out, tiles, part in ((True, d_key, across[0], parts), (False, d_value, across[1], parts[across[0] :])):
-        token_gradients.token_kernel[(s.P, tiles)](
-            *rows, *tokens, gram_end, cross_end, pairs, out, d_ridge, part, s.P, *shape, KEY=of_key, DOT=choice.dot,
-            **fixed, BI=BI, **choice.options,
-        )  # fmt: skip
-    d_log, d_gate = (fresh(x, *operand.shape, dtype=operand.dtype) for operand in (made.log_forget, made.input_gate))
-    choice = choose("gates", s)
-    token_gradients.gate_gradient_kernel[(s.P,)](
-        made.log_forget, made.input_gate, within, parts, d_log, d_gate, s.P, sum(across), s.T, s.G, s.N, **fixed,
-        **choice.options,
+    # a product on a card takes 64 columns of 16 bits at least
+    BK, BV = (max(64, power_of_two(max(s.K, s.V))) if s.half else power_of_two(size) for size in (s.K, s.V))
+    token_gradients.token_kernel[(s.P,)](
+        x, y, d, made.key, made.value, made.log_forget, made.input_gate, sums.high, sums.low, made.gram, made.gram_unit,
+        made.cross, made.cross_unit, made.root, made.scale, gram_end, cross_end, d_key, d_value, d_log, d_gate, d_ridge,
+        s.T, s.G, s.R, s.N, s.K, s.V, HELD=s.half and s.R == 1, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK,
+        BI=BK if s.half else choice.tile, BJ=64 if s.half else choice.tile, BK=BK, BV=BV, **choice.options,
     )  # fmt: skip
     ridges = d_ridge.view(s.B, s.G, s.N, s.K).sum((0, 2)).to(ridge.dtype)
     return y.to(query.dtype), d_key, d_value, d_log, d_gate, ridges, d_gram.to(gram.dtype), d_cross.to(cross.dtype)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 FOLDER = Path(__file__).parent / "tuned"
-ROUGH = frozenset({"cross", "cross adjoint", "gram adjoint", "read", "pairs", "tokens"})
+ROUGH = frozenset({"cross", "cross adjoint", "gram adjoint", "read"})
 """Kernels that multiply once in TensorFloat-32 for inputs of 16 bits: 11 significant bits against the 8 of bfloat16,
 and no condition number multiplies what they lose. Everything that a solve rests on is multiplied thrice (tf32x3)."""
 
@@ -64,7 +64,6 @@ DEFAULTS = {
     "solve": ((256, 64, 4, 1),),
     "gradients": ((256, 32, 4, 1),),
     "read": ((256, 32, 4, 1),),
-    "pairs": ((256, 32, 4, 1),),
     "tokens": ((256, 32, 4, 1),),
     "one step": ((64, 64, 4, 1), (128, 64, 8, 1), (256, 32, 8, 1)),
 }
