@@ -269,7 +269,7 @@ def backward(
     BK, BV = (max(64, power_of_two(max(s.K, s.V))) if s.half else power_of_two(size) for size in (s.K, s.V))
     token_gradients.token_kernel[(s.P,)](
         x, y, d, made.key, made.value, made.log_forget, made.input_gate, sums.high, sums.low, made.gram, made.gram_unit,
-        made.cross, made.cross_unit, made.root, made.scale, gram_end, cross_end, d_key, d_value, d_log, d_gate, d_ridge,
+        made.cross, made.cross_unit, made.root, gram_end, cross_end, d_key, d_value, d_log, d_gate, d_ridge,
         s.T, s.G, s.R, s.N, s.K, s.V, HELD=s.half and s.R == 1, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK,
         BI=BK if s.half else choice.tile, BJ=64 if s.half else choice.tile, BK=BK, BV=BV, **choice.options,
     )  # fmt: skip
