@@ -264,14 +264,13 @@ def backward(
         for operand in (made.key, made.value, made.log_forget, made.input_gate)
     )
     d_ridge = fresh(x, s.P, s.K)
+    pairs = fresh(x, s.P, s.R, 2, CHUNK, CHUNK, dtype=torch.float16 if s.half else torch.float32)
     choice = choose("tokens", s)
-    # a product on a card takes 64 columns of 16 bits at least
-    BK, BV = (max(64, power_of_two(max(s.K, s.V))) if s.half else power_of_two(size) for size in (s.K, s.V))
     token_gradients.token_kernel[(s.P,)](
         x, y, d, made.key, made.value, made.log_forget, made.input_gate, sums.high, sums.low, made.gram, made.gram_unit,
-        made.cross, made.cross_unit, made.root, gram_end, cross_end, d_key, d_value, d_log, d_gate, d_ridge,
-        s.T, s.G, s.R, s.N, s.K, s.V, HELD=s.half and s.R == 1, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK,
-        BI=BK if s.half else choice.tile, BJ=64 if s.half else choice.tile, BK=BK, BV=BV, **choice.options,
+        made.cross, made.cross_unit, made.root, gram_end, cross_end, pairs, fresh(x, s.P, s.R, 2), d_key, d_value,
+        d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K, s.V, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK,
+        BI=choice.tile if s.half else 32, BJ=64 if s.half else 32, **choice.options,
     )  # fmt: skip
     ridges = d_ridge.view(s.B, s.G, s.N, s.K).sum((0, 2)).to(ridge.dtype)
     return y.to(query.dtype), d_key, d_value, d_log, d_gate, ridges, d_gram.to(gram.dtype), d_cross.to(cross.dtype)

@@ -70,53 +70,61 @@ def add_scores(scores, sources, readers, SPLIT: tl.constexpr, HALF: tl.constexpr
 
 @triton.jit
 def weigh_pairs(
-    solution, adjoint, upstream, key, value, high, low, p, b, first, g, head, T, G, R, K, V, HALF: tl.constexpr,
-    DOT: tl.constexpr, FLOOR: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    solution, adjoint, upstream, key, value, decay, b, first, g, head, T, G, R, K, V, HALF: tl.constexpr,
+    DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     """Give one head's weights W and U and what passes inside the chunk, all `[sources, readers]` in float32."""
-    t = tl.arange(0, C)
     heads = G * R
     read = tl.zeros([C, C], tl.float32)
     wanted = tl.zeros([C, C], tl.float32)
-    for begin in range(0, BK, BI):
+    for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)
         k = load_rows(key, b, first, g, G, K, i, T, C)
         read = add_scores(read, k, load_rows(solution, b, first, head, heads, K, i, T, C), True, HALF, DOT)
-        wanted = add_scores(wanted, k, load_rows(adjoint, b, first, head, heads, K, i, T, C), True, HALF, DOT)
-    wanted = -wanted
-    for begin in range(0, BV, BI):
+        wanted = add_scores(wanted, k, -load_rows(adjoint, b, first, head, heads, K, i, T, C), True, HALF, DOT)
+    for begin in range(0, V, BI):
         j = begin + tl.arange(0, BI)
         v = load_rows(value, b, first, g, G, V, j, T, C)
         d = load_rows(upstream, b, first, head, heads, V, j, T, C)
         wanted = add_scores(wanted, v, d, False, HALF, DOT)
-    c, rest = load_sums(high, low, p, C)
-    between = (c[None, :] - c[:, None]) + (rest[None, :] - rest[:, None])
-    decay = factor(tl.where(t[:, None] <= t[None, :], between, FLOOR - 1.0), FLOOR)
     read *= decay
-    through = read * wanted
-    return read, wanted * decay, through
+    return read, wanted * decay, read * wanted
+
+
+@triton.jit
+def store_weights(pairs, pair_units, place, weights, HALF: tl.constexpr, C: tl.constexpr):
+    """Store weights `[C, C]` as the operand of products that they are in."""
+    t = tl.arange(0, C)
+    weights, unit = narrow(weights, HALF)
+    tl.store(pairs + place * C * C + t[:, None] * C + t[None, :], weights)
+    tl.store(pair_units + place, unit)
+
+
+@triton.jit
+def load_weights(pairs, pair_units, place, C: tl.constexpr):
+    """Load what `store_weights` stored."""
+    t = tl.arange(0, C)
+    return tl.load(pairs + place * C * C + t[:, None] * C + t[None, :]), tl.load(pair_units + place)
 
 
 @triton.jit
 def read_states(
-    solution, key, rows, planes, plane_unit, gradient, root, k, k_unit, x, x_unit, j, p, b, first, g, T, G, R, K, D,
-    GRAM: tl.constexpr, HELD: tl.constexpr, HALF: tl.constexpr, DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
-    BJ: tl.constexpr, BK: tl.constexpr,
+    solution, key, rows, planes, plane_unit, gradient, root, j, p, b, first, g, T, G, R, K, D, GRAM: tl.constexpr,
+    HALF: tl.constexpr, DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
     """Multiply by columns j of a state and of its gradient.
 
     Gives keys times the gradient `[C, BJ]`; of each reader x times the state times its row, d or (GRAM) y, `[C]`; and
-    the product of state and gradient, a number. HALF: the keys k are given, HELD: and the scaled solutions x.
+    the product of state and gradient, a number.
     """
     later = tl.zeros([C, BJ], tl.float32)
     passed = tl.zeros([C], tl.float32)
     across = 0.0
-    for begin in range(0, BK, BI):
+    for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)
         start, start_unit = load_start(planes, plane_unit, p, i, j, K, D, HALF)
         tile, unit = load_gradient(gradient, p, i, j, K, D, HALF)
-        if not HALF:
-            k = load_rows(key, b, first, g, G, K, i, T, C)
+        k, k_unit = narrow(load_rows(key, b, first, g, G, K, i, T, C), HALF)
         later += tl.dot(k, tile, input_precision=DOT) * (k_unit * unit)
         both = start.to(tl.float32) * tile.to(tl.float32) * tl.load(root + i, mask=i < K, other=0.0)[:, None]
         if GRAM:
@@ -124,8 +132,7 @@ def read_states(
         across += tl.sum(both) * (start_unit * unit)
         for r in range(R):
             head = g * R + r
-            if not HELD:
-                x, x_unit = narrow(load_scaled(solution, root, b, first, head, G * R, i, K, T, C), HALF)
+            x, x_unit = narrow(load_scaled(solution, root, b, first, head, G * R, i, K, T, C), HALF)
             if GRAM:
                 row = load_scaled(rows, root, b, first, head, G * R, j, D, T, C)
             else:
@@ -152,6 +159,8 @@ def token_kernel(
     root,  # [G, K] float32: sqrt(ridge)
     gram_end,  # Q [P, K, K]
     cross_end,  # P [P, K, V]
+    pairs,  # [P, R, 2, C, C], written: W and U, float16 if HALF, else float32
+    pair_units,  # [P, R, 2] float32, written
     d_key,  # written, as the four below
     d_value,
     d_log_forget,
@@ -163,127 +172,98 @@ def token_kernel(
     N,
     K,
     V,
-    HELD: tl.constexpr,
     HALF: tl.constexpr,
     DOT: tl.constexpr,
     FLOOR: tl.constexpr,
     C: tl.constexpr,
     BI: tl.constexpr,
     BJ: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
 ):
-    """One program a problem, through tiles of BJ columns of the values and of the keys.
+    """One program a problem, through tiles of BJ columns of the keys and of the values; HALF: for inputs of 16 bits.
 
-    HALF: for inputs of 16 bits; keys and values are held whole, BI = BK = BV. HELD: there is one query head, and its
-    weights and solutions are held too, else made again for every tile.
+    Weights go through memory, which stays in the cache: a product takes them from there without registers.
     """
     p = tl.program_id(0).to(tl.int64)
     b, g, first, left = locate(p, T, G, N, C)
     t = tl.arange(0, C)
     root += g * K
+    c, rest = load_sums(high, low, p, C)
+    between = (c[None, :] - c[:, None]) + (rest[None, :] - rest[:, None])
+    decay = factor(tl.where(t[:, None] <= t[None, :], between, FLOOR - 1.0), FLOOR)
     through = tl.zeros([C, C], tl.float32)
-    if HELD:
-        W, U, through = weigh_pairs(
-            solution, adjoint, upstream, key, value, high, low, p, b, first, g, g, T, G, R, K, V, HALF, DOT, FLOOR, C,
-            BI, BK, BV,
-        )  # fmt: skip
-        W, W_unit = narrow(W, HALF)
-        U, U_unit = narrow(U, HALF)
-    else:
-        for r in range(R):
-            through += weigh_pairs(
-                solution, adjoint, upstream, key, value, high, low, p, b, first, g, g * R + r, T, G, R, K, V, HALF, DOT,
-                FLOOR, C, BI, BK, BV,
-            )[2]  # fmt: skip
+    for r in range(R):
+        W, U, inner = weigh_pairs(
+            solution, adjoint, upstream, key, value, decay, b, first, g, g * R + r, T, G, R, K, V, HALF, DOT, C, BI
+        )
+        store_weights(pairs, pair_units, (p * R + r) * 2, W, HALF, C)
+        store_weights(pairs, pair_units, (p * R + r) * 2 + 1, U, HALF, C)
+        through += inner
     beta = load_gate(input_gate, b, g, first, left, T, G, t)
     # gate j lies between what sources s < j wrote and what readers t >= j read
     passing = tl.cumsum(through * beta[:, None], 1, reverse=True)
     inside = tl.sum(tl.where(t[:, None] < t[None, :], passing, 0.0), 0)
-    c, rest = load_sums(high, low, p, C)
     end, end_rest = load_last(high, low, p, C)
     fade = factor((end - c) + (end_rest - rest), FLOOR)
     gate = tl.zeros([C], tl.float32)
     tail = tl.zeros([C], tl.float32)
     from_start = tl.zeros([C], tl.float32)
     across = 0.0
-    # What follows loads tokens anew: held from above as left operands, they would fill the registers.
     tl.debug_barrier()
-    k, k_unit, v, v_unit, x, x_unit = 0.0, 1.0, 0.0, 1.0, 0.0, 1.0
-    if HALF:
-        k, k_unit = narrow(load_rows(key, b, first, g, G, K, tl.arange(0, BK), T, C), HALF)
-        v, v_unit = narrow(load_rows(value, b, first, g, G, V, tl.arange(0, BV), T, C), HALF)
-    if HELD:
-        x, x_unit = narrow(load_scaled(solution, root, b, first, g, G, tl.arange(0, BK), K, T, C), HALF)
 
     for begin in range(0, V, BJ):
         j = begin + tl.arange(0, BJ)
-        own = load_rows(value, b, first, g, G, V, j, T, C)
         gradient, passed, both = read_states(
-            solution, key, upstream, cross, cross_unit, cross_end, root, k, k_unit, x, x_unit, j, p, b, first, g, T, G,
-            R, K, V, False, HELD, HALF, DOT, C, BI, BJ, BK,
+            solution, key, upstream, cross, cross_unit, cross_end, root, j, p, b, first, g, T, G, R, K, V, False, HALF,
+            DOT, C, BI, BJ,
         )  # fmt: skip
         from_start += passed
         across += both
+        own = load_rows(value, b, first, g, G, V, j, T, C)
         # of the two states' parts the cross state's is counted with the value
         tail += tl.sum(gradient * own, 1)
         gradient *= fade[:, None]
         for r in range(R):
-            head = g * R + r
-            if not HELD:
-                W, U, through = weigh_pairs(
-                    solution, adjoint, upstream, key, value, high, low, p, b, first, g, head, T, G, R, K, V, HALF, DOT,
-                    FLOOR, C, BI, BK, BV,
-                )  # fmt: skip
-                W, W_unit = narrow(W, HALF)
-            d, d_unit = narrow(load_rows(upstream, b, first, head, G * R, V, j, T, C), HALF)
-            gradient += tl.dot(W, d, input_precision=DOT) * (W_unit * d_unit)
+            d, unit = narrow(load_rows(upstream, b, first, g * R + r, G * R, V, j, T, C), HALF)
+            W, W_unit = load_weights(pairs, pair_units, (p * R + r) * 2, C)
+            gradient += tl.dot(W, d, input_precision=DOT) * (W_unit * unit)
         gate += tl.sum(gradient * own, 1)
         store_columns(d_value + ((b * T + first) * G + g) * V, gradient * beta[:, None], G * V, left, j, V, C)
 
     for begin in range(0, K, BJ):
         j = begin + tl.arange(0, BJ)
-        own = load_rows(key, b, first, g, G, K, j, T, C)
         gradient, passed, both = read_states(
-            solution, key, adjoint, gram, gram_unit, gram_end, root, k, k_unit, x, x_unit, j, p, b, first, g, T, G, R,
-            K, K, True, HELD, HALF, DOT, C, BI, BJ, BK,
+            solution, key, adjoint, gram, gram_unit, gram_end, root, j, p, b, first, g, T, G, R, K, K, True, HALF, DOT,
+            C, BI, BJ,
         )  # fmt: skip
         from_start -= passed
         across += both
+        own = load_rows(key, b, first, g, G, K, j, T, C)
         tail += tl.sum(gradient * own, 1)
         gradient *= 2.0
-        for start in range(0, BV, BI):
+        for start in range(0, V, BI):
             i = start + tl.arange(0, BI)
-            if not HALF:
-                v = load_rows(value, b, first, g, G, V, i, T, C)
-            tile, unit = load_gradient(cross_end, p, j, i, K, V, HALF)
-            gradient += tl.dot(v, tl.trans(tile), input_precision=DOT) * (v_unit * unit)
+            v, unit = narrow(load_rows(value, b, first, g, G, V, i, T, C), HALF)
+            tile, tile_unit = load_gradient(cross_end, p, j, i, K, V, HALF)
+            gradient += tl.dot(v, tl.trans(tile), input_precision=DOT) * (unit * tile_unit)
         gradient *= fade[:, None]
         lost = tl.zeros([BJ], tl.float32)
         for r in range(R):
-            head = g * R + r
-            if not HELD:
-                W, U, through = weigh_pairs(
-                    solution, adjoint, upstream, key, value, high, low, p, b, first, g, head, T, G, R, K, V, HALF, DOT,
-                    FLOOR, C, BI, BK, BV,
-                )  # fmt: skip
-                W, W_unit = narrow(W, HALF)
-                U, U_unit = narrow(U, HALF)
-            row = load_rows(solution, b, first, head, G * R, K, j, T, C)
-            other = load_rows(adjoint, b, first, head, G * R, K, j, T, C)
-            lost -= tl.sum(row * other, 0)
-            row, unit = narrow(row, HALF)
-            gradient += tl.dot(U, row, input_precision=DOT) * (U_unit * unit)
-            other, unit = narrow(other, HALF)
-            gradient -= tl.dot(W, other, input_precision=DOT) * (W_unit * unit)
+            x = load_rows(solution, b, first, g * R + r, G * R, K, j, T, C)
+            y = load_rows(adjoint, b, first, g * R + r, G * R, K, j, T, C)
+            lost -= tl.sum(x * y, 0)
+            x, unit = narrow(x, HALF)
+            U, U_unit = load_weights(pairs, pair_units, (p * R + r) * 2 + 1, C)
+            gradient += tl.dot(U, x, input_precision=DOT) * (U_unit * unit)
+            y, unit = narrow(y, HALF)
+            W, W_unit = load_weights(pairs, pair_units, (p * R + r) * 2, C)
+            gradient -= tl.dot(W, y, input_precision=DOT) * (W_unit * unit)
         gate += tl.sum(gradient * own, 1)
         tl.store(d_ridge + p * K + j, lost, mask=j < K)
         store_columns(d_key + ((b * T + first) * G + g) * K, gradient * beta[:, None], G * K, left, j, K, C)
 
     tail *= fade * beta
     from_start *= factor(c + rest, FLOOR)
-    inside += tl.sum(tl.where(t[None, :] < t[:, None], tail[None, :], 0.0), 1)
-    inside += tl.sum(tl.where(t[None, :] < t[:, None], 0.0, from_start[None, :]), 1)
+    inside += tl.sum(tl.where(t[None, :] < t[:, None], tail[None, :], from_start[None, :]), 1)
     inside += factor(end + end_rest, FLOOR) * across
     place = (b * T + first + t) * G + g
     log = tl.load(log_forget + place, mask=t < left, other=0.0)
