@@ -268,31 +268,18 @@ def backward(
     last_cross = cross_upstream.to(torch.float32).contiguous()
     gram_end, _, d_gram = scan("gram adjoint", x, y, sums, last_gram, s, made.scale)
     cross_end, _, d_cross = scan("cross adjoint", x, d, sums, last_cross, s, made.scale)
-    rows, tokens = (x, y, d), (made.key, made.value, made.input_gate, sums.high, sums.low)
-    shape, fixed = (s.T, s.G, s.R, s.N, s.K, s.V), {"FLOOR": FLOOR, "C": CHUNK}
-    pairs, within = fresh(x, s.P, s.R, 2, CHUNK, CHUNK), fresh(x, s.P, CHUNK)
-    choice = choose("pairs", s)
-    token_gradients.pair_kernel[(s.P,)](
-        *rows, *tokens, made.gram, made.gram_unit, made.cross, made.cross_unit, made.root, gram_end, cross_end, pairs,
-        within, *shape, DOT=choice.dot, **fixed,
-        BI=min(choice.tile, power_of_two(max(s.K, s.V))), **choice.options,
-    )  # fmt: skip
-    d_key, d_value = (fresh(x, *operand.shape, dtype=operand.dtype) for operand in (made.key, made.value))
+    d_key, d_value, d_log, d_gate = (
+        fresh(x, *operand.shape, dtype=operand.dtype)
+        for operand in (made.key, made.value, made.log_forget, made.input_gate)
+    )
     d_ridge = fresh(x, s.P, s.K)
+    pairs = fresh(x, s.P, s.R, 2, CHUNK, CHUNK, dtype=torch.float16 if s.half else torch.float32)
     choice = choose("tokens", s)
-    BI = min(choice.tile, power_of_two(max(s.K, s.V)))
-    across = [(size + BI - 1) // BI for size in (s.K, s.V)]
-    parts = fresh(x, sum(across), 2, s.P, CHUNK)
-    for of_key, out, tiles, part in ((True, d_key, across[0], parts), (False, d_value, across[1], parts[across[0] :])):
-        token_gradients.token_kernel[(s.P, tiles)](
-            *rows, *tokens, gram_end, cross_end, pairs, out, d_ridge, part, s.P, *shape, KEY=of_key, DOT=choice.dot,
-            **fixed, BI=BI, **choice.options,
-        )  # fmt: skip
-    d_log, d_gate = (fresh(x, *operand.shape, dtype=operand.dtype) for operand in (made.log_forget, made.input_gate))
-    choice = choose("gates", s)
-    token_gradients.gate_gradient_kernel[(s.P,)](
-        made.log_forget, made.input_gate, within, parts, d_log, d_gate, s.P, sum(across), s.T, s.G, s.N, **fixed,
-        **choice.options,
+    token_gradients.token_kernel[(s.P,)](
+        x, y, d, made.key, made.value, made.log_forget, made.input_gate, sums.high, sums.low, made.gram, made.gram_unit,
+        made.cross, made.cross_unit, made.root, gram_end, cross_end, pairs, fresh(x, s.P, s.R, 2), d_key, d_value,
+        d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K, s.V, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK,
+        BI=choice.tile if s.half else 32, BJ=64 if s.half else 32, **choice.options,
     )  # fmt: skip
     ridges = d_ridge.view(s.B, s.G, s.N, s.K).sum((0, 2)).to(ridge.dtype)
     return y.to(query.dtype), d_key, d_value, d_log, d_gate, ridges, d_gram.to(gram.dtype), d_cross.to(cross.dtype)

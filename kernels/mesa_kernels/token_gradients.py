@@ -1,8 +1,16 @@
-"""Differentiate the states' part: gradients of keys, values and gates (docs/mathematics.md, "Backward").
+"""Differentiate the states' part: gradients of keys, values, gates and ridge (docs/mathematics.md, "Backward").
 
-With solutions x, adjoints y, upstream d, decays Z and the gradients P and Q of the two states at the chunk's end,
-`pair_kernel` makes the weights of all (reader, source) pairs and what passes the gates inside a chunk, `token_kernel`
-the gradients of keys and of values from them, `gate_gradient_kernel` those of the gates.
+One program a problem has solutions x, adjoints y, upstream d, keys k and values v, the states G and H at the chunk's
+start and the gradients P and Q of both at its end. Of a pair of source s and reader t, `[C, C]`, it makes the weights
+
+    W = Z (k_s'x_t),  U = Z (v_s'd_t - k_s'y_t),
+
+and from them, tile by tile of the columns, v's gradient W d + w k P and k's U x - W y + w (v P' + 2 k Q). A gate's is
+the sum of what passes it: inside the chunk, from its start, to its end, or from the one to the other.
+
+Inputs of 16 bits are multiplied in float16 over powers of two, which is exact but for x, y, weights and states. Those
+are rounded to 11 bits where they weigh a sum, but x and y are split in two halves for W and U: a solution is large
+where the keys are small, and k'x the small difference of large numbers.
 """
 
 from __future__ import annotations
@@ -10,23 +18,137 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import decay_between, factor, load_gate, load_last, load_plain_state, load_rows, load_sums, locate
+from .rows import load_scaled
+from .tiles import (
+    ceil_power, factor, load_gate, load_last, load_rows, load_state, load_sums, locate, store_columns,
+)  # fmt: skip
 
 
 @triton.jit
-def load_gradient(state, p, rows, columns, K, D):
-    """Load a tile of a state's gradient `[P, K, D]`."""
+def narrow(tile, HALF: tl.constexpr):
+    """Give the operand of a product and its unit. HALF: float16 over a power of two, at most 8; else as it is, and 1."""
+    if HALF:
+        unit = ceil_power(tl.maximum(tl.max(tl.abs(tile)), 1e-30)) * 0.125
+        return (tile * (1.0 / unit)).to(tl.float16), unit
+    else:
+        return tile, 1.0
+
+
+@triton.jit
+def load_start(planes, unit, p, rows, columns, K, D, HALF: tl.constexpr):
+    """Load a tile of a scaled state, as in `tiles.load_state`, and its unit. HALF: the high plane alone, 11 bits."""
+    if HALF:
+        place = rows[:, None] * D + columns[None, :]
+        inside = (rows < K)[:, None] & (columns < D)[None, :]
+        return tl.load(planes + p * 2 * K * D + place, mask=inside, other=0.0), tl.load(unit + p)
+    else:
+        return load_state(planes, unit, p, rows, columns, K, D), 1.0
+
+
+@triton.jit
+def load_gradient(state, p, rows, columns, K, D, HALF: tl.constexpr):
+    """Load a tile of the gradient `[P, K, D]` of a plain state, as an operand and its unit."""
     place = rows[:, None] * D + columns[None, :]
-    return tl.load(state + p * K * D + place, mask=(rows < K)[:, None] & (columns < D)[None, :], other=0.0)
+    tile = tl.load(state + p * K * D + place, mask=(rows < K)[:, None] & (columns < D)[None, :], other=0.0)
+    return narrow(tile, HALF)
+
+
+@triton.jit
+def add_scores(scores, sources, readers, SPLIT: tl.constexpr, HALF: tl.constexpr, DOT: tl.constexpr):
+    """Add the products of all sources with all readers, both `[C, columns]`. SPLIT: readers need more than 11 bits."""
+    if HALF:
+        s, s_unit = narrow(sources, HALF)
+        t, t_unit = narrow(readers, HALF)
+        part = tl.dot(s, tl.trans(t))
+        if SPLIT:
+            low = (readers * (1.0 / t_unit) - t.to(tl.float32)).to(tl.float16)
+            part = tl.dot(s, tl.trans(low), part)
+        return scores + part * (s_unit * t_unit)
+    else:
+        return tl.dot(sources, tl.trans(readers), scores, input_precision=DOT)
+
+
+@triton.jit
+def weigh_pairs(
+    solution, adjoint, upstream, key, value, decay, b, first, g, head, T, G, R, K, V, HALF: tl.constexpr,
+    DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
+):  # fmt: skip
+    """Give one head's weights W and U and what passes inside the chunk, all `[sources, readers]` in float32."""
+    heads = G * R
+    read = tl.zeros([C, C], tl.float32)
+    wanted = tl.zeros([C, C], tl.float32)
+    for begin in range(0, K, BI):
+        i = begin + tl.arange(0, BI)
+        k = load_rows(key, b, first, g, G, K, i, T, C)
+        read = add_scores(read, k, load_rows(solution, b, first, head, heads, K, i, T, C), True, HALF, DOT)
+        wanted = add_scores(wanted, k, -load_rows(adjoint, b, first, head, heads, K, i, T, C), True, HALF, DOT)
+    for begin in range(0, V, BI):
+        j = begin + tl.arange(0, BI)
+        v = load_rows(value, b, first, g, G, V, j, T, C)
+        d = load_rows(upstream, b, first, head, heads, V, j, T, C)
+        wanted = add_scores(wanted, v, d, False, HALF, DOT)
+    read *= decay
+    return read, wanted * decay, read * wanted
+
+
+@triton.jit
+def store_weights(pairs, pair_units, place, weights, HALF: tl.constexpr, C: tl.constexpr):
+    """Store weights `[C, C]` as the operand of products that they are in."""
+    t = tl.arange(0, C)
+    weights, unit = narrow(weights, HALF)
+    tl.store(pairs + place * C * C + t[:, None] * C + t[None, :], weights)
+    tl.store(pair_units + place, unit)
+
+
+@triton.jit
+def load_weights(pairs, pair_units, place, C: tl.constexpr):
+    """Load what `store_weights` stored."""
+    t = tl.arange(0, C)
+    return tl.load(pairs + place * C * C + t[:, None] * C + t[None, :]), tl.load(pair_units + place)
+
+
+@triton.jit
+def read_states(
+    solution, key, rows, planes, plane_unit, gradient, root, j, p, b, first, g, T, G, R, K, D, GRAM: tl.constexpr,
+    HALF: tl.constexpr, DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    """Multiply by columns j of a state and of its gradient.
+
+    Gives keys times the gradient `[C, BJ]`; of each reader x times the state times its row, d or (GRAM) y, `[C]`; and
+    the product of state and gradient, a number.
+    """
+    later = tl.zeros([C, BJ], tl.float32)
+    passed = tl.zeros([C], tl.float32)
+    across = 0.0
+    for begin in range(0, K, BI):
+        i = begin + tl.arange(0, BI)
+        start, start_unit = load_start(planes, plane_unit, p, i, j, K, D, HALF)
+        tile, unit = load_gradient(gradient, p, i, j, K, D, HALF)
+        k, k_unit = narrow(load_rows(key, b, first, g, G, K, i, T, C), HALF)
+        later += tl.dot(k, tile, input_precision=DOT) * (k_unit * unit)
+        both = start.to(tl.float32) * tile.to(tl.float32) * tl.load(root + i, mask=i < K, other=0.0)[:, None]
+        if GRAM:
+            both *= tl.load(root + j, mask=j < K, other=0.0)[None, :]
+        across += tl.sum(both) * (start_unit * unit)
+        for r in range(R):
+            head = g * R + r
+            x, x_unit = narrow(load_scaled(solution, root, b, first, head, G * R, i, K, T, C), HALF)
+            if GRAM:
+                row = load_scaled(rows, root, b, first, head, G * R, j, D, T, C)
+            else:
+                row = load_rows(rows, b, first, head, G * R, D, j, T, C)
+            passed += tl.sum(tl.dot(x, start, input_precision=DOT) * row, 1) * (x_unit * start_unit)
+    return later, passed, across
 
 
 @triton.jit(do_not_specialize=["T", "N"])
-def pair_kernel(
+def token_kernel(
     solution,  # x [B, T, H, K]
     adjoint,  # y [B, T, H, K]
     upstream,  # d [B, T, H, V]
     key,  # [B, T, G, K]
     value,  # [B, T, G, V]
+    log_forget,  # [B, T, G]
     input_gate,  # [B, T, G]
     high,
     low,
@@ -37,192 +159,114 @@ def pair_kernel(
     root,  # [G, K] float32: sqrt(ridge)
     gram_end,  # Q [P, K, K]
     cross_end,  # P [P, K, V]
-    pairs,  # [P, R, 2, C, C] float32: Z (x'k) and Z (d'v - y'k)
-    within,  # [P, C] float32
-    T,
-    G,
-    R,
-    N,
-    K,
-    V,
-    DOT: tl.constexpr,
-    FLOOR: tl.constexpr,
-    C: tl.constexpr,
-    BI: tl.constexpr,
-):
-    """One program a problem, through its query heads in turn."""
-    p = tl.program_id(0).to(tl.int64)
-    b, g, first, left = locate(p, T, G, N, C)
-    t = tl.arange(0, C)
-    decay = decay_between(high, low, p, FLOOR, C)
-    beta = load_gate(input_gate, b, g, first, left, T, G, tl.arange(0, C))
-    through = tl.zeros([C, C], tl.float32)
-    from_start = tl.zeros([C], tl.float32)
-    across = tl.zeros([BI], tl.float32)
-    for r in range(R):
-        head = g * R + r
-        read = tl.zeros([C, C], tl.float32)
-        wanted = tl.zeros([C, C], tl.float32)
-        for begin in range(0, V, BI):
-            j = begin + tl.arange(0, BI)
-            d = load_rows(upstream, b, first, head, G * R, V, j, T, C)
-            v = load_rows(value, b, first, g, G, V, j, T, C)
-            wanted = tl.dot(d, tl.trans(v), wanted, input_precision=DOT)
-        for begin in range(0, K, BI):
-            i = begin + tl.arange(0, BI)
-            x = load_rows(solution, b, first, head, G * R, K, i, T, C)
-            k = load_rows(key, b, first, g, G, K, i, T, C)
-            read = tl.dot(x, tl.trans(k), read, input_precision=DOT)
-            y = load_rows(adjoint, b, first, head, G * R, K, i, T, C)
-            wanted = tl.dot(-y, tl.trans(k), wanted, input_precision=DOT)
-            reach = tl.zeros([C, BI], tl.float32)  # G_0 d - H_0 y
-            for next in range(0, V, BI):
-                j = next + tl.arange(0, BI)
-                d = load_rows(upstream, b, first, head, G * R, V, j, T, C)
-                s = load_plain_state(cross, cross_unit, root + g * K, p, i, j, K, V, False)
-                reach = tl.dot(d, tl.trans(s), reach, input_precision=DOT)
-                if r == 0:
-                    across += tl.sum(s * load_gradient(cross_end, p, i, j, K, V), 1)
-            for next in range(0, K, BI):
-                j = next + tl.arange(0, BI)
-                y = load_rows(adjoint, b, first, head, G * R, K, j, T, C)
-                s = load_plain_state(gram, gram_unit, root + g * K, p, i, j, K, K, True)
-                reach = tl.dot(-y, tl.trans(s), reach, input_precision=DOT)
-                if r == 0:
-                    across += tl.sum(s * load_gradient(gram_end, p, i, j, K, K), 1)
-            from_start += tl.sum(reach * x, 1)
-        read *= decay
-        through += read * wanted
-        wanted *= decay
-        place = pairs + (p * R + r) * 2 * C * C + t[:, None] * C + t[None, :]
-        tl.store(place, read)
-        tl.store(place + C * C, wanted)
-    # gate j lies between what sources s < j wrote and what readers t >= j read
-    readers = tl.where(t[:, None] <= t[None, :], 1.0, 0.0)
-    between = tl.dot(readers, through * beta[None, :], input_precision=DOT)
-    inside = tl.sum(tl.where(t[None, :] < t[:, None], between, 0.0), 1)
-    c, d = load_sums(high, low, p, C)
-    from_start *= factor(c + d, FLOOR)
-    inside += tl.sum(readers * from_start[None, :], 1)
-    end, rest = load_last(high, low, p, C)
-    tl.store(within + p * C + t, inside + factor(end + rest, FLOOR) * tl.sum(across, 0))
-
-
-@triton.jit(do_not_specialize=["problems", "T", "N"])
-def token_kernel(
-    solution,  # x [B, T, H, K]
-    adjoint,  # y [B, T, H, K]
-    upstream,  # d [B, T, H, V]
-    key,
-    value,
-    input_gate,
-    high,
-    low,
-    gram_end,
-    cross_end,
-    pairs,
-    out,  # the gradient of key or of value, [B, T, G, K or V]
-    ridge,  # [P, K] float32: minus the sum of x y over a problem's rows
-    sums,  # [tiles, 2, P, C] float32: gradient before the input gate, times operand; its part from later chunks
-    problems,
-    T,
-    G,
-    R,
-    N,
-    K,
-    V,
-    KEY: tl.constexpr,
-    DOT: tl.constexpr,
-    FLOOR: tl.constexpr,
-    C: tl.constexpr,
-    BI: tl.constexpr,
-):
-    """One program a problem and tile of BI columns of the key's gradient (KEY) or of the value's."""
-    p = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
-    b, g, first, left = locate(p, T, G, N, C)
-    t = tl.arange(0, C)
-    j = tile * BI + tl.arange(0, BI)
-    later = tl.zeros([C, BI], tl.float32)
-    twice = tl.zeros([C, BI], tl.float32)
-    if KEY:
-        D = K
-        own = load_rows(key, b, first, g, G, K, j, T, C)
-        for begin in range(0, V, BI):
-            i = begin + tl.arange(0, BI)
-            v = load_rows(value, b, first, g, G, V, i, T, C)
-            later = tl.dot(v, tl.trans(load_gradient(cross_end, p, j, i, K, V)), later, input_precision=DOT)
-        for begin in range(0, K, BI):
-            i = begin + tl.arange(0, BI)
-            k = load_rows(key, b, first, g, G, K, i, T, C)
-            twice = tl.dot(k, load_gradient(gram_end, p, i, j, K, K), twice, input_precision=DOT)
-    else:
-        D = V
-        own = load_rows(value, b, first, g, G, V, j, T, C)
-        for begin in range(0, K, BI):
-            i = begin + tl.arange(0, BI)
-            k = load_rows(key, b, first, g, G, K, i, T, C)
-            later = tl.dot(k, load_gradient(cross_end, p, i, j, K, V), later, input_precision=DOT)
-    c, d = load_sums(high, low, p, C)
-    end, rest = load_last(high, low, p, C)
-    fade = factor((end - c) + (rest - d), FLOOR)
-    # of the two states' parts the cross state's is counted with the value
-    tail = tl.sum((twice if KEY else later) * own, 1) * fade
-    gradient = (later + 2.0 * twice) * fade[:, None]
-    lost = tl.zeros([BI], tl.float32)
-    for r in range(R):
-        head = g * R + r
-        place = pairs + (p * R + r) * 2 * C * C + t[None, :] * C + t[:, None]  # transposed
-        read = tl.load(place)
-        if KEY:
-            x = load_rows(solution, b, first, head, G * R, K, j, T, C)
-            y = load_rows(adjoint, b, first, head, G * R, K, j, T, C)
-            gradient = tl.dot(tl.load(place + C * C), x, gradient, input_precision=DOT)
-            gradient = tl.dot(-read, y, gradient, input_precision=DOT)
-            lost -= tl.sum(x * y, 0)
-        else:
-            x = load_rows(upstream, b, first, head, G * R, V, j, T, C)
-            gradient = tl.dot(read, x, gradient, input_precision=DOT)
-    if KEY:
-        tl.store(ridge + p * K + j, lost, mask=j < K)
-    place = sums + (tile * 2 * problems + p) * C + t
-    tl.store(place, tl.sum(gradient * own, 1))
-    tl.store(place + problems * C, tail)
-    gradient *= load_gate(input_gate, b, g, first, left, T, G, tl.arange(0, C))[:, None]
-    out += ((b * T + first) * G + g) * D
-    tl.store(out + t[:, None] * (G * D) + j[None, :], gradient, mask=(t < left)[:, None] & (j < D)[None, :])
-
-
-@triton.jit(do_not_specialize=["problems", "tiles", "T", "N"])
-def gate_gradient_kernel(
-    log_forget,  # [B, T, G]
-    input_gate,
-    within,  # [P, C]
-    sums,  # [tiles, 2, P, C] of keys and values
-    d_log_forget,  # [B, T, G]
+    pairs,  # [P, R, 2, C, C], written: W and U, float16 if HALF, else float32
+    pair_units,  # [P, R, 2] float32, written
+    d_key,  # written, as the four below
+    d_value,
+    d_log_forget,
     d_input_gate,
-    problems,
-    tiles,
+    d_ridge,  # [P, K] float32: minus the sum of x y over a problem's rows
     T,
     G,
+    R,
     N,
+    K,
+    V,
+    HALF: tl.constexpr,
+    DOT: tl.constexpr,
     FLOOR: tl.constexpr,
     C: tl.constexpr,
+    BI: tl.constexpr,
+    BJ: tl.constexpr,
 ):
-    """One program a problem; a restart's gradient is exactly 0."""
+    """One program a problem, through tiles of BJ columns of the keys and of the values; HALF: for inputs of 16 bits.
+
+    Weights go through memory, which stays in the cache: a product takes them from there without registers.
+    """
     p = tl.program_id(0).to(tl.int64)
     b, g, first, left = locate(p, T, G, N, C)
     t = tl.arange(0, C)
+    root += g * K
+    c, rest = load_sums(high, low, p, C)
+    between = (c[None, :] - c[:, None]) + (rest[None, :] - rest[:, None])
+    decay = factor(tl.where(t[:, None] <= t[None, :], between, FLOOR - 1.0), FLOOR)
+    through = tl.zeros([C, C], tl.float32)
+    for r in range(R):
+        W, U, inner = weigh_pairs(
+            solution, adjoint, upstream, key, value, decay, b, first, g, g * R + r, T, G, R, K, V, HALF, DOT, C, BI
+        )
+        store_weights(pairs, pair_units, (p * R + r) * 2, W, HALF, C)
+        store_weights(pairs, pair_units, (p * R + r) * 2 + 1, U, HALF, C)
+        through += inner
+    beta = load_gate(input_gate, b, g, first, left, T, G, t)
+    # gate j lies between what sources s < j wrote and what readers t >= j read
+    passing = tl.cumsum(through * beta[:, None], 1, reverse=True)
+    inside = tl.sum(tl.where(t[:, None] < t[None, :], passing, 0.0), 0)
+    end, end_rest = load_last(high, low, p, C)
+    fade = factor((end - c) + (end_rest - rest), FLOOR)
     gate = tl.zeros([C], tl.float32)
     tail = tl.zeros([C], tl.float32)
-    for tile in range(tiles):
-        place = sums + (tile * 2 * problems + p) * C + t
-        gate += tl.load(place)
-        tail += tl.load(place + problems * C)
-    tail *= load_gate(input_gate, b, g, first, left, T, G, tl.arange(0, C))
-    earlier = tl.sum(tl.where(t[None, :] < t[:, None], tail[None, :], 0.0), 1)
+    from_start = tl.zeros([C], tl.float32)
+    across = 0.0
+    tl.debug_barrier()
+
+    for begin in range(0, V, BJ):
+        j = begin + tl.arange(0, BJ)
+        gradient, passed, both = read_states(
+            solution, key, upstream, cross, cross_unit, cross_end, root, j, p, b, first, g, T, G, R, K, V, False, HALF,
+            DOT, C, BI, BJ,
+        )  # fmt: skip
+        from_start += passed
+        across += both
+        own = load_rows(value, b, first, g, G, V, j, T, C)
+        # of the two states' parts the cross state's is counted with the value
+        tail += tl.sum(gradient * own, 1)
+        gradient *= fade[:, None]
+        for r in range(R):
+            d, unit = narrow(load_rows(upstream, b, first, g * R + r, G * R, V, j, T, C), HALF)
+            W, W_unit = load_weights(pairs, pair_units, (p * R + r) * 2, C)
+            gradient += tl.dot(W, d, input_precision=DOT) * (W_unit * unit)
+        gate += tl.sum(gradient * own, 1)
+        store_columns(d_value + ((b * T + first) * G + g) * V, gradient * beta[:, None], G * V, left, j, V, C)
+
+    for begin in range(0, K, BJ):
+        j = begin + tl.arange(0, BJ)
+        gradient, passed, both = read_states(
+            solution, key, adjoint, gram, gram_unit, gram_end, root, j, p, b, first, g, T, G, R, K, K, True, HALF, DOT,
+            C, BI, BJ,
+        )  # fmt: skip
+        from_start -= passed
+        across += both
+        own = load_rows(key, b, first, g, G, K, j, T, C)
+        tail += tl.sum(gradient * own, 1)
+        gradient *= 2.0
+        for start in range(0, V, BI):
+            i = start + tl.arange(0, BI)
+            v, unit = narrow(load_rows(value, b, first, g, G, V, i, T, C), HALF)
+            tile, tile_unit = load_gradient(cross_end, p, j, i, K, V, HALF)
+            gradient += tl.dot(v, tl.trans(tile), input_precision=DOT) * (unit * tile_unit)
+        gradient *= fade[:, None]
+        lost = tl.zeros([BJ], tl.float32)
+        for r in range(R):
+            x = load_rows(solution, b, first, g * R + r, G * R, K, j, T, C)
+            y = load_rows(adjoint, b, first, g * R + r, G * R, K, j, T, C)
+            lost -= tl.sum(x * y, 0)
+            x, unit = narrow(x, HALF)
+            U, U_unit = load_weights(pairs, pair_units, (p * R + r) * 2 + 1, C)
+            gradient += tl.dot(U, x, input_precision=DOT) * (U_unit * unit)
+            y, unit = narrow(y, HALF)
+            W, W_unit = load_weights(pairs, pair_units, (p * R + r) * 2, C)
+            gradient -= tl.dot(W, y, input_precision=DOT) * (W_unit * unit)
+        gate += tl.sum(gradient * own, 1)
+        tl.store(d_ridge + p * K + j, lost, mask=j < K)
+        store_columns(d_key + ((b * T + first) * G + g) * K, gradient * beta[:, None], G * K, left, j, K, C)
+
+    tail *= fade * beta
+    from_start *= factor(c + rest, FLOOR)
+    inside += tl.sum(tl.where(t[None, :] < t[:, None], tail[None, :], from_start[None, :]), 1)
+    inside += factor(end + end_rest, FLOOR) * across
     place = (b * T + first + t) * G + g
     log = tl.load(log_forget + place, mask=t < left, other=0.0)
-    change = tl.where(log < FLOOR, 0.0, tl.load(within + p * C + t) + earlier)
-    tl.store(d_log_forget + place, change, mask=t < left)
+    # a restart's gradient is exactly 0
+    tl.store(d_log_forget + place, tl.where(log < FLOOR, 0.0, inside), mask=t < left)
     tl.store(d_input_gate + place, 0.5 * gate, mask=t < left)

@@ -17,7 +17,7 @@ import torch
 FOLDER = Path(__file__).parent / "tuned"
 SCANS = frozenset({"gram", "cross", "gram adjoint", "cross adjoint"})
 """Kernels that multiply inputs of 16 bits as bfloat16, cut into as many parts as they need (`states.multiply`)."""
-ROUGH = frozenset({"read", "pairs", "tokens"})
+ROUGH = frozenset({"read"})
 """Kernels that multiply once in TensorFloat-32 for inputs of 16 bits: 11 significant bits against the 8 of bfloat16,
 and no condition number multiplies what they lose. What a solve in memory rests on is multiplied thrice (tf32x3)."""
 
@@ -66,7 +66,6 @@ DEFAULTS = {
     "solve": ((256, 64, 4, 1),),
     "gradients": ((256, 32, 4, 1),),
     "read": ((256, 32, 4, 1),),
-    "pairs": ((256, 32, 4, 1),),
     "tokens": ((256, 32, 4, 1),),
     "one step": ((64, 64, 4, 1), (128, 64, 8, 1), (256, 32, 8, 1)),
 }
