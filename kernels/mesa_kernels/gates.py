@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import ceil_power, factor, load_gate, load_rows, locate
+from .tiles import ceil_power, factor, load_decay, load_gate, load_rows, locate, store_columns
 
 
 @triton.jit(do_not_specialize=["problems", "T", "N"])
@@ -20,6 +20,7 @@ def gate_kernel(
     lift,  # [P, C] float32: a power of two at least the largest entry of a scaled key
     before,  # [P, C] float32: e^{c_t}, the decay from the chunk's start to a token
     after,  # [P, C] float32: e^{c_C - c_s} beta_s, what is left of a token at the chunk's end
+    weights,  # [P, C, C] float32: e^{c_t - c_s} beta_s lift_s^2 of reader t and source s <= t, else 0; written if WEIGHTS
     growth,  # [2, P] float32: no entry of the scaled gram, and of the scaled cross state, grows by more in the chunk
     problems,
     T,
@@ -27,6 +28,7 @@ def gate_kernel(
     N,
     K,
     V,
+    WEIGHTS: tl.constexpr,
     FLOOR: tl.constexpr,
     C: tl.constexpr,
     BI: tl.constexpr,
@@ -52,6 +54,12 @@ def gate_kernel(
     weight = factor(rest.to(tl.float32), FLOOR) * load_gate(input_gate, b, g, first, left, T, G, t)
     tl.store(before + p * C + t, factor(whole, FLOOR))
     tl.store(after + p * C + t, weight)
+    if WEIGHTS:
+        tl.debug_barrier()  # so that every thread reads the sums that others stored
+        square = tl.load(lift + p * C + t)
+        square *= square
+        decay = load_decay(high, low, input_gate, p, t, T, G, N, FLOOR, C) * square[None, :]
+        store_columns(weights + p * C * C, decay, C, C, t, C, C)
     tl.store(growth + p, tl.sum(weight * largest * largest, 0))
     heaviest = tl.zeros([C], tl.float32)
     for begin in range(0, V, BI):

@@ -61,6 +61,7 @@ class Gates(NamedTuple):
     lift: Tensor
     before: Tensor
     after: Tensor
+    weights: Tensor
     growth: Tensor
 
 
@@ -114,11 +115,12 @@ def prepare(
     ridge = ridge.to(torch.float32).contiguous()
     scale = ridge.rsqrt()
     G, N, P = sizes.G, sizes.N, sizes.P
-    sums = Gates(*(fresh(query, P, CHUNK) for _ in range(5)), fresh(query, 2, P))
+    weights = fresh(query, P if sizes.on_chip else 0, CHUNK, CHUNK)
+    sums = Gates(*(fresh(query, P, CHUNK) for _ in range(5)), weights, fresh(query, 2, P))
     choice = choose("gates", sizes)
     gates.gate_kernel[(P,)](
-        key, value, log_forget, input_gate, scale, *sums, P, T, G, N, K, sizes.V, FLOOR=FLOOR, C=CHUNK,
-        BI=min(choice.tile, power_of_two(max(K, sizes.V))), **choice.options,
+        key, value, log_forget, input_gate, scale, *sums, P, T, G, N, K, sizes.V, WEIGHTS=sizes.on_chip,
+        FLOOR=FLOOR, C=CHUNK, BI=min(choice.tile, power_of_two(max(K, sizes.V))), **choice.options,
     )  # fmt: skip
     symmetric = (0.5 * (gram + gram.mT)).to(torch.float32).contiguous()
     first_cross = cross.to(torch.float32).contiguous()
@@ -172,22 +174,22 @@ def solve(made: Prepared, ends: Tensor, tolerance: float, max_steps: int, *, adj
     s, sums = made.sizes, made.gates
     x, steps = fresh(ends, s.B, s.T, s.H, s.K), fresh(ends, s.B, s.N, s.H, dtype=torch.int32)
     limit, shape = tolerance / (1.0 + tolerance), (s.T, s.G, s.R, s.N, s.K)
-    tokens = (made.key, made.value, made.input_gate, sums.high, sums.low)
-    rhs = fresh(ends, s.B, s.T, s.H, s.K) if s.on_chip or adjoint else made.query
-    marks = None
+    rhs, marks = made.query, None
     if s.on_chip:
-        marks, measures = fresh(ends, s.P, s.R, dtype=torch.int32), fresh(ends, s.P, s.R, 3, CHUNK)
+        marks, measures = fresh(ends, s.P, s.R, dtype=torch.int32), fresh(ends, s.P, s.R, 2 + solver.PASSES, CHUNK)
+        rest = fresh(ends, s.P, s.R, CHUNK, s.K)
+        parts = fresh(ends, s.P, s.R, solver.PASSES, CHUNK, s.K, dtype=torch.float16)
         choice = choose("solve", s)
         solver.solve_kernel[(s.P * s.R,)](
-            made.query, rhs, x, steps, measures, marks, *tokens, sums.lift, made.gram, made.gram_unit, made.cross,
-            made.cross_unit, made.scale, ends, limit, min(max_steps, solver.STEPS), solver.STRIDE, s.T, s.N, s.G, s.R,
-            s.K, s.V, ADJOINT=adjoint, PASSES=solver.PASSES, GAIN=solver.GAIN, FREEZE=solver.FREEZE, FLOOR=FLOOR,
-            C=CHUNK, BK=max(solver.NARROWEST, power_of_two(s.K)), BJ=solver.NARROWEST, **choice.options,
+            made.query, x, steps, rest, parts, measures, marks, made.key, made.value, sums.lift,
+            sums.before, sums.weights, made.gram, made.gram_unit, made.cross, made.cross_unit, made.scale, ends, limit,
+            min(max_steps, solver.STEPS), solver.STRIDE, s.T, s.N, s.G, s.R, s.K, s.V, ADJOINT=adjoint,
+            PASSES=solver.PASSES, GAIN=solver.GAIN, FREEZE=solver.FREEZE, C=CHUNK,
+            BK=max(solver.NARROWEST, power_of_two(s.K)), BV=solver.NARROWEST, **choice.options,
         )  # fmt: skip
     if adjoint:
+        rhs = fresh(ends, s.B, s.T, s.H, s.K)
         read_states(made, ends, rhs, adjoint=True, marks=marks)
-    elif s.on_chip:
-        rhs = made.query
     programs = min(FEW_PROGRAMS if s.on_chip else PROGRAMS, s.P * s.R)
     vectors = fresh(ends, programs, 4 * CHUNK * s.K + 2 * CHUNK * CHUNK)
     choice = choose("gradients", s)
