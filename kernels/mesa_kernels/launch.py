@@ -114,7 +114,8 @@ def prepare(
     ridge = ridge.to(torch.float32).contiguous()
     scale = ridge.rsqrt()
     G, N, P = sizes.G, sizes.N, sizes.P
-    sums = Gates(*(fresh(query, P, CHUNK) for _ in range(5)), fresh(query, 2, P))
+    high, low, lift, before, after = (fresh(query, P, CHUNK) for _ in range(5))
+    sums = Gates(high, low, lift, before, after, fresh(query, 2, P))
     choice = choose("gates", sizes)
     gates.gate_kernel[(P,)](
         key, value, log_forget, input_gate, scale, *sums, P, T, G, N, K, sizes.V, FLOOR=FLOOR, C=CHUNK,
