@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import conjugate_gradients, gates, one_step, read, solver, states, token_gradients
-from .tiles import CHUNK, FLOOR
+from .tiles import CHUNK, FLOOR, SIDE
 from .tuning import choose
 
 PROGRAMS = 1024
@@ -16,8 +16,8 @@ PROGRAMS = 1024
 own; more than any card runs at once."""
 FEW_PROGRAMS = 256
 """The same where only problems are solved that the solver on chip left."""
-REGISTERS = 128
-"""A thread's in a scan of bfloat16: two programs of eight warps a multiprocessor, so that all run at once."""
+REGISTERS = 65536
+"""A multiprocessor's, which two programs of a scan of bfloat16 share where K is 64 or 128: there nothing is spilled."""
 
 
 class Sizes(NamedTuple):
@@ -115,8 +115,9 @@ def prepare(
     ridge = ridge.to(torch.float32).contiguous()
     scale = ridge.rsqrt()
     G, N, P = sizes.G, sizes.N, sizes.P
+    high, low, lift, before, after = (fresh(query, P, CHUNK) for _ in range(5))
     weights = fresh(query, P if sizes.on_chip else 0, CHUNK, CHUNK)
-    sums = Gates(*(fresh(query, P, CHUNK) for _ in range(5)), weights, fresh(query, 2, P))
+    sums = Gates(high, low, lift, before, after, weights, fresh(query, 2, P))
     choice = choose("gates", sizes)
     gates.gate_kernel[(P,)](
         key, value, log_forget, input_gate, scale, *sums, P, T, G, N, K, sizes.V, WEIGHTS=sizes.on_chip,
@@ -142,25 +143,31 @@ def scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Carry a state over the chunks, "gram" or "cross", or backwards its gradient, "gram adjoint" or "cross adjoint".
 
-    Returns the states, their units (none backwards) and the final one; see `states.scan_kernel`.
+    Returns the states, their units (backwards for inputs of 16 bits only) and the final one; see `states.scan_kernel`.
     """
     reverse, gram = name.endswith("adjoint"), name.startswith("gram")
     B, G, K, D = initial.shape
-    each = fresh(left, sizes.P, K, D) if reverse else fresh(left, B * G, sizes.N, 2, K, D, dtype=torch.float16)
-    unit, final = fresh(left, 0 if reverse else sizes.P), fresh(left, B, G, K, D)
+    if reverse:
+        each = fresh(left, sizes.P, K, D, dtype=torch.float16 if sizes.half else torch.float32)
+        unit = fresh(left, *([sizes.P, *(-(-size // SIDE) for size in (K, D))] if sizes.half else [0]))
+    else:
+        each, unit = fresh(left, B * G, sizes.N, 2, K, D, dtype=torch.float16), fresh(left, sizes.P)
+    final = fresh(left, B, G, K, D)
     strides = (D, 1)
     if name == "cross adjoint":  # the transpose, so that the operand of 16 bits is the left one
         left, right, K, D, strides = right, left, D, K, (1, D)
     choice = choose(name, sizes)
-    least = 64 if sizes.half else 16  # of 16-bit operands narrower rows are multiplied wrongly (Triton 3.6)
-    BI, BJ = (min(tile, max(least, power_of_two(size))) for tile, size in ((2 * choice.tile, K), (choice.tile, D)))
+    BI, BJ = min(2 * choice.tile, power_of_two(K)), min(choice.tile, power_of_two(D))
+    if sizes.half:  # of 16-bit operands narrower rows are multiplied wrongly (Triton 3.6)
+        BI, BJ = max(SIDE, BI), SIDE
     grid = ((K + BI - 1) // BI, (D + BJ - 1) // BJ, B * G)
-    capped = sizes.half and torch.float16 not in (left.dtype, right.dtype)
+    capped = K == BI and sizes.half and torch.float16 not in (left.dtype, right.dtype)
+    most = min(255, REGISTERS // (2 * 32 * choice.warps)) if capped else None
     states.scan_kernel[grid](
         left, right, sums.before if reverse else sums.after, sums.before, initial, each, final, scale,
         sums.growth[0 if gram else 1], unit, sizes.T, sizes.N, G, sizes.R if reverse else 1, K, D, *strides,
-        REVERSE=reverse, SYMMETRIC=gram, TOP=states.TOP, LEAST=states.LEAST_GRAM if gram else states.LEAST_CROSS,
-        DOT=choice.dot, C=CHUNK, BI=BI, BJ=BJ, maxnreg=REGISTERS if capped else None, **choice.options,
+        REVERSE=reverse, SYMMETRIC=gram, TOP=states.TOP, LEAST=states.LEAST_GRAM if name == "gram" else states.LEAST,
+        DOT=choice.dot, C=CHUNK, SIDE=SIDE, BI=BI, BJ=BJ, maxnreg=most, **choice.options,
     )  # fmt: skip
     return each, unit, final
 
@@ -268,8 +275,8 @@ def backward(
     y, _ = solve(made, d, tolerance, max_steps, adjoint=True)
     last_gram = (0.5 * (gram_upstream + gram_upstream.mT)).to(torch.float32).contiguous()
     last_cross = cross_upstream.to(torch.float32).contiguous()
-    gram_end, _, d_gram = scan("gram adjoint", x, y, sums, last_gram, s, made.scale)
-    cross_end, _, d_cross = scan("cross adjoint", x, d, sums, last_cross, s, made.scale)
+    gram_end, gram_end_unit, d_gram = scan("gram adjoint", x, y, sums, last_gram, s, made.scale)
+    cross_end, cross_end_unit, d_cross = scan("cross adjoint", x, d, sums, last_cross, s, made.scale)
     d_key, d_value, d_log, d_gate = (
         fresh(x, *operand.shape, dtype=operand.dtype)
         for operand in (made.key, made.value, made.log_forget, made.input_gate)
@@ -279,9 +286,10 @@ def backward(
     choice = choose("tokens", s)
     token_gradients.token_kernel[(s.P,)](
         x, y, d, made.key, made.value, made.log_forget, made.input_gate, sums.high, sums.low, made.gram, made.gram_unit,
-        made.cross, made.cross_unit, made.root, gram_end, cross_end, pairs, fresh(x, s.P, s.R, 2), d_key, d_value,
-        d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K, s.V, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK,
-        BI=choice.tile if s.half else 32, BJ=64 if s.half else 32, **choice.options,
+        made.cross, made.cross_unit, made.root, gram_end, gram_end_unit, cross_end, cross_end_unit, pairs,
+        fresh(x, s.P, s.R, 2), d_key, d_value, d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K, s.V, HALF=s.half,
+        DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, SIDE=SIDE, BI=choice.tile if s.half else 32, BJ=SIDE if s.half else 32,
+        **choice.options,
     )  # fmt: skip
     ridges = d_ridge.view(s.B, s.G, s.N, s.K).sum((0, 2)).to(ridge.dtype)
     return y.to(query.dtype), d_key, d_value, d_log, d_gate, ridges, d_gram.to(gram.dtype), d_cross.to(cross.dtype)

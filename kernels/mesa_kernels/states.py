@@ -15,7 +15,8 @@ TOP = 4096.0
 """No entry of a plane is above: far from the end of float16, and its low half far from the other."""
 LEAST_GRAM = 16.0
 """The least bound on the gram's entries, so that the power of two is itself far from the end of float16."""
-LEAST_CROSS = 1e-30
+LEAST = 1e-30
+"""The same of the other states."""
 
 
 @triton.jit
@@ -58,7 +59,7 @@ def cut(x):
 
 @triton.jit
 def multiply(x, y, total, DOT: tl.constexpr, FINE: tl.constexpr):
-    """Add x' y to total; x in its own dtype, y float32.
+    """Add x' y to total, both `[C, ...]`, x in its own dtype, y float32.
 
     DOT "bfloat16": y, and x where it is not bfloat16, are cut in two parts, of 16 bits together; FINE: y in three. The
     left operand of a product is read from shared memory only if it comes there from memory.
@@ -82,6 +83,13 @@ def multiply(x, y, total, DOT: tl.constexpr, FINE: tl.constexpr):
     return tl.dot(high, upper, total)
 
 
+@triton.jit
+def measure_blocks(state, TOP: tl.constexpr, LEAST: tl.constexpr, BI: tl.constexpr, SIDE: tl.constexpr):
+    """Give the powers of two `[BI / SIDE]` over which blocks of SIDE rows of a tile are kept in float16."""
+    largest = tl.max(tl.reshape(tl.max(tl.abs(state), 1), [BI // SIDE, SIDE]), 1)
+    return ceil_power(tl.maximum(largest, LEAST)) / TOP
+
+
 @triton.jit(do_not_specialize=["T", "N"])
 def scan_kernel(
     left,  # [B, T, heads, K]
@@ -89,12 +97,12 @@ def scan_kernel(
     weight,  # [P, C] float32: of every token, `gates`'s after, backwards before
     before,  # [P, C] float32
     initial,  # [B, G, K, D] float32
-    states,  # forwards [P, 2, K, D] float16: the scaled state at each chunk's start; backwards [P, K, D] float32: the
-    # gradient of the plain state at its end
+    states,  # forwards [P, 2, K, D] float16: the scaled state at each chunk's start; backwards [P, K, D], as in
+    # `token_gradients.load_gradient`: the gradient of the plain state at its end
     final,  # [B, G, K, D] float32
     scale,  # [G, K] float32, read forwards
     growth,  # [P] float32, read forwards
-    unit,  # [P] float32, written forwards
+    unit,  # forwards [P] float32, backwards as in `token_gradients.load_gradient`
     T,
     N,
     G: tl.constexpr,
@@ -109,6 +117,7 @@ def scan_kernel(
     LEAST: tl.constexpr,
     DOT: tl.constexpr,
     C: tl.constexpr,
+    SIDE: tl.constexpr,
     BI: tl.constexpr,
     BJ: tl.constexpr,
 ):
@@ -133,6 +142,9 @@ def scan_kernel(
     bound = 0.0
     if not REVERSE:
         bound = bound_entries(initial + bg * K * D, scale + g * K, K, D, SYMMETRIC, BI, BJ)
+    elif states.dtype.element_ty == tl.float16:
+        down = tl.program_id(0) * (BI // SIDE) + tl.arange(0, BI // SIDE)
+        blocks = down * (1 if ROW == 1 else tl.cdiv(D, SIDE)) + tl.program_id(1) * (tl.cdiv(K, SIDE) if ROW == 1 else 1)
     if SYMMETRIC and not REVERSE:
         state *= tl.load(scale + g * K + j, mask=j < K, other=1.0)[None, :]
     TURNS: tl.constexpr = 2 if REVERSE and SYMMETRIC else 1
@@ -142,9 +154,17 @@ def scan_kernel(
         p = bg * N + n
         decay = tl.load(before + p * C + C - 1)
         if REVERSE:
-            begins = turn % (R * TURNS) == 0
-            tl.store(states + p * K * D + tile, state, mask=inside & begins)
-            decay = tl.where(begins, decay, 1.0)
+            if turn % (R * TURNS) == 0:
+                if states.dtype.element_ty == tl.float16:
+                    size = measure_blocks(state, TOP, LEAST, BI, SIDE)
+                    place = unit + p * tl.cdiv(K, SIDE) * tl.cdiv(D, SIDE) + blocks
+                    tl.store(place, size, mask=down < tl.cdiv(K, SIDE))
+                    whole = tl.reshape(tl.broadcast_to((1.0 / size)[:, None], [BI // SIDE, SIDE]), [BI])
+                    tl.store(states + p * K * D + tile, (state * whole[:, None]).to(tl.float16), mask=inside)
+                else:
+                    tl.store(states + p * K * D + tile, state, mask=inside)
+            else:
+                decay = 1.0
         else:
             more = tl.load(growth + p)
             size = ceil_power(tl.maximum(bound, LEAST)) / TOP

@@ -16,6 +16,8 @@ import triton.language as tl
 
 CHUNK = 64
 """Tokens in a chunk."""
+SIDE = 64
+"""Rows and columns of the blocks of a state's gradient that have a unit of their own."""
 FLOOR = -60.0
 """Log decay below which a factor counts as zero: far under what float32 resolves beside a token's own weight."""
 

@@ -46,11 +46,22 @@ def load_start(planes, unit, p, rows, columns, K, D, HALF: tl.constexpr):
 
 
 @triton.jit
-def load_gradient(state, p, rows, columns, K, D, HALF: tl.constexpr):
-    """Load a tile of the gradient `[P, K, D]` of a plain state, as an operand and its unit."""
-    place = rows[:, None] * D + columns[None, :]
-    tile = tl.load(state + p * K * D + place, mask=(rows < K)[:, None] & (columns < D)[None, :], other=0.0)
-    return narrow(tile, HALF)
+def load_gradient(
+    gradient, unit, p, row, column, K, D, HALF: tl.constexpr, SIDE: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    """Load a tile `[BI, BJ]` of the gradient `[P, K, D]` of a plain state, which lies in one block, and its unit.
+
+    HALF: float16 over powers of two `[P, K / SIDE, D / SIDE]`, of which there is one for every block.
+    """
+    i = row + tl.arange(0, BI)
+    j = column + tl.arange(0, BJ)
+    inside = (i < K)[:, None] & (j < D)[None, :]
+    tile = tl.load(gradient + p * K * D + i[:, None] * D + j[None, :], mask=inside, other=0.0)
+    if HALF:
+        tl.static_assert(SIDE % BI == 0 and SIDE % BJ == 0)
+        return tile, tl.load(unit + (p * tl.cdiv(K, SIDE) + row // SIDE) * tl.cdiv(D, SIDE) + column // SIDE)
+    else:
+        return tile, 1.0
 
 
 @triton.jit
@@ -109,21 +120,23 @@ def load_weights(pairs, pair_units, place, C: tl.constexpr):
 
 @triton.jit
 def read_states(
-    solution, key, rows, planes, plane_unit, gradient, root, j, p, b, first, g, T, G, R, K, D, GRAM: tl.constexpr,
-    HALF: tl.constexpr, DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+    solution, key, rows, planes, plane_unit, gradient, gradient_unit, root, column, p, b, first, g, T, G, R, K, D,
+    GRAM: tl.constexpr, HALF: tl.constexpr, DOT: tl.constexpr, C: tl.constexpr, SIDE: tl.constexpr, BI: tl.constexpr,
+    BJ: tl.constexpr,
 ):  # fmt: skip
-    """Multiply by columns j of a state and of its gradient.
+    """Multiply by BJ columns of a state and of its gradient.
 
     Gives keys times the gradient `[C, BJ]`; of each reader x times the state times its row, d or (GRAM) y, `[C]`; and
     the product of state and gradient, a number.
     """
+    j = column + tl.arange(0, BJ)
     later = tl.zeros([C, BJ], tl.float32)
     passed = tl.zeros([C], tl.float32)
     across = 0.0
     for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)
         start, start_unit = load_start(planes, plane_unit, p, i, j, K, D, HALF)
-        tile, unit = load_gradient(gradient, p, i, j, K, D, HALF)
+        tile, unit = load_gradient(gradient, gradient_unit, p, begin, column, K, D, HALF, SIDE, BI, BJ)
         k, k_unit = narrow(load_rows(key, b, first, g, G, K, i, T, C), HALF)
         later += tl.dot(k, tile, input_precision=DOT) * (k_unit * unit)
         both = start.to(tl.float32) * tile.to(tl.float32) * tl.load(root + i, mask=i < K, other=0.0)[:, None]
@@ -157,8 +170,10 @@ def token_kernel(
     cross,  # [P, 2, K, V] float16
     cross_unit,  # [P]
     root,  # [G, K] float32: sqrt(ridge)
-    gram_end,  # Q [P, K, K]
+    gram_end,  # Q [P, K, K], as in `load_gradient`
+    gram_end_unit,
     cross_end,  # P [P, K, V]
+    cross_end_unit,
     pairs,  # [P, R, 2, C, C], written: W and U, float16 if HALF, else float32
     pair_units,  # [P, R, 2] float32, written
     d_key,  # written, as the four below
@@ -176,6 +191,7 @@ def token_kernel(
     DOT: tl.constexpr,
     FLOOR: tl.constexpr,
     C: tl.constexpr,
+    SIDE: tl.constexpr,
     BI: tl.constexpr,
     BJ: tl.constexpr,
 ):
@@ -213,8 +229,8 @@ def token_kernel(
     for begin in range(0, V, BJ):
         j = begin + tl.arange(0, BJ)
         gradient, passed, both = read_states(
-            solution, key, upstream, cross, cross_unit, cross_end, root, j, p, b, first, g, T, G, R, K, V, False, HALF,
-            DOT, C, BI, BJ,
+            solution, key, upstream, cross, cross_unit, cross_end, cross_end_unit, root, begin, p, b, first, g, T, G, R,
+            K, V, False, HALF, DOT, C, SIDE, BI, BJ,
         )  # fmt: skip
         from_start += passed
         across += both
@@ -232,8 +248,8 @@ def token_kernel(
     for begin in range(0, K, BJ):
         j = begin + tl.arange(0, BJ)
         gradient, passed, both = read_states(
-            solution, key, adjoint, gram, gram_unit, gram_end, root, j, p, b, first, g, T, G, R, K, K, True, HALF, DOT,
-            C, BI, BJ,
+            solution, key, adjoint, gram, gram_unit, gram_end, gram_end_unit, root, begin, p, b, first, g, T, G, R, K,
+            K, True, HALF, DOT, C, SIDE, BI, BJ,
         )  # fmt: skip
         from_start -= passed
         across += both
@@ -243,7 +259,7 @@ def token_kernel(
         for start in range(0, V, BI):
             i = start + tl.arange(0, BI)
             v, unit = narrow(load_rows(value, b, first, g, G, V, i, T, C), HALF)
-            tile, tile_unit = load_gradient(cross_end, p, j, i, K, V, HALF)
+            tile, tile_unit = load_gradient(cross_end, cross_end_unit, p, begin, start, K, V, HALF, SIDE, BJ, BI)
             gradient += tl.dot(v, tl.trans(tile), input_precision=DOT) * (unit * tile_unit)
         gradient *= fade[:, None]
         lost = tl.zeros([BJ], tl.float32)

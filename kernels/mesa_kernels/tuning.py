@@ -57,12 +57,13 @@ class Shapes(Protocol):
 
 
 DEFAULTS = {
-    # kernel: (largest size, tile, warps, stages), the first row whose size holds K and V
+    # kernel: (largest size, tile, warps, stages), the first row whose size holds K and V; of float32 always one stage,
+    # as registers hold no more
     "gates": ((256, 64, 8, 1),),
-    "gram": ((128, 64, 8, 3), (256, 64, 8, 2)),
-    "cross": ((256, 64, 8, 3),),
-    "cross adjoint": ((256, 64, 8, 3),),
-    "gram adjoint": ((256, 64, 8, 1),),
+    "gram": ((64, 64, 4, 3), (128, 64, 8, 3), (256, 64, 8, 2)),
+    "cross": ((64, 64, 4, 3), (256, 64, 8, 3)),
+    "cross adjoint": ((64, 64, 4, 3), (256, 64, 8, 3)),
+    "gram adjoint": ((64, 64, 4, 1), (256, 64, 8, 1)),
     "solve": ((256, 64, 4, 1),),
     "gradients": ((256, 32, 4, 1),),
     "read": ((256, 32, 4, 1),),
@@ -76,6 +77,7 @@ def choose(name: str, sizes: Shapes) -> Choice:
     """Choose for the kernel `name`: from the card's table, or else the default."""
     size = max(sizes.K, sizes.V)
     tile, warps, stages = next(row[1:] for row in DEFAULTS[name] if size <= row[0])
+    stages = stages if sizes.half else 1
     if sizes.device.type == "cuda":
         tile, warps, stages = load_table(card_name(sizes.device)).get(describe(name, sizes), (tile, warps, stages))
     dot = "bfloat16" if name in SCANS else "tf32" if name in ROUGH else "tf32x3"
