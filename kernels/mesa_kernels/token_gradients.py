@@ -70,8 +70,8 @@ def add_scores(scores, sources, readers, SPLIT: tl.constexpr, HALF: tl.constexpr
 
 @triton.jit
 def weigh_pairs(
-    solution, adjoint, upstream, key, value, decay, b, first, g, head, T, G, R, K, V, HALF: tl.constexpr,
-    DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
+    solution, adjoint, upstream, key, value, high, low, p, b, first, g, head, T, G, R, K, V, HALF: tl.constexpr,
+    DOT: tl.constexpr, FLOOR: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     """Give one head's weights W and U and what passes inside the chunk, all `[sources, readers]` in float32."""
     heads = G * R
@@ -87,6 +87,10 @@ def weigh_pairs(
         v = load_rows(value, b, first, g, G, V, j, T, C)
         d = load_rows(upstream, b, first, head, heads, V, j, T, C)
         wanted = add_scores(wanted, v, d, False, HALF, DOT)
+    t = tl.arange(0, C)
+    c, d = load_sums(high, low, p, C)
+    between = (c[None, :] - c[:, None]) + (d[None, :] - d[:, None])
+    decay = factor(tl.where(t[:, None] <= t[None, :], between, FLOOR - 1.0), FLOOR)
     read *= decay
     return read, wanted * decay, read * wanted
 
@@ -108,37 +112,39 @@ def load_weights(pairs, pair_units, place, C: tl.constexpr):
 
 
 @triton.jit
-def read_states(
-    solution, key, rows, planes, plane_unit, gradient, root, j, p, b, first, g, T, G, R, K, D, GRAM: tl.constexpr,
-    HALF: tl.constexpr, DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+def read_end(
+    key, planes, plane_unit, gradient, root, j, p, b, first, g, T, G, K, D, GRAM: tl.constexpr, HALF: tl.constexpr,
+    DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
-    """Multiply by columns j of a state and of its gradient.
-
-    Gives keys times the gradient `[C, BJ]`; of each reader x times the state times its row, d or (GRAM) y, `[C]`; and
-    the product of state and gradient, a number.
-    """
+    """Give keys times columns j of a state's gradient, `[C, BJ]`, and the product of gradient and state, a number."""
     later = tl.zeros([C, BJ], tl.float32)
-    passed = tl.zeros([C], tl.float32)
     across = 0.0
     for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)
         start, start_unit = load_start(planes, plane_unit, p, i, j, K, D, HALF)
         tile, unit = load_gradient(gradient, p, i, j, K, D, HALF)
         k, k_unit = narrow(load_rows(key, b, first, g, G, K, i, T, C), HALF)
-        later += tl.dot(k, tile, input_precision=DOT) * (k_unit * unit)
         both = start.to(tl.float32) * tile.to(tl.float32) * tl.load(root + i, mask=i < K, other=0.0)[:, None]
         if GRAM:
             both *= tl.load(root + j, mask=j < K, other=0.0)[None, :]
         across += tl.sum(both) * (start_unit * unit)
-        for r in range(R):
-            head = g * R + r
-            x, x_unit = narrow(load_scaled(solution, root, b, first, head, G * R, i, K, T, C), HALF)
-            if GRAM:
-                row = load_scaled(rows, root, b, first, head, G * R, j, D, T, C)
-            else:
-                row = load_rows(rows, b, first, head, G * R, D, j, T, C)
-            passed += tl.sum(tl.dot(x, start, input_precision=DOT) * row, 1) * (x_unit * start_unit)
-    return later, passed, across
+        later += tl.dot(k, tile, input_precision=DOT) * (k_unit * unit)
+    return later, across
+
+
+@triton.jit
+def read_start(
+    solution, planes, plane_unit, root, j, p, b, first, head, heads, T, K, D, HALF: tl.constexpr, DOT: tl.constexpr,
+    C: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    """Give scaled solutions times columns j of a state, `[C, BJ]`."""
+    read = tl.zeros([C, BJ], tl.float32)
+    for begin in range(0, K, BI):
+        i = begin + tl.arange(0, BI)
+        start, start_unit = load_start(planes, plane_unit, p, i, j, K, D, HALF)
+        x, unit = narrow(load_scaled(solution, root, b, first, head, heads, i, K, T, C), HALF)
+        read += tl.dot(x, start, input_precision=DOT) * (unit * start_unit)
+    return read
 
 
 @triton.jit(do_not_specialize=["T", "N"])
@@ -187,36 +193,39 @@ def token_kernel(
     b, g, first, left = locate(p, T, G, N, C)
     t = tl.arange(0, C)
     root += g * K
-    c, rest = load_sums(high, low, p, C)
-    between = (c[None, :] - c[:, None]) + (rest[None, :] - rest[:, None])
-    decay = factor(tl.where(t[:, None] <= t[None, :], between, FLOOR - 1.0), FLOOR)
     through = tl.zeros([C, C], tl.float32)
     for r in range(R):
         W, U, inner = weigh_pairs(
-            solution, adjoint, upstream, key, value, decay, b, first, g, g * R + r, T, G, R, K, V, HALF, DOT, C, BI
-        )
+            solution, adjoint, upstream, key, value, high, low, p, b, first, g, g * R + r, T, G, R, K, V, HALF, DOT,
+            FLOOR, C, BI,
+        )  # fmt: skip
         store_weights(pairs, pair_units, (p * R + r) * 2, W, HALF, C)
         store_weights(pairs, pair_units, (p * R + r) * 2 + 1, U, HALF, C)
         through += inner
-    beta = load_gate(input_gate, b, g, first, left, T, G, t)
     # gate j lies between what sources s < j wrote and what readers t >= j read
-    passing = tl.cumsum(through * beta[:, None], 1, reverse=True)
+    passing = tl.cumsum(through * load_gate(input_gate, b, g, first, left, T, G, t)[:, None], 1, reverse=True)
     inside = tl.sum(tl.where(t[:, None] < t[None, :], passing, 0.0), 0)
+    tl.debug_barrier()
+    beta = load_gate(input_gate, b, g, first, left, T, G, t)
+    c, rest = load_sums(high, low, p, C)
     end, end_rest = load_last(high, low, p, C)
     fade = factor((end - c) + (end_rest - rest), FLOOR)
     gate = tl.zeros([C], tl.float32)
     tail = tl.zeros([C], tl.float32)
     from_start = tl.zeros([C], tl.float32)
     across = 0.0
-    tl.debug_barrier()
 
     for begin in range(0, V, BJ):
         j = begin + tl.arange(0, BJ)
-        gradient, passed, both = read_states(
-            solution, key, upstream, cross, cross_unit, cross_end, root, j, p, b, first, g, T, G, R, K, V, False, HALF,
-            DOT, C, BI, BJ,
-        )  # fmt: skip
-        from_start += passed
+        for r in range(R):
+            d = load_rows(upstream, b, first, g * R + r, G * R, V, j, T, C)
+            read = read_start(
+                solution, cross, cross_unit, root, j, p, b, first, g * R + r, G * R, T, K, V, HALF, DOT, C, BI, BJ
+            )
+            from_start += tl.sum(read * d, 1)
+        gradient, both = read_end(
+            key, cross, cross_unit, cross_end, root, j, p, b, first, g, T, G, K, V, False, HALF, DOT, C, BI, BJ
+        )
         across += both
         own = load_rows(value, b, first, g, G, V, j, T, C)
         # of the two states' parts the cross state's is counted with the value
@@ -231,11 +240,15 @@ def token_kernel(
 
     for begin in range(0, K, BJ):
         j = begin + tl.arange(0, BJ)
-        gradient, passed, both = read_states(
-            solution, key, adjoint, gram, gram_unit, gram_end, root, j, p, b, first, g, T, G, R, K, K, True, HALF, DOT,
-            C, BI, BJ,
-        )  # fmt: skip
-        from_start -= passed
+        for r in range(R):
+            y = load_scaled(adjoint, root, b, first, g * R + r, G * R, j, K, T, C)
+            read = read_start(
+                solution, gram, gram_unit, root, j, p, b, first, g * R + r, G * R, T, K, K, HALF, DOT, C, BI, BJ
+            )
+            from_start -= tl.sum(read * y, 1)
+        gradient, both = read_end(
+            key, gram, gram_unit, gram_end, root, j, p, b, first, g, T, G, K, K, True, HALF, DOT, C, BI, BJ
+        )
         across += both
         own = load_rows(key, b, first, g, G, K, j, T, C)
         tail += tl.sum(gradient * own, 1)
@@ -262,8 +275,10 @@ def token_kernel(
         store_columns(d_key + ((b * T + first) * G + g) * K, gradient * beta[:, None], G * K, left, j, K, C)
 
     tail *= fade * beta
+    c, rest = load_sums(high, low, p, C)
     from_start *= factor(c + rest, FLOOR)
     inside += tl.sum(tl.where(t[None, :] < t[:, None], tail[None, :], from_start[None, :]), 1)
+    end, end_rest = load_last(high, low, p, C)
     inside += factor(end + end_rest, FLOOR) * across
     place = (b * T + first + t) * G + g
     log = tl.load(log_forget + place, mask=t < left, other=0.0)
