@@ -223,6 +223,7 @@ def token_kernel(
                 solution, cross, cross_unit, root, j, p, b, first, g * R + r, G * R, T, K, V, HALF, DOT, C, BI, BJ
             )
             from_start += tl.sum(read * d, 1)
+        tl.debug_barrier()
         gradient, both = read_end(
             key, cross, cross_unit, cross_end, root, j, p, b, first, g, T, G, K, V, False, HALF, DOT, C, BI, BJ
         )
@@ -235,7 +236,8 @@ def token_kernel(
             d, unit = narrow(load_rows(upstream, b, first, g * R + r, G * R, V, j, T, C), HALF)
             W, W_unit = load_weights(pairs, pair_units, (p * R + r) * 2, C)
             gradient += tl.dot(W, d, input_precision=DOT) * (W_unit * unit)
-        gate += tl.sum(gradient * own, 1)
+        tl.debug_barrier()
+        gate += tl.sum(gradient * load_rows(value, b, first, g, G, V, j, T, C), 1)
         store_columns(d_value + ((b * T + first) * G + g) * V, gradient * beta[:, None], G * V, left, j, V, C)
 
     for begin in range(0, K, BJ):
@@ -246,6 +248,7 @@ def token_kernel(
                 solution, gram, gram_unit, root, j, p, b, first, g * R + r, G * R, T, K, K, HALF, DOT, C, BI, BJ
             )
             from_start -= tl.sum(read * y, 1)
+        tl.debug_barrier()
         gradient, both = read_end(
             key, gram, gram_unit, gram_end, root, j, p, b, first, g, T, G, K, K, True, HALF, DOT, C, BI, BJ
         )
@@ -270,7 +273,8 @@ def token_kernel(
             y, unit = narrow(y, HALF)
             W, W_unit = load_weights(pairs, pair_units, (p * R + r) * 2, C)
             gradient -= tl.dot(W, y, input_precision=DOT) * (W_unit * unit)
-        gate += tl.sum(gradient * own, 1)
+        tl.debug_barrier()
+        gate += tl.sum(gradient * load_rows(key, b, first, g, G, K, j, T, C), 1)
         tl.store(d_ridge + p * K + j, lost, mask=j < K)
         store_columns(d_key + ((b * T + first) * G + g) * K, gradient * beta[:, None], G * K, left, j, K, C)
 
