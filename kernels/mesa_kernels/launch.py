@@ -277,8 +277,8 @@ def backward(
     choice = choose("tokens", s)
     token_gradients.token_kernel[(s.P,)](
         x, y, d, made.key, made.value, made.log_forget, made.input_gate, sums.high, sums.low, made.gram, made.gram_unit,
-        made.cross, made.cross_unit, made.root, gram_end, cross_end, pairs, fresh(x, s.P, s.R, 2), d_key, d_value,
-        d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K, s.V, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK,
+        made.cross, made.cross_unit, made.root, gram_end, cross_end, pairs, fresh(x, s.P, s.R, 2), fresh(x, s.P, CHUNK),
+        d_key, d_value, d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K, s.V, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK,
         BI=choice.tile if s.half else 32, BJ=64 if s.half else 32, **choice.options,
     )  # fmt: skip
     ridges = d_ridge.view(s.B, s.G, s.N, s.K).sum((0, 2)).to(ridge.dtype)

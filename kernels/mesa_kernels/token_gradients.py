@@ -167,6 +167,7 @@ def token_kernel(
     cross_end,  # P [P, K, V]
     pairs,  # [P, R, 2, C, C], written: W and U, float16 if HALF, else float32
     pair_units,  # [P, R, 2] float32, written
+    within,  # [P, C] float32, written: what passes gates inside the chunk
     d_key,  # written, as the four below
     d_value,
     d_log_forget,
@@ -204,7 +205,7 @@ def token_kernel(
         through += inner
     # gate j lies between what sources s < j wrote and what readers t >= j read
     passing = tl.cumsum(through * load_gate(input_gate, b, g, first, left, T, G, t)[:, None], 1, reverse=True)
-    inside = tl.sum(tl.where(t[:, None] < t[None, :], passing, 0.0), 0)
+    tl.store(within + p * C + t, tl.sum(tl.where(t[:, None] < t[None, :], passing, 0.0), 0))
     tl.debug_barrier()
     beta = load_gate(input_gate, b, g, first, left, T, G, t)
     c, rest = load_sums(high, low, p, C)
@@ -267,12 +268,12 @@ def token_kernel(
             x = load_rows(solution, b, first, g * R + r, G * R, K, j, T, C)
             y = load_rows(adjoint, b, first, g * R + r, G * R, K, j, T, C)
             lost -= tl.sum(x * y, 0)
-            x, unit = narrow(x, HALF)
+            x, x_unit = narrow(x, HALF)
+            y, y_unit = narrow(y, HALF)
             U, U_unit = load_weights(pairs, pair_units, (p * R + r) * 2 + 1, C)
-            gradient += tl.dot(U, x, input_precision=DOT) * (U_unit * unit)
-            y, unit = narrow(y, HALF)
+            gradient += tl.dot(U, x, input_precision=DOT) * (U_unit * x_unit)
             W, W_unit = load_weights(pairs, pair_units, (p * R + r) * 2, C)
-            gradient -= tl.dot(W, y, input_precision=DOT) * (W_unit * unit)
+            gradient -= tl.dot(W, y, input_precision=DOT) * (W_unit * y_unit)
         tl.debug_barrier()
         gate += tl.sum(gradient * load_rows(key, b, first, g, G, K, j, T, C), 1)
         tl.store(d_ridge + p * K + j, lost, mask=j < K)
@@ -281,6 +282,7 @@ def token_kernel(
     tail *= fade * beta
     c, rest = load_sums(high, low, p, C)
     from_start *= factor(c + rest, FLOOR)
+    inside = tl.load(within + p * C + t)
     inside += tl.sum(tl.where(t[None, :] < t[:, None], tail[None, :], from_start[None, :]), 1)
     end, end_rest = load_last(high, low, p, C)
     inside += factor(end + end_rest, FLOOR) * across
