@@ -20,18 +20,27 @@ import triton.language as tl
 
 from .rows import load_scaled
 from .tiles import (
-    ceil_power, factor, load_gate, load_last, load_rows, load_state, load_sums, locate, store_columns,
-)  # fmt: skip
+    ceil_power,
+    factor,
+    load_gate,
+    load_last,
+    load_rows,
+    load_state,
+    load_sums,
+    locate,
+    store_columns,
+)
 
 
 @triton.jit
 def narrow(tile, HALF: tl.constexpr):
-    """Give the operand of a product and its unit. HALF: float16 over a power of two, at most 8; else as it is, and 1."""
+    """Give the operand of a product and its unit. HALF: float16, at most 8, over a power of two; else as it is."""
     if HALF:
         unit = ceil_power(tl.maximum(tl.max(tl.abs(tile)), 1e-30)) * 0.125
-        return (tile * (1.0 / unit)).to(tl.float16), unit
+        tile = (tile * (1.0 / unit)).to(tl.float16)
     else:
-        return tile, 1.0
+        unit = 1.0
+    return tile, unit
 
 
 @triton.jit
@@ -40,9 +49,12 @@ def load_start(planes, unit, p, rows, columns, K, D, HALF: tl.constexpr):
     if HALF:
         place = rows[:, None] * D + columns[None, :]
         inside = (rows < K)[:, None] & (columns < D)[None, :]
-        return tl.load(planes + p * 2 * K * D + place, mask=inside, other=0.0), tl.load(unit + p)
+        tile = tl.load(planes + p * 2 * K * D + place, mask=inside, other=0.0)
+        size = tl.load(unit + p)
     else:
-        return load_state(planes, unit, p, rows, columns, K, D), 1.0
+        tile = load_state(planes, unit, p, rows, columns, K, D)
+        size = 1.0
+    return tile, size
 
 
 @triton.jit
@@ -63,9 +75,10 @@ def add_scores(scores, sources, readers, SPLIT: tl.constexpr, HALF: tl.constexpr
         if SPLIT:
             low = (readers * (1.0 / t_unit) - t.to(tl.float32)).to(tl.float16)
             part = tl.dot(s, tl.trans(low), part)
-        return scores + part * (s_unit * t_unit)
+        scores += part * (s_unit * t_unit)
     else:
-        return tl.dot(sources, tl.trans(readers), scores, input_precision=DOT)
+        scores = tl.dot(sources, tl.trans(readers), scores, input_precision=DOT)
+    return scores
 
 
 @triton.jit
@@ -186,9 +199,10 @@ def token_kernel(
     BI: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """One program a problem, through tiles of BJ columns of the keys and of the values; HALF: for inputs of 16 bits.
+    """One program a problem, through tiles of BJ columns of the values and of the keys; HALF: for inputs of 16 bits.
 
-    Weights go through memory, which stays in the cache: a product takes them from there without registers.
+    Weights go through memory that stays in the cache: a product takes them from there without registers. What is used
+    early and late is loaded twice, with a barrier between, for otherwise it fills registers until some are spilled.
     """
     p = tl.program_id(0).to(tl.int64)
     b, g, first, left = locate(p, T, G, N, C)
