@@ -36,7 +36,6 @@ class Launch:
     def name(self) -> str:
         """Return the kernel's name, and what it was specialised for where it serves two ends."""
         kinds = {
-            "KEY": ("value", "key"),
             "REVERSE": ("forward", "reverse"),
             "SYMMETRIC": ("", "symmetric"),
             "FLIPPED": ("", "flipped"),
@@ -49,7 +48,9 @@ class Launch:
     @property
     def products(self) -> str:
         """Return what the kernel multiplies in."""
-        return str(self.arguments.get("DOT", "float16" if self.name.startswith("solve") else "none"))
+        if self.name.startswith("solve") or self.arguments.get("HALF"):
+            return "float16"
+        return str(self.arguments.get("DOT", "none"))
 
 
 @dataclass(frozen=True)

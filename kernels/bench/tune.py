@@ -27,7 +27,7 @@ from mesa_kernels.tuning import Choice, Shapes
 from mesalm.model.operator_mesa import MesaState, mesa_attention
 
 TILES, WARPS, STAGES = (16, 32, 64), (4, 8), (1, 2)
-FIRST = ("solve", "gradients", "pairs", "tokens", "read", "gram adjoint")
+FIRST = ("solve", "gradients", "tokens", "read", "gram adjoint")
 """Kernels that do most of the work: tuned first, in case that time runs out."""
 
 

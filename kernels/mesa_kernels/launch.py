@@ -283,13 +283,13 @@ def backward(
     )
     d_ridge = fresh(x, s.P, s.K)
     pairs = fresh(x, s.P, s.R, 2, CHUNK, CHUNK, dtype=torch.float16 if s.half else torch.float32)
-    choice = choose("tokens", s)
+    choice = choose("tokens", s)  # its tile is for float32: products of 16 bits take 64 columns at least
     token_gradients.token_kernel[(s.P,)](
         x, y, d, made.key, made.value, made.log_forget, made.input_gate, sums.high, sums.low, made.gram, made.gram_unit,
         made.cross, made.cross_unit, made.root, gram_end, gram_end_unit, cross_end, cross_end_unit, pairs,
-        fresh(x, s.P, s.R, 2), d_key, d_value, d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K, s.V, HALF=s.half,
-        DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, SIDE=SIDE, BI=choice.tile if s.half else 32, BJ=SIDE if s.half else 32,
-        **choice.options,
+        fresh(x, s.P, s.R, 2), fresh(x, s.P, CHUNK), d_key, d_value, d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K,
+        s.V, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, SIDE=SIDE, BI=SIDE if s.half else choice.tile,
+        BJ=SIDE if s.half else 16, **choice.options,
     )  # fmt: skip
     ridges = d_ridge.view(s.B, s.G, s.N, s.K).sum((0, 2)).to(ridge.dtype)
     return y.to(query.dtype), d_key, d_value, d_log, d_gate, ridges, d_gram.to(gram.dtype), d_cross.to(cross.dtype)

@@ -121,12 +121,6 @@ def decay_from(high, low, p, s, FLOOR: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def decay_between(high, low, p, FLOOR: tl.constexpr, C: tl.constexpr):
-    """Give `decay_from` all sources of a chunk, `[C, C]`."""
-    return decay_from(high, low, p, tl.arange(0, C), FLOOR, C)
-
-
-@triton.jit
 def load_gate(input_gate, b, g, first, left, T, G, t):
     """Load beta of tokens t of a problem, 0 past the end."""
     return tl.load(input_gate + (b * T + first + t) * G + g, mask=t < left, other=0.0).to(tl.float32)

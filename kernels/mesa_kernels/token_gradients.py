@@ -20,18 +20,27 @@ import triton.language as tl
 
 from .rows import load_scaled
 from .tiles import (
-    ceil_power, factor, load_gate, load_last, load_rows, load_state, load_sums, locate, store_columns,
-)  # fmt: skip
+    ceil_power,
+    factor,
+    load_gate,
+    load_last,
+    load_rows,
+    load_state,
+    load_sums,
+    locate,
+    store_columns,
+)
 
 
 @triton.jit
 def narrow(tile, HALF: tl.constexpr):
-    """Give the operand of a product and its unit. HALF: float16 over a power of two, at most 8; else as it is, and 1."""
+    """Give the operand of a product and its unit. HALF: float16, at most 8, over a power of two; else as it is."""
     if HALF:
         unit = ceil_power(tl.maximum(tl.max(tl.abs(tile)), 1e-30)) * 0.125
-        return (tile * (1.0 / unit)).to(tl.float16), unit
+        tile = (tile * (1.0 / unit)).to(tl.float16)
     else:
-        return tile, 1.0
+        unit = 1.0
+    return tile, unit
 
 
 @triton.jit
@@ -40,9 +49,12 @@ def load_start(planes, unit, p, rows, columns, K, D, HALF: tl.constexpr):
     if HALF:
         place = rows[:, None] * D + columns[None, :]
         inside = (rows < K)[:, None] & (columns < D)[None, :]
-        return tl.load(planes + p * 2 * K * D + place, mask=inside, other=0.0), tl.load(unit + p)
+        tile = tl.load(planes + p * 2 * K * D + place, mask=inside, other=0.0)
+        size = tl.load(unit + p)
     else:
-        return load_state(planes, unit, p, rows, columns, K, D), 1.0
+        tile = load_state(planes, unit, p, rows, columns, K, D)
+        size = 1.0
+    return tile, size
 
 
 @triton.jit
@@ -74,15 +86,16 @@ def add_scores(scores, sources, readers, SPLIT: tl.constexpr, HALF: tl.constexpr
         if SPLIT:
             low = (readers * (1.0 / t_unit) - t.to(tl.float32)).to(tl.float16)
             part = tl.dot(s, tl.trans(low), part)
-        return scores + part * (s_unit * t_unit)
+        scores += part * (s_unit * t_unit)
     else:
-        return tl.dot(sources, tl.trans(readers), scores, input_precision=DOT)
+        scores = tl.dot(sources, tl.trans(readers), scores, input_precision=DOT)
+    return scores
 
 
 @triton.jit
 def weigh_pairs(
-    solution, adjoint, upstream, key, value, decay, b, first, g, head, T, G, R, K, V, HALF: tl.constexpr,
-    DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
+    solution, adjoint, upstream, key, value, high, low, p, b, first, g, head, T, G, R, K, V, HALF: tl.constexpr,
+    DOT: tl.constexpr, FLOOR: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     """Give one head's weights W and U and what passes inside the chunk, all `[sources, readers]` in float32."""
     heads = G * R
@@ -98,6 +111,10 @@ def weigh_pairs(
         v = load_rows(value, b, first, g, G, V, j, T, C)
         d = load_rows(upstream, b, first, head, heads, V, j, T, C)
         wanted = add_scores(wanted, v, d, False, HALF, DOT)
+    t = tl.arange(0, C)
+    c, d = load_sums(high, low, p, C)
+    between = (c[None, :] - c[:, None]) + (d[None, :] - d[:, None])
+    decay = factor(tl.where(t[:, None] <= t[None, :], between, FLOOR - 1.0), FLOOR)
     read *= decay
     return read, wanted * decay, read * wanted
 
@@ -119,39 +136,40 @@ def load_weights(pairs, pair_units, place, C: tl.constexpr):
 
 
 @triton.jit
-def read_states(
-    solution, key, rows, planes, plane_unit, gradient, gradient_unit, root, column, p, b, first, g, T, G, R, K, D,
-    GRAM: tl.constexpr, HALF: tl.constexpr, DOT: tl.constexpr, C: tl.constexpr, SIDE: tl.constexpr, BI: tl.constexpr,
-    BJ: tl.constexpr,
+def read_end(
+    key, planes, plane_unit, gradient, gradient_unit, root, column, p, b, first, g, T, G, K, D, GRAM: tl.constexpr,
+    HALF: tl.constexpr, DOT: tl.constexpr, C: tl.constexpr, SIDE: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
-    """Multiply by BJ columns of a state and of its gradient.
-
-    Gives keys times the gradient `[C, BJ]`; of each reader x times the state times its row, d or (GRAM) y, `[C]`; and
-    the product of state and gradient, a number.
-    """
+    """Give keys times BJ columns of a state's gradient, `[C, BJ]`, and the product of gradient and state, a number."""
     j = column + tl.arange(0, BJ)
     later = tl.zeros([C, BJ], tl.float32)
-    passed = tl.zeros([C], tl.float32)
     across = 0.0
     for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)
         start, start_unit = load_start(planes, plane_unit, p, i, j, K, D, HALF)
         tile, unit = load_gradient(gradient, gradient_unit, p, begin, column, K, D, HALF, SIDE, BI, BJ)
         k, k_unit = narrow(load_rows(key, b, first, g, G, K, i, T, C), HALF)
-        later += tl.dot(k, tile, input_precision=DOT) * (k_unit * unit)
         both = start.to(tl.float32) * tile.to(tl.float32) * tl.load(root + i, mask=i < K, other=0.0)[:, None]
         if GRAM:
             both *= tl.load(root + j, mask=j < K, other=0.0)[None, :]
         across += tl.sum(both) * (start_unit * unit)
-        for r in range(R):
-            head = g * R + r
-            x, x_unit = narrow(load_scaled(solution, root, b, first, head, G * R, i, K, T, C), HALF)
-            if GRAM:
-                row = load_scaled(rows, root, b, first, head, G * R, j, D, T, C)
-            else:
-                row = load_rows(rows, b, first, head, G * R, D, j, T, C)
-            passed += tl.sum(tl.dot(x, start, input_precision=DOT) * row, 1) * (x_unit * start_unit)
-    return later, passed, across
+        later += tl.dot(k, tile, input_precision=DOT) * (k_unit * unit)
+    return later, across
+
+
+@triton.jit
+def read_start(
+    solution, planes, plane_unit, root, j, p, b, first, head, heads, T, K, D, HALF: tl.constexpr, DOT: tl.constexpr,
+    C: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    """Give scaled solutions times columns j of a state, `[C, BJ]`."""
+    read = tl.zeros([C, BJ], tl.float32)
+    for begin in range(0, K, BI):
+        i = begin + tl.arange(0, BI)
+        start, start_unit = load_start(planes, plane_unit, p, i, j, K, D, HALF)
+        x, unit = narrow(load_scaled(solution, root, b, first, head, heads, i, K, T, C), HALF)
+        read += tl.dot(x, start, input_precision=DOT) * (unit * start_unit)
+    return read
 
 
 @triton.jit(do_not_specialize=["T", "N"])
@@ -176,6 +194,7 @@ def token_kernel(
     cross_end_unit,
     pairs,  # [P, R, 2, C, C], written: W and U, float16 if HALF, else float32
     pair_units,  # [P, R, 2] float32, written
+    within,  # [P, C] float32, written: what passes gates inside the chunk
     d_key,  # written, as the four below
     d_value,
     d_log_forget,
@@ -195,44 +214,50 @@ def token_kernel(
     BI: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """One program a problem, through tiles of BJ columns of the keys and of the values; HALF: for inputs of 16 bits.
+    """One program a problem, through tiles of BJ columns of the values and of the keys; HALF: for inputs of 16 bits.
 
-    Weights go through memory, which stays in the cache: a product takes them from there without registers.
+    Weights go through memory that stays in the cache: a product takes them from there without registers. What is used
+    early and late is loaded twice, with a barrier between, for otherwise it fills registers until some are spilled.
     """
     p = tl.program_id(0).to(tl.int64)
     b, g, first, left = locate(p, T, G, N, C)
     t = tl.arange(0, C)
     root += g * K
-    c, rest = load_sums(high, low, p, C)
-    between = (c[None, :] - c[:, None]) + (rest[None, :] - rest[:, None])
-    decay = factor(tl.where(t[:, None] <= t[None, :], between, FLOOR - 1.0), FLOOR)
     through = tl.zeros([C, C], tl.float32)
     for r in range(R):
         W, U, inner = weigh_pairs(
-            solution, adjoint, upstream, key, value, decay, b, first, g, g * R + r, T, G, R, K, V, HALF, DOT, C, BI
-        )
+            solution, adjoint, upstream, key, value, high, low, p, b, first, g, g * R + r, T, G, R, K, V, HALF, DOT,
+            FLOOR, C, BI,
+        )  # fmt: skip
         store_weights(pairs, pair_units, (p * R + r) * 2, W, HALF, C)
         store_weights(pairs, pair_units, (p * R + r) * 2 + 1, U, HALF, C)
         through += inner
-    beta = load_gate(input_gate, b, g, first, left, T, G, t)
     # gate j lies between what sources s < j wrote and what readers t >= j read
-    passing = tl.cumsum(through * beta[:, None], 1, reverse=True)
-    inside = tl.sum(tl.where(t[:, None] < t[None, :], passing, 0.0), 0)
+    passing = tl.cumsum(through * load_gate(input_gate, b, g, first, left, T, G, t)[:, None], 1, reverse=True)
+    tl.store(within + p * C + t, tl.sum(tl.where(t[:, None] < t[None, :], passing, 0.0), 0))
+    tl.debug_barrier()
+    beta = load_gate(input_gate, b, g, first, left, T, G, t)
+    c, rest = load_sums(high, low, p, C)
     end, end_rest = load_last(high, low, p, C)
     fade = factor((end - c) + (end_rest - rest), FLOOR)
     gate = tl.zeros([C], tl.float32)
     tail = tl.zeros([C], tl.float32)
     from_start = tl.zeros([C], tl.float32)
     across = 0.0
-    tl.debug_barrier()
 
     for begin in range(0, V, BJ):
         j = begin + tl.arange(0, BJ)
-        gradient, passed, both = read_states(
-            solution, key, upstream, cross, cross_unit, cross_end, cross_end_unit, root, begin, p, b, first, g, T, G, R,
-            K, V, False, HALF, DOT, C, SIDE, BI, BJ,
+        for r in range(R):
+            d = load_rows(upstream, b, first, g * R + r, G * R, V, j, T, C)
+            read = read_start(
+                solution, cross, cross_unit, root, j, p, b, first, g * R + r, G * R, T, K, V, HALF, DOT, C, BI, BJ
+            )
+            from_start += tl.sum(read * d, 1)
+        tl.debug_barrier()
+        gradient, both = read_end(
+            key, cross, cross_unit, cross_end, cross_end_unit, root, begin, p, b, first, g, T, G, K, V, False, HALF, DOT,
+            C, SIDE, BI, BJ,
         )  # fmt: skip
-        from_start += passed
         across += both
         own = load_rows(value, b, first, g, G, V, j, T, C)
         # of the two states' parts the cross state's is counted with the value
@@ -242,16 +267,23 @@ def token_kernel(
             d, unit = narrow(load_rows(upstream, b, first, g * R + r, G * R, V, j, T, C), HALF)
             W, W_unit = load_weights(pairs, pair_units, (p * R + r) * 2, C)
             gradient += tl.dot(W, d, input_precision=DOT) * (W_unit * unit)
-        gate += tl.sum(gradient * own, 1)
+        tl.debug_barrier()
+        gate += tl.sum(gradient * load_rows(value, b, first, g, G, V, j, T, C), 1)
         store_columns(d_value + ((b * T + first) * G + g) * V, gradient * beta[:, None], G * V, left, j, V, C)
 
     for begin in range(0, K, BJ):
         j = begin + tl.arange(0, BJ)
-        gradient, passed, both = read_states(
-            solution, key, adjoint, gram, gram_unit, gram_end, gram_end_unit, root, begin, p, b, first, g, T, G, R, K,
-            K, True, HALF, DOT, C, SIDE, BI, BJ,
+        for r in range(R):
+            y = load_scaled(adjoint, root, b, first, g * R + r, G * R, j, K, T, C)
+            read = read_start(
+                solution, gram, gram_unit, root, j, p, b, first, g * R + r, G * R, T, K, K, HALF, DOT, C, BI, BJ
+            )
+            from_start -= tl.sum(read * y, 1)
+        tl.debug_barrier()
+        gradient, both = read_end(
+            key, gram, gram_unit, gram_end, gram_end_unit, root, begin, p, b, first, g, T, G, K, K, True, HALF, DOT, C,
+            SIDE, BI, BJ,
         )  # fmt: skip
-        from_start -= passed
         across += both
         own = load_rows(key, b, first, g, G, K, j, T, C)
         tail += tl.sum(gradient * own, 1)
@@ -267,19 +299,23 @@ def token_kernel(
             x = load_rows(solution, b, first, g * R + r, G * R, K, j, T, C)
             y = load_rows(adjoint, b, first, g * R + r, G * R, K, j, T, C)
             lost -= tl.sum(x * y, 0)
-            x, unit = narrow(x, HALF)
+            x, x_unit = narrow(x, HALF)
+            y, y_unit = narrow(y, HALF)
             U, U_unit = load_weights(pairs, pair_units, (p * R + r) * 2 + 1, C)
-            gradient += tl.dot(U, x, input_precision=DOT) * (U_unit * unit)
-            y, unit = narrow(y, HALF)
+            gradient += tl.dot(U, x, input_precision=DOT) * (U_unit * x_unit)
             W, W_unit = load_weights(pairs, pair_units, (p * R + r) * 2, C)
-            gradient -= tl.dot(W, y, input_precision=DOT) * (W_unit * unit)
-        gate += tl.sum(gradient * own, 1)
+            gradient -= tl.dot(W, y, input_precision=DOT) * (W_unit * y_unit)
+        tl.debug_barrier()
+        gate += tl.sum(gradient * load_rows(key, b, first, g, G, K, j, T, C), 1)
         tl.store(d_ridge + p * K + j, lost, mask=j < K)
         store_columns(d_key + ((b * T + first) * G + g) * K, gradient * beta[:, None], G * K, left, j, K, C)
 
     tail *= fade * beta
+    c, rest = load_sums(high, low, p, C)
     from_start *= factor(c + rest, FLOOR)
+    inside = tl.load(within + p * C + t)
     inside += tl.sum(tl.where(t[None, :] < t[:, None], tail[None, :], from_start[None, :]), 1)
+    end, end_rest = load_last(high, low, p, C)
     inside += factor(end + end_rest, FLOOR) * across
     place = (b * T + first + t) * G + g
     log = tl.load(log_forget + place, mask=t < left, other=0.0)

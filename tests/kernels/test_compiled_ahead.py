@@ -34,7 +34,7 @@ def assert_kept_in_registers(rows: list[dict[str, str]]) -> None:
 
 def test_light_kernels_of_heads_of_64() -> None:
     rows = read_table("--size", "64", "--dtype", "bfloat16", "--only", "gate", "scan forward", "read", "one_step")
-    assert {row["kernel"] for row in rows} >= {"gate", "scan forward", "read marked", "gate_gradient", "one_step"}
+    assert {row["kernel"] for row in rows} >= {"gate", "scan forward", "read marked", "one_step"}
     assert {row["products"] for row in rows} == {"none", "tf32", "bfloat16"}
     assert_kept_in_registers(rows)
 
@@ -52,7 +52,7 @@ def test_every_kernel(size: int, dtype: str) -> None:
     rows = read_table("--size", str(size), "--dtype", dtype)
     on_chip = dtype != "float32" and size <= 128
     solvers = {"solve", "solve adjoint", "gradient marked", "read marked"} if on_chip else {"gradient", "read"}
-    assert {row["kernel"] for row in rows} >= solvers | {"scan reverse symmetric", "pair", "token key"}
+    assert {row["kernel"] for row in rows} >= solvers | {"scan reverse symmetric", "token"}
     assert_kept_in_registers(rows)
 
 

@@ -29,7 +29,7 @@ def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     tuning.write_table(card, {entry: other}, {entry: 0.5})
     assert tuning.choose("read", sizes("cuda")) == other
     assert tuning.choose("read", sizes("cuda", 64)) == tuning.choose("read", sizes("cpu", 64))
-    tuning.write_table(card, {"pairs 64 16 bits": other}, {"pairs 64 16 bits": 0.1})
+    tuning.write_table(card, {"tokens 64 16 bits": other}, {"tokens 64 16 bits": 0.1})
     assert tuning.choose("read", sizes("cuda")) == other
     tuning.load_table.cache_clear()
 
@@ -40,7 +40,7 @@ def test_the_tuner_takes_the_fastest_that_runs(bench: SimpleNamespace) -> None:
 
     def time() -> float:
         choice = launch.choose("read", sizes("cpu"))
-        assert launch.choose("pairs", sizes("cpu")) == tuning.choose("pairs", sizes("cpu"))
+        assert launch.choose("tokens", sizes("cpu")) == tuning.choose("tokens", sizes("cpu"))
         if choice.warps == 4:
             raise RuntimeError("out of resource: shared memory")
         return 1.0 if choice == wanted else 2.0
