@@ -287,7 +287,7 @@ def backward(
     token_gradients.token_kernel[(s.P,)](
         x, y, d, made.key, made.value, made.log_forget, made.input_gate, sums.high, sums.low, made.gram, made.gram_unit,
         made.cross, made.cross_unit, made.root, gram_end, gram_end_unit, cross_end, cross_end_unit, pairs,
-        fresh(x, s.P, s.R, 2), fresh(x, s.P, CHUNK), d_key, d_value, d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K,
+        fresh(x, s.P, s.R, 5), fresh(x, s.P, CHUNK), d_key, d_value, d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K,
         s.V, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, SIDE=SIDE, BI=SIDE if s.half else choice.tile,
         BJ=SIDE if s.half else 16, **choice.options,
     )  # fmt: skip

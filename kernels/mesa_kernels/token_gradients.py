@@ -33,14 +33,36 @@ from .tiles import (
 
 
 @triton.jit
-def narrow(tile, HALF: tl.constexpr):
-    """Give the operand of a product and its unit. HALF: float16, at most 8, over a power of two; else as it is."""
+def measure(rows, b, first, head, heads, width, T, HALF: tl.constexpr, C: tl.constexpr, BI: tl.constexpr):
+    """Give the unit of all rows of one chunk and head of `[B, T, heads, width]`: at most an eighth of the largest entry.
+
+    A power of two; float16 has exponents enough for all rows of a chunk.
+    """
+    unit = 1.0
     if HALF:
-        unit = ceil_power(tl.maximum(tl.max(tl.abs(tile)), 1e-30)) * 0.125
+        largest = tl.zeros([C], tl.float32)
+        for begin in range(0, width, BI):
+            tile = load_rows(rows, b, first, head, heads, width, begin + tl.arange(0, BI), T, C)
+            largest = tl.maximum(largest, tl.max(tl.abs(tile), 1))
+        unit = ceil_power(tl.maximum(tl.max(largest, 0), 1e-30)) * 0.125
+    return unit
+
+
+@triton.jit
+def unit_of(tile, HALF: tl.constexpr):
+    """Give a power of two, at most an eighth of the largest entry of a tile; 1 unless HALF."""
+    unit = 1.0
+    if HALF:
+        unit = ceil_power(tl.maximum(tl.max(tl.max(tl.abs(tile), 1), 0), 1e-30)) * 0.125
+    return unit
+
+
+@triton.jit
+def narrow(tile, unit, HALF: tl.constexpr):
+    """Give the operand of a product. HALF: float16 over its unit; else as it is."""
+    if HALF:
         tile = (tile * (1.0 / unit)).to(tl.float16)
-    else:
-        unit = 1.0
-    return tile, unit
+    return tile
 
 
 @triton.jit
@@ -77,40 +99,50 @@ def load_gradient(
 
 
 @triton.jit
-def add_scores(scores, sources, readers, SPLIT: tl.constexpr, HALF: tl.constexpr, DOT: tl.constexpr):
+def add_scores(scores, sources, s_unit, readers, t_unit, SPLIT: tl.constexpr, HALF: tl.constexpr, DOT: tl.constexpr):
     """Add the products of all sources with all readers, both `[C, columns]`. SPLIT: readers need more than 11 bits."""
-    if HALF:
-        s, s_unit = narrow(sources, HALF)
-        t, t_unit = narrow(readers, HALF)
-        part = tl.dot(s, tl.trans(t))
-        if SPLIT:
-            low = (readers * (1.0 / t_unit) - t.to(tl.float32)).to(tl.float16)
-            part = tl.dot(s, tl.trans(low), part)
-        scores += part * (s_unit * t_unit)
-    else:
-        scores = tl.dot(sources, tl.trans(readers), scores, input_precision=DOT)
+    s = narrow(sources, s_unit, HALF)
+    t = narrow(readers, t_unit, HALF)
+    scores = tl.dot(s, tl.trans(t), scores, input_precision=DOT)
+    if HALF and SPLIT:
+        low = (readers * (1.0 / t_unit) - t.to(tl.float32)).to(tl.float16)
+        scores = tl.dot(s, tl.trans(low), scores)
     return scores
 
 
 @triton.jit
 def weigh_pairs(
-    solution, adjoint, upstream, key, value, high, low, p, b, first, g, head, T, G, R, K, V, HALF: tl.constexpr,
-    DOT: tl.constexpr, FLOOR: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
+    solution, adjoint, upstream, key, value, units, k_unit, v_unit, high, low, p, b, first, g, head, T, G, R, K, V,
+    HALF: tl.constexpr, DOT: tl.constexpr, FLOOR: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
-    """Give one head's weights W and U and what passes inside the chunk, all `[sources, readers]` in float32."""
+    """Give one head's weights W and U and what passes inside the chunk, all `[sources, readers]` in float32.
+
+    Stores the units of x, y and d.
+    """
     heads = G * R
+    x_unit = measure(solution, b, first, head, heads, K, T, HALF, C, BI)
+    y_unit = measure(adjoint, b, first, head, heads, K, T, HALF, C, BI)
+    d_unit = measure(upstream, b, first, head, heads, V, T, HALF, C, BI)
+    tl.store(units + 2, x_unit)
+    tl.store(units + 3, y_unit)
+    tl.store(units + 4, d_unit)
     read = tl.zeros([C, C], tl.float32)
+    sought = tl.zeros([C, C], tl.float32)
     wanted = tl.zeros([C, C], tl.float32)
     for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)
         k = load_rows(key, b, first, g, G, K, i, T, C)
-        read = add_scores(read, k, load_rows(solution, b, first, head, heads, K, i, T, C), True, HALF, DOT)
-        wanted = add_scores(wanted, k, -load_rows(adjoint, b, first, head, heads, K, i, T, C), True, HALF, DOT)
+        x = load_rows(solution, b, first, head, heads, K, i, T, C)
+        y = load_rows(adjoint, b, first, head, heads, K, i, T, C)
+        read = add_scores(read, k, k_unit, x, x_unit, True, HALF, DOT)
+        sought = add_scores(sought, k, k_unit, y, y_unit, True, HALF, DOT)
     for begin in range(0, V, BI):
         j = begin + tl.arange(0, BI)
         v = load_rows(value, b, first, g, G, V, j, T, C)
         d = load_rows(upstream, b, first, head, heads, V, j, T, C)
-        wanted = add_scores(wanted, v, d, False, HALF, DOT)
+        wanted = add_scores(wanted, v, v_unit, d, d_unit, False, HALF, DOT)
+    read *= k_unit * x_unit
+    wanted = wanted * (v_unit * d_unit) - sought * (k_unit * y_unit)
     t = tl.arange(0, C)
     c, d = load_sums(high, low, p, C)
     between = (c[None, :] - c[:, None]) + (d[None, :] - d[:, None])
@@ -120,56 +152,57 @@ def weigh_pairs(
 
 
 @triton.jit
-def store_weights(pairs, pair_units, place, weights, HALF: tl.constexpr, C: tl.constexpr):
+def store_weights(pairs, unit_place, weights, HALF: tl.constexpr, C: tl.constexpr):
     """Store weights `[C, C]` as the operand of products that they are in."""
     t = tl.arange(0, C)
-    weights, unit = narrow(weights, HALF)
-    tl.store(pairs + place * C * C + t[:, None] * C + t[None, :], weights)
-    tl.store(pair_units + place, unit)
+    unit = unit_of(weights, HALF)
+    tl.store(pairs + t[:, None] * C + t[None, :], narrow(weights, unit, HALF))
+    tl.store(unit_place, unit)
 
 
 @triton.jit
-def load_weights(pairs, pair_units, place, C: tl.constexpr):
+def load_weights(pairs, unit_place, C: tl.constexpr):
     """Load what `store_weights` stored."""
     t = tl.arange(0, C)
-    return tl.load(pairs + place * C * C + t[:, None] * C + t[None, :]), tl.load(pair_units + place)
+    return tl.load(pairs + t[:, None] * C + t[None, :]), tl.load(unit_place)
 
 
 @triton.jit
 def read_end(
-    key, planes, plane_unit, gradient, gradient_unit, root, column, p, b, first, g, T, G, K, D, GRAM: tl.constexpr,
+    key, k_unit, planes, plane_unit, gradient, gradient_unit, root, column, p, b, first, g, T, G, K, D, GRAM: tl.constexpr,
     HALF: tl.constexpr, DOT: tl.constexpr, C: tl.constexpr, SIDE: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
     """Give keys times BJ columns of a state's gradient, `[C, BJ]`, and the product of gradient and state, a number."""
     j = column + tl.arange(0, BJ)
     later = tl.zeros([C, BJ], tl.float32)
-    across = 0.0
+    across = tl.zeros([BI], tl.float32)
     for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)
         start, start_unit = load_start(planes, plane_unit, p, i, j, K, D, HALF)
         tile, unit = load_gradient(gradient, gradient_unit, p, begin, column, K, D, HALF, SIDE, BI, BJ)
-        k, k_unit = narrow(load_rows(key, b, first, g, G, K, i, T, C), HALF)
+        k = narrow(load_rows(key, b, first, g, G, K, i, T, C), k_unit, HALF)
         both = start.to(tl.float32) * tile.to(tl.float32) * tl.load(root + i, mask=i < K, other=0.0)[:, None]
         if GRAM:
             both *= tl.load(root + j, mask=j < K, other=0.0)[None, :]
-        across += tl.sum(both) * (start_unit * unit)
+        across += tl.sum(both, 1) * (start_unit * unit)
         later += tl.dot(k, tile, input_precision=DOT) * (k_unit * unit)
-    return later, across
+    return later, tl.sum(across, 0)
 
 
 @triton.jit
 def read_start(
-    solution, planes, plane_unit, root, j, p, b, first, head, heads, T, K, D, HALF: tl.constexpr, DOT: tl.constexpr,
-    C: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+    solution, x_unit, planes, plane_unit, root, j, p, b, first, head, heads, T, K, D, HALF: tl.constexpr,
+    DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
     """Give scaled solutions times columns j of a state, `[C, BJ]`."""
     read = tl.zeros([C, BJ], tl.float32)
+    unit = 1.0
     for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)
-        start, start_unit = load_start(planes, plane_unit, p, i, j, K, D, HALF)
-        x, unit = narrow(load_scaled(solution, root, b, first, head, heads, i, K, T, C), HALF)
-        read += tl.dot(x, start, input_precision=DOT) * (unit * start_unit)
-    return read
+        start, unit = load_start(planes, plane_unit, p, i, j, K, D, HALF)
+        x = narrow(load_scaled(solution, root, b, first, head, heads, i, K, T, C), x_unit, HALF)
+        read = tl.dot(x, start, read, input_precision=DOT)
+    return read * (x_unit * unit) if HALF else read
 
 
 @triton.jit(do_not_specialize=["T", "N"])
@@ -193,7 +226,7 @@ def token_kernel(
     cross_end,  # P [P, K, V]
     cross_end_unit,
     pairs,  # [P, R, 2, C, C], written: W and U, float16 if HALF, else float32
-    pair_units,  # [P, R, 2] float32, written
+    units,  # [P, R, 5] float32, written: of W, U, x, y and d
     within,  # [P, C] float32, written: what passes gates inside the chunk
     d_key,  # written, as the four below
     d_value,
@@ -223,14 +256,23 @@ def token_kernel(
     b, g, first, left = locate(p, T, G, N, C)
     t = tl.arange(0, C)
     root += g * K
+    pairs += p * R * 2 * C * C
+    units += p * R * 5
+    k_unit = measure(key, b, first, g, G, K, T, HALF, C, BI)
+    v_unit = measure(value, b, first, g, G, V, T, HALF, C, BI)
+    widest = 1.0  # by what scaling a solution may lengthen it
+    if HALF:
+        for begin in range(0, K, BI):
+            i = begin + tl.arange(0, BI)
+            widest = tl.maximum(widest, ceil_power(tl.max(tl.load(root + i, mask=i < K, other=0.0), 0)))
     through = tl.zeros([C, C], tl.float32)
     for r in range(R):
         W, U, inner = weigh_pairs(
-            solution, adjoint, upstream, key, value, high, low, p, b, first, g, g * R + r, T, G, R, K, V, HALF, DOT,
-            FLOOR, C, BI,
+            solution, adjoint, upstream, key, value, units + r * 5, k_unit, v_unit, high, low, p, b, first, g, g * R + r, T,
+            G, R, K, V, HALF, DOT, FLOOR, C, BI,
         )  # fmt: skip
-        store_weights(pairs, pair_units, (p * R + r) * 2, W, HALF, C)
-        store_weights(pairs, pair_units, (p * R + r) * 2 + 1, U, HALF, C)
+        store_weights(pairs + r * 2 * C * C, units + r * 5, W, HALF, C)
+        store_weights(pairs + (r * 2 + 1) * C * C, units + r * 5 + 1, U, HALF, C)
         through += inner
     # gate j lies between what sources s < j wrote and what readers t >= j read
     passing = tl.cumsum(through * load_gate(input_gate, b, g, first, left, T, G, t)[:, None], 1, reverse=True)
@@ -250,12 +292,12 @@ def token_kernel(
         for r in range(R):
             d = load_rows(upstream, b, first, g * R + r, G * R, V, j, T, C)
             read = read_start(
-                solution, cross, cross_unit, root, j, p, b, first, g * R + r, G * R, T, K, V, HALF, DOT, C, BI, BJ
+                solution, tl.load(units + r * 5 + 2) * widest, cross, cross_unit, root, j, p, b, first, g * R + r, G * R, T, K, V, HALF, DOT, C, BI, BJ
             )
             from_start += tl.sum(read * d, 1)
         tl.debug_barrier()
         gradient, both = read_end(
-            key, cross, cross_unit, cross_end, cross_end_unit, root, begin, p, b, first, g, T, G, K, V, False, HALF, DOT,
+            key, k_unit, cross, cross_unit, cross_end, cross_end_unit, root, begin, p, b, first, g, T, G, K, V, False, HALF, DOT,
             C, SIDE, BI, BJ,
         )  # fmt: skip
         across += both
@@ -264,8 +306,9 @@ def token_kernel(
         tail += tl.sum(gradient * own, 1)
         gradient *= fade[:, None]
         for r in range(R):
-            d, unit = narrow(load_rows(upstream, b, first, g * R + r, G * R, V, j, T, C), HALF)
-            W, W_unit = load_weights(pairs, pair_units, (p * R + r) * 2, C)
+            unit = tl.load(units + r * 5 + 4)
+            d = narrow(load_rows(upstream, b, first, g * R + r, G * R, V, j, T, C), unit, HALF)
+            W, W_unit = load_weights(pairs + r * 2 * C * C, units + r * 5, C)
             gradient += tl.dot(W, d, input_precision=DOT) * (W_unit * unit)
         tl.debug_barrier()
         gate += tl.sum(gradient * load_rows(value, b, first, g, G, V, j, T, C), 1)
@@ -276,12 +319,12 @@ def token_kernel(
         for r in range(R):
             y = load_scaled(adjoint, root, b, first, g * R + r, G * R, j, K, T, C)
             read = read_start(
-                solution, gram, gram_unit, root, j, p, b, first, g * R + r, G * R, T, K, K, HALF, DOT, C, BI, BJ
+                solution, tl.load(units + r * 5 + 2) * widest, gram, gram_unit, root, j, p, b, first, g * R + r, G * R, T, K, K, HALF, DOT, C, BI, BJ
             )
             from_start -= tl.sum(read * y, 1)
         tl.debug_barrier()
         gradient, both = read_end(
-            key, gram, gram_unit, gram_end, gram_end_unit, root, begin, p, b, first, g, T, G, K, K, True, HALF, DOT, C,
+            key, k_unit, gram, gram_unit, gram_end, gram_end_unit, root, begin, p, b, first, g, T, G, K, K, True, HALF, DOT, C,
             SIDE, BI, BJ,
         )  # fmt: skip
         across += both
@@ -290,20 +333,20 @@ def token_kernel(
         gradient *= 2.0
         for start in range(0, V, BI):
             i = start + tl.arange(0, BI)
-            v, unit = narrow(load_rows(value, b, first, g, G, V, i, T, C), HALF)
+            v = narrow(load_rows(value, b, first, g, G, V, i, T, C), v_unit, HALF)
             tile, tile_unit = load_gradient(cross_end, cross_end_unit, p, begin, start, K, V, HALF, SIDE, BJ, BI)
-            gradient += tl.dot(v, tl.trans(tile), input_precision=DOT) * (unit * tile_unit)
+            gradient += tl.dot(v, tl.trans(tile), input_precision=DOT) * (v_unit * tile_unit)
         gradient *= fade[:, None]
         lost = tl.zeros([BJ], tl.float32)
         for r in range(R):
             x = load_rows(solution, b, first, g * R + r, G * R, K, j, T, C)
             y = load_rows(adjoint, b, first, g * R + r, G * R, K, j, T, C)
             lost -= tl.sum(x * y, 0)
-            x, x_unit = narrow(x, HALF)
-            y, y_unit = narrow(y, HALF)
-            U, U_unit = load_weights(pairs, pair_units, (p * R + r) * 2 + 1, C)
+            x_unit, y_unit = tl.load(units + r * 5 + 2), tl.load(units + r * 5 + 3)
+            x, y = narrow(x, x_unit, HALF), narrow(y, y_unit, HALF)
+            U, U_unit = load_weights(pairs + (r * 2 + 1) * C * C, units + r * 5 + 1, C)
             gradient += tl.dot(U, x, input_precision=DOT) * (U_unit * x_unit)
-            W, W_unit = load_weights(pairs, pair_units, (p * R + r) * 2, C)
+            W, W_unit = load_weights(pairs + r * 2 * C * C, units + r * 5, C)
             gradient -= tl.dot(W, y, input_precision=DOT) * (W_unit * y_unit)
         tl.debug_barrier()
         gate += tl.sum(gradient * load_rows(key, b, first, g, G, K, j, T, C), 1)

@@ -17,9 +17,6 @@ import torch
 FOLDER = Path(__file__).parent / "tuned"
 SCANS = frozenset({"gram", "cross", "gram adjoint", "cross adjoint"})
 """Kernels that multiply inputs of 16 bits as bfloat16, cut into as many parts as they need (`states.multiply`)."""
-ROUGH = frozenset({"read"})
-"""Kernels that multiply once in TensorFloat-32 for inputs of 16 bits: 11 significant bits against the 8 of bfloat16,
-and no condition number multiplies what they lose. What a solve in memory rests on is multiplied thrice (tf32x3)."""
 
 
 class Choice(NamedTuple):
@@ -80,8 +77,7 @@ def choose(name: str, sizes: Shapes) -> Choice:
     stages = stages if sizes.half else 1
     if sizes.device.type == "cuda":
         tile, warps, stages = load_table(card_name(sizes.device)).get(describe(name, sizes), (tile, warps, stages))
-    dot = "bfloat16" if name in SCANS else "tf32" if name in ROUGH else "tf32x3"
-    return Choice(tile, dot if sizes.half else "tf32x3", warps, stages)
+    return Choice(tile, "bfloat16" if sizes.half and name in SCANS else "tf32x3", warps, stages)
 
 
 def describe(name: str, sizes: Shapes) -> str:
