@@ -67,6 +67,7 @@ PEER_PARTS = 8
 
 def compile_part(part: Pass | int) -> tuple[set[str], int]:
     """Compile a pass's kernels, or a part of the peer's, into Triton's cache; return digests and how many it lacked."""
+    sys.path[:0] = [str(records.ROOT / folder) for folder in ("", "kernels", "eval")]  # the folders of this checkout
     import torch
     from ahead_of_time import compile_launch, list_launches
     from triton import knobs

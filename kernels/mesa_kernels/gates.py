@@ -20,7 +20,7 @@ def gate_kernel(
     lift,  # [P, C] float32: a power of two at least the largest entry of a scaled key
     before,  # [P, C] float32: e^{c_t}, the decay from the chunk's start to a token
     after,  # [P, C] float32: e^{c_C - c_s} beta_s, what is left of a token at the chunk's end
-    weights,  # [P, C, C] float32: e^{c_t - c_s} beta_s lift_s^2 of reader t and source s <= t, else 0; written if WEIGHTS
+    weights,  # [P, C, C] float32, written if WEIGHTS: e^{c_t - c_s} beta_s lift_s^2 of reader t, source s <= t
     growth,  # [2, P] float32: no entry of the scaled gram, and of the scaled cross state, grows by more in the chunk
     problems,
     T,

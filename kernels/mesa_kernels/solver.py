@@ -30,7 +30,7 @@ PASSES = 3
 GAIN = 0.005
 """What a pass must gain: float16 operands allow about three digits, two are safe."""
 NARROWEST = 64
-"""Columns of the narrowest tile. Triton 3.6 multiplies 16-bit right operands whose rows are shorter wrongly on sm_90."""
+"""Columns of the narrowest tile: Triton 3.6 multiplies 16-bit right operands of shorter rows wrongly on sm_90."""
 FREEZE = 1 / 256
 """Square of the share of a pass's target at which a row stops: until then it goes on for as long as others need it."""
 
@@ -210,8 +210,8 @@ def solve_kernel(
                 taken += 1
             busy = tl.max(((rs > target) & (taken < max_steps)).to(tl.int32), 0)
 
-        # `here` is place, which the compiler cannot know: so addresses are made here again, not held, and spilled, through
-        # the loops.
+        # `here` is place, which the compiler cannot know: so addresses are made here again, not held, and spilled,
+        # through the loops.
         here = place + (taken >> 30)
         again = here // R
         grow = tl.where(live, 1.0 / (64.0 * tl.where(live, shrink, 1.0)), 0.0)
@@ -229,7 +229,7 @@ def solve_kernel(
         a = tl.dot(d16, tl.load(gram + again * 2 * K * K + K * K + square, mask=whole, other=0.0))
         a = tl.dot(d16, H, a)
         a *= (tl.load(before + again * C + t) * tl.load(gram_unit + again))[:, None]
-        a += (d16 * (1 + (taken >> 30)).to(tl.float16)).to(tl.float32)
+        a += (d16 * tl.cast(1 + (taken >> 30), tl.float16)).to(tl.float32)
         tl.debug_barrier()
         left_over = tl.load(rest + here * C * K + cells, mask=(j < K)[None, :], other=0.0)
         a -= left_over * tl.where(live, 64.0 * shrink, 0.0)[:, None]

@@ -34,9 +34,9 @@ from .tiles import (
 
 @triton.jit
 def measure(rows, b, first, head, heads, width, T, HALF: tl.constexpr, C: tl.constexpr, BI: tl.constexpr):
-    """Give the unit of all rows of one chunk and head of `[B, T, heads, width]`: at most an eighth of the largest entry.
+    """Give the unit of all rows of one chunk and head of `[B, T, heads, width]`: a power of two, for entries up to 8.
 
-    A power of two; float16 has exponents enough for all rows of a chunk.
+    float16 has exponents enough for all rows of a chunk.
     """
     unit = 1.0
     if HALF:
@@ -50,7 +50,7 @@ def measure(rows, b, first, head, heads, width, T, HALF: tl.constexpr, C: tl.con
 
 @triton.jit
 def unit_of(tile, HALF: tl.constexpr):
-    """Give a power of two, at most an eighth of the largest entry of a tile; 1 unless HALF."""
+    """Give the power of two over which no entry of a tile is above 8; 1 unless HALF."""
     unit = 1.0
     if HALF:
         unit = ceil_power(tl.maximum(tl.max(tl.max(tl.abs(tile), 1), 0), 1e-30)) * 0.125
@@ -91,11 +91,11 @@ def load_gradient(
     j = column + tl.arange(0, BJ)
     inside = (i < K)[:, None] & (j < D)[None, :]
     tile = tl.load(gradient + p * K * D + i[:, None] * D + j[None, :], mask=inside, other=0.0)
+    size = 1.0
     if HALF:
         tl.static_assert(SIDE % BI == 0 and SIDE % BJ == 0)
-        return tile, tl.load(unit + (p * tl.cdiv(K, SIDE) + row // SIDE) * tl.cdiv(D, SIDE) + column // SIDE)
-    else:
-        return tile, 1.0
+        size = tl.load(unit + (p * tl.cdiv(K, SIDE) + row // SIDE) * tl.cdiv(D, SIDE) + column // SIDE)
+    return tile, size
 
 
 @triton.jit
@@ -169,8 +169,9 @@ def load_weights(pairs, unit_place, C: tl.constexpr):
 
 @triton.jit
 def read_end(
-    key, k_unit, planes, plane_unit, gradient, gradient_unit, root, column, p, b, first, g, T, G, K, D, GRAM: tl.constexpr,
-    HALF: tl.constexpr, DOT: tl.constexpr, C: tl.constexpr, SIDE: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+    key, k_unit, planes, plane_unit, gradient, gradient_unit, root, column, p, b, first, g, T, G, K, D,
+    GRAM: tl.constexpr, HALF: tl.constexpr, DOT: tl.constexpr, C: tl.constexpr, SIDE: tl.constexpr, BI: tl.constexpr,
+    BJ: tl.constexpr,
 ):  # fmt: skip
     """Give keys times BJ columns of a state's gradient, `[C, BJ]`, and the product of gradient and state, a number."""
     j = column + tl.arange(0, BJ)
@@ -268,8 +269,8 @@ def token_kernel(
     through = tl.zeros([C, C], tl.float32)
     for r in range(R):
         W, U, inner = weigh_pairs(
-            solution, adjoint, upstream, key, value, units + r * 5, k_unit, v_unit, high, low, p, b, first, g, g * R + r, T,
-            G, R, K, V, HALF, DOT, FLOOR, C, BI,
+            solution, adjoint, upstream, key, value, units + r * 5, k_unit, v_unit, high, low, p, b, first, g,
+            g * R + r, T, G, R, K, V, HALF, DOT, FLOOR, C, BI,
         )  # fmt: skip
         store_weights(pairs + r * 2 * C * C, units + r * 5, W, HALF, C)
         store_weights(pairs + (r * 2 + 1) * C * C, units + r * 5 + 1, U, HALF, C)
@@ -292,13 +293,14 @@ def token_kernel(
         for r in range(R):
             d = load_rows(upstream, b, first, g * R + r, G * R, V, j, T, C)
             read = read_start(
-                solution, tl.load(units + r * 5 + 2) * widest, cross, cross_unit, root, j, p, b, first, g * R + r, G * R, T, K, V, HALF, DOT, C, BI, BJ
-            )
+                solution, tl.load(units + r * 5 + 2) * widest, cross, cross_unit, root, j, p, b, first, g * R + r,
+                G * R, T, K, V, HALF, DOT, C, BI, BJ,
+            )  # fmt: skip
             from_start += tl.sum(read * d, 1)
         tl.debug_barrier()
         gradient, both = read_end(
-            key, k_unit, cross, cross_unit, cross_end, cross_end_unit, root, begin, p, b, first, g, T, G, K, V, False, HALF, DOT,
-            C, SIDE, BI, BJ,
+            key, k_unit, cross, cross_unit, cross_end, cross_end_unit, root, begin, p, b, first, g, T, G, K, V, False,
+            HALF, DOT, C, SIDE, BI, BJ,
         )  # fmt: skip
         across += both
         own = load_rows(value, b, first, g, G, V, j, T, C)
@@ -319,13 +321,14 @@ def token_kernel(
         for r in range(R):
             y = load_scaled(adjoint, root, b, first, g * R + r, G * R, j, K, T, C)
             read = read_start(
-                solution, tl.load(units + r * 5 + 2) * widest, gram, gram_unit, root, j, p, b, first, g * R + r, G * R, T, K, K, HALF, DOT, C, BI, BJ
-            )
+                solution, tl.load(units + r * 5 + 2) * widest, gram, gram_unit, root, j, p, b, first, g * R + r, G * R,
+                T, K, K, HALF, DOT, C, BI, BJ,
+            )  # fmt: skip
             from_start -= tl.sum(read * y, 1)
         tl.debug_barrier()
         gradient, both = read_end(
-            key, k_unit, gram, gram_unit, gram_end, gram_end_unit, root, begin, p, b, first, g, T, G, K, K, True, HALF, DOT, C,
-            SIDE, BI, BJ,
+            key, k_unit, gram, gram_unit, gram_end, gram_end_unit, root, begin, p, b, first, g, T, G, K, K, True, HALF,
+            DOT, C, SIDE, BI, BJ,
         )  # fmt: skip
         across += both
         own = load_rows(key, b, first, g, G, K, j, T, C)
