@@ -5,14 +5,15 @@ chunk's start, k the scaled keys and Z the decays: three products whose right fa
 shared memory, and everything else in registers.
 
 A *pass* solves A d = r with float16 operands and float32 sums until r has shrunk to `GAIN` of its size (or to half the
-tolerance), adds d to x, and computes the true residual with H, k, x and the scores split in two float16 halves. A >= I,
-so that residual bounds the error of x (docs/mathematics.md). What no pass certifies is marked, for
-`conjugate_gradients`.
+tolerance), keeps d, which is float16, and computes the true residual r - A d with H, k and the scores split in two
+float16 halves. A >= I, so that residual bounds the error of x (docs/mathematics.md), the sum of what passes kept. What
+no pass certifies is marked, for `conjugate_gradients`.
 
 What keeps the loop on chip, found by compiling without it: four warps, so that each owns whole rows of every product;
 d, r and p in float16 and the mask too; rows summed only of tiles that come out of a product, for a tile from memory
 brings its own layout along; the direction made at the head of the loop, and two loops, of which the inner one looks at
-nothing.
+nothing. What a pass needs beside d, and what follows the loops, is addressed and loaded there: registers that are held
+through the loops spill, and on a card spills go past the cache, whose place shared memory takes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ STRIDE = 2
 """Products between two looks at all rows."""
 PASSES = 3
 GAIN = 0.005
-"""What a pass must gain: float16 operands allow about three digits, two are safe."""
+"""What a pass must gain: float16 operands allow about three digits. Smaller gains take more passes, larger ones steps."""
 NARROWEST = 64
 """Columns of the narrowest tile: Triton 3.6 multiplies 16-bit right operands of shorter rows wrongly on sm_90."""
 FREEZE = 1 / 256
