@@ -29,7 +29,7 @@ STRIDE = 2
 """Products between two looks at all rows."""
 PASSES = 3
 GAIN = 0.005
-"""What a pass must gain: float16 operands allow about three digits. Smaller gains take more passes, larger ones steps."""
+"""What a pass must gain: float16 operands allow about three digits. Smaller gains take passes, larger ones steps."""
 NARROWEST = 64
 """Columns of the narrowest tile: Triton 3.6 multiplies 16-bit right operands of shorter rows wrongly on sm_90."""
 FREEZE = 1 / 256
