@@ -190,7 +190,7 @@ def test_errors_of_16_bits_are_those_before_the_last_rounding(bench: SimpleNames
     rounded = bench.accuracy.output_errors(variant.run(made), truth)
     assert rounded.output > 1e-4
     assert errors.output < 2e-5
-    assert errors.gradients["query"] < 2e-5  # the adjoint solution as it is; keys' and values' are sums of 11-bit products
+    assert errors.gradients["query"] < 2e-5  # the adjoint solution; those of keys and values sum 11-bit products
     assert max(errors.gradients.values()) < 6e-4
 
 
