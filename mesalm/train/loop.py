@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +29,7 @@ from mesalm.train.step import (
     Batch,
     agree,
     backward,
+    compiled,
     count_tokens,
     flops_per_token,
     gradient_norm,
@@ -124,7 +125,7 @@ def fit(
     display: Display | None = None,
     count_items: Callable[[Batch], int] | None = None,
     enough: Callable[[], bool] | None = None,
-    compile_model: bool = False,
+    compile_model: bool | Literal["blocks"] = False,
 ) -> Outcome:
     """Train a model until it has made ``steps`` optimiser steps, or until a signal of `mesalm.train.interrupts`.
 
@@ -151,7 +152,7 @@ def fit(
             journal.write("checkpoint", step=tally.step, tokens=tally.tokens, folder=resume_from.name)
     if checkpoints is not None and accelerator.is_main_process:
         checkpoints.tidy()
-    wrapped: Any = torch.compile(model) if compile_model else model
+    wrapped: Any = compiled(model, compile_model)
     wrapped, optimiser = accelerator.prepare(wrapped, optimiser)
     if resume_from is not None:
         # Last of all, since compiling and wrapping may draw random numbers.
@@ -163,6 +164,7 @@ def fit(
     with preserved_randomness(devices=False):
         batches = iter(stream)
     raw_model.train()
+    wrapped.train()  # compiled by blocks, it is a module of its own around them
 
     def epochs() -> float | None:
         return getattr(stream, "epochs", None)

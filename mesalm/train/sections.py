@@ -35,7 +35,11 @@ class TrainSettings(Settings):
     device: Literal["auto", "cpu"] = Field(
         default="auto", description="auto: the accelerator if there is one; cpu: never (also for several processes)."
     )
-    compile: bool = Field(default=False, description="Whether to run the model through torch.compile.")
+    compile: bool | Literal["blocks"] = Field(
+        default=False,
+        description="true: run the model through torch.compile; blocks: each of its blocks, those of one kind by one "
+        "code, which is compiled in the time of a layer.",
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="Whether to recompute activations in the backward pass to save memory."
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import compile_regions
 from torch import nn
 
 from mesalm.model.operator_inputs import unchecked_values
@@ -78,6 +79,16 @@ def sample_solver(model: nn.Module, number: int) -> Any:
     """Have a layer of the model measure the next row it solves, for each ``number`` another; None if none solves."""
     choose = getattr(model, "sample_solver", None)
     return None if choose is None else choose(number)
+
+
+def compiled(model: nn.Module, how: bool | Literal["blocks"]) -> Any:
+    """Give the compiled form of a model, which shares its weights; False gives the model itself.
+
+    "blocks" compiles each of its repeated blocks and the modules around them: blocks of one kind share one graph.
+    """
+    if how == "blocks":
+        return compile_regions(model)
+    return torch.compile(model) if how else model
 
 
 def read_first_row(accelerator: Accelerator, model: nn.Module, batch: Batch) -> None:

@@ -1,0 +1,86 @@
+"""Train through torch.compile, whole and by blocks: the same numbers, one graph each, nothing compiled twice."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from mesalm import MesaConfig, MesaForCausalLM
+from mesalm.train.step import compiled
+
+LAYERS = 4
+
+
+def make_model(mixers: str | list[str]) -> MesaForCausalLM:
+    torch.manual_seed(0)
+    config = MesaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        mixers=mixers,
+    )
+    return MesaForCausalLM(config).train()
+
+
+def train(model: Any, weights: list[torch.nn.Parameter], steps: int) -> list[torch.Tensor]:
+    """Make steps on rows of two documents that end elsewhere in every step; give losses and the last gradients."""
+    generator = torch.Generator().manual_seed(1)
+    optimiser = torch.optim.SGD(weights, lr=0.1)
+    made = []
+    for step in range(steps):
+        ids = torch.randint(0, 64, (2, 24), generator=generator)
+        positions = torch.cat((torch.arange(8 + step), torch.arange(16 - step))).expand(2, -1)
+        optimiser.zero_grad()
+        loss = model(input_ids=ids, position_ids=positions, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimiser.step()
+        made.append(loss.detach())
+    return [*made, *(weight.grad for weight in weights if weight.grad is not None)]
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace graphs, forwards and backwards, without the time that code for them takes."""
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+
+# torch hides this warning of its own, but not where warnings are errors
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize(
+    ("how", "mixers"),
+    [
+        ("blocks", ["mesa", "softmax"] * (LAYERS // 2)),
+        (True, "mesa"),
+        *(pytest.param("blocks", mixer, marks=pytest.mark.slow) for mixer in ("mesa", "softmax", "linear")),
+        *(pytest.param(True, mixer, marks=pytest.mark.slow) for mixer in ("softmax", "linear")),
+    ],
+    ids=str,
+)
+def test_compiled_training_is_eager_training(how: Any, mixers: Any, traced: None) -> None:
+    eager = make_model(mixers)
+    wanted = train(eager, list(eager.parameters()), 4)
+    model = make_model(mixers)
+    made = compiled(model, how)
+    weights = list(model.parameters())
+    assert {id(weight) for weight in made.parameters()} == {id(weight) for weight in weights}
+    begun = train(made, weights, 2)
+    graphs = counters["stats"]["unique_graphs"]
+    assert not counters["graph_break"]
+    kinds = set(mixers) if isinstance(mixers, list) else {mixers}
+    around = 3 + ("softmax" in kinds)  # embeddings, the last norm, the head, rotary positions
+    assert graphs == (1 if how is True else len(kinds) + around)
+    again = make_model(mixers)
+    model.load_state_dict(again.state_dict())
+    got = train(made, weights, 4)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
+    for mine, theirs in zip([*begun[:2], *got], [*wanted[:2], *wanted], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
