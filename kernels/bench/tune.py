@@ -13,7 +13,7 @@ import argparse
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
@@ -47,12 +47,14 @@ def forced(kernel: str, choice: Choice) -> Iterator[None]:
         launch.choose = plain
 
 
-def best_choice(kernel: str, usual: Choice, time: Callable[[], float], end: float = math.inf) -> tuple[Choice, float]:
+def best_choice(
+    kernel: str, usual: Choice, time: Callable[[], float], end: float = math.inf, tiles: Sequence[int] = TILES
+) -> tuple[Choice, float]:
     """Try all candidates of a kernel, the usual one first, until a time of the monotonic clock.
 
     One that does not compile or needs too much memory is left out.
     """
-    candidates = [Choice(*rest) for rest in itertools.product(TILES, [usual.dot], WARPS, STAGES)]
+    candidates = [Choice(*rest) for rest in itertools.product(tiles, [usual.dot], WARPS, STAGES)]
     seconds: dict[Choice, float] = {}
     for choice in [usual, *(choice for choice in candidates if choice != usual)]:
         if seconds and monotonic() > end:
@@ -112,7 +114,8 @@ def main(words: list[str] | None = None) -> int:
             def time(timed: Callable[[], None] = timed) -> float:
                 return interleave({"": timed}, arguments.repeats, 2, "cuda")[""].median
 
-            choice, seconds = best_choice(kernel, usual, time, end)
+            tiles = TILES if tuning.has_tile(kernel, shapes) else [usual.tile]
+            choice, seconds = best_choice(kernel, usual, time, end, tiles)
             entry = tuning.describe(kernel, shapes)
             tuning.write_table(tuning.card_name(shapes.device), {entry: choice}, {entry: seconds})
     return 0

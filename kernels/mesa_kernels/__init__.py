@@ -48,6 +48,10 @@ def _launch(name: str, operands: tuple[Any, ...], settings: dict[str, Any]) -> t
 
     from . import launch
 
+    if operands[0].device.type == "cpu":
+        from . import interpreter
+
+        interpreter.mend()
     with torch.cuda.device_of(operands[0]):
         results: tuple[Tensor, ...] = getattr(launch, name)(*operands, **settings)
     return results

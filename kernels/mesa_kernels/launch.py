@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import conjugate_gradients, gates, one_step, read, solver, states, token_gradients
-from .tiles import CHUNK, FLOOR, SIDE
+from .tiles import CHUNK, FLOOR, NARROWEST, SIDE
 from .tuning import choose
 
 PROGRAMS = 1024
@@ -158,8 +158,8 @@ def scan(
         left, right, K, D, strides = right, left, D, K, (1, D)
     choice = choose(name, sizes)
     BI, BJ = min(2 * choice.tile, power_of_two(K)), min(choice.tile, power_of_two(D))
-    if sizes.half:  # of 16-bit operands narrower rows are multiplied wrongly (Triton 3.6)
-        BI, BJ = max(SIDE, BI), SIDE
+    if sizes.half:  # whole blocks of SIDE rows, each with its unit
+        BI, BJ = max(SIDE, BI), NARROWEST
     grid = ((K + BI - 1) // BI, (D + BJ - 1) // BJ, B * G)
     capped = K == BI and sizes.half and torch.float16 not in (left.dtype, right.dtype)
     most = min(255, REGISTERS // (2 * 32 * choice.warps)) if capped else None
@@ -192,7 +192,7 @@ def solve(made: Prepared, ends: Tensor, tolerance: float, max_steps: int, *, adj
             sums.before, sums.weights, made.gram, made.gram_unit, made.cross, made.cross_unit, made.scale, ends, limit,
             min(max_steps, solver.STEPS), solver.STRIDE, s.T, s.N, s.G, s.R, s.K, s.V, ADJOINT=adjoint,
             PASSES=solver.PASSES, GAIN=solver.GAIN, FREEZE=solver.FREEZE, C=CHUNK,
-            BK=max(solver.NARROWEST, power_of_two(s.K)), BV=solver.NARROWEST, **choice.options,
+            BK=max(NARROWEST, power_of_two(s.K)), BV=NARROWEST, **choice.options,
         )  # fmt: skip
     if adjoint:
         rhs = fresh(ends, s.B, s.T, s.H, s.K)
@@ -283,13 +283,13 @@ def backward(
     )
     d_ridge = fresh(x, s.P, s.K)
     pairs = fresh(x, s.P, s.R, 2, CHUNK, CHUNK, dtype=torch.float16 if s.half else torch.float32)
-    choice = choose("tokens", s)  # its tile is for float32: products of 16 bits take 64 columns at least
+    choice = choose("tokens", s)
+    BI, BJ = (NARROWEST, NARROWEST) if s.half else (choice.tile, 16)
     token_gradients.token_kernel[(s.P,)](
         x, y, d, made.key, made.value, made.log_forget, made.input_gate, sums.high, sums.low, made.gram, made.gram_unit,
         made.cross, made.cross_unit, made.root, gram_end, gram_end_unit, cross_end, cross_end_unit, pairs,
         fresh(x, s.P, s.R, 5), fresh(x, s.P, CHUNK), d_key, d_value, d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K,
-        s.V, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, SIDE=SIDE, BI=SIDE if s.half else choice.tile,
-        BJ=SIDE if s.half else 16, **choice.options,
+        s.V, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, SIDE=SIDE, BI=BI, BJ=BJ, **choice.options,
     )  # fmt: skip
     ridges = d_ridge.view(s.B, s.G, s.N, s.K).sum((0, 2)).to(ridge.dtype)
     return y.to(query.dtype), d_key, d_value, d_log, d_gate, ridges, d_gram.to(gram.dtype), d_cross.to(cross.dtype)

@@ -30,8 +30,6 @@ STRIDE = 2
 PASSES = 3
 GAIN = 0.005
 """What a pass must gain: float16 operands allow about three digits. Smaller gains take passes, larger ones steps."""
-NARROWEST = 64
-"""Columns of the narrowest tile: Triton 3.6 multiplies 16-bit right operands of shorter rows wrongly on sm_90."""
 FREEZE = 1 / 256
 """Square of the share of a pass's target at which a row stops: until then it goes on for as long as others need it."""
 

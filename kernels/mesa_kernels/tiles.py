@@ -18,6 +18,8 @@ CHUNK = 64
 """Tokens in a chunk."""
 SIDE = 64
 """Rows and columns of the blocks of a state's gradient that have a unit of their own."""
+NARROWEST = 64
+"""Columns of the narrowest tile: Triton 3.6 multiplies 16-bit right operands of shorter rows wrongly on sm_90."""
 FLOOR = -60.0
 """Log decay below which a factor counts as zero: far under what float32 resolves beside a token's own weight."""
 

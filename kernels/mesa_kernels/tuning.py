@@ -19,6 +19,11 @@ SCANS = frozenset({"gram", "cross", "gram adjoint", "cross adjoint"})
 """Kernels that multiply inputs of 16 bits as bfloat16, cut into as many parts as they need (`states.multiply`)."""
 
 
+def has_tile(name: str, sizes: Shapes) -> bool:
+    """Tell whether a kernel reads the tile of its choice; the others hold whole rows or `tiles.NARROWEST` columns."""
+    return name != "solve" and not (name == "tokens" and sizes.half)
+
+
 class Choice(NamedTuple):
     """Hold the tile of a kernel's loops, the precision of its products, its warps and the stages of its pipelines."""
 

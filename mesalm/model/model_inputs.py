@@ -22,6 +22,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_mesa import MesaConfig
+from .operator_inputs import values_are_checked
 from .operator_transforms import transforms_active
 
 MASK_VALUES = (
@@ -120,8 +121,8 @@ def find_segments(position_ids: Tensor, tokens: Tensor | None) -> Tensor | None:
     """Number the documents of packed rows, [B, T] integers; None where each row is one document.
 
     A document begins at a token whose position is neither that of the token before plus one nor, where padding lies
-    between the two, plus their distance. In a traced graph the numbers are returned even for rows of one document,
-    since the values cannot be looked at.
+    between the two, plus their distance. The numbers are returned even for rows of one document in a traced graph,
+    whose values cannot be looked at, and within `unchecked_values` on other devices than the CPU, where looking waits.
 
     Args:
         position_ids: [B, T].
@@ -137,7 +138,8 @@ def find_segments(position_ids: Tensor, tokens: Tensor | None) -> Tensor | None:
     before[:, 0] = -1
     step = position_ids - position_ids.gather(1, before.clamp(min=0))
     starts = tokens & (before >= 0) & (step != 1) & (step != places - before)
-    if not is_tracing(starts) and not bool(starts.any()):
+    waits = starts.device.type != "cpu" and not values_are_checked()
+    if not (waits or is_tracing(starts)) and not bool(starts.any()):
         return None
     return starts.cumsum(dim=-1)
 

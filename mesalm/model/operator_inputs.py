@@ -44,7 +44,8 @@ _checked: ContextVar[bool] = ContextVar("checked", default=True)
 def unchecked_values() -> Iterator[None]:
     """Let NaN and values out of range pass, as on devices other than the CPU, for a caller who looks at the results.
 
-    For training in several processes: an error on one of them alone would leave the others waiting.
+    For training: an error on one of several processes alone would leave the others waiting, and to look at values on
+    a card is to wait for it.
     """
     token = _checked.set(False)
     try:

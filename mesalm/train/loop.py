@@ -27,15 +27,17 @@ from mesalm.train.progress import Display
 from mesalm.train.randomness import preserved_randomness, random_state, restore_random_state
 from mesalm.train.step import (
     Batch,
-    agree,
     backward,
+    can_refuse,
+    clip_gradient,
     compiled,
     count_tokens,
     flops_per_token,
-    gradient_norm,
     moved,
+    read,
     read_first_row,
     sample_solver,
+    update_where_finite,
 )
 
 
@@ -84,14 +86,17 @@ class Tally:
     window_steps: int = 0
     window_tokens: int = 0
 
-    def add(self, tokens: int, loss: float) -> None:
+    def add(self, tokens: int) -> None:
         """Count one more step."""
         self.step += 1
         self.tokens += tokens
-        self.loss = loss
-        self.window_loss += loss
         self.window_steps += 1
         self.window_tokens += tokens
+
+    def add_loss(self, loss: float) -> None:
+        """Count the loss of one more step."""
+        self.loss = loss
+        self.window_loss += loss
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ def fit(
     probes: Sequence[Probe] = (),
     journal: Journal | None = None,
     log_every: int = 10,
+    read_every: int | None = None,
     checkpoints: Checkpoints | None = None,
     resume_from: Path | None = None,
     display: Display | None = None,
@@ -134,6 +140,11 @@ def fit(
     loss is the mean over its micro-batches and processes, each weighted alike or, with ``count_items``, by the
     number of scored items that it returns for a batch. ``clip`` bounds the global norm of the gradient. ``enough`` is
     asked after each step and its probes; where it says so on every process, that step was the last.
+
+    Losses and gradient norms stay on the device until they are read together: every ``read_every`` steps, every step
+    that is logged, probed or kept in a checkpoint, and the last; by default each step on the CPU, where that waits for
+    nothing, and only those steps elsewhere. A step that is not finite is refused all the same, on the device; several
+    processes hear a signal when they read. An optimiser that cannot refuse a step by itself has each step read.
 
     ``resume_from`` is a checkpoint of the same run; on the CPU, and with as many processes, the run then goes on
     as if it had never stopped, to the last bit. Probes and data reading cannot change the random state of the run.
@@ -161,6 +172,10 @@ def fit(
             restore_random_state(states[accelerator.process_index])
     speed = Speedometer(tally.seconds)
     saved_at = tally.step if resume_from is not None else None
+    if read_every is None:
+        read_every = 1 if accelerator.device.type == "cpu" else log_every
+    read_each = not can_refuse(raw_optimiser)
+    unread: list[tuple[torch.Tensor, torch.Tensor]] = []
     with preserved_randomness(devices=False):
         batches = iter(stream)
     raw_model.train()
@@ -191,6 +206,20 @@ def fit(
         accelerator.wait_for_everyone()
         speed.pause(time.perf_counter() - begun)
 
+    def settle(micro: list[Batch], number: int, received: int | None) -> tuple[bool, int | None]:
+        """Read the losses up to step ``number``; return whether it may update the weights, and a signal."""
+        values, interrupted_by = read(accelerator, unread, received)
+        accepted = True
+        for step, (loss, norm) in enumerate(values, number - len(values) + 1):
+            tally.add_loss(loss)
+            accepted = guard.accepts(loss, norm)
+            if not accepted:
+                guard.verify(accelerator, raw_model, raw_optimiser, tally.step)
+                guard.judge(accelerator, raw_model, micro, step)
+                display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; skipped")
+        unread.clear()
+        return accepted, interrupted_by
+
     def advance(interrupts: Interrupts) -> int | None:
         """Make one step and what belongs after it; return the signal that was heard on one of the processes."""
         nonlocal steps
@@ -200,34 +229,38 @@ def fit(
         with preserved_randomness(devices=False):
             micro = [moved(next(batches), accelerator.device) for _ in range(stream.micro_batches)]
         number = tally.step + 1
-        logged = number % log_every == 0 or number == steps
+        last = number == steps
+        logged = last or number % log_every == 0
+        due = [probe for probe in probes if probe.due(number) or (last and probe.at_end)]
+        kept = checkpoints is not None and checkpoints.due(number)
         solver = sample_solver(raw_model, number // log_every) if logged and accelerator.is_main_process else None
         if solver is not None and compile_model:
             read_first_row(accelerator, raw_model, micro[0])
         loss = backward(accelerator, wrapped, micro, count_items)
-        norm = gradient_norm(accelerator, raw_model, clip)
-        loss_value, interrupted_by = agree(accelerator, loss, interrupts.received)
-        if guard.accepts(loss_value, norm):
-            optimiser.step()
+        norm = clip_gradient(accelerator, raw_model, clip)
+        unread.append((loss, norm))
+        # one process alone hears a signal at once
+        interrupted_by = interrupts.received if accelerator.num_processes == 1 else None
+        if read_each or logged or due or kept or interrupted_by is not None or number % read_every == 0:
+            accepted, interrupted_by = settle(micro, number, interrupts.received)
+            if accepted:
+                optimiser.step()
         else:
-            guard.verify(accelerator, raw_model, raw_optimiser, tally.step)
-            guard.judge(accelerator, raw_model, micro, number)
-            display.say(f"step {number}: loss {loss_value:.4g}, gradient norm {norm:.4g}; skipped")
+            update_where_finite(optimiser, raw_optimiser, loss, norm)
         optimiser.zero_grad(set_to_none=True)
         tokens = count_tokens(micro) * accelerator.num_processes
-        tally.add(tokens, loss_value)
+        tally.add(tokens)
         speed.step(tokens)
-        last = tally.step == steps
+        shown = tally.loss
         if logged:
             tally.flops += tally.window_tokens * flops_per_token(raw_model, micro)
-            fields = _step_fields(tally, rate, norm, guard, speed, epochs()) | _solver_fields(raw_model, solver)
-            loss_value = fields["loss"]
+            fields = _step_fields(tally, rate, float(norm), guard, speed, epochs()) | _solver_fields(raw_model, solver)
+            shown = fields["loss"]
             journal.write("step", **fields)
             _track(accelerator, "train", fields, tally.step)
             tally.window_loss, tally.window_steps, tally.window_tokens = 0.0, 0, 0
         left = speed.left(steps - tally.step)
-        display.update(tally.step, loss_value, speed.tokens_per_second, left, epochs(), logged=logged)
-        due = [probe for probe in probes if probe.due(tally.step) or (last and probe.at_end)]
+        display.update(tally.step, shown, speed.tokens_per_second, left, epochs(), logged=logged)
         if due or last:
             guard.verify(accelerator, raw_model, raw_optimiser, tally.step)
         begun = time.perf_counter()
@@ -236,6 +269,7 @@ def fit(
         speed.pause(time.perf_counter() - begun)
         if enough is not None and enough():
             steps = tally.step
+            settle(micro, tally.step, None)
         return interrupted_by
 
     with Interrupts() as interrupts, display:
@@ -246,8 +280,7 @@ def fit(
                 interrupted_by = advance(interrupts)
                 if tally.step >= steps and interrupted_by is None:
                     # What was heard in the last step, or in the validation after it, counts too.
-                    nothing = torch.zeros((), device=accelerator.device)
-                    _, interrupted_by = agree(accelerator, nothing, interrupts.received)
+                    _, interrupted_by = read(accelerator, [], interrupts.received)
                 if checkpoints is not None and (checkpoints.due(tally.step) or tally.step >= steps or interrupted_by):
                     save()
         except NonFiniteError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -27,13 +27,8 @@ def moved(batch: Batch, device: torch.device) -> Batch:
 def backward(
     accelerator: Accelerator, model: Any, micro: list[Batch], count_items: Callable[[Batch], int] | None
 ) -> torch.Tensor:
-    """Accumulate the gradient of one step; return this process's share of the loss, to be averaged over all."""
-    weights = [1.0 / len(micro)] * len(micro)
-    if count_items is not None:
-        counts = [float(count_items(batch)) for batch in micro]
-        total = torch.tensor(sum(counts), device=accelerator.device)
-        mean = float(accelerator.reduce(total, "mean"))
-        weights = [count / mean if mean > 0 else 0.0 for count in counts]
+    """Accumulate the gradient of one step; return its loss, averaged over the processes, on their device."""
+    weights = _weights(accelerator, micro, count_items)
     loss = torch.zeros((), device=accelerator.device)
     for place, (batch, weight) in enumerate(zip(micro, weights, strict=True)):
         alone = place + 1 < len(micro)
@@ -41,13 +36,47 @@ def backward(
             part = model(**batch).loss * weight
             accelerator.backward(part)
         loss += part.detach()
+    if accelerator.num_processes > 1:
+        loss = cast(torch.Tensor, accelerator.reduce(loss, "mean"))
     return loss
 
 
-def gradient_norm(accelerator: Accelerator, model: nn.Module, clip: float | None) -> float:
-    """Return the global norm of the gradient before it is clipped."""
+def _weights(
+    accelerator: Accelerator, micro: list[Batch], count_items: Callable[[Batch], int] | None
+) -> list[float] | list[torch.Tensor]:
+    """Return the share of each micro-batch in the loss of a step."""
+    if count_items is None:
+        return [1.0 / len(micro)] * len(micro)
+    counts = [float(count_items(batch)) for batch in micro]
+    if accelerator.num_processes == 1:
+        return [count / sum(counts) if sum(counts) > 0 else 0.0 for count in counts]
+    total = torch.full((), sum(counts), device=accelerator.device)
+    mean = cast(torch.Tensor, accelerator.reduce(total, "mean")).clamp(min=torch.finfo(total.dtype).tiny)
+    return [count / mean for count in counts]
+
+
+def clip_gradient(accelerator: Accelerator, model: nn.Module, clip: float | None) -> torch.Tensor:
+    """Bound the global norm of the gradient; return what it was before, on its device."""
     norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip)
-    return float(norm)
+    return cast(torch.Tensor, norm)
+
+
+def can_refuse(optimiser: torch.optim.Optimizer) -> bool:
+    """Tell whether `update_where_finite` works: torch's fused optimisers can leave out a step by themselves."""
+    return getattr(optimiser, "_step_supports_amp_scaling", False)
+
+
+def update_where_finite(wrapped: Any, optimiser: torch.optim.Optimizer, loss: torch.Tensor, norm: torch.Tensor) -> None:
+    """Step, unless loss or norm are not finite, without asking the device which it is.
+
+    As for a gradient scaler, the fused kernel reads ``found_inf``; ``wrapped`` is accelerate's form of the optimiser.
+    """
+    finite = loss.isfinite() & norm.isfinite()
+    optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    try:
+        wrapped.step()
+    finally:
+        del optimiser.found_inf  # type: ignore[attr-defined]
 
 
 def count_tokens(micro: list[Batch]) -> int:
@@ -65,14 +94,21 @@ def flops_per_token(model: nn.Module, micro: list[Batch]) -> float:
     return float(count(micro[0]["input_ids"].shape[-1]))
 
 
-def agree(accelerator: Accelerator, loss: torch.Tensor, received: int | None) -> tuple[float, int | None]:
-    """Average the loss over the processes, and stop on all of them when one of them was told to stop."""
-    flags = [float(received == number) for number in SIGNALS]
-    shared = torch.cat([loss.reshape(1), torch.tensor(flags, device=loss.device)])
+def read(
+    accelerator: Accelerator, unread: list[tuple[torch.Tensor, torch.Tensor]], received: int | None
+) -> tuple[list[tuple[float, float]], int | None]:
+    """Read losses and norms from the device at once; return them, and the signal that one of the processes received.
+
+    What all processes do next hangs on the answer, so all of them call it after the same step.
+    """
+    flags = torch.tensor([float(received == number) for number in SIGNALS])
     if accelerator.num_processes > 1:
-        shared = accelerator.reduce(shared, "mean")
-    value, *told = shared.tolist()
-    return value, next((int(number) for number, flag in zip(SIGNALS, told, strict=True) if flag > 0), None)
+        flags = cast(torch.Tensor, accelerator.reduce(flags.to(accelerator.device), "mean")).cpu()
+    told = next((int(number) for number, flag in zip(SIGNALS, flags.tolist(), strict=True) if flag > 0), None)
+    if not unread:
+        return [], told
+    values = torch.stack([torch.stack((loss, norm.to(loss))) for loss, norm in unread])
+    return [(loss, norm) for loss, norm in values.tolist()], told
 
 
 def sample_solver(model: nn.Module, number: int) -> Any:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -26,24 +25,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 with pytest.MonkeyPatch.context() as early:
     if DEVICE == "cpu":
         early.setenv("TRITON_INTERPRET", "1")
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    from mesa_kernels import launch
+    from mesa_kernels import interpreter, launch
     from mesa_kernels.tuning import Choice, Shapes, choose
 
 
-def multiply_numbers(make: Any) -> Any:
-    """Let the interpreter multiply the numbers of bfloat16 operands, of which it multiplies the bit patterns."""
-
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        wide = (self.create_fp_to_fp(x, tl.float32, None) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-        return make(self, *wide, *rest)
-
-    return create_dot
-
-
-InterpreterBuilder.create_dot = multiply_numbers(InterpreterBuilder.create_dot)
+interpreter.mend()
 WRONG_NUMBER = -(2**30)
 OLD_INTERPRETER = DEVICE == "cpu" and Version(version("triton")) < Version("3.7")
 """Triton 3.6 makes scalars of arrays with one entry, of which NumPy warns and which 2.4 refuses; cards are spared."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +13,7 @@ import torch
 
 from mesa_kernels import launch, tuning
 from mesa_kernels.tuning import Choice
+from mesalm import mesa_attention
 
 
 def sizes(device: str, K: int = 100) -> launch.Sizes:
@@ -47,3 +51,39 @@ def test_the_tuner_takes_the_fastest_that_runs(bench: SimpleNamespace) -> None:
 
     assert bench.tune.best_choice("read", usual, time) == (wanted, 1.0)
     assert launch.choose is tuning.choose
+
+
+def test_the_tuner_tries_tiles_only_of_kernels_that_read_them(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = sizes(kernels)
+    untiled = {name for name in tuning.DEFAULTS if not tuning.has_tile(name, shapes)}
+    assert untiled == {"solve", "tokens"}
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 70, 1, 16, generator=generator).bfloat16().to(kernels) for _ in range(3))
+
+    def gradients() -> list[torch.Tensor]:
+        leaves = [x.detach().clone().requires_grad_() for x in (query, key, value)]
+        mesa_attention(*leaves, ridge=1.0, backend="triton").square().sum().backward()
+        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    usual = gradients()
+    plain = launch.choose
+
+    def choose(name: str, wanted: tuning.Shapes) -> Choice:
+        choice = plain(name, wanted)
+        return choice._replace(tile=16) if name in untiled else choice
+
+    monkeypatch.setattr(launch, "choose", choose)
+    assert all(torch.equal(mine, wanted) for mine, wanted in zip(gradients(), usual, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a card the interpreter does not run")
+def test_the_interpreter_multiplies_bfloat16_numbers_outside_of_tests_too() -> None:
+    code = (
+        "import torch; from mesalm import mesa_attention; torch.manual_seed(0)\n"
+        "q, k, v = (torch.randn(1, 70, 1, 16).bfloat16() for _ in range(3))\n"
+        "found, exact = (mesa_attention(q, k, v, ridge=1.0, backend=b).float() for b in ('triton', 'exact'))\n"
+        "assert (found - exact).norm() < 0.02 * exact.norm(), (found - exact).norm() / exact.norm()"
+    )
+    variables = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

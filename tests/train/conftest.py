@@ -85,12 +85,13 @@ def train_regression(tmp_path: Path) -> Callable[..., SimpleNamespace]:
         guard: Guard | None = None,
         precision: str = "fp32",
         dropout: float = 0.2,
+        fused: bool = False,
         **options: Any,
     ) -> SimpleNamespace:
         accelerator = make_accelerator(device="cpu", precision=precision)
         seed_everything(1)
         model = model or Regression(dropout)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
         stream = RowStream(regression_rows(), Position(3), 4, micro_rows=micro_rows, collate=collate)
         path = None if folder is None else tmp_path / folder
         checkpoints = None if path is None else Checkpoints(path / "checkpoints", every=every, keep=keep)

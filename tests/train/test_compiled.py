@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 
 from mesalm import MesaConfig, MesaForCausalLM
+from mesalm.model.layers import ShortConvolution
+from mesalm.model.mixer_gated import convolve
 from mesalm.train.step import compiled
 
 LAYERS = 4
@@ -84,3 +87,24 @@ def test_compiled_training_is_eager_training(how: Any, mixers: Any, traced: None
     assert not counters["graph_break"]
     for mine, theirs in zip([*begun[:2], *got], [*wanted[:2], *wanted], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+# inductor imports a module of torch that uses what torch has deprecated
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+def test_convolution_and_norm_become_one_kernel_each_way(packed: bool) -> None:
+    torch._dynamo.reset()
+    conv = ShortConvolution(64, 4)
+    segments = torch.arange(2 * 96).view(2, 96) // 40 if packed else None
+
+    def glue(inputs: torch.Tensor) -> torch.Tensor:
+        both = convolve(conv, inputs, None, segments, None, 0).view(2, 96, 4, 16)
+        return torch.nn.functional.normalize(both.float(), dim=-1, eps=1e-6).to(both.dtype)
+
+    inputs = torch.randn(2, 96, 64, dtype=torch.bfloat16, requires_grad=True)
+    _, codes = run_and_get_code(lambda: torch.compile(glue)(inputs).sum().backward())
+    assert len(codes) == 2
+    for code in codes:
+        assert code.count("= async_compile.") == 1
+        assert "extern_kernels." not in code.partition("def call(")[2]
