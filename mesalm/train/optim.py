@@ -27,8 +27,9 @@ class OptimSettings(Settings):
     name: str = Field(default="adamw", description="Optimiser, by its name in mesalm.train.optim.OPTIMISERS.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate, reached when warm-up ends.")
     betas: tuple[float, float] = Field(
-        default=(0.9, 0.95), description="Decay of the running means of the gradient and of its square."
+        default=(0.9, 0.95), description="AdamW's decay of the running means of the gradient and of its square."
     )
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's decay of the running mean of the gradient.")
     eps: float = Field(default=1e-8, gt=0, description="Guard added to AdamW's denominator.")
     weight_decay: float = Field(
         default=0.1, ge=0, description="Decoupled weight decay of matrices; gains, biases and ridges never decay."
@@ -48,7 +49,40 @@ class OptimSettings(Settings):
         return betas
 
 
-def adamw(groups: list[dict[str, Any]], settings: OptimSettings) -> torch.optim.Optimizer:
+def adamw(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
+    """Build AdamW for all parameters."""
+    return _adamw(parameter_groups(model, settings.weight_decay, settings.decay_embeddings), settings)
+
+
+def muon(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
+    """Build Muon for the matrices of linear maps but the output head, and AdamW for all other parameters.
+
+    Both take the same learning rate: Muon's update is scaled to the root mean square of AdamW's (Jordan et al. 2024;
+    Liu et al. 2025, arXiv 2502.16982).
+    """
+    import torch
+
+    from mesalm.train.joined import JoinedOptimiser, hidden_matrices
+
+    hidden = hidden_matrices(model)
+    groups = parameter_groups(model, settings.weight_decay, settings.decay_embeddings)
+    matrices = _narrowed(groups, lambda weight: id(weight) in hidden)
+    others = _narrowed(groups, lambda weight: id(weight) not in hidden)
+    if not matrices:
+        raise ValueError("optim.name: muon needs a trainable matrix of a linear map; use adamw")
+    first = torch.optim.Muon(
+        matrices, lr=settings.learning_rate, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw"
+    )
+    return JoinedOptimiser([first, *([_adamw(others, settings)] if others else [])])
+
+
+def _narrowed(groups: list[dict[str, Any]], wanted: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:
+    """Return the groups with the wanted parameters alone, empty ones left out."""
+    chosen = [{**group, "params": [weight for weight in group["params"] if wanted(weight)]} for group in groups]
+    return [group for group in chosen if group["params"]]
+
+
+def _adamw(groups: list[dict[str, Any]], settings: OptimSettings) -> torch.optim.Optimizer:
     """Build AdamW, in its fused form where every parameter's device has one."""
     import torch
 
@@ -62,10 +96,11 @@ def adamw(groups: list[dict[str, Any]], settings: OptimSettings) -> torch.optim.
     )
 
 
-OPTIMISERS: dict[str, Callable[[list[dict[str, Any]], OptimSettings], torch.optim.Optimizer]] = {
+OPTIMISERS: dict[str, Callable[[nn.Module, OptimSettings], torch.optim.Optimizer]] = {
     "adamw": adamw,
+    "muon": muon,
 }
-"""Name -> function(parameter groups, settings) -> optimiser."""
+"""Name -> function(model, settings) -> optimiser."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bool = False) -> list[dict[str, Any]]:
@@ -96,7 +131,6 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bo
 
 def build_optimiser(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
     """Build the optimiser that the settings name for a model that is on its device already."""
-    groups = parameter_groups(model, settings.weight_decay, settings.decay_embeddings)
-    if not groups:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("model: has no trainable parameter; unfreeze at least one")
-    return OPTIMISERS[settings.name](groups, settings)
+    return OPTIMISERS[settings.name](model, settings)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -70,3 +73,69 @@ def test_optimiser_takes_the_settings() -> None:
 def test_model_without_trainable_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="no trainable parameter"):
         build_optimiser(nn.Linear(2, 2).requires_grad_(False), OptimSettings())
+
+
+def test_muon_takes_the_matrices_of_linear_maps_and_adamw_the_rest() -> None:
+    model = Small()
+    settings = OptimSettings(name="muon", learning_rate=0.5, betas=(0.8, 0.9), momentum=0.7, weight_decay=0.3)
+    optimiser = build_optimiser(model, settings)
+    first, second = optimiser.param_groups
+    assert names(model, first) == {"map.weight"}
+    assert (first["lr"], first["momentum"], first["weight_decay"]) == (0.5, 0.7, 0.3)
+    assert names(model, second) == {
+        "embed.weight", "map.bias", "norm.weight", "norm.bias", "ridge", "scale", "wide.bias",
+    }  # fmt: skip
+    assert (second["lr"], second["betas"], second["weight_decay"]) == (0.5, (0.8, 0.9), 0.0)
+
+
+def test_muon_makes_the_steps_of_its_two_parts() -> None:
+    def trained(*make: Any) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = Small()
+        optimisers = [build(model) for build in make]
+        for step in range(5):
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = 0.1 / (1 + step)
+            (model.head(model.norm(model.map(model.embed.weight))).square().sum() * model.scale).backward()
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    def muon(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Muon([model.map.weight], weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+
+    def adamw(model: nn.Module) -> torch.optim.Optimizer:
+        rest = [weight for name, weight in model.named_parameters() if name != "map.weight" and weight.requires_grad]
+        return torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+    joined = trained(lambda model: build_optimiser(model, OptimSettings(name="muon", weight_decay=0.3)))
+    apart = trained(muon, adamw)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(joined, apart, strict=True))
+
+
+def test_muon_goes_on_from_its_state() -> None:
+    def train(steps: int, state: Any = None, weights: Any = None) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = Small()
+        optimiser = build_optimiser(model, OptimSettings(name="muon", learning_rate=0.1))
+        if state is not None:
+            model.load_state_dict(weights)
+            optimiser.load_state_dict(state)
+        for _ in range(steps):
+            model.head(model.norm(model.map(model.embed.weight))).square().sum().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        return model, optimiser
+
+    whole, _ = train(5)
+    model, optimiser = train(2)
+    resumed, _ = train(3, deepcopy(optimiser.state_dict()), model.state_dict())
+    for mine, wanted in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, wanted)
+
+
+def test_muon_without_a_matrix_is_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match="muon needs a trainable matrix"):
+        build_optimiser(nn.LayerNorm(4), OptimSettings(name="muon"))
