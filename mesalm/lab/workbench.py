@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,22 @@ from mesalm.data.synthetic.drawn_stream import DrawnStream, StepPosition, drawn_
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.data.synthetic.nonlinear_dynamics import NonlinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
-from mesalm.files import write_text, writing
+from mesalm.files import write_text
 from mesalm.journal import Journal
 from mesalm.locks import locked
 from mesalm.model.configuration_regressor import RegressorConfig
 from mesalm.model.regressor_mesa import MesaRegressor, RegressionOutput
+from mesalm.runs import RunFiles, complete_checkpoints, step_of
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError
-from mesalm.train.checkpoint import Checkpoints, load_weights, publish_folder, save_weights
-from mesalm.train.interrupts import Interrupted
+from mesalm.train import training
+from mesalm.train.checkpoint import load_weights, save_weights, whole_folder
 from mesalm.train.launch import make_accelerator
-from mesalm.train.loop import fit
-from mesalm.train.optim import OptimSettings, build_optimiser
+from mesalm.train.loop import Outcome
+from mesalm.train.optim import OptimSettings
 from mesalm.train.progress import Display
 from mesalm.train.randomness import preserved_randomness, seed_everything
-from mesalm.train.schedule import ScheduleSettings, learning_rate_factor
+from mesalm.train.schedule import ScheduleSettings
+from mesalm.train.sections import CheckpointSettings
 
 STAGES = 10
 """Checkpoints of a training that are kept, evenly spaced: what claims about its course are read from."""
@@ -102,12 +105,13 @@ def net_recipe(
 
 @dataclass(frozen=True)
 class Workbench:
-    """Give experiments their seed, device and nets; nets lie under ``cache``."""
+    """Seed, device and nets of experiments; nets lie under ``cache`` and are trained by ``train``."""
 
     seed: int
     cache: Path
     device: str = "cpu"
     quiet: bool = False
+    train: Callable[..., Outcome] = training.run
 
     def net(self, recipe: NetRecipe) -> MesaRegressor:
         """Return the trained net of a recipe, in evaluation mode; train it if it is not there.
@@ -116,22 +120,23 @@ class Workbench:
         checkpoint written.
         """
         folder = self.folder(recipe)
-        if not (folder / "final").is_dir():
+        files = RunFiles(folder)
+        if not files.final.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             display = Display(folder.name[:6], recipe.steps, enabled=not self.quiet)
             waiting = locked(
                 folder / "lock", lambda holder: display.say(f"waiting for {holder}, which trains this net")
             )
             with waiting, preserved_randomness():
-                if not (folder / "final").is_dir():
-                    self._train(recipe, folder)
-        return self._opened(folder / "final")
+                if not files.final.is_dir():
+                    self._train(recipe, files)
+        return self._opened(files.final)
 
     def stages(self, recipe: NetRecipe) -> list[tuple[int, MesaRegressor]]:
         """Return the net after evenly spaced numbers of steps, the last being the trained net."""
         self.net(recipe)
-        folders = Checkpoints(self.folder(recipe) / "checkpoints").complete()
-        return [(int(folder.name.removeprefix("step-")), self._opened(folder)) for folder in folders]
+        folders = complete_checkpoints(RunFiles(self.folder(recipe)).checkpoints)
+        return [(step_of(folder) or 0, self._opened(folder)) for folder in folders]
 
     def folder(self, recipe: NetRecipe) -> Path:
         """Return the folder of a recipe's net, which need not be there."""
@@ -147,7 +152,7 @@ class Workbench:
         load_weights(net, folder)
         return fixed(net, self.device)
 
-    def _train(self, recipe: NetRecipe, folder: Path) -> None:
+    def _train(self, recipe: NetRecipe, files: RunFiles) -> None:
         base = None if recipe.base is None else self.net(recipe.base)
         seed_everything(recipe.seed)
         config = RegressorConfig(input_size=recipe.task.input_size, **recipe.model)
@@ -161,35 +166,27 @@ class Workbench:
             learner = Imitation(net, base, recipe.imitates)
         accelerator = make_accelerator(device="cpu" if self.device == "cpu" else "auto", precision="fp32")
         learner.to(accelerator.device)
-        name = f"{'+'.join(dict.fromkeys(config.layer_mixers))}-{config.num_hidden_layers} {folder.name[:6]}"
-        display = Display(name, recipe.steps, enabled=not self.quiet)
-        checkpoints = Checkpoints(folder / "checkpoints", every=max(recipe.steps // STAGES, 1), keep=STAGES + 1)
-        write_text(folder / "recipe.json", json.dumps(recipe.model_dump(), indent=1))
-        with Journal(folder / "journal.jsonl") as journal:
-            newest = checkpoints.newest()
-            journal.write("start", step=0 if newest is None else int(newest.name.removeprefix("step-")))
-            outcome = fit(
+        name = f"{'+'.join(dict.fromkeys(config.layer_mixers))}-{config.num_hidden_layers} {files.path.name[:6]}"
+        write_text(files.path / "recipe.json", json.dumps(recipe.model_dump(), indent=1))
+        with Journal(files.journal) as journal:
+            self.train(
                 learner,
                 DrawnStream(recipe.task, StepPosition(recipe.seed), recipe.batch, device=accelerator.device),
-                build_optimiser(learner, recipe.optim),
-                accelerator=accelerator,
-                steps=recipe.steps,
-                learning_rate=lambda step: (
-                    recipe.optim.learning_rate * learning_rate_factor(recipe.schedule, step, recipe.steps)
+                training.RunSettings(
+                    steps=recipe.steps,
+                    optim=recipe.optim,
+                    schedule=recipe.schedule,
+                    checkpoint=CheckpointSettings(every=max(recipe.steps // STAGES, 1), keep=STAGES + 1),
+                    log_every=max(recipe.steps // 100, 1),
                 ),
-                journal=journal,
-                log_every=max(recipe.steps // 100, 1),
-                checkpoints=checkpoints,
-                resume_from=newest,
-                display=display,
+                files,
+                journal,
+                accelerator=accelerator,
+                display=Display(name, recipe.steps, enabled=not self.quiet),
+                start={},
             )
-        if outcome.interrupted_by is not None:
-            raise Interrupted(outcome.interrupted_by)
-        partial = folder / "final.partial"
-        partial.mkdir(exist_ok=True)
-        with writing(folder / "final", partial):
+        with whole_folder(files.final) as partial:
             save_weights(net, partial)
-        publish_folder(partial, folder / "final")
 
 
 class Imitation(nn.Module):

@@ -14,9 +14,9 @@ folder of the right name that holds it is complete. It holds its own digest too.
 from __future__ import annotations
 
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from torch import nn
 
 from mesalm.files import sync, writing
 from mesalm.fingerprints import SealError, fingerprints, first_damaged, read_sealed, write_sealed
+from mesalm.runs import STATE_FILE, complete_checkpoints, step_of
 
 MODEL_FILE = "model.safetensors"
 OPTIMISER_FILE = "optimiser.pt"
 RANDOM_FILE = "random.pt"
-STATE_FILE = "state.json"
 
 
 class CheckpointError(ValueError):
@@ -68,8 +68,7 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Return the folders of complete checkpoints, oldest first."""
-        found = [path for path in self.folder.glob("step-*") if step_of(path) is not None]
-        return sorted((path for path in found if (path / STATE_FILE).is_file()), key=lambda path: step_of(path) or 0)
+        return complete_checkpoints(self.folder)
 
     def newest(self) -> Path | None:
         """Return the folder of the newest complete checkpoint, None if there is none."""
@@ -88,9 +87,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"step-{step:08d}"
         self.tidy()
-        partial = target.with_name(target.name + ".partial")
-        partial.mkdir()
-        with writing(target, partial):
+        with whole_folder(target) as partial:
             save_weights(model, partial)
             _save(optimiser.state_dict(), partial / OPTIMISER_FILE)
             _save(random_states, partial / RANDOM_FILE)
@@ -98,7 +95,6 @@ class Checkpoints:
                 self.decorate(partial)
             content = {"step": step, **self.facts, **state, "files": fingerprints(partial)}
             write_sealed(partial / STATE_FILE, content)
-            publish_folder(partial, target)
         self.tidy()
         return target
 
@@ -187,11 +183,22 @@ def load_random_states(folder: Path) -> list[dict[str, Any]]:
     return torch.load(folder / RANDOM_FILE, map_location="cpu", weights_only=True)
 
 
-def publish_folder(partial: Path, target: Path) -> None:
-    """Give a finished folder its name, in one step and after all of it is on the disk.
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder to fill that becomes ``target`` at the end, in one step and after all of it is on the disk.
 
-    A folder that has the name already is replaced.
+    A folder that has the name already is replaced; where an error comes first, nothing is left.
     """
+    partial = target.with_name(target.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
+    with writing(target, partial):
+        yield partial
+        _publish(partial, target)
+
+
+def _publish(partial: Path, target: Path) -> None:
     replaced = target.with_name(target.name + ".replaced")
     if replaced.exists():
         shutil.rmtree(replaced)
@@ -210,9 +217,3 @@ def _memory(tensor: torch.Tensor, name: str) -> tuple[Any, ...]:
     if tensor.numel() == 0:
         return (name,)
     return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-
-
-def step_of(path: Path) -> int | None:
-    """Return the step a checkpoint's folder is named after, None for another name."""
-    match = re.fullmatch(r"step-(\d{8,})", path.name)
-    return int(match[1]) if match else None

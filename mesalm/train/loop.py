@@ -5,11 +5,10 @@ It knows a model only as a module that, called on a batch (a dict of tensors), r
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,7 +21,7 @@ from mesalm.journal import Journal
 from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_states, load_weights
 from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.interrupts import Interrupts
-from mesalm.train.meters import Speedometer
+from mesalm.train.meters import Speedometer, Tally
 from mesalm.train.progress import Display
 from mesalm.train.randomness import preserved_randomness, random_state, restore_random_state
 from mesalm.train.step import (
@@ -37,6 +36,7 @@ from mesalm.train.step import (
     read,
     read_first_row,
     sample_solver,
+    solver_fields,
     update_where_finite,
 )
 
@@ -73,32 +73,6 @@ class Probe:
         return self.every > 0 and step % self.every == 0
 
 
-@dataclass
-class Tally:
-    """Hold what a run has done so far; all of it goes into the checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
-    loss: float = math.nan
-    window_loss: float = 0.0
-    window_steps: int = 0
-    window_tokens: int = 0
-
-    def add(self, tokens: int) -> None:
-        """Count one more step."""
-        self.step += 1
-        self.tokens += tokens
-        self.window_steps += 1
-        self.window_tokens += tokens
-
-    def add_loss(self, loss: float) -> None:
-        """Count the loss of one more step."""
-        self.loss = loss
-        self.window_loss += loss
-
-
 @dataclass(frozen=True)
 class Outcome:
     """Say how a call of `fit` ended: ``interrupted_by`` is a signal's number, None when all steps are done."""
@@ -112,28 +86,20 @@ class Outcome:
     interrupted_by: int | None
 
 
-def fit(
-    model: nn.Module,
-    stream: Stream,
-    optimiser: torch.optim.Optimizer,
-    *,
-    accelerator: Accelerator,
-    steps: int,
-    learning_rate: Callable[[int], float],
-    clip: float | None = 1.0,
-    guard: Guard | None = None,
-    probes: Sequence[Probe] = (),
-    journal: Journal | None = None,
-    log_every: int = 10,
-    read_every: int | None = None,
-    checkpoints: Checkpoints | None = None,
-    resume_from: Path | None = None,
-    display: Display | None = None,
-    count_items: Callable[[Batch], int] | None = None,
-    enough: Callable[[], bool] | None = None,
-    compile_model: bool | Literal["blocks"] = False,
-) -> Outcome:
-    """Train a model until it has made ``steps`` optimiser steps, or until a signal of `mesalm.train.interrupts`.
+@dataclass(frozen=True)
+class Due:
+    """What belongs to the next step beside the step itself."""
+
+    number: int
+    last: bool
+    logged: bool
+    kept: bool
+    probes: list[Probe]
+
+
+@dataclass(kw_only=True, eq=False)
+class Loop:
+    """One training of a model, until it has made ``steps`` steps or hears a signal of `mesalm.train.interrupts`.
 
     ``stream`` shards by itself; model and optimiser go through ``accelerator.prepare`` here, the model being on
     ``accelerator.device`` already. ``learning_rate(step)`` gives the rate of each step, counted from 0. A step's
@@ -148,216 +114,254 @@ def fit(
 
     ``resume_from`` is a checkpoint of the same run; on the CPU, and with as many processes, the run then goes on
     as if it had never stopped, to the last bit. Probes and data reading cannot change the random state of the run.
-
-    Raises NonFiniteError, and writes no checkpoint, where weights, optimiser or too many steps in a row are not finite;
-    CheckpointError for a checkpoint that does not fit.
     """
-    journal = journal or Journal(None)
-    guard = guard or Guard(10)
-    display = display or Display("train", steps, enabled=False)
-    tally = Tally()
-    raw_model, raw_optimiser = model, optimiser
-    if resume_from is not None:
-        tally = _resume(resume_from, checkpoints, model, optimiser, stream, guard)
-        if not journal.holds("checkpoint", tally.step):  # the process was killed before it could write the line
-            journal.write("checkpoint", step=tally.step, tokens=tally.tokens, folder=resume_from.name)
-    if checkpoints is not None and accelerator.is_main_process:
-        checkpoints.tidy()
-    wrapped: Any = compiled(model, compile_model)
-    wrapped, optimiser = accelerator.prepare(wrapped, optimiser)
-    if resume_from is not None:
-        # Last of all, since compiling and wrapping may draw random numbers.
-        states = load_random_states(resume_from)
-        if accelerator.process_index < len(states):
-            restore_random_state(states[accelerator.process_index])
-    speed = Speedometer(tally.seconds)
-    saved_at = tally.step if resume_from is not None else None
-    if read_every is None:
-        read_every = 1 if accelerator.device.type == "cpu" else log_every
-    read_each = not can_refuse(raw_optimiser)
-    unread: list[tuple[torch.Tensor, torch.Tensor]] = []
-    with preserved_randomness(devices=False):
-        batches = iter(stream)
-    raw_model.train()
-    wrapped.train()  # compiled by blocks, it is a module of its own around them
 
-    def epochs() -> float | None:
-        return getattr(stream, "epochs", None)
+    model: nn.Module = field(kw_only=False)
+    stream: Stream = field(kw_only=False)
+    optimiser: torch.optim.Optimizer = field(kw_only=False)
+    accelerator: Accelerator
+    steps: int
+    learning_rate: Callable[[int], float]
+    clip: float | None = 1.0
+    guard: Guard = field(default_factory=lambda: Guard(10))
+    probes: Sequence[Probe] = ()
+    journal: Journal = field(default_factory=lambda: Journal(None))
+    log_every: int = 10
+    read_every: int | None = None
+    checkpoints: Checkpoints | None = None
+    resume_from: Path | None = None
+    display: Display = field(default_factory=lambda: Display("train", 0, enabled=False))
+    count_items: Callable[[Batch], int] | None = None
+    enough: Callable[[], bool] | None = None
+    compile_model: bool | Literal["blocks"] = False
 
-    def save() -> None:
-        nonlocal saved_at
-        if checkpoints is None or saved_at == tally.step:
-            return
-        guard.verify(accelerator, raw_model, raw_optimiser, tally.step)
-        saved_at = tally.step
-        begun = time.perf_counter()
-        tally.seconds = speed.seconds
-        states = gather_object([random_state()])
-        if accelerator.is_main_process:
-            state = {
-                "tally": asdict(tally),
-                "position": stream.position.to_dict(),
-                "guard": guard.state_dict(),
-                "world": accelerator.num_processes,
-            }
-            journal.sync()
-            folder = checkpoints.save(tally.step, raw_model, raw_optimiser, states, state)
-            journal.write("checkpoint", step=tally.step, tokens=tally.tokens, folder=folder.name)
-        accelerator.wait_for_everyone()
-        speed.pause(time.perf_counter() - begun)
+    def __post_init__(self) -> None:
+        self.tally = Tally()
+        self._unread: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._saved_at: int | None = None
 
-    def settle(micro: list[Batch], number: int, received: int | None) -> tuple[bool, int | None]:
-        """Read the losses up to step ``number``; return whether it may update the weights, and a signal."""
-        values, interrupted_by = read(accelerator, unread, received)
-        accepted = True
-        for step, (loss, norm) in enumerate(values, number - len(values) + 1):
-            tally.add_loss(loss)
-            accepted = guard.accepts(loss, norm)
-            if not accepted:
-                guard.verify(accelerator, raw_model, raw_optimiser, tally.step)
-                guard.judge(accelerator, raw_model, micro, step)
-                display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; skipped")
-        unread.clear()
-        return accepted, interrupted_by
+    def fit(self) -> Outcome:
+        """Train to the end, or to a signal.
 
-    def advance(interrupts: Interrupts) -> int | None:
+        Raises NonFiniteError, and writes no checkpoint, where weights, optimiser or too many steps in a row are not
+        finite; CheckpointError for a checkpoint that does not fit.
+        """
+        self._begin()
+        with Interrupts() as interrupts, self.display:
+            try:
+                self._verify(_other_start(self.resume_from))
+                heard = self._run(interrupts)
+            except NonFiniteError as error:
+                self._write("stop", reason=str(error))
+                raise
+            if heard is not None:
+                self._write("stop", reason=signal.Signals(heard).name)
+                interrupts.answered = True
+        # Take the autocast off the model again, for whoever uses it next.
+        self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
+        tally = self.tally
+        return Outcome(
+            tally.step, tally.tokens, tally.flops, self._speed.seconds, tally.loss, self.guard.skipped, heard
+        )
+
+    def _begin(self) -> None:
+        """Take up the checkpoint if there is one, and make model, optimiser and stream ready."""
+        if self.resume_from is not None:
+            self._take_up(self.resume_from)
+        if self.checkpoints is not None and self.accelerator.is_main_process:
+            self.checkpoints.tidy()
+        self._wrapped: Any = compiled(self.model, self.compile_model)
+        self._wrapped, self._wrapped_optimiser = self.accelerator.prepare(self._wrapped, self.optimiser)
+        if self.resume_from is not None:
+            # Last of all, since compiling and wrapping may draw random numbers.
+            states = load_random_states(self.resume_from)
+            if self.accelerator.process_index < len(states):
+                restore_random_state(states[self.accelerator.process_index])
+        self._speed = Speedometer(self.tally.seconds)
+        if not can_refuse(self.optimiser):
+            self._read_every = 1
+        elif self.read_every is None:
+            self._read_every = 1 if self.accelerator.device.type == "cpu" else self.log_every
+        else:
+            self._read_every = self.read_every
+        with preserved_randomness(devices=False):
+            self._batches = iter(self.stream)
+        self.model.train()
+        self._wrapped.train()  # compiled by blocks, it is a module of its own around them
+
+    def _take_up(self, folder: Path) -> None:
+        """Load a checkpoint, all but its random state."""
+        state = (self.checkpoints or Checkpoints(folder.parent)).read_state(folder)
+        load_weights(self.model, folder)
+        load_optimiser(self.optimiser, folder)
+        self.stream.position = type(self.stream.position).from_dict(state["position"])
+        self.guard.load_state_dict(state["guard"])
+        self.tally = Tally(**state["tally"])
+        self._saved_at = self.tally.step
+        if not self.journal.holds("checkpoint", self.tally.step):  # killed before the line could be written
+            self._write("checkpoint", folder=folder.name)
+
+    def _run(self, interrupts: Interrupts) -> int | None:
+        """Make all steps and their checkpoints; return the signal that ended them early."""
+        heard = None
+        while self.tally.step < self.steps and heard is None:
+            heard = self._advance(interrupts)
+            if self.tally.step >= self.steps and heard is None:
+                # What was heard in the last step, or in the validation after it, counts too.
+                _, heard = read(self.accelerator, [], interrupts.received)
+            if self.tally.step >= self.steps or heard is not None or self._kept(self.tally.step):
+                self._save()
+        return heard
+
+    def _advance(self, interrupts: Interrupts) -> int | None:
         """Make one step and what belongs after it; return the signal that was heard on one of the processes."""
-        nonlocal steps
-        rate = learning_rate(tally.step)
-        for group in raw_optimiser.param_groups:
+        due = self._due(self.tally.step + 1)
+        rate = self.learning_rate(self.tally.step)
+        for group in self.optimiser.param_groups:
             group["lr"] = rate
         with preserved_randomness(devices=False):
-            micro = [moved(next(batches), accelerator.device) for _ in range(stream.micro_batches)]
-        number = tally.step + 1
-        last = number == steps
-        logged = last or number % log_every == 0
-        due = [probe for probe in probes if probe.due(number) or (last and probe.at_end)]
-        kept = checkpoints is not None and checkpoints.due(number)
-        solver = sample_solver(raw_model, number // log_every) if logged and accelerator.is_main_process else None
-        if solver is not None and compile_model:
-            read_first_row(accelerator, raw_model, micro[0])
-        loss = backward(accelerator, wrapped, micro, count_items)
-        norm = clip_gradient(accelerator, raw_model, clip)
-        unread.append((loss, norm))
+            micro = [moved(next(self._batches), self.accelerator.device) for _ in range(self.stream.micro_batches)]
+        solver = self._watch_solver(due, micro[0])
+        loss = backward(self.accelerator, self._wrapped, micro, self.count_items)
+        norm = clip_gradient(self.accelerator, self.model, self.clip)
+        heard = self._update(due, micro, loss, norm, interrupts)
+        tokens = count_tokens(micro) * self.accelerator.num_processes
+        self.tally.add(tokens)
+        self._speed.step(tokens)
+        self._show(due, rate, norm, micro, solver)
+        self._probe(due)
+        if self.enough is not None and self.enough():
+            self.steps = self.tally.step
+            self._settle(micro, self.tally.step, None)
+        return heard
+
+    def _due(self, number: int) -> Due:
+        last = number == self.steps
+        probes = [probe for probe in self.probes if probe.due(number) or (last and probe.at_end)]
+        return Due(number, last, last or number % self.log_every == 0, self._kept(number), probes)
+
+    def _kept(self, step: int) -> bool:
+        return self.checkpoints is not None and self.checkpoints.due(step)
+
+    def _watch_solver(self, due: Due, batch: Batch) -> Any:
+        """Have a layer measure the next row it solves, where the step is logged; return the layer, None for none."""
+        if not (due.logged and self.accelerator.is_main_process):
+            return None
+        solver = sample_solver(self.model, due.number // self.log_every)
+        if solver is not None and self.compile_model:
+            read_first_row(self.accelerator, self.model, batch)
+        return solver
+
+    def _update(
+        self, due: Due, micro: list[Batch], loss: torch.Tensor, norm: torch.Tensor, interrupts: Interrupts
+    ) -> int | None:
+        """Update the weights where loss and norm are finite; return the signal that was heard."""
+        self._unread.append((loss, norm))
         # one process alone hears a signal at once
-        interrupted_by = interrupts.received if accelerator.num_processes == 1 else None
-        if read_each or logged or due or kept or interrupted_by is not None or number % read_every == 0:
-            accepted, interrupted_by = settle(micro, number, interrupts.received)
+        heard = interrupts.received if self.accelerator.num_processes == 1 else None
+        read_now = due.number % self._read_every == 0 or heard is not None
+        if read_now or due.logged or due.kept or due.probes:
+            accepted, heard = self._settle(micro, due.number, interrupts.received)
             if accepted:
-                optimiser.step()
+                self._wrapped_optimiser.step()
         else:
-            update_where_finite(optimiser, raw_optimiser, loss, norm)
-        optimiser.zero_grad(set_to_none=True)
-        tokens = count_tokens(micro) * accelerator.num_processes
-        tally.add(tokens)
-        speed.step(tokens)
-        shown = tally.loss
-        if logged:
-            tally.flops += tally.window_tokens * flops_per_token(raw_model, micro)
-            fields = _step_fields(tally, rate, float(norm), guard, speed, epochs()) | _solver_fields(raw_model, solver)
+            update_where_finite(self._wrapped_optimiser, self.optimiser, loss, norm)
+        self._wrapped_optimiser.zero_grad(set_to_none=True)
+        return heard
+
+    def _settle(self, micro: list[Batch], number: int, received: int | None) -> tuple[bool, int | None]:
+        """Read the losses up to step ``number``; return whether it may update the weights, and a signal."""
+        values, heard = read(self.accelerator, self._unread, received)
+        accepted = True
+        for step, (loss, norm) in enumerate(values, number - len(values) + 1):
+            self.tally.add_loss(loss)
+            accepted = self.guard.accepts(loss, norm)
+            if not accepted:
+                self._verify()
+                self.guard.judge(self.accelerator, self.model, micro, step)
+                self.display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; skipped")
+        self._unread.clear()
+        return accepted, heard
+
+    def _show(self, due: Due, rate: float, norm: torch.Tensor, micro: list[Batch], solver: Any) -> None:
+        """Write the line of a step that is logged, and bring the display up to date."""
+        tally, shown = self.tally, self.tally.loss
+        if due.logged:
+            tally.flops += tally.window_tokens * flops_per_token(self.model, micro)
+            fields = self._numbers(rate, float(norm)) | solver_fields(self.model, solver)
             shown = fields["loss"]
-            journal.write("step", **fields)
-            _track(accelerator, "train", fields, tally.step)
+            self.journal.write("step", **fields)
+            _track(self.accelerator, "train", fields, tally.step)
             tally.window_loss, tally.window_steps, tally.window_tokens = 0.0, 0, 0
-        left = speed.left(steps - tally.step)
-        display.update(tally.step, shown, speed.tokens_per_second, left, epochs(), logged=logged)
-        if due or last:
-            guard.verify(accelerator, raw_model, raw_optimiser, tally.step)
+        left = self._speed.left(self.steps - tally.step)
+        self.display.update(tally.step, shown, self._speed.tokens_per_second, left, self._epochs(), logged=due.logged)
+
+    def _numbers(self, rate: float, norm: float) -> dict[str, Any]:
+        return {
+            "step": self.tally.step,
+            "tokens": self.tally.tokens,
+            "epoch": self._epochs(),
+            "loss": self.tally.window_loss / self.tally.window_steps,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "tokens_per_second": self._speed.tokens_per_second,
+            "seconds": self._speed.seconds,
+            "flops": self.tally.flops,
+            "skipped": self.guard.skipped,
+        }
+
+    def _epochs(self) -> float | None:
+        return getattr(self.stream, "epochs", None)
+
+    def _probe(self, due: Due) -> None:
+        """Do what is due with the model, and leave the time of it out of the speed."""
+        if due.probes or due.last:
+            self._verify()
         begun = time.perf_counter()
-        for probe in due:
-            _run_probe(accelerator, probe, raw_model, tally, journal, display)
-        speed.pause(time.perf_counter() - begun)
-        if enough is not None and enough():
-            steps = tally.step
-            settle(micro, tally.step, None)
-        return interrupted_by
+        for probe in due.probes:
+            self.model.eval()
+            with preserved_randomness(), torch.no_grad(), self.accelerator.autocast():
+                for fields in probe.run(self.model, self.tally.step):
+                    self._write(probe.event, **fields)
+                    _track(self.accelerator, probe.event, fields, self.tally.step)
+                    shown = "  ".join(f"{name} {_short(value)}" for name, value in fields.items())
+                    self.display.say(f"step {self.tally.step}  {probe.event}  {shown}")
+            self.model.train()
+        self._speed.pause(time.perf_counter() - begun)
 
-    with Interrupts() as interrupts, display:
-        interrupted_by = None
-        try:
-            guard.verify(accelerator, raw_model, raw_optimiser, tally.step, _other_start(resume_from))
-            while tally.step < steps and interrupted_by is None:
-                interrupted_by = advance(interrupts)
-                if tally.step >= steps and interrupted_by is None:
-                    # What was heard in the last step, or in the validation after it, counts too.
-                    _, interrupted_by = read(accelerator, [], interrupts.received)
-                if checkpoints is not None and (checkpoints.due(tally.step) or tally.step >= steps or interrupted_by):
-                    save()
-        except NonFiniteError as error:
-            journal.write("stop", step=tally.step, tokens=tally.tokens, reason=str(error))
-            raise
-        if interrupted_by is not None:
-            reason = signal.Signals(interrupted_by).name
-            journal.write("stop", step=tally.step, tokens=tally.tokens, reason=reason)
-            interrupts.answered = True
-    # Take the autocast off the model again, for whoever uses it next.
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    return Outcome(tally.step, tally.tokens, tally.flops, speed.seconds, tally.loss, guard.skipped, interrupted_by)
+    def _save(self) -> None:
+        """Write a checkpoint of the present step, unless there is one."""
+        if self.checkpoints is None or self._saved_at == self.tally.step:
+            return
+        self._verify()
+        self._saved_at = self.tally.step
+        begun = time.perf_counter()
+        self.tally.seconds = self._speed.seconds
+        states = gather_object([random_state()])
+        if self.accelerator.is_main_process:
+            state = {
+                "tally": asdict(self.tally),
+                "position": self.stream.position.to_dict(),
+                "guard": self.guard.state_dict(),
+            }
+            self.journal.sync()
+            folder = self.checkpoints.save(self.tally.step, self.model, self.optimiser, states, state)
+            self._write("checkpoint", folder=folder.name)
+        self.accelerator.wait_for_everyone()
+        self._speed.pause(time.perf_counter() - begun)
 
+    def _verify(self, way_on: str | None = None) -> None:
+        self.guard.verify(self.accelerator, self.model, self.optimiser, self.tally.step, way_on)
 
-def _resume(
-    folder: Path,
-    checkpoints: Checkpoints | None,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    stream: Stream,
-    guard: Guard,
-) -> Tally:
-    state = (checkpoints or Checkpoints(folder.parent)).read_state(folder)
-    load_weights(model, folder)
-    load_optimiser(optimiser, folder)
-    stream.position = type(stream.position).from_dict(state["position"])
-    guard.load_state_dict(state["guard"])
-    return Tally(**state["tally"])
+    def _write(self, event: str, **fields: Any) -> None:
+        """Write a line of the journal, with the step and the tokens so far."""
+        self.journal.write(event, step=self.tally.step, tokens=self.tally.tokens, **fields)
 
 
 def _other_start(resume_from: Path | None) -> str:
     if resume_from is None:
         return "begin from other weights"
     return f"delete {resume_from} to go on from the checkpoint before it"
-
-
-def _step_fields(
-    tally: Tally, rate: float, norm: float, guard: Guard, speed: Speedometer, epochs: float | None
-) -> dict[str, Any]:
-    return {
-        "step": tally.step,
-        "tokens": tally.tokens,
-        "epoch": epochs,
-        "loss": tally.window_loss / tally.window_steps,
-        "learning_rate": rate,
-        "gradient_norm": norm,
-        "tokens_per_second": speed.tokens_per_second,
-        "seconds": speed.seconds,
-        "flops": tally.flops,
-        "skipped": guard.skipped,
-    }
-
-
-def _solver_fields(model: nn.Module, sampled: Any) -> dict[str, Any]:
-    """Say how the systems were solved: the steps of all layers, and how well the layer that was sampled did."""
-    solver_steps = getattr(model, "solver_steps", None)
-    sample = None if sampled is None else sampled.solver_sample
-    return {
-        "solver_steps": solver_steps() if callable(solver_steps) else None,
-        "solver_layer": None if sample is None else sample.layer,
-        "solver_head": None if sample is None else sample.head,
-        "solver_misses": None if sample is None else sample.misses,
-        "solver_residual": None if sample is None else sample.residual,
-    }
-
-
-def _run_probe(
-    accelerator: Accelerator, probe: Probe, model: nn.Module, tally: Tally, journal: Journal, display: Display
-) -> None:
-    model.eval()
-    with preserved_randomness(), torch.no_grad(), accelerator.autocast():
-        for fields in probe.run(model, tally.step):
-            journal.write(probe.event, step=tally.step, tokens=tally.tokens, **fields)
-            _track(accelerator, probe.event, fields, tally.step)
-            shown = "  ".join(f"{name} {_short(value)}" for name, value in fields.items())
-            display.say(f"step {tally.step}  {probe.event}  {shown}")
-    model.train()
 
 
 def _short(value: Any) -> str:

@@ -1,10 +1,38 @@
-"""Speed and time left, as the progress bar and the journal show them."""
+"""What a run has done so far, its speed and the time left, as the progress bar and the journal show them."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass
+class Tally:
+    """What a run has done so far; all of it goes into the checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    loss: float = math.nan
+    window_loss: float = 0.0
+    window_steps: int = 0
+    window_tokens: int = 0
+
+    def add(self, tokens: int) -> None:
+        """Count one more step."""
+        self.step += 1
+        self.tokens += tokens
+        self.window_steps += 1
+        self.window_tokens += tokens
+
+    def add_loss(self, loss: float) -> None:
+        """Count the loss of one more step."""
+        self.loss = loss
+        self.window_loss += loss
 
 
 class Speedometer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,22 +16,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mesalm.data.prepare import ChangedDataError, check_inputs, prepare
 from mesalm.data.prepared import Prepared
 from mesalm.data.stream import Position, RowStream
-from mesalm.files import writing
 from mesalm.journal import Journal
 from mesalm.settings import SettingsError
-from mesalm.train.checkpoint import Checkpoints, publish_folder
-from mesalm.train.guard import Guard
+from mesalm.train import training
+from mesalm.train.checkpoint import Checkpoints, whole_folder
 from mesalm.train.initial import earlier_config, initial_model
-from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import broadcast, check_shared, end_run, launch_precision, make_accelerator
-from mesalm.train.loop import Outcome, Probe, fit
-from mesalm.train.optim import build_optimiser
+from mesalm.train.loop import Outcome, Probe
 from mesalm.train.progress import Display, without_bars
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import Plan, Resume, RunFolder
 from mesalm.train.sampling import sampling
-from mesalm.train.schedule import learning_rate_factor
 from mesalm.train.validation import validation
 
 PACKAGES = ("mesalm", "torch", "transformers", "accelerate", "datasets", "tokenizers")
@@ -92,45 +87,25 @@ def _run(
     # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
     seed_everything(recipe.seed + accelerator.process_index + 1)
     stream = _stream(recipe, prepared, accelerator)
-    checkpoints = Checkpoints(
-        run.checkpoints,
-        every=recipe.checkpoint.every,
-        keep=recipe.checkpoint.keep,
-        decorate=lambda folder: _save_tokenizer(tokenizer, folder),
-        facts={"data": prepared.contents()},
-    )
     if recipe.track:
         accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()})
     with Journal(run.journal if accelerator.is_main_process else None) as journal:
-        _write_start(journal, recipe, plan, prepared, model, accelerator)
         if plan.resume_from is not None:
             display.say(f"{run.path}: going on from {plan.resume_from.name}" + (plan.note and f" to {plan.note}"))
         display.say(f"{recipe.name}: {_amount(recipe, stream.total)}")
-        outcome = fit(
+        outcome = training.run(
             model,
             stream,
-            build_optimiser(model, recipe.optim),
+            _settings(recipe),
+            run,
+            journal,
             accelerator=accelerator,
-            steps=recipe.steps,
-            learning_rate=lambda step: (
-                recipe.optim.learning_rate * learning_rate_factor(recipe.schedule, step, recipe.steps)
-            ),
-            clip=recipe.train.clip,
-            guard=Guard(recipe.train.max_skipped),
-            probes=_probes(recipe, prepared, tokenizer, stream.micro_rows, accelerator, display),
-            journal=journal,
-            log_every=recipe.train.log_every,
-            checkpoints=checkpoints,
-            resume_from=plan.resume_from,
             display=display,
-            compile_model=recipe.train.compile,
+            start=_start(recipe, prepared, model, accelerator),
+            probes=_probes(recipe, prepared, tokenizer, stream.micro_rows, accelerator, display),
+            decorate=lambda folder: _save_tokenizer(tokenizer, folder),
+            facts={"data": prepared.contents()},
         )
-        if outcome.interrupted_by is not None:
-            display.say(
-                f"stopped after step {outcome.step} of {recipe.steps}, checkpoint written; run the same command again "
-                "to go on"
-            )
-            raise Interrupted(outcome.interrupted_by)
         if accelerator.is_main_process:
             _finish(run, model, tokenizer, journal, outcome)
         accelerator.wait_for_everyone()
@@ -226,26 +201,29 @@ def _probes(
     return probes
 
 
-def _write_start(
-    journal: Journal,
-    recipe: Recipe,
-    plan: Plan,
-    prepared: Prepared,
-    model: PreTrainedModel,
-    accelerator: Accelerator,
-) -> None:
-    journal.write(
-        "start",
-        step=plan.step,
+def _settings(recipe: Recipe) -> training.RunSettings:
+    return training.RunSettings(
         steps=recipe.steps,
-        recipe=recipe.plain(),
-        parameters=_parameters(model),
-        prepared=str(prepared.path),
-        data=prepared.manifest["hash"],
-        versions=versions(),
-        device=device_name(accelerator.device),
-        world=accelerator.num_processes,
+        optim=recipe.optim,
+        schedule=recipe.schedule,
+        checkpoint=recipe.checkpoint,
+        clip=recipe.train.clip,
+        max_skipped=recipe.train.max_skipped,
+        log_every=recipe.train.log_every,
+        compile_model=recipe.train.compile,
     )
+
+
+def _start(recipe: Recipe, prepared: Prepared, model: PreTrainedModel, accelerator: Accelerator) -> dict[str, Any]:
+    return {
+        "recipe": recipe.plain(),
+        "parameters": _parameters(model),
+        "prepared": str(prepared.path),
+        "data": prepared.manifest["hash"],
+        "versions": versions(),
+        "device": device_name(accelerator.device),
+        "world": accelerator.num_processes,
+    }
 
 
 def _parameters(model: PreTrainedModel) -> int:
@@ -283,19 +261,16 @@ def _finish(
     outcome: Outcome,
 ) -> None:
     """Write ``final``; it appears last and whole, so that a folder that has it is a finished run."""
-    partial = run.path / "final.partial"
-    if partial.exists():
-        shutil.rmtree(partial)
-    with writing(run.final, partial), without_bars():
-        model.save_pretrained(partial)
-        _save_tokenizer(tokenizer, partial)
-    fields: dict[str, Any] = {
-        "step": outcome.step,
-        "tokens": outcome.tokens,
-        "loss": outcome.loss,
-        "seconds": outcome.seconds,
-        "flops": outcome.flops,
-        "skipped": outcome.skipped,
-    }
-    journal.write("end", **fields)
-    publish_folder(partial, run.final)
+    with whole_folder(run.final) as partial:
+        with without_bars():
+            model.save_pretrained(partial)
+            _save_tokenizer(tokenizer, partial)
+        journal.write(
+            "end",
+            step=outcome.step,
+            tokens=outcome.tokens,
+            loss=outcome.loss,
+            seconds=outcome.seconds,
+            flops=outcome.flops,
+            skipped=outcome.skipped,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,16 +18,16 @@ from mesalm.files import writing
 from mesalm.journal import Journal
 from mesalm.model.soft_prefix import PrefixedModel, save_prefix
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError
-from mesalm.train.checkpoint import Checkpoints
-from mesalm.train.interrupts import Interrupted
+from mesalm.train import training
 from mesalm.train.launch import end_run, make_accelerator
-from mesalm.train.loop import Probe, fit
-from mesalm.train.optim import OptimSettings, build_optimiser
+from mesalm.train.loop import Probe
+from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.progress import Display
 from mesalm.train.randomness import seed_everything
 from mesalm.train.run_folder import RunFolder
-from mesalm.train.schedule import ScheduleSettings, check_warmup, learning_rate_factor
+from mesalm.train.schedule import ScheduleSettings, check_warmup
+from mesalm.train.sections import CheckpointSettings
 
 Row = tuple[list[int], int]
 """Token ids and the place of the first that is scored."""
@@ -69,6 +69,18 @@ def tune_settings(overrides: Sequence[str]) -> TuneSettings:
     return TuneSettings.build(data)
 
 
+@torch.no_grad()
+def scored_loss(model: nn.Module, rows: Sequence[Row], batch_rows: int) -> float:
+    """Return the mean loss of the scored tokens of all rows, in nats."""
+    device = next(model.parameters()).device
+    total = count = 0.0
+    for batch in epoch_batches(rows, batch_rows, collate=collate_pairs):
+        scored = int((batch["labels"] != -100).sum())
+        total += float(model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss) * scored
+        count += scored
+    return total / count
+
+
 def tune_prefix(
     model: nn.Module,
     rows: Sequence[Row],
@@ -79,6 +91,7 @@ def tune_prefix(
     *,
     device: str = "auto",
     quiet: bool = False,
+    score: Callable[..., float] = scored_loss,
 ) -> float:
     """Learn a prefix for a frozen model and save it into ``folder``; return the last loss on the valid rows, nats.
 
@@ -89,25 +102,21 @@ def tune_prefix(
     accelerator = make_accelerator(device="cpu" if device == "cpu" else "auto", precision="fp32")
     with ExitStack() as held:
         held.callback(end_run, accelerator)
+        files = RunFolder(folder)
         if accelerator.is_main_process:
-            held.enter_context(RunFolder(folder).locked())
+            held.enter_context(files.locked())
         if (folder / "prefix.json").exists():
             raise SettingsError(f"{folder}: holds a finished prefix; give another --out, or delete it")
         seed_everything(settings.seed)
         prefixed = PrefixedModel(model, _start(model, rows, settings)).to(accelerator.device)
-        checkpoints = Checkpoints(folder / "checkpoints", every=settings.every, keep=1)
-        newest = checkpoints.newest()
         losses: list[float] = []
 
         def watch(watched: nn.Module, step: int) -> Iterable[dict[str, Any]]:
-            losses.append(scored_loss(watched, valid_rows, settings.batch_rows))
+            losses.append(score(watched, valid_rows, settings.batch_rows))
             return [{"loss": losses[-1]}]
 
-        display = Display(folder.name, settings.steps, enabled=accelerator.is_main_process and not quiet)
-        with Journal(folder / "journal.jsonl" if accelerator.is_main_process else None) as journal:
-            step = 0 if newest is None else checkpoints.read_state(newest)["step"]
-            journal.write("start", step=step, steps=settings.steps, settings=settings.model_dump(mode="json"), **record)
-            outcome = fit(
+        with Journal(files.journal if accelerator.is_main_process else None) as journal:
+            outcome = training.run(
                 prefixed,
                 RowStream(
                     rows,
@@ -118,30 +127,28 @@ def tune_prefix(
                     micro_rows=max(settings.batch_rows // accelerator.num_processes, 1),
                     collate=collate_pairs,
                 ),
-                build_optimiser(prefixed, settings.optim),
-                accelerator=accelerator,
-                steps=settings.steps,
-                learning_rate=lambda step: (
-                    settings.optim.learning_rate * learning_rate_factor(settings.schedule, step, settings.steps)
+                training.RunSettings(
+                    steps=settings.steps,
+                    optim=settings.optim,
+                    schedule=settings.schedule,
+                    checkpoint=CheckpointSettings(every=settings.every, keep=1),
                 ),
+                files,
+                journal,
+                accelerator=accelerator,
+                display=Display(folder.name, settings.steps, enabled=accelerator.is_main_process and not quiet),
+                start={"settings": settings.model_dump(mode="json"), **record},
                 probes=[Probe("valid", settings.every, watch)],
-                journal=journal,
-                checkpoints=checkpoints,
-                resume_from=newest,
-                display=display,
                 count_items=lambda batch: int((batch["labels"] != -100).sum()),
             )
-            if outcome.interrupted_by is not None:
-                display.say(f"stopped after step {outcome.step}; run the same command again to go on")
-                raise Interrupted(outcome.interrupted_by)
-            loss = losses[-1] if losses else scored_loss(prefixed, valid_rows, settings.batch_rows)
+            loss = losses[-1] if losses else score(prefixed, valid_rows, settings.batch_rows)
             if accelerator.is_main_process:
                 journal.write("end", step=outcome.step, loss=loss, seconds=outcome.seconds)
                 with writing(folder):
                     save_prefix(
                         prefixed, folder, {**record, "settings": settings.model_dump(mode="json"), "loss": loss}
                     )
-                shutil.rmtree(checkpoints.folder, ignore_errors=True)
+                shutil.rmtree(files.checkpoints, ignore_errors=True)
         return loss
 
 
@@ -154,18 +161,6 @@ def collate_pairs(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         input_ids[number, : len(tokens)] = torch.tensor(tokens)
         labels[number, first : len(tokens)] = torch.tensor(tokens[first:])
     return {"input_ids": input_ids, "labels": labels}
-
-
-@torch.no_grad()
-def scored_loss(model: nn.Module, rows: Sequence[Row], batch_rows: int) -> float:
-    """Return the mean loss of the scored tokens of all rows, in nats."""
-    device = next(model.parameters()).device
-    total = count = 0.0
-    for batch in epoch_batches(rows, batch_rows, collate=collate_pairs):
-        scored = int((batch["labels"] != -100).sum())
-        total += float(model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss) * scored
-        count += scored
-    return total / count
 
 
 def _start(model: Any, rows: Sequence[Row], settings: TuneSettings) -> torch.Tensor:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from mesalm.files import write_text
 from mesalm.locks import locked
+from mesalm.runs import RunFiles, step_of
 from mesalm.settings import SettingsError
-from mesalm.train.checkpoint import Checkpoints, step_of
+from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.recipe import Recipe
 from mesalm.train.recipe_yaml import read_mapping
 from mesalm.train.schedule import agreement, learning_rate_factor
@@ -57,21 +58,9 @@ class Plan:
     note: str = ""
     final_aside: Path | None = None
 
-    @property
-    def step(self) -> int:
-        """Return the number of steps already made."""
-        return 0 if self.resume_from is None else step_of(self.resume_from) or 0
 
-
-class RunFolder:
-    """Name the files of a run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.recipe = path / "recipe.yaml"
-        self.journal = path / "journal.jsonl"
-        self.checkpoints = path / "checkpoints"
-        self.final = path / "final"
+class RunFolder(RunFiles):
+    """The folder of a run that one process works in and that a recipe enters."""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -200,7 +189,7 @@ class RunFolder:
 
 def read_run_recipe(folder: Path) -> Recipe:
     """Return the recipe of a run folder."""
-    path = folder / "recipe.yaml"
+    path = RunFiles(folder).recipe
     return Recipe.build(read_mapping(path), str(path))
 
 

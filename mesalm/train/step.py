@@ -117,6 +117,19 @@ def sample_solver(model: nn.Module, number: int) -> Any:
     return None if choose is None else choose(number)
 
 
+def solver_fields(model: nn.Module, sampled: Any) -> dict[str, Any]:
+    """Say how the systems were solved: the steps of all layers, and how well the layer that was sampled did."""
+    solver_steps = getattr(model, "solver_steps", None)
+    sample = None if sampled is None else sampled.solver_sample
+    return {
+        "solver_steps": solver_steps() if callable(solver_steps) else None,
+        "solver_layer": None if sample is None else sample.layer,
+        "solver_head": None if sample is None else sample.head,
+        "solver_misses": None if sample is None else sample.misses,
+        "solver_residual": None if sample is None else sample.residual,
+    }
+
+
 def compiled(model: nn.Module, how: bool | Literal["blocks"]) -> Any:
     """Give the compiled form of a model, which shares its weights; False gives the model itself.
 

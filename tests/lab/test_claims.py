@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from mesalm.cli import main
 from mesalm.data.synthetic.context_regression import ContextRegression
@@ -19,6 +22,9 @@ from mesalm.lab.claims_page import room, write_page
 from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 from mesalm.settings import SettingsError
+from mesalm.train import training
+from mesalm.train.loop import Outcome, Stream
+from mesalm.train.training import RunSettings
 
 CLAIMS = load_claims()
 TINY = {"steps": 4, "batch": 8, "learning_rate": 1e-2}
@@ -93,11 +99,15 @@ def test_names_numbers_and_all_choose_claims() -> None:
         chosen(["one-layr"], CLAIMS)
 
 
-def test_a_net_is_trained_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_net_is_trained_once_and_found_again(tmp_path: Path) -> None:
     bench = Workbench(0, tmp_path, quiet=True)
     first = bench.net(recipe())
     assert recipe().key() != recipe(seed=1).key() != recipe(steps=5).key()
-    monkeypatch.setattr("mesalm.lab.workbench.fit", None)  # a second training would fail
+
+    def refused(*_: object, **__: object) -> Outcome:
+        raise AssertionError("trained a second time")
+
+    bench = Workbench(0, tmp_path, quiet=True, train=refused)
     again = bench.net(recipe())
     for name, tensor in first.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
@@ -106,20 +116,16 @@ def test_a_net_is_trained_once_and_found_again(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / recipe(seed=1).key()).exists()
 
 
-def test_an_interrupted_training_goes_on_to_the_same_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_training_goes_on_to_the_same_net(tmp_path: Path) -> None:
     whole = Workbench(0, tmp_path / "whole", quiet=True).net(recipe(steps=6))
-    bench = Workbench(0, tmp_path / "parts", quiet=True)
-    from mesalm.lab import workbench
 
-    def broken(model: object, stream: object, optimiser: object, **options: object) -> None:
-        real(model, stream, optimiser, **{**options, "steps": 3})
+    def broken(model: nn.Module, stream: Stream, settings: RunSettings, *rest: Any, **options: Any) -> Outcome:
+        training.run(model, stream, replace(settings, steps=3), *rest, **options)
         raise KeyboardInterrupt
 
-    real = workbench.fit
-    monkeypatch.setattr(workbench, "fit", broken)
     with pytest.raises(KeyboardInterrupt):
-        bench.net(recipe(steps=6))
-    monkeypatch.setattr(workbench, "fit", real)
+        Workbench(0, tmp_path / "parts", quiet=True, train=broken).net(recipe(steps=6))
+    bench = Workbench(0, tmp_path / "parts", quiet=True)
     resumed = bench.net(recipe(steps=6))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor)

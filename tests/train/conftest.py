@@ -18,10 +18,11 @@ import yaml
 
 from mesalm.data.stream import Position, RowStream
 from mesalm.journal import Journal
-from mesalm.train.checkpoint import Checkpoints, step_of
+from mesalm.runs import step_of
+from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard
 from mesalm.train.launch import make_accelerator
-from mesalm.train.loop import Probe, fit
+from mesalm.train.loop import Loop, Probe
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import load_recipe
 
@@ -99,21 +100,21 @@ def train_regression(tmp_path: Path) -> Callable[..., SimpleNamespace]:
         with Journal(None if path is None else path / "journal.jsonl") as journal:
             step = 0 if resume_from is None else step_of(resume_from)
             journal.write("start", step=step)
-            outcome = fit(
+            outcome = Loop(
                 model,
                 stream,
                 optimiser,
                 accelerator=accelerator,
                 steps=steps,
                 learning_rate=lambda step: 1e-2 / (1 + step),
-                guard=guard,
+                guard=guard or Guard(10),
                 probes=probes,
                 journal=journal,
                 log_every=options.pop("log_every", 1),
                 checkpoints=checkpoints,
                 resume_from=resume_from,
                 **options,
-            )
+            ).fit()
         return SimpleNamespace(
             model=model, optimiser=optimiser, outcome=outcome, path=path, checkpoints=checkpoints, stream=stream
         )

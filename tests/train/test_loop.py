@@ -12,7 +12,7 @@ import torch
 from mesalm.journal import read_journal
 from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.launch import make_accelerator
-from mesalm.train.loop import Probe, fit
+from mesalm.train.loop import Loop, Probe
 
 Train = Callable[..., SimpleNamespace]
 
@@ -184,7 +184,7 @@ def test_gradient_is_clipped_to_the_global_norm() -> None:
 
     torch.manual_seed(0)
     model = Poisoned(set())
-    fit(
+    Loop(
         model,
         Endless(),
         Watched(model.parameters(), lr=1e-4),
@@ -192,7 +192,7 @@ def test_gradient_is_clipped_to_the_global_norm() -> None:
         steps=3,
         learning_rate=lambda step: 1e-4,
         clip=0.5,
-    )
+    ).fit()
     assert seen == pytest.approx([0.5] * 3, rel=1e-4)
 
 

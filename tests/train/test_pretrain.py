@@ -64,7 +64,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Send this process a signal as the given step begins."""
-    import mesalm.train.pretrain as module
+    import mesalm.train.training as module
 
     factor = module.learning_rate_factor
 

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,24 +93,21 @@ def test_padding_to_the_longest_row_is_not_seen(model: MesaForCausalLM) -> None:
     assert scored_loss(prefixed, ROWS, 4) == pytest.approx(one_by_one, rel=1e-4)
 
 
-def test_stopped_and_taken_up_it_ends_at_the_same_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(name: str) -> torch.Tensor:
+def test_stopped_and_taken_up_it_ends_at_the_same_prefix(tmp_path: Path) -> None:
+    def run(name: str, **options: Any) -> torch.Tensor:
         base = small("softmax")
-        tune_prefix(base, ROWS, ROWS, settings(), tmp_path / name, {"base": "x"}, device="cpu", quiet=True)
+        tune_prefix(base, ROWS, ROWS, settings(), tmp_path / name, {"base": "x"}, device="cpu", quiet=True, **options)
         return load_prefix(base, tmp_path / name).prefix.detach()
 
     whole = run("whole")
-    plain: Callable[..., float] = scored_loss
 
     def interrupting(*arguments: Any) -> float:
         os.kill(os.getpid(), signal.SIGINT)
-        return plain(*arguments)
+        return scored_loss(*arguments)
 
-    monkeypatch.setattr("mesalm.train.prompt_tuning.scored_loss", interrupting)
     with pytest.raises(Interrupted):
-        run("broken")
+        run("broken", score=interrupting)
     assert not (tmp_path / "broken" / "prefix.json").exists()
-    monkeypatch.setattr("mesalm.train.prompt_tuning.scored_loss", plain)
     assert torch.equal(run("broken"), whole)
 
 

@@ -45,7 +45,7 @@ def history(run: Path) -> list[tuple[Any, ...]]:
 def stopped(recipe: Recipe, step: int) -> Recipe:
     """Train a recipe until SIGTERM at a step."""
     with pytest.MonkeyPatch.context() as patch:
-        import mesalm.train.pretrain as module
+        import mesalm.train.training as module
 
         factor = module.learning_rate_factor
 

@@ -25,17 +25,15 @@ from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.files import write_text
 from mesalm.journal import Journal
 from mesalm.locks import locked
+from mesalm.runs import RunFiles
 from mesalm.settings import SettingsError
-from mesalm.train.checkpoint import Checkpoints
-from mesalm.train.guard import Guard, NonFiniteError
-from mesalm.train.interrupts import Interrupted
+from mesalm.train import training
+from mesalm.train.guard import NonFiniteError
 from mesalm.train.launch import end_run, make_accelerator
-from mesalm.train.loop import Outcome, Probe, Stream, fit
-from mesalm.train.optim import build_optimiser
+from mesalm.train.loop import Outcome, Probe, Stream
 from mesalm.train.pretrain import device_name, versions
 from mesalm.train.progress import Display
 from mesalm.train.randomness import seed_everything
-from mesalm.train.schedule import learning_rate_factor
 from mesalm.train.synthetic.model import build_model
 from mesalm.train.synthetic.recipe import Cell, SyntheticRecipe, planned_cells, planned_count
 from mesalm.train.synthetic.results import cells_folder, read_result, read_results
@@ -93,6 +91,7 @@ class Run:
 
     def __init__(self, cell: Cell, folder: Path, score: Scorer, place: str, quiet: bool) -> None:
         self.cell, self.folder, self.score = cell, folder, score
+        self.files = RunFiles(folder)
         self.run = cell.setting.run
         self.task = self.run.build_task()
         self.steps = self.run.train.steps or 0
@@ -110,15 +109,12 @@ class Run:
                 )
             seed_everything(self.cell.seed)
             model = build_model(self.task, self.run.model).to(accelerator.device)
-            with Journal(self.folder / "journal.jsonl") as journal:
+            with Journal(self.files.journal) as journal:
                 try:
                     outcome = self._train(model, accelerator, journal)
                 except NonFiniteError as error:
                     self._write(journal, {"steps": None, "valid": None, "better": "", "diverged": str(error)})
                     return
-                if outcome.interrupted_by is not None:
-                    self.display.say(f"stopped in {self.cell.title}; run the same command again to go on")
-                    raise Interrupted(outcome.interrupted_by)
                 self._write(journal, self._scores(model, outcome))
         finally:
             accelerator.free_memory()
@@ -126,38 +122,37 @@ class Run:
 
     def _train(self, model: nn.Module, accelerator: Accelerator, journal: Journal) -> Outcome:
         run = self.run
-        checkpoints = Checkpoints(self.folder / "checkpoints", every=run.checkpoint.every, keep=run.checkpoint.keep)
-        newest = checkpoints.newest()
-        journal.write(
-            "start",
-            step=0 if newest is None else checkpoints.read_state(newest)["step"],
+        start = {
+            "cell": self.cell.title,
+            "run": run.model_dump(mode="json"),
+            "learning_rate": self.cell.rate,
+            "seed": self.cell.seed,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "versions": versions(),
+            "device": device_name(accelerator.device),
+        }
+        settings = training.RunSettings(
             steps=self.steps,
-            cell=self.cell.title,
-            run=run.model_dump(mode="json"),
-            learning_rate=self.cell.rate,
-            seed=self.cell.seed,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            versions=versions(),
-            device=device_name(accelerator.device),
+            optim=run.optim.model_copy(update={"learning_rate": self.cell.rate}),
+            schedule=run.schedule,
+            checkpoint=run.checkpoint,
+            clip=run.train.clip,
+            max_skipped=run.train.max_skipped,
+            log_every=run.train.log_every,
+            compile_model=run.train.compile,
         )
-        return fit(
+        return training.run(
             model,
             self._stream(accelerator),
-            build_optimiser(model, run.optim.model_copy(update={"learning_rate": self.cell.rate})),
+            settings,
+            self.files,
+            journal,
             accelerator=accelerator,
-            steps=self.steps,
-            learning_rate=lambda step: self.cell.rate * learning_rate_factor(run.schedule, step, self.steps),
-            clip=run.train.clip,
-            guard=Guard(run.train.max_skipped),
-            probes=[Probe("valid", run.score.every, self._validate)],
-            journal=journal,
-            log_every=run.train.log_every,
-            checkpoints=checkpoints,
-            resume_from=newest,
             display=self.display,
+            start=start,
+            probes=[Probe("valid", run.score.every, self._validate)],
             count_items=None if isinstance(self.task, VectorTask) else _count_scored,
             enough=self._enough,
-            compile_model=run.train.compile,
         )
 
     def _stream(self, accelerator: Accelerator) -> Stream:
@@ -221,7 +216,7 @@ class Run:
         journal.write("end", step=result["steps"], valid=result["valid"], score=result.get("score"))
         result = {"cell": self.cell.title, "learning_rate": self.cell.rate, "seed": self.cell.seed, **result}
         write_text(self.folder / "result.json", json.dumps(result))
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(self.files.checkpoints, ignore_errors=True)
 
 
 def _count_scored(batch: dict[str, torch.Tensor]) -> int:

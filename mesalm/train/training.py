@@ -1,0 +1,98 @@
+"""One way to train: checkpoints, optimiser and rate are put together here for every kind of run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+from torch import nn
+
+from mesalm.journal import Journal
+from mesalm.runs import RunFiles, step_of
+from mesalm.train.checkpoint import Checkpoints
+from mesalm.train.guard import Guard
+from mesalm.train.interrupts import Interrupted
+from mesalm.train.launch import broadcast
+from mesalm.train.loop import Loop, Outcome, Probe, Stream
+from mesalm.train.optim import OptimSettings, build_optimiser
+from mesalm.train.progress import Display
+from mesalm.train.schedule import ScheduleSettings, learning_rate_factor
+from mesalm.train.sections import CheckpointSettings
+from mesalm.train.step import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The settings that every kind of run has."""
+
+    steps: int
+    optim: OptimSettings
+    schedule: ScheduleSettings
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    clip: float | None = 1.0
+    max_skipped: int = 10
+    log_every: int = 10
+    compile_model: bool | Literal["blocks"] = False
+
+
+def run(
+    model: nn.Module,
+    stream: Stream,
+    settings: RunSettings,
+    files: RunFiles,
+    journal: Journal,
+    *,
+    accelerator: Accelerator,
+    display: Display,
+    start: Mapping[str, Any],
+    probes: Sequence[Probe] = (),
+    count_items: Callable[[Batch], int] | None = None,
+    enough: Callable[[], bool] | None = None,
+    decorate: Callable[[Path], None] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Train a model to the end of its run, from the newest of the run's checkpoints if there is one.
+
+    ``start`` holds what the journal's line of that name tells beside the step; ``decorate`` and ``facts`` are those of
+    `Checkpoints`, ``probes``, ``count_items`` and ``enough`` those of `Loop`.
+
+    Raises Interrupted (a SystemExit) after Ctrl-C, SIGTERM and the like, a checkpoint written; else as `Loop.fit`.
+    """
+    every, keep = settings.checkpoint.every, settings.checkpoint.keep
+    checkpoints = Checkpoints(files.checkpoints, every=every, keep=keep, decorate=decorate, facts=facts)
+    newest: Path | None = broadcast(accelerator, checkpoints.newest())
+    step = 0 if newest is None else step_of(newest)
+    journal.write("start", step=step, steps=settings.steps, **start)
+
+    def learning_rate(step: int) -> float:
+        return settings.optim.learning_rate * learning_rate_factor(settings.schedule, step, settings.steps)
+
+    outcome = Loop(
+        model,
+        stream,
+        build_optimiser(model, settings.optim),
+        accelerator=accelerator,
+        steps=settings.steps,
+        learning_rate=learning_rate,
+        clip=settings.clip,
+        guard=Guard(settings.max_skipped),
+        probes=probes,
+        journal=journal,
+        log_every=settings.log_every,
+        checkpoints=checkpoints,
+        resume_from=newest,
+        display=display,
+        count_items=count_items,
+        enough=enough,
+        compile_model=settings.compile_model,
+    ).fit()
+    if outcome.interrupted_by is not None:
+        display.say(
+            f"stopped after step {outcome.step} of {settings.steps}, checkpoint written; run the same command again "
+            "to go on"
+        )
+        raise Interrupted(outcome.interrupted_by)
+    return outcome
