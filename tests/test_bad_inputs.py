@@ -221,7 +221,7 @@ prepare r.yaml  data.valid_fraction=.nan | data.valid_fraction
 prepare r.yaml  data.cache_dir=file | file
 sample nosuch | nosuch: no tokenizer could be opened
 sample  | an empty model name
-sample file | file: is a file
+sample file | file is a file
 sample void | void: no config.json
 sample unfinished | no final/ yet
 sample truncated | truncated: no model could be opened

@@ -18,14 +18,13 @@ from mesalm.hub.calibration_text import own_rows
 from mesalm.hub.carry_over import open_softmax_model
 from mesalm.hub.convert import choose_layers
 from mesalm.hub.swap import swap_layers
-from mesalm.journal import read_journal
 from mesalm.model.modeling_mesa import MesaForCausalLM
+from mesalm.runs import RunRecord
 
 
 def held_out(run: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return evenly spaced validation rows of a run and their positions, [count, T] each."""
-    start = next(event for event in read_journal(run / "journal.jsonl") if event["event"] == "start")
-    rows = Prepared(Path(start["prepared"])).rows("valid")
+    rows = Prepared(RunRecord(run).start["prepared"]).rows("valid")
     chosen = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, count)]
     ids = np.stack([row["input_ids"] for row in chosen]).astype(np.int64)
     return torch.from_numpy(ids), torch.from_numpy(np.stack([segment_positions(row["segments"]) for row in chosen]))

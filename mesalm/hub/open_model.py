@@ -10,32 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from mesalm.model.soft_prefix import load_prefix, read_record
 from mesalm.pretrained import load, load_model
+from mesalm.runs import resolve
 
 
 def locate(model: str) -> str:
-    """Return the folder or Hub name that `from_pretrained` takes for MODEL.
-
-    MODEL is a run folder (its `final/` is meant), a folder that holds a `config.json`, or a name on the Hub.
-
-    Raises:
-        ValueError: a run that has not finished, a folder without a model, or a name that is neither.
-    """
-    if not model.strip():
-        raise ValueError("an empty model name was given; give a run folder, a saved model's folder or a Hub name")
-    folder = Path(model).expanduser()
-    if folder.is_file():
-        raise ValueError(f"{model}: is a file; give a run folder, a saved model's folder or a Hub name")
-    if (folder / "config.json").is_file():
-        return str(folder)
-    if (folder / "final" / "config.json").is_file():
-        return str(folder / "final")
-    if (folder / "journal.jsonl").is_file():
-        raise ValueError(f"{model}: this run has no final/ yet; finish it with `mesalm train` on the same recipe")
-    if folder.is_dir():
-        raise ValueError(f"{model}: no config.json here; give a run folder, a saved model's folder or a Hub name")
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ValueError(f"{model}: there is no such folder")
-    return model
+    """Return the folder or Hub name that `from_pretrained` takes for MODEL; see `mesalm.runs.resolve`."""
+    return resolve(model).load_from
 
 
 def open_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

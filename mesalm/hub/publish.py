@@ -20,6 +20,7 @@ from mesalm.hub.open_model import locate, open_model, open_tokenizer
 from mesalm.model.classifier_mesa import MesaForSequenceClassification
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.pretrained import load, load_model
+from mesalm.runs import resolve
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mesa.MesaConfig",
@@ -59,20 +60,20 @@ def publish(
     if licence is not None:
         check_licence(licence)
     must_be_new(folder, "publish")
-    source = Path(locate(model))
+    source = resolve(model)
     opened = _open(model)
     tokenizer = open_tokenizer(model)
-    run = source.parent if (source.parent / "journal.jsonl").is_file() else None
+    run = source.finished_run
     if run is not None and (tokenizer.bos_token_id, tokenizer.eos_token_id) != (None, None):
         add_start_token(tokenizer)
     card = model_card(
         opened,
         (push_to or folder.name).split("/")[-1],
-        run,
+        None if run is None else run.path,
         place=push_to,
         licence=licence,
         evaluations=evaluations,
-        conversion=read_conversion(source),
+        conversion=read_conversion(Path(source.load_from)),
     )
     with new_folder(folder, "publish") as staged:
         opened.save_pretrained(staged)

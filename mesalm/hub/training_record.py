@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from mesalm.hub.markdown import code, plain
-from mesalm.journal import read_journal
+from mesalm.runs import RunRecord
 
 
 def training_lines(run: Path | None) -> list[str]:
     """Return the lines, one fact each; where there is no run, one line that says so."""
     if run is None:
         return ["- no training journal lies with these weights; data, tokens and loss of their training are not known"]
-    events = read_journal(run / "journal.jsonl")
+    record = RunRecord(run)
+    events, start = record.events, record.start
     lines = []
-    start = next((event for event in reversed(events) if event["event"] == "start"), None)
-    if start is not None:
+    if start:
         lines += _data_lines(start)
         lines.append(f"- seed {start['recipe'].get('seed')}; versions: {plain(_versions(start.get('versions', {})))}")
         if start["recipe"].get("init_from"):
             lines.append(f"- began from the weights of {plain(Path(start['recipe']['init_from']).name)}")
     lines += _loss_lines(events)
     end = next((event for event in reversed(events) if event["event"] in ("end", "stop")), None)
-    if end is not None and start is not None:
+    if end is not None and start:
         lines.append(f"- hardware: {plain(_hardware(start))}{_time(end)}")
     return lines
 

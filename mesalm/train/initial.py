@@ -14,8 +14,8 @@ from mesalm.data.prepared import Prepared
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.pretrained import load, load_model
+from mesalm.runs import resolve
 from mesalm.settings import SettingsError
-from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
 
@@ -43,37 +43,12 @@ def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToken
     return MesaForCausalLM(MesaConfig(**{**fields, **copy.deepcopy(recipe.model)}))
 
 
-def weights_folder(name_or_path: str) -> str:
-    """Return the folder that `from_pretrained` reads for a run folder, a checkpoint, a published folder.
-
-    Of a run folder that is ``final``, or the newest checkpoint of a run not yet finished. A name that is no folder
-    is returned as it is, for the Hub. Raises SettingsError for a folder that holds no model.
-    """
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        raise SettingsError(
-            f"init_from: {name_or_path} is a file; give a run folder, a saved model's folder or a Hub name"
-        )
-    if not path.is_dir():
-        if path.is_absolute() or name_or_path.startswith((".", "~")):
-            raise SettingsError(f"init_from: {name_or_path}: there is no such folder")
-        return name_or_path
-    if (path / "final").is_dir():
-        return str(path / "final")
-    newest = Checkpoints(path / "checkpoints").newest()
-    if newest is not None:
-        return str(newest)
-    if (path / "config.json").is_file():
-        return str(path)
-    raise SettingsError(f"init_from: {name_or_path} holds no model: no final, no complete checkpoint, no config.json")
-
-
 def earlier_config(recipe: Recipe) -> PreTrainedConfig:
     """Return the configuration of ``init_from``.
 
     Raises SettingsError where there is none, and where it is not what ``model`` and ``data`` ask for.
     """
-    folder = weights_folder(str(recipe.init_from))
+    folder = _weights_folder(recipe)
     config: PreTrainedConfig = load(AutoConfig, folder, "model", name=f"init_from: {folder}")
     _compare_configs(recipe, config, folder)
     positions = getattr(config, "max_position_embeddings", None)
@@ -85,8 +60,15 @@ def earlier_config(recipe: Recipe) -> PreTrainedConfig:
     return config
 
 
+def _weights_folder(recipe: Recipe) -> str:
+    try:
+        return resolve(str(recipe.init_from), unfinished=True).load_from
+    except ValueError as error:
+        raise SettingsError(f"init_from: {error}") from None
+
+
 def _earlier_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
-    folder, config = weights_folder(str(recipe.init_from)), earlier_config(recipe)
+    folder, config = _weights_folder(recipe), earlier_config(recipe)
     if prepared.vocab_size > config.vocab_size:
         raise SettingsError(
             f"init_from: {folder} knows {config.vocab_size} tokens but the data have {prepared.vocab_size}; "

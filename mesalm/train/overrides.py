@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from mesalm.recipe_yaml import read_yaml
 from mesalm.settings import Settings, SettingsError, without_none_words
-from mesalm.train.recipe_yaml import read_yaml
 
 EXCLUSIVE = {"train.tokens": "train.steps", "train.steps": "train.tokens"}
 """Setting the one key takes the other away, since a recipe may hold only one of the two."""

@@ -18,10 +18,10 @@ from pydantic import Field, field_validator, model_validator
 
 import mesalm
 from mesalm.data.data_settings import DataSettings
+from mesalm.recipe_yaml import read_mapping, write_yaml
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError, nearest, without_none_words
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
-from mesalm.train.recipe_yaml import read_mapping, write_yaml
 from mesalm.train.schedule import ScheduleSettings, check_warmup
 from mesalm.train.sections import (
     TRACKERS,

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from mesalm.files import write_text
 from mesalm.locks import locked
+from mesalm.recipe_yaml import read_mapping
 from mesalm.runs import RunFiles, step_of
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.recipe import Recipe
-from mesalm.train.recipe_yaml import read_mapping
 from mesalm.train.schedule import agreement, learning_rate_factor
 
 Resume = Literal["auto", "never", "must"]

@@ -18,7 +18,7 @@ from mesalm.data.data_settings import DataSettings
 from mesalm.data.prepare import prepare
 from mesalm.hub.open_model import open_model, open_tokenizer
 from mesalm.lab.inspection.capture import Reading, watched
-from mesalm.lab.inspection.held_out import Run, cut_windows, held_out_text
+from mesalm.lab.inspection.held_out import cut_windows, held_out_text
 from mesalm.lab.inspection.reach import Reach
 from mesalm.lab.inspection.recorded import load_recorded, parse_heads, recorded_metadata
 from mesalm.lab.inspection.run import inspect_model, run_windows
@@ -83,7 +83,7 @@ def test_a_head_that_attends_one_token_back_is_said_to_bind(save_model: SaveMode
     mesa = model.model.layers[1].mixer
     with torch.no_grad():
         mesa.conv.weight[mesa.heads * mesa.head_dim :] = torch.tensor([0.1, 0.9, 0.0, 0.0])
-    windows = cut_windows(held_out_text("model", Run(), [text_file]), open_tokenizer(model.name_or_path), 64, 2)
+    windows = cut_windows(held_out_text("model", None, [text_file]), open_tokenizer(model.name_or_path), 64, 2)
 
     def look() -> list[Reach]:
         return [head for layer in run_windows(model, windows, None, quiet=True)[1] for head in layer.reaches()]
@@ -147,7 +147,7 @@ def test_recorded_operands_come_back(save_model: SaveModel, text_file: str, tmp_
     assert main([*arguments, "--record-heads", "2.1,0.0,2.0"]) == 0
 
     opened = open_model(model, dtype=torch.float32)
-    text = held_out_text(model, Run(), [text_file])
+    text = held_out_text(model, None, [text_file])
     tokens = cut_windows(text, open_tokenizer(model), 128, 1).tokens
     seen: list[Reading] = []
     with watched(opened, seen.append), torch.no_grad():
@@ -277,7 +277,7 @@ def test_drawing_is_imported_only_to_draw() -> None:
 def test_windows_come_from_within_single_documents(save_model: SaveModel, text_file: str) -> None:
     tokenizer = open_tokenizer(save_model("mesa"))
     texts = {record["id"]: record["text"] for record in map(json.loads, Path(text_file).read_text().splitlines())}
-    windows = cut_windows(held_out_text("model", Run(), [text_file]), tokenizer, 100, 9)
+    windows = cut_windows(held_out_text("model", None, [text_file]), tokenizer, 100, 9)
     assert windows.documents == ["long", "middle", *["long"] * 4, *["middle"] * 2]
     places = [0, 0, 100, 200, 300, 400, 100, 200]
     for tokens, document, place in zip(windows.tokens, windows.documents, places, strict=True):

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from mesalm.data.data_settings import DataSettings
+from mesalm.recipe_yaml import read_yaml, write_yaml
 from mesalm.settings import SettingsError
 from mesalm.train import recipe as recipe_module
 from mesalm.train.recipe import Recipe, find_recipe, help_text, load_recipe, model_fields
-from mesalm.train.recipe_yaml import read_yaml, write_yaml
 
 Load = Callable[..., Recipe]
 IDS = {"name": "files", "files": "x.jsonl", "ids_column": "ids"}

@@ -12,11 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mesalm.hub.open_model import locate
-from mesalm.journal import read_journal
 from mesalm.pretrained import load
+from mesalm.runs import resolve
 
 LENGTH_WHEN_UNKNOWN = 1024
 
@@ -42,50 +39,27 @@ def find_model(argument: str) -> ModelSource:
     """Resolve a MODEL argument: a run folder stands for its `final/`, never silently for a checkpoint.
 
     Raises ValueError in one line for a missing folder, a run that is not finished, or a folder that holds
-    no model (see `mesalm.hub.open_model.locate`).
+    no model (see `mesalm.runs.resolve`).
     """
-    place = locate(argument)
-    folder = Path(place)
-    if not folder.is_dir():
-        return ModelSource(argument, argument.replace("/", "--"), place)
-    folder = folder.resolve()
-    if folder.name == "final" and (folder.parent / "journal.jsonl").is_file():
-        return _finished_run(argument, folder)
-    return ModelSource(argument, folder.name, str(folder))
-
-
-def _finished_run(argument: str, final: Path) -> ModelSource:
-    run = final.parent
-    recipe = _read_recipe(run / "recipe.yaml")
-    events = read_journal(run / "journal.jsonl")
-    starts = [event for event in events if event.get("event") == "start"]
-    ends = [event for event in events if event.get("event") in ("step", "end") and "tokens" in event]
-    length = recipe.get("data", {}).get("sequence_length")
-    prepared = starts[-1].get("prepared") if starts else None
+    found = resolve(argument)
+    run = found.finished_run
+    if run is None:
+        return ModelSource(argument, found.name, found.load_from)
+    recipe, events = run.settings, run.events
+    ends = [event for event in events if event["event"] in ("step", "end") and "tokens" in event]
     return ModelSource(
         argument,
-        run.name,
-        str(final),
-        run=run,
-        sequence_length=int(length) if length else None,
+        found.name,
+        found.load_from,
+        run=run.path,
+        sequence_length=run.sequence_length,
         tokens_trained=max((int(event["tokens"]) for event in ends), default=None),
         seconds_trained=next((float(event["seconds"]) for event in reversed(ends) if event.get("seconds")), None),
-        prepared=Path(prepared) if prepared else None,
+        prepared=run.prepared,
         training=training_curve(events),
         seed=recipe.get("seed"),
-        recipe=recipe_fingerprint(recipe, starts[-1].get("data") if starts else None),
+        recipe=recipe_fingerprint(recipe, run.start.get("data")),
     )
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        int(loaded.get("data", {}).get("sequence_length") or 0)
-    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: is not the recipe that `mesalm train` writes ({one_line(error)})") from None
-    return dict(loaded)
 
 
 def recipe_fingerprint(recipe: dict[str, Any], data: Any) -> str:

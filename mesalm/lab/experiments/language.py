@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from mesalm.data.prepared import Prepared
 from mesalm.data.stream import epoch_batches
-from mesalm.journal import read_journal
 from mesalm.lab.claims import Findings
 from mesalm.lab.experiments.linear import curve
 from mesalm.lab.workbench import Workbench, fixed
 from mesalm.model.modeling_mesa import MesaForCausalLM
+from mesalm.runs import RunRecord
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
 
@@ -78,9 +78,9 @@ def position_losses(bench: Workbench, recipe: Recipe, rows: int) -> Tensor:
     """Train a model, or open the trained one, and return its loss on ``rows`` evenly spaced held-out rows at each
     position, [T - 1] nats, float64."""
     folder = pretrain(recipe, quiet=bench.quiet)
-    start = next(event for event in read_journal(folder / "journal.jsonl") if event["event"] == "start")
-    model = fixed(MesaForCausalLM.from_pretrained(folder / "final"), bench.device)
-    held_out = Prepared(start["prepared"]).rows("valid")
+    run = RunRecord(folder)
+    model = fixed(MesaForCausalLM.from_pretrained(run.final), bench.device)
+    held_out = Prepared(run.start["prepared"]).rows("valid")
     chosen = held_out.select(np.linspace(0, len(held_out) - 1, min(rows, len(held_out)), dtype=int))
     sums, counts = torch.zeros(2, recipe.data.sequence_length - 1, dtype=torch.float64)
     for batch in epoch_batches(chosen, 32):

@@ -14,19 +14,9 @@ from mesalm.data.data_settings import SourceSettings
 from mesalm.data.documents import Document, Faults
 from mesalm.data.prepared import Prepared
 from mesalm.data.read_files import FileSource
-from mesalm.journal import read_journal
-from mesalm.train.recipe_yaml import read_mapping
 
 CHARACTERS_A_TOKEN = 32
 """Most characters read for each token wanted of a document, so that one huge file costs no more than its beginning."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """Say where the run that a model came from lies and what it was trained on; None where it is not known."""
-
-    prepared: Path | None = None
-    sequence_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,22 +36,10 @@ class Windows:
     documents: list[str] = field(default_factory=list)
 
 
-def find_run(model: str) -> Run:
-    """Find the run that a run folder, its `final/` or one of its checkpoints belongs to."""
-    folder = Path(model).resolve()
-    home = next((place for place in (folder, *folder.parents[:2]) if (place / "journal.jsonl").is_file()), None)
-    if home is None:
-        return Run()
-    starts = [event for event in read_journal(home / "journal.jsonl") if event.get("event") == "start"]
-    prepared = starts[-1].get("prepared") if starts else None
-    recipe = home / "recipe.yaml"
-    data = read_mapping(recipe).get("data") if recipe.is_file() else None
-    length = data.get("sequence_length") if isinstance(data, dict) else None
-    return Run(Path(prepared) if prepared else None, int(length) if length else None)
+def held_out_text(model: str, folder: Path | None, texts: Sequence[str]) -> HeldOut:
+    """Return the documents of the files named, or where none is named those of the validation split in a run's data.
 
-
-def held_out_text(model: str, run: Run, texts: Sequence[str]) -> HeldOut:
-    """Return the documents of the files named, or of the run's own validation split where none is named.
+    `folder` is that of the run's prepared data, None where there is no run.
 
     Raises:
         ValueError: no files and no run, the run's prepared data is gone, or a file that cannot be read.
@@ -69,13 +47,11 @@ def held_out_text(model: str, run: Run, texts: Sequence[str]) -> HeldOut:
     if texts:
         source = FileSource(SourceSettings.build({"name": "files", "files": list(texts)}))
         return HeldOut(source.documents(Faults()), ", ".join(texts), [{"name": "files", **source.identity()}])
-    if run.prepared is None:
+    if folder is None:
         raise ValueError(f"{model}: this is no run with text of its own; name a text file with --text")
-    if not run.prepared.is_dir():
-        raise ValueError(
-            f"{run.prepared}: the run's prepared data is gone; prepare it again or name a file with --text"
-        )
-    prepared = Prepared(run.prepared)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: the run's prepared data is gone; prepare it again or name a file with --text")
+    prepared = Prepared(folder)
     rows = prepared.documents("valid")
     documents = (Document(str(row["id"]), str(row["domain"]), text=str(row["text"])) for row in rows)
     return HeldOut(documents, "validation split of the run", prepared.manifest["sources"])

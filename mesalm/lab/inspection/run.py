@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from mesalm.files import write_text
-from mesalm.hub.open_model import locate, open_model, open_tokenizer, usable_device
+from mesalm.hub.open_model import open_model, open_tokenizer, usable_device
 from mesalm.lab.inspection.capture import Reading, is_recurrent, mixers_of, watched
 from mesalm.lab.inspection.gate_statistics import FORGET_EDGES, INPUT_EDGES, HeadNumbers, LayerSamples, late_tokens
-from mesalm.lab.inspection.held_out import Windows, cut_windows, find_run, held_out_text
+from mesalm.lab.inspection.held_out import Windows, cut_windows, held_out_text
 from mesalm.lab.inspection.reach import LAGS, Reach, ReachSamples, attention_shares, attention_watched, key_taps
 from mesalm.lab.inspection.recorded import choose_heads, parse_heads, record_tensors, save_recorded
 from mesalm.lab.inspection.tables import print_inspection
 from mesalm.model.chunk_states import CHUNK
+from mesalm.runs import resolve
 
 LENGTH = 512
 """Tokens of a window where no run says how long its rows were."""
@@ -87,12 +88,13 @@ def inspect_model(
     if record_heads is not None and record is None:
         raise ValueError("record-heads: says what to record, but no file is given; add --record FILE")
     wanted = None if record_heads is None else parse_heads(record_heads)
-    run = find_run(model)
-    length = _window_length(length if length is not None else (run.sequence_length or LENGTH), tokens)
+    found = resolve(model)
+    trained = found.run.sequence_length if found.run is not None else None
+    length = _window_length(length if length is not None else (trained or LENGTH), tokens)
     where = str(usable_device(device))
     opened: Any = open_model(model, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
     notes = _notes(opened, model)
-    text = held_out_text(model, run, texts)
+    text = held_out_text(model, found.run.prepared if found.run is not None else None, texts)
     windows = cut_windows(text, open_tokenizer(model, trust_remote_code=trust_remote_code), length, tokens // length)
     if len(windows.tokens) < tokens // length:
         notes.append(f"the text gave only {len(windows.tokens)} windows of {length} tokens")
@@ -112,7 +114,7 @@ def inspect_model(
     )
     if record is not None:
         _record(record, kept, wanted, inspection, bool(opened.config.qk_l2_norm))
-    folder = out if out is not None else Path("reports") / f"inspect-{_name(model)}"
+    folder = out if out is not None else Path("reports") / f"inspect-{found.name}"
     write_inspection(inspection, folder)
     if not quiet:
         print_inspection(inspection)
@@ -156,7 +158,7 @@ def write_inspection(inspection: Inspection, folder: Path) -> None:
     """Write `inspect.json` and `inspect.svg` to a folder, which is made if need be."""
     from mesalm.lab.inspection.gate_figure import draw_inspection
 
-    title = f"{_name(inspection.model)}, {inspection.windows} windows of {inspection.length} tokens"
+    title = f"{resolve(inspection.model).name}, {inspection.windows} windows of {inspection.length} tokens"
     write_text(folder / "inspect.json", inspection.to_json())
     write_text(folder / "inspect.svg", draw_inspection(inspection.heads, title))
 
@@ -207,14 +209,3 @@ def _record(
         "command": inspection.command,
     }
     save_recorded(path, tensors, metadata)
-
-
-def _name(model: str) -> str:
-    """Name a model for a folder: its run's (and checkpoint's) or folder's name, or its Hub name with -- for /."""
-    place = Path(locate(model))
-    if not place.is_dir():
-        return model.replace("/", "--")
-    place = place.resolve()
-    if place.parent.name == "checkpoints":
-        return f"{place.parent.parent.name}-{place.name}"
-    return place.parent.name if place.name == "final" else place.name
