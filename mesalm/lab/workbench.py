@@ -41,7 +41,7 @@ STAGES = 10
 
 
 class NetRecipe(Settings):
-    """Describe one net: its form, the sequences it is trained on, and how."""
+    """The recipe of one net: its form, the sequences it is trained on, and how."""
 
     task: LinearDynamics | NonlinearDynamics | ContextRegression = Field(
         discriminator="name", description="What is drawn."

@@ -38,7 +38,7 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """Hold the checkpoints of one run under ``folder``, the newest ``keep`` of them.
+    """The checkpoints of one run under ``folder``, the newest ``keep`` of them.
 
     ``every`` is the number of steps between two, 0 for none but the last. ``decorate`` is called with the folder of
     each new checkpoint before it is complete, to add files of the caller's own such as the tokenizer. ``facts`` about

@@ -42,7 +42,7 @@ from mesalm.train.step import (
 
 
 class Stream(Protocol):
-    """Give the micro-batches of one process without end, and say where in the data the next step begins.
+    """The micro-batches of one process without end, and where in the data the next step begins.
 
     ``position`` has ``to_dict`` and ``from_dict``; setting it moves the stream. A stream that goes through rows again
     and again says in ``epochs`` how often it has done so. See mesalm.data.stream.RowStream.
@@ -56,7 +56,7 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Probe:
-    """Describe something to be done with the model while it trains, such as validation.
+    """Something to be done with the model while it trains, such as validation.
 
     ``run(model, step)`` is called on every process, the model in evaluation mode and without gradients, and
     returns the fields of any number of journal lines; each gets ``event``, ``step`` and ``tokens``. It is called
@@ -75,7 +75,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Say how a call of `fit` ended: ``interrupted_by`` is a signal's number, None when all steps are done."""
+    """The end of a training: ``interrupted_by`` is a signal's number, None when all steps are done."""
 
     step: int
     tokens: int

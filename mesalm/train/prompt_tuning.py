@@ -34,7 +34,7 @@ Row = tuple[list[int], int]
 
 
 class TuneSettings(Settings):
-    """Describe how a soft prefix is learnt."""
+    """The settings by which a soft prefix is learnt."""
 
     vectors: int = Field(default=16, gt=0, description="Vectors of the prefix.")
     init: Literal["shots", "vocabulary"] = Field(
@@ -95,9 +95,9 @@ def tune_prefix(
 ) -> float:
     """Learn a prefix for a frozen model and save it into ``folder``; return the last loss on the valid rows, nats.
 
-    The loss is that of the tokens from each row's first scored place on. The same call goes on where an interrupted one
-    stopped. Raises Interrupted (a SystemExit) after Ctrl-C or SIGTERM, a checkpoint written; SettingsError where
-    there is a finished prefix already, or another process is at work on it.
+    The loss is that of the tokens from each row's first scored place on; ``score`` measures it on the valid rows. The
+    same call goes on where an interrupted one stopped. Raises Interrupted (a SystemExit) after Ctrl-C or SIGTERM, a
+    checkpoint written; SettingsError where there is a finished prefix already, or another process is at work on it.
     """
     accelerator = make_accelerator(device="cpu" if device == "cpu" else "auto", precision="fp32")
     with ExitStack() as held:

@@ -46,7 +46,7 @@ LENGTH = ("train.steps", "train.tokens")
 
 @dataclass(frozen=True)
 class Plan:
-    """Say what is to be done in a run folder: nothing, begin, or go on from a checkpoint.
+    """What is to be done in a run folder: nothing, begin, or go on from a checkpoint.
 
     ``trained_on`` is the `Prepared.contents` of the data so far, to which the run must keep; ``note`` is for the user;
     ``final_aside`` is where the model of a finished run goes that is to be longer.
@@ -96,13 +96,15 @@ class RunFolder(RunFiles):
                 raise SettingsError(f"{self.path}: there is no run to resume; leave out --resume must to begin one")
             self._write_recipe(recipe)
             return Plan()
-        checkpoints = Checkpoints(self.checkpoints)
-        newest = checkpoints.newest()
+        newest = Checkpoints(self.checkpoints).newest()
         if newest is None and resume == "must" and not self.final.is_dir():
             raise SettingsError(f"{self.checkpoints}: there is no complete checkpoint to resume")
         if newest is None and not self.final.is_dir() and not self.journal.exists():
             self._write_recipe(recipe)  # it never began, and nothing is lost
             return Plan()
+        return self._enter_again(recipe, newest)
+
+    def _enter_again(self, recipe: Recipe, newest: Path | None) -> Plan:
         there = read_run_recipe(self.path)
         self._compare(there, recipe)
         if self.final.is_dir() and there.steps == recipe.steps:

@@ -20,12 +20,11 @@ LENGTH_WHEN_UNKNOWN = 1024
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Say where a model lies and what its run recorded about it."""
+    """The place of a model and what its run recorded about it."""
 
     argument: str
     name: str
     load_from: str
-    run: Path | None = None
     sequence_length: int | None = None
     tokens_trained: int | None = None
     seconds_trained: float | None = None
@@ -51,7 +50,6 @@ def find_model(argument: str) -> ModelSource:
         argument,
         found.name,
         found.load_from,
-        run=run.path,
         sequence_length=run.sequence_length,
         tokens_trained=max((int(event["tokens"]) for event in ends), default=None),
         seconds_trained=next((float(event["seconds"]) for event in reversed(ends) if event.get("seconds")), None),

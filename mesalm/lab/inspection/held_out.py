@@ -21,7 +21,7 @@ CHARACTERS_A_TOKEN = 32
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Hold documents and where they came from: `sources` with the sha256 of each, as `mesalm prepare` notes them."""
+    """Documents and where they came from: `sources` with the sha256 of each, as `mesalm prepare` notes them."""
 
     documents: Iterable[Document]
     description: str
@@ -30,7 +30,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Windows:
-    """Hold windows of one length, lists of token ids, and the documents they were cut from, one a window."""
+    """Windows of one length, lists of token ids, and the document that each was cut from."""
 
     tokens: list[list[int]] = field(default_factory=list)
     documents: list[str] = field(default_factory=list)

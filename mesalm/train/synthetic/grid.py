@@ -43,7 +43,7 @@ FEWEST_ROWS = 32
 
 
 class Scored(Protocol):
-    """Hold the score of a model on rows of a task: one number, which way is better, and all else as plain data."""
+    """The score of a model on rows of a task: one number, which way is better, and all else as plain data."""
 
     @property
     def value(self) -> float: ...
@@ -90,8 +90,7 @@ class Run:
     """Train and score one cell."""
 
     def __init__(self, cell: Cell, folder: Path, score: Scorer, place: str, quiet: bool) -> None:
-        self.cell, self.folder, self.score = cell, folder, score
-        self.files = RunFiles(folder)
+        self.cell, self.files, self.score = cell, RunFiles(folder), score
         self.run = cell.setting.run
         self.task = self.run.build_task()
         self.steps = self.run.train.steps or 0
@@ -215,7 +214,7 @@ class Run:
     def _write(self, journal: Journal, result: dict[str, Any]) -> None:
         journal.write("end", step=result["steps"], valid=result["valid"], score=result.get("score"))
         result = {"cell": self.cell.title, "learning_rate": self.cell.rate, "seed": self.cell.seed, **result}
-        write_text(self.folder / "result.json", json.dumps(result))
+        write_text(self.files.path / "result.json", json.dumps(result))
         shutil.rmtree(self.files.checkpoints, ignore_errors=True)
 
 
