@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,11 +34,14 @@ from mesalm.train.validation import validation
 PACKAGES = ("mesalm", "torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
-def pretrain(recipe: Recipe, *, resume: Resume = "auto", quiet: bool = False) -> Path:
+def pretrain(
+    recipe: Recipe, *, resume: Resume = "auto", quiet: bool = False, train: Callable[..., Outcome] = training.run
+) -> Path:
     """Train a language model by its recipe; return the run folder, ``<output_dir>/<name>``.
 
     ``resume``: "auto" goes on with an interrupted run of the same recipe and only reports a finished one; "must"
-    refuses to begin anew; "never" sets an earlier folder aside and begins anew. ``quiet`` shows nothing.
+    refuses to begin anew; "never" sets an earlier folder aside and begins anew. ``quiet`` shows nothing. ``train`` is
+    called as `mesalm.train.training.run` is.
 
     Raises Interrupted (a SystemExit) after Ctrl-C, SIGTERM and the like, a checkpoint written; SettingsError for a
     recipe, launch or run folder that does not serve; CheckpointError for a damaged checkpoint; NonFiniteError when
@@ -63,7 +67,7 @@ def pretrain(recipe: Recipe, *, resume: Resume = "auto", quiet: bool = False) ->
                 if accelerator.is_main_process:
                     run.go_on(recipe, plan)
                 check_shared(accelerator, run.path, "output_dir")
-                _run(recipe, run, plan, prepared, accelerator, display)
+                _run(recipe, run, plan, prepared, accelerator, display, train)
     finally:
         end_run(accelerator)
     return run.path
@@ -76,6 +80,7 @@ def _run(
     prepared: Prepared,
     accelerator: Accelerator,
     display: Display,
+    train: Callable[..., Outcome],
 ) -> None:
     tokenizer = prepared.tokenizer() if prepared.manifest["tokenizer"]["kind"] != "none" else None
     model = initial_model(_weights_at_hand(recipe, run, plan), prepared, tokenizer)
@@ -93,7 +98,7 @@ def _run(
         if plan.resume_from is not None:
             display.say(f"{run.path}: going on from {plan.resume_from.name}" + (plan.note and f" to {plan.note}"))
         display.say(f"{recipe.name}: {_amount(recipe, stream.total)}")
-        outcome = training.run(
+        outcome = train(
             model,
             stream,
             _settings(recipe),

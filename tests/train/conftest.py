@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +20,15 @@ import yaml
 from mesalm.data.stream import Position, RowStream
 from mesalm.journal import Journal
 from mesalm.runs import step_of
+from mesalm.train import training
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard
+from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import make_accelerator
-from mesalm.train.loop import Loop, Probe
+from mesalm.train.loop import Loop, Outcome, Probe
+from mesalm.train.pretrain import pretrain
 from mesalm.train.randomness import seed_everything
-from mesalm.train.recipe import load_recipe
+from mesalm.train.recipe import Recipe, load_recipe
 
 SENTENCE = "the cat sat on a mat while dogs ran over red hills and old men told long tales of ships"
 
@@ -199,3 +203,24 @@ def start(tmp_path: Path, recipe_file: Path) -> Iterator[Callable[..., subproces
         process.wait()
         for pipe in (process.stdout, process.stderr):
             pipe.close()
+
+
+@pytest.fixture
+def stopped() -> Callable[..., Recipe]:
+    """Train a recipe until this process gets a signal as a step begins; return the recipe."""
+
+    def until(recipe: Recipe, step: int, number: int = signal.SIGTERM) -> Recipe:
+        def send(model: torch.nn.Module, at: int) -> list[dict[str, Any]]:
+            if at + 1 == step:
+                os.kill(os.getpid(), number)
+            return []
+
+        def train(*arguments: Any, probes: Sequence[Probe], **options: Any) -> Outcome:
+            return training.run(*arguments, probes=[*probes, Probe("signal", 1, send, at_end=False)], **options)
+
+        with pytest.raises(Interrupted) as caught:
+            pretrain(recipe, quiet=True, train=train)
+        assert caught.value.code == 128 + number
+        return recipe
+
+    return until

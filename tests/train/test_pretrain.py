@@ -62,20 +62,6 @@ def assert_same_run(one: Path, other: Path) -> None:
         ]
 
 
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Send this process a signal as the given step begins."""
-    import mesalm.train.training as module
-
-    factor = module.learning_rate_factor
-
-    def send(settings: Any, at: int, steps: int) -> float:
-        if at + 1 == step:
-            os.kill(os.getpid(), number)
-        return factor(settings, at, steps)
-
-    monkeypatch.setattr(module, "learning_rate_factor", send)
-
-
 def test_run_folder_is_complete(load: Load) -> None:
     samples = ("sample.every=6", "sample.prompts=[the cat]", "sample.tokens=4")
     recipe = load("train.log_every=4", "train.precision=fp32", *samples, arm="mesa")
@@ -123,18 +109,12 @@ def test_training_learns(load: Load) -> None:
 
 
 @pytest.mark.parametrize("changes", [("model.mixers=mesa",), ("train.micro_rows=1",)])
-def test_interrupted_and_resumed_equals_uninterrupted(
-    load: Load, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...]
-) -> None:
+def test_interrupted_and_resumed_equals_uninterrupted(load: Load, stopped: Load, changes: tuple[str, ...]) -> None:
     # 134 rows an epoch: with 40 rows a step, step 4 and step 7 cross the end of an epoch
     changes = ("train.batch_rows=40", "train.steps=10", "sample.every=3", "sample.tokens=3", *changes)
     whole = pretrain(load("name=whole", *changes), quiet=True)
     recipe = load("name=broken", *changes)
-    with monkeypatch.context() as patch:
-        stop_at(6, patch, signal.SIGTERM)
-        with pytest.raises(Interrupted) as caught:
-            pretrain(recipe, quiet=True)
-    assert caught.value.code == 143
+    stopped(recipe, 6)
     assert journal(recipe.folder, "stop")[-1]["reason"] == "SIGTERM"
     newest = Checkpoints(recipe.folder / "checkpoints").newest()
     assert newest is not None
@@ -145,12 +125,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert not journal(recipe.folder, "stop")
 
 
-def test_control_c_has_its_own_exit_code(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_at(3, monkeypatch, signal.SIGINT)
+def test_control_c_is_answered_and_its_handler_put_back(load: Load, stopped: Load) -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted) as caught:
-        pretrain(load(), quiet=True)
-    assert caught.value.code == 130
+    stopped(load(), 3, signal.SIGINT)  # checks the exit code, 130
     assert signal.getsignal(signal.SIGINT) is before
 
 

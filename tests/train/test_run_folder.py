@@ -21,7 +21,6 @@ from mesalm.data.documents import DataError
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints
-from mesalm.train.interrupts import Interrupted
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import RunFolder
@@ -40,24 +39,6 @@ def history(run: Path) -> list[tuple[Any, ...]]:
     """Return the lines of a run's journal without its starts and without times."""
     lines = [line for line in read_journal(run / "journal.jsonl") if line["event"] != "start"]
     return [tuple(line.get(name) for name in ("event", "step", "loss", "learning_rate", "folder")) for line in lines]
-
-
-def stopped(recipe: Recipe, step: int) -> Recipe:
-    """Train a recipe until SIGTERM at a step."""
-    with pytest.MonkeyPatch.context() as patch:
-        import mesalm.train.training as module
-
-        factor = module.learning_rate_factor
-
-        def send(settings: Any, at: int, steps: int) -> float:
-            if at + 1 == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return factor(settings, at, steps)
-
-        patch.setattr(module, "learning_rate_factor", send)
-        with pytest.raises(Interrupted):
-            pretrain(recipe, quiet=True)
-    return recipe
 
 
 def prepared_folder(recipe: Recipe) -> Path:
@@ -86,7 +67,9 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["appended", "new"])
-def test_sources_that_changed_after_a_checkpoint_are_refused(own: Load, tmp_path: Path, change: str) -> None:
+def test_sources_that_changed_after_a_checkpoint_are_refused(
+    own: Load, tmp_path: Path, change: str, stopped: Load
+) -> None:
     recipe = stopped(own("train.micro_rows=2"), 6)
     source = tmp_path / "text.jsonl"
     content = source.read_bytes()
@@ -108,7 +91,7 @@ def test_sources_that_changed_after_a_checkpoint_are_refused(own: Load, tmp_path
     assert digests(run) == digests(pretrain(own("train.micro_rows=2", "name=whole"), quiet=True))
 
 
-def test_the_same_bytes_in_another_place_are_the_same_data(own: Load, tmp_path: Path) -> None:
+def test_the_same_bytes_in_another_place_are_the_same_data(own: Load, tmp_path: Path, stopped: Load) -> None:
     stopped(own(), 6)
     (tmp_path / "moved").mkdir()
     (tmp_path / "text.jsonl").rename(tmp_path / "moved" / "renamed.jsonl")
@@ -128,7 +111,7 @@ def test_the_same_bytes_in_another_place_are_the_same_data(own: Load, tmp_path: 
         pretrain(own(f"data.sources.0.files={tmp_path}/copy.jsonl"), quiet=True)
 
 
-def test_a_given_tokenizer_is_known_by_what_it_does(own: Load, tmp_path: Path) -> None:
+def test_a_given_tokenizer_is_known_by_what_it_does(own: Load, tmp_path: Path, stopped: Load) -> None:
     for name, text in (("one", "the cat sat on a mat"), ("other", "long tales of ships")):
         train_tokenizer([text] * 9, 280).save_pretrained(tmp_path / name)
     stopped(own(f"data.tokenizer={tmp_path}/one"), 6)
@@ -144,7 +127,7 @@ def test_a_given_tokenizer_is_known_by_what_it_does(own: Load, tmp_path: Path) -
     ("name", "begun"),
     [("rows/train/*.arrow", True), ("rows/valid/*.arrow", True), ("tokenizer/tokenizer.json", False)],
 )
-def test_damaged_prepared_data_are_named_with_the_way_on(own: Load, begun: bool, name: str) -> None:
+def test_damaged_prepared_data_are_named_with_the_way_on(own: Load, begun: bool, name: str, stopped: Load) -> None:
     recipe = stopped(own(), 6) if begun else own()
     if not begun:
         prepare_module.prepare(recipe.data, quiet=True)
@@ -158,7 +141,7 @@ def test_damaged_prepared_data_are_named_with_the_way_on(own: Load, begun: bool,
     assert digests(pretrain(recipe, quiet=True)) == digests(whole)
 
 
-def test_a_damaged_manifest_is_named(own: Load) -> None:
+def test_a_damaged_manifest_is_named(own: Load, stopped: Load) -> None:
     recipe = stopped(own(), 6)
     manifest = prepared_folder(recipe) / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"bytes_per_token": ', '"bytes_per_token": 1'))
@@ -166,7 +149,7 @@ def test_a_damaged_manifest_is_named(own: Load) -> None:
         pretrain(recipe, quiet=True)
 
 
-def test_rows_that_come_out_otherwise_are_refused(own: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_come_out_otherwise_are_refused(own: Load, monkeypatch: pytest.MonkeyPatch, stopped: Load) -> None:
     """As with another version of the libraries: the sources are the same, what is made of them is not."""
     recipe = stopped(own(), 6)
     shutil.rmtree(prepared_folder(recipe))
@@ -199,7 +182,7 @@ def holder(path: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
-def test_a_folder_is_one_process_at_a_time(load: Load, resume: Any) -> None:
+def test_a_folder_is_one_process_at_a_time(load: Load, resume: Any, stopped: Load) -> None:
     recipe = stopped(load(), 6)
     before = sorted(recipe.folder.parent.rglob("*"))
     journal = (recipe.folder / "journal.jsonl").read_bytes()
@@ -223,7 +206,7 @@ def test_a_folder_killed_before_its_recipe_was_there_begins(load: Load) -> None:
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "final", "journal.jsonl", "recipe.yaml"]
 
 
-def test_what_kills_leave_is_swept_and_written(load: Load) -> None:
+def test_what_kills_leave_is_swept_and_written(load: Load, stopped: Load) -> None:
     whole = pretrain(load("name=whole"), quiet=True)
     recipe = stopped(load(), 8)
     checkpoints = recipe.folder / "checkpoints"
@@ -248,14 +231,14 @@ def test_what_kills_leave_is_swept_and_written(load: Load) -> None:
     assert names[0] == names[1]
 
 
-def test_a_checkpoint_counts_as_begun_without_its_journal(load: Load) -> None:
+def test_a_checkpoint_counts_as_begun_without_its_journal(load: Load, stopped: Load) -> None:
     recipe = stopped(load(), 6)
     (recipe.folder / "journal.jsonl").unlink()
     with pytest.raises(SettingsError, match=r"optim\.learning_rate is 0\.001 there and 0\.5 now"):
         pretrain(load("optim.learning_rate=0.5"), quiet=True)
 
 
-def test_a_run_that_has_begun_needs_the_run_it_began_from_no_more(load: Load, tmp_path: Path) -> None:
+def test_a_run_that_has_begun_needs_the_run_it_began_from_no_more(load: Load, tmp_path: Path, stopped: Load) -> None:
     base = pretrain(load("name=base", "train.steps=3"), quiet=True)
     whole = pretrain(load("name=whole", f"init_from={base}"), quiet=True)
     recipe = stopped(load(f"init_from={base}"), 6)
@@ -266,7 +249,7 @@ def test_a_run_that_has_begun_needs_the_run_it_began_from_no_more(load: Load, tm
 STABLE = ("schedule.name=wsd", "schedule.decay_fraction=0.3", "schedule.warmup_steps=2")
 
 
-def test_a_stable_run_grows_into_the_longer_one(load: Load, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_stable_run_grows_into_the_longer_one(load: Load, capfd: pytest.CaptureFixture[str], stopped: Load) -> None:
     stopped(load(*STABLE, "train.steps=10"), 6)
     run = pretrain(load(*STABLE, "train.steps=15"))
     said = "15 steps instead of 10; so far the learning rate was that of a run of 15 steps"
@@ -308,7 +291,7 @@ def test_a_rate_that_jumps_is_told(load: Load, capfd: pytest.CaptureFixture[str]
     assert said in capfd.readouterr().err
 
 
-def test_a_length_below_what_is_done_is_refused(load: Load) -> None:
+def test_a_length_below_what_is_done_is_refused(load: Load, stopped: Load) -> None:
     recipe = stopped(load(), 6)
     with pytest.raises(SettingsError, match=r"train\.steps: 5 steps are fewer than the 6 that .*tiny has made; give"):
         pretrain(load("train.steps=5"), quiet=True)
