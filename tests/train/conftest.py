@@ -91,6 +91,7 @@ def train_regression(tmp_path: Path) -> Callable[..., SimpleNamespace]:
         precision: str = "fp32",
         dropout: float = 0.2,
         fused: bool = False,
+        kind: type[Checkpoints] = Checkpoints,
         **options: Any,
     ) -> SimpleNamespace:
         accelerator = make_accelerator(device="cpu", precision=precision)
@@ -99,7 +100,7 @@ def train_regression(tmp_path: Path) -> Callable[..., SimpleNamespace]:
         optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
         stream = RowStream(regression_rows(), Position(3), 4, micro_rows=micro_rows, collate=collate)
         path = None if folder is None else tmp_path / folder
-        checkpoints = None if path is None else Checkpoints(path / "checkpoints", every=every, keep=keep)
+        checkpoints = None if path is None else kind(path / "checkpoints", every=every, keep=keep)
         resume_from = checkpoints.newest() if checkpoints is not None and resume else None
         with Journal(None if path is None else path / "journal.jsonl") as journal:
             step = 0 if resume_from is None else step_of(resume_from)

@@ -23,8 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mesalm.data.prepare import prepare
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
+from mesalm.train import training
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.interrupts import Interrupted
+from mesalm.train.loop import Outcome, Probe
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import RunFolder, read_run_recipe
@@ -132,20 +134,19 @@ def test_control_c_is_answered_and_its_handler_put_back(load: Load, stopped: Loa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1], ids=lambda number: number.name)
-def test_a_signal_in_the_last_validation_is_not_lost(
-    load: Load, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
+def test_a_signal_in_the_last_validation_is_not_lost(load: Load, number: signal.Signals) -> None:
     recipe = load("validate.every=0", "train.steps=3")
     earlier = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and stays so
-    with monkeypatch.context() as patched:
 
-        def validate(*_: object) -> float:
-            os.kill(os.getpid(), number)
-            return 1.0
+    def send(model: object, step: int) -> list[dict[str, Any]]:
+        os.kill(os.getpid(), number)
+        return []
 
-        patched.setattr("mesalm.train.validation.mean_loss", validate)
-        with pytest.raises(Interrupted) as caught:
-            pretrain(recipe, quiet=True)
+    def train(*arguments: Any, probes: list[Probe], **options: Any) -> Outcome:
+        return training.run(*arguments, probes=[*probes, Probe("last", 0, send)], **options)
+
+    with pytest.raises(Interrupted) as caught:
+        pretrain(recipe, quiet=True, train=train)
     signal.signal(number, earlier)
     assert caught.value.code == 128 + number
     assert journal(recipe.folder, "stop")[-1]["reason"] == number.name

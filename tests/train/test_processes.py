@@ -45,6 +45,24 @@ def test_two_processes_train_as_one(load: Load, start: Start) -> None:
     assert (two.folder / "final" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_two_processes_stopped_and_taken_up_end_as_if_they_had_not_been(load: Load, start: Start) -> None:
+    def run(name: str, steps: int) -> Path:
+        changes = (f"name={name}", f"train.steps={steps}", "schedule.name=constant", "schedule.warmup_steps=0")
+        process = start(*changes, launcher=TORCHRUN)
+        _, errors = process.communicate(timeout=150)
+        assert process.returncode == 0, errors
+        return load(f"name={name}").folder
+
+    whole, parts = run("whole", 8), run("parts", 4)
+    run("parts", 8)
+    starts = [line["step"] for line in read_journal(parts / "journal.jsonl") if line["event"] == "start"]
+    assert starts == [0, 4]
+    # the tiny recipe has dropout, so each process must have found its own random state again
+    files = ["final/model.safetensors", *(f"checkpoints/step-00000008/{name}.pt" for name in ("optimiser", "random"))]
+    assert [(whole / file).read_bytes() for file in files] == [(parts / file).read_bytes() for file in files]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs accelerate starts what it is asked for")
 @pytest.mark.parametrize(
     ("launcher", "message"),
