@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from mesa_eval.arms import Arm
-from mesa_eval.scores import Scores
+from mesa_eval.scores import Scores, Statistic
 from mesa_eval.uncertainty.intervals import Interval, holm
 
 PRIMARY = "primary_average"
@@ -23,7 +23,7 @@ NOT_TOLD = "no difference told"
 
 @dataclass(frozen=True)
 class Difference:
-    """Hold an arm's difference from the baseline, or the reason why there is none.
+    """An arm's difference from the baseline, or the reason why there is none.
 
     With one pair of models `interval` is the paired bootstrap over units. With several, paired by training seed, it is
     Student's t interval over the seeds; `items` is the bootstrap over units of the mean over seeds, `joint` covers
@@ -42,45 +42,35 @@ class Difference:
         return self.joint or self.interval
 
 
-@dataclass(frozen=True)
-class Row:
-    """Hold one measure: each arm's value and difference from the baseline.
+@dataclass(kw_only=True)
+class Row(Statistic):
+    """One statistic of all arms: each arm's value and difference from the baseline.
 
-    `better` is "lower", "higher" or "" for a measure without a good direction; `digits` are the decimals shown; `x`,
-    `resampled`, `primary` and `ceiling` are those of `Measure`; `effective` is the effective number of units (see
-    `effective_units`), the least of the models'. `values` are bootstrap intervals over units for one model, t intervals
-    over training seeds for several; `by_seed` [arm][member] are the values of the single models.
+    `values` are bootstrap intervals over units for one model, t intervals over training seeds for several; `by_seed`
+    [arm][member] are the values of the single models; `effective` is the effective number of units (see
+    `effective_units`), the least of the models'.
     """
 
-    section: str
-    key: str
-    label: str
-    unit: str
-    better: str
-    digits: int
     values: tuple[Interval | None, ...]
     differences: tuple[Difference, ...]
     by_seed: tuple[tuple[float | None, ...], ...]
     chance: tuple[float | None, ...] = ()
-    x: float | None = None
-    resampled: str = ""
-    primary: bool = False
     effective: float = 0.0
-    ceiling: float | None = None
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Hold one test of the family: the arm's index, the row, its p value and Holm's adjustment over all tests.
+    """One test of the family: the arm's index, the row, its p value and Holm's adjustment over all tests."""
 
-    task: the task's name, "" for the rows over all text or all tasks.
-    """
-
-    task: str
     arm: int
     row: Row
     p: float
     adjusted: float
+
+    @property
+    def task(self) -> str:
+        """Return the task's name, "" for the rows over all text or all tasks."""
+        return self.row.task
 
     @property
     def verdict(self) -> str:
@@ -94,7 +84,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold the scores of all models, their arms and every row; `baseline` is -1 where nothing is compared."""
+    """The scores of all models, their arms and every row; `baseline` is -1 where nothing is compared."""
 
     scores: list[Scores]
     arms: list[Arm]
@@ -134,32 +124,30 @@ class Comparison:
         """Return the row of a key, or None."""
         return next((row for row in self.rows if row.key == key), None)
 
-    def starting(self, start: str) -> list[Row]:
-        """Return the rows of a key and of its variants, `key/...`."""
-        return [row for row in self.rows if row.key == start or row.key.startswith(f"{start}/")]
+    @property
+    def tasks(self) -> list[str]:
+        """Return the names of the few-shot tasks in order."""
+        return list(dict.fromkeys(row.task for row in self.rows if row.task))
 
-    def task_sections(self) -> list[str]:
-        """Return the sections of the few-shot tasks in order."""
-        return list(dict.fromkeys(row.section for row in self.rows if row.section.startswith("task/")))
+    def of_task(self, task: str) -> list[Row]:
+        """Return the rows of one few-shot task."""
+        return [row for row in self.rows if row.task == task]
 
-    def claim_row(self, section: str) -> Row | None:
+    def claim_row(self, task: str) -> Row | None:
         """Return the row by which a task is judged: its primary one, else accuracy at the most shots.
 
         For the last word of texts accuracy is the greedy one, for values in texts that the answer is contained.
         """
-        rows = self.section(section)
-        chosen = [row for row in rows if row.primary] or [
-            row for row in rows if row.key.endswith(("/accuracy", "/greedy")) or row.key.endswith("/0/contains")
-        ]
+        rows = self.of_task(task)
+        chosen = [row for row in rows if row.primary] or [row for row in rows if _judges(row)]
         shared = [row for row in chosen if all(value is not None for value in row.values)]
         found = shared or chosen
         return found[-1] if found else None
 
-    def family_rows(self) -> list[tuple[str, Row]]:
-        """Return the rows of the declared family, each with its task, "" for those over all text or all tasks."""
-        declared = [("", row) for key in FAMILY if (row := self.row(key)) is not None]
-        tasks = [(section.removeprefix("task/"), self.claim_row(section)) for section in self.task_sections()]
-        return [*declared, *((task, row) for task, row in tasks if row is not None)]
+    def family_rows(self) -> list[Row]:
+        """Return the rows of the declared family: those over all text or all tasks, then one of each task."""
+        rows = [*(self.row(key) for key in FAMILY), *(self.claim_row(task) for task in self.tasks)]
+        return [row for row in rows if row is not None]
 
     @cached_property
     def family(self) -> list[Claim]:
@@ -168,9 +156,9 @@ class Comparison:
         A row that is not compared is no test: it says why instead.
         """
         tests = [
-            (task, index, row, found.p)
+            (index, row, found.p)
             for index in self.compared
-            for task, row in self.family_rows()
+            for row in self.family_rows()
             if (found := row.differences[index].decisive) is not None and found.p is not None
         ]
         adjusted = holm([p for *_, p in tests])
@@ -183,6 +171,11 @@ class Comparison:
     def verdict(self, row: Row, index: int) -> str:
         """Return what the family says of a row and an arm; "" for a row that is not one of its tests."""
         return next((claim.verdict for claim in self.claims(index) if claim.row.key == row.key), "")
+
+
+def _judges(row: Row) -> bool:
+    plain = not row.variant and not row.group
+    return plain and (row.metric in ("accuracy", "greedy") or (row.metric == "contains" and row.shots == 0))
 
 
 def ordered_keys(tables: Sequence[Sequence[tuple[str, str]]]) -> list[str]:

@@ -49,7 +49,7 @@ def forecast(
     """
     with _Growth() as growth:
         scorer = Scorer.open(
-            source.argument,
+            source,
             device=device,
             batch_tokens=batch_tokens,
             trust_remote_code=trust_remote_code,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from mesa_eval.measures.task_measures import VARIANTS, task_measures
 from mesa_eval.measures.text_recall import rare_in_training, recall_measures
 from mesa_eval.protocols import Protocol
 from mesa_eval.reading.reader import Reader
-from mesa_eval.scores import Part, TaskRecord
+from mesa_eval.scores import Measure, Note, TaskRecord
 from mesa_eval.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Hold a model and everything that it is asked."""
+    """A model and everything that it is asked."""
 
     scorer: Reader
     window: int
@@ -40,12 +40,23 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What came of one thing asked; as in `Part`, which adds what it cost."""
+
+    measures: list[Measure]
+    raw: dict[str, Any] = field(default_factory=dict)
+    task: TaskRecord | None = None
+    notes: list[Note] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Question:
-    """Hold one thing to ask; `wording` is plain data that is equal only where the same is asked."""
+    """One thing to ask; `wording` is plain data that is equal only where the same is asked."""
 
     name: str
     wording: Any
-    ask: Callable[[], Part]
+    ask: Callable[[], Answer]
+    task: str = ""
 
 
 def questions(subject: Subject, training_data: Path | None) -> list[Question]:
@@ -70,60 +81,62 @@ def questions(subject: Subject, training_data: Path | None) -> list[Question]:
                 f"task/{task.name}",
                 [task.fingerprint(), dataclasses.asdict(protocol.few_shot), seed],
                 partial(_ask_task, subject, task),
+                task.name,
             )
             for task in subject.tasks
         ),
         *(
-            Question(f"task/{name}", reason, partial(_not_asked, name, "built in", reason))
+            Question(f"task/{name}", reason, partial(_not_asked, name, "built in", reason), name)
             for name, reason in subject.missing
         ),
     ]
 
 
-def _ask_text(subject: Subject) -> Part:
+def _ask_text(subject: Subject) -> Answer:
     scores = score_documents(subject.scorer, subject.sample, subject.window)
     raw = {"documents": [dataclasses.asdict(score) for score in scores]}
     lost = sum(score.lost for score in scores)
-    notes = [_lost_words("text: no bits per byte", lost, len(scores), "documents", subject)] if lost else []
-    return Part("text", "", text_measures(scores, text_fingerprint(subject.sample)), raw, notes=notes)
+    notes = [_lost("text: no bits per byte", lost, len(scores), "documents")] if lost else []
+    return Answer(text_measures(scores, text_fingerprint(subject.sample)), raw, notes=notes)
 
 
-def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) -> Part:
-    window, name = subject.window, subject.scorer.name
+def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) -> Answer:
+    window = subject.window
     scores = score_positions(
         subject.scorer, subject.documents, window, wanted, subject.protocol.document_windows, subject.seed
     )
     if scores is None:
         reason = f"no document has {window + 1} tokens" if window >= 8 else f"a window of {window} tokens is too short"
-        return Part("positions", "", [], notes=[f"{name}: loss by position and recall are not measured: {reason}"])
+        return Answer([], notes=[Note(f"loss by position and recall are not measured: {reason}", own=True)])
     rare = None if training_data is None else rare_in_training(scores.tokens, training_data)
     notes = []
     if rare is None:
-        notes.append(f"{name}: recall is not split by what is rare in training: the training text is not known")
+        words = "recall is not split by what is rare in training: the training text is not known"
+        notes.append(Note(words, own=True))
     raw = {"window": window, "owners": list(scores.owners), "nats": np.round(scores.losses, 4).tolist()}
-    return Part("positions", "", [*position_measures(scores), *recall_measures(scores, rare)], raw, notes=notes)
+    return Answer([*position_measures(scores), *recall_measures(scores, rare)], raw, notes=notes)
 
 
-def _ask_length(subject: Subject) -> Part:
+def _ask_length(subject: Subject) -> Answer:
     protocol, scorer, window = subject.protocol, subject.scorer, subject.window
     wanted, most = protocol.length_windows, protocol.document_windows
     try:
         scores = score_length(scorer, subject.documents, window, wanted, most, subject.seed)
     except ValueError as error:
         reason = str(error).removeprefix(f"{scorer.name}: ")
-        return Part("length", "", [], notes=[f"loss past the window is not measured: {reason} ({scorer.name})"])
-    return Part("length", "", length_measures(scores), {"window": window, "owners": list(scores.owners)})
+        return Answer([], notes=[Note(f"loss past the window is not measured: {reason}", own=True)])
+    return Answer(length_measures(scores), {"window": window, "owners": list(scores.owners)})
 
 
-def _ask_copying(subject: Subject) -> Part:
+def _ask_copying(subject: Subject) -> Answer:
     scores = score_copying(subject.scorer, subject.window, subject.protocol.copy_windows, subject.seed)
     if scores is None:
         reason = "the window or the vocabulary is too small"
-        return Part("copying", "", [], notes=[f"{subject.scorer.name}: copying is not measured: {reason}"])
-    return Part("copying", "", copy_measures(scores), dataclasses.asdict(scores))
+        return Answer([], notes=[Note(f"copying is not measured: {reason}", own=True)])
+    return Answer(copy_measures(scores), dataclasses.asdict(scores))
 
 
-def _ask_task(subject: Subject, task: Task) -> Part:
+def _ask_task(subject: Subject, task: Task) -> Answer:
     window = subject.window
     try:
         scores = score_task(subject.scorer, task, subject.protocol.few_shot, window, subject.seed)
@@ -133,28 +146,26 @@ def _ask_task(subject: Subject, task: Task) -> Part:
         "queries": scores.queries,
         "levels": {key: [dataclasses.asdict(level) for level in levels] for key, levels in scores.levels.items()},
     }
-    notes = [f"{task.name}: {note}" for note in task.notes]
+    notes = [Note(f"{task.name}: {note}") for note in task.notes]
     if "contains" in task.metrics and not subject.scorer.writes():
-        notes.append(f"{task.name}: nothing was looked for in what the model writes, since it has no `generate`")
+        notes.append(Note(f"{task.name}: nothing was looked for in what the model writes, since it has no `generate`"))
     for variant, left_out in scores.left_out.items():
         if left_out:
             of = len(scores.queries) + scores.left_out[""] * (not variant)
             words = f"{task.name}{VARIANTS[variant]}: {left_out} of {of}"
-            notes.append(f"{words} left out, with their answer they exceed {window} tokens")
+            notes.append(Note(f"{words} left out, with their answer they exceed {window} tokens"))
     if scores.lost:
-        notes.append(
-            _lost_words(f"{task.name}: no likelihood of answers", scores.lost, scores.answers, "answers", subject)
-        )
+        notes.append(_lost(f"{task.name}: no likelihood of answers", scores.lost, scores.answers, "answers"))
     if scores.record.cut:
         words = ", ".join(map(str, scores.record.cut))
-        notes.append(f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out")
-    return Part(f"task/{task.name}", "", task_measures(scores), raw, scores.record, notes)
+        notes.append(Note(f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out"))
+    return Answer(task_measures(scores), raw, scores.record, notes)
 
 
-def _lost_words(what: str, lost: int, of: int, things: str, subject: Subject) -> str:
-    return f"{what}: {lost} of {of} {things} do not come back from the tokenizer ({subject.scorer.name})"
+def _lost(what: str, lost: int, of: int, things: str) -> Note:
+    return Note(f"{what}: {lost} of {of} {things} do not come back from the tokenizer", own=True)
 
 
-def _not_asked(name: str, kind: str, reason: str) -> Part:
+def _not_asked(name: str, kind: str, reason: str) -> Answer:
     record = TaskRecord(name, kind, skipped=reason)
-    return Part(f"task/{name}", "", [], task=record, notes=[f"{name}: not measured: {reason}"])
+    return Answer([], task=record, notes=[Note(f"{name}: not measured: {reason}")])

@@ -14,7 +14,7 @@ import numpy as np
 from mesa_eval.arms import NO_COMMON_SEED, Arm, find_arms, pairs
 from mesa_eval.comparison import PRIMARY, Comparison, Difference, Row, ordered_keys
 from mesa_eval.documents import stable_number
-from mesa_eval.scores import Measure, Scores
+from mesa_eval.scores import Measure, Scores, Statistic
 from mesa_eval.uncertainty.bootstrap import Resampled, Transform, mean_of, resample, seeds_and_units
 from mesa_eval.uncertainty.intervals import Interval, t_interval
 
@@ -24,10 +24,7 @@ OTHER_SUITE = "suites differ"
 OTHER_ITEMS = "other items were asked"
 NOT_MEASURED = "not measured"
 MOST_NULL = 0.8  # with less room above it, one query more or less would move a task by more than the others
-GAINS = (
-    ("gain", "demonstration_gain", "demonstration gain"),
-    ("gain-pairing", "demonstration_gain/pairing", "demonstration gain by pairing"),
-)
+GAINS = (("", "demonstration gain"), ("pairing", "demonstration gain by pairing"))  # variant, label
 TRANSFORMS: dict[str, Transform | None] = {"": None, "exp": np.exp}
 
 
@@ -53,11 +50,8 @@ def _gathered_notes(scores: Sequence[Scores]) -> list[str]:
     """Return every note once; what was noted of several models names them together, of all of them none."""
     of: dict[str, list[str]] = {}
     for item in scores:
-        name = item.model.name
         for note in [*item.notes, *(note for part in item.parts for note in part.notes)]:
-            names = of.setdefault(note.removesuffix(f" ({name})"), [])
-            if note.endswith(f" ({name})"):
-                names.append(name)
+            of.setdefault(note.text, []).extend([item.model.name] if note.own else [])
     few = {note: names if len(names) < len(scores) else [] for note, names in of.items()}
     return [f"{note} ({', '.join(names)})" if names else note for note, names in few.items()]
 
@@ -88,17 +82,18 @@ class _Table:
         all are asked the same. A task that a model lacks is left out for all, and a note says so; likewise one in which
         a model that reads no demonstrations scores nearly all.
         """
-        asked, lacking = self._primary_keys()
+        asked, lacking = self._primary()
         if lacking:
             self.notes.append(f"left out of the average, for not every model was asked: {', '.join(lacking)}")
-        nulls = {key: max(table[key].chance or 0.0 for table in self.measures) for key in asked}
-        chosen = [key for key in asked if nulls[key] <= MOST_NULL]
-        full = [f"{key.split('/')[1]} ({nulls[key]:.2f})" for key in asked if key not in chosen]
+        nulls = {task: max(table[key].chance or 0.0 for table in self.measures) for task, key in asked.items()}
+        chosen = [key for task, key in asked.items() if nulls[task] <= MOST_NULL]
+        full = [f"{task} ({null:.2f})" for task, null in nulls.items() if null > MOST_NULL]
         if full:
             self.notes.append(f"left out of the average, for the null is over {MOST_NULL}: {', '.join(full)}")
         if not chosen:
             return []
-        return [self._pooled(PRIMARY, "primary average", "score above the null, share", chosen, self._normalised)]
+        first = _over_tasks(PRIMARY, "", "primary average", "score above the null, share", len(chosen))
+        return [self._pooled(first, chosen, self._normalised)]
 
     def gains(self) -> list[Row]:
         """Return what demonstrations are worth, pooled over tasks: the gain in bits, and what lies in their pairing.
@@ -107,41 +102,43 @@ class _Table:
         all, and a note says so.
         """
         rows = []
-        for name, key, label in GAINS:
-            found = dict.fromkeys(
-                measure for table in self.measures for measure in table if measure.endswith(f"/{name}")
-            )
-            chosen = [own for own in found if len({_asked(table.get(own)) for table in self.measures}) == 1]
-            if len(chosen) < len(found):
-                tasks = ", ".join(own.split("/")[1] for own in found if own not in chosen)
-                self.notes.append(f"left out of the {label}, for not every model was asked the same: {tasks}")
+        for variant, label in GAINS:
+            found = {
+                measure.key: measure.task
+                for table in self.measures
+                for measure in table.values()
+                if (measure.metric, measure.variant) == ("gain", variant)
+            }
+            chosen = [key for key in found if len({_asked(table.get(key)) for table in self.measures}) == 1]
+            left = [task for key, task in found.items() if key not in chosen]
+            if left:
+                words = f"left out of the {label}, for not every model was asked the same"
+                self.notes.append(f"{words}: {', '.join(left)}")
             if chosen:
-                rows.append(self._pooled(key, label, "bits per answer", chosen, self._resample))
+                first = _over_tasks("demonstration_gain", variant, label, "bits per answer", len(chosen))
+                rows.append(self._pooled(first, chosen, self._resample))
         return rows
 
-    def _pooled(
-        self, key: str, label: str, unit: str, chosen: Sequence[str], statistic: Callable[[Measure], Resampled]
-    ) -> Row:
+    def _pooled(self, first: Statistic, chosen: Sequence[str], statistic: Callable[[Measure], Resampled]) -> Row:
         """Return the mean of one statistic over tasks, each resampled apart."""
         measures = [[table[own] for own in chosen] for table in self.measures]
         drawn: list[Resampled | None] = [mean_of([statistic(measure) for measure in own]) for own in measures]
-        tasks = f"{len(chosen)} task{'s' if len(chosen) != 1 else ''}"
-        first = Measure("primary", key, f"{label} of {tasks}", unit, "higher", 3, "query", [], [], [])
         return self._row(first, drawn, measures, tuple(0.0 for _ in self.arms))
 
-    def _primary_keys(self) -> tuple[list[str], list[str]]:
+    def _primary(self) -> tuple[dict[str, str], list[str]]:
+        """Return the key by which each task enters the average, and the tasks that not every model was asked."""
         candidates: dict[str, dict[str, float]] = {}
         for table in self.measures:
             for measure in table.values():
                 if measure.primary:
-                    candidates.setdefault(measure.section, {})[measure.key] = measure.x or 0.0
-        chosen, lacking = [], []
-        for section, keys in candidates.items():
+                    candidates.setdefault(measure.task, {})[measure.key] = measure.x or 0.0
+        chosen, lacking = {}, []
+        for task, keys in candidates.items():
             fewest = min(keys, key=lambda key: keys[key])
             if all(fewest in table for table in self.measures):
-                chosen.append(fewest)
+                chosen[task] = fewest
             else:
-                lacking.append(section.removeprefix("task/"))
+                lacking.append(task)
         return chosen, lacking
 
     def _normalised(self, measure: Measure) -> Resampled:
@@ -158,26 +155,17 @@ class _Table:
 
     def _row(
         self,
-        first: Measure,
+        first: Statistic,
         drawn: Sequence[Resampled | None],
         measures: Sequence[Sequence[Measure | None]],
         chance: tuple[float | None, ...],
     ) -> Row:
         return Row(
-            section=first.section,
-            key=first.key,
-            label=first.label,
-            unit=first.unit,
-            better=first.better,
-            digits=first.digits,
+            **first.statistic(),
             values=tuple(_value([drawn[place] for place in arm.members]) for arm in self.arms),
             differences=tuple(self._difference(index, drawn, measures) for index in range(len(self.arms))),
             by_seed=tuple(tuple(_plain(drawn[place]) for place in arm.members) for arm in self.arms),
             chance=chance if any(entry is not None for entry in chance) else (),
-            x=first.x,
-            resampled=first.resampled,
-            primary=first.primary,
-            ceiling=first.ceiling,
             effective=min((part.weighed for part in drawn if part is not None), default=0.0),
         )
 
@@ -209,6 +197,21 @@ class _Table:
     @staticmethod
     def _first(arm: Arm, values: Sequence[float | None]) -> float | None:
         return next((values[place] for place in arm.members if values[place] is not None), None)
+
+
+def _over_tasks(metric: str, variant: str, label: str, unit: str, tasks: int) -> Statistic:
+    """Return what a mean over so many tasks is."""
+    words = f"{label} of {tasks} task{'s' if tasks != 1 else ''}"
+    return Statistic(
+        section="primary",
+        metric=metric,
+        variant=variant,
+        label=words,
+        unit=unit,
+        better="higher",
+        digits=3,
+        resampled="query",
+    )
 
 
 def _value(parts: Sequence[Resampled | None]) -> Interval | None:

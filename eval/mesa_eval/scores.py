@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,7 +18,18 @@ from typing import Any
 
 from mesalm.files import write_text
 
-FORMAT = 3
+FORMAT = 4
+_POSITIONS = r"(?:(?:position|length)|(?P<metric>\w+))(?:/(?:(?P<first>\d+)-)?(?P<last>\d+))?"
+KEYS_3 = {
+    "text": r"(?P<metric>\w+)(?:/(?P<variant>file)(?=/))?(?:/(?P<group>.+))?",
+    "position": _POSITIONS,
+    "length": _POSITIONS,
+    "context": _POSITIONS,
+    "recall": r"recall/(?P<group>\w+)(?:/(?P<metric>accuracy))?",
+    "task": r"(?:(?P<shots>\d+|most)/)?(?P<metric>[a-z0-9-]+?)"
+    r"(?:-(?P<variant>permuted|symbols|shuffled|twice|pairing))?(?:/(?P<group>.+))?",
+}
+"""What the keys of format 3 say, by section."""
 
 
 @dataclass
@@ -47,37 +59,89 @@ class ModelCard:
     seconds_trained: float | None = None
 
 
-@dataclass
-class Measure:
-    """Hold one statistic of one model, unit by unit.
+@dataclass(kw_only=True)
+class Statistic:
+    """What a number is, field by field, and how it is shown; two models share a statistic that has the same key.
 
-    section: "text", "position", "length", "context", "recall" or "task/NAME"; key: its name among all measures of a
-    model, equal for the same statistic of another model; label, unit: what a reader sees beside the value; better:
-    "lower", "higher" or ""; digits: decimals shown; resampled: what one unit is ("document", "window", "query",
-    "episode", "sequence"); units [U]: their names, equal and in the same order for models that can be paired;
-    numerator, denominator [U][C]; transform: "exp" or ""; any_tokenizer: whether models with different tokenizers or
-    windows compare; chance: the null, the score of a model that reads nothing; x: shots or position, for figures;
-    primary: whether it enters the one average declared beforehand; items: sha256 of what was asked;
-    ceiling: the score of a predictor that knows what kind of rule the answers follow.
+    section: "primary", "text", "position", "length", "context", "recall" or "task/NAME"; task: NAME; metric: what is
+    measured, such as "accuracy"; variant: another way of asking or of cutting the text; group: the part that is looked
+    at (a domain, a file, a paradigm, a kind of token); shots: of a task, `most` where they are as many as fit; first,
+    last: positions counted, both ends included; key: the name that all of these make.
+
+    label, unit: what a reader sees beside the value; better: "lower", "higher" or ""; digits: decimals shown;
+    resampled: what one unit is ("document", "window", "query", "episode", "sequence"); x: shots or position, for
+    figures; primary: whether it enters the one average declared beforehand; ceiling: the score of a predictor that
+    knows what kind of rule the answers follow.
     """
 
     section: str
-    key: str
+    task: str = ""
+    metric: str
+    variant: str = ""
+    group: str = ""
+    shots: int | None = None
+    most: bool = False
+    first: int | None = None
+    last: int | None = None
+    key: str = field(init=False)
     label: str
     unit: str
     better: str
     digits: int
     resampled: str
+    x: float | None = None
+    primary: bool = False
+    ceiling: float | None = None
+
+    def __post_init__(self) -> None:
+        self.key = key_of(self)
+
+    def statistic(self) -> dict[str, Any]:
+        """Return the fields of `Statistic` alone, from which another record of it is made."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(Statistic) if item.init}
+
+
+def key_of(found: Statistic) -> str:
+    """Return the name of a statistic among all of a model, made of its fields and nothing else."""
+    group = [found.group] if found.group else []
+    metric = [found.metric] if found.metric != "loss" else []
+    bounds = dict.fromkeys(str(bound) for bound in (found.first, found.last) if bound is not None)
+    positions = ["-".join(bounds)] if bounds else []
+    if found.task:
+        shots = [] if found.shots is None else ["most" if found.most else str(found.shots)]
+        name = f"{found.metric}-{found.variant}" if found.variant else found.metric
+        words = [found.section, *shots, name, *group]
+    elif found.section == "recall" or not metric:
+        words = [found.section, *group, *positions, *metric]
+    else:
+        words = [*metric, *([found.variant] if found.variant else []), *group, *positions]
+    return "/".join(words)
+
+
+@dataclass(kw_only=True)
+class Measure(Statistic):
+    """One statistic of one model, unit by unit.
+
+    units [U]: their names, equal and in the same order for models that can be paired; numerator, denominator [U][C];
+    transform: "exp" or ""; any_tokenizer: whether models with different tokenizers or windows compare; chance: the
+    null, the score of a model that reads nothing; items: sha256 of what was asked.
+    """
+
     units: list[str]
     numerator: list[list[float]]
     denominator: list[list[float]]
     transform: str = ""
     any_tokenizer: bool = False
     chance: float | None = None
-    x: float | None = None
-    primary: bool = False
     items: str = ""
-    ceiling: float | None = None
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a reader must know of a measurement; own: it may be true of the one model alone, which is then named."""
+
+    text: str
+    own: bool = False
 
 
 @dataclass
@@ -115,7 +179,7 @@ class Part:
     measures: list[Measure]
     raw: dict[str, Any] = field(default_factory=dict)
     task: TaskRecord | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     tokens_run: int = 0
     seconds: float = 0.0
 
@@ -143,7 +207,7 @@ class Scores:
     window: int
     parts: list[Part]
     versions: dict[str, str]
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     format: int = FORMAT
 
     @property
@@ -180,12 +244,13 @@ class Scores:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Scores:
-        """Rebuild scores from `to_dict`; ValueError if they are of another format."""
-        if data.get("format") != FORMAT:
+        """Rebuild scores from `to_dict`, of this format or of format 3; ValueError if they are of another."""
+        given = data.get("format")
+        if given not in (3, FORMAT):
             raise ValueError(
-                f"scores of format {data.get('format')!r} cannot be read; this version reads {FORMAT}: measure again"
+                f"scores of format {given!r} cannot be read; this version reads 3 and {FORMAT}: measure again"
             )
-        result = _rebuild(cls, data)
+        result = _rebuild(cls, _from_format_3(data) if given == 3 else data)
         assert isinstance(result, cls)
         return result
 
@@ -205,9 +270,9 @@ def _rebuild(kind: Any, value: Any) -> Any:
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
-        there = [
-            item.name for item in dataclasses.fields(kind) if item.name in value
-        ]  # older ones lack what came since
+        there = [  # older ones lack what came since
+            item.name for item in dataclasses.fields(kind) if item.init and item.name in value
+        ]
         known = {name: _rebuild(hints[name], value[name]) for name in there}
         return kind(**known)
     if origin is list:
@@ -219,3 +284,33 @@ def _rebuild(kind: Any, value: Any) -> Any:
         (inner,) = [choice for choice in typing.get_args(kind) if choice is not type(None)]
         return _rebuild(inner, value)
     return value
+
+
+def _from_format_3(data: dict[str, Any]) -> dict[str, Any]:
+    """Return scores of format 3 as this one: there a measure's key, and words of a note, said what fields say now."""
+    name = data["model"]["name"]
+
+    def notes(texts: list[str]) -> list[dict[str, Any]]:
+        return [{"text": text.removesuffix(f" ({name})"), "own": text.endswith(f" ({name})")} for text in texts]
+
+    def part(old: dict[str, Any]) -> dict[str, Any]:
+        measures = [
+            {**measure, **_facts_of_3(measure["section"], measure["key"], measure.get("x"))}
+            for measure in old["measures"]
+        ]
+        return {**old, "measures": measures, "notes": notes(old.get("notes", []))}
+
+    parts = [part(old) for old in data["parts"]]
+    return {**data, "parts": parts, "notes": notes(data.get("notes", [])), "format": FORMAT}
+
+
+def _facts_of_3(section: str, key: str, x: float | None) -> dict[str, Any]:
+    """Return the fields that a key of format 3 holds; ValueError for one that is none."""
+    task = section.removeprefix("task/") if section.startswith("task/") else ""
+    found = re.fullmatch(KEYS_3["task" if task else section], key.removeprefix(f"{section}/") if task else key)
+    if found is None:
+        raise ValueError(f"{key!r} is no measure of section {section!r}")
+    facts: dict[str, Any] = {name: value for name, value in found.groupdict().items() if value}
+    if "shots" in facts:
+        facts |= {"shots": int(x or 0), "most": facts["shots"] == "most"}
+    return {"task": task, "metric": "loss"} | facts | {n: int(facts[n]) for n in ("first", "last") if n in facts}

@@ -32,7 +32,7 @@ from mesa_eval.reading.model_source import (
 )
 from mesa_eval.reading.processes import Processes, join_processes
 from mesa_eval.reading.scoring import Scorer
-from mesa_eval.scores import Part, Scores
+from mesa_eval.scores import Note, Part, Scores
 from mesa_eval.tasks import BUILT_IN, find_tasks
 from mesa_eval.tasks.task import Task
 
@@ -195,14 +195,13 @@ def run_plan(
     results = []
     for source, window in zip(plan.sources, plan.windows, strict=True):
         scorer = Scorer.open(
-            source.argument,
+            source,
             device=device,
             batch_tokens=batch_tokens,
             trust_remote_code=trust_remote_code,
             quiet=quiet,
             processes=processes,
         )
-        scorer.source = source
         store = PartStore(folder, processes)
         try:
             scores = score_model(scorer, plan, window, store)
@@ -234,8 +233,17 @@ def score_model(scorer: Scorer, plan: Plan, window: int, store: PartStore | None
         part = store.read(key)
         if part is None:
             began, read = time.monotonic(), scorer.tokens_run
-            part = question.ask()
-            part.key, part.tokens_run, part.seconds = key, scorer.tokens_run - read, time.monotonic() - began
+            found = question.ask()
+            part = Part(
+                name=question.name,
+                key=key,
+                measures=found.measures,
+                raw=found.raw,
+                task=found.task,
+                notes=found.notes,
+                tokens_run=scorer.tokens_run - read,
+                seconds=time.monotonic() - began,
+            )
             store.write(part)
         parts.append(part)
     return Scores(
@@ -247,7 +255,7 @@ def score_model(scorer: Scorer, plan: Plan, window: int, store: PartStore | None
         window=window,
         parts=parts,
         versions=installed_versions(),
-        notes=list(plan.notes),
+        notes=[Note(note) for note in plan.notes],
     )
 
 

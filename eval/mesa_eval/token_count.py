@@ -66,12 +66,13 @@ class TokenCounter(Reader):
 
 @dataclass(frozen=True)
 class PartCount:
-    """Hold the tokens of one part; at_most: the model decides how much it writes; reason: why it is not asked.
+    """The tokens of one part; at_most: the model decides how much it writes; reason: why it is not asked.
 
-    batches, steps: as of `TokenCounter`; seconds: what preparing it takes, the model apart.
+    task: as of `Question`; batches, steps: as of `TokenCounter`; seconds: what preparing it takes, the model apart.
     """
 
     name: str
+    task: str
     tokens: int
     at_most: bool
     reason: str = ""
@@ -141,10 +142,14 @@ def count_parts(reader: TokenCounter, plan: Plan, window: int, quiet: bool) -> l
     ):
         before, reader.at_most, reader.batches, reader.steps = reader.tokens_run, False, 0, 0
         began = time.perf_counter()
-        part = question.ask()
-        reason = part.task.skipped if part.task else "" if part.measures else part.notes[-1]
+        found = question.ask()
+        reason = found.task.skipped if found.task else "" if found.measures else found.notes[-1].text
         tokens, seconds = reader.tokens_run - before, time.perf_counter() - began
-        counts.append(PartCount(question.name, tokens, reader.at_most, reason, reader.batches, reader.steps, seconds))
+        counts.append(
+            PartCount(
+                question.name, question.task, tokens, reader.at_most, reason, reader.batches, reader.steps, seconds
+            )
+        )
     return counts
 
 
@@ -163,7 +168,7 @@ def print_counts(plan: Plan, counts: Sequence[ModelCount]) -> None:
             most = "at most " if part.at_most else ""
             seconds = [f"{most}{count.seconds(place, part):,.1f}" for place in timed]
             words = [part.reason] if part.reason else [f"{most}{part.tokens:,}", *seconds]
-            table.add_row(part.name.removeprefix("task/"), *words)
+            table.add_row(part.task or part.name, *words)
         table.add_section()
         sums = [sum(count.seconds(place, part) for part in count.parts) for place in timed]
         table.add_row("sum, a model", f"{bound}{count.tokens:,}", *(f"{bound}{total:,.1f}" for total in sums))

@@ -199,6 +199,8 @@ def test_texts_are_read_twice_to_the_letter(make, tokenizer) -> None:
     assert measures["task/facts/0/answer"].units == ["0", "1"]
     subject = Subject(scorer, 60, find_protocol("quick"), 0, [], [], [task])
     (asked,) = [question for question in questions(subject, None) if question.name == "task/facts"]
-    assert "facts, read twice: 1 of 2 left out, with their answer they exceed 60 tokens" in asked.ask().notes
+    assert "facts, read twice: 1 of 2 left out, with their answer they exceed 60 tokens" in [
+        note.text for note in asked.ask().notes
+    ]
     short = score_task(scorer, TASKS[3], PROTOCOL, 150, seed=0)
     assert (short.primary, short.left_out["twice"], short.levels["twice"]) == (8, 25, [])

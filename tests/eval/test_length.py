@@ -17,6 +17,7 @@ from mesa_eval.report.figures import position_figure
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
 from mesa_eval.rows import build_comparison
+from mesa_eval.scores import Note
 from mesa_eval.suite import evaluate
 
 LONG = [
@@ -152,5 +153,7 @@ def test_the_report_shows_it(save_model, text_file: str) -> None:
 
 def test_the_report_says_why_it_is_missing(save_model, text_file: str) -> None:
     (scores,) = evaluate([save_model("one", 1)], texts=[text_file], tasks=["none"], quiet=True, device="cpu")
-    assert scores.part("length").notes == ["loss past the window is not measured: no document has 513 tokens (one)"]
+    assert scores.part("length").notes == [
+        Note("loss past the window is not measured: no document has 513 tokens", own=True)
+    ]
     assert scores.part("length").measures == []

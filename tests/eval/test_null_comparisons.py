@@ -15,11 +15,12 @@ TASKS, QUERIES, DRAWN, DOCUMENTS, DOMAINS = 30, 25, 2, 40, 12
 SHOTS = (2, 4, 8)
 
 
-def measure(section: str, key: str, values: np.ndarray, sizes: np.ndarray, **options: object) -> Measure:
+def measure(section: str, metric: str, values: np.ndarray, sizes: np.ndarray, **options: object) -> Measure:
     units = [str(place) for place in range(len(values))]
-    plain = {"label": key, "unit": "share", "better": "higher", "digits": 3, "resampled": "query", "items": section}
+    plain = {"label": metric, "unit": "share", "better": "higher", "digits": 3, "resampled": "query", "items": section}
     numbers = (values * sizes)[:, None].tolist(), sizes[:, None].tolist()
-    return Measure(section, key, units=units, numerator=numbers[0], denominator=numbers[1], **{**plain, **options})
+    named = {"section": section, "metric": metric, "units": units}
+    return Measure(**named, numerator=numbers[0], denominator=numbers[1], **{**plain, **options})
 
 
 def null_scores(name: str, seed: int | None, hard: dict[str, np.ndarray], generator: np.random.Generator) -> Scores:
@@ -30,17 +31,19 @@ def null_scores(name: str, seed: int | None, hard: dict[str, np.ndarray], genera
     parts = [Part("text", "", [measure("text", "bits_per_byte", bits, hard["bytes"], **text)])]
     for domain in range(DOMAINS):
         own = slice(domain, None, 4)
-        parts[0].measures.append(measure("text", f"bits_per_byte/{domain}", bits[own], hard["bytes"][own], **text))
+        parts[0].measures.append(
+            measure("text", "bits_per_byte", bits[own], hard["bytes"][own], group=str(domain), **text)
+        )
     for task in range(TASKS):
         section, rows = f"task/t{task}", []
         for shots in SHOTS:
             chance = np.clip(hard[section] + (0.2 * moved if seed is not None else 0), 0, 1)
             right = (generator.random((QUERIES, DRAWN)) < chance[:, None]).mean(1)
             nats = generator.normal(hard[section], 0.3)
-            options = {"chance": 0.2, "x": float(shots), "primary": shots == 8, "label": f"{shots} shots"}
-            rows.append(measure(section, f"{section}/{shots}/accuracy", right, np.ones(QUERIES), **options))
-            plain = {"better": "lower", "label": f"{shots} shots"}
-            rows.append(measure(section, f"{section}/{shots}/answer", nats, np.ones(QUERIES), **plain))
+            asked = {"task": f"t{task}", "shots": shots, "label": f"{shots} shots"}
+            options = {"chance": 0.2, "x": float(shots), "primary": shots == 8, **asked}
+            rows.append(measure(section, "accuracy", right, np.ones(QUERIES), **options))
+            rows.append(measure(section, "answer", nats, np.ones(QUERIES), better="lower", **asked))
         parts.append(Part(section, "", rows, task=TaskRecord(f"t{task}", "pair", QUERIES, 1, 5)))
     card = ModelCard(name, name, "M", "mesa", 1000, name, "t", 9, 64, 0, 5000, 7, False)
     card.seed, card.recipe = seed, "" if seed is None else name[0]

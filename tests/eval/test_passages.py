@@ -195,11 +195,12 @@ def test_passages_stand_in_a_comparison_by_name(save_model, text_file: str, tmp_
     scores = evaluate(models, texts=[text_file], tasks=[*tasks, "phonebook"], quiet=True, device="cpu")
     comparison = build_comparison(scores, 1)
     rows = {row.key: row for row in comparison.rows}
-    assert comparison.claim_row("task/words") == rows["task/words/0/greedy"]
-    assert comparison.claim_row("task/facts") == rows["task/facts/0/contains"]
+    assert comparison.claim_row("words") == rows["task/words/0/greedy"]
+    assert comparison.claim_row("facts") == rows["task/facts/0/contains"]
     assert rows["task/words/0/perplexity"].differences[0].interval is not None
     assert not any(row.primary for row in comparison.rows if row.section.startswith("task/"))
     shown = io.StringIO()
     print_comparison(comparison, Console(file=shown, width=200))
-    for line in ("words: accuracy, greedy", "facts: answer contained", "  answer, bits per byte"):
+    stands = "text as it stands"
+    for line in (f"words, {stands}: accuracy, greedy", f"facts, {stands}: answer contained", "  answer, bits per byte"):
         assert f"│ {line} " in shown.getvalue()

@@ -26,7 +26,7 @@ from mesa_eval.report.page import render_page
 from mesa_eval.report.tables import print_comparison, state_words
 from mesa_eval.report.wording import number, summarise
 from mesa_eval.rows import OTHER_TOKENIZER, build_comparison
-from mesa_eval.scores import Scores
+from mesa_eval.scores import Note, Scores
 from mesa_eval.suite import evaluate, make_plan
 from mesa_eval.uncertainty.bootstrap import resample
 from mesalm.cli import main
@@ -251,7 +251,7 @@ def test_names_are_text_in_the_report(scores: list[Scores], capsys) -> None:
     named = [copy.deepcopy(entry) for entry in scores[:2]]
     for entry, name in zip(named, odd, strict=True):
         entry.model.name = entry.model.argument = name
-        entry.notes = [f"a note on {name}"]
+        entry.notes = [Note(f"a note on {name}")]
         for part in entry.parts:
             for measure in part.measures:
                 measure.label += " <i>|"
@@ -288,7 +288,7 @@ def test_a_short_text_is_measured_as_far_as_it_goes(save_model, tmp_path: Path) 
     (tmp_path / "short.txt").write_text("A few words only.")
     (item,) = evaluate([save_model("one", 1)], texts=[str(tmp_path / "short.txt")], tasks=["none"], quiet=True)
     assert item.measure("position/1") is None
-    assert any("no document has 65 tokens" in note for note in item.part("positions").notes)
+    assert any("no document has 65 tokens" in note.text for note in item.part("positions").notes)
     comparison = build_comparison([item], differences=False)
     assert comparison.row("bits_per_byte").values[0].low is None
     assert "<svg" not in render_page(comparison)

@@ -105,7 +105,7 @@ def test_a_task_that_cannot_run_says_why(save_model, text_file: str, tmp_path: P
         ("copying", ""),
         ("long", "no prompt fits the window of 64 tokens"),
     ]
-    assert "long: not measured: no prompt fits the window of 64 tokens" in item.parts[-1].notes
+    assert "long: not measured: no prompt fits the window of 64 tokens" in [note.text for note in item.parts[-1].notes]
     (tmp_path / "short.txt").write_text("too few words")
     (item,) = evaluate([save_model("one", 1)], texts=[str(tmp_path / "short.txt")], quiet=True, device="cpu")
     assert [bool(task.skipped) for task in item.tasks] == [True] * 3

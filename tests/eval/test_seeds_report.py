@@ -29,11 +29,11 @@ UNITS = 30
 BITS = np.random.default_rng(0).normal(2.0, 0.3, UNITS)
 
 
-def measure(section: str, key: str, values: np.ndarray, **options: object) -> Measure:
-    plain = {"label": key, "unit": "share", "better": "higher", "digits": 3, "resampled": "query", "items": section}
+def measure(section: str, metric: str, values: np.ndarray, **options: object) -> Measure:
+    plain = {"label": metric, "unit": "share", "better": "higher", "digits": 3, "resampled": "query", "items": section}
     return Measure(
-        section,
-        key,
+        section=section,
+        metric=metric,
         units=[str(place) for place in range(len(values))],
         numerator=values[:, None].astype(float).tolist(),
         denominator=[[1.0] for _ in values],
@@ -45,8 +45,10 @@ def task_part(task: str, right: np.ndarray, chance: float) -> Part:
     rows = [
         measure(
             f"task/{task}",
-            f"task/{task}/{shots}/{metric}",
+            metric,
             right,
+            task=task,
+            shots=shots,
             label=f"{shots} shots",
             unit=metric,
             chance=chance,
@@ -68,11 +70,13 @@ def made(name: str, shift: float, *, seed: int | None = None, recipe: str = "", 
     text = {"unit": "bits per byte", "better": "lower", "digits": 4, "resampled": "document", "any_tokenizer": True}
     place = {"better": "lower", "resampled": "document"}
     parts = [
-        Part("text", "", [measure("text", f"bits_per_byte{end}", BITS + shift + noise, **text) for end in ("", "/a")]),
+        Part(
+            "text", "", [measure("text", "bits_per_byte", BITS + shift + noise, **text, group=end) for end in ("", "a")]
+        ),
         Part(
             "positions",
             "",
-            [measure("position", f"position/{x}", BITS + shift / x, x=float(x), **place) for x in (1, 2, 4)],
+            [measure("position", "loss", BITS + shift / x, x=float(x), last=x, **place) for x in (1, 2, 4)],
         ),
         task_part("pairs", np.arange(UNITS) < hits, 0.2),
         task_part("labels", np.arange(UNITS) % 2 == 0, 0.25),
@@ -194,7 +198,7 @@ def test_only_the_family_bears_verdicts(capsys: pytest.CaptureFixture[str]) -> N
     models = [made("a", -0.1, hits=30), made("b", 0.0, hits=1), made("c", 0.1, hits=15)]
     for model, move in zip(models, (0.0, 1.0, 2.0), strict=True):
         gain = measure("primary", "demonstration_gain", BITS + move)
-        pairing = measure("primary", "demonstration_gain/pairing", BITS + move)
+        pairing = measure("primary", "demonstration_gain", BITS + move, variant="pairing")
         context = measure("context", "in_context", BITS + move)
         model.parts.append(Part("more", "", [gain, pairing, context]))
     comparison = build_comparison(models, 1)

@@ -71,7 +71,7 @@ def copy_measures(scores: CopyScores) -> list[Measure]:
     return [
         Measure(
             section="context",
-            key=key,
+            metric=metric,
             label=label,
             unit=unit,
             better="higher",
@@ -82,5 +82,5 @@ def copy_measures(scores: CopyScores) -> list[Measure]:
             denominator=[[1.0]] * len(values),
             chance=chance,
         )
-        for key, label, unit, values, chance in rows
+        for metric, label, unit, values, chance in rows
     ]

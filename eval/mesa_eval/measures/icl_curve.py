@@ -85,24 +85,34 @@ def position_measures(scores: PositionScores) -> list[Measure]:
     for first, last in position_bins(scores.window):
         label = str(first) if first == last else f"{first}-{last}"
         values = scores.losses[:, first - 1 : last].mean(1)
-        measures.append(
-            by_document("position", f"position/{label}", label, values, scores.owners, (first * last) ** 0.5)
-        )
+        measures.append(by_document("position", "loss", label, values, scores.owners, first=first, last=last))
     name, early, late = score_ranges(scores.window)
     values = scores.losses[:, late[0] - 1 : late[1]].mean(1) - scores.losses[:, early[0] - 1 : early[1]].mean(1)
-    key = "in_context" if scores.window >= 512 else f"in_context/{scores.window}"
-    return [*measures, by_document("context", key, name, values, scores.owners)]
+    ends = None if scores.window >= 512 else scores.window  # the analogue of each window is a statistic of its own
+    return [*measures, by_document("context", "in_context", name, values, scores.owners, last=ends)]
 
 
 def by_document(
-    section: str, key: str, label: str, values: np.ndarray, owners: Sequence[str], x: float | None = None
+    section: str,
+    metric: str,
+    label: str,
+    values: np.ndarray,
+    owners: Sequence[str],
+    *,
+    first: int | None = None,
+    last: int | None = None,
 ) -> Measure:
-    """Make a measure, in nats per token, of one value a window: a document with several windows is one unit."""
+    """Make a measure, in nats per token, of one value a window: a document with several windows is one unit.
+
+    first, last: a bin of positions, both ends included; it is drawn at their geometric mean.
+    """
     sums, names = group_sums(values[:, None], owners)
     counts, _ = group_sums(np.ones((len(values), 1)), owners)
     return Measure(
         section=section,
-        key=key,
+        metric=metric,
+        first=first,
+        last=last,
         label=label,
         unit="nats per token",
         better="lower",
@@ -111,5 +121,5 @@ def by_document(
         units=names,
         numerator=sums.tolist(),
         denominator=counts.tolist(),
-        x=x,
+        x=None if first is None or last is None else (first * last) ** 0.5,
     )

@@ -67,7 +67,7 @@ def length_measures(scores: LengthScores) -> list[Measure]:
     means = [scores.losses[:, first - before : last - before + 1].mean(1) for first, last in bins]
     labels = [f"{first}-{last}" for first, last in bins]
     measures = [
-        by_document("length", f"length/{label}", label, values, scores.owners, (first * last) ** 0.5)
+        by_document("length", "loss", label, values, scores.owners, first=first, last=last)
         for label, values, (first, last) in zip(labels, means, bins, strict=True)
     ]
     name = f"loss at {labels[-1]} less loss at {labels[0]}"

@@ -114,16 +114,16 @@ def text_measures(scores: Sequence[DocumentScore], items: str = "") -> list[Meas
     """
     domains = sorted({score.domain for score in scores})
     files = sorted({score.file for score in scores})
-    measures = [_bits_per_byte("bits_per_byte", "all text", scores, items)]
+    measures = [_bits_per_byte("all text", scores, items)]
     for domain in domains if len(domains) > 1 else []:
         chosen = [score for score in scores if score.domain == domain]
-        measures.append(_bits_per_byte(f"bits_per_byte/{domain}", domain, chosen, items))
+        measures.append(_bits_per_byte(domain, chosen, items, group=domain))
     for file in files if len(files) > 1 and len({(score.file, score.domain) for score in scores}) > len(files) else []:
         chosen = [score for score in scores if score.file == file]
-        measures.append(_bits_per_byte(f"bits_per_byte/file/{file}", f"file {file}", chosen, items))
+        measures.append(_bits_per_byte(f"file {file}", chosen, items, variant="file", group=file))
     whole = Measure(
         section="text",
-        key="perplexity",
+        metric="perplexity",
         label="perplexity",
         unit="per token",
         better="lower",
@@ -138,12 +138,16 @@ def text_measures(scores: Sequence[DocumentScore], items: str = "") -> list[Meas
     return [whole] if any(score.lost for score in scores) else [*measures, whole]
 
 
-def _bits_per_byte(key: str, name: str, scores: Sequence[DocumentScore], items: str) -> Measure:
+def _bits_per_byte(
+    name: str, scores: Sequence[DocumentScore], items: str, *, variant: str = "", group: str = ""
+) -> Measure:
     sizes = [[float(score.bytes)] for score in scores]
     effective = f"documents, effective number {effective_units(np.array(sizes)):.1f}"
     return Measure(
         section="text",
-        key=key,
+        metric="bits_per_byte",
+        variant=variant,
+        group=group,
         label=f"{name} ({len(scores)} {effective if len(scores) > 1 else 'document'})",
         unit="bits per byte",
         better="lower",

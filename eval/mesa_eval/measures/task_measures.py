@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -67,7 +68,6 @@ def task_measures(scores: TaskScores) -> list[Measure]:
                     continue
                 columns = METRICS[metric](level)
                 made = _measure(scores, level, metric, variant, columns, items)
-                made.primary = metric == scores.task.primary and not variant and 0 < level.shots == scores.primary
                 measures.append(made)
                 if metric == "accuracy":
                     measures.extend(_by_group(scores, level, made))
@@ -86,14 +86,15 @@ def gain_measures(scores: TaskScores) -> list[Measure]:
         return []
     shown = plain[scores.primary]
     words = f"{scores.task.shot_words(0)} less {shown.words}"
-    found = [("gain", words, plain[0])]
+    found = [("", words, plain[0])]
     if scores.levels.get(SHUFFLED):
-        found.append(("gain-pairing", f"answers shuffled less true, {shown.words}", scores.levels[SHUFFLED][0]))
-    section = f"task/{scores.record.name}"
+        found.append(("pairing", f"answers shuffled less true, {shown.words}", scores.levels[SHUFFLED][0]))
     return [
         Measure(
-            section=section,
-            key=f"{section}/{name}",
+            section=f"task/{scores.record.name}",
+            task=scores.record.name,
+            metric="gain",
+            variant=variant,
             label=f"gain, {label}",
             unit="bits per answer",
             better="higher",
@@ -109,16 +110,19 @@ def gain_measures(scores: TaskScores) -> list[Measure]:
             chance=0.0,
             items=f"{scores.task.fingerprint()}, {scores.primary} shots",
         )
-        for name, label, other in found
+        for variant, label, other in found
     ]
 
 
 def _measure(scores: TaskScores, level: Level, metric: str, variant: str, columns: Columns, items: str) -> Measure:
-    section = f"task/{scores.record.name}"
     numerator, denominator, chance = columns
     return Measure(
-        section=section,
-        key=f"{section}/{level.key}/{metric}{'-' if variant else ''}{variant}",
+        section=f"task/{scores.record.name}",
+        task=scores.record.name,
+        metric=metric,
+        variant=variant,
+        shots=level.shots,
+        most=level.key == MOST,
         label=level.words,
         unit=UNITS[metric] + VARIANTS[variant],
         better="lower" if metric in LIKELIHOODS else "higher",
@@ -132,6 +136,7 @@ def _measure(scores: TaskScores, level: Level, metric: str, variant: str, column
         chance=chance,
         ceiling=level.ceiling if metric == "accuracy" else None,
         x=float(level.shots),
+        primary=metric == scores.task.primary and not variant and 0 < level.shots == scores.primary,
         items=items,
     )
 
@@ -144,20 +149,18 @@ def _by_group(scores: TaskScores, level: Level, whole: Measure) -> list[Measure]
     if len(groups) < 2:
         return []
     return [
-        Measure(
-            **{
-                **vars(whole),
-                "key": f"{whole.key}/{name}",
-                "label": name,
-                "units": [whole.units[place] for place in places],
-                "numerator": [whole.numerator[place] for place in places],
-                "denominator": [whole.denominator[place] for place in places],
-                "chance": null(
-                    {model: [own[place] for place in places] for model, own in level.nulls.items()},
-                    [whole.denominator[place][0] for place in places],
-                ),
-                "primary": False,
-            }
+        replace(
+            whole,
+            group=name,
+            label=name,
+            units=[whole.units[place] for place in places],
+            numerator=[whole.numerator[place] for place in places],
+            denominator=[whole.denominator[place] for place in places],
+            chance=null(
+                {model: [own[place] for place in places] for model, own in level.nulls.items()},
+                [whole.denominator[place][0] for place in places],
+            ),
+            primary=False,
         )
         for name, places in sorted(groups.items())
     ]

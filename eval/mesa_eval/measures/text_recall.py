@@ -75,26 +75,27 @@ def recall_measures(scores: PositionScores, rare: np.ndarray | None) -> list[Mea
             ("new_rare", "not seen earlier, rare in training", ~again & rare),
         ]
     measures = []
-    for key, label, mask in chosen:
+    for group, label, mask in chosen:
         if not mask.any():
             continue
         share = f"{label} ({100 * mask.mean():.1f} % of tokens)"
-        measures.append(_measure(f"recall/{key}", share, "nats per token", "lower", scores.losses, mask, scores.owners))
+        measures.append(_measure("loss", group, share, scores.losses, mask, scores.owners))
         hits = scores.hits.astype(float)
-        measures.append(_measure(f"recall/{key}/accuracy", share, "accuracy", "higher", hits, mask, scores.owners))
+        measures.append(_measure("accuracy", group, share, hits, mask, scores.owners))
     return measures
 
 
 def _measure(
-    key: str, label: str, unit: str, better: str, values: np.ndarray, mask: np.ndarray, owners: Sequence[str]
+    metric: str, group: str, label: str, values: np.ndarray, mask: np.ndarray, owners: Sequence[str]
 ) -> Measure:
     sums, names = group_sums(np.stack([(values * mask).sum(1), mask.sum(1)], axis=1), owners)
     return Measure(
         section="recall",
-        key=key,
+        metric=metric,
+        group=group,
         label=label,
-        unit=unit,
-        better=better,
+        unit="nats per token" if metric == "loss" else metric,
+        better="lower" if metric == "loss" else "higher",
         digits=3,
         resampled="document",
         units=names,

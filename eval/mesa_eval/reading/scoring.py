@@ -81,7 +81,7 @@ class Scorer(Reader):
     @classmethod
     def open(
         cls,
-        model: str,
+        model: str | ModelSource,
         *,
         device: str = "auto",
         batch_tokens: int = 8192,
@@ -89,16 +89,16 @@ class Scorer(Reader):
         quiet: bool = False,
         processes: Processes | None = None,
     ) -> Scorer:
-        """Load a run folder's `final/`, a model folder or a Hub name, in float32.
+        """Load a run folder's `final/`, a model folder or a Hub name, or what `find_model` made of one, in float32.
 
         `device` "auto" is CUDA where there is one, else the CPU. Raises ValueError in one line when there is
         no such model, the run is not finished, or the tokenizer is missing.
         """
-        source = find_model(model)
+        source = find_model(model) if isinstance(model, str) else model
         own = (processes or Processes()).device
         where = str(usable_device(own if own and device == "auto" else device))
         tokenizer = load_tokenizer(source, trust_remote_code)
-        loaded = open_model(model, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
+        loaded = open_model(source.argument, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
         return cls(
             loaded,
             tokenizer,

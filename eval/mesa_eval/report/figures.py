@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +49,8 @@ def _mean_curve(lines: Sequence[list[list[float]]]) -> list[tuple[float, float]]
 
 def text_figure(comparison: Comparison) -> str | None:
     """Draw the differences in bits per byte by domain as a forest; None if there is one domain."""
-    rows = [row for row in comparison.section("text") if row.key.count("/") < 2 and row.key.startswith("bits_per_byte")]
+    text = comparison.section("text")
+    rows = [row for row in text if row.metric == "bits_per_byte" and row.variant != "file"]
     entries = [(row.label, row) for row in rows]
     return _forest(comparison, entries, "bits per byte", "left") if len(entries) > 1 else None
 
@@ -58,10 +58,10 @@ def text_figure(comparison: Comparison) -> str | None:
 def claims_figure(comparison: Comparison) -> str | None:
     """Draw the difference of every task, by the score it is judged by, and of the average, as a forest."""
     entries: list[tuple[str, Row]] = [(row.label, row) for row in comparison.section("primary")]
-    for section in comparison.task_sections():
-        row = comparison.claim_row(section)
+    for task in comparison.tasks:
+        row = comparison.claim_row(task)
         if row is not None and row.better == "higher":
-            entries.append((f"{section.removeprefix('task/')}, {row.label}", row))
+            entries.append((f"{task}, {row.label}", row))
     return _forest(comparison, entries, "score", "right") if entries else None
 
 
@@ -138,7 +138,7 @@ def position_figure(comparison: Comparison, section: str, title: str) -> str | N
             panels[1].set_ylabel("nats per token")
             panels[1].set_title(f"Difference from {comparison.base}, with 95 % band (below 0 is better)")
         panels[-1].set_xscale("log", base=2)
-        panels[-1].set_xticks(sorted({int(re.split("[/-]", row.key)[-1]) for row in rows}))
+        panels[-1].set_xticks(sorted({row.last for row in rows if row.last is not None}))
         panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panels[-1].xaxis.set_minor_locator(NullLocator())
         panels[-1].set_xlabel("position in the window, tokens")
@@ -165,13 +165,11 @@ def _position_difference(axes: Any, centres: Sequence[float], rows: Sequence[Row
     axes.plot(places, [found.value for _, _, found in known], marker=series_marker(index), color=colour)
 
 
-def task_figure(comparison: Comparison, section: str) -> str | None:
+def task_figure(comparison: Comparison, task: str) -> str | None:
     """Draw a task's accuracy (or the score it is judged by) and its answer by number of shots, the null beside them."""
-    rows = comparison.section(section)
-    found = [row for row in rows if row.key.endswith("/accuracy")] or [
-        row for row in rows if row.key.endswith("/exact")
-    ]
-    answer = [row for row in rows if row.key.endswith("/answer")]
+    rows = [row for row in comparison.of_task(task) if not row.variant and not row.group]
+    found = [row for row in rows if row.metric == "accuracy"] or [row for row in rows if row.metric == "exact"]
+    answer = [row for row in rows if row.metric == "answer"]
     if not found or not answer or len(found) < 2:
         return None
 
@@ -183,7 +181,7 @@ def task_figure(comparison: Comparison, section: str) -> str | None:
                 _shots_line(axes, chosen, index, len(comparison.names), name)
             axes.set_title(title)
             axes.set_xlabel("shots")
-            axes.set_xticks(range(len(chosen)), [row.label.split()[0] for row in chosen])
+            axes.set_xticks(range(len(chosen)), [str(row.shots) for row in chosen])
         chance = [next((value for value in row.chance if value is not None), None) for row in found]
         known = [(x, value) for x, value in enumerate(chance) if value is not None]
         if known:
@@ -198,12 +196,11 @@ def task_figure(comparison: Comparison, section: str) -> str | None:
         left.set_ylim(-0.03, 1.03)
         left.legend(fontsize=9)
 
-    name = section.removeprefix("task/")
     ends = []
     for index, arm in enumerate(comparison.names):
         last = [(row.label, value.value) for row in found if (value := row.values[index]) is not None]
         ends += [f"{arm} {number(last[-1][1], 2)} at {last[-1][0]}"] if last else []
-    return draw_svg(draw, (7.2, 2.9), f"{name}, {found[0].unit} by number of shots: {', '.join(ends)}")
+    return draw_svg(draw, (7.2, 2.9), f"{task}, {found[0].unit} by number of shots: {', '.join(ends)}")
 
 
 def _shots_line(axes: Any, rows: Sequence[Row], index: int, models: int, name: str) -> None:

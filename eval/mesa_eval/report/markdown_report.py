@@ -27,9 +27,9 @@ def render_markdown(comparison: Comparison) -> str:
         "context": "Use of the context",
         "recall": "Recall on natural text",
     }
-    sections = dict.fromkeys(row.section for row in comparison.rows)
-    for section in sections:
-        title = titles.get(section, section.removeprefix("task/"))
+    sections = {row.section: row.task for row in comparison.rows}
+    for section, task in sections.items():
+        title = task or titles[section]
         parts += [f"## {plain(title)}", _rows(comparison, comparison.section(section))]
     parts += ["## Provenance", _provenance(comparison)]
     if comparison.notes:

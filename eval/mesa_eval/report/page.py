@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -39,7 +38,8 @@ def render_page(comparison: Comparison) -> str:
     opening = None  # a report on one task opens with its figure
     if len(tasks) == 1:
         opening, tasks[0]["figure"] = tasks[0]["figure"], None
-    glance = [row for key in GLANCE for row in comparison.starting(key) if row.key == key or key == "in_context"]
+    whole = [row for row in comparison.rows if not row.task and not row.group]
+    glance = [row for metric in GLANCE for row in whole if row.metric == metric]
     return render(
         "report.html.j2",
         names=comparison.names,
@@ -55,9 +55,9 @@ def render_page(comparison: Comparison) -> str:
         text_bytes=first.text_bytes,
         documents=documents_words(comparison),
         positions=_table(comparison, comparison.section("position")),
-        windows=_window_words(comparison, "position/"),
+        windows=_window_words(comparison, "position"),
         length=_table(comparison, comparison.section("length")),
-        length_windows=_window_words(comparison, "length/"),
+        length_windows=_window_words(comparison, "length"),
         context=_table(comparison, comparison.section("context")),
         recall=_table(comparison, comparison.section("recall")),
         tasks=tasks,
@@ -91,15 +91,15 @@ def _records(comparison: Comparison) -> dict[str, TaskRecord]:
 def _tasks(comparison: Comparison) -> list[dict[str, Any]]:
     tasks = []
     for task in _records(comparison).values():
-        rows = comparison.section(f"task/{task.name}")
+        rows = comparison.of_task(task.name)
         if rows:
-            figure = _markup(task_figure(comparison, f"task/{task.name}"))
+            figure = _markup(task_figure(comparison, task.name))
             tasks.append({"record": task, "figure": figure, "table": _table(comparison, rows)})
     return tasks
 
 
 def _skipped(comparison: Comparison) -> list[TaskRecord]:
-    return [task for task in _records(comparison).values() if not comparison.section(f"task/{task.name}")]
+    return [task for task in _records(comparison).values() if not comparison.of_task(task.name)]
 
 
 def _model_row(comparison: Comparison, index: int) -> dict[str, Any]:
@@ -137,15 +137,14 @@ def _run_row(comparison: Comparison, place: int) -> dict[str, Any]:
     }
 
 
-def _window_words(comparison: Comparison, start: str) -> str:
+def _window_words(comparison: Comparison, section: str) -> str:
     words = []
     for scores in comparison.scores:
-        own = [measure for measure in scores.measures if measure.key.startswith(start)]
+        own = [measure for measure in scores.measures if measure.section == section and measure.last]
         for measure in own[-1:]:  # the last bin ends where the window does
             counts = np.array(measure.denominator)
             documents = f"{len(counts)} documents (effective number {effective_units(counts):.1f})"
-            longest = re.split("[/-]", measure.key)[-1]
-            words.append(f"{counts.sum():.0f} windows of {longest} tokens from {documents}")
+            words.append(f"{counts.sum():.0f} windows of {measure.last} tokens from {documents}")
     return "; ".join(dict.fromkeys(words))
 
 

@@ -29,7 +29,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         rows = comparison.section(section)
         if rows:
             out.print(_rows(comparison, rows, title))
-    if any(row.section.startswith("task/") for row in comparison.rows):
+    if comparison.tasks:
         out.print(_tasks(comparison))
     if comparison.compared:
         out.print("Differences with 95 % intervals, each by itself.", style="dim", markup=False)
@@ -131,18 +131,17 @@ def _tasks(comparison: Comparison) -> Table:
     table.add_column("task")
     table.add_column("null", justify="right")
     _model_columns(table, comparison)
-    for section in dict.fromkeys(row.section for row in comparison.rows if row.section.startswith("task/")):
+    for task in comparison.tasks:
+        rows_of = [row for row in comparison.of_task(task) if not row.variant and not row.group]
         named = False
         for metric in SHOWN:
-            rows = [row for row in comparison.section(section) if row.key.endswith(f"/{metric}")]
+            rows = [row for row in rows_of if row.metric == metric]
             if not rows or (metric == "exact" and named):
                 continue
             ends = [rows[0], rows[-1]] if len(rows) > 1 else rows
-            task = section.removeprefix("task/")
-            if ends[-1].label[0].isdigit():
-                task += ", " + " to ".join([*(row.label.split()[0] for row in ends[:-1]), ends[-1].label])
+            shots = " to ".join([*(str(row.shots) for row in ends[:-1]), ends[-1].label])
             table.add_row(
-                escape(f"  {rows[0].unit}" if named else f"{task}: {rows[0].unit}"),
+                escape(f"  {rows[0].unit}" if named else f"{task}, {shots}: {rows[0].unit}"),
                 chance_words(rows[-1]),
                 *[
                     " to ".join("" if (value := row.values[i]) is None else number(value.value, 2) for row in ends)

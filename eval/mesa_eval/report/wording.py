@@ -80,8 +80,8 @@ def summarise(comparison: Comparison) -> Summary:
     told: list[str] = []
     untold: list[str] = []
     for index in comparison.compared:
-        for task, row in comparison.family_rows():
-            if not task:
+        for row in comparison.family_rows():
+            if not row.task:
                 known = comparison.verdict(row, index) not in ("", NOT_TOLD)
                 (told if known else untold).append(_sentence(comparison, row, index))
         claims = [claim for claim in comparison.claims(index) if claim.task]
@@ -110,12 +110,9 @@ def _family(comparison: Comparison) -> str:
     """Return one sentence on what was tested: the rows, their number, and the correction."""
     if not comparison.family:
         return "No test was made: nothing is compared."
-    tasks = sum(1 for task, _ in comparison.family_rows() if task)
-    rows = [
-        row.label if row.key != "bits_per_byte" else "bits per byte"
-        for task, row in comparison.family_rows()
-        if not task
-    ]
+    family = comparison.family_rows()
+    tasks = sum(bool(row.task) for row in family)
+    rows = ["bits per byte" if row.metric == "bits_per_byte" else row.label for row in family if not row.task]
     named = [*rows, f"one score of each of {plural(tasks, 'task')}"] if tasks else rows
     arms = f", for each of {len(comparison.compared)} models" if len(comparison.compared) > 1 else ""
     return (
@@ -136,7 +133,7 @@ def _compared(comparison: Comparison) -> str:
         card = comparison.members(index)[0].model
         trained = "" if card.tokens_trained is None else f" trained on {_amount(card.tokens_trained)} tokens"
         arms.append(f"{arm.name} ({_amount(card.parameters)} parameters{trained}, {_seeds(arm.seeds)})")
-    asked = len(comparison.task_sections())
+    asked = len(comparison.tasks)
     tasks = f" and {plural(asked, 'few-shot task')}" if asked else ""
     text = f"{documents_words(comparison)} of held-out text{tasks}"
     lead = f"Measured on the same {text}: {_listed(arms)}."
@@ -195,7 +192,7 @@ def few_units(comparison: Comparison) -> str:
 def _sentence(comparison: Comparison, row: Row, index: int) -> str:
     name, base, difference = comparison.names[index], comparison.base, row.differences[index]
     found, verdict = difference.decisive, comparison.verdict(row, index)
-    what = "bits per byte over all text" if row.key == "bits_per_byte" else f"in the {row.label.split(' (')[0]}"
+    what = "bits per byte over all text" if row.key == "bits_per_byte" else f"in the {row.label}"
     if found is None:
         return f"{name} against {base}, {what}: not compared ({difference.reason})."
     amount = f"{number(found.value, row.digits, signed=True)} {bracket(found, row.digits, signed=True)}"
