@@ -54,8 +54,8 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_plan(options: argparse.Namespace, models: Sequence[str]) -> None:
-    from mesa_eval.suite import make_plan
-    from mesa_eval.token_count import count_tokens, print_counts
+    from mesa_eval.measures.token_count import count_tokens, print_counts
+    from mesa_eval.plan import make_plan
 
     chosen = options.suite, options.text, options.split, options.task, options.seed, options.trust_remote_code
     plan = make_plan(models, *chosen)
@@ -74,7 +74,7 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.plan:
         _print_plan(options, options.models)
         return
-    from mesa_eval.suite import evaluate as evaluate_models
+    from mesa_eval.evaluate import evaluate as evaluate_models
 
     evaluate_models(options.models, options.suite, **_asked(options))
 
@@ -104,8 +104,8 @@ def compare_door(doors: argparse._SubParsersAction) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Measure models on the same items, or read their scores, print the differences and write the report."""
-    from mesa_eval.compare import compare as compare_models
-    from mesa_eval.compare import named_models, read_scores, report
+    from mesa_eval.evaluate import compare as compare_models
+    from mesa_eval.evaluate import named_models, read_scores, report
 
     if options.plan:
         _print_plan(options, named_models(options.models, options.arm))

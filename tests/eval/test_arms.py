@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mesa_eval.arms import Arm, find_arms, pairs, read_groups
+from mesa_eval.comparison.arms import Arm, find_arms, pairs, read_groups
 from mesa_eval.reading.model_source import find_model
 from mesa_eval.scores import ModelCard
 

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.measures.few_shot import TaskScores, score_task
+from mesa_eval.measures.parts import Subject, questions
 from mesa_eval.measures.task_measures import task_measures
-from mesa_eval.parts import Subject, questions
+from mesa_eval.measures.token_count import TokenCounter
 from mesa_eval.protocols import find_protocol
 from mesa_eval.reading.encoding import Pair
 from mesa_eval.reading.reader import Likelihood
 from mesa_eval.reading.scoring import Scorer
-from mesa_eval.rows import build_comparison
 from mesa_eval.scores import ModelCard, Part, Scores
 from mesa_eval.tasks.classification import ClassTask
 from mesa_eval.tasks.extractive import ChoiceTask
 from mesa_eval.tasks.key_value_recall import RecallTask
 from mesa_eval.tasks.passages import TextRecallTask, repeat_text
 from mesa_eval.tasks.task import FewShotProtocol, Item, Task, shuffled
-from mesa_eval.token_count import TokenCounter
 
 PROTOCOL = FewShotProtocol(shots=(0, 2, 8, 16), draws=1, queries=25, candidates=5, class_shots=(0, 4))
 KEYS = [f"{a}{b}" for a in "bdfghj" for b in "aeiouklmn"]

@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
+from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.documents import Document
+from mesa_eval.evaluate import evaluate
 from mesa_eval.measures.length import length_bins, length_measures, score_length
 from mesa_eval.reading import scoring
 from mesa_eval.reading.scoring import Scorer
 from mesa_eval.report.figures import position_figure
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
-from mesa_eval.rows import build_comparison
 from mesa_eval.scores import Note
-from mesa_eval.suite import evaluate
 
 LONG = [
     Document(name, "x", "".join(chr(97 + (n * n + n // 7 + shift) % 26) for n in range(700)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mesa_eval.comparison import NOT_TOLD
+from mesa_eval.comparison.record import NOT_TOLD
+from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.report.wording import summarise
-from mesa_eval.rows import build_comparison
 from mesa_eval.scores import Measure, ModelCard, Part, Scores, TaskRecord
 from mesa_eval.uncertainty.bootstrap import resample
 

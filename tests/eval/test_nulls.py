@@ -8,19 +8,19 @@ from functools import cache
 import numpy as np
 import pytest
 
+from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.measures.few_shot import score_task
 from mesa_eval.measures.nulls import null, null_scores
 from mesa_eval.measures.task_measures import task_measures
+from mesa_eval.measures.token_count import TokenCounter
 from mesa_eval.reading.encoding import Pair
 from mesa_eval.reading.reader import Likelihood
-from mesa_eval.rows import build_comparison
 from mesa_eval.scores import ModelCard, Part, Scores
 from mesa_eval.tasks.classification import CONTENT_FREE, ClassTask
 from mesa_eval.tasks.episodes import EpisodeTask
 from mesa_eval.tasks.extractive import ChoiceTask
 from mesa_eval.tasks.key_value_recall import RecallTask
 from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
-from mesa_eval.token_count import TokenCounter
 
 PROTOCOL = FewShotProtocol(
     shots=(0, 2, 8), draws=1, queries=40, candidates=5, class_shots=(0, 2, 8), episodes=40, episode_shots=(1, 2)

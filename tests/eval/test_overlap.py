@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mesa_eval.documents import Document
-from mesa_eval.overlap import overlap_notes, passages, shared_passages
+from mesa_eval.measures.overlap import overlap_notes, passages, shared_passages
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.prepare import prepare
 
@@ -38,8 +38,8 @@ def test_shares_are_those_of_a_plain_search() -> None:
 
 
 def test_a_bound_is_kept_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesa_eval.overlap.MOST_TRAINING_TOKENS", 64)
-    monkeypatch.setattr("mesa_eval.overlap.TOKENS_AT_ONCE", 64)
+    monkeypatch.setattr("mesa_eval.measures.overlap.MOST_TRAINING_TOKENS", 64)
+    monkeypatch.setattr("mesa_eval.measures.overlap.TOKENS_AT_ONCE", 64)
     rows = np.arange(64 * 10).reshape(10, 64)
     data = datasets.Dataset.from_dict({"input_ids": rows.tolist()}).with_format("numpy")
     assert shared_passages([rows[0].tolist(), rows[5].tolist()], data, 8) == ([1.0, 0.0], 1)

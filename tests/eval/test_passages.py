@@ -13,13 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from mesa_eval.comparison.rows import build_comparison
+from mesa_eval.evaluate import evaluate
 from mesa_eval.measures.few_shot import CannotAskError, contains, score_task
 from mesa_eval.measures.task_measures import task_measures
 from mesa_eval.reading.scoring import Scorer
 from mesa_eval.report.tables import print_comparison
-from mesa_eval.rows import build_comparison
 from mesa_eval.scores import Measure
-from mesa_eval.suite import evaluate
 from mesa_eval.tasks import find_tasks
 from mesa_eval.tasks.key_value_recall import RecallTask
 from mesa_eval.tasks.passages import LastWordTask, TextRecallTask

@@ -17,17 +17,18 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mesa_eval.arms import Arm
-from mesa_eval.compare import compare, find_baseline
+from mesa_eval.comparison.arms import Arm, find_baseline
+from mesa_eval.comparison.rows import OTHER_TOKENIZER, build_comparison
 from mesa_eval.documents import stable_number
+from mesa_eval.evaluate import compare, evaluate
+from mesa_eval.plan import make_plan
+from mesa_eval.reading.model_source import ModelSource
 from mesa_eval.report.files import write_report
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
 from mesa_eval.report.tables import print_comparison, state_words
 from mesa_eval.report.wording import number, summarise
-from mesa_eval.rows import OTHER_TOKENIZER, build_comparison
 from mesa_eval.scores import Note, Scores
-from mesa_eval.suite import evaluate, make_plan
 from mesa_eval.uncertainty.bootstrap import resample
 from mesalm.cli import main
 
@@ -307,17 +308,20 @@ def test_bad_input_gets_one_line(save_model, text_file: str, tmp_path: Path) -> 
             make_plan(*arguments)
         assert "\n" not in str(caught.value)
     arms = [Arm("a", (0, 2), (0, 1)), Arm("b", (1,), (None,))]
-    known = (["a-s0", "b", "a-s1"], ["x/a-s0", "x/b", "x/a-s1"])
+    known = [ModelSource(f"x/{name}", name, "") for name in ("a-s0", "b", "a-s1")]
     with pytest.raises(ValueError, match="baseline"):
-        find_baseline(arms, *known, "c")
+        find_baseline(arms, known, "c")
     keys = (None, "first", "b", "a", "a-s1", "x/a-s0")
-    assert [find_baseline(arms, *known, key) for key in keys] == [1, 0, 1, 0, 0, 0]
+    assert [find_baseline(arms, known, key) for key in keys] == [1, 0, 1, 0, 0, 0]
 
 
 def test_models_of_one_name_are_told_apart(save_model, text_file: str, tmp_path: Path) -> None:
     one = save_model("one", 1)
     plan = make_plan([one, one], "quick", [text_file], "valid", ["none"], 0)
     assert [source.name for source in plan.sources] == ["one", "one-2"]
+    scores = evaluate([one, one], texts=[text_file], tasks=["none"], out=tmp_path / "out", quiet=True, device="cpu")
+    assert [item.model.name for item in scores] == ["one", "one-2"]
+    assert {path.name for path in (tmp_path / "out/scores").glob("*.json")} == {"one.json", "one-2.json"}
 
 
 def test_a_report_on_one_task_opens_with_its_figure(scores: list[Scores]) -> None:

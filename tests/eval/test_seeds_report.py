@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mesa_eval.compare import read_scores, report
-from mesa_eval.comparison import PRIMARY
+from mesa_eval.comparison.record import PRIMARY
+from mesa_eval.comparison.rows import OTHER_ITEMS, OTHER_TOKENIZER, OTHER_WINDOW, build_comparison
+from mesa_eval.evaluate import read_scores, report
 from mesa_eval.report.files import report_data, write_report
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
 from mesa_eval.report.tables import print_comparison
 from mesa_eval.report.wording import summarise
-from mesa_eval.rows import OTHER_ITEMS, OTHER_TOKENIZER, OTHER_WINDOW, build_comparison
 from mesa_eval.scores import Measure, ModelCard, Part, Scores, TaskRecord
 from mesa_eval.uncertainty.intervals import paired_t
 from mesalm.cli import main

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from mesa_eval.comparison import Difference
+from mesa_eval.comparison.record import Difference
+from mesa_eval.comparison.rows import build_comparison
+from mesa_eval.evaluate import evaluate
+from mesa_eval.measures.token_count import TokenCounter, count_parts
+from mesa_eval.plan import make_plan
 from mesa_eval.protocols import PROTOCOLS, SUITES, find_protocol
 from mesa_eval.reading.batches import Batch
 from mesa_eval.reading.model_source import find_model, load_tokenizer
 from mesa_eval.reading.reader import TokenScores
-from mesa_eval.rows import build_comparison
 from mesa_eval.scores import Scores
-from mesa_eval.suite import evaluate, make_plan
-from mesa_eval.token_count import TokenCounter, count_parts
 from mesalm.cli import main
 
 FROZEN = Path(__file__).with_name("frozen_suites.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mesa_eval.suite import make_plan
+from mesa_eval.plan import make_plan
 from mesa_eval.tasks import find_tasks
 
 

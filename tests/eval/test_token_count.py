@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mesa_eval.measures.run import run_plan
+from mesa_eval.measures.token_count import count_tokens
+from mesa_eval.plan import make_plan
 from mesa_eval.protocols import find_protocol
-from mesa_eval.suite import make_plan, run_plan
-from mesa_eval.token_count import count_tokens
 from mesalm.cli import main
 
 

@@ -131,6 +131,23 @@ def test_no_function_of_a_room_imports_what_the_room_may_not(room: str) -> None:
     assert not bad
 
 
+STEPS = ("scores", "measures", "comparison", "report", "evaluate")
+
+
+def test_an_evaluation_goes_one_way() -> None:
+    """Each step of an evaluation imports itself and the steps before it."""
+    rooms = [f"mesa_eval.{step}" for step in STEPS]
+    bad = [
+        (name, target)
+        for name, file in modules_of("mesa_eval").items()
+        for place, room in enumerate(rooms)
+        if within(name, room)
+        for target in imported_names(file, name)
+        if any(within(target, later) for later in rooms[place + 1 :])
+    ]
+    assert not bad
+
+
 def imported_names(file: Path, module: str) -> list[str]:
     """Return every module named in an import statement of a file, also inside functions."""
     names = []

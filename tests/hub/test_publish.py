@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from markdown_it import MarkdownIt
 
-from mesa_eval.suite import evaluate
+from mesa_eval.evaluate import evaluate
 from mesalm.cli import main
 from mesalm.hub.model_card import Evaluation, model_card
 from mesalm.hub.open_model import locate, open_model, open_tokenizer

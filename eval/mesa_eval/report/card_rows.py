@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mesa_eval.compare import build_comparison
+from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.scores import Scores
 from mesalm.hub.model_card import Evaluation
 

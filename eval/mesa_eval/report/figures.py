@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from mesa_eval.comparison import Comparison, Difference, Row
+from mesa_eval.comparison.record import Comparison, Difference, Row
 from mesa_eval.report.svg import INK, MUTED, draw_svg, series_colour, series_marker
 from mesa_eval.report.wording import number
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mesa_eval.comparison import CORRECTION, FAMILY, LEAST, Comparison
+from mesa_eval.comparison.record import CORRECTION, FAMILY, LEAST, Comparison
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
 from mesa_eval.report.wording import summarise

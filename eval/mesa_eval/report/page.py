@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from mesa_eval.comparison import PRIMARY, Comparison, Row
+from mesa_eval.comparison.record import PRIMARY, Comparison, Row
 from mesa_eval.report.figures import claims_figure, position_figure, task_figure, text_figure, training_figure
 from mesa_eval.report.tables import chance_words, count_words, state_words
 from mesa_eval.report.templating import render

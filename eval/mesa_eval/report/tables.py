@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mesa_eval.comparison import CORRECTION, NOT_TOLD, Comparison, Row
+from mesa_eval.comparison.record import CORRECTION, NOT_TOLD, Comparison, Row
 from mesa_eval.report.wording import claim_name, claim_score, number, p_words, plural, spread_words, summarise
 
 STYLES = {"better": "green", "worse": "red", NOT_TOLD: "dim"}

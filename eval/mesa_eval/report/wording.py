@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mesa_eval.comparison import CORRECTION, LEAST, NOT_TOLD, Claim, Comparison, Difference, Row
+from mesa_eval.comparison.record import CORRECTION, LEAST, NOT_TOLD, Claim, Comparison, Difference, Row
 from mesa_eval.uncertainty.intervals import FEW_UNITS, Interval
 
 MINUS = "\u2212"

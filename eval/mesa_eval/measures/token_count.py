@@ -12,12 +12,12 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from mesa_eval.forecast import Forecast, forecast
-from mesa_eval.parts import Subject, questions
+from mesa_eval.measures.forecast import Forecast, forecast
+from mesa_eval.measures.parts import Subject, questions
+from mesa_eval.plan import EvaluationPlan
 from mesa_eval.reading.batches import Batch
 from mesa_eval.reading.model_source import declared_vocabulary, load_tokenizer, tokenizer_fingerprint
 from mesa_eval.reading.reader import Reader, TokenScores
-from mesa_eval.suite import Plan
 
 
 class TokenCounter(Reader):
@@ -101,7 +101,7 @@ class ModelCount:
 
 
 def count_tokens(
-    plan: Plan,
+    plan: EvaluationPlan,
     batch_tokens: int = 8192,
     trust_remote_code: bool = False,
     quiet: bool = False,
@@ -109,8 +109,8 @@ def count_tokens(
 ) -> list[ModelCount]:
     """Count what the models of a plan read; models that read the same are counted once.
 
-    With a device each model is opened there and reads a few batches, see `mesa_eval.forecast`. Nothing stored is taken
-    into account, and generation counts in full. Raises ValueError as `evaluate` does.
+    With a device each model is opened there and reads a few batches, see `mesa_eval.measures.forecast`. Nothing
+    stored is taken into account, and generation counts in full. Raises ValueError as `evaluate` does.
     """
     alike: dict[tuple[str, int, int], list[str]] = {}
     readers: dict[tuple[str, int, int], TokenCounter] = {}
@@ -131,7 +131,7 @@ def count_tokens(
     ]
 
 
-def count_parts(reader: TokenCounter, plan: Plan, window: int, quiet: bool) -> list[PartCount]:
+def count_parts(reader: TokenCounter, plan: EvaluationPlan, window: int, quiet: bool) -> list[PartCount]:
     """Ask the counter everything, and return what each part would read."""
     subject = Subject(reader, window, plan.protocol, plan.seed, plan.documents, plan.sample, plan.tasks, plan.missing)
     counts = []
@@ -153,7 +153,7 @@ def count_parts(reader: TokenCounter, plan: Plan, window: int, quiet: bool) -> l
     return counts
 
 
-def print_counts(plan: Plan, counts: Sequence[ModelCount]) -> None:
+def print_counts(plan: EvaluationPlan, counts: Sequence[ModelCount]) -> None:
     """Print each part with its tokens and seconds, their sums, the suite's budget, and the memory of each model."""
     budget = plan.protocol.budget
     for count in counts:

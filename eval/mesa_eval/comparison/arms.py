@@ -5,15 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from mesa_eval.scores import ModelCard
+from typing import Protocol
 
 NO_COMMON_SEED = "no training seed in common"
 
 
+class Named(Protocol):
+    """What decides a model's arm: known before the model is opened, and of its scores."""
+
+    @property
+    def name(self) -> str:
+        """The model's name among those that are compared."""
+
+    @property
+    def argument(self) -> str:
+        """What it was called on the command line."""
+
+    @property
+    def seed(self) -> int | None:
+        """Its training seed."""
+
+    @property
+    def recipe(self) -> str:
+        """A sha256 of what runs of one arm share, "" where it is not known."""
+
+
 @dataclass(frozen=True)
 class Arm:
-    """Hold one thing compared: a name, the places of its models among all, and each one's training seed.
+    """One thing compared: a name, the places of its models among all, and each one's training seed.
 
     A seed is None for a model whose run is not known, such as one from the Hub.
     """
@@ -28,7 +47,7 @@ class Arm:
         return self.seeds == (None,)
 
 
-def find_arms(cards: Sequence[ModelCard], groups: Mapping[str, Sequence[str]] | None = None) -> list[Arm]:
+def find_arms(cards: Sequence[Named], groups: Mapping[str, Sequence[str]] | None = None) -> list[Arm]:
     """Gather models into arms, in the order in which their first ones come.
 
     Runs whose recipes and data are equal but for name, seed and output folder are one arm. `groups` names arms by hand:
@@ -50,6 +69,20 @@ def find_arms(cards: Sequence[ModelCard], groups: Mapping[str, Sequence[str]] | 
             name += "-2"
         arms.append(Arm(name, tuple(members), tuple(seeds)))
     return arms
+
+
+def find_baseline(arms: Sequence[Arm], models: Sequence[Named], baseline: str | None) -> int:
+    """Return the index of the baseline among the arms; ValueError if no arm or model has that name or argument."""
+    if baseline in (None, "first", "last"):
+        return 0 if baseline == "first" else len(arms) - 1
+    titles = [arm.name for arm in arms]
+    if baseline in titles:
+        return titles.index(baseline)
+    for known in ([model.name for model in models], [model.argument for model in models]):
+        if baseline in known:
+            place = known.index(baseline)
+            return next(index for index, arm in enumerate(arms) if place in arm.members)
+    raise ValueError(f"baseline {baseline!r}: must be 'first', 'last' or one of {', '.join(titles)}")
 
 
 def read_groups(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -78,7 +111,7 @@ def pairs(own: Arm, base: Arm) -> list[tuple[int | None, int, int]]:
     return [(seed, place, partner[seed]) for seed, place in zip(own.seeds, own.members, strict=True) if seed in partner]
 
 
-def _by_hand(cards: Sequence[ModelCard], groups: Mapping[str, Sequence[str]]) -> dict[int, str]:
+def _by_hand(cards: Sequence[Named], groups: Mapping[str, Sequence[str]]) -> dict[int, str]:
     chosen: dict[int, str] = {}
     for name, models in groups.items():
         for model in models:
@@ -90,7 +123,7 @@ def _by_hand(cards: Sequence[ModelCard], groups: Mapping[str, Sequence[str]]) ->
     return chosen
 
 
-def _recipe(cards: Sequence[ModelCard], place: int, gathered: Mapping[object, Sequence[int]]) -> object:
+def _recipe(cards: Sequence[Named], place: int, gathered: Mapping[object, Sequence[int]]) -> object:
     """Return what a model is gathered by; a seed that its recipe has already begins another arm."""
     card = cards[place]
     if not card.recipe or card.seed is None:
@@ -106,7 +139,7 @@ def _in_order(members: Sequence[int], seeds: Sequence[int | None]) -> tuple[list
     return [members[place] for place in order], [seeds[place] for place in order]
 
 
-def _shared_name(cards: Sequence[ModelCard]) -> str:
+def _shared_name(cards: Sequence[Named]) -> str:
     """Return the one model's name, or what the names of several have in common before their seeds."""
     names = [card.name for card in cards]
     if len(names) == 1:

@@ -7,12 +7,12 @@ difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mesa_eval.arms import NO_COMMON_SEED, Arm, find_arms, pairs
-from mesa_eval.comparison import PRIMARY, Comparison, Difference, Row, ordered_keys
+from mesa_eval.comparison.arms import NO_COMMON_SEED, Arm, find_arms, pairs
+from mesa_eval.comparison.record import PRIMARY, Comparison, Difference, Row, ordered_keys
 from mesa_eval.documents import stable_number
 from mesa_eval.scores import Measure, Scores, Statistic
 from mesa_eval.uncertainty.bootstrap import Resampled, Transform, mean_of, resample, seeds_and_units
@@ -33,13 +33,13 @@ def build_comparison(
     baseline: int = 0,
     *,
     differences: bool = True,
-    groups: Mapping[str, Sequence[str]] | None = None,
+    arms: Sequence[Arm] | None = None,
 ) -> Comparison:
     """Make every row from raw scores; `baseline` is an arm's index. Without `differences` arms stand for themselves.
 
-    `groups` names arms by hand, see `mesa_eval.arms.find_arms`.
+    `arms` are those of `find_arms` where none is given.
     """
-    arms = find_arms([item.model for item in scores], groups)
+    arms = list(arms or find_arms([item.model for item in scores]))
     table = _Table(scores, arms, baseline if differences and len(arms) > 1 else -1)
     keys = ordered_keys([[(measure.section, measure.key) for measure in item.measures] for item in scores])
     rows = table.average() + table.gains() + [table.row(key) for key in keys]

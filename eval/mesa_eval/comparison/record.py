@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from mesa_eval.arms import Arm
+from mesa_eval.comparison.arms import Arm
 from mesa_eval.scores import Scores, Statistic
 from mesa_eval.uncertainty.intervals import Interval, holm
 

@@ -1,0 +1,1 @@
+"""Arms of models, and their differences from a baseline."""
