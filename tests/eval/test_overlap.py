@@ -37,12 +37,11 @@ def test_shares_are_those_of_a_plain_search() -> None:
     assert len(passages(np.arange(20), 8)) == 13
 
 
-def test_a_bound_is_kept_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesa_eval.measures.overlap.MOST_TRAINING_TOKENS", 64)
-    monkeypatch.setattr("mesa_eval.measures.overlap.TOKENS_AT_ONCE", 64)
+def test_a_bound_is_kept_and_told() -> None:
     rows = np.arange(64 * 10).reshape(10, 64)
     data = datasets.Dataset.from_dict({"input_ids": rows.tolist()}).with_format("numpy")
-    assert shared_passages([rows[0].tolist(), rows[5].tolist()], data, 8) == ([1.0, 0.0], 1)
+    texts = [rows[0].tolist(), rows[5].tolist()]
+    assert shared_passages(texts, data, 8, most=64, at_once=64) == ([1.0, 0.0], 1)
 
 
 def test_copies_are_noted(tmp_path: Path) -> None:

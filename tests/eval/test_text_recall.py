@@ -28,13 +28,12 @@ def training(monkeypatch: pytest.MonkeyPatch, tmp_path):
 
     rows = Rows([[1, 2, 3, 4], [2, 3, 9, 9], [1, 2, 3, 1]])
     monkeypatch.setattr("mesalm.data.prepared.Prepared", lambda path: SimpleNamespace(rows=lambda split: rows))
-    monkeypatch.setattr(text_recall, "ROWS_AT_ONCE", 2)
     return tmp_path
 
 
 def test_pairs_are_counted_in_the_training_rows(training) -> None:
     windows = np.array([[1, 2, 3, 7], [9, 9, 2, 1]])
-    counts, looked = count_pairs(training, text_recall.pair_codes(windows))
+    counts, looked = count_pairs(training, text_recall.pair_codes(windows), rows_at_once=2)
     assert counts.tolist() == [[2, 3, 0], [1, 0, 0]]
     assert looked == 12
     assert rare_in_training(windows, training).tolist() == [[False, False, True], [False, True, True]]

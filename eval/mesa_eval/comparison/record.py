@@ -170,7 +170,11 @@ class Comparison:
 
     def verdict(self, row: Row, index: int) -> str:
         """Return what the family says of a row and an arm; "" for a row that is not one of its tests."""
-        return next((claim.verdict for claim in self.claims(index) if claim.row.key == row.key), "")
+        return self._verdicts.get((row.key, index), "")
+
+    @cached_property
+    def _verdicts(self) -> dict[tuple[str, int], str]:
+        return {(claim.row.key, claim.arm): claim.verdict for claim in self.family}
 
 
 def _judges(row: Row) -> bool:

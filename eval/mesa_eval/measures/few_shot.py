@@ -9,8 +9,9 @@ in `task_measures.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from mesa_eval.measures.nulls import null_scores
 from mesa_eval.reading.encoding import Pair
@@ -22,6 +23,7 @@ MOST = "most"
 WRITTEN = 48  # tokens written at most where an answer is looked for in what a model writes (Arora et al. 2024, Based)
 STOP = "\n"
 Table = dict[tuple[str, str], Likelihood]
+T = TypeVar("T")
 
 
 class CannotAskError(ValueError):
@@ -98,17 +100,15 @@ def score_task(reader: Reader, task: Task, protocol: FewShotProtocol, window: in
     Raises CannotAskError if not even the smallest number of shots fits, or an answer cannot be encoded.
     """
     chosen = task.queries(protocol, seed)
-    queries = _short_enough(reader, task, chosen, window, seed) if task.leaves_out_long else chosen
-    if not queries:
-        raise CannotAskError(f"no prompt fits the window of {window} tokens")
-    asked = {"": _fitting(reader, task, protocol, queries, window, seed)}
+    queries = _short_enough(reader, task, chosen, window, seed)
+    asked = {"": _fitting(reader, task, protocol, queries, window, seed) if queries else []}
     if not asked[""]:
         raise CannotAskError(f"no prompt fits the window of {window} tokens")
     plain = [level.shots for level in asked[""] if level.key != MOST]
     primary = max(shots for shots in plain if shots <= max(protocol.primary_shots, plain[0]))
     left_out = {"": len(chosen) - len(queries)}
     for other in task.variants(primary, protocol, seed):
-        short = _short_enough(reader, other, queries, window, seed) if task.leaves_out_long else queries
+        short = _short_enough(reader, other, queries, window, seed)
         level = _encode(reader, other, protocol, short, primary, window, seed) if short else None
         asked[other.variant] = [] if level is None else [level]
         left_out[other.variant] = len(queries) - (0 if level is None else len(short))
@@ -121,26 +121,39 @@ def score_task(reader: Reader, task: Task, protocol: FewShotProtocol, window: in
     levels = {
         variant: [_level(reader, level, next(in_turn), written) for level in own] for variant, own in asked.items()
     }
-    shown = next((level for level in flat if level.shots), flat[0]).grid[0][0]
-    record = TaskRecord(
-        name=task.name,
-        kind=task.kind,
-        queries=len(queries),
-        draws=task.draws(protocol),
-        candidates=max(len(query.candidates) for level in flat for row in level.grid for query in row),
-        majority=task.majority(queries),
-        cut=sorted(set(task.levels(protocol)) - {level.shots for level in asked[""]}),
-        pairs_joint=sum(pair.joint for pair in pairs),
-        pairs_apart=sum(not pair.joint for pair in pairs),
-        example=(shown.prompt + shown.answer).lstrip(),
-    )
     answers = sorted({query.answer for level in flat for row in level.grid for query in row})
+    record = _record(task, protocol, queries, flat, pairs, asked[""])
     lost = reader.lost(answers, reader.encode_all(answers))
     return TaskScores(task, record, queries, levels, primary, left_out, lost, len(answers))
 
 
+def _record(
+    task: Task,
+    protocol: FewShotProtocol,
+    queries: list[int],
+    asked: Sequence[_Asked],
+    pairs: Sequence[Pair],
+    plain: Sequence[_Asked],
+) -> TaskRecord:
+    shown = next((level for level in asked if level.shots), asked[0]).grid[0][0]
+    return TaskRecord(
+        name=task.name,
+        kind=task.kind,
+        queries=len(queries),
+        draws=task.draws(protocol),
+        candidates=max(len(query.candidates) for level in asked for row in level.grid for query in row),
+        majority=task.majority(queries),
+        cut=sorted(set(task.levels(protocol)) - {level.shots for level in plain}),
+        pairs_joint=sum(pair.joint for pair in pairs),
+        pairs_apart=sum(not pair.joint for pair in pairs),
+        example=(shown.prompt + shown.answer).lstrip(),
+    )
+
+
 def _short_enough(reader: Reader, task: Task, queries: list[int], window: int, seed: int) -> list[int]:
-    """Return the queries whose prompt and answer fit the window."""
+    """Return the queries whose prompt and answer fit the window, all where the task leaves none out."""
+    if not task.leaves_out_long:
+        return queries
     asked = [task.query(index, 0, 0, 1, seed) for index in queries]
     pairs = _encoded(reader, [(query.prompt, query.answer) for query in asked])
     return [index for index, pair in zip(queries, pairs, strict=True) if len(pair.tokens) - 1 <= window]
@@ -252,31 +265,36 @@ def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str])
 
     def digits(query: Query) -> int:
         pair = asked.pairs[query.prompt, query.answer]
-        return digits_right(reader, pair.tokens[pair.start :], table[query.prompt, query.answer].best)
+        return digits_right(reader, pair.tokens[pair.start :], scored(query).best)
 
     def tokens(query: Query, text: str) -> int:
         pair = asked.pairs[query.prompt, text]
         return len(pair.tokens) - pair.start
 
-    writes = bool(written) and "contains" in asked.task.scored
-    ranked = asked.grid if "accuracy" in asked.task.scored else []
+    def each(grid: list[list[Query]], value: Callable[[Query], T]) -> list[list[T]]:
+        return [[value(query) for query in row] for row in grid]
+
+    def scored(query: Query) -> Likelihood:
+        return table[query.prompt, query.answer]
+
+    grid = asked.grid
+    texts = grid if written and "contains" in asked.task.scored else []
+    ranked = grid if "accuracy" in asked.task.scored else []
     return Level(
         queries=asked.queries,
         key=asked.key,
         shots=asked.shots,
         words=asked.words,
-        nats=[[-table[query.prompt, query.answer].nats for query in row] for row in asked.grid],
-        bytes=[[len(query.answer.encode()) for query in row] for row in asked.grid],
-        exact=[[float(table[query.prompt, query.answer].greedy) for query in row] for row in asked.grid],
-        ranked=[[logs(query) for query in row] for row in ranked],
-        truth=[[query.candidates.index(query.answer) for query in row] for row in ranked],
-        free=[[logs(query) for query in row] for row in asked.free],
-        digits=[[digits(query) for query in row] for row in asked.grid],
-        written=[[written[query.prompt] for query in row] for row in asked.grid] if writes else [],
-        contains=[[contains(written[query.prompt], query.answer) for query in row] for row in asked.grid]
-        if writes
-        else [],
-        nulls=null_scores(asked.task, asked.grid, tokens) if ranked else {},
+        nats=each(grid, lambda query: -scored(query).nats),
+        bytes=each(grid, lambda query: len(query.answer.encode())),
+        exact=each(grid, lambda query: float(scored(query).greedy)),
+        ranked=each(ranked, logs),
+        truth=each(ranked, lambda query: query.candidates.index(query.answer)),
+        free=each(asked.free, logs),
+        digits=each(grid, digits),
+        written=each(texts, lambda query: written[query.prompt]),
+        contains=each(texts, lambda query: contains(written[query.prompt], query.answer)),
+        nulls=null_scores(asked.task, grid, tokens) if ranked else {},
         ceiling=asked.ceiling,
     )
 

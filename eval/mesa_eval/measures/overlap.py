@@ -48,10 +48,17 @@ def overlap_notes(prepared: Iterable[Path], documents: Sequence[Document]) -> li
     return notes
 
 
-def shared_passages(texts: Sequence[Sequence[int]], rows: Any, length: int) -> tuple[list[float], int]:
+def shared_passages(
+    texts: Sequence[Sequence[int]],
+    rows: Any,
+    length: int,
+    *,
+    most: int = MOST_TRAINING_TOKENS,
+    at_once: int = TOKENS_AT_ONCE,
+) -> tuple[list[float], int]:
     """Return, for each text, the share of its passages of `length` tokens that stand in the rows; and the rows read.
 
-    rows: of prepared data, `input_ids` [T] each; at most MOST_TRAINING_TOKENS are read, from the first on. A text that
+    rows: of prepared data, `input_ids` [T] each; at most `most` are read, from the first on, `at_once` together. A text that
     is shorter than a passage has a share of 0.
     """
     own = [passages(np.asarray(text, dtype=np.int64), length)[::length] for text in texts]
@@ -59,8 +66,8 @@ def shared_passages(texts: Sequence[Sequence[int]], rows: Any, length: int) -> t
     found = np.zeros(len(wanted), dtype=bool)
     looked = read = 0
     width = len(rows[0]["input_ids"]) if len(rows) else 1
-    step = max(1, TOKENS_AT_ONCE // width)
-    while len(wanted) and looked < len(rows) and read < MOST_TRAINING_TOKENS:
+    step = max(1, at_once // width)
+    while len(wanted) and looked < len(rows) and read < most:
         tokens = np.concatenate([np.asarray(row) for row in rows[looked : looked + step]["input_ids"]])
         here = passages(tokens, length)
         at = np.searchsorted(wanted, here).clip(max=len(wanted) - 1)

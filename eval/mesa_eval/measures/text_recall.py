@@ -37,7 +37,7 @@ def repeated(tokens: np.ndarray) -> np.ndarray:
     return seen
 
 
-def count_pairs(prepared: Path, codes: np.ndarray) -> tuple[np.ndarray, int]:
+def count_pairs(prepared: Path, codes: np.ndarray, rows_at_once: int = ROWS_AT_ONCE) -> tuple[np.ndarray, int]:
     """Count how often each pair of tokens stands in the training rows of prepared data; and the tokens looked at."""
     from mesalm.data.prepared import Prepared
 
@@ -45,8 +45,8 @@ def count_pairs(prepared: Path, codes: np.ndarray) -> tuple[np.ndarray, int]:
     wanted, place = np.unique(codes, return_inverse=True)
     counts = np.zeros(len(wanted), dtype=np.int64)
     looked = 0
-    for begin in range(0, len(rows), ROWS_AT_ONCE):
-        tokens = np.asarray(rows[begin : begin + ROWS_AT_ONCE]["input_ids"])
+    for begin in range(0, len(rows), rows_at_once):
+        tokens = np.asarray(rows[begin : begin + rows_at_once]["input_ids"])
         found = pair_codes(tokens).ravel()
         at = np.searchsorted(wanted, found).clip(max=len(wanted) - 1)
         counts += np.bincount(at[wanted[at] == found], minlength=len(wanted))

@@ -124,7 +124,7 @@ def position_figure(comparison: Comparison, section: str, title: str) -> str | N
     def draw(figure: Figure) -> None:
         panels = figure.subplots(2 if others else 1, 1, sharex=True, squeeze=False)[:, 0]
         for index, name in enumerate(comparison.names):
-            shown = [(x, value.value) for x, row in zip(centres, rows, strict=True) if (value := row.values[index])]
+            shown = [(row.x or 1.0, value) for row, value in _known(rows, index)]
             if shown:
                 mark = series_marker(index)
                 panels[0].plot(*zip(*shown, strict=True), marker=mark, color=series_colour(index), label=name)
@@ -137,17 +137,26 @@ def position_figure(comparison: Comparison, section: str, title: str) -> str | N
             panels[1].axhline(0, color=INK, linewidth=1)
             panels[1].set_ylabel("nats per token")
             panels[1].set_title(f"Difference from {comparison.base}, with 95 % band (below 0 is better)")
-        panels[-1].set_xscale("log", base=2)
-        panels[-1].set_xticks(sorted({row.last for row in rows if row.last is not None}))
-        panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panels[-1].xaxis.set_minor_locator(NullLocator())
-        panels[-1].set_xlabel("position in the window, tokens")
+        _position_axis(panels[-1], rows)
 
     ends = []
     for index, name in enumerate(comparison.names):
-        shown = [value.value for row in rows if (value := row.values[index]) is not None]
-        ends += [f"{name} from {number(shown[0], 2)} to {number(shown[-1], 2)}"] if shown else []
+        shown = _known(rows, index)
+        ends += [f"{name} from {number(shown[0][1], 2)} to {number(shown[-1][1], 2)}"] if shown else []
     return draw_svg(draw, (7.2, 5.6 if others else 3.3), f"{title}, nats per token: {'; '.join(ends)}")
+
+
+def _position_axis(axes: Any, rows: Sequence[Row]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({row.last for row in rows if row.last is not None}))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("position in the window, tokens")
+
+
+def _known(rows: Sequence[Row], index: int) -> list[tuple[Row, float]]:
+    """Return the rows that an arm has a value for, and the values."""
+    return [(row, value.value) for row in rows if (value := row.values[index]) is not None]
 
 
 def _position_difference(axes: Any, centres: Sequence[float], rows: Sequence[Row], index: int) -> None:
@@ -183,24 +192,23 @@ def task_figure(comparison: Comparison, task: str) -> str | None:
             axes.set_xlabel("shots")
             axes.set_xticks(range(len(chosen)), [str(row.shots) for row in chosen])
         chance = [next((value for value in row.chance if value is not None), None) for row in found]
-        known = [(x, value) for x, value in enumerate(chance) if value is not None]
-        if known:
-            dashes = (0, (4, 3))
-            left.plot(*zip(*known, strict=True), linestyle=dashes, color=MUTED, linewidth=1.2, label="null")
-        best = [(x, row.ceiling) for x, row in enumerate(found) if row.ceiling is not None]
-        if best:
-            dots = (0, (1, 2))
-            left.plot(
-                *zip(*best, strict=True), linestyle=dots, color=INK, linewidth=1.2, label="knows the kind of rule"
-            )
+        _bound(left, chance, "null", linestyle=(0, (4, 3)), color=MUTED)
+        _bound(left, [row.ceiling for row in found], "knows the kind of rule", linestyle=(0, (1, 2)), color=INK)
         left.set_ylim(-0.03, 1.03)
         left.legend(fontsize=9)
 
     ends = []
     for index, arm in enumerate(comparison.names):
-        last = [(row.label, value.value) for row in found if (value := row.values[index]) is not None]
-        ends += [f"{arm} {number(last[-1][1], 2)} at {last[-1][0]}"] if last else []
+        shown = _known(found, index)
+        ends += [f"{arm} {number(shown[-1][1], 2)} at {shown[-1][0].label}"] if shown else []
     return draw_svg(draw, (7.2, 2.9), f"{task}, {found[0].unit} by number of shots: {', '.join(ends)}")
+
+
+def _bound(axes: Any, values: Sequence[float | None], label: str, **style: Any) -> None:
+    """Draw what no model is needed for, by number of shots, where it is known."""
+    known = [(x, value) for x, value in enumerate(values) if value is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), linewidth=1.2, label=label, **style)
 
 
 def _shots_line(axes: Any, rows: Sequence[Row], index: int, models: int, name: str) -> None:
