@@ -58,8 +58,8 @@ def shared_passages(
 ) -> tuple[list[float], int]:
     """Return, for each text, the share of its passages of `length` tokens that stand in the rows; and the rows read.
 
-    rows: of prepared data, `input_ids` [T] each; at most `most` are read, from the first on, `at_once` together. A text that
-    is shorter than a passage has a share of 0.
+    rows: of prepared data, `input_ids` [T] each; at most `most` are read, from the first on, `at_once` together. A text
+    that is shorter than a passage has a share of 0.
     """
     own = [passages(np.asarray(text, dtype=np.int64), length)[::length] for text in texts]
     wanted = np.unique(np.concatenate(own)) if own else np.zeros(0, dtype=np.uint64)
