@@ -135,10 +135,10 @@ def list_launches(
     rest = [torch.empty(*shape, device="meta") for shape in ((G, K), (batch, G, K, K), (batch, G, K, V))]
     operands = (query, key, value, *gates, *rest)
     with recorded() as launches, wide_kernels() if wide else nullcontext():
-        output, gram, cross, solution, _ = launch.forward(*operands, 1e-3, 4 * K)
-        launch.backward(output.to(dtype), gram, cross, *operands, solution, 1e-3, 4 * K)
+        output, gram, cross, solution, _ = launch.forward(*operands, tolerance=1e-3, max_steps=4 * K)
+        launch.backward(output.to(dtype), gram, cross, *operands, solution, tolerance=1e-3, max_steps=4 * K)
         state = torch.empty(batch, G, K, K + V, device="meta").split((K, V), -1)
-        launch.step(*(x[:, :1] for x in operands[:5]), rest[0], *state, 1e-3, 4 * K)
+        launch.step(*(x[:, :1] for x in operands[:5]), rest[0], *state, tolerance=1e-3, max_steps=4 * K)
     return launches
 
 

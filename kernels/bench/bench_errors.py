@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mesalm.model.mesa_chunked import mesa_chunked
 from mesalm.model.mesa_exact import mesa_exact
+from mesalm.model.operator_mesa import mesa_attention
 
 KEYS = ("independent", "correlated", "nearly identical", "repeated")
 
@@ -39,7 +39,7 @@ def make_keys(kind: str, length: int, size: int, generator: torch.Generator) -> 
 
 
 def make_operands(kind: str, ridge: float, gamma: float, length: int, size: int, seed: int) -> list[Tensor]:
-    """Make the operands of `mesa_chunked` in float32, query to cross, for one sequence and one head."""
+    """Make the operands of `mesa_exact` in float32, for one sequence and one head."""
     generator = torch.Generator().manual_seed(seed)
     key = make_keys(kind, length, size, generator)
     query = torch.randn(length, size, generator=generator, dtype=torch.float64) + key
@@ -68,9 +68,10 @@ def main() -> None:
         with torch.no_grad():
             exact = mesa_exact(*(x.double() for x in operands))[0]
             dense = mesa_exact(*operands)[0]
-            ways = [mesa_chunked(*operands, options.tolerance, 4 * options.size, way) for way in ("auto", "cg")]
+            settings = {"tolerance": options.tolerance, "backend": "torch", "return_report": "steps"}
+            ways = [mesa_attention(*operands[:6], **settings, method=way) for way in ("auto", "cg")]
         errors = [float((x.double() - exact).norm() / exact.norm()) for x in (dense, ways[0][0], ways[1][0])]
-        steps = [f"{way[4].float().mean():.1f}" for way in ways]
+        steps = [f"{way[1].steps.float().mean():.1f}" for way in ways]
         table.add_row(kind, f"{ridge:g}", f"{gamma:g}", *(f"{error:.1e}" for error in errors), *steps)
     Console().print(table)
 

@@ -81,14 +81,14 @@ def count(size: int, dtype: torch.dtype, *, batch: int = 8, length: int = 4096, 
 
     with torch.no_grad(), patch.object(JITFunction, "run", record):
         with Ledger(operands) as ledger:
-            output, gram, cross, solution, steps = launch.forward(*operands, 1e-4, 4 * size)
+            output, gram, cross, solution, steps = launch.forward(*operands, tolerance=1e-4, max_steps=4 * size)
             counted["forward"] = ledger.peak
             del steps
             upstream = tuple(torch.empty_like(x) for x in (output, gram, cross))
             counted["held"] = solution.untyped_storage().nbytes()
         del output, gram, cross
         with Ledger((*operands, *upstream, solution)) as ledger:
-            launch.backward(*upstream, *operands, solution, 1e-4, 4 * size)
+            launch.backward(*upstream, *operands, solution, tolerance=1e-4, max_steps=4 * size)
             counted["backward"] = ledger.peak + counted["held"]
     return counted
 

@@ -17,15 +17,14 @@ from peer_kernel import STEPS as PEER_STEPS
 from peer_kernel import peer_kernel
 from torch import Tensor
 
-from mesalm.model.chunk_states import CHUNK, chunk_count, compute_dtype
-from mesalm.model.mesa_chunked import mesa_chunked
+from mesalm.model.chunk_states import CHUNK
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
 ALL = ("mesa", "torch", "triton", "shared", "cg", "cg-30", "cg-30-plain", "fla", "linear", "softmax")
 BACKENDS = {"mesa": "auto", "torch": "torch", "triton": "triton"}
 """Variants that are `mesa_attention` itself, and the back end that each asks for."""
-METHODS = {"shared": "shared", "cg": "cg"}
+METHODS = ("shared", "cg")
 """Variants that are one method of the torch back end's solver, used everywhere."""
 TOLERANT = (*BACKENDS, *METHODS)
 """Variants that stop at a tolerance."""
@@ -129,16 +128,11 @@ def _steps(word: str, operands: Operands, tolerance: float) -> tuple[float, floa
 
 def _solver(word: str, operands: Operands, tolerance: float) -> tuple[Tensor, Tensor]:
     """Run this project's solver; returns output `[B, T, H, V]` and steps `[B, N, H]`."""
-    if word in BACKENDS:
-        output, report = mesa_attention(*operands, tolerance=tolerance, return_report="steps", backend=BACKENDS[word])
-        return output, report.steps
-    B, T, G, K = operands.key.shape
-    V = operands.value.shape[-1]
-    dtype = compute_dtype(operands.query.dtype)
-    gram, cross = (operands.key.new_zeros(B, G, K, size, dtype=dtype) for size in (K, V))
-    results = mesa_chunked(*operands, gram, cross, tolerance, 4 * K, method=METHODS[word])
-    assert results[4].shape == (B, chunk_count(T), operands.query.shape[2])
-    return results[0], results[4]
+    backend, method = (BACKENDS[word], "auto") if word in BACKENDS else ("torch", word)
+    output, report = mesa_attention(
+        *operands, tolerance=tolerance, return_report="steps", backend=backend, method=method
+    )
+    return output, report.steps
 
 
 def backend_of(variant: Variant, operands: Operands) -> str | None:

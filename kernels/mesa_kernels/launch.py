@@ -53,6 +53,40 @@ class Sizes(NamedTuple):
         return self.B * self.G * self.N
 
 
+class Call(NamedTuple):
+    """The tensors of one call.
+
+    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]` of one dtype of float32, bfloat16 and float16; gates
+    `[B, T, G]`, ridge `[G, K]`, initial states gram `[B, G, K, K]` and cross `[B, G, K, V]`; B and T at least 1.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    log_forget: Tensor
+    input_gate: Tensor
+    ridge: Tensor
+    gram: Tensor
+    cross: Tensor
+
+    @property
+    def sizes(self) -> Sizes:
+        """Return the sizes."""
+        B, T, H, K = self.query.shape
+        G, V = self.value.shape[2:]
+        return Sizes(B, T, H, G, K, V, self.query.dtype != torch.float32, self.query.device)
+
+    def contiguous(self) -> Call:
+        """Lay out what tokens bring as the kernels read it; states and ridge stay."""
+        return self._replace(
+            query=self.query.contiguous(),
+            key=self.key.contiguous(),
+            value=self.value.contiguous(),
+            log_forget=self.log_forget.contiguous(),
+            input_gate=self.input_gate.contiguous(),
+        )
+
+
 class Gates(NamedTuple):
     """Hold what `gates.gate_kernel` makes."""
 
@@ -98,37 +132,27 @@ def power_of_two(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def prepare(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-) -> Prepared:
-    """Sum the gates and scan the states; arguments as in `forward`."""
-    B, T, H, K = query.shape
-    sizes = Sizes(B, T, H, key.shape[2], K, value.shape[3], query.dtype != torch.float32, query.device)
-    query, key, value, log_forget, input_gate = (x.contiguous() for x in (query, key, value, log_forget, input_gate))
-    ridge = ridge.to(torch.float32).contiguous()
+def prepare(call: Call) -> Prepared:
+    """Sum the gates and scan the states."""
+    sizes, call = call.sizes, call.contiguous()
+    query, key, value = call.query, call.key, call.value
+    ridge = call.ridge.to(torch.float32).contiguous()
     scale = ridge.rsqrt()
-    G, N, P = sizes.G, sizes.N, sizes.P
+    T, G, N, K, P = sizes.T, sizes.G, sizes.N, sizes.K, sizes.P
     high, low, lift, before, after = (fresh(query, P, CHUNK) for _ in range(5))
     weights = fresh(query, P if sizes.on_chip else 0, CHUNK, CHUNK)
     sums = Gates(high, low, lift, before, after, weights, fresh(query, 2, P))
     choice = choose("gates", sizes)
     gates.gate_kernel[(P,)](
-        key, value, log_forget, input_gate, scale, *sums, P, T, G, N, K, sizes.V, WEIGHTS=sizes.on_chip,
+        key, value, call.log_forget, call.input_gate, scale, *sums, P, T, G, N, K, sizes.V, WEIGHTS=sizes.on_chip,
         FLOOR=FLOOR, C=CHUNK, BI=min(choice.tile, power_of_two(max(K, sizes.V))), **choice.options,
     )  # fmt: skip
-    symmetric = (0.5 * (gram + gram.mT)).to(torch.float32).contiguous()
-    first_cross = cross.to(torch.float32).contiguous()
+    symmetric = (0.5 * (call.gram + call.gram.mT)).to(torch.float32).contiguous()
+    first_cross = call.cross.to(torch.float32).contiguous()
     grams = scan("gram", key, key, sums, symmetric, sizes, scale)
     crosses = scan("cross", key, value, sums, first_cross, sizes, scale)
     return Prepared(
-        sizes, query, key, value, log_forget, input_gate, ridge.sqrt(), scale, sums, *grams, *crosses
+        sizes, query, key, value, call.log_forget, call.input_gate, ridge.sqrt(), scale, sums, *grams, *crosses
     )  # fmt: skip
 
 
@@ -227,28 +251,15 @@ def read_states(made: Prepared, rows: Tensor, out: Tensor, *, adjoint: bool, mar
     )  # fmt: skip
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-    tolerance: float,
-    max_steps: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def forward(*operands: Tensor, tolerance: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute mesa attention: output, final gram and cross, solutions and steps.
 
-    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]` of one dtype of float32, bfloat16 and float16; gates
-    `[B, T, G]`, ridge `[G, K]`, states `[B, G, K, K]` and `[B, G, K, V]`; B and T at least 1. Returns output
-    `[B, T, H, V]` in query's dtype; in float32 the final states and the solutions `[B, T, H, K]`; steps `[B, N, H]`
-    (int32). The relative error of the solutions is at most `tolerance`.
+    operands: those of `Call`. Returns output `[B, T, H, V]` in query's dtype; in float32 the final states and the
+    solutions `[B, T, H, K]`; steps `[B, N, H]` (int32). The relative error of the solutions is at most `tolerance`.
     """
-    made = prepare(query, key, value, log_forget, input_gate, ridge, gram, cross)
+    made = prepare(Call(*operands))
     s = made.sizes
-    output = fresh(query, s.B, s.T, s.H, s.V, dtype=query.dtype)
+    output = fresh(made.query, s.B, s.T, s.H, s.V, dtype=made.query.dtype)
     x, steps = solve(made, output, tolerance, max_steps, adjoint=False)
     return output, made.last_gram, made.last_cross, x, steps
 
@@ -257,20 +268,17 @@ def backward(
     upstream: Tensor,
     gram_upstream: Tensor,
     cross_upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-    solution: Tensor,
+    *operands_and_solution: Tensor,
     tolerance: float,
     max_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute the gradients of the eight tensor arguments of `forward`, in their dtypes."""
-    made = prepare(query, key, value, log_forget, input_gate, ridge, gram, cross)
+    """Compute the gradients of the operands, in their dtypes, from those of output and final states.
+
+    The operands are followed by the solutions that `forward` gave.
+    """
+    *operands, solution = operands_and_solution
+    call = Call(*operands)
+    made = prepare(call)
     s, sums, d, x = made.sizes, made.gates, upstream.contiguous(), solution.contiguous()
     y, _ = solve(made, d, tolerance, max_steps, adjoint=True)
     last_gram = (0.5 * (gram_upstream + gram_upstream.mT)).to(torch.float32).contiguous()
@@ -291,33 +299,22 @@ def backward(
         fresh(x, s.P, s.R, 5), fresh(x, s.P, CHUNK), d_key, d_value, d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K,
         s.V, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, SIDE=SIDE, BI=BI, BJ=BJ, **choice.options,
     )  # fmt: skip
-    ridges = d_ridge.view(s.B, s.G, s.N, s.K).sum((0, 2)).to(ridge.dtype)
-    return y.to(query.dtype), d_key, d_value, d_log, d_gate, ridges, d_gram.to(gram.dtype), d_cross.to(cross.dtype)
+    ridges = d_ridge.view(s.B, s.G, s.N, s.K).sum((0, 2)).to(call.ridge.dtype)
+    states = d_gram.to(call.gram.dtype), d_cross.to(call.cross.dtype)
+    return y.to(call.query.dtype), d_key, d_value, d_log, d_gate, ridges, *states
 
 
-def step(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-    tolerance: float,
-    max_steps: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def step(*operands: Tensor, tolerance: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Take one step of decoding: output, the new states beside one another, solutions and steps.
 
-    Arguments as in `forward`, with T = 1; states of any strides. Returns output `[B, 1, H, V]` in query's dtype, state
+    operands: those of `Call`, with T = 1; states of any strides. Returns output `[B, 1, H, V]` in query's dtype, state
     `[B, G, K, K + V]` and solutions `[B, 1, H, K]` in float32, and steps `[B, 1, H]` (int32), 0 where conjugate
     gradients did not end within `max_steps` (or twice K, if that is less) and the system was factored.
     """
-    B, T, H, K = query.shape
-    G, V = value.shape[2:]
-    sizes = Sizes(B, T, H, G, K, V, query.dtype != torch.float32, query.device)
-    query, key, value, log_forget, input_gate = (x.contiguous() for x in (query, key, value, log_forget, input_gate))
-    gram, cross = (x.to(torch.float32) for x in (gram, cross))
+    call = Call(*operands)
+    sizes, call = call.sizes, call.contiguous()
+    query, B, T, H, G, K, V = call.query, sizes.B, sizes.T, sizes.H, sizes.G, sizes.K, sizes.V
+    gram, cross = (x.to(torch.float32) for x in (call.gram, call.cross))
     gram, cross = (x if x.stride(-1) == 1 else x.contiguous() for x in (gram, cross))
     state, output = fresh(query, B, G, K, K + V), fresh(query, B, T, H, V, dtype=query.dtype)
     solution, memory = fresh(query, B, T, H, K), fresh(query, B, G, 2, K)
@@ -326,8 +323,9 @@ def step(
     BK = power_of_two(K)
     held = BK <= one_step.HELD_SIZE
     one_step.one_step_kernel[(B * G,)](
-        query, key, value, log_forget, input_gate, ridge.to(torch.float32).rsqrt().contiguous(), gram, cross, state,
-        output, solution, steps, memory, tolerance / (1.0 + tolerance), min(max_steps, one_step.STEPS_A_SIZE * K),
+        query, call.key, call.value, call.log_forget, call.input_gate,
+        call.ridge.to(torch.float32).rsqrt().contiguous(), gram, cross, state, output, solution, steps, memory,
+        tolerance / (1.0 + tolerance), min(max_steps, one_step.STEPS_A_SIZE * K),
         *gram.stride()[:3], *cross.stride()[:3], G, sizes.R, K, V, HELD=held,
         RESTARTS=one_step.RESTARTS, ROUNDING=one_step.ROUNDING, FLOOR=FLOOR, BK=BK, BI=BK if held else choice.tile,
         BJ=min(choice.tile, power_of_two(V)), **choice.options,

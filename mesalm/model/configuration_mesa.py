@@ -288,6 +288,11 @@ class MesaConfig(PreTrainedConfig):
         return 2 * self.dpfp * size if self.dpfp else size
 
     @property
+    def solver_settings(self) -> dict[str, Any]:
+        """Return what `mesa_attention` is told of the solve."""
+        return {"tolerance": self.tolerance, "max_steps": self.max_steps, "backend": self.mesa_backend}
+
+    @property
     def padding_only_id(self) -> int | None:
         """Return the token that only pads, whose embedding stays 0; None if it begins or ends texts too, and learns."""
         ends = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]

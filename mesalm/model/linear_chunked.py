@@ -7,8 +7,7 @@ The mesa layer without its solve; the chunks, the states and their gradients are
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,15 +24,43 @@ from .chunk_states import (
     scan_states,
     to_chunks,
 )
+from .operator_records import register
 from .operator_transforms import gradient_is_differentiated, pull_back, register_second_order
 
-NAMESPACE = re.sub(r"\W", "_", __package__ or __name__)
+
+class LinearOperands(NamedTuple):
+    """The tensors of one call of gated linear attention, or their gradients.
+
+    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, initial state cross
+    `[B, G, K, V]`.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    log_forget: Tensor
+    input_gate: Tensor
+    cross: Tensor
+
+
+class LinearResults(NamedTuple):
+    """The output `[B, T, H, V]` and the final state."""
+
+    output: Tensor
+    cross: Tensor
+
+
+class LinearUpstreams(NamedTuple):
+    """The gradients that arrive at the output and at the final state."""
+
+    upstream: Tensor
+    cross_upstream: Tensor
 
 
 def linear_exact(
     query: Tensor, key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, cross: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute the recurrence as written, differentiable by autograd; shapes as in `linear_chunked`."""
+    """Compute the recurrence as written, differentiable by autograd; shapes as in `LinearOperands`."""
     B, T, H, K = query.shape
     G, V = value.shape[2:]
     dtype = compute_dtype(query.dtype)
@@ -51,102 +78,66 @@ def linear_exact(
         return torch.stack(outputs, 1).reshape(B, T, H, V).to(query.dtype), G_t
 
 
-def _cut(
-    key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, cross: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Decay, Tensor, Tensor]:
+def _cut(operands: LinearOperands, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Decay, Tensor, Tensor]:
     """Cut into problems and scan: keys, values, input gates, decay, cross at chunk starts, last cross."""
-    G = key.shape[2]
-    keys, values = to_chunks(key, G, dtype), to_chunks(value, G, dtype)
-    gate = to_chunks(input_gate.unsqueeze(-1), G, dtype)
-    decay = chunk_decay(to_chunks(log_forget.unsqueeze(-1), G, torch.float64).squeeze(-1), dtype)
+    G = operands.key.shape[2]
+    keys, values = to_chunks(operands.key, G, dtype), to_chunks(operands.value, G, dtype)
+    gate = to_chunks(operands.input_gate.unsqueeze(-1), G, dtype)
+    decay = chunk_decay(to_chunks(operands.log_forget.unsqueeze(-1), G, torch.float64).squeeze(-1), dtype)
     update = torch.bmm((keys * (gate * decay.end)).mT, values)
-    starts, last = scan_states(update, decay.whole, cross.to(dtype))
+    starts, last = scan_states(update, decay.whole, operands.cross.to(dtype))
     return keys, values, gate, decay, starts, last
 
 
-def forward(
-    query: Tensor, key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, cross: Tensor
-) -> tuple[Tensor, Tensor]:
+def forward(operands: LinearOperands) -> LinearResults:
     """Compute output and final cross state."""
+    query = operands.query
     B, T = query.shape[:2]
-    G = key.shape[2]
+    G = operands.key.shape[2]
     dtype = compute_dtype(query.dtype)
     with torch.autocast(query.device.type, enabled=False):
-        keys, values, gate, decay, starts, last = _cut(key, value, log_forget, input_gate, cross, dtype)
+        keys, values, gate, decay, starts, last = _cut(operands, dtype)
         output = read_states(to_chunks(query, G, dtype), keys, values * gate, starts, decay)
-    return from_chunks(output, B, T, G, query.dtype), last
+    return LinearResults(from_chunks(output, B, T, G, query.dtype), last)
 
 
-def backward(
-    upstream: Tensor,
-    cross_upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    cross: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute the gradients of the six arguments of `forward`."""
+def backward(upstreams: LinearUpstreams, operands: LinearOperands) -> LinearOperands:
+    """Compute the gradients of the operands."""
+    query = operands.query
     B, T = query.shape[:2]
-    G = key.shape[2]
+    G = operands.key.shape[2]
     dtype = compute_dtype(query.dtype)
     with torch.autocast(query.device.type, enabled=False):
-        keys, values, gate, decay, starts, _ = _cut(key, value, log_forget, input_gate, cross, dtype)
-        d, x = to_chunks(upstream, G, dtype), to_chunks(query, G, dtype)
+        keys, values, gate, decay, starts, _ = _cut(operands, dtype)
+        d, x = to_chunks(upstreams.upstream, G, dtype), to_chunks(query, G, dtype)
         d_query = read_states(d, values * gate, keys, starts.mT, decay)
         local, _ = local_adjoints(x, d, None, decay)
-        ends, d_cross = scan_adjoints(local, decay.whole, cross_upstream.to(dtype))
+        ends, d_cross = scan_adjoints(local, decay.whole, upstreams.cross_upstream.to(dtype))
         tokens = token_gradients(x, d, None, keys, values, gate, decay, starts, None, ends, None)
-        d_gate = from_chunks(tokens.input_gate, B, T, G, input_gate.dtype).squeeze(-1)
-        d_log = from_chunks(tokens.log_forget, B, T, G, log_forget.dtype).squeeze(-1)
-    return (
-        from_chunks(d_query, B, T, G, query.dtype),
-        from_chunks(tokens.key, B, T, G, key.dtype),
-        from_chunks(tokens.value, B, T, G, value.dtype),
-        d_log.masked_fill(is_restart(log_forget, dtype), 0.0),
-        d_gate,
-        d_cross.to(cross.dtype),
+        d_gate = from_chunks(tokens.input_gate, B, T, G, operands.input_gate.dtype).squeeze(-1)
+        d_log = from_chunks(tokens.log_forget, B, T, G, operands.log_forget.dtype).squeeze(-1)
+    return LinearOperands(
+        query=from_chunks(d_query, B, T, G, query.dtype),
+        key=from_chunks(tokens.key, B, T, G, operands.key.dtype),
+        value=from_chunks(tokens.value, B, T, G, operands.value.dtype),
+        log_forget=d_log.masked_fill(is_restart(operands.log_forget, dtype), 0.0),
+        input_gate=d_gate,
+        cross=d_cross.to(operands.cross.dtype),
     )
 
 
-_OPERANDS = "Tensor query, Tensor key, Tensor value, Tensor log_forget, Tensor input_gate, Tensor cross"
-_forward_op = torch.library.custom_op(
-    f"{NAMESPACE}::linear_forward",
-    forward,
-    mutates_args=(),
-    schema=f"({_OPERANDS}) -> (Tensor, Tensor)",
-)
-_backward_op = torch.library.custom_op(
-    f"{NAMESPACE}::linear_backward",
-    backward,
-    mutates_args=(),
-    schema=(
-        f"(Tensor upstream, Tensor cross_upstream, {_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-    ),
-)
-
-
-@_forward_op.register_fake
-def _forward_shapes(
-    query: Tensor, key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, cross: Tensor
-) -> tuple[Tensor, Tensor]:
+def _forward_shapes(operands: LinearOperands) -> LinearResults:
+    query, value, cross = operands.query, operands.value, operands.cross
     output = query.new_empty(*query.shape[:3], value.shape[-1])
-    return output, cross.new_empty(cross.shape, dtype=compute_dtype(query.dtype))
+    return LinearResults(output, cross.new_empty(cross.shape, dtype=compute_dtype(query.dtype)))
 
 
-@_backward_op.register_fake
-def _backward_shapes(
-    upstream: Tensor,
-    cross_upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    cross: Tensor,
-) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in (query, key, value, log_forget, input_gate, cross))
+def _backward_shapes(upstreams: LinearUpstreams, operands: LinearOperands) -> LinearOperands:
+    return LinearOperands(*(x.new_empty(x.shape) for x in operands))
+
+
+_forward_op = register("linear_forward", forward, _forward_shapes)
+_backward_op = register("linear_backward", backward, _backward_shapes)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -155,26 +146,30 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, upstream: Tensor | None, cross: Tensor | None) -> tuple[Tensor, ...]:
-    saved = ctx.saved_tensors
-    query, value = saved[0], saved[2]
-    if upstream is None:
-        upstream = query.new_zeros(*query.shape[:3], value.shape[-1])
-    cross = torch.zeros_like(saved[5]) if cross is None else cross
+    operands = LinearOperands(*ctx.saved_tensors)
+    query, value = operands.query, operands.value
+    upstreams = LinearUpstreams(
+        query.new_zeros(*query.shape[:3], value.shape[-1]) if upstream is None else upstream,
+        torch.zeros_like(operands.cross) if cross is None else cross,
+    )
     if gradient_is_differentiated():
-        return pull_back(linear_exact, (upstream, cross), saved)
-    return _backward_op(upstream, cross, *saved)
+        return pull_back(linear_exact, upstreams, operands)
+    gradients: tuple[Tensor, ...] = _backward_op(*upstreams, *operands)
+    return gradients
 
 
 _forward_op.register_autograd(_differentiate, setup_context=_save)
-register_second_order(_backward_op, linear_exact, upstreams=2, operands=6)
+register_second_order(
+    _backward_op,
+    linear_exact,
+    upstreams=len(LinearUpstreams._fields),
+    operands=len(LinearOperands._fields),
+)
 
 
-def linear_chunked(
-    query: Tensor, key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, cross: Tensor
-) -> tuple[Tensor, Tensor]:
+def linear_chunked(operands: LinearOperands) -> LinearResults:
     """Compute gated linear attention in chunks, differentiably, as an operator known to torch.compile.
 
-    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, cross `[B, G, K, V]`; B
-    and T at least 1. Returns output `[B, T, H, V]` and the final cross state.
+    B and T are at least 1; gradients flow through both results.
     """
-    return _forward_op(query, key, value, log_forget, input_gate, cross)
+    return LinearResults(*_forward_op(*operands))

@@ -2,7 +2,7 @@
 
 The system of token t is (H_t + I) x_t = b_t, with H_t read off the chunk as in `chunk_states`: a step costs
 one product with the chunk's start state and two with its keys, for all tokens of the chunk together. The
-ridge has been scaled to the identity (`mesa_chunked` does it), so no eigenvalue is below 1 and
+ridge has been scaled to the identity (`mesa_problems` does it), so no eigenvalue is below 1 and
 
     |error| <= |residual|        in these units, which is what makes the stopping rule a promise.
 
@@ -26,7 +26,7 @@ BLOCK_NUMBERS = 1 << 22
 
 
 class Buffers(NamedTuple):
-    """Hold the memory that every step writes into: product and scratch `[P, M, K]`, scores `[P, M, C]`."""
+    """The memory that every step writes into: product and scratch `[P, M, K]`, scores `[P, M, C]`."""
 
     product: Tensor
     scratch: Tensor
@@ -43,7 +43,7 @@ class Buffers(NamedTuple):
 
 
 class Systems(NamedTuple):
-    """Hold the operands of P problems with M rows each; see `chunk_states` for the notation.
+    """The operands of P problems with M rows each; see `chunk_states` for the notation.
 
     gram `[P, K, K]`, key and written (key times input gate) `[P, C, K]`, mask `[P, C, C]`, start `[P, M, 1]`,
     root `[P, 1, K]` (1 / sqrt(ridge): what turns x into the caller's units).
@@ -72,13 +72,21 @@ class Systems(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """Hold x `[P, M, K]` and the steps that each row took `[P, M]` (int32)."""
+    """The solutions x `[P, M, K]` and the steps that each row took `[P, M]` (int32)."""
 
     x: Tensor
     steps: Tensor
 
 
-def solve_by_gradients(systems: Systems, rhs: Tensor, tolerance: float, max_steps: int) -> Solution:
+def conjugate_gradients(
+    systems: Systems,
+    rhs: Tensor,
+    tolerance: float,
+    max_steps: int,
+    *,
+    refinements: int = REFINEMENTS,
+    block_numbers: int = BLOCK_NUMBERS,
+) -> Solution:
     """Solve every row of rhs `[P, M, K]` to a relative error of x of at most `tolerance`.
 
     The error is the 2-norm in the caller's units, x / sqrt(ridge). A row stops when it is certified, or when
@@ -90,14 +98,14 @@ def solve_by_gradients(systems: Systems, rhs: Tensor, tolerance: float, max_step
     size = P
     if rhs.device.type == "cpu" and P:
         C = systems.key.shape[1]
-        size = max(4, BLOCK_NUMBERS // (K * K + 2 * C * K + C * C + M * (4 * K + C)))
+        size = max(4, block_numbers // (K * K + 2 * C * K + C * C + M * (4 * K + C)))
     for first in range(0, P, max(size, 1)):
         block = slice(first, first + size)
-        x[block], steps[block] = _solve_block(systems.take(block), rhs[block], tolerance, max_steps)
+        x[block], steps[block] = _solve_block(systems.take(block), rhs[block], tolerance, max_steps, refinements)
     return Solution(x, steps)
 
 
-def _solve_block(systems: Systems, rhs: Tensor, tolerance: float, max_steps: int) -> Solution:
+def _solve_block(systems: Systems, rhs: Tensor, tolerance: float, max_steps: int, refinements: int) -> Solution:
     """Scale the rows to unit norm, solve, verify what rounding may have spoilt, and scale back."""
     tiny = torch.finfo(rhs.dtype).tiny
     largest = rhs.abs().amax(-1, keepdim=True)
@@ -111,7 +119,7 @@ def _solve_block(systems: Systems, rhs: Tensor, tolerance: float, max_steps: int
     rows = _iterate(systems, rows, limit, max_steps)
 
     last = torch.full_like(norm.squeeze(-1), torch.inf)
-    for _ in range(REFINEMENTS):
+    for _ in range(refinements):
         index = rows.doubt.any(-1).nonzero().squeeze(-1)
         if index.numel() == 0:
             break
@@ -127,7 +135,7 @@ def _solve_block(systems: Systems, rhs: Tensor, tolerance: float, max_steps: int
 
 
 class _Rows(NamedTuple):
-    """Hold the state of an iteration: x and residual r `[P, M, K]`, and by row `[P, M]` whether it is still
+    """The state of an iteration: x and residual r `[P, M, K]`, and by row `[P, M]` whether it is still
     live, its steps so far, and whether rounding may have kept it from what the recurrence promises."""
 
     x: Tensor

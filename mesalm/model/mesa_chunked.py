@@ -5,15 +5,11 @@ Everything works on problems scaled by the ridge (`mesa_problems`) and scales ba
 Backward, for the gradient d_t of o_t: y_t = (H_t + L)^-1 G_t d_t is the gradient of q_t, -sum_t x_t * y_t
 that of the ridge, and `chunk_gradients` carries both through the states. Nothing of size T * K * K is held:
 states at chunk boundaries are rebuilt, and only x and the shared factors are kept, by the kernels only x.
-
-The two functions are registered with torch.library under a namespace made from this package's name, so that
-a second copy of the folder (remote code beside a checkpoint) registers names of its own.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,98 +27,72 @@ from .chunk_states import (
 )
 from .mesa_exact import mesa_exact
 from .mesa_problems import cut_problems
-from .mesa_solver import Factors, solve
+from .mesa_solver import Factors, Solving, solve
 from .mesa_triton import run_kernels
+from .operator_records import Operands, Results, register, split
 from .operator_transforms import gradient_is_differentiated, pull_back, register_second_order
 
-NAMESPACE = re.sub(r"\W", "_", __package__ or __name__)
+
+class Upstreams(NamedTuple):
+    """The gradients that arrive at the output and at the final states."""
+
+    upstream: Tensor
+    gram_upstream: Tensor
+    cross_upstream: Tensor
 
 
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-    tolerance: float,
-    max_steps: int,
-    method: str,
-    backend: str,
-    keep: bool,
-) -> tuple[Tensor, ...]:
-    """Compute output, final gram, final cross, solutions `[B, T, H, K]`, steps `[B, N, H]` and the factors."""
-    if backend == "triton":
-        operands = (query, key, value, log_forget, input_gate, ridge, gram, cross)
-        results = run_kernels("forward", *operands, tolerance=tolerance, max_steps=max_steps)
-        return (*results, results[3].new_empty(0), results[3].new_empty(0))  # the kernels factor nothing
+def forward(operands: Operands, solving: Solving, keep: bool) -> tuple[Results, Factors]:
+    """Compute mesa attention and, if `keep` is set, the factors that `backward` reads; else they are empty."""
+    query, value = operands.query, operands.value
+    if solving.backend == "triton":
+        made = Results(*run_kernels("forward", *operands, limits=solving.limits))
+        return made, Factors(made.solution.new_empty(0), made.solution.new_empty(0))  # the kernels factor nothing
     B, T, H, _ = query.shape
-    G, N = key.shape[2], chunk_count(T)
+    G, N = value.shape[2], chunk_count(T)
     dtype = compute_dtype(query.dtype)
     with torch.autocast(query.device.type, enabled=False):
-        made = cut_problems(key, value, log_forget, input_gate, ridge, gram, cross, dtype)
-        rhs = to_chunks(query, G, dtype).mul_(made.inverse_root)
-        x, steps, factors = solve(made, rhs, tolerance, max_steps, method)
-        output = read_states(x, made.key, made.value * made.input_gate, made.cross, made.decay)
-        solution = x.mul_(made.inverse_root)
+        problems = cut_problems(operands, dtype)
+        rhs = to_chunks(query, G, dtype).mul_(problems.inverse_root)
+        x, steps, factors = solve(problems, rhs, solving)
+        output = read_states(x, problems.key, problems.value * problems.input_gate, problems.cross, problems.decay)
+        solution = x.mul_(problems.inverse_root)
     by_head = steps.view(G, B, N, H // G, -1).amax(-1)
-    return (
+    results = Results(
         from_chunks(output, B, T, G, query.dtype),
-        made.last_gram,
-        made.last_cross,
+        problems.last_gram,
+        problems.last_cross,
         from_chunks(solution, B, T, G, dtype),
         by_head.permute(1, 2, 0, 3).reshape(B, N, H).contiguous(),
-        *(factors if keep else (rhs.new_empty(0), rhs.new_empty(0))),
     )
+    return results, factors if keep else Factors(rhs.new_empty(0), rhs.new_empty(0))
 
 
 def backward(
-    upstream: Tensor,
-    gram_upstream: Tensor,
-    cross_upstream: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-    solution: Tensor,
-    carried: Tensor,
-    gains: Tensor,
-    tolerance: float,
-    max_steps: int,
-    method: str,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    """Compute the gradients of the eight tensor arguments of `forward`."""
-    if backend == "triton":
-        operands = (query, key, value, log_forget, input_gate, ridge, gram, cross, solution)
-        upstreams = (upstream, gram_upstream, cross_upstream)
-        return run_kernels("backward", *upstreams, *operands, tolerance=tolerance, max_steps=max_steps)
-    B, T, _, K = query.shape
-    G = key.shape[2]
-    dtype = compute_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
-        made = cut_problems(key, value, log_forget, input_gate, ridge, gram, cross, dtype)
+    upstreams: Upstreams, operands: Operands, solution: Tensor, factors: Factors, solving: Solving
+) -> Operands:
+    """Compute the gradients of the operands; solution and factors as `forward` gave them."""
+    if solving.backend == "triton":
+        return Operands(*run_kernels("backward", *upstreams, *operands, solution, limits=solving.limits))
+    B, T, _, K = operands.query.shape
+    G = operands.key.shape[2]
+    dtype = compute_dtype(operands.query.dtype)
+    with torch.autocast(operands.query.device.type, enabled=False):
+        made = cut_problems(operands, dtype)
         decay, inverse_root = made.decay, made.inverse_root
-        d = to_chunks(upstream, G, dtype)
+        d = to_chunks(upstreams.upstream, G, dtype)
         gated = made.value * made.input_gate
         # b_t = G_t d_t is the read-out with keys and values exchanged.
         rhs = read_states(d, gated, made.key, made.cross.mT, decay)
-        y, _, _ = solve(made, rhs, tolerance, max_steps, method, Factors(carried, gains))
+        y = solve(made, rhs, solving, factors).x
         x = to_chunks(solution, G, dtype).div_(inverse_root)
 
         local_cross, local_gram = local_adjoints(x, d, y, decay)
         assert local_gram is not None
-        root = ridge.to(dtype).sqrt()
+        root = operands.ridge.to(dtype).sqrt()
         row, outer = root.unsqueeze(-1), root.unsqueeze(-1) * root.unsqueeze(-2)
-        last_gram = 0.5 * (gram_upstream + gram_upstream.mT).to(dtype) * outer
+        last_gram = 0.5 * (upstreams.gram_upstream + upstreams.gram_upstream.mT).to(dtype) * outer
         gram_end, d_gram = scan_adjoints(local_gram, decay.whole, last_gram)
-        cross_end, d_cross = scan_adjoints(local_cross, decay.whole, cross_upstream.to(dtype) * row)
+        cross_end, d_cross = scan_adjoints(local_cross, decay.whole, upstreams.cross_upstream.to(dtype) * row)
         tokens = token_gradients(
             x,
             d,
@@ -138,130 +108,90 @@ def backward(
         )
         d_query = y.mul_(inverse_root)
         d_ridge = -(x.mul_(inverse_root) * d_query).view(G, -1, K).sum(1)
-        d_key = tokens.key.mul_(inverse_root)
-        d_gate = from_chunks(tokens.input_gate, B, T, G, input_gate.dtype).squeeze(-1)
-        d_log = from_chunks(tokens.log_forget, B, T, G, log_forget.dtype).squeeze(-1)
-    return (
-        from_chunks(d_query, B, T, G, query.dtype),
-        from_chunks(d_key, B, T, G, key.dtype),
-        from_chunks(tokens.value, B, T, G, value.dtype),
-        d_log.masked_fill(is_restart(log_forget, dtype), 0.0),
-        d_gate,
-        d_ridge.to(ridge.dtype),
-        d_gram.div_(outer).to(gram.dtype),
-        d_cross.div_(row).to(cross.dtype),
+        d_gate = from_chunks(tokens.input_gate, B, T, G, operands.input_gate.dtype).squeeze(-1)
+        d_log = from_chunks(tokens.log_forget, B, T, G, operands.log_forget.dtype).squeeze(-1)
+    return Operands(
+        query=from_chunks(d_query, B, T, G, operands.query.dtype),
+        key=from_chunks(tokens.key.mul_(inverse_root), B, T, G, operands.key.dtype),
+        value=from_chunks(tokens.value, B, T, G, operands.value.dtype),
+        log_forget=d_log.masked_fill(is_restart(operands.log_forget, dtype), 0.0),
+        input_gate=d_gate,
+        ridge=d_ridge.to(operands.ridge.dtype),
+        gram=d_gram.div_(outer).to(operands.gram.dtype),
+        cross=d_cross.div_(row).to(operands.cross.dtype),
     )
 
 
-_OPERANDS = (
-    "Tensor query, Tensor key, Tensor value, Tensor log_forget, Tensor input_gate, Tensor ridge, "
-    "Tensor gram, Tensor cross"
-)
-_forward_op = torch.library.custom_op(
-    f"{NAMESPACE}::mesa_forward",
-    forward,
-    mutates_args=(),
-    schema=(
-        f"({_OPERANDS}, float tolerance, int max_steps, str method, str backend, bool keep) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-    ),
-)
-_backward_op = torch.library.custom_op(
-    f"{NAMESPACE}::mesa_backward",
-    backward,
-    mutates_args=(),
-    schema=(
-        f"(Tensor upstream, Tensor gram_upstream, Tensor cross_upstream, {_OPERANDS}, Tensor solution, "
-        "Tensor carried, Tensor gains, float tolerance, int max_steps, str method, str backend) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-    ),
-)
-
-
-@_forward_op.register_fake
-def _forward_shapes(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    keep = rest[-1]
+def _forward_shapes(operands: Operands, solving: Solving, keep: bool) -> tuple[Results, Factors]:
+    query = operands.query
     B, T, H, K = query.shape
-    G, V = value.shape[2:]
-    dtype = compute_dtype(query.dtype)
-    P = G * B * chunk_count(T)
-    shapes = ((P, K, K), (P, CHUNK, K)) if keep else ((0,), (0,))
-    return (
+    G, V = operands.value.shape[2:]
+    N, dtype = chunk_count(T), compute_dtype(query.dtype)
+    P = G * B * N
+    results = Results(
         query.new_empty(B, T, H, V),
         query.new_empty(B, G, K, K, dtype=dtype),
         query.new_empty(B, G, K, V, dtype=dtype),
         query.new_empty(B, T, H, K, dtype=dtype),
-        query.new_empty(B, chunk_count(T), H, dtype=torch.int32),
-        *(query.new_empty(shape, dtype=dtype) for shape in shapes),
+        query.new_empty(B, N, H, dtype=torch.int32),
     )
+    shapes = ((P, K, K), (P, CHUNK, K)) if keep else ((0,), (0,))
+    return results, Factors(*(query.new_empty(shape, dtype=dtype) for shape in shapes))
 
 
-@_backward_op.register_fake
-def _backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in arguments[3:11])  # query to cross, as `backward` takes them
+def _backward_shapes(upstreams: Upstreams, operands: Operands, *_: Any) -> Operands:
+    return Operands(*(x.new_empty(x.shape) for x in operands))
+
+
+_forward_op = register("mesa_forward", forward, _forward_shapes)
+_backward_op = register("mesa_backward", backward, _backward_shapes)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *operands, tolerance, max_steps, method, backend, _keep = inputs
-    ctx.settings = (tolerance, max_steps, method, backend)
-    ctx.save_for_backward(*operands, output[3], *output[5:])
-    ctx.mark_non_differentiable(*output[3:])
+    operands, ctx.solving, _ = split(inputs, Operands, Solving, bool)
+    results, factors = split(output, Results, Factors)
+    ctx.save_for_backward(*operands, results.solution, *factors)
+    ctx.mark_non_differentiable(results.solution, results.steps, *factors)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(
-    ctx: Any, upstream: Tensor | None, gram: Tensor | None, cross: Tensor | None, *_: None
-) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    query, value = saved[0], saved[2]
-    B, T, H, _K = query.shape
-    if upstream is None:
-        upstream = query.new_zeros(B, T, H, value.shape[-1])
-    gram = torch.zeros_like(saved[6]) if gram is None else gram
-    cross = torch.zeros_like(saved[7]) if cross is None else cross
+def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    operands, solution, factors = split(ctx.saved_tensors, Operands, Tensor, Factors)
+    asked, _ = split(gradients, Results, Factors)
+    B, T, H, _K = operands.query.shape
+    V = operands.value.shape[-1]
+    upstreams = Upstreams(
+        operands.query.new_zeros(B, T, H, V) if asked.output is None else asked.output,
+        torch.zeros_like(operands.gram) if asked.gram is None else asked.gram,
+        torch.zeros_like(operands.cross) if asked.cross is None else asked.cross,
+    )
     if gradient_is_differentiated():
-        return (*pull_back(_exact, (upstream, gram, cross), saved[:8]), None, None, None, None, None)
-    gradients = _backward_op(upstream, gram, cross, *saved, *ctx.settings)
-    return (*gradients, None, None, None, None, None)
+        found = pull_back(_exact, upstreams, operands)
+    else:
+        found = _backward_op(*upstreams, *operands, solution, *factors, *ctx.solving)
+    return *found, *[None] * len(Solving._fields), None
 
 
 def _exact(*operands: Tensor) -> tuple[Tensor, ...]:
-    return mesa_exact(*operands)[:3]
+    output, gram, cross, _ = mesa_exact(*operands)
+    return output, gram, cross
 
 
 _forward_op.register_autograd(_differentiate, setup_context=_save)
-register_second_order(_backward_op, _exact, upstreams=3, operands=8)
+register_second_order(_backward_op, _exact, upstreams=len(Upstreams._fields), operands=len(Operands._fields))
 
 
-def wants_gradients(operands: tuple[Tensor, ...]) -> bool:
-    """Tell whether a gradient of any of `operands` may be asked for."""
+def wants_gradients(operands: Operands) -> bool:
+    """Tell whether a gradient of any of the operands may be asked for."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in operands)
 
 
-def mesa_chunked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-    tolerance: float,
-    max_steps: int,
-    method: str = "auto",
-    backend: str = "torch",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute mesa attention in chunks, differentiably; `forward` as an operator known to torch.compile.
+def mesa_chunked(operands: Operands, solving: Solving) -> Results:
+    """Compute mesa attention in chunks, differentiably, as an operator known to torch.compile; B and T at least 1.
 
-    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, ridge `[G, K]`, states
-    `[B, G, K, K]` and `[B, G, K, V]`; B and T at least 1. Returns output `[B, T, H, V]`, final gram and cross,
-    and, without gradients, the solutions `[B, T, H, K]` and the steps of every system `[B, N, H]` (int32). method: one
-    of `mesa_price.METHODS`; "auto" prices each chunk and head, "shared" and "cg" are for measurements. backend:
-    "torch", or "triton" for the kernels, which compute the same in a way of their own.
+    Gradients flow through the output and the final states. solving.backend: "torch", or "triton" for the kernels, which
+    compute the same in a way of their own.
     """
-    operands = (query, key, value, log_forget, input_gate, ridge, gram, cross)
-    keep = wants_gradients(operands) and backend != "triton"
-    settings = (tolerance, max_steps, method, backend)
-    output, last_gram, last_cross, solution, steps, _, _ = _forward_op(*operands, *settings, keep)
-    return output, last_gram, last_cross, solution, steps
+    keep = wants_gradients(operands) and solving.backend != "triton"
+    results: Results = split(_forward_op(*operands, *solving, keep), Results, Factors)[0]
+    return results

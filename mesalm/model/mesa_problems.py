@@ -21,10 +21,11 @@ from .chunk_states import (
     to_chunks,
 )
 from .mesa_cg import Systems
+from .operator_records import Operands
 
 
 class Problems(NamedTuple):
-    """Hold the chunked operands and states of one call; shapes as in `chunk_states` and `mesa_cg`.
+    """The chunked operands and states of one call; shapes as in `chunk_states` and `mesa_cg`.
 
     key, gram, cross, last_gram and last_cross are scaled by the ridge; log_forget `[P, C]` is float64.
     """
@@ -57,30 +58,21 @@ class Problems(NamedTuple):
         return (self.inverse_root.amax(-1) / self.inverse_root.amin(-1)).squeeze(-1)
 
 
-def cut_problems(
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-    dtype: torch.dtype,
-) -> Problems:
+def cut_problems(operands: Operands, dtype: torch.dtype) -> Problems:
     """Cut key, value and gates into problems, scale by the ridge and scan the states of the chunks."""
-    B, T, G, _ = key.shape
-    root = ridge.to(dtype).sqrt()  # [G, K]
+    B, T, G, _ = operands.key.shape
+    root = operands.ridge.to(dtype).sqrt()  # [G, K]
     inverse_root = repeat_heads(1.0 / root, B, chunk_count(T)).unsqueeze(1)  # [P, 1, K]
-    keys = to_chunks(key, G, dtype).mul_(inverse_root)
-    values = to_chunks(value, G, dtype)
-    gate = to_chunks(input_gate.unsqueeze(-1), G, dtype)
-    forget = to_chunks(log_forget.unsqueeze(-1), G, torch.float64).squeeze(-1)
+    keys = to_chunks(operands.key, G, dtype).mul_(inverse_root)
+    values = to_chunks(operands.value, G, dtype)
+    gate = to_chunks(operands.input_gate.unsqueeze(-1), G, dtype)
+    forget = to_chunks(operands.log_forget.unsqueeze(-1), G, torch.float64).squeeze(-1)
     decay = chunk_decay(forget, dtype)
     fading = (keys * (gate * decay.end)).mT
     row, column = root.unsqueeze(-1), root.unsqueeze(-2)
-    symmetric = 0.5 * (gram + gram.mT).to(dtype) / (row * column)
+    symmetric = 0.5 * (operands.gram + operands.gram.mT).to(dtype) / (row * column)
     grams, last_gram = scan_states(torch.bmm(fading, keys), decay.whole, symmetric)
-    crosses, last_cross = scan_states(torch.bmm(fading, values), decay.whole, cross.to(dtype) / row)
+    crosses, last_cross = scan_states(torch.bmm(fading, values), decay.whole, operands.cross.to(dtype) / row)
     return Problems(
         keys,
         values,

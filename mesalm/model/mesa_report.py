@@ -6,39 +6,31 @@ import torch
 from torch import Tensor
 
 from .chunk_states import chunk_count, to_chunks
-from .mesa_cg import solve_by_gradients
+from .mesa_cg import conjugate_gradients
 from .mesa_problems import cut_problems
+from .operator_records import Operands
 
 ERROR_DIGITS = 1e-2
 """Relative accuracy to which an error is itself solved for."""
 
 
-def relative_residual(
-    solution: Tensor,
-    query: Tensor,
-    key: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    tolerance: float,
-) -> tuple[Tensor, Tensor]:
+def relative_residual(solution: Tensor, operands: Operands, tolerance: float) -> tuple[Tensor, Tensor]:
     """Measure |q - (H + ridge) x| / |q| in float64, and whether x keeps `tolerance`.
 
-    Arguments as in `mesa_chunked`. Returns the largest relative residual `[B, N, H]` (float64) and `[B, N, H]`
-    booleans: is every x within tolerance of the exact solution? The residual bounds the error from above; where that
-    bound does not suffice, the error itself is solved for, (H + ridge) e = q - (H + ridge) x.
+    Returns the largest relative residual `[B, N, H]` (float64) and `[B, N, H]` booleans: is every x within tolerance of
+    the exact solution? The residual bounds the error from above; where that bound does not suffice, the error itself is
+    solved for, (H + ridge) e = q - (H + ridge) x.
     """
-    B, T, H, _ = query.shape
+    query, key, gram = operands.query, operands.key, operands.gram
+    B, T, H, K = query.shape
     G, N = key.shape[2], chunk_count(T)
     if B * T == 0:
         nothing = torch.zeros(B, N, H, dtype=torch.float64, device=query.device)
         return nothing, nothing == 0
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         double = torch.float64
-        none = key.new_zeros(*key.shape[:3], 1)
-        no_cross = gram.new_zeros(*gram.shape[:3], 1)
-        made = cut_problems(key, none, log_forget, input_gate, ridge, gram, no_cross, double)
+        value, cross = key.new_zeros(*key.shape[:3], 1), gram.new_zeros(*gram.shape[:3], 1)  # H does not depend on them
+        made = cut_problems(operands._replace(value=value, cross=cross), double)
         rhs = to_chunks(query, G, double).mul_(made.inverse_root)
         x = to_chunks(solution, G, double).div_(made.inverse_root)
         systems = made.systems(rhs.shape[1])
@@ -49,7 +41,7 @@ def relative_residual(
         unsure = (~kept).any(-1).nonzero().squeeze(-1)
         if len(unsure):
             part = systems.take(unsure)
-            error, _ = solve_by_gradients(part, residual[unsure], ERROR_DIGITS, 10 * query.shape[-1])
+            error, _ = conjugate_gradients(part, residual[unsure], ERROR_DIGITS, 10 * K)
             # Exact or not, e is certified by what it leaves of the residual.
             left = (residual[unsure] - part.apply(error)).norm(dim=-1) * part.root.amax(-1)
             above = (error * part.root).norm(dim=-1) + left

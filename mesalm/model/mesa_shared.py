@@ -32,17 +32,17 @@ from .chunk_states import apply_mask, is_restart, repeat_rows
 
 
 class Reference(NamedTuple):
-    """Hold the frozen decays of P problems of C tokens.
+    """The frozen decays of P problems of C tokens.
 
-    log_ratio `[P, C]` (float64): log r_t, with r taken about the middle of each stretch between restarts.
-    start `[P]` (float64): log g*. reach `[P]` (float64): the largest |log r_t|. stretch `[P, C]` (int64): the
+    log_ratio `[P, C]` (float64): log r_t, with r taken about the middle of each segment between restarts.
+    start `[P]` (float64): log g*. reach `[P]` (float64): the largest |log r_t|. segment `[P, C]` (int64): the
     restarts so far in this chunk.
     """
 
     log_ratio: Tensor
     start: Tensor
     reach: Tensor
-    stretch: Tensor
+    segment: Tensor
 
     def take(self, index: Tensor | slice) -> Reference:
         """Select problems."""
@@ -84,10 +84,10 @@ def coefficients(log_ratio: Tensor, degree: Tensor, dtype: torch.dtype) -> Tenso
 
 
 class Factor(NamedTuple):
-    """Hold the factorisation of P problems, as the operator 2 Y = 4 P - 2 of the recurrence needs it.
+    """The factorisation of P problems, as the operator 2 Y = 4 P - 2 of the recurrence needs it.
 
     carried `[P, K, K]` = 4 N - 2, gains `[P, C, K]` = 2 U; mask `[P, C, C]` and first `[P, C, 1]` where there are
-    restarts: 1 between tokens of one stretch, and 1 before the chunk's first restart; None where there are none.
+    restarts: 1 between tokens of one segment, and 1 before the chunk's first restart; None where there are none.
     """
 
     carried: Tensor
@@ -116,10 +116,10 @@ class Factor(NamedTuple):
         return out.baddbmm_(scores, self.gains, alpha=-alpha)
 
 
-def stretch_masks(stretch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Give the masks of `Factor` for the stretches `[P, C]` of chunks with restarts."""
-    same = stretch.unsqueeze(-1) == stretch.unsqueeze(-2)
-    return same.tril().to(dtype), (stretch == 0).to(dtype).unsqueeze(-1)
+def segment_masks(segment: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Give the masks of `Factor` for the segments `[P, C]` of chunks with restarts."""
+    same = segment.unsqueeze(-1) == segment.unsqueeze(-2)
+    return same.tril().to(dtype), (segment == 0).to(dtype).unsqueeze(-1)
 
 
 def factorise(gram: Tensor, key: Tensor, input_gate: Tensor, reference: Reference, restarts: bool) -> Factor:
@@ -139,7 +139,7 @@ def factorise(gram: Tensor, key: Tensor, input_gate: Tensor, reference: Referenc
     whole = torch.bmm(half, root.mul_(2.0))
     mask = first = None
     if restarts:
-        mask, first = stretch_masks(reference.stretch, dtype)
+        mask, first = segment_masks(reference.segment, dtype)
         half, whole = torch.where(first > 0, half, written), torch.where(first > 0, whole, 2.0 * written)
     inner = torch.bmm(half, half.mT)
     if mask is not None:

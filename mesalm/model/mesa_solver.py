@@ -1,4 +1,10 @@
-"""Solve all systems of a call, each chunk and head in the way that `mesa_price` chose for it."""
+"""Solve all systems of a call, each chunk and head in its own way: by the shared factor or by conjugate gradients.
+
+Prices are counted in products with a chunk's matrices and decide only about time: both ways keep the tolerance. The
+shared factor's products follow from the gates alone; those of conjugate gradients from a cheap bound on the largest
+eigenvalue. Long memories have small decay in a chunk and large eigenvalues, short memories the reverse, so that the
+two prices cross once, and a mistake near the crossing costs little.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .mesa_cg import Systems, solve_by_gradients
-from .mesa_price import Plan, make_plan
+from .mesa_cg import BLOCK_NUMBERS, Systems, conjugate_gradients
 from .mesa_problems import Problems
 from .mesa_shared import (
     Factor,
@@ -18,12 +23,17 @@ from .mesa_shared import (
     factorise,
     freeze_decay,
     products_needed,
-    stretch_masks,
+    segment_masks,
 )
+from .operator_inputs import check_choice
 
-BLOCK_NUMBERS = 1 << 22
-"""Numbers in the operands of a block of problems on a CPU: what every product touches should lie in the cache."""
+METHODS = ("auto", "shared", "cg")
+"""Ways of solving: "auto" prices each chunk and head, the others are one way for all."""
 
+FACTOR_PRICE = 4.0
+"""Products that a factorisation costs, shared by the query heads of a key head and by forward and backward."""
+STEP_PRICE = 1.6
+"""Products that a step of conjugate gradients costs: one, and its inner products."""
 ROUNDING = 3.0
 """A block is corrected once by its true residual where the square of its largest eigenvalue times the rounding unit
 exceeds this many tolerances: P loses digits by cancellation in the directions of large eigenvalues, and the read-out
@@ -34,8 +44,118 @@ SLACK = 0.95
 """Share of the tolerance that the series may use; the rest is for rounding, and for telling that it was kept."""
 
 
+class Limits(NamedTuple):
+    """How exact a solve must be, as a relative error, and the most steps that it may take."""
+
+    tolerance: float
+    max_steps: int
+
+
+class Solving(NamedTuple):
+    """The settings of a solve; `mesa_attention` describes them.
+
+    backend: what computes, here "torch" or "triton".
+    """
+
+    tolerance: float
+    max_steps: int
+    method: str = "auto"
+    backend: str = "torch"
+
+    @property
+    def limits(self) -> Limits:
+        """Give the limits alone."""
+        return Limits(self.tolerance, self.max_steps)
+
+
+def check_solving(tolerance: float, max_steps: int | None, method: str, backend: str, key_size: int) -> Solving:
+    """Check the solver's settings, or raise ValueError; backend was chosen before.
+
+    Exact arithmetic ends within K steps; the default of 4 K leaves room for what rounding adds.
+    """
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0.0 < tolerance < 1.0:
+        raise ValueError(f"tolerance is {tolerance}: must be a number between 0 and 1, both excluded")
+    if max_steps is None:
+        max_steps = 4 * key_size
+    elif isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}: must be a whole number of at least 1, or None")
+    check_choice("method", method, METHODS)
+    if method != "auto" and backend != "torch":
+        raise ValueError(
+            f"method is {method!r}: must be 'auto' where back end {backend!r} runs; 'torch' has the others"
+        )
+    return Solving(float(tolerance), max_steps, method, backend)
+
+
+class Choice(NamedTuple):
+    """How P problems are solved.
+
+    shared `[S]` and direct `[D]` (int64): the problems solved by the shared factor and by conjugate gradients;
+    degrees: the products of each shared problem; plain: how many of the shared ones, the first, hold no restart.
+    Within the plain and within the others degrees fall. numbers: `shared` as a list.
+    """
+
+    shared: Tensor
+    direct: Tensor
+    degrees: list[int]
+    plain: int
+    numbers: list[int]
+
+    def run(self, first: int, end: int) -> slice | None:
+        """Give shared problems first to end - 1 as a slice if their numbers follow one another."""
+        start = self.numbers[first]
+        together = self.numbers[first:end] == list(range(start, start + end - first))
+        return slice(start, start + end - first) if together else None
+
+
+def steps_of_gradients(largest: Tensor, tolerance: Tensor, size: int) -> Tensor:
+    """Predict the steps of conjugate gradients `[P]` from a bound `[P]` on the largest eigenvalue (the least is 1).
+
+    The smallest of the size K, after which they end but for rounding, the bound of Chebyshev, and a law fitted to
+    correlated keys, where eigenvalues cluster and steps grow like the fourth root of the condition number only
+    (docs/solver.md).
+    """
+    digits = torch.log(2.0 / tolerance)
+    root = largest.sqrt()
+    bound = digits / torch.log((root + 1.0) / (root - 1.0).clamp(min=1e-9))
+    return torch.minimum(bound, 0.535 * digits * root.sqrt()).ceil().clamp(min=1.0, max=float(size))
+
+
+def choose(
+    reference: Reference,
+    largest: Tensor,
+    tolerance: Tensor,
+    *,
+    size: int,
+    heads: int,
+    solving: Solving,
+) -> Choice:
+    """Price P problems of key size `size` with `heads` query heads a key head.
+
+    largest `[P]`: a bound on the largest eigenvalue of H_t + I; tolerance `[P]` (float64): the relative error allowed
+    in the norm of the scaled system. Every problem's choice depends on itself alone.
+    """
+    products = products_needed(reference.reach, tolerance)
+    if solving.method == "cg":
+        chosen = torch.zeros_like(products, dtype=torch.bool)
+    elif solving.method == "shared":
+        chosen = products <= 1000.0
+    else:
+        steps = steps_of_gradients(largest.double(), tolerance, size)
+        price = products + 0.5 * FACTOR_PRICE / heads
+        chosen = (price <= STEP_PRICE * steps) & ((products <= solving.max_steps) | (steps > solving.max_steps))
+    chosen = chosen & (largest * 1e2 * torch.finfo(largest.dtype).eps < 1.0)
+    degree = products.clamp(max=float(solving.max_steps)).to(torch.int64)
+    restarts = reference.segment[:, -1] > 0
+    rank = torch.where(chosen, restarts * (1 << 40) - degree, 1 << 50)
+    counts = torch.stack((chosen.sum(), (chosen & ~restarts).sum())).tolist()
+    order = torch.argsort(rank, stable=True)
+    shared, direct = order[: counts[0]], order[counts[0] :]
+    return Choice(shared, direct, degree[shared].tolist(), counts[1], shared.tolist())
+
+
 class Factors(NamedTuple):
-    """Keep the factors of the shared problems from the forward to the backward pass, in the plan's order.
+    """The factors of the shared problems, kept from the forward to the backward pass in the order of the choice.
 
     carried `[P, K, K]` and gains `[P, C, K]` of `mesa_shared.Factor`; only the rows of shared problems are written.
     """
@@ -44,8 +164,8 @@ class Factors(NamedTuple):
     gains: Tensor
 
 
-class Solution(NamedTuple):
-    """Hold x `[P, M, K]`, the products or steps that each row took `[P, M]` (int32), and the factors."""
+class Solved(NamedTuple):
+    """The solutions x `[P, M, K]`, the products or steps that each row took `[P, M]` (int32), and the factors."""
 
     x: Tensor
     steps: Tensor
@@ -53,57 +173,67 @@ class Solution(NamedTuple):
 
 
 def solve(
-    made: Problems, rhs: Tensor, tolerance: float, max_steps: int, method: str, factors: Factors | None = None
-) -> Solution:
-    """Solve every row of rhs `[P, M, K]` to a relative error of x of at most `tolerance`.
+    made: Problems,
+    rhs: Tensor,
+    solving: Solving,
+    factors: Factors | None = None,
+    *,
+    rounding: float = ROUNDING,
+    block_numbers: int = BLOCK_NUMBERS,
+) -> Solved:
+    """Solve every row of rhs `[P, M, K]` to a relative error of x of at most the tolerance.
 
     The error is the 2-norm in the caller's units, x / sqrt(ridge). The solution is linear in every row of rhs over the
-    whole range of its dtype. factors: what an earlier call with the same `made`, tolerance and method returned.
+    whole range of its dtype. factors: what an earlier call with the same `made` and `solving` returned.
+    rounding and block_numbers: what else the constants of these names say; they change digits and time alone.
     """
     P, M, K = rhs.shape
     C = made.key.shape[1]
     reference = freeze_decay(made.log_forget, rhs.dtype)
     # The series bounds the error in the scaled norm.
-    scaled = SLACK * tolerance / made.ridge_ratio().double()
+    scaled = SLACK * solving.tolerance / made.ridge_ratio().double()
     largest = made.largest_eigenvalue()
-    plan = make_plan(reference, largest, scaled, size=K, heads=M // C, max_steps=max_steps, method=method)
+    choice = choose(reference, largest, scaled, size=K, heads=M // C, solving=solving)
     x = torch.empty_like(rhs)
     steps = torch.empty(P, M, dtype=torch.int32, device=rhs.device)
     fresh = factors is None
     if factors is None:
         factors = Factors(rhs.new_empty(P, K, K), rhs.new_empty(P, C, K))
     systems = None
-    doubtful = largest.square() * torch.finfo(rhs.dtype).eps > ROUNDING * tolerance
+    doubtful = largest.square() * torch.finfo(rhs.dtype).eps > rounding * solving.tolerance
     broken: list[Tensor] = []  # not positive definite by chance: conjugate gradients do what can be done
-    for first, end in _blocks(plan, K * K + C * K + M * (4 * K + C), rhs.device):
-        index, where, run = plan.shared[first:end], slice(first, end), plan.run(first, end)
-        restarts = first >= plan.plain
+    size = block_numbers // (K * K + C * K + M * (4 * K + C)) if rhs.device.type == "cpu" else P
+    for first, end in _blocks(choice, max(size, 1)):
+        index, where, run = choice.shared[first:end], slice(first, end), choice.run(first, end)
+        restarts = first >= choice.plain
         block = reference.take(index if run is None else run)
         if fresh:
             gram, key, gate = (_take(operand, index, run) for operand in (made.gram, made.key, made.input_gate))
             factor = factorise(gram, key, gate, block, restarts)
             factors.carried[where], factors.gains[where] = factor.carried, factor.gains
         else:
-            masks = stretch_masks(block.stretch, rhs.dtype) if restarts else (None, None)
+            masks = segment_masks(block.segment, rhs.dtype) if restarts else (None, None)
             factor = Factor(factors.carried[where], factors.gains[where], *masks)
         broken.append(index[factor.carried[:, 0, 0].isnan()])
         right = _take(rhs, index, run)
-        part = apply_series(factor, right, block.log_ratio, plan.degrees[where])
+        part = apply_series(factor, right, block.log_ratio, choice.degrees[where])
         again = doubtful[index].nonzero().squeeze(-1)
         if len(again):
             systems = systems or made.systems(M)
             _correct(systems, factor, right, part, block, index, again)
         _put(x, index, run, part)
-    steps[plan.shared] = torch.tensor(plan.degrees, dtype=torch.int32, device=rhs.device).unsqueeze(-1)
-    direct = torch.cat((plan.direct, *broken))
+    steps[choice.shared] = torch.tensor(choice.degrees, dtype=torch.int32, device=rhs.device).unsqueeze(-1)
+    direct = torch.cat((choice.direct, *broken))
     if len(direct):
         systems = systems or made.systems(M)
         if len(direct) == P:
-            x, steps = solve_by_gradients(systems, rhs, tolerance, max_steps)
+            x, steps = conjugate_gradients(systems, rhs, *solving.limits, block_numbers=block_numbers)
         else:
-            part, taken = solve_by_gradients(systems.take(direct), rhs[direct], tolerance, max_steps)
+            part, taken = conjugate_gradients(
+                systems.take(direct), rhs[direct], *solving.limits, block_numbers=block_numbers
+            )
             x[direct], steps[direct] = part, taken
-    return Solution(x, steps, factors)
+    return Solved(x, steps, factors)
 
 
 def _correct(
@@ -119,10 +249,9 @@ def _correct(
     x.index_add_(0, again, apply_series(factor, residual, reference.log_ratio, [int(products)] * len(again)))
 
 
-def _blocks(plan: Plan, numbers: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Cut the shared problems into blocks [first, end) that fit the cache and do not mix in those with restarts."""
-    size = max(1, BLOCK_NUMBERS // numbers if device.type == "cpu" else len(plan.degrees))
-    for begin, stop in ((0, plan.plain), (plan.plain, len(plan.degrees))):
+def _blocks(choice: Choice, size: int) -> Iterator[tuple[int, int]]:
+    """Cut the shared problems into blocks [first, end) of at most `size` that do not mix in those with restarts."""
+    for begin, stop in ((0, choice.plain), (choice.plain, len(choice.degrees))):
         for first in range(begin, stop, size):
             yield first, min(first + size, stop)
 

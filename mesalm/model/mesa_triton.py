@@ -1,10 +1,17 @@
-"""Reach the GPU kernels, where the package that holds them is installed."""
+"""Reach the GPU kernels, where the package that holds them is installed.
+
+A step of decoding is an operator of its own, which torch.compile sees whole. It has no gradient: where one is asked
+for, a single token is a dense solve in PyTorch.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import Tensor
+
+from .mesa_solver import Limits
+from .operator_records import Operands, Results, register
+from .operator_transforms import transforms_active
 
 
 def why_not(device: str, dtype: torch.dtype, key_size: int, value_size: int) -> str:
@@ -16,13 +23,60 @@ def why_not(device: str, dtype: torch.dtype, key_size: int, value_size: int) -> 
     return supports(device=device, dtype=dtype, key_size=key_size, value_size=value_size)[1]
 
 
-def run_kernels(name: str, *operands: torch.Tensor, **settings: Any) -> tuple[torch.Tensor, ...]:
-    """Run "forward" or "backward" of the kernels; operands and results as those of `mesa_chunked`."""
+def run_kernels(name: str, *tensors: Tensor, limits: Limits) -> tuple[Tensor, ...]:
+    """Run "forward", "backward" or "step" of the kernels; see `mesa_kernels.launch` for tensors and results."""
     try:
         import mesa_kernels
     except ImportError as missing:
         raise RuntimeError(
             "back end triton: the package mesa_kernels is not installed; use backend='torch'"
         ) from missing
-    results: tuple[torch.Tensor, ...] = getattr(mesa_kernels, name)(*operands, **settings)
+    results: tuple[Tensor, ...] = getattr(mesa_kernels, name)(*tensors, **limits._asdict())
     return results
+
+
+def _step(operands: Operands, limits: Limits) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    output, state, solution, steps = run_kernels("step", *operands, limits=limits)
+    return output, state, solution, steps
+
+
+def _step_shapes(operands: Operands, limits: Limits) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    query = operands.query
+    B, T, H, K = query.shape
+    G, V = operands.value.shape[2:]
+    single = torch.float32
+    return (
+        query.new_empty(B, T, H, V),
+        query.new_empty(B, G, K, K + V, dtype=single),
+        query.new_empty(B, T, H, K, dtype=single),
+        query.new_empty(B, T, H, dtype=torch.int32),
+    )
+
+
+_step_op = register("mesa_step", _step, _step_shapes)
+
+
+def mesa_step(operands: Operands, limits: Limits) -> Results:
+    """Advance sequences by one token, without gradients.
+
+    The final gram and cross lie beside one another in one tensor `[B, G, K, K + V]`, as a cache holds them. Steps are 0
+    where conjugate gradients did not end and the system was factored.
+    """
+    output, state, solution, steps = _step_op(*operands, *limits)
+    K = operands.query.shape[-1]
+    return Results(output, state[..., :K], state[..., K:], solution, steps)
+
+
+def beside(gram: Tensor, cross: Tensor) -> Tensor:
+    """Lay gram `[B, G, K, K]` and cross `[B, G, K, V]` beside one another, without a copy where they already lie so."""
+    K, V = cross.shape[-2:]
+    if torch.compiler.is_compiling() or transforms_active() or gram.requires_grad or cross.requires_grad:
+        return torch.cat((gram, cross), dim=-1)  # the compiler fuses the copy, and sees no memory
+    follows = cross.storage_offset() == gram.storage_offset() + K and gram.stride() == cross.stride()
+    if (
+        not follows
+        or gram.stride(-2) != K + V
+        or gram.untyped_storage().data_ptr() != cross.untyped_storage().data_ptr()
+    ):
+        return torch.cat((gram, cross), dim=-1)
+    return gram.as_strided((*gram.shape[:-1], K + V), gram.stride(), gram.storage_offset())

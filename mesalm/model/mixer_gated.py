@@ -15,8 +15,8 @@ from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp
 
 
-class Operands(NamedTuple):
-    """Hold what an operator reads: query [B, T, H, K], key [B, T, G, K], value [B, T, G, V], gates [B, T, G]."""
+class Projections(NamedTuple):
+    """What a token brings to an operator: query [B, T, H, K], key [B, T, G, K], value [B, T, G, V], gates [B, T, G]."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -77,15 +77,15 @@ class GatedMixer(nn.Module):
         state = recurrent_state(cache, self.layer_idx)
         query, key = self._query_key(hidden_states, padding_mask, segments, cache)
         value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim)
-        operands = Operands(query, key, value, *self._gates(hidden_states, padding_mask, segments))
-        output, state = self.read(operands, state, return_state=cache is not None)
+        projections = Projections(query, key, value, *self._gates(hidden_states, padding_mask, segments))
+        output, state = self.read(projections, state, return_state=cache is not None)
         if cache is not None and state is not None:
             write_recurrent_state(cache, self.layer_idx, state)
         output = self.output_norm(output.to(hidden_states.dtype))
         return self.o_proj(output.flatten(2)), None
 
     def read(
-        self, operands: Operands, state: torch.Tensor | None, return_state: bool
+        self, projections: Projections, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out [B, T, H, V] and, if asked, the state after the last token, one float32 tensor."""
         raise NotImplementedError(f"{type(self).__name__} must say how its state is read")

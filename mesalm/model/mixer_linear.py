@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .mixer_gated import GatedMixer, Operands
+from .chunk_states import CHUNK
+from .mixer_gated import GatedMixer, Projections
 from .operator_linear import linear_attention
 
 
@@ -14,13 +15,13 @@ class LinearMixer(GatedMixer):
     name = "linear"
 
     def read(
-        self, operands: Operands, state: torch.Tensor | None, return_state: bool
+        self, projections: Projections, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out and the state [B, G, K, V]; see `GatedMixer.read`."""
-        result = linear_attention(*operands, initial_state=state, return_state=return_state)
+        result = linear_attention(*projections, initial_state=state, return_state=return_state)
         return result if return_state else (result, None)
 
     def flops(self, length: int) -> float:
         """Return the operations a token of one forward pass of the recurrence: two products with a state."""
-        K, V, chunk = self.key_size, self.head_dim, min(64, length)
+        K, V, chunk = self.key_size, self.head_dim, min(CHUNK, length)
         return 2.0 * self.heads * (2 * K * V + chunk * (K + V))

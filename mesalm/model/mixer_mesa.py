@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .chunk_states import CHUNK
 from .configuration_mesa import MesaConfig
-from .mesa_step import beside
-from .mixer_gated import GatedMixer, Operands
+from .mesa_triton import beside
+from .mixer_gated import GatedMixer, Projections
 from .operator_mesa import MesaState, mesa_attention
 
 RIDGE, OLD_RIDGE = "ridge_bias", "ridge_parameter"
@@ -62,21 +63,19 @@ class MesaMixer(GatedMixer):
         return ridge.view(self.groups, self.key_size) if self.config.ridge_per_channel else ridge
 
     def read(
-        self, operands: Operands, state: torch.Tensor | None, return_state: bool
+        self, projections: Projections, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out and the state [B, G, K, K + V]; see `GatedMixer.read`."""
         output, after, report = mesa_attention(
-            *operands,
+            *projections,
             self.ridge(),
             initial_state=None if state is None else self._before(state),
             return_state=True,
-            tolerance=self.config.tolerance,
-            max_steps=self.config.max_steps,
-            backend=self.config.mesa_backend,
+            **self.config.solver_settings,
             return_report="steps",
         )
         if self.sample_head is not None and not torch.compiler.is_compiling():
-            self.solver_sample = self._sample(operands, state, self.sample_head)
+            self.solver_sample = self._sample(projections, state, self.sample_head)
             self.sample_head = None
         if not torch.compiler.is_exporting():  # an exported graph cannot leave anything behind
             self.solver_steps = report.steps
@@ -86,9 +85,9 @@ class MesaMixer(GatedMixer):
         return MesaState(state[..., : self.key_size], state[..., self.key_size :])
 
     @torch.no_grad()
-    def _sample(self, operands: Operands, state: torch.Tensor | None, head: int) -> SolverSample:
+    def _sample(self, projections: Projections, state: torch.Tensor | None, head: int) -> SolverSample:
         """Solve the first row's systems of a key head once more and measure how well that went."""
-        query, key, value, log_forget, input_gate = operands
+        query, key, value, log_forget, input_gate = projections
         one, readers = slice(head, head + 1), self.heads // self.groups
         _, report = mesa_attention(
             query[:1, :, head * readers : (head + 1) * readers],
@@ -98,9 +97,7 @@ class MesaMixer(GatedMixer):
             None if input_gate is None else input_gate[:1, :, one],
             self.ridge()[one],
             initial_state=None if state is None else self._before(state[:1, one]),
-            tolerance=self.config.tolerance,
-            max_steps=self.config.max_steps,
-            backend=self.config.mesa_backend,
+            **self.config.solver_settings,
             return_report=True,
         )
         misses = float((~report.converged).float().mean())
@@ -117,7 +114,7 @@ class MesaMixer(GatedMixer):
         One solver step is one product with H_t, 2 (K^2 + 2 C K) operations a token and head with chunks of C tokens;
         the steps are those of the last forward pass.
         """
-        K, V, chunk = self.key_size, self.head_dim, min(64, length)
+        K, V, chunk = self.key_size, self.head_dim, min(CHUNK, length)
         steps = 0.0 if self.solver_steps is None else float(self.solver_steps.float().mean())
         states = 2.0 * K * (K + V)
         read = 2.0 * (K * V + chunk * (K + V))

@@ -26,7 +26,7 @@ STATE_DTYPES = (torch.float32, torch.float64)
 
 
 class Layout(NamedTuple):
-    """Hold the sizes of one call: batch, length, query heads, key heads, key size, value size, sequences."""
+    """The sizes of one call: batch, length, query heads, key heads, key size, value size."""
 
     B: int
     T: int
@@ -34,7 +34,16 @@ class Layout(NamedTuple):
     G: int
     K: int
     V: int
-    sequences: int
+
+
+class Tokens(NamedTuple):
+    """What the tokens of one call bring: query, key and value, and the two gates `[B, T, G]`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    log_forget: Tensor
+    input_gate: Tensor
 
 
 _checked: ContextVar[bool] = ContextVar("checked", default=True)
@@ -115,11 +124,12 @@ def check_projections(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Ten
             raise _fail(name, f"of dtype {x.dtype}", f"of dtype {query.dtype}, as query is")
     for name, x in (("query", query), ("key", key), ("value", value)):
         _check_finite(name, x)
-    return Layout(B, T, H, G, K, V, B if cu_seqlens is None else _check_bounds(cu_seqlens, query))
+    if cu_seqlens is not None:
+        _check_bounds(cu_seqlens, query)
+    return Layout(B, T, H, G, K, V)
 
 
-def _check_bounds(cu_seqlens: Tensor, query: Tensor) -> int:
-    """Check cu_seqlens and return the number of sequences."""
+def _check_bounds(cu_seqlens: Tensor, query: Tensor) -> None:
     B, T = query.shape[:2]
     must = "a one-dimensional int32 or int64 tensor of at least 2 entries"
     if not isinstance(cu_seqlens, Tensor):
@@ -133,7 +143,6 @@ def _check_bounds(cu_seqlens: Tensor, query: Tensor) -> int:
         if bounds[0] != 0 or bounds[-1] != T or any(a > b for a, b in itertools.pairwise(bounds)):
             shown = bounds if len(bounds) <= 8 else [*bounds[:4], "...", *bounds[-3:]]
             raise _fail("cu_seqlens", shown, f"a rising list from 0 to the length {T}")
-    return cu_seqlens.shape[0] - 1
 
 
 def complete_gates(
@@ -203,20 +212,6 @@ def check_state(name: str, state: Tensor, shape: tuple[int, ...], letters: str, 
     _check_finite(name, state)
 
 
-def check_solver(tolerance: float, max_steps: int | None, layout: Layout) -> int:
-    """Check the solver's settings and return the most steps of a solve.
-
-    Exact arithmetic ends within K steps; the default of 4 K leaves room for what rounding adds.
-    """
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0.0 < tolerance < 1.0:
-        raise _fail("tolerance", tolerance, "a number between 0 and 1, both excluded")
-    if max_steps is None:
-        return 4 * layout.K
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise _fail("max_steps", max_steps, "a whole number of at least 1, or None")
-    return max_steps
-
-
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise ValueError unless `value` is one of the choices."""
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
@@ -234,7 +229,7 @@ def exact_for_transforms(backend: str) -> str:
 
 
 class Padding(NamedTuple):
-    """Turn packed sequences `[1, T, ...]` into a batch of rows `[sequences, longest, ...]` and back."""
+    """The places of packed sequences `[1, T, ...]` in a batch of rows `[sequences, longest, ...]`."""
 
     source: Tensor
     valid: Tensor
@@ -249,8 +244,21 @@ class Padding(NamedTuple):
         return rows[self.valid].unsqueeze(0)
 
 
-def pad_sequences(cu_seqlens: Tensor, device: torch.device) -> Padding:
-    """Lay out the sequences of cu_seqlens as rows of one batch, for calls that take or return states."""
+def separate(tokens: Tokens, cu_seqlens: Tensor | None, states: bool) -> tuple[Tokens, Padding | None]:
+    """Keep packed sequences from seeing each other: by restarts in their row or, for `states`, by a row for each.
+
+    states: does the call start from states or return them? The padding that undoes the rows comes along.
+    """
+    if cu_seqlens is None:
+        return tokens, None
+    if not states:
+        return tokens._replace(log_forget=_with_restarts(tokens.log_forget, cu_seqlens)), None
+    padding = _pad_sequences(cu_seqlens, tokens.query.device)
+    return Tokens(*(padding.spread(x) for x in tokens)), padding
+
+
+def _pad_sequences(cu_seqlens: Tensor, device: torch.device) -> Padding:
+    """Lay out the sequences of cu_seqlens as rows of one batch."""
     bounds = cu_seqlens.to(device=device, dtype=torch.int64)
     lengths = bounds[1:] - bounds[:-1]
     longest = int(lengths.max())
@@ -260,7 +268,7 @@ def pad_sequences(cu_seqlens: Tensor, device: torch.device) -> Padding:
     return Padding(source, valid)
 
 
-def with_restarts(log_forget: Tensor, cu_seqlens: Tensor) -> Tensor:
+def _with_restarts(log_forget: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Put a restart (-inf) on the first token of every sequence of `[1, T, G]` gates."""
     T = log_forget.shape[1]
     first = torch.zeros(T + 1, dtype=torch.bool, device=log_forget.device)

@@ -7,15 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from .chunk_states import compute_dtype
-from .linear_chunked import linear_chunked, linear_exact
+from .linear_chunked import LinearOperands, linear_chunked, linear_exact
 from .operator_inputs import (
+    Tokens,
     check_choice,
     check_projections,
     check_state,
     complete_gates,
     exact_for_transforms,
-    pad_sequences,
-    with_restarts,
+    separate,
 )
 
 BACKENDS = ("auto", "exact", "torch")
@@ -53,29 +53,23 @@ def linear_attention(
     2006.16236), with the gates of MesaNet (arXiv 2506.05233).
     """
     layout = check_projections(query, key, value, cu_seqlens)
-    log_forget, input_gate = complete_gates(log_forget, input_gate, layout, query)
+    gates = complete_gates(log_forget, input_gate, layout, query)
     check_choice("backend", backend, BACKENDS)
     backend = exact_for_transforms(backend)
-    shape = (layout.sequences, layout.G, layout.K, layout.V)
+    states = return_state or initial_state is not None
+    tokens, padding = separate(Tokens(query, key, value, *gates), cu_seqlens, states)
+    B, T = tokens.query.shape[:2]
+    shape = (B, layout.G, layout.K, layout.V)
     state = initial_state
     if state is None:
         state = query.new_zeros(shape, dtype=compute_dtype(query.dtype))
     check_state("initial_state", state, shape, "[B, G, K, V]", query)
 
-    padding = None
-    if cu_seqlens is not None:
-        if initial_state is None and not return_state:
-            log_forget, state = with_restarts(log_forget, cu_seqlens), state[:1]
-        else:
-            padding = pad_sequences(cu_seqlens, query.device)
-            query, key, value = padding.spread(query), padding.spread(key), padding.spread(value)
-            log_forget, input_gate = padding.spread(log_forget), padding.spread(input_gate)
-
-    operands = (query, key, value, log_forget, input_gate, state)
-    if backend == "exact" or query.shape[1] <= 1 or query.shape[0] == 0:
+    operands = LinearOperands(*tokens, state)
+    if backend == "exact" or T <= 1 or B == 0:
         output, last = linear_exact(*operands)
     else:
-        output, last = linear_chunked(*operands)
+        output, last = linear_chunked(operands)
     if padding is not None:
         output = padding.join(output)
     return (output, last) if return_state else output

@@ -11,26 +11,26 @@ from .chunk_states import chunk_count, compute_dtype
 from .mesa_chunked import mesa_chunked, wants_gradients
 from .mesa_exact import mesa_exact
 from .mesa_report import relative_residual
-from .mesa_step import mesa_step
-from .mesa_triton import why_not
+from .mesa_solver import Solving, check_solving
+from .mesa_triton import mesa_step, why_not
 from .operator_inputs import (
     Layout,
+    Tokens,
     check_choice,
     check_projections,
-    check_solver,
     check_state,
     complete_gates,
     complete_ridge,
     exact_for_transforms,
-    pad_sequences,
-    with_restarts,
+    separate,
 )
+from .operator_records import Operands, Results
 
 BACKENDS = ("auto", "exact", "torch", "triton")
 
 
 class MesaState(NamedTuple):
-    """Hold what a mesa layer remembers: gram `[B, G, K, K]` and cross `[B, G, K, V]`, key index first.
+    """What a mesa layer remembers: gram `[B, G, K, K]` and cross `[B, G, K, V]`, key index first.
 
     float32, or float64 for float64 inputs; one row a sequence.
     """
@@ -40,7 +40,7 @@ class MesaState(NamedTuple):
 
 
 class MesaReport(NamedTuple):
-    """Tell how the systems of one call were solved, by batch row, chunk of 64 tokens and query head.
+    """How the systems of one call were solved, by batch row, chunk of 64 tokens and query head.
 
     steps `[B, N, H]` (int32): products with the chunk's matrices for the slowest token, 0 for direct solves. residual
     `[B, N, H]` (float64): the largest |q - (H + ridge) x| / |q|, recomputed from x in float64; converged
@@ -71,6 +71,7 @@ def mesa_attention(
     backend: str = "auto",
     return_report: bool | str = False,
     strict: bool = False,
+    method: str = "auto",
 ) -> Any:
     """Predict each value by ridge regression on all keys and values so far (the gated mesa layer).
 
@@ -104,6 +105,10 @@ def mesa_attention(
     "exact" under torch.func and forward-mode differentiation, which "torch" and "triton" refuse). Gradients of
     gradients are those of "exact", whatever the back end.
 
+    method: how "torch" solves, "shared" (a factorisation that a chunk's tokens share), "cg" (conjugate gradients), or
+    "auto" (the cheaper of the two for each chunk and head); "triton" and "exact" have ways of their own. With "shared"
+    or "cg" the back end "auto" is "torch".
+
     Returns output `[B, T, H, V]` in query's dtype; then a MesaState if return_state; then a MesaReport if
     return_report, which costs a product or, in hard cases, a solve in float64. return_report="steps" leaves
     residual and converged None and costs nothing: the way to log the solver's work while training; it holds
@@ -115,62 +120,58 @@ def mesa_attention(
     Source: MesaNet, arXiv 2506.05233, section 2; docs/mathematics.md.
     """
     layout = check_projections(query, key, value, cu_seqlens)
-    log_forget, input_gate = complete_gates(log_forget, input_gate, layout, query)
+    gates = complete_gates(log_forget, input_gate, layout, query)
     ridges = complete_ridge(ridge, layout, query)
-    steps_at_most = check_solver(tolerance, max_steps, layout)
+    chosen = _choose(backend, method, query, layout)
+    solving = check_solving(tolerance, max_steps, method, chosen, layout.K)
     check_choice("return_report", return_report, (False, True, "steps"))
-    chosen = _choose(backend, query, layout)
-    state = _complete_state(initial_state, layout, query)
+    states = return_state or initial_state is not None
+    tokens, padding = separate(Tokens(query, key, value, *gates), cu_seqlens, states)
+    state = _complete_state(initial_state, tokens.query.shape[0], layout, query)
 
-    padding = None
-    if cu_seqlens is not None:
-        if initial_state is None and not return_state:
-            log_forget = with_restarts(log_forget, cu_seqlens)
-            state = MesaState(*(x[:1] for x in state))
-        else:
-            padding = pad_sequences(cu_seqlens, query.device)
-            query, key, value = padding.spread(query), padding.spread(key), padding.spread(value)
-            log_forget, input_gate = padding.spread(log_forget), padding.spread(input_gate)
-
-    operands = (query, key, value, log_forget, input_gate, ridges, state.gram, state.cross)
-    B, T, H, _ = query.shape
-    if chosen == "triton" and T == 1 and B > 0 and not wants_gradients(operands):
-        output, gram, cross, solution, steps = mesa_step(*operands, float(tolerance), steps_at_most)
-    elif chosen == "exact" or T <= 1 or B == 0:
-        chosen = "exact" if chosen == "exact" else "torch"  # the kernel of a single token has no gradient
-        output, gram, cross, solution = mesa_exact(*operands)
-        steps = torch.zeros(B, chunk_count(T), H, dtype=torch.int32, device=query.device)
-    else:
-        output, gram, cross, solution, steps = mesa_chunked(*operands, float(tolerance), steps_at_most, backend=chosen)
-
-    results: list[Any] = [output if padding is None else padding.join(output)]
+    operands = Operands(*tokens, ridges, *state)
+    solved, ran = _run(operands, solving)
+    results: list[Any] = [solved.output if padding is None else padding.join(solved.output)]
     if return_state:
-        results.append(MesaState(gram, cross))
-    if return_report == "steps":
-        results.append(MesaReport(steps, None, None, chosen))
+        results.append(MesaState(solved.gram, solved.cross))
+    report = MesaReport(solved.steps, None, None, ran)
     if return_report is True or strict:
-        residual, converged = relative_residual(
-            solution.detach(), query, key, log_forget, input_gate, ridges, state.gram, float(tolerance)
-        )
-        if strict and not bool(converged.all()):
-            raise ArithmeticError(_missed(tolerance, residual, converged, steps))
+        measured = relative_residual(solved.solution.detach(), operands, solving.tolerance)
+        if strict and not bool(measured[1].all()):
+            raise ArithmeticError(_missed(tolerance, *measured, solved.steps))
         if return_report is True:
-            results.append(MesaReport(steps, residual, converged, chosen))
+            report = MesaReport(solved.steps, *measured, ran)
+    if return_report:
+        results.append(report)
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _choose(backend: str, query: Tensor, layout: Layout) -> str:
+def _choose(backend: str, method: str, query: Tensor, layout: Layout) -> str:
     """Name the back end that runs; raise ValueError if the one asked for cannot."""
     check_choice("backend", backend, BACKENDS)
     backend = exact_for_transforms(backend)
-    if backend in ("torch", "exact") or (backend == "auto" and query.device.type == "cpu"):
-        return "exact" if backend == "exact" else "torch"
+    if backend == "auto" and (method != "auto" or query.device.type == "cpu"):
+        return "torch"
+    if backend in ("torch", "exact"):
+        return backend
     reason = why_not(query.device.type, query.dtype, layout.K, layout.V)
     if backend == "auto":
         return "torch" if reason else "triton"
     if reason:
         raise ValueError(f"backend is 'triton', which cannot run this call ({reason}): must be 'auto' or 'torch'")
     return "triton"
+
+
+def _run(operands: Operands, solving: Solving) -> tuple[Results, str]:
+    """Compute, and name the back end that did: for a single token others serve than for chunks."""
+    B, T, H, _ = operands.query.shape
+    if solving.backend == "triton" and T == 1 and B > 0 and not wants_gradients(operands):
+        return mesa_step(operands, solving.limits), "triton"
+    if solving.backend == "exact" or T <= 1 or B == 0:
+        steps = torch.zeros(B, chunk_count(T), H, dtype=torch.int32, device=operands.query.device)
+        ran = "exact" if solving.backend == "exact" else "torch"  # the kernel of a single token has no gradient
+        return Results(*mesa_exact(*operands), steps), ran
+    return mesa_chunked(operands, solving), solving.backend
 
 
 def _missed(tolerance: float, residual: Tensor, converged: Tensor, steps: Tensor) -> str:
@@ -182,9 +183,9 @@ def _missed(tolerance: float, residual: Tensor, converged: Tensor, steps: Tensor
     )
 
 
-def _complete_state(initial_state: Any, layout: Layout, query: Tensor) -> MesaState:
-    """Check the initial state, or make one of zeros."""
-    rows, G, K, V = layout.sequences, layout.G, layout.K, layout.V
+def _complete_state(initial_state: Any, rows: int, layout: Layout, query: Tensor) -> MesaState:
+    """Check the initial state of `rows` sequences, or make one of zeros."""
+    G, K, V = layout.G, layout.K, layout.V
     if initial_state is None:
         dtype = compute_dtype(query.dtype)
         gram = query.new_zeros(rows, G, K, K, dtype=dtype)

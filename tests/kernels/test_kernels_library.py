@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mesalm import mesa_attention
-from mesalm.model import mesa_chunked, mesa_step
+from mesalm.model import mesa_chunked, mesa_triton
 
 
 def make_inputs(T: int, device: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -31,7 +31,7 @@ def block(backend: str, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         *operands, initial_state=before, return_state=True, return_report="steps", backend=backend
     )
     assert report.backend == backend
-    return output.tanh(), mesa_step.beside(*after), report.steps
+    return output.tanh(), mesa_triton.beside(*after), report.steps
 
 
 @pytest.mark.parametrize("T", [1, 3])
@@ -62,7 +62,7 @@ def test_registration_is_consistent(kernels: str) -> None:
         mesa_chunked._backward_op, (*upstream, *operands, solution, *factors, *settings), test_utils=checks
     )
     single = (*(x[:, :1] for x in operands[:5]), operands[5], state[..., :6], state[..., 6:])
-    torch.library.opcheck(mesa_step._step_op, (*single, 1e-3, 24), test_utils=checks)
+    torch.library.opcheck(mesa_triton._step_op, (*single, 1e-3, 24), test_utils=checks)
 
 
 @pytest.mark.parametrize("T", [1, 3])

@@ -51,9 +51,9 @@ def run(kernels: str, monkeypatch: pytest.MonkeyPatch):
         state = operands.state or (torch.zeros(B, G, K, K), torch.zeros(B, G, K, V))
         tokens += [x.to(kernels, torch.float32) for x in state]
         del marks[:], solves[:]
-        output, gram, cross, x, steps = launch.forward(*tokens, tolerance, max_steps)
+        output, gram, cross, x, steps = launch.forward(*tokens, tolerance=tolerance, max_steps=max_steps)
         ends = (upstream.to(kernels, dtype), torch.zeros_like(gram), torch.zeros_like(cross))
-        gradients = launch.backward(*ends, *tokens, x, tolerance, max_steps)
+        gradients = launch.backward(*ends, *tokens, x, tolerance=tolerance, max_steps=max_steps)
         assert x is solves[0][0]
         assert torch.equal(steps, solves[0][1])
         assert torch.equal(gradients[0], solves[1][0].to(dtype))

@@ -13,7 +13,7 @@ from torch import Tensor
 from mesa_kernels import launch, one_step
 from mesa_kernels.tuning import Choice
 from mesalm import MesaConfig, MesaForCausalLM, mesa_attention
-from mesalm.model.mesa_step import beside
+from mesalm.model.mesa_triton import beside
 
 TOLERANCE = 1e-4
 # Output and state lean on x, known to the tolerance; what float32 loses in the oracle itself may be lost thrice.
@@ -101,7 +101,7 @@ def test_hard_systems_are_solved_to_the_rounding_of_their_entries(largest: float
     """
     K = 20
     operands = system(K, torch.linspace(0, 1, K, dtype=torch.float64).pow(3) * largest, rotated)
-    _, _, x, steps = launch.step(*(y.to(kernels) for y in operands), TOLERANCE, 4 * K)
+    _, _, x, steps = launch.step(*(y.to(kernels) for y in operands), tolerance=TOLERANCE, max_steps=4 * K)
     exact = solve_dense(operands)
     moved = []
     for seed in range(4):
@@ -127,7 +127,7 @@ def test_what_does_not_end_is_factored(held: bool, kernels: str, monkeypatch: py
     K = 24
     operands = system(K, torch.linspace(0, 30, K, dtype=torch.float64), rotated=True)
     operands[0][0, 0, 1] = torch.linalg.eigh(operands[6][0, 0]).eigenvectors[:, 5]
-    output, state, x, steps = launch.step(*(y.to(kernels) for y in operands), TOLERANCE, 2)
+    output, state, x, steps = launch.step(*(y.to(kernels) for y in operands), tolerance=TOLERANCE, max_steps=2)
     assert steps[0, 0].tolist() == [0, 1]
     exact = solve_dense(operands)
     assert relative_error(x[0, 0].double().cpu(), exact) <= 2e-6  # about the condition number, 30, times 2^-24
@@ -146,7 +146,7 @@ def test_wherever_it_is_cut_off_what_counts_as_done_is_right(kernels: str) -> No
     exact = solve_dense(operands)
     ended = set()
     for most in (11, 15, 19, 24, 40):
-        _, _, x, steps = launch.step(*(y.to(kernels) for y in operands), 1e-7, most)
+        _, _, x, steps = launch.step(*(y.to(kernels) for y in operands), tolerance=1e-7, max_steps=most)
         assert relative_error(x[0, 0].double().cpu(), exact) <= 2e-5, most
         ended.add(int(steps) > 0)
     assert ended == {False, True}
@@ -204,7 +204,7 @@ def test_zero_queries_and_two_runs(kernels: str) -> None:
     """A query of zeros gives zeros without a step; two runs give the same bits."""
     operands = [x.to(kernels) for x in system(12, torch.linspace(0, 9, 12, dtype=torch.float64), rotated=True)]
     operands[0][0, 0, 0] = 0.0
-    one, other = (launch.step(*operands, TOLERANCE, 48) for _ in range(2))
+    one, other = (launch.step(*operands, tolerance=TOLERANCE, max_steps=48) for _ in range(2))
     assert not one[0][0, 0, 0].any()
     assert one[3][0, 0, 0] == 0
     assert one[3][0, 0, 1] > 0

@@ -36,7 +36,7 @@ def largest_error(found: Tensor, exact: Tensor) -> float:
 )
 def test_states_at_chunk_starts(dtype: torch.dtype, gram_bound: float, cross_bound: float, kernels: str) -> None:
     operands = make_operands(dtype, kernels)
-    made = launch.prepare(**operands)
+    made = launch.prepare(launch.Call(**operands))
     wide = {name: x[0].double().cpu() for name, x in operands.items()}
     right = {"gram": wide["key"], "cross": wide["value"]}
     scale = wide["ridge"].rsqrt()
@@ -63,7 +63,7 @@ def test_states_at_chunk_starts(dtype: torch.dtype, gram_bound: float, cross_bou
 def test_gradients_at_chunk_ends(dtype: torch.dtype, bound: float, size: float, kernels: str) -> None:
     """Sizes down to where float16 without a unit would hold zeros."""
     operands = make_operands(dtype, kernels)
-    made = launch.prepare(**operands)
+    made = launch.prepare(launch.Call(**operands))
     generator = torch.Generator().manual_seed(1)
     x, y, d = (size * torch.randn(B, T, H, width, generator=generator) for width in (K, K, V))
     # bfloat16 has the range of float32, float16 has not

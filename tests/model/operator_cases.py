@@ -13,15 +13,12 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
 import torch
 from pair_covering import Level, covering
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from mesalm.lab.inspection.recorded import load_recorded
-from mesalm.model import operator_mesa
-from mesalm.model.mesa_chunked import mesa_chunked
 from mesalm.model.operator_mesa import mesa_attention
 
 RATES = (1.0, 0.999, 0.97, 0.9, 0.5)
@@ -242,25 +239,25 @@ def attend(
     """Return outputs, and the gradients of a fixed random function of them, by name, in float64.
 
     Outputs are "output" and, where there is an initial state, "last gram" and "last cross"; the gradients bear the
-    names of the operands. The oracle (backend "exact") solves packed sequences one at a time. method: how mesa_chunked
-    solves; the shared factor may take all the products that it is defined for. scale multiplies the upstream gradient.
+    names of the operands. The oracle (backend "exact") solves packed sequences one at a time. method: how it is
+    solved; the shared factor may take all the products that it is defined for. scale multiplies the upstream gradient.
     """
     leaves = [x.to(device, dtype).detach().requires_grad_() for x in (*operands.tokens, *(operands.state or ()))]
     call = Operands(tuple(leaves[:6]), (leaves[6], leaves[7]) if operands.state else None, operands.bounds)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operator_mesa, "mesa_chunked", functools.partial(mesa_chunked, method=method))
-        calls = call.sequences() if backend == "exact" else [call]
-        options = {"tolerance": tolerance, "backend": backend, "max_steps": 1000 if method == "shared" else None}
-        parts = [call_operator(part, **options) for part in calls]
-        results = [torch.cat(rows, 1 if i == 0 else 0) for i, rows in enumerate(zip(*parts, strict=True))]
-        generator = torch.Generator().manual_seed(5)
-        # What comes back through the states should not hide what comes through the output, of size 1 / ridge.
-        sizes = (1.0, *[0.1 / (1.0 + float(operands.tokens[5].mean()))] * 2)
-        upstream = [
-            (scale * single(size * torch.randn(x.shape, generator=generator).double())).to(device, dtype)
-            for x, size in zip(results, sizes[: len(results)], strict=True)
-        ]
-        gradients = torch.autograd.grad(results, leaves, upstream)
+    calls = call.sequences() if backend == "exact" else [call]
+    options = {"tolerance": tolerance, "backend": backend, "method": method}
+    if method == "shared":
+        options["max_steps"] = 1000
+    parts = [call_operator(part, **options) for part in calls]
+    results = [torch.cat(rows, 1 if i == 0 else 0) for i, rows in enumerate(zip(*parts, strict=True))]
+    generator = torch.Generator().manual_seed(5)
+    # What comes back through the states should not hide what comes through the output, of size 1 / ridge.
+    sizes = (1.0, *[0.1 / (1.0 + float(operands.tokens[5].mean()))] * 2)
+    upstream = [
+        (scale * single(size * torch.randn(x.shape, generator=generator).double())).to(device, dtype)
+        for x, size in zip(results, sizes[: len(results)], strict=True)
+    ]
+    gradients = torch.autograd.grad(results, leaves, upstream)
     named = zip((*OUTPUTS[: len(results)], *NAMES[: len(leaves)]), (*results, *gradients), strict=True)
     return {name: x.detach().double().cpu() for name, x in named}
 

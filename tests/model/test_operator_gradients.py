@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mesalm.model import chunk_states, mesa_chunked
+from mesalm.model.mesa_solver import Solving
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
+from mesalm.model.operator_records import Operands
 
 
 def make_inputs(
@@ -174,9 +176,11 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("method", ["auto", "shared", "cg"])
 def test_no_matrix_a_token_is_made(method: str) -> None:
     T, K = 512, 48
-    inputs = make_inputs(T, H=1, K=K, V=K, dtype=torch.float32)
+    operands = Operands(*make_inputs(T, H=1, K=K, V=K, dtype=torch.float32))
+    solving = Solving(1e-4, 100, method)
     with Largest() as largest:
-        output, gram, cross, solution, _, *factors = mesa_chunked.forward(*inputs, 1e-4, 100, method, "torch", True)
-        mesa_chunked.backward(output, gram, cross, *inputs, solution, *factors, 1e-4, 100, method, "torch")
+        results, factors = mesa_chunked.forward(operands, solving, keep=True)
+        upstreams = mesa_chunked.Upstreams(results.output, results.gram, results.cross)
+        mesa_chunked.backward(upstreams, operands, results.solution, factors, solving)
     # A 64 x 64 mask a chunk, in float64 while it is made, is the largest thing.
     assert largest.numbers <= 2 * T * chunk_states.CHUNK < T * K * K / 10

@@ -35,7 +35,7 @@ from operator_cases import (
 from pair_covering import covering, level_pairs
 from torch import Tensor
 
-from mesalm.model.mesa_price import METHODS
+from mesalm.model.mesa_solver import METHODS
 
 FLOAT64_TOLERANCE = 1e-10
 FLOAT64_CONDITION = 1e4  # the bounds of float64 hold below it, and grow in proportion above it

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mesalm.model import linear_chunked, mesa_chunked
+from mesalm.model import linear_chunked, mesa_chunked, mesa_triton, operator_records
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
@@ -104,6 +104,34 @@ def test_registration_is_consistent(dtype: torch.dtype) -> None:
         torch.library.opcheck(linear_chunked._backward_op, again, test_utils=("test_schema", "test_faketensor"))
 
 
+OPERANDS = (
+    "Tensor query, Tensor key, Tensor value, Tensor log_forget, Tensor input_gate, Tensor ridge, Tensor gram, "
+    "Tensor cross"
+)
+LINEAR = "Tensor query, Tensor key, Tensor value, Tensor log_forget, Tensor input_gate, Tensor cross"
+SOLVING = "float tolerance, int max_steps, str method, str backend"
+SCHEMAS = {
+    mesa_chunked._forward_op: ("mesa_forward", f"{OPERANDS}, {SOLVING}, bool keep", 7),
+    mesa_chunked._backward_op: (
+        "mesa_backward",
+        f"Tensor upstream, Tensor gram_upstream, Tensor cross_upstream, {OPERANDS}, Tensor solution, Tensor carried, "
+        f"Tensor gains, {SOLVING}",
+        8,
+    ),
+    mesa_triton._step_op: ("mesa_step", f"{OPERANDS}, float tolerance, int max_steps", 4),
+    linear_chunked._forward_op: ("linear_forward", LINEAR, 2),
+    linear_chunked._backward_op: ("linear_backward", f"Tensor upstream, Tensor cross_upstream, {LINEAR}", 6),
+}
+
+
+def test_schemas_stay() -> None:
+    """Programs that torch.export wrote name the operators and their arguments."""
+    for operator, (name, arguments, results) in SCHEMAS.items():
+        returns = ", ".join(["Tensor"] * results)
+        schema = f"{operator_records.NAMESPACE}::{name}({arguments}) -> ({returns})"
+        assert str(operator._opoverload._schema) == schema
+
+
 def load_copy(folder: Path, name: str) -> ModuleType:
     """Load the operator's files from a flat folder as a package of another name, as remote code is."""
     spec = importlib.util.spec_from_file_location(
@@ -137,7 +165,7 @@ def test_two_copies_in_one_process(flat_copy: Path) -> None:
         copy = load_copy(flat_copy, name)
         got = copy.mesa_attention(*inputs)
         assert torch.equal(got, wanted)
-        assert sys.modules[f"{name}.mesa_chunked"].NAMESPACE == name != mesa_chunked.NAMESPACE
+        assert sys.modules[f"{name}.operator_records"].NAMESPACE == name != operator_records.NAMESPACE
         torch.autograd.grad(got.sum(), inputs)
     assert torch.equal(mesa_attention(*inputs), wanted)
 

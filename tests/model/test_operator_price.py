@@ -7,12 +7,15 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mesalm.model import mesa_solver
-from mesalm.model.mesa_chunked import mesa_chunked
+from mesalm.model import mesa_chunked, mesa_solver
+from mesalm.model.chunk_states import from_chunks, read_states, to_chunks
 from mesalm.model.mesa_exact import mesa_exact
-from mesalm.model.mesa_price import Plan, make_plan, steps_of_gradients
+from mesalm.model.mesa_problems import cut_problems
 from mesalm.model.mesa_shared import coefficients, freeze_decay, products_needed
+from mesalm.model.mesa_solver import Choice, Solving, choose, steps_of_gradients
+from mesalm.model.operator_records import Operands, Results
 
 
 def gates(*gammas: float, C: int = 64) -> Tensor:
@@ -20,13 +23,20 @@ def gates(*gammas: float, C: int = 64) -> Tensor:
     return torch.tensor(gammas, dtype=torch.float64).log().unsqueeze(-1).repeat(1, C)
 
 
-def plan_of(log_forget: Tensor, largest: Tensor | float, **options: object) -> Plan:
-    P = log_forget.shape[0]
-    settings: dict[str, object] = {"size": 64, "heads": 1, "max_steps": 256, "method": "auto"} | options
-    dtype = torch.float32
+def choice_of(
+    log_forget: Tensor,
+    largest: Tensor | float,
+    *,
+    size: int = 64,
+    heads: int = 1,
+    max_steps: int = 256,
+    method: str = "auto",
+) -> Choice:
+    P, dtype = log_forget.shape[0], torch.float32
     bound = torch.as_tensor(largest, dtype=dtype).expand(P)
     tolerance = torch.full((P,), 1e-4, dtype=torch.float64)
-    return make_plan(freeze_decay(log_forget, dtype), bound, tolerance, **settings)  # type: ignore[arg-type]
+    solving = Solving(1e-4, max_steps, method)
+    return choose(freeze_decay(log_forget, dtype), bound, tolerance, size=size, heads=heads, solving=solving)
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.5, 0.97, 1.0, 1.03, 2.0, 20.0])
@@ -56,12 +66,12 @@ def test_products_are_as_few_as_the_bound_allows(tolerance: float) -> None:
     assert products_needed(torch.zeros(1).double(), torch.tensor([tolerance]).double()).tolist() == [1.0]
 
 
-def test_reference_lies_in_the_middle_of_every_stretch() -> None:
+def test_reference_lies_in_the_middle_of_every_segment() -> None:
     log_forget = gates(0.9, 0.9)
     log_forget[1, 20] = -math.inf
     log_forget[1, 50] = -1e30
     made = freeze_decay(log_forget, torch.float32)
-    assert made.stretch[1, [0, 19, 20, 49, 50, 63]].tolist() == [0, 0, 1, 1, 2, 2]
+    assert made.segment[1, [0, 19, 20, 49, 50, 63]].tolist() == [0, 0, 1, 1, 2, 2]
     for row, begin, end in ((0, 0, 63), (1, 0, 19), (1, 20, 49), (1, 50, 63)):
         ends = made.log_ratio[row, [begin, end]]
         assert float(ends.sum()) == pytest.approx(0.0, abs=1e-12)
@@ -71,19 +81,19 @@ def test_reference_lies_in_the_middle_of_every_stretch() -> None:
 
 def test_long_memory_takes_the_factor_and_short_memory_does_not() -> None:
     log_forget = gates(1.0, 0.5, 0.99, 0.8, 0.97)
-    plan = plan_of(log_forget, torch.tensor([500.0, 2.0, 90.0, 4.0, 36.0]))
-    assert plan.direct.tolist() == [1, 3]
-    assert plan.shared.tolist() == [4, 2, 0]  # most products first
-    assert plan.degrees == [7, 4, 1]
-    assert plan.plain == 3
+    choice = choice_of(log_forget, torch.tensor([500.0, 2.0, 90.0, 4.0, 36.0]))
+    assert choice.direct.tolist() == [1, 3]
+    assert choice.shared.tolist() == [4, 2, 0]  # most products first
+    assert choice.degrees == [7, 4, 1]
+    assert choice.plain == 3
 
 
 def test_every_choice_is_its_own() -> None:
     gammas = (1.0, 0.5, 0.99, 0.96, 0.95, 0.94, 0.93, 0.8)
     bounds = torch.tensor([500.0, 2.0, 90.0, 30.0, 25.0, 20.0, 15.0, 4.0])
-    together = plan_of(gates(*gammas), bounds)
+    together = choice_of(gates(*gammas), bounds)
     for i, gamma in enumerate(gammas):
-        alone = plan_of(gates(gamma), bounds[i])
+        alone = choice_of(gates(gamma), bounds[i])
         assert (len(alone.shared) == 1) == (i in together.shared.tolist())
         if alone.degrees:
             assert alone.degrees[0] == together.degrees[together.shared.tolist().index(i)]
@@ -93,9 +103,9 @@ def test_price_crosses_once_along_gamma() -> None:
     """From long to short memory, with the bound that such keys would have, the choice changes once."""
     gammas = torch.linspace(0.5, 0.9999, 200)
     bounds = 1 + 0.5 / (1 - gammas)
-    plan = plan_of(gates(*gammas.tolist()), bounds)
+    choice = choice_of(gates(*gammas.tolist()), bounds)
     chosen = torch.zeros(200, dtype=torch.int64)
-    chosen[plan.shared] = 1
+    chosen[choice.shared] = 1
     assert int(chosen.diff().abs().sum()) == 1
     assert chosen[0] == 0
     assert chosen[-1] == 1
@@ -103,15 +113,15 @@ def test_price_crosses_once_along_gamma() -> None:
 
 def test_edges_of_the_choice() -> None:
     hard = gates(0.99)
-    assert plan_of(hard, 90.0).degrees == [4]
-    assert plan_of(hard, 1.0).shared.tolist() == []  # nothing was written: gradients end at once
-    assert plan_of(hard, 90.0, size=2).shared.tolist() == []  # two dimensions: gradients end after two steps
-    assert plan_of(hard, 1e6).shared.tolist() == []  # beyond what float32 can factor
-    assert plan_of(gates(0.97), 36.0, max_steps=3).degrees == [3]  # neither will do: the better of the two
-    assert plan_of(gates(0.8), 1e3, method="shared").degrees == [167]
-    assert plan_of(gates(1e-20), 2.0, method="shared").shared.tolist() == []  # tanh rounds to 1: no series
-    assert plan_of(gates(1.0, 0.99), 90.0, method="cg").direct.tolist() == [0, 1]
-    few, many = (len(plan_of(gates(0.95), 8.0, heads=heads).shared) for heads in (1, 16))
+    assert choice_of(hard, 90.0).degrees == [4]
+    assert choice_of(hard, 1.0).shared.tolist() == []  # nothing was written: gradients end at once
+    assert choice_of(hard, 90.0, size=2).shared.tolist() == []  # two dimensions: gradients end after two steps
+    assert choice_of(hard, 1e6).shared.tolist() == []  # beyond what float32 can factor
+    assert choice_of(gates(0.97), 36.0, max_steps=3).degrees == [3]  # neither will do: the better of the two
+    assert choice_of(gates(0.8), 1e3, method="shared").degrees == [167]
+    assert choice_of(gates(1e-20), 2.0, method="shared").shared.tolist() == []  # tanh rounds to 1: no series
+    assert choice_of(gates(1.0, 0.99), 90.0, method="cg").direct.tolist() == [0, 1]
+    few, many = (len(choice_of(gates(0.95), 8.0, heads=heads).shared) for heads in (1, 16))
     assert few <= many  # query heads share the factor
 
 
@@ -119,12 +129,12 @@ def test_restarts_come_after_the_plain_ones() -> None:
     log_forget = gates(1.0, 0.97, 0.99, 0.97)
     log_forget[1, 3] = -math.inf
     log_forget[2, 0] = -math.inf
-    plan = plan_of(log_forget, 100.0)
-    assert plan.plain == 2
-    assert plan.shared.tolist() == [3, 0, 1, 2]
-    assert plan.run(1, 2) == slice(0, 1)
-    assert plan.run(0, 2) is None
-    assert plan.run(2, 4) == slice(1, 3)
+    choice = choice_of(log_forget, 100.0)
+    assert choice.plain == 2
+    assert choice.shared.tolist() == [3, 0, 1, 2]
+    assert choice.run(1, 2) == slice(0, 1)
+    assert choice.run(0, 2) is None
+    assert choice.run(2, 4) == slice(1, 3)
 
 
 def test_predicted_steps_grow_with_the_condition_number_and_end_at_the_size() -> None:
@@ -157,11 +167,26 @@ def make_inputs(gammas: tuple[float, ...], T: int = 200, K: int = 24) -> list[Te
     ]
 
 
+def solve(inputs: list[Tensor], tolerance: float, max_steps: int, method: str = "auto") -> Results:
+    return mesa_chunked.mesa_chunked(Operands(*inputs), Solving(tolerance, max_steps, method))
+
+
+class Factorisations(TorchDispatchMode):
+    """The number of matrices factored under this mode."""
+
+    matrices = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.ops.aten.linalg_cholesky_ex.default:
+            self.matrices += args[0].shape[0]
+        return func(*args, **(kwargs or {}))
+
+
 def test_mixed_heads_are_each_right_and_pay_for_themselves() -> None:
     gammas = (1.0, 0.6, 0.99, 0.97)
     inputs = make_inputs(gammas)
     inputs[3][:, 70, 2] = -math.inf
-    _, _, _, solution, steps = mesa_chunked(*inputs, 1e-6, 1000)
+    _, _, _, solution, steps = solve(inputs, 1e-6, 1000)
     exact = mesa_exact(*inputs)[3]
     error = ((solution - exact).norm(dim=-1) / exact.norm(dim=-1)).amax(1)[0]
     assert bool((error <= 1e-6).all())
@@ -171,26 +196,20 @@ def test_mixed_heads_are_each_right_and_pay_for_themselves() -> None:
     for group in range(4):
         heads, pick = slice(2 * group, 2 * group + 2), slice(group, group + 1)
         alone = [inputs[0][:, :, heads], *(x[:, :, pick] for x in inputs[1:5]), inputs[5][pick]]
-        *_, x, count = mesa_chunked(*alone, *(s[:, pick] for s in inputs[6:]), 1e-6, 1000)
+        *_, x, count = solve([*alone, *(s[:, pick] for s in inputs[6:])], 1e-6, 1000)
         assert torch.allclose(x, solution[:, :, heads], rtol=1e-10, atol=1e-12)
         assert count.tolist() == steps[..., heads].tolist()
 
 
-def test_gradients_reuse_the_factors(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = [x.requires_grad_() for x in make_inputs((0.99, 0.97))]
-    calls: list[int] = []
-    factorise = mesa_solver.factorise
-
-    def count(gram: Tensor, *args: object) -> object:
-        calls.append(gram.shape[0])
-        return factorise(gram, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(mesa_solver, "factorise", count)
-    output = mesa_chunked(*inputs, 1e-6, 1000, "shared")[0]
-    forward = list(calls)
-    output.sum().backward()
-    assert sum(forward) == 8
-    assert calls == forward
+def test_gradients_reuse_the_factors() -> None:
+    operands, solving = Operands(*make_inputs((0.99, 0.97))), Solving(1e-6, 1000, "shared")
+    with Factorisations() as forward:
+        results, factors = mesa_chunked.forward(operands, solving, keep=True)
+    upstreams = mesa_chunked.Upstreams(results.output, results.gram, results.cross)
+    with Factorisations() as backward:
+        mesa_chunked.backward(upstreams, operands, results.solution, factors, solving)
+    assert forward.matrices == 2 * 8  # of each problem the carried matrix and the small one
+    assert backward.matrices == 0
 
 
 def test_a_state_that_cannot_be_factored_goes_to_conjugate_gradients() -> None:
@@ -198,13 +217,13 @@ def test_a_state_that_cannot_be_factored_goes_to_conjugate_gradients() -> None:
     inputs = [x.float() for x in make_inputs((0.99, 0.99))]
     inputs[6][:, 0] = -0.9 * torch.eye(24)
     inputs[6][:, 0, 0, 0] = -3.0
-    whole = mesa_chunked(*inputs, 1e-4, 100, "shared")
-    assert torch.isfinite(whole[3]).all()
+    whole = solve(inputs, 1e-4, 100, "shared")
+    assert torch.isfinite(whole.solution).all()
     alone = [inputs[0][:, :, 2:], *(x[:, :, 1:] for x in inputs[1:5]), inputs[5][1:], *(x[:, 1:] for x in inputs[6:])]
-    assert torch.allclose(whole[3][:, :, 2:], mesa_chunked(*alone, 1e-4, 100, "shared")[3], rtol=1e-5, atol=1e-6)
+    assert torch.allclose(whole.solution[:, :, 2:], solve(alone, 1e-4, 100, "shared").solution, rtol=1e-5, atol=1e-6)
 
 
-def test_correction_by_the_true_residual(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_correction_by_the_true_residual() -> None:
     """With a condition number of 1e4 the read-out loses digits in float32; one correction brings them back."""
     generator = torch.Generator().manual_seed(1)
     T, K = 3000, 16
@@ -215,10 +234,14 @@ def test_correction_by_the_true_residual(monkeypatch: pytest.MonkeyPatch) -> Non
     inputs = [query, key, value, *rest]
     wanted = mesa_exact(*[x.double() for x in inputs])[0]
 
-    def error() -> float:
-        return float((mesa_chunked(*inputs, 1e-4, 100)[0].double() - wanted).norm() / wanted.norm())
+    made = cut_problems(Operands(*inputs), torch.float32)
+    rhs = to_chunks(query, 1, torch.float32).mul_(made.inverse_root)
 
-    corrected = error()
-    monkeypatch.setattr(mesa_solver, "ROUNDING", math.inf)
-    assert corrected < 0.1 * error()
+    def error(rounding: float) -> float:
+        x = mesa_solver.solve(made, rhs, Solving(1e-4, 100), rounding=rounding).x
+        read = read_states(x, made.key, made.value * made.input_gate, made.cross, made.decay)
+        return float((from_chunks(read, 1, T, 1, torch.float64) - wanted).norm() / wanted.norm())
+
+    corrected = error(mesa_solver.ROUNDING)
+    assert corrected < 0.1 * error(math.inf)
     assert corrected < 5e-6

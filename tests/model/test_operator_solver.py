@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mesalm.model import mesa_cg, mesa_price, mesa_solver
+from mesalm.model import mesa_solver
+from mesalm.model.chunk_states import from_chunks, to_chunks
+from mesalm.model.mesa_cg import REFINEMENTS, conjugate_gradients
 from mesalm.model.mesa_chunked import mesa_chunked
 from mesalm.model.mesa_exact import mesa_exact
-from mesalm.model.mesa_price import METHODS
+from mesalm.model.mesa_problems import Problems, cut_problems
 from mesalm.model.mesa_report import relative_residual
+from mesalm.model.mesa_solver import METHODS, Solving
 from mesalm.model.operator_mesa import mesa_attention
+from mesalm.model.operator_records import Operands, Results
 
 
 def make_inputs(T: int, keys: str, gamma: float, ridge: float, H: int = 2, G: int = 2, K: int = 24) -> list[Tensor]:
@@ -36,6 +41,29 @@ def make_inputs(T: int, keys: str, gamma: float, ridge: float, H: int = 2, G: in
     return [query, key, normal(1, T, G, K), gates, torch.ones_like(gates), ridges, *states]
 
 
+def solve(inputs: list[Tensor], tolerance: float, max_steps: int, method: str = "auto") -> Results:
+    return mesa_chunked(Operands(*inputs), Solving(tolerance, max_steps, method))
+
+
+def cut(operands: Operands) -> tuple[Problems, Tensor]:
+    """Cut a call into problems and its queries into their right-hand sides."""
+    made = cut_problems(operands, operands.query.dtype)
+    return made, to_chunks(operands.query, operands.key.shape[2], operands.query.dtype).mul_(made.inverse_root)
+
+
+class Products(TorchDispatchMode):
+    """The number of problems in every batched product made under this mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problems: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.ops.aten.bmm.out:
+            self.problems.append(args[0].shape[0])
+        return func(*args, **(kwargs or {}))
+
+
 def relative_errors(got: Tensor, wanted: Tensor) -> float:
     return float(((got.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max())
 
@@ -54,7 +82,7 @@ HARD = [
 def test_tolerance_is_a_promise(keys: str, gamma: float, ridge: float, tolerance: float, method: str) -> None:
     inputs = make_inputs(200, keys, gamma, ridge)
     exact = mesa_exact(*inputs)[3]
-    solution = mesa_chunked(*inputs, tolerance, 1000, method)[3]
+    solution = solve(inputs, tolerance, 1000, method).solution
     error = relative_errors(solution, exact)
     assert error <= tolerance
     # Few distinct keys end in a few exact steps; without forgetting the shared factor is exact.
@@ -64,7 +92,7 @@ def test_tolerance_is_a_promise(keys: str, gamma: float, ridge: float, tolerance
     if tolerance == 1e-3 and ridge >= 0.25:
         single = [x.float() for x in inputs]
         wanted = mesa_exact(*[x.double() for x in single])[3]
-        assert relative_errors(mesa_chunked(*single, tolerance, 1000, method)[3], wanted) <= tolerance
+        assert relative_errors(solve(single, tolerance, 1000, method).solution, wanted) <= tolerance
 
 
 @pytest.mark.parametrize(("keys", "gamma", "ridge"), HARD[::2])
@@ -82,7 +110,7 @@ def test_adjoint_keeps_the_tolerance(keys: str, gamma: float, ridge: float) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_report_is_true(dtype: torch.dtype) -> None:
     inputs = [x.to(dtype) for x in make_inputs(130, "correlated", 0.99, 0.25, H=4)]
-    solution = mesa_chunked(*inputs, 1e-3, 1000)[3].double()
+    solution = solve(inputs, 1e-3, 1000).solution.double()
     _, report = mesa_attention(*inputs[:6], tolerance=1e-3, return_report=True)
     query, key, _, gates, _, ridge = (x.double() for x in inputs[:6])
     gram = torch.zeros(4, 24, 24).double()
@@ -125,6 +153,24 @@ def test_steps_alone() -> None:
     assert torch.equal(light.steps, full.steps)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_method_chooses_the_solver(method: str) -> None:
+    inputs = make_inputs(130, "correlated", 0.97, 0.25)
+    wanted = solve(inputs, 1e-4, 96, method)
+    output, report = mesa_attention(*inputs[:6], method=method, return_report="steps")
+    assert report.backend == "torch"
+    assert torch.equal(output, wanted.output)
+    assert torch.equal(report.steps, wanted.steps)
+    others = [solve(inputs, 1e-4, 96, other).steps for other in ("shared", "cg")]
+    assert not torch.equal(*others)
+
+
+def test_method_belongs_to_one_back_end() -> None:
+    inputs = make_inputs(130, "correlated", 0.97, 0.25)[:6]
+    with pytest.raises(ValueError, match=r"^method is 'cg': must be 'auto' on back end 'exact'; backend='torch'"):
+        mesa_attention(*inputs, backend="exact", method="cg")
+
+
 def test_too_few_steps_are_reported() -> None:
     inputs = make_inputs(130, "correlated", 0.97, 0.25)[:6]
     _, report = mesa_attention(*inputs, max_steps=3, return_report=True)
@@ -145,14 +191,12 @@ def test_strict_makes_a_missed_tolerance_an_error(backend: str) -> None:
             mesa_attention(*inputs, max_steps=3, strict=True)
 
 
-def test_the_report_is_not_the_solvers_own_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A solver that stops too early, whatever it believes, is found out."""
-    inputs = make_inputs(130, "correlated", 0.99, 0.25)[:6]
-    _, report = mesa_attention(*inputs, return_report=True)
-    assert bool(report.converged.all())
-    monkeypatch.setattr(mesa_price, "products_needed", lambda reach, tolerance: torch.full_like(reach, 2.0))
-    _, report = mesa_attention(*inputs, return_report=True)
-    assert not bool(report.converged[:, :2].any())  # the third chunk holds two tokens, for which two products do
+def test_the_report_is_not_the_solvers_own_account() -> None:
+    """Solutions of a solver that stops too early, whatever it believes, are found out."""
+    inputs = make_inputs(130, "correlated", 0.99, 0.25)
+    measured = [relative_residual(solve(inputs, x, 1000).solution, Operands(*inputs), 1e-4)[1] for x in (1e-4, 0.5)]
+    assert bool(measured[0].all())
+    assert not bool(measured[1][:, :2].any())  # the third chunk holds two tokens, for which a product or two do
 
 
 def test_out_of_reach_of_float32_stops_and_says_so() -> None:
@@ -163,19 +207,18 @@ def test_out_of_reach_of_float32_stops_and_says_so() -> None:
     assert int(report.steps.max()) <= 4 * 24
 
 
-def test_float32_is_refined_where_the_recurrence_drifts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_is_refined_where_the_recurrence_drifts() -> None:
     """The recurrence believes itself done too early here; restarts from the true residual go on."""
-    inputs = [x.float() for x in make_inputs(400, "correlated", 1.0, 0.01)][:6]
-    states = [torch.zeros(1, 2, 24, 24)] * 2
+    operands = Operands(*(x.float() for x in make_inputs(400, "correlated", 1.0, 0.01)))
+    made, rhs = cut(operands)
+    systems = made.systems(rhs.shape[1])
 
-    def residual() -> float:
-        solution = mesa_chunked(*inputs, *states, 1e-4, 100, "cg")[3]
-        query, key, _, *rest = inputs
-        return float(relative_residual(solution, query, key, *rest, states[0], 1e-4)[0].max())
+    def residual(refinements: int) -> float:
+        x = conjugate_gradients(systems, rhs, 1e-4, 100, refinements=refinements).x
+        solution = from_chunks(x * made.inverse_root, 1, 400, 2, torch.float32)
+        return float(relative_residual(solution, operands, 1e-4)[0].max())
 
-    refined = residual()
-    monkeypatch.setattr(mesa_cg, "REFINEMENTS", 0)
-    assert refined < 0.5 * residual()
+    assert residual(REFINEMENTS) < 0.5 * residual(0)
 
 
 def test_zero_and_huge_and_tiny_rows() -> None:
@@ -183,8 +226,8 @@ def test_zero_and_huge_and_tiny_rows() -> None:
         inputs = [x.to(dtype) for x in make_inputs(70, "iid", 0.99, 0.25)]
         scale = torch.ones(1, 70, 1, 1, dtype=dtype)
         scale[:, 10], scale[:, 20], scale[:, 30] = 0.0, 1e-30, 1e30
-        plain = mesa_chunked(*inputs, 1e-6, 100)[3]
-        scaled = mesa_chunked(inputs[0] * scale, *inputs[1:], 1e-6, 100)[3]
+        plain = solve(inputs, 1e-6, 100).solution
+        scaled = solve([inputs[0] * scale, *inputs[1:]], 1e-6, 100).solution
         assert bool((scaled[:, 10] == 0).all())
         keep = torch.arange(70) != 10
         assert relative_errors(scaled[:, keep] / scale[:, keep], plain[:, keep].double()) < 1e-5
@@ -197,44 +240,30 @@ def test_an_indefinite_state_is_survived_and_reported() -> None:
     assert not bool(report.converged.all())
 
 
-def test_solved_systems_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_solved_systems_are_dropped() -> None:
     """A head that forgets at once needs few steps; it must not ride along with one that remembers all."""
     inputs = make_inputs(256, "correlated", 1.0, 0.01)
     inputs[3][..., 0] = -3.0
-    problems: list[int] = []
-    apply = mesa_cg.Systems.apply
+    made, rhs = cut(Operands(*inputs))
+    with Products() as products:
+        conjugate_gradients(made.systems(rhs.shape[1]), rhs, 1e-6, 1000)
+    assert products.problems[0] == 8
+    assert products.problems[-1] <= 4
 
-    def count(self: mesa_cg.Systems, *args: Tensor) -> Tensor:
-        problems.append(self.key.shape[0])
-        return apply(self, *args)
-
-    monkeypatch.setattr(mesa_cg.Systems, "apply", count)
-    *_, together, steps = mesa_chunked(*inputs, 1e-6, 1000, "cg")
-    assert problems[0] == 8
-    assert problems[-1] <= 4
+    *_, together, steps = solve(inputs, 1e-6, 1000, "cg")
     assert int(steps[..., 0].max()) * 2 < int(steps[..., 1].max())
-
     alone = [x[:, :, 1:] for x in inputs[:5]] + [inputs[5][1:]] + [x[:, 1:] for x in inputs[6:]]
-    *_, single, single_steps = mesa_chunked(*alone, 1e-6, 1000, "cg")
+    *_, single, single_steps = solve(alone, 1e-6, 1000, "cg")
     assert relative_errors(together[:, :, 1:], single) < 1e-6
     # The count may differ by a step or two where rounding decides when the limit is met.
     assert int((steps[..., 1:] - single_steps).abs().max()) <= 2
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_blocks_do_not_change_the_answer(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = make_inputs(900, "correlated", 0.99, 0.25)
-    whole = mesa_chunked(*inputs, 1e-8, 1000, method)
-    alone = mesa_chunked(*[x[:, :64] for x in inputs[:5]], *inputs[5:], 1e-8, 1000, method)
-    monkeypatch.setattr(mesa_cg, "BLOCK_NUMBERS", 1)
-    monkeypatch.setattr(mesa_solver, "BLOCK_NUMBERS", 1)
-    blocks = mesa_chunked(*inputs, 1e-8, 1000, method)
-    assert relative_errors(blocks[3], whole[3]) < 1e-11
-    assert relative_errors(alone[3], whole[3][:, :64]) < 1e-11
-
-
-def test_a_card_takes_plans_that_share_nothing() -> None:
-    """Off the CPU a block is all shared problems, of which there may be none."""
-    nothing = torch.empty(0, dtype=torch.int64)
-    plan = mesa_price.Plan(nothing, torch.arange(3), [], 0, [])
-    assert list(mesa_solver._blocks(plan, 100, torch.device("cuda"))) == []
+def test_blocks_do_not_change_the_answer(method: str) -> None:
+    inputs, solving = make_inputs(896, "correlated", 0.99, 0.25), Solving(1e-8, 1000, method)
+    made, rhs = cut(Operands(*inputs))
+    whole, blocks = mesa_solver.solve(made, rhs, solving).x, mesa_solver.solve(made, rhs, solving, block_numbers=1).x
+    assert relative_errors(blocks, whole) < 1e-11
+    alone = solve([*(x[:, :64] for x in inputs[:5]), *inputs[5:]], 1e-8, 1000, method).solution
+    assert relative_errors(alone, solve(inputs, 1e-8, 1000, method).solution[:, :64]) < 1e-11

@@ -1,0 +1,98 @@
+"""Carry an operator's tensors as records, and register functions of records with torch.library.
+
+torch.library knows flat lists of tensors and numbers. Here a function takes and gives records, and its annotations say
+which: schemas are made of them, and no other place counts arguments.
+
+Operators are registered under a namespace made from this package's name, so that a second copy of the folder (remote
+code beside a checkpoint) registers names of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+import torch
+from torch import Tensor
+
+NAMESPACE = re.sub(r"\W", "_", __package__ or __name__)
+
+
+class Operands(NamedTuple):
+    """The tensors of one call of mesa attention, or their gradients.
+
+    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, ridge `[G, K]`, initial states
+    gram `[B, G, K, K]` and cross `[B, G, K, V]`.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    log_forget: Tensor
+    input_gate: Tensor
+    ridge: Tensor
+    gram: Tensor
+    cross: Tensor
+
+
+class Results(NamedTuple):
+    """What one call of mesa attention computes.
+
+    output `[B, T, H, V]`, final states gram and cross, solutions `[B, T, H, K]`, and the steps of the slowest system of
+    each chunk and head `[B, N, H]` (int32).
+    """
+
+    output: Tensor
+    gram: Tensor
+    cross: Tensor
+    solution: Tensor
+    steps: Tensor
+
+
+def split(arguments: Sequence[Any], *kinds: Any) -> list[Any]:
+    """Group a flat list by `kinds`: a record takes as many entries as it has fields, any other kind takes one."""
+    parts, first = [], 0
+    for kind in kinds:
+        end = first + (len(kind._fields) if _is_record(kind) else 1)
+        parts.append(kind(*arguments[first:end]) if _is_record(kind) else arguments[first])
+        first = end
+    return parts
+
+
+def register(name: str, function: Callable[..., Any], shapes: Callable[..., Any]) -> Any:
+    """Register `function` as the operator `name`, which takes and gives the fields of its records one after the other.
+
+    shapes: a function of the same arguments that gives empty results of the true shapes and dtypes. Every parameter
+    and the result are annotated; the result is a record, or a tuple of records and tensors.
+    """
+    hints = get_type_hints(function)
+    given = hints.pop("return")
+    gives = (given,) if _is_record(given) else get_args(given)
+    takes = tuple(hints.values())
+    arguments = ", ".join(
+        f"{kind.__name__} {field or parameter}" for parameter, hint in hints.items() for field, kind in _fields(hint)
+    )
+    results = ", ".join(kind.__name__ for hint in gives for _, kind in _fields(hint))
+
+    def flat(called: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+        def call(*values: Any) -> tuple[Tensor, ...]:
+            made = called(*split(values, *takes))
+            parts = (made,) if _is_record(given) else made
+            return tuple(x for part in parts for x in (part if isinstance(part, tuple) else (part,)))
+
+        return call
+
+    schema = f"({arguments}) -> ({results})"
+    operator = torch.library.custom_op(f"{NAMESPACE}::{name}", flat(function), mutates_args=(), schema=schema)
+    operator.register_fake(flat(shapes))
+    return operator
+
+
+def _is_record(kind: Any) -> bool:
+    return hasattr(kind, "_fields")
+
+
+def _fields(kind: Any) -> list[tuple[str, Any]]:
+    """Give the names and kinds of a record's fields; of any other kind itself, without a name."""
+    return list(get_type_hints(kind).items()) if _is_record(kind) else [("", kind)]
