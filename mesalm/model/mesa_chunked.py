@@ -45,22 +45,22 @@ def forward(operands: Operands, solving: Solving, keep: bool) -> tuple[Results, 
     """Compute mesa attention and, if `keep` is set, the factors that `backward` reads; else they are empty."""
     query, value = operands.query, operands.value
     if solving.backend == "triton":
-        made = Results(*run_kernels("forward", *operands, limits=solving.limits))
-        return made, Factors(made.solution.new_empty(0), made.solution.new_empty(0))  # the kernels factor nothing
+        results = Results(*run_kernels("forward", *operands, limits=solving.limits))
+        return results, Factors(results.solution.new_empty(0), results.solution.new_empty(0))  # they factor nothing
     B, T, H, _ = query.shape
     G, N = value.shape[2], chunk_count(T)
     dtype = compute_dtype(query.dtype)
     with torch.autocast(query.device.type, enabled=False):
-        problems = cut_problems(operands, dtype)
-        rhs = to_chunks(query, G, dtype).mul_(problems.inverse_root)
-        x, steps, factors = solve(problems, rhs, solving)
-        output = read_states(x, problems.key, problems.value * problems.input_gate, problems.cross, problems.decay)
-        solution = x.mul_(problems.inverse_root)
+        made = cut_problems(operands, dtype)
+        rhs = to_chunks(query, G, dtype).mul_(made.inverse_root)
+        x, steps, factors = solve(made, rhs, solving)
+        output = read_states(x, made.key, made.value * made.input_gate, made.cross, made.decay)
+        solution = x.mul_(made.inverse_root)
     by_head = steps.view(G, B, N, H // G, -1).amax(-1)
     results = Results(
         from_chunks(output, B, T, G, query.dtype),
-        problems.last_gram,
-        problems.last_cross,
+        made.last_gram,
+        made.last_cross,
         from_chunks(solution, B, T, G, dtype),
         by_head.permute(1, 2, 0, 3).reshape(B, N, H).contiguous(),
     )

@@ -29,7 +29,6 @@ from .operator_inputs import check_choice
 
 METHODS = ("auto", "shared", "cg")
 """Ways of solving: "auto" prices each chunk and head, the others are one way for all."""
-
 FACTOR_PRICE = 4.0
 """Products that a factorisation costs, shared by the query heads of a key head and by forward and backward."""
 STEP_PRICE = 1.6
@@ -81,13 +80,11 @@ def check_solving(tolerance: float, max_steps: int | None, method: str, backend:
         raise ValueError(f"max_steps is {max_steps}: must be a whole number of at least 1, or None")
     check_choice("method", method, METHODS)
     if method != "auto" and backend != "torch":
-        raise ValueError(
-            f"method is {method!r}: must be 'auto' where back end {backend!r} runs; 'torch' has the others"
-        )
+        raise ValueError(f"method is {method!r}: must be 'auto' on back end {backend!r}, or use backend='torch'")
     return Solving(float(tolerance), max_steps, method, backend)
 
 
-class Choice(NamedTuple):
+class Assignment(NamedTuple):
     """How P problems are solved.
 
     shared `[S]` and direct `[D]` (int64): the problems solved by the shared factor and by conjugate gradients;
@@ -121,7 +118,7 @@ def steps_of_gradients(largest: Tensor, tolerance: Tensor, size: int) -> Tensor:
     return torch.minimum(bound, 0.535 * digits * root.sqrt()).ceil().clamp(min=1.0, max=float(size))
 
 
-def choose(
+def assign(
     reference: Reference,
     largest: Tensor,
     tolerance: Tensor,
@@ -129,7 +126,7 @@ def choose(
     size: int,
     heads: int,
     solving: Solving,
-) -> Choice:
+) -> Assignment:
     """Price P problems of key size `size` with `heads` query heads a key head.
 
     largest `[P]`: a bound on the largest eigenvalue of H_t + I; tolerance `[P]` (float64): the relative error allowed
@@ -151,11 +148,11 @@ def choose(
     counts = torch.stack((chosen.sum(), (chosen & ~restarts).sum())).tolist()
     order = torch.argsort(rank, stable=True)
     shared, direct = order[: counts[0]], order[counts[0] :]
-    return Choice(shared, direct, degree[shared].tolist(), counts[1], shared.tolist())
+    return Assignment(shared, direct, degree[shared].tolist(), counts[1], shared.tolist())
 
 
 class Factors(NamedTuple):
-    """The factors of the shared problems, kept from the forward to the backward pass in the order of the choice.
+    """The factors of the shared problems, kept from the forward to the backward pass in the order of the assignment.
 
     carried `[P, K, K]` and gains `[P, C, K]` of `mesa_shared.Factor`; only the rows of shared problems are written.
     """
@@ -185,7 +182,7 @@ def solve(
 
     The error is the 2-norm in the caller's units, x / sqrt(ridge). The solution is linear in every row of rhs over the
     whole range of its dtype. factors: what an earlier call with the same `made` and `solving` returned.
-    rounding and block_numbers: what else the constants of these names say; they change digits and time alone.
+    rounding, block_numbers: as the constants of these names.
     """
     P, M, K = rhs.shape
     C = made.key.shape[1]
@@ -193,7 +190,7 @@ def solve(
     # The series bounds the error in the scaled norm.
     scaled = SLACK * solving.tolerance / made.ridge_ratio().double()
     largest = made.largest_eigenvalue()
-    choice = choose(reference, largest, scaled, size=K, heads=M // C, solving=solving)
+    assigned = assign(reference, largest, scaled, size=K, heads=M // C, solving=solving)
     x = torch.empty_like(rhs)
     steps = torch.empty(P, M, dtype=torch.int32, device=rhs.device)
     fresh = factors is None
@@ -203,9 +200,9 @@ def solve(
     doubtful = largest.square() * torch.finfo(rhs.dtype).eps > rounding * solving.tolerance
     broken: list[Tensor] = []  # not positive definite by chance: conjugate gradients do what can be done
     size = block_numbers // (K * K + C * K + M * (4 * K + C)) if rhs.device.type == "cpu" else P
-    for first, end in _blocks(choice, max(size, 1)):
-        index, where, run = choice.shared[first:end], slice(first, end), choice.run(first, end)
-        restarts = first >= choice.plain
+    for first, end in _blocks(assigned, max(size, 1)):
+        index, where, run = assigned.shared[first:end], slice(first, end), assigned.run(first, end)
+        restarts = first >= assigned.plain
         block = reference.take(index if run is None else run)
         if fresh:
             gram, key, gate = (_take(operand, index, run) for operand in (made.gram, made.key, made.input_gate))
@@ -216,14 +213,14 @@ def solve(
             factor = Factor(factors.carried[where], factors.gains[where], *masks)
         broken.append(index[factor.carried[:, 0, 0].isnan()])
         right = _take(rhs, index, run)
-        part = apply_series(factor, right, block.log_ratio, choice.degrees[where])
+        part = apply_series(factor, right, block.log_ratio, assigned.degrees[where])
         again = doubtful[index].nonzero().squeeze(-1)
         if len(again):
             systems = systems or made.systems(M)
             _correct(systems, factor, right, part, block, index, again)
         _put(x, index, run, part)
-    steps[choice.shared] = torch.tensor(choice.degrees, dtype=torch.int32, device=rhs.device).unsqueeze(-1)
-    direct = torch.cat((choice.direct, *broken))
+    steps[assigned.shared] = torch.tensor(assigned.degrees, dtype=torch.int32, device=rhs.device).unsqueeze(-1)
+    direct = torch.cat((assigned.direct, *broken))
     if len(direct):
         systems = systems or made.systems(M)
         if len(direct) == P:
@@ -249,9 +246,9 @@ def _correct(
     x.index_add_(0, again, apply_series(factor, residual, reference.log_ratio, [int(products)] * len(again)))
 
 
-def _blocks(choice: Choice, size: int) -> Iterator[tuple[int, int]]:
+def _blocks(assigned: Assignment, size: int) -> Iterator[tuple[int, int]]:
     """Cut the shared problems into blocks [first, end) of at most `size` that do not mix in those with restarts."""
-    for begin, stop in ((0, choice.plain), (choice.plain, len(choice.degrees))):
+    for begin, stop in ((0, assigned.plain), (assigned.plain, len(assigned.degrees))):
         for first in range(begin, stop, size):
             yield first, min(first + size, stop)
 

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from .cache_mesa import conv_state, recurrent_state, write_conv_state, write_recurrent_state
 from .configuration_mesa import MesaConfig
 from .keywords import MIXER_KEYWORDS, check_keywords
-from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp
+from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp, same_segment
 
 
 class Projections(NamedTuple):
@@ -137,9 +137,9 @@ class GatedMixer(nn.Module):
         if segments is not None:
             if log_forget is None:
                 log_forget = hidden_states.new_zeros(*hidden_states.shape[:2], self.groups, dtype=torch.float32)
-            starts = torch.zeros_like(segments, dtype=torch.bool)
-            starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
-            log_forget = log_forget.masked_fill(starts.unsqueeze(-1), float("-inf"))
+            goes_on = same_segment(segments, 1)
+            goes_on[:, 0] = True  # from the cache's state, if there is one
+            log_forget = log_forget.masked_fill(~goes_on.unsqueeze(-1), float("-inf"))
         return log_forget, input_gate
 
 

@@ -22,6 +22,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_mesa import MesaConfig
+from .layers import same_segment
 from .operator_inputs import values_are_checked
 from .operator_transforms import transforms_active
 
@@ -214,8 +215,7 @@ def softmax_masks(
             "attention_mask: flash attention takes either padding or the documents of position_ids; leave one of them "
             "out, or use attn_implementation='sdpa'"
         )
-    starts = torch.ones_like(segments, dtype=torch.bool)
-    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    starts = ~same_segment(segments, 1)
     bounds = torch.nn.functional.pad(starts.flatten().nonzero().flatten(), (0, 1), value=starts.numel()).int()
     longest = int(bounds.diff().max())
     lengths = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}

@@ -14,7 +14,7 @@ from mesalm.model.chunk_states import from_chunks, read_states, to_chunks
 from mesalm.model.mesa_exact import mesa_exact
 from mesalm.model.mesa_problems import cut_problems
 from mesalm.model.mesa_shared import coefficients, freeze_decay, products_needed
-from mesalm.model.mesa_solver import Choice, Solving, choose, steps_of_gradients
+from mesalm.model.mesa_solver import Assignment, Solving, assign, steps_of_gradients
 from mesalm.model.operator_records import Operands, Results
 
 
@@ -23,7 +23,7 @@ def gates(*gammas: float, C: int = 64) -> Tensor:
     return torch.tensor(gammas, dtype=torch.float64).log().unsqueeze(-1).repeat(1, C)
 
 
-def choice_of(
+def assigned(
     log_forget: Tensor,
     largest: Tensor | float,
     *,
@@ -31,12 +31,12 @@ def choice_of(
     heads: int = 1,
     max_steps: int = 256,
     method: str = "auto",
-) -> Choice:
+) -> Assignment:
     P, dtype = log_forget.shape[0], torch.float32
     bound = torch.as_tensor(largest, dtype=dtype).expand(P)
     tolerance = torch.full((P,), 1e-4, dtype=torch.float64)
     solving = Solving(1e-4, max_steps, method)
-    return choose(freeze_decay(log_forget, dtype), bound, tolerance, size=size, heads=heads, solving=solving)
+    return assign(freeze_decay(log_forget, dtype), bound, tolerance, size=size, heads=heads, solving=solving)
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.5, 0.97, 1.0, 1.03, 2.0, 20.0])
@@ -81,19 +81,19 @@ def test_reference_lies_in_the_middle_of_every_segment() -> None:
 
 def test_long_memory_takes_the_factor_and_short_memory_does_not() -> None:
     log_forget = gates(1.0, 0.5, 0.99, 0.8, 0.97)
-    choice = choice_of(log_forget, torch.tensor([500.0, 2.0, 90.0, 4.0, 36.0]))
-    assert choice.direct.tolist() == [1, 3]
-    assert choice.shared.tolist() == [4, 2, 0]  # most products first
-    assert choice.degrees == [7, 4, 1]
-    assert choice.plain == 3
+    found = assigned(log_forget, torch.tensor([500.0, 2.0, 90.0, 4.0, 36.0]))
+    assert found.direct.tolist() == [1, 3]
+    assert found.shared.tolist() == [4, 2, 0]  # most products first
+    assert found.degrees == [7, 4, 1]
+    assert found.plain == 3
 
 
 def test_every_choice_is_its_own() -> None:
     gammas = (1.0, 0.5, 0.99, 0.96, 0.95, 0.94, 0.93, 0.8)
     bounds = torch.tensor([500.0, 2.0, 90.0, 30.0, 25.0, 20.0, 15.0, 4.0])
-    together = choice_of(gates(*gammas), bounds)
+    together = assigned(gates(*gammas), bounds)
     for i, gamma in enumerate(gammas):
-        alone = choice_of(gates(gamma), bounds[i])
+        alone = assigned(gates(gamma), bounds[i])
         assert (len(alone.shared) == 1) == (i in together.shared.tolist())
         if alone.degrees:
             assert alone.degrees[0] == together.degrees[together.shared.tolist().index(i)]
@@ -103,9 +103,9 @@ def test_price_crosses_once_along_gamma() -> None:
     """From long to short memory, with the bound that such keys would have, the choice changes once."""
     gammas = torch.linspace(0.5, 0.9999, 200)
     bounds = 1 + 0.5 / (1 - gammas)
-    choice = choice_of(gates(*gammas.tolist()), bounds)
+    found = assigned(gates(*gammas.tolist()), bounds)
     chosen = torch.zeros(200, dtype=torch.int64)
-    chosen[choice.shared] = 1
+    chosen[found.shared] = 1
     assert int(chosen.diff().abs().sum()) == 1
     assert chosen[0] == 0
     assert chosen[-1] == 1
@@ -113,15 +113,15 @@ def test_price_crosses_once_along_gamma() -> None:
 
 def test_edges_of_the_choice() -> None:
     hard = gates(0.99)
-    assert choice_of(hard, 90.0).degrees == [4]
-    assert choice_of(hard, 1.0).shared.tolist() == []  # nothing was written: gradients end at once
-    assert choice_of(hard, 90.0, size=2).shared.tolist() == []  # two dimensions: gradients end after two steps
-    assert choice_of(hard, 1e6).shared.tolist() == []  # beyond what float32 can factor
-    assert choice_of(gates(0.97), 36.0, max_steps=3).degrees == [3]  # neither will do: the better of the two
-    assert choice_of(gates(0.8), 1e3, method="shared").degrees == [167]
-    assert choice_of(gates(1e-20), 2.0, method="shared").shared.tolist() == []  # tanh rounds to 1: no series
-    assert choice_of(gates(1.0, 0.99), 90.0, method="cg").direct.tolist() == [0, 1]
-    few, many = (len(choice_of(gates(0.95), 8.0, heads=heads).shared) for heads in (1, 16))
+    assert assigned(hard, 90.0).degrees == [4]
+    assert assigned(hard, 1.0).shared.tolist() == []  # nothing was written: gradients end at once
+    assert assigned(hard, 90.0, size=2).shared.tolist() == []  # two dimensions: gradients end after two steps
+    assert assigned(hard, 1e6).shared.tolist() == []  # beyond what float32 can factor
+    assert assigned(gates(0.97), 36.0, max_steps=3).degrees == [3]  # neither will do: the better of the two
+    assert assigned(gates(0.8), 1e3, method="shared").degrees == [167]
+    assert assigned(gates(1e-20), 2.0, method="shared").shared.tolist() == []  # tanh rounds to 1: no series
+    assert assigned(gates(1.0, 0.99), 90.0, method="cg").direct.tolist() == [0, 1]
+    few, many = (len(assigned(gates(0.95), 8.0, heads=heads).shared) for heads in (1, 16))
     assert few <= many  # query heads share the factor
 
 
@@ -129,12 +129,12 @@ def test_restarts_come_after_the_plain_ones() -> None:
     log_forget = gates(1.0, 0.97, 0.99, 0.97)
     log_forget[1, 3] = -math.inf
     log_forget[2, 0] = -math.inf
-    choice = choice_of(log_forget, 100.0)
-    assert choice.plain == 2
-    assert choice.shared.tolist() == [3, 0, 1, 2]
-    assert choice.run(1, 2) == slice(0, 1)
-    assert choice.run(0, 2) is None
-    assert choice.run(2, 4) == slice(1, 3)
+    found = assigned(log_forget, 100.0)
+    assert found.plain == 2
+    assert found.shared.tolist() == [3, 0, 1, 2]
+    assert found.run(1, 2) == slice(0, 1)
+    assert found.run(0, 2) is None
+    assert found.run(2, 4) == slice(1, 3)
 
 
 def test_predicted_steps_grow_with_the_condition_number_and_end_at_the_size() -> None:
