@@ -1,0 +1,61 @@
+"""The blocks of README.md run in their order, in a new folder, home and cache."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)  # not ```sh: it installs
+
+
+def run(language: str, code: str, folder: Path) -> str:
+    """Run a block as a reader would who has activated the environment, and return what it prints."""
+    commands = Path(sys.executable).parent
+    environment = {
+        "PATH": f"{commands}{os.pathsep}{os.defpath}",
+        "HOME": str(folder / "home"),
+        "LANG": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else ["python", "-c"]
+    result = subprocess.run(
+        [*command, code], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_the_blocks_run_in_order(tmp_path: Path) -> None:
+    assert [language for language, _ in BLOCKS] == ["bash", "python", "bash"]  # ```python loads what ```bash trains
+    train, load, evaluate = (run(language, code, tmp_path) for language, code in BLOCKS)
+    assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 10
+    assert {"runs/first-mesa", "runs/first-softmax"} <= set(re.findall(r"runs/first-\w+", train))
+    sentence, shape = load.strip().splitlines()
+    assert "The plum was green, and now the" in sentence  # what ten lines have taught
+    assert shape == "torch.Size([1, 16, 2, 8])"
+    assert "first-softmax" in evaluate
+    assert (tmp_path / "reports/first/report.html").stat().st_size > 1000
+
+
+def test_the_table_repeats_the_figures_of_the_pages_that_it_names() -> None:
+    rows = {row[0]: row[1:] for row in (line.strip("| ").split(" | ") for line in README.splitlines() if "|" in line)}
+    context = (ROOT / "docs/results/context.md").read_text(encoding="utf-8")
+    gpu = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+    cases = {
+        "bits per byte of held-out code": context,
+        "loss on code at the model's best rate, 2.0 million tokens": context,
+        "numbers in the state after 256 tokens": context,
+        "operator on an H100, forward and backward, ms": gpu,
+    }
+    for name, page in cases.items():
+        figures = [re.match(r"\**([\d.,]+\d)", cell)[1] for cell in rows[name]]
+        assert len(figures) == 3
+        assert all(re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", page) for figure in figures), name
