@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-mesa demo-softmax-conv test test-all test-newest test-oldest test-gpu gpu check lint types house clean
+.PHONY: demo demo-mesa demo-softmax-conv test test-all test-newest test-oldest test-gpu gpu check lint types house docs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mesalm needs Python 3.11 or later; call make PYTHON=python3.11")'
@@ -16,6 +16,10 @@ $(VENV)/.base: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) -e '.[eval,dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 # Prepare the built-in text, train a mesa model and its softmax twin side by side, one core each, and compare them.
@@ -70,5 +74,9 @@ types: $(VENV)/.dev
 house: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/house
 
+# The site of docs/, with the API from the docstrings, in build/site; a link that leads nowhere is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-oldest .cache build dist .pytest_cache .mypy_cache .ruff_cache
