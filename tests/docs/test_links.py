@@ -45,3 +45,11 @@ def test_a_page_of_the_site_links_to_pages_of_the_site(page: Path) -> None:
             found = (page.parent / target).resolve()
             assert found.is_relative_to(ROOT / "docs"), target
             assert found.is_file(), target
+
+
+def test_the_architecture_and_the_notebook_name_files_that_there_are() -> None:
+    shelves = (ROOT, ROOT / "mesalm", ROOT / "eval/mesa_eval")
+    for page, least in (("docs/architecture.md", 10), ("docs/ten-minutes.ipynb", 5)):
+        named = re.findall(r"`((?:[a-z_]+/)+(?:[\w-]+\.\w+)?)`", (ROOT / page).read_text(encoding="utf-8"))
+        assert len(named) >= least, page
+        assert not [name for name in named if not any((shelf / name).exists() for shelf in shelves)], page
