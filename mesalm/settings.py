@@ -32,6 +32,14 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Return what is wrong with a key that is not among those known, and which was perhaps meant."""
+    names = sorted(known)
+    guess = nearest(key, names)
+    hint = f"did you mean {guess!r}?" if guess else f"the keys here are {', '.join(names)}"
+    return f"unknown key; {hint}"
+
+
 def without_none_words(value: Any) -> Any:
     """Return None for a word for no value, anything else as it is."""
     return None if isinstance(value, str) and value in NONE_WORDS else value
@@ -188,10 +196,7 @@ def _fault_line(cls: type[Settings], fault: ErrorDetails, where: str) -> str:
     key = ".".join([*([where] if where else []), *(str(part) for part in path)])
     kind = fault["type"]
     if kind == "extra_forbidden":
-        names = _names_at(cls, path[:-1])
-        guess = nearest(str(path[-1]), names)
-        hint = f"did you mean {guess!r}?" if guess else f"the keys here are {', '.join(sorted(names))}"
-        return f"{key}: unknown key; {hint}"
+        return f"{key}: {unknown_key(str(path[-1]), _names_at(cls, path[:-1]))}"
     if kind == "missing":
         return f"{key}: is missing; give it a value"
     message = fault["msg"].removeprefix("Value error, ")

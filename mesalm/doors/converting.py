@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mesalm.doors.words import count, folder_to_write, seed
+from mesalm.model.mixers import MIXERS
 
 
 def convert_door(doors: argparse._SubParsersAction) -> None:
@@ -15,7 +16,8 @@ def convert_door(doors: argparse._SubParsersAction) -> None:
     door.add_argument(
         "--layers", default="all", help="which to swap: all, none, or numbers from 0 like 1,3 or 0-5 or every-2"
     )
-    door.add_argument("--mixer", choices=("mesa", "linear"), default="mesa", help="what to put there (default mesa)")
+    known = [name for name, row in MIXERS.items() if row.converts]
+    door.add_argument("--mixer", choices=known, default="mesa", help="what to put there (default mesa)")
     door.add_argument(
         "--calibrate",
         action="append",

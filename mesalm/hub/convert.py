@@ -17,12 +17,14 @@ from mesalm.hub.carry_over import open_softmax_model
 from mesalm.hub.new_folder import must_be_new, new_folder
 from mesalm.hub.open_model import open_tokenizer
 from mesalm.hub.swap import swap_layers
+from mesalm.model.mixer_softmax import SoftmaxMixer
+from mesalm.model.mixers import MIXERS
 from mesalm.model.modeling_mesa import MesaForCausalLM
 
 RECORD = "conversion.json"
 """What a converted folder says of its making."""
 
-RECURRENT = ("mesa", "linear")
+SOFTMAX = SoftmaxMixer.name
 
 
 def convert(
@@ -46,7 +48,7 @@ def convert(
         model: a folder, run folder or Hub name of a Llama or Qwen3 checkpoint, or of a mesa model with softmax layers.
         folder: a path that does not exist yet, or an empty folder.
         layers: "all", "none", or numbers from 0, ranges and strides with commas: "1,3", "0-5", "every-2".
-        mixer: "mesa" or "linear".
+        mixer: one that can stand in for softmax (`converts` in the table of mixers).
         calibrate: text files to fit to, of the kinds that `mesalm prepare` reads.
         tokens: how many tokens to fit to. None: four for each feature an output projection reads, at least 8192.
         seed: of the model's own text and of the weights that nothing is known of.
@@ -58,14 +60,15 @@ def convert(
     """
     folder = Path(folder)
     must_be_new(folder, "convert")
-    if mixer not in RECURRENT:
-        raise ValueError(f"mixer: {mixer!r} cannot stand in for softmax; choose from {', '.join(RECURRENT)}")
+    known = [name for name, row in MIXERS.items() if row.converts]
+    if mixer not in known:
+        raise ValueError(f"mixer: {mixer!r} cannot stand in for softmax; choose from {', '.join(known)}")
     if tokens is not None and tokens < 1:
         raise ValueError(f"tokens: {tokens} must be at least 1")
     torch.manual_seed(seed)
     opened = open_softmax_model(model)
     mixers = sorted(set(opened.config.layer_mixers))
-    if "softmax" not in mixers:
+    if SOFTMAX not in mixers:
         raise ValueError(f"{model}: has no softmax layer to swap, all are {', '.join(mixers)}; give a softmax model")
     tokenizer = open_tokenizer(model)
     chosen = choose_layers(layers, opened.config.layer_mixers)
@@ -100,7 +103,7 @@ def choose_layers(text: str, mixers: Sequence[str]) -> list[int]:
         if word == "none":
             continue
         if word == "all":
-            named = [layer for layer in range(count) if mixers[layer] == "softmax"]
+            named = [layer for layer in range(count) if mixers[layer] == SOFTMAX]
         elif stride:
             named = list(range(0, count, int(stride[1])))
         elif span:
@@ -113,7 +116,7 @@ def choose_layers(text: str, mixers: Sequence[str]) -> list[int]:
     for layer in sorted(chosen):
         if layer >= count:
             raise ValueError(f"layers: there is no layer {layer}; the model has layers 0 to {count - 1}")
-        if mixers[layer] != "softmax":
+        if mixers[layer] != SOFTMAX:
             raise ValueError(f"layers: layer {layer} is {mixers[layer]}; only softmax layers can be swapped")
     return sorted(chosen)
 

@@ -54,7 +54,7 @@ def swap_layers(
     Args:
         teacher: the model, float32; it is left as it was.
         layers: numbers of layers, each softmax in the teacher.
-        mixer: "mesa" or "linear".
+        mixer: the name of a `GatedMixer` in the table of mixers.
         rows: token ids [N, T] to fit to, N at least 4; the last quarter only chooses how strongly to shrink.
         quiet: whether to go without a progress bar.
     """

@@ -15,15 +15,19 @@ from .field_rules import (
     choice,
     expect,
     is_number,
+    is_whole,
     misspelt,
     names_of,
+    not_negative,
     number,
+    positive,
     table,
     token,
     tokens,
     truth,
     whole,
 )
+from .mixers import MIXERS
 from .operator_mesa import BACKENDS
 
 logger = logging.get_logger(__name__)
@@ -31,12 +35,6 @@ logger = logging.get_logger(__name__)
 if TYPE_CHECKING:
     # transformers tells two published folders apart by a hash over this file and all that it names in import lines
     from .classifier_mesa import MesaForSequenceClassification  # noqa: F401
-
-LAYER_TYPES = {"mesa": "linear_attention", "linear": "linear_attention", "softmax": "full_attention"}
-"""The cache layer that transformers builds for each mixer; softmax with a convolution takes "hybrid"."""
-
-DEFAULT_CONV_SIZES = {"mesa": 4, "linear": 4, "softmax": 0}
-"""The short convolution each mixer has when the configuration names none."""
 
 STORED = (
     "attn_implementation",
@@ -58,50 +56,7 @@ class MesaConfig(PreTrainedConfig):
     Everything but `mixers` and the fields of one mixer serves every mixer, so two models that differ in that one
     line differ in their attention alone.
 
-    Args:
-        vocab_size: number of tokens.
-        hidden_size: width of the residual stream.
-        intermediate_size: width of the SwiGLU MLP.
-        num_hidden_layers: number of blocks.
-        num_attention_heads: query heads H of every mixer.
-        num_key_value_heads: key and value heads G of every mixer; G divides H. None or H: H, whatever H becomes.
-        head_dim: key and value size of one head. None or this: hidden_size / num_attention_heads, whatever they become.
-        mixers: "mesa", "softmax" or "linear" for all layers, or a list of these names; a list shorter than the
-            model is a pattern and repeats, so ["mesa", "mesa", "softmax"] puts softmax in every third layer.
-        conv_size: width of the causal depthwise convolution, with SiLU, on queries and keys of every mixer; 0: none.
-            None: each mixer's own habit, 4 for mesa and linear, none for softmax.
-        gates: whether mesa and linear mixers forget and gate their input by the token; without, gamma = beta = 1.
-        forget_bias: what the forget gate's bias starts at; gamma starts near sigmoid(forget_bias).
-        forget_cap: caps the forget gate where the input gate is open, gamma <- gamma (1 - (1 - cap) beta^2), so that
-            a run of identical tokens cannot make the state grow without bound. None: no cap.
-        dpfp: order nu of the feature map of mesa and linear mixers' queries and keys (Schlag et al. 2021, arXiv
-            2102.11174, section 5.3), which makes 2 nu head_dim features of head_dim numbers. 0: none.
-        qk_l2_norm: whether mesa and linear mixers scale queries and keys to unit length.
-        read_norm: whether what mesa and linear mixers read passes an RMS norm per head.
-        ridge_init: the ridge of mesa mixers at the start.
-        ridge_floor: the least value a ridge can take; ridge = ridge_floor + softplus(ridge_bias).
-        ridge_per_channel: one ridge a key dimension; False: one a head.
-        tolerance: bound on the relative error of the mesa solve.
-        max_steps: most iterations of the mesa solve. None: as many as the operator allows.
-        mesa_backend: back end of the mesa operator, "auto", "torch", "triton" or "exact".
-        block_norms: whether blocks and head see the residual stream through an RMS norm.
-        block_mlps: whether blocks have an MLP after their mixer.
-        residual_clip: bound on every entry of the residual stream after each block. None: no bound.
-        hidden_act: the MLP's activation.
-        mlp_bias: whether the MLP's maps have biases.
-        attention_bias: whether the maps to queries, keys, values and outputs of every mixer have biases.
-        qk_norm: whether softmax mixers pass queries and keys through an RMS norm with a gain before rotating.
-        max_position_embeddings: the longest sequence the model is meant for.
-        rope_parameters: rotary embedding of softmax mixers.
-        attention_dropout: dropout of softmax attention weights.
-        rms_norm_eps: guard of the norms.
-        initializer_range: standard deviation of the initial weights; maps back into the residual stream get this
-            over sqrt(2 num_hidden_layers).
-        logit_softcap: c in logits <- c tanh(logits / c). None: none.
-        scale_embeddings: whether embeddings are multiplied by sqrt(hidden_size) when they enter the residual stream;
-            they start small for the head's sake, and without the factor the first blocks' outputs drown them.
-        tie_word_embeddings: whether the head shares the embedding's weights.
-        use_cache: whether a forward pass without labels keeps the state for the next token.
+    `field_rules` says of each field what it means and may hold; `mesalm train --help` prints it, the defaults beside.
 
     Raises:
         ValueError: a value that its field cannot hold, also when it is assigned later; a key that is nearly the name of
@@ -156,52 +111,99 @@ class MesaConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     field_rules = {  # noqa: RUF012 - without annotation, or it would be a field
-        "vocab_size": whole(1),
-        "hidden_size": whole(1),
-        "intermediate_size": whole(1),
-        "num_hidden_layers": whole(1),
-        "num_attention_heads": whole(1),
-        "num_key_value_heads": whole(1, none="as many as num_attention_heads"),
-        "head_dim": whole(1, none="hidden_size / num_attention_heads"),
-        "mixers": names_of(LAYER_TYPES, "mixer"),
+        "vocab_size": whole(1, "Number of tokens."),
+        "hidden_size": whole(1, "Width of the residual stream."),
+        "intermediate_size": whole(1, "Width of the SwiGLU MLP."),
+        "num_hidden_layers": whole(1, "Number of blocks."),
+        "num_attention_heads": whole(1, "Query heads H of every mixer."),
+        "num_key_value_heads": whole(
+            1,
+            "Key and value heads G of every mixer; G divides H. None or H: H, whatever H becomes.",
+            none="as many as num_attention_heads",
+        ),
+        "head_dim": whole(
+            1,
+            "Key and value size of one head. None or this: hidden_size / num_attention_heads, whatever they become.",
+            none="hidden_size / num_attention_heads",
+        ),
+        "mixers": names_of(
+            MIXERS,
+            "mixer",
+            f"The mixer of all layers, out of {', '.join(MIXERS)}, or a list of these names; a list shorter than the "
+            "model is a pattern and repeats, so [mesa, mesa, softmax] puts softmax in every third layer.",
+        ),
         "conv_size": expect(
             "0 (none) or a whole number of at least 2",
-            lambda value: not whole(0)(value) and value != 1,
+            lambda value: is_whole(value) and value >= 0 and value != 1,
+            "Width of the causal depthwise convolution, with SiLU, on queries and keys of every mixer; 0: none. None: "
+            f"each mixer's own habit, {', '.join(f'{row.conv_size} for {name}' for name, row in MIXERS.items())}.",
             none="each mixer's own habit",
         ),
-        "gates": truth,
-        "forget_bias": number("", lambda value: True),
-        "forget_cap": number("in (0, 1]", lambda value: 0 < value <= 1, none="no cap"),
-        "dpfp": whole(0),
-        "qk_l2_norm": truth,
-        "read_norm": truth,
-        "ridge_init": number("above 0", lambda value: value > 0),
-        "ridge_floor": number("of at least 0", lambda value: value >= 0),
-        "ridge_per_channel": truth,
-        "tolerance": number("between 0 and 1, both excluded", lambda value: 0 < value < 1),
-        "max_steps": whole(1, none="as many as the operator allows"),
-        "mesa_backend": choice(BACKENDS),
-        "block_norms": truth,
-        "block_mlps": truth,
-        "residual_clip": number("above 0", lambda value: value > 0, none="no bound"),
-        "hidden_act": choice(sorted(ACT2FN)),
-        "mlp_bias": truth,
-        "attention_bias": truth,
-        "qk_norm": truth,
-        "max_position_embeddings": whole(1),
-        "rope_parameters": table,
-        "attention_dropout": number("of at least 0 and below 1", lambda value: 0 <= value < 1),
-        "rms_norm_eps": number("above 0", lambda value: value > 0),
-        "initializer_range": number("of at least 0", lambda value: value >= 0),
-        "logit_softcap": number("above 0", lambda value: value > 0, none="no cap"),
-        "scale_embeddings": truth,
-        "tie_word_embeddings": truth,
-        "use_cache": truth,
-        "pad_token_id": token,
-        "bos_token_id": token,
-        "eos_token_id": tokens,
+        "gates": truth("Whether recurrent mixers forget and gate their input by the token; without, gamma = beta = 1."),
+        "forget_bias": number(
+            "", lambda value: True, "What the forget gate's bias starts at; gamma starts near sigmoid(forget_bias)."
+        ),
+        "forget_cap": number(
+            "in (0, 1]",
+            lambda value: 0 < value <= 1,
+            "Caps the forget gate where the input gate is open, gamma <- gamma (1 - (1 - cap) beta^2), so that a run "
+            "of identical tokens cannot make the state grow without bound. None: no cap.",
+            none="no cap",
+        ),
+        "dpfp": whole(
+            0,
+            "Order nu of the feature map of recurrent mixers' queries and keys (Schlag et al. 2021, arXiv 2102.11174, "
+            "section 5.3), which makes 2 nu head_dim features of head_dim numbers. 0: none.",
+        ),
+        "qk_l2_norm": truth("Whether recurrent mixers scale queries and keys to unit length."),
+        "read_norm": truth("Whether what recurrent mixers read passes an RMS norm per head."),
+        "ridge_init": positive("The ridge of mesa mixers at the start."),
+        "ridge_floor": not_negative("The least value a ridge can take; ridge = ridge_floor + softplus(ridge_bias)."),
+        "ridge_per_channel": truth("One ridge per key dimension; False: one per head."),
+        "tolerance": number(
+            "between 0 and 1, both excluded",
+            lambda value: 0 < value < 1,
+            "Bound on the relative error of the mesa solve.",
+        ),
+        "max_steps": whole(
+            1,
+            "Most iterations of the mesa solve. None: as many as the operator allows.",
+            none="as many as the operator allows",
+        ),
+        "mesa_backend": choice(BACKENDS, f"Back end of the mesa operator: {', '.join(BACKENDS)}."),
+        "block_norms": truth("Whether blocks and head see the residual stream through an RMS norm."),
+        "block_mlps": truth("Whether blocks have an MLP after their mixer."),
+        "residual_clip": positive(
+            "Bound on every entry of the residual stream after each block. None: no bound.", none="no bound"
+        ),
+        "hidden_act": choice(sorted(ACT2FN), "The MLP's activation."),
+        "mlp_bias": truth("Whether the MLP's maps have biases."),
+        "attention_bias": truth("Whether the maps to queries, keys, values and outputs of every mixer have biases."),
+        "qk_norm": truth(
+            "Whether softmax mixers pass queries and keys through an RMS norm with a gain before rotating."
+        ),
+        "max_position_embeddings": whole(1, "The longest sequence the model is meant for."),
+        "rope_parameters": table("Rotary embedding of softmax mixers."),
+        "attention_dropout": number(
+            "of at least 0 and below 1", lambda value: 0 <= value < 1, "Dropout of softmax attention weights."
+        ),
+        "rms_norm_eps": positive("Guard of the norms."),
+        "initializer_range": not_negative(
+            "Standard deviation of the initial weights; maps back into the residual stream get this over "
+            "sqrt(2 num_hidden_layers)."
+        ),
+        "logit_softcap": positive("c in logits <- c tanh(logits / c). None: none.", none="no cap"),
+        "scale_embeddings": truth(
+            "Whether embeddings are multiplied by sqrt(hidden_size) when they enter the residual stream; they start "
+            "small for the head's sake, and without the factor the first blocks' outputs drown them."
+        ),
+        "tie_word_embeddings": truth("Whether the head shares the embedding's weights."),
+        "use_cache": truth("Whether a forward pass without labels keeps the state for the next token."),
+        "pad_token_id": token("The token that pads."),
+        "bos_token_id": token("The token that begins texts."),
+        "eos_token_id": tokens("The token, or the tokens, that end texts."),
     }
-    """What each field may hold, asked at every assignment."""
+    """What each field means, and may hold, which is asked at every assignment."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         stated = kwargs.pop("layer_types", None)  # configurations saved by earlier versions have it
@@ -222,7 +224,7 @@ class MesaConfig(PreTrainedConfig):
             self.layer_types = stated
 
     def __setattr__(self, name: str, value: Any) -> None:
-        wrong = self.field_rules[name](value) if name in self.field_rules else None
+        wrong = self.field_rules[name].fault(value) if name in self.field_rules else None
         if wrong is not None:
             raise ValueError(f"{name}: {wrong}")
         super().__setattr__(name, value)
@@ -258,10 +260,7 @@ class MesaConfig(PreTrainedConfig):
     @property
     def layer_types(self) -> list[str]:
         """Return the kind of cache that transformers makes for each layer."""
-        return [
-            "hybrid" if name == "softmax" and self.conv_size_of(name) else LAYER_TYPES[name]
-            for name in self.layer_mixers
-        ]
+        return [MIXERS[name].cache_layer(self.conv_size_of(name) > 0) for name in self.layer_mixers]
 
     @layer_types.setter
     def layer_types(self, stated: list[str]) -> None:
@@ -273,6 +272,11 @@ class MesaConfig(PreTrainedConfig):
         """Return the mixer's name for each layer, the pattern written out."""
         names = [self.mixers] if isinstance(self.mixers, str) else list(self.mixers)
         return [names[layer % len(names)] for layer in range(self.num_hidden_layers)]
+
+    @property
+    def has_attention(self) -> bool:
+        """Tell whether a layer keeps keys and values, and so needs causal masks and rotary positions."""
+        return not all(MIXERS[name].recurrent for name in self.layer_mixers)
 
     @property
     def head_shape(self) -> tuple[int, int, int]:
@@ -303,7 +307,7 @@ class MesaConfig(PreTrainedConfig):
 
     def conv_size_of(self, mixer: str) -> int:
         """Return the width of the short convolution of this mixer, 0 for none."""
-        return DEFAULT_CONV_SIZES[mixer] if self.conv_size is None else self.conv_size
+        return MIXERS[mixer].conv_size if self.conv_size is None else self.conv_size
 
     def check(self) -> None:
         """Raise ValueError where fields do not fit together; asked of new, saved and used configurations."""
@@ -325,13 +329,13 @@ class MesaConfig(PreTrainedConfig):
             raise ValueError(f"dpfp: {self.dpfp} must be 0 (none) or an order below 2 head_dim = {2 * size}")
         if self.ridge_init <= self.ridge_floor:
             raise ValueError(f"ridge_init: {self.ridge_init} must be above ridge_floor {self.ridge_floor}")
-        if "softmax" in names and size % 2:
+        if self.has_attention and size % 2:
             raise ValueError(f"head_dim: {size} must be even for the rotary embedding of softmax mixers")
         self.validate_rope()
 
     def validate_rope(self) -> None:
         """Raise ValueError for a rotary embedding that softmax mixers cannot have."""
-        if "softmax" not in self.layer_mixers:
+        if not self.has_attention:
             return
         rope = self.rope_parameters or {}
         kind, known = rope.get("rope_type"), ("default", *ROPE_INIT_FUNCTIONS)

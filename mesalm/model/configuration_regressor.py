@@ -5,7 +5,7 @@ from __future__ import annotations
 from huggingface_hub.dataclasses import strict
 
 from .configuration_mesa import MesaConfig
-from .field_rules import choice, number, truth, whole
+from .field_rules import choice, not_negative, truth, whole
 
 TOKENS = ("plain", "constructed")
 SLOTS = 4
@@ -15,15 +15,6 @@ SLOTS = 4
 @strict
 class RegressorConfig(MesaConfig):
     r"""Describe a model that reads vectors and predicts a vector after each.
-
-    Args:
-        input_size: entries D of a vector, in and out.
-        tokens: "plain" maps each vector into the residual stream and the stream back, linearly; "constructed" lays
-            out [0, x_t, x_t, x_{t-1}] of width 4 D (hidden_size) and reads the prediction from the first part.
-        copy_slot: whether the second part of a constructed token holds x_t; else it is 0.
-        positions: whether the first mixer's query and key maps read sinusoidal positions beside their input.
-        learned_vectors: vectors of the model's own that stand at the places a batch names (separator, prefix).
-        learned_range: standard deviation of these vectors at the start.
 
     All else is `MesaConfig`'s, with the defaults of the experiments of von Oswald et al. 2023 (arXiv 2309.05858):
     mixers without gates, convolution, norms and MLP, one ridge a head that starts at 1.
@@ -58,12 +49,20 @@ class RegressorConfig(MesaConfig):
 
     field_rules = {  # noqa: RUF012 - without annotation, or it would be a field
         **MesaConfig.field_rules,
-        "input_size": whole(1),
-        "tokens": choice(TOKENS),
-        "copy_slot": truth,
-        "positions": truth,
-        "learned_vectors": whole(0),
-        "learned_range": number("of at least 0", lambda value: value >= 0),
+        "input_size": whole(1, "Entries D of a vector, in and out."),
+        "tokens": choice(
+            TOKENS,
+            "plain maps each vector into the residual stream and the stream back, linearly; constructed lays out [0, "
+            "x_t, x_t, x_{t-1}] of width 4 D (hidden_size) and reads the prediction from the first part.",
+        ),
+        "copy_slot": truth("Whether the second part of a constructed token holds x_t; else it is 0."),
+        "positions": truth(
+            "Whether the first mixer's query and key maps read sinusoidal positions beside their input."
+        ),
+        "learned_vectors": whole(
+            0, "Vectors of the model's own that stand at the places a batch names (separator, prefix)."
+        ),
+        "learned_range": not_negative("Standard deviation of the learned vectors at the start."),
     }
 
     def check(self) -> None:

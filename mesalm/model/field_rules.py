@@ -1,59 +1,90 @@
-"""What the fields of a configuration may hold: rules that say in words what they ask for."""
+"""What the fields of a configuration mean and may hold: rules that say in words what they ask for."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
-
-Rule = Callable[[Any], str | None]
-"""Return what is wrong with a value, None if nothing is."""
+from typing import Any, NamedTuple
 
 
-def expect(words: str, holds: Callable[[Any], bool], none: str = "") -> Rule:
+class Rule(NamedTuple):
+    """What a field may hold: `fault` returns what is wrong with a value, None if nothing is; `meaning` is its help."""
+
+    fault: Callable[[Any], str | None]
+    meaning: str
+
+
+def expect(words: str, holds: Callable[[Any], bool], meaning: str, none: str = "") -> Rule:
     """Make the rule that `holds` must be true of a value; `none` says what None means where it is allowed."""
     if none:
         words = f"{words}, or None for {none}"
 
-    def rule(value: Any) -> str | None:
+    def fault(value: Any) -> str | None:
         fits = bool(none) if value is None else holds(value)
         return None if fits else f"{value!r} must be {words}"
 
-    return rule
+    return Rule(fault, meaning)
 
 
-def whole(least: int, none: str = "") -> Rule:
+def whole(least: int, meaning: str, none: str = "") -> Rule:
     """Make the rule of whole numbers from `least` on."""
-    return expect(f"a whole number of at least {least}", lambda value: _is_whole(value) and value >= least, none)
+    return expect(
+        f"a whole number of at least {least}", lambda value: is_whole(value) and value >= least, meaning, none
+    )
 
 
-def number(words: str, holds: Callable[[float], bool], none: str = "") -> Rule:
+def number(words: str, holds: Callable[[float], bool], meaning: str, none: str = "") -> Rule:
     """Make the rule of finite numbers of which `holds` is true; `words` follow "a number"."""
-    return expect(f"a number {words}".rstrip(), lambda value: is_number(value) and holds(value), none)
+    return expect(f"a number {words}".rstrip(), lambda value: is_number(value) and holds(value), meaning, none)
 
 
-def choice(names: Iterable[str]) -> Rule:
+def positive(meaning: str, none: str = "") -> Rule:
+    """Make the rule of numbers above 0."""
+    return number("above 0", lambda value: value > 0, meaning, none)
+
+
+def not_negative(meaning: str) -> Rule:
+    """Make the rule of numbers from 0 on."""
+    return number("of at least 0", lambda value: value >= 0, meaning)
+
+
+def choice(names: Iterable[str], meaning: str) -> Rule:
     """Make the rule of one name out of several."""
     known = tuple(names)
-    return expect(f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known)
+    return expect(f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known, meaning)
 
 
-truth = expect("True or False", lambda value: isinstance(value, bool))
-token = expect("a token id", lambda value: _is_whole(value), none="no such token")
-tokens = expect(
-    "a token id or a list of them",
-    lambda value: _is_whole(value) or (isinstance(value, (list, tuple)) and all(map(_is_whole, value))),
-    none="no such token",
-)
-table = expect("a dictionary", lambda value: isinstance(value, dict), none="the default")
+def truth(meaning: str) -> Rule:
+    """Make the rule of True and False."""
+    return expect("True or False", lambda value: isinstance(value, bool), meaning)
 
 
-def names_of(known: Iterable[str], kind: str) -> Rule:
+def token(meaning: str) -> Rule:
+    """Make the rule of a token id or None."""
+    return expect("a token id", is_whole, meaning, none="no such token")
+
+
+def tokens(meaning: str) -> Rule:
+    """Make the rule of a token id, a list of them, or None."""
+    return expect(
+        "a token id or a list of them",
+        lambda value: is_whole(value) or (isinstance(value, (list, tuple)) and all(map(is_whole, value))),
+        meaning,
+        none="no such token",
+    )
+
+
+def table(meaning: str) -> Rule:
+    """Make the rule of a dictionary or None."""
+    return expect("a dictionary", lambda value: isinstance(value, dict), meaning, none="the default")
+
+
+def names_of(known: Iterable[str], kind: str, meaning: str) -> Rule:
     """Make the rule of one name or a list of names out of several; `kind` is what they name."""
     choices = sorted(known)
 
-    def rule(value: Any) -> str | None:
+    def fault(value: Any) -> str | None:
         if not isinstance(value, (str, list, tuple)):
             return f"{value!r} must be a name or a list of names out of {', '.join(choices)}"
         names = [value] if isinstance(value, str) else value
@@ -62,7 +93,7 @@ def names_of(known: Iterable[str], kind: str) -> Rule:
         strange = [name for name in names if name not in choices]
         return f"{strange[0]!r} is not a {kind}; choose from {', '.join(choices)}" if strange else None
 
-    return rule
+    return Rule(fault, meaning)
 
 
 def misspelt(key: str, fields: Iterable[str]) -> str | None:
@@ -75,5 +106,6 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Tell whether a value is a whole number, which True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)

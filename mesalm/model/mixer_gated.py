@@ -10,9 +10,11 @@ from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .cache_mesa import conv_state, recurrent_state, write_conv_state, write_recurrent_state
-from .configuration_mesa import MesaConfig
 from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp, same_segment
+
+GATES = ("forget_proj", "input_proj")
+"""The maps to the gates; a forget gate near 1 is lost in 16 bits."""
 
 
 class Projections(NamedTuple):
@@ -32,11 +34,15 @@ class GatedMixer(nn.Module):
     gates come from the token: gamma = sigmoid(forget) capped as `MesaConfig.forget_cap` says, beta = sigmoid(input),
     one a key head. The read-out passes an RMS norm per head, unless `MesaConfig.read_norm` is off, and the output
     projection (von Oswald et al. 2025, section 2).
+
+    Args:
+        config: a `MesaConfig`, which no mixer imports, since it reads the table of mixers.
+        layer_idx: the number of the layer.
     """
 
     name: str
 
-    def __init__(self, config: MesaConfig, layer_idx: int):
+    def __init__(self, config: Any, layer_idx: int):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import initialization as init
 
 from .chunk_states import CHUNK
-from .configuration_mesa import MesaConfig
 from .mesa_triton import beside
 from .mixer_gated import GatedMixer, Projections
 from .operator_mesa import MesaState, mesa_attention
@@ -42,7 +41,7 @@ class MesaMixer(GatedMixer):
 
     name = "mesa"
 
-    def __init__(self, config: MesaConfig, layer_idx: int):
+    def __init__(self, config: Any, layer_idx: int):
         super().__init__(config, layer_idx)
         # kept flat and named a bias, since weight decay spares vectors in some training loops and biases in others
         count = self.groups * (self.key_size if config.ridge_per_channel else 1)
@@ -52,7 +51,7 @@ class MesaMixer(GatedMixer):
         self.sample_head: int | None = None
         self.solver_sample: SolverSample | None = None
 
-    def init_weights(self) -> None:
+    def init_parameters(self) -> None:
         """Start the ridge where the configuration says."""
         above = self.config.ridge_init - self.config.ridge_floor
         init.constant_(self.ridge_bias, above + math.log(-math.expm1(-above)))

@@ -11,19 +11,23 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
-from .configuration_mesa import MesaConfig
 from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import ResidualProjection, ShortConvolution
 from .mixer_gated import convolve
 
 
 class SoftmaxMixer(nn.Module):
-    """Attend to all earlier tokens (Vaswani et al. 2017) with rotary positions (Su et al. 2021) and grouped heads."""
+    """Attend to all earlier tokens (Vaswani et al. 2017) with rotary positions (Su et al. 2021) and grouped heads.
+
+    Args:
+        config: a `MesaConfig`.
+        layer_idx: the number of the layer.
+    """
 
     name = "softmax"
     is_causal = True
 
-    def __init__(self, config: MesaConfig, layer_idx: int):
+    def __init__(self, config: Any, layer_idx: int):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx

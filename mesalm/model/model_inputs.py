@@ -64,7 +64,7 @@ def check_masks(attention_mask: Any, config: MesaConfig) -> None:
     """
     kinds = set(config.layer_types or ())
     if isinstance(attention_mask, dict):
-        needed = [*(["full_attention"] if "softmax" in config.layer_mixers else [])]
+        needed = [*(["full_attention"] if config.has_attention else [])]
         needed += ["linear_attention"] if kinds != {"full_attention"} else []
         for name in needed:
             if name not in attention_mask:

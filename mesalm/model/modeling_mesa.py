@@ -58,7 +58,7 @@ class MesaBlock(GradientCheckpointingLayer):
     def __init__(self, config: MesaConfig, layer_idx: int):
         super().__init__()
         self.input_layernorm = residual_norm(config)
-        self.mixer = MIXERS[config.layer_mixers[layer_idx]](config, layer_idx)
+        self.mixer = MIXERS[config.layer_mixers[layer_idx]].build(config, layer_idx)
         self.mlp = None
         if config.block_mlps:
             self.post_attention_layernorm = residual_norm(config)
@@ -95,11 +95,7 @@ class MesaPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         # a recurrent state cannot be taken back by a token, which assisted generation needs
         self._is_stateful = set(config.layer_types) != {"full_attention"}
-        gated = set(config.layer_mixers) & {"mesa", "linear"}
-        self._keep_in_fp32_modules_strict = [
-            *(["forget_proj", "input_proj"] if gated and config.gates else []),
-            *([RIDGE] if "mesa" in gated else []),
-        ]
+        self._keep_in_fp32_modules_strict = {word for name in config.layer_mixers for word in MIXERS[name].float32}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -116,8 +112,8 @@ class MesaPreTrainedModel(PreTrainedModel):
             start = torch.randn_like(module.weight) / (2 * module.size)
             start[:, 0] = 1.0
             init.copy_(module.weight, start)
-        elif isinstance(module, MesaMixer):
-            module.init_weights()
+        elif callable(own_start := getattr(module, "init_parameters", None)):
+            own_start()
 
     def save_pretrained(self, *arguments: Any, **kwargs: Any) -> None:
         """Save the model, by default under the names its weights have now; see transformers."""
@@ -166,9 +162,9 @@ class MesaModel(MesaPreTrainedModel):
         )
         self.layers = nn.ModuleList([MesaBlock(config, layer) for layer in range(config.num_hidden_layers)])
         self.norm = residual_norm(config)
-        self.has_softmax = "softmax" in config.layer_mixers
+        self.has_attention = config.has_attention
         # the module reads rope_parameters, head_dim and max_position_embeddings, which this configuration has too
-        self.rotary_emb = LlamaRotaryEmbedding(config) if self.has_softmax else None  # type: ignore[arg-type]
+        self.rotary_emb = LlamaRotaryEmbedding(config) if self.has_attention else None  # type: ignore[arg-type]
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -235,7 +231,7 @@ class MesaModel(MesaPreTrainedModel):
         hidden_states = inputs_embeds
         for layer in self.layers:
             hidden_states = layer(hidden_states, cache=cache, **{**kwargs, **mixing})
-        if cache is not None and not self.has_softmax:
+        if cache is not None and not self.has_attention:
             count_tokens(cache, seen, inputs_embeds.shape[1])
         returned: dict[str, Any] = {CACHE: cache if use_cache else None}
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **returned)
@@ -243,7 +239,7 @@ class MesaModel(MesaPreTrainedModel):
     def _tokens_seen(self, cache: Cache | None) -> Any:
         if cache is None:
             return 0
-        return cache.get_seq_length() if self.has_softmax else tokens_seen(cache)
+        return cache.get_seq_length() if self.has_attention else tokens_seen(cache)
 
     def masks_by_layer_type(
         self, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor, cache: Cache | None
@@ -251,7 +247,7 @@ class MesaModel(MesaPreTrainedModel):
         """Return the masks that `forward` takes ready made, for a step that is then compiled without them."""
         tokens = find_tokens(attention_mask, inputs_embeds, self._tokens_seen(cache))
         masks: dict[str, Any] = {"linear_attention": tokens}
-        if self.has_softmax:
+        if self.has_attention:
             causal = softmax_masks(self.config, inputs_embeds, attention_mask, cache, tokens, segments=None)
             masks["full_attention"] = causal["attention_mask"]
         return masks
@@ -350,7 +346,7 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         parent: Any = super()
         parent._prepare_cache_for_generation(generation_config, model_kwargs, *rest, **more)
         cache = model_kwargs.get(CACHE)
-        if isinstance(cache, Cache) and not isinstance(cache, CountedTokens) and not self.model.has_softmax:
+        if isinstance(cache, Cache) and not isinstance(cache, CountedTokens) and not self.model.has_attention:
             model_kwargs[CACHE] = counting(cache)
 
     def flops_per_token(self, sequence_length: int) -> float:

@@ -115,7 +115,7 @@ class MesaRegressor(MesaPreTrainedModel):
         """
         hidden_states = self.embed(inputs, places)
         mask = None
-        if "softmax" in self.config.layer_mixers:
+        if self.config.has_attention:
             mask = create_causal_mask(self.config, hidden_states, None, None)  # neither padding nor a cache
         stream = [hidden_states]
         for layer in self.layers:

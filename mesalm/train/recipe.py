@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import inspect
 import math
 import re
-import typing
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 import mesalm
 from mesalm.data.data_settings import DataSettings
 from mesalm.recipe_yaml import read_mapping, write_yaml
-from mesalm.settings import LARGEST_SEED, Settings, SettingsError, nearest, without_none_words
+from mesalm.settings import LARGEST_SEED, Settings, SettingsError, nearest, unknown_key, without_none_words
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.schedule import ScheduleSettings, check_warmup
@@ -208,29 +205,23 @@ def configuration_class(vectors: bool = False) -> Any:
 
 def model_fields(vectors: bool = False) -> dict[str, Any]:
     """Return the keys allowed under ``model`` with their defaults; imports the model's configuration."""
-    fields = {field.name: field for field in dataclasses.fields(configuration_class(vectors))}
-    own = _own_annotations(vectors)
-    return {name: fields[name].default for name in own if name in fields and name not in NOT_MODEL_KEYS}
+    config = configuration_class(vectors)
+    return {name: getattr(config, name) for name in config.field_rules if name not in NOT_MODEL_KEYS}
 
 
 def check_model_fields(model: Mapping[str, Any], vectors: bool = False) -> None:
     """Refuse a key under ``model`` that the configuration lacks, or values it will not take (SettingsError)."""
     from huggingface_hub.errors import StrictDataclassError
 
-    kinds = typing.get_type_hints(type("Own", (), {"__annotations__": _own_annotations(vectors)}))
-    fields: dict[str, Any] = {name: (kinds[name], default) for name, default in model_fields(vectors).items()}
-    pydantic.create_model("ModelFields", __base__=Settings, **fields).build(dict(model), "model")
+    known = model_fields(vectors)
+    for key in model:
+        if key not in known:
+            raise SettingsError(f"model.{key}: {unknown_key(key, known)}")
     try:
         # A copy, since the configuration completes nested fields in place.
         configuration_class(vectors)(**copy.deepcopy(dict(model)))
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise SettingsError(f"model.{' '.join(str(error).split())}") from None
-
-
-def _own_annotations(vectors: bool) -> dict[str, Any]:
-    """Return the annotations of our own classes alone: the library's base class has names that do not resolve."""
-    ours = [cls for cls in configuration_class(vectors).__mro__ if cls.__module__.startswith("mesalm.")]
-    return {name: kind for cls in reversed(ours) for name, kind in cls.__annotations__.items()}
 
 
 def help_text() -> str:
@@ -239,29 +230,9 @@ def help_text() -> str:
     for key, kind, default, description in Recipe.describe():
         lines.append(f"{key} ({kind}) = {default}\n    {description}")
         if key == "model":
-            meanings = _config_meanings()
-            for name, value in model_fields().items():
-                lines.append(f"model.{name} = {value!r}\n    {meanings.get(name, 'A field of MesaConfig.')}")
+            rules = configuration_class().field_rules
+            lines += [f"model.{name} = {value!r}\n    {rules[name].meaning}" for name, value in model_fields().items()]
     return "\n".join(lines)
-
-
-def _config_meanings() -> dict[str, str]:
-    """Read what each field means from the Args of MesaConfig's docstring."""
-    from mesalm.model.configuration_mesa import MesaConfig
-
-    # cleaned, since Python 3.13 takes the indentation out of docstrings, and earlier ones do not
-    _, _, arguments = inspect.cleandoc(MesaConfig.__doc__ or "").partition("Args:")
-    meanings: dict[str, str] = {}
-    name = ""
-    for line in arguments.splitlines():
-        entry = re.fullmatch(r" {4}(\w+): (.*)", line)
-        if entry:
-            name, meanings[entry[1]] = entry[1], entry[2]
-        elif line.startswith(" " * 8) and name:
-            meanings[name] += " " + line.strip()
-        elif line.strip():
-            break
-    return meanings
 
 
 def _enter_arm(data: dict[str, Any], name: str) -> None:

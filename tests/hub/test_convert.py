@@ -17,6 +17,7 @@ from mesalm.hub.calibration_text import own_rows
 from mesalm.hub.convert import choose_layers, convert
 from mesalm.hub.least_squares import Moments, solve_held_out
 from mesalm.hub.swap import swap_layers
+from mesalm.model.mixers import MIXERS
 
 Rows = Callable[[int, int], torch.Tensor]
 
@@ -38,7 +39,7 @@ def without(model: MesaForCausalLM, layers: list[int]) -> MesaForCausalLM:
 
 
 @pytest.mark.parametrize(("layers", "share"), [([0], 0.25), ([1], 0.25), ([0, 1], 0.05)])
-@pytest.mark.parametrize("mixer", ["mesa", "linear"])
+@pytest.mark.parametrize("mixer", [name for name, row in MIXERS.items() if row.converts])
 def test_a_swapped_layer_is_better_than_none(
     layers: list[int], share: float, mixer: str, copying_model: MesaForCausalLM, copying_rows: Rows
 ) -> None:

@@ -81,7 +81,8 @@ def test_every_field_has_a_rule() -> None:
     for config in (MesaConfig, RegressorConfig):
         own = {name for kind in config.__mro__ if issubclass(kind, MesaConfig) for name in kind.__annotations__}
         assert own == set(config.field_rules)
-        assert not [name for name, rule in config.field_rules.items() if rule(getattr(config, name)) is not None]
+        assert all(rule.meaning.endswith(".") for rule in config.field_rules.values())
+        assert not [name for name, rule in config.field_rules.items() if rule.fault(getattr(config, name)) is not None]
 
 
 def test_the_auto_classes_know_mesa() -> None:

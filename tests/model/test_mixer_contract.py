@@ -10,11 +10,13 @@ from transformers import DynamicCache
 
 from mesalm import MesaConfig, MesaForCausalLM
 from mesalm.model.cache_mesa import returned_cache
+from mesalm.model.layers import GateProjection
+from mesalm.model.mixer_mesa import MesaMixer
 from mesalm.model.mixers import MIXERS
 
 CASES = [
     *[pytest.param({"mixers": name, "conv_size": size}, id=f"{name}-conv{size}") for name in MIXERS for size in (0, 4)],
-    pytest.param({"mixers": ["mesa", "softmax", "linear"], "num_hidden_layers": 3}, id="hybrid"),
+    pytest.param({"mixers": [*MIXERS], "num_hidden_layers": len(MIXERS)}, id="hybrid"),
     pytest.param({"mixers": "mesa", "num_key_value_heads": 1}, id="mesa-grouped"),
     pytest.param(
         {"mixers": "mesa", "gates": False, "conv_size": 0, "ridge_per_channel": False, "ridge_floor": 0.0},
@@ -23,8 +25,8 @@ CASES = [
     pytest.param({"mixers": ["mesa", "linear"], "dpfp": 2}, id="dpfp"),
     pytest.param(
         {
-            "mixers": ["mesa", "softmax", "linear"],
-            "num_hidden_layers": 3,
+            "mixers": [*MIXERS],
+            "num_hidden_layers": len(MIXERS),
             "block_norms": False,
             "block_mlps": False,
             "read_norm": False,
@@ -183,8 +185,13 @@ def test_loaded_in_bfloat16_stays_near_float32(case: dict, tmp_path: Path) -> No
     model, ids = build(**case), tokens(2, 40)
     model.save_pretrained(tmp_path)
     half = MesaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
-    kept = [name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32]
-    assert all(any(word in name for word in ("ridge", "forget_proj", "input_proj")) for name in kept)
+    kept = {name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32}
+    words = {word for name in model.config.layer_mixers for word in MIXERS[name].float32}
+    assert kept == {name for name, _ in half.named_parameters() if words & set(name.split("."))}
+    gates = [name for name, module in half.named_modules() if isinstance(module, GateProjection)]
+    assert {f"{name}.{part}" for name in gates for part in ("weight", "bias")} <= kept
+    if model.config.gates:
+        assert words == {word for name in kept for word in name.split(".")} & words
     with torch.no_grad():
         exact, rough = model(ids).logits, half(ids).logits
     assert (rough.float() - exact).norm() / exact.norm() < 0.05
@@ -213,10 +220,20 @@ def test_operations_are_counted(case: dict) -> None:
     model(tokens(1, 64))
     short, long = model.flops_per_token(64), model.flops_per_token(4096)
     assert short > 6 * (sum(p.numel() for p in model.parameters()) - model.model.embed_tokens.weight.numel())
-    has_softmax = "softmax" in model.config.layer_mixers
-    assert (long > short) == has_softmax
-    has_mesa = "mesa" in model.config.layer_mixers
-    assert (model.solver_steps() is not None) == has_mesa
+    assert all(layer.mixer.flops(64) > 0 for layer in model.model.layers)
+    rows = [MIXERS[name] for name in model.config.layer_mixers]
+    assert (long > short) == any(not row.recurrent for row in rows)
+    assert (model.solver_steps() is not None) == any(issubclass(row.build, MesaMixer) for row in rows)
+
+
+def test_rows_name_their_mixers_and_cache_layers_of_transformers() -> None:
+    for name, row in MIXERS.items():
+        assert row.build.name == name
+        for size in (0, 4):
+            cache = DynamicCache(config=build(mixers=name, conv_size=size).config)
+            states = [hasattr(layer, "recurrent_states") for layer in cache.layers]
+            assert states == [row.recurrent or size > 0] * 2
+            assert [hasattr(layer, "keys") for layer in cache.layers] == [not row.recurrent] * 2
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mesalm.lab.inspection.capture import is_recurrent, mixers_of
+from mesalm.model.mixers import MIXERS
 
 LAGS = (0, 1, 2, 3, 8, 32)
 """First distance of each bin; the last is open."""
@@ -41,7 +42,7 @@ class Reach:
     @property
     def binds(self) -> bool:
         """Tell whether the head pairs tokens with their predecessors: in its read-out, or in its keys' convolution."""
-        in_keys = self.key_taps is not None and self.mixer != "softmax" and self.key_taps[1] >= BINDS
+        in_keys = self.key_taps is not None and MIXERS[self.mixer].recurrent and self.key_taps[1] >= BINDS
         return self.lags[1] >= BINDS or in_keys
 
 
