@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import fields
 from typing import Any
@@ -31,7 +32,7 @@ class CountedTokens(Cache):
 
 
 class MesaCache(CountedTokens, DynamicCache):
-    """Hold a dynamic cache that counts its tokens."""
+    """A dynamic cache that counts its tokens."""
 
     @property
     def is_compileable(self) -> bool:
@@ -40,15 +41,14 @@ class MesaCache(CountedTokens, DynamicCache):
 
 
 class MesaStaticCache(CountedTokens, StaticCache):
-    """Hold a static cache that counts its tokens."""
+    """A static cache that counts its tokens."""
 
 
 def counting(cache: Cache) -> CountedTokens:
-    """Return a cache of the same kind that shares everything with `cache` and counts its tokens."""
-    kind = MesaStaticCache if isinstance(cache, StaticCache) else MesaCache
-    shared = kind.__new__(kind)
-    shared.__dict__ = cache.__dict__
-    return shared
+    """Return a cache of the same kind that shares its layers with `cache` and counts its tokens."""
+    counted: Any = copy.copy(cache)
+    counted.__class__ = MesaStaticCache if isinstance(cache, StaticCache) else MesaCache
+    return counted
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:

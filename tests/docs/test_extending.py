@@ -59,6 +59,7 @@ def test_the_changes_fit_the_code(copy: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # five processes that each import torch, on a busy machine
 def test_the_commands_run(copy: Path) -> None:
     """In the order of the page, since its later commands use the model that an earlier one trains."""
     commands = [line for block in COMMANDS.findall(PAGE) for line in block.splitlines()]
