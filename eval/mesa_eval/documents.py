@@ -15,7 +15,7 @@ from mesalm.data.read_files import FileSource
 
 
 @dataclass(frozen=True)
-class Document:
+class HeldOutDocument:
     """Hold one document; `identifier` is unique within a collection, `file` the name of the file it came from."""
 
     identifier: str
@@ -29,14 +29,14 @@ class Document:
         return len(self.text.encode())
 
 
-def read_documents(paths: Sequence[str], notes: list[str] | None = None) -> list[Document]:
+def read_documents(paths: Sequence[str], notes: list[str] | None = None) -> list[HeldOutDocument]:
     """Read the files that training can read: `.txt` (one document), `.jsonl`, both also `.gz`, `.parquet`, globs.
 
     A record may carry `domain` and `id`; without a domain the file's name serves. Raises ValueError in one line
     naming file and line for a missing file, a broken line, a wrong encoding or a file without text; files without
     text that a glob matches among others are left out, and told in ``notes``.
     """
-    documents: list[Document] = []
+    documents: list[HeldOutDocument] = []
     for pattern in paths:
         source, began = FileSource(SourceSettings.build({"name": "files", "files": [pattern]})), len(documents)
         for path in source.paths:
@@ -45,7 +45,7 @@ def read_documents(paths: Sequence[str], notes: list[str] | None = None) -> list
             for document in source.file(path, Faults()):
                 if document.text and document.text.strip():
                     domain = stem if document.domain == "files" else document.domain
-                    documents.append(Document(document.id, domain, document.text, stem))
+                    documents.append(HeldOutDocument(document.id, domain, document.text, stem))
             if len(documents) == before and source.named[path]:
                 raise ValueError(f"{path}: holds no text")
             if len(documents) == before and notes is not None:
@@ -55,7 +55,7 @@ def read_documents(paths: Sequence[str], notes: list[str] | None = None) -> list
     return _unique(documents)
 
 
-def held_out_documents(prepared: Path, split: str) -> list[Document]:
+def held_out_documents(prepared: Path, split: str) -> list[HeldOutDocument]:
     """Read the documents of a split of a prepared data folder; ValueError if it is gone or has none."""
     from mesalm.data.prepared import Prepared
 
@@ -64,21 +64,23 @@ def held_out_documents(prepared: Path, split: str) -> list[Document]:
             f"{prepared}: the run's prepared data is gone; prepare it again or name text files with --text"
         )
     rows = Prepared(prepared).documents(split)
-    documents = [Document(str(row["id"]), str(row["domain"]), str(row["text"])) for row in rows if row["text"].strip()]
+    documents = [
+        HeldOutDocument(str(row["id"]), str(row["domain"]), str(row["text"])) for row in rows if row["text"].strip()
+    ]
     if not documents:
         raise ValueError(f"{prepared}: split {split!r} holds no text")
     return _unique(documents)
 
 
 def subsample(
-    documents: Sequence[Document], *, total_bytes: int | None, document_bytes: int | None, seed: int
-) -> list[Document]:
+    documents: Sequence[HeldOutDocument], *, total_bytes: int | None, document_bytes: int | None, seed: int
+) -> list[HeldOutDocument]:
     """Choose documents without looking at any model: a seeded order, the domains taken in turn.
 
     Each document is cut to its first `document_bytes` bytes (at a character), and documents are taken until
     `total_bytes` are there. None means no limit. The result depends on texts and seed alone.
     """
-    chosen: list[Document] = []
+    chosen: list[HeldOutDocument] = []
     used = 0
     for document in in_turn(documents, seed):
         if total_bytes is not None and used >= total_bytes:
@@ -90,9 +92,9 @@ def subsample(
     return chosen
 
 
-def in_turn(documents: Sequence[Document], seed: int) -> list[Document]:
+def in_turn(documents: Sequence[HeldOutDocument], seed: int) -> list[HeldOutDocument]:
     """Return the documents in a seeded order in which the domains alternate while they last."""
-    by_domain: dict[str, list[Document]] = {}
+    by_domain: dict[str, list[HeldOutDocument]] = {}
     for document in sorted(documents, key=lambda document: document.identifier):
         by_domain.setdefault(document.domain, []).append(document)
     queues = []
@@ -103,7 +105,7 @@ def in_turn(documents: Sequence[Document], seed: int) -> list[Document]:
     return [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
 
 
-def cut_document(document: Document, limit: int | None) -> Document:
+def cut_document(document: HeldOutDocument, limit: int | None) -> HeldOutDocument:
     """Return the document's first `limit` bytes, ending at a whole character."""
     if limit is None or document.bytes <= limit:
         return document
@@ -115,7 +117,7 @@ def stable_number(*words: object) -> int:
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, words)).encode()).digest()[:4], "big")
 
 
-def text_fingerprint(documents: Sequence[Document]) -> str:
+def text_fingerprint(documents: Sequence[HeldOutDocument]) -> str:
     """Return the sha256 over identifiers, domains and texts in order."""
     digest = hashlib.sha256()
     for document in documents:
@@ -125,7 +127,7 @@ def text_fingerprint(documents: Sequence[Document]) -> str:
     return digest.hexdigest()
 
 
-def _unique(documents: list[Document]) -> list[Document]:
+def _unique(documents: list[HeldOutDocument]) -> list[HeldOutDocument]:
     """Number repeated identifiers, so that one identifier means one document."""
     seen: dict[str, int] = {}
     result = []

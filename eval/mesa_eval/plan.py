@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mesa_eval.documents import Document, held_out_documents, read_documents, subsample
+from mesa_eval.documents import HeldOutDocument, held_out_documents, read_documents, subsample
 from mesa_eval.protocols import Protocol, find_protocol
 from mesa_eval.reading.model_source import (
     ModelSource,
@@ -37,8 +37,8 @@ class EvaluationPlan:
     seed: int
     sources: tuple[ModelSource, ...]
     windows: tuple[int, ...]
-    documents: tuple[Document, ...]
-    sample: tuple[Document, ...]
+    documents: tuple[HeldOutDocument, ...]
+    sample: tuple[HeldOutDocument, ...]
     tasks: tuple[Task, ...]
     record: dict[str, Any]
     notes: tuple[str, ...]
@@ -108,7 +108,7 @@ def _versioned(arguments: Sequence[str], version: str) -> list[str]:
 
 
 def _build_tasks(
-    names: Sequence[str], documents: Sequence[Document], seed: int, protocol: Protocol, notes: list[str]
+    names: Sequence[str], documents: Sequence[HeldOutDocument], seed: int, protocol: Protocol, notes: list[str]
 ) -> tuple[list[Task], list[tuple[str, str]]]:
     """Make the tasks; a built-in one that the text is too short for is told in the report, a wrong file is an error.
 
@@ -133,7 +133,7 @@ def _build_tasks(
     return built, missing
 
 
-def _held_out(sources: Sequence[ModelSource], split: str, notes: list[str]) -> list[Document]:
+def _held_out(sources: Sequence[ModelSource], split: str, notes: list[str]) -> list[HeldOutDocument]:
     runs = [source for source in sources if source.prepared is not None]
     if not runs or runs[0].prepared is None:
         raise ValueError("no text: none of the models is a run with prepared data; name text files with --text")

@@ -99,7 +99,7 @@ class Gates(NamedTuple):
     growth: Tensor
 
 
-class Prepared(NamedTuple):
+class Scanned(NamedTuple):
     """Hold what both passes read: inputs laid out, gates summed, states at the chunks' starts, and the final ones.
 
     gram and cross are kept in two float16 planes, beside their units (`tiles.load_state`). root: sqrt(ridge).
@@ -132,7 +132,7 @@ def power_of_two(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def prepare(call: Call) -> Prepared:
+def prepare(call: Call) -> Scanned:
     """Sum the gates and scan the states."""
     sizes, call = call.sizes, call.contiguous()
     query, key, value = call.query, call.key, call.value
@@ -151,7 +151,7 @@ def prepare(call: Call) -> Prepared:
     first_cross = call.cross.to(torch.float32).contiguous()
     grams = scan("gram", key, key, sums, symmetric, sizes, scale)
     crosses = scan("cross", key, value, sums, first_cross, sizes, scale)
-    return Prepared(
+    return Scanned(
         sizes, query, key, value, call.log_forget, call.input_gate, ridge.sqrt(), scale, sums, *grams, *crosses
     )  # fmt: skip
 
@@ -196,7 +196,7 @@ def scan(
     return each, unit, final
 
 
-def solve(made: Prepared, ends: Tensor, tolerance: float, max_steps: int, *, adjoint: bool) -> tuple[Tensor, Tensor]:
+def solve(made: Scanned, ends: Tensor, tolerance: float, max_steps: int, *, adjoint: bool) -> tuple[Tensor, Tensor]:
     """Solve for the queries and read the cross state into ends `[B, T, H, V]`; give x (float32) and steps `[B, N, H]`.
 
     adjoint: solve for what the cross state makes of ends, the gradient of the output, instead. What the solver on chip
@@ -235,7 +235,7 @@ def solve(made: Prepared, ends: Tensor, tolerance: float, max_steps: int, *, adj
     return x, steps
 
 
-def read_states(made: Prepared, rows: Tensor, out: Tensor, *, adjoint: bool, marks: Tensor | None) -> None:
+def read_states(made: Scanned, rows: Tensor, out: Tensor, *, adjoint: bool, marks: Tensor | None) -> None:
     """Read the cross state with solutions `[B, T, H, K]`, or what is marked of it, into out; see `read.read_kernel`.
 
     adjoint: with the gradient of the output `[B, T, H, V]` instead.

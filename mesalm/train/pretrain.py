@@ -27,7 +27,7 @@ from mesalm.train.loop import Outcome, Probe
 from mesalm.train.progress import Display, without_bars
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
-from mesalm.train.run_folder import Plan, Resume, RunFolder
+from mesalm.train.run_folder import Resume, Resumption, RunFolder
 from mesalm.train.sampling import sampling
 from mesalm.train.validation import validation
 
@@ -57,8 +57,10 @@ def pretrain(
         if launched:
             display.say(f"train.precision: {precision}, as accelerate launch says")
         with run.locked() if accelerator.is_main_process else nullcontext():
-            plan: Plan = broadcast(accelerator, run.enter(recipe, resume) if accelerator.is_main_process else None)
-            if recipe.init_from is not None and plan == Plan():
+            plan: Resumption = broadcast(
+                accelerator, run.enter(recipe, resume) if accelerator.is_main_process else None
+            )
+            if recipe.init_from is not None and plan == Resumption():
                 earlier_config(recipe)  # what is wrong there is told before hours of preparing
             prepared = _prepared(recipe, run, plan, accelerator, quiet)
             if prepared is None:
@@ -76,7 +78,7 @@ def pretrain(
 def _run(
     recipe: Recipe,
     run: RunFolder,
-    plan: Plan,
+    plan: Resumption,
     prepared: Prepared,
     accelerator: Accelerator,
     display: Display,
@@ -117,7 +119,7 @@ def _run(
         display.say(f"{run.path}: finished, the model is in {run.final}")
 
 
-def _weights_at_hand(recipe: Recipe, run: RunFolder, plan: Plan) -> Recipe:
+def _weights_at_hand(recipe: Recipe, run: RunFolder, plan: Resumption) -> Recipe:
     """Return the recipe with its own checkpoint as ``init_from``: a run that has begun needs no earlier one."""
     if recipe.init_from is None or plan.resume_from is None:
         return recipe
@@ -132,7 +134,9 @@ def _amount(recipe: Recipe, rows: int) -> str:
     return f"{recipe.steps:,} steps of {batch_rows:,} rows of {length:,} tokens, {epochs:.4g} epochs of {rows:,} rows"
 
 
-def _prepared(recipe: Recipe, run: RunFolder, plan: Plan, accelerator: Accelerator, quiet: bool) -> Prepared | None:
+def _prepared(
+    recipe: Recipe, run: RunFolder, plan: Resumption, accelerator: Accelerator, quiet: bool
+) -> Prepared | None:
     """Prepare and check the data on the main process while the others wait, then open them on every one.
 
     None for a finished run, whose data are only checked.

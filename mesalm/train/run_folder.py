@@ -45,7 +45,7 @@ LENGTH = ("train.steps", "train.tokens")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Resumption:
     """What is to be done in a run folder: nothing, begin, or go on from a checkpoint.
 
     ``trained_on`` is the `Prepared.contents` of the data so far, to which the run must keep; ``note`` is for the user;
@@ -75,7 +75,7 @@ class RunFolder(RunFiles):
         with locked(self.path.with_name(f".{self.path.name}.lock"), busy):
             yield
 
-    def enter(self, recipe: Recipe, resume: Resume = "auto") -> Plan:
+    def enter(self, recipe: Recipe, resume: Resume = "auto") -> Resumption:
         """Say how to go on in the folder, which is made if it is not there. For the main process only.
 
         "auto" goes on where an earlier run stopped; "must" refuses to begin anew; "never" sets an earlier folder
@@ -95,32 +95,32 @@ class RunFolder(RunFiles):
             if resume == "must":
                 raise SettingsError(f"{self.path}: there is no run to resume; leave out --resume must to begin one")
             self._write_recipe(recipe)
-            return Plan()
+            return Resumption()
         newest = Checkpoints(self.checkpoints).newest()
         if newest is None and resume == "must" and not self.final.is_dir():
             raise SettingsError(f"{self.checkpoints}: there is no complete checkpoint to resume")
         if newest is None and not self.final.is_dir() and not self.journal.exists():
             self._write_recipe(recipe)  # it never began, and nothing is lost
-            return Plan()
+            return Resumption()
         return self._enter_again(recipe, newest)
 
-    def _enter_again(self, recipe: Recipe, newest: Path | None) -> Plan:
+    def _enter_again(self, recipe: Recipe, newest: Path | None) -> Resumption:
         there = read_run_recipe(self.path)
         self._compare(there, recipe)
         if self.final.is_dir() and there.steps == recipe.steps:
             if _places(there) == _places(recipe):
-                return Plan(finished=True)
+                return Resumption(finished=True)
             if newest is None:
                 raise SettingsError(
                     f"{self.path}: is finished, with data from another place, and has no checkpoint to compare them "
                     "with; give this run another name"
                 )
-            return Plan(finished=True, trained_on=self._trained_on(newest))
+            return Resumption(finished=True, trained_on=self._trained_on(newest))
         note = self._longer(there, recipe, newest) if there.steps != recipe.steps else ""
         aside = self.path / f"final-{step_of(newest)}" if newest is not None and self.final.is_dir() else None
-        return Plan(resume_from=newest, trained_on=self._trained_on(newest), note=note, final_aside=aside)
+        return Resumption(resume_from=newest, trained_on=self._trained_on(newest), note=note, final_aside=aside)
 
-    def go_on(self, recipe: Recipe, plan: Plan) -> None:
+    def go_on(self, recipe: Recipe, plan: Resumption) -> None:
         """Make the folder that of ``recipe``, now that nothing speaks against it. For the main process only."""
         if plan.final_aside is not None:
             if plan.final_aside.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mesa_eval.documents import Document, in_turn, read_documents, subsample, text_fingerprint
+from mesa_eval.documents import HeldOutDocument, in_turn, read_documents, subsample, text_fingerprint
 from mesa_eval.reading.model_source import find_model
 
 
@@ -37,7 +37,7 @@ def test_a_bad_file_gets_one_line(tmp_path: Path, content: bytes, message: str) 
 
 
 def test_a_subsample_takes_the_domains_in_turn_and_cuts_at_characters() -> None:
-    documents = [Document(f"{d}{n}", d, "é" * 50) for d in "ab" for n in range(20)]
+    documents = [HeldOutDocument(f"{d}{n}", d, "é" * 50) for d in "ab" for n in range(20)]
     chosen = subsample(documents, total_bytes=200, document_bytes=25, seed=0)
     assert [document.domain for document in chosen] == ["a", "b"] * (len(chosen) // 2) + ["a"] * (len(chosen) % 2)
     assert all(document.text == "é" * 12 for document in chosen)
@@ -45,7 +45,7 @@ def test_a_subsample_takes_the_domains_in_turn_and_cuts_at_characters() -> None:
     assert chosen == subsample(documents[::-1], total_bytes=200, document_bytes=25, seed=0)
     assert chosen != subsample(documents, total_bytes=200, document_bytes=25, seed=1)
     assert text_fingerprint(chosen) != text_fingerprint(chosen[1:])
-    uneven = [Document("a", "x", "t"), *(Document(f"b{n}", "y", "t") for n in range(3))]
+    uneven = [HeldOutDocument("a", "x", "t"), *(HeldOutDocument(f"b{n}", "y", "t") for n in range(3))]
     assert [document.domain for document in in_turn(uneven, 0)] == ["x", "y", "y", "y"]
 
 

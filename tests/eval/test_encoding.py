@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mesa_eval.reading.encoding import Encoder, cuts_before_line_ends
+from mesa_eval.reading.encoding import TextEncoder, cuts_before_line_ends
 from mesalm.data.bpe import train_tokenizer
 
 PIECES = [
@@ -49,7 +49,7 @@ def test_lines_put_together_are_the_tokens_of_the_whole(make) -> None:
     merged = " ".join(texts(300))
     for tokenizer in (train_tokenizer([merged], 420), make.tokenizer(merges_from=merged, size=420)):
         assert cuts_before_line_ends(tokenizer)
-        encoder = Encoder(tokenizer)
+        encoder = TextEncoder(tokenizer)
         asked = texts(600)
         assert encoder.encode_all(asked) == [whole(tokenizer, text) for text in asked]
         # the merges reach over line ends, so a cut elsewhere would show
@@ -58,10 +58,10 @@ def test_lines_put_together_are_the_tokens_of_the_whole(make) -> None:
 
 
 def test_a_line_is_encoded_once(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = Encoder(tokenizer)
+    encoder = TextEncoder(tokenizer)
     seen: list[str] = []
-    plain = Encoder._encode_whole
-    monkeypatch.setattr(Encoder, "_encode_whole", lambda self, lines: seen.extend(lines) or plain(self, lines))
+    plain = TextEncoder._encode_whole
+    monkeypatch.setattr(TextEncoder, "_encode_whole", lambda self, lines: seen.extend(lines) or plain(self, lines))
     shown = "Q: up\nA: down\n\n"
     encoder.encode_pairs([(f"{shown * count}Q: in\nA:", f" {word}") for count in (1, 2, 3) for word in ("out", "up")])
     assert sorted(seen) == sorted(set(seen))
@@ -70,7 +70,7 @@ def test_a_line_is_encoded_once(tokenizer, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_memory_of_lines_is_bounded(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mesa_eval.reading.encoding.MOST_KNOWN", 3)
-    encoder = Encoder(tokenizer)
+    encoder = TextEncoder(tokenizer)
     for number in range(20):
         text = f"a\nb{number}\nc{number}"
         assert encoder.encode(text) == whole(tokenizer, text)
@@ -99,4 +99,4 @@ def make_other(kind: str) -> PreTrainedTokenizerFast:
 def test_other_tokenizers_encode_whole_texts(kind: str) -> None:
     tokenizer = make_other(kind)
     assert not cuts_before_line_ends(tokenizer)
-    assert Encoder(tokenizer).encode("a\nb ab\n a\nb") == whole(tokenizer, "a\nb ab\n a\nb")
+    assert TextEncoder(tokenizer).encode("a\nb ab\n a\nb") == whole(tokenizer, "a\nb ab\n a\nb")

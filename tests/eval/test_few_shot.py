@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mesa_eval.documents import Document, read_documents
+from mesa_eval.documents import HeldOutDocument, read_documents
 from mesa_eval.measures.few_shot import CannotAskError, score_task
 from mesa_eval.measures.task_measures import task_measures
 from mesa_eval.reading.scoring import Scorer
@@ -26,7 +26,7 @@ PAIRS = Task(
 )
 
 
-def find_task(name: str, documents: list[Document], seed: int) -> Task:
+def find_task(name: str, documents: list[HeldOutDocument], seed: int) -> Task:
     """Return the one task of a name."""
     (task,) = find_tasks(name, documents, seed)
     return task
@@ -103,12 +103,12 @@ def test_built_in_tasks_depend_on_text_and_seed_alone(name: str, text_file: str)
     assert task.fingerprint() != find_task(name, documents, 1).fingerprint()
     assert not {item.input for item in task.pool} & {item.input for item in task.evaluation}
     with pytest.raises(ValueError, match="give more text"):
-        find_task(name, [Document("a", "b", "too little text")], 0)
+        find_task(name, [HeldOutDocument("a", "b", "too little text")], 0)
 
 
 def test_case_change_takes_identifiers_where_there_are_some() -> None:
     names = [f"read_{a}{b}_file" for a in "abcdefgh" for b in "klmnopq"]
-    task = find_task("case_change", [Document("a", "b", " = ".join(names))], 0)
+    task = find_task("case_change", [HeldOutDocument("a", "b", " = ".join(names))], 0)
     assert not task.notes
     assert all(item.output == f"read{item.input[5:7].capitalize()}File" for item in task.evaluation)
 

@@ -148,7 +148,7 @@ def test_no_figure_depends_on_the_batch(
 def test_whole_documents_agree_too(save_model) -> None:
     from lm_eval.api.instance import Instance
 
-    from mesa_eval.documents import Document
+    from mesa_eval.documents import HeldOutDocument
     from mesa_eval.harness import register
 
     model = save_model("model", 8, length=128)
@@ -156,7 +156,7 @@ def test_whole_documents_agree_too(save_model) -> None:
     harness = register()(pretrained=model, device="cpu", batch_size=2, dtype="float32")
     request = Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0)
     (theirs,) = harness.loglikelihood_rolling([request], disable_tqdm=True)
-    (ours,) = score_documents(Scorer.open(model, device="cpu", quiet=True), [Document("a", "b", text)], 128)
+    (ours,) = score_documents(Scorer.open(model, device="cpu", quiet=True), [HeldOutDocument("a", "b", text)], 128)
     assert -ours.nats == pytest.approx(theirs, abs=1e-3)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.icl_curve import (
     position_bins,
     position_measures,
@@ -16,9 +16,9 @@ from mesa_eval.measures.windows import collect_windows
 from mesa_eval.reading.scoring import Scorer
 
 
-def documents(lengths: list[int]) -> list[Document]:
+def documents(lengths: list[int]) -> list[HeldOutDocument]:
     return [
-        Document(f"d{number}", "x", "".join(chr(97 + (number + n * n) % 26) for n in range(length)))
+        HeldOutDocument(f"d{number}", "x", "".join(chr(97 + (number + n * n) % 26) for n in range(length)))
         for number, length in enumerate(lengths)
     ]
 

@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from mesa_eval.comparison.rows import build_comparison
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.evaluate import evaluate
 from mesa_eval.measures.length import length_bins, length_measures, score_length
 from mesa_eval.reading import scoring
@@ -21,7 +21,7 @@ from mesa_eval.report.page import render_page
 from mesa_eval.scores import Note
 
 LONG = [
-    Document(name, "x", "".join(chr(97 + (n * n + n // 7 + shift) % 26) for n in range(700)))
+    HeldOutDocument(name, "x", "".join(chr(97 + (n * n + n // 7 + shift) % 26) for n in range(700)))
     for shift, name in enumerate(("a", "b"))
 ]
 LETTERS = [ord(letter) - ord("!") + 2 for letter in "abcdefghijklmnopqrstuvwxyz"]  # behind two special tokens

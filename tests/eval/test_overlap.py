@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.overlap import overlap_notes, passages, shared_passages
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.prepare import prepare
@@ -62,8 +62,13 @@ def test_copies_are_noted(tmp_path: Path) -> None:
     data = prepare(settings, quiet=True)
     held = [str(row["text"]) for split in ("valid", "test") for row in data.documents(split)]
     trained = [text for text in documents if text not in held]
-    asked = [Document("copy", "a", trained[0]), Document("part", "a", trained[1][10:140] + " " + "unseen " * 60)]
-    asked.append(Document("new", "a", "Nothing of this was ever written down for a model to read before now. " * 3))
+    asked = [
+        HeldOutDocument("copy", "a", trained[0]),
+        HeldOutDocument("part", "a", trained[1][10:140] + " " + "unseen " * 60),
+    ]
+    asked.append(
+        HeldOutDocument("new", "a", "Nothing of this was ever written down for a model to read before now. " * 3)
+    )
     (note,) = overlap_notes([data.path, data.path], asked)
     assert re.match(r"text: 2 of 3 documents share a passage of 5\d tokens \(about 50 bytes\) with the training", note)
     assert note.endswith("; 1 share more than half of their passages")

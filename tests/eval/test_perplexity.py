@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.perplexity import bits_per_byte, cut_windows, perplexity, score_documents
 from mesa_eval.reading.scoring import Scorer
 
@@ -33,7 +33,7 @@ def test_a_short_document_is_one_direct_forward(make, tokenizer) -> None:
     row = [0, *tokenizer(text).input_ids]
     with torch.no_grad():
         loss = model(input_ids=torch.tensor([row]), labels=torch.tensor([row])).loss.item()
-    (score,) = score_documents(Scorer(model, tokenizer, quiet=True), [Document("a", "d", text)], 64)
+    (score,) = score_documents(Scorer(model, tokenizer, quiet=True), [HeldOutDocument("a", "d", text)], 64)
     assert score.bytes == len(text) + 1
     assert score.tokens == len(row) - 1
     assert score.nats / score.tokens == pytest.approx(loss, abs=1e-5)
@@ -55,13 +55,13 @@ def test_a_long_document_is_read_in_strides(make, tokenizer) -> None:
             for target in range(position, end):
                 expected -= logits[target - 1 - begin, row[target]].item()
             position = end
-    (score,) = score_documents(Scorer(model, tokenizer, quiet=True), [Document("a", "d", text)], 32)
+    (score,) = score_documents(Scorer(model, tokenizer, quiet=True), [HeldOutDocument("a", "d", text)], 32)
     assert score.nats == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_uniform_model_pays_log2_of_the_vocabulary(make, tokenizer) -> None:
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
-    documents = [Document("a", "x", "plain text" * 9), Document("b", "y", "more")]
+    documents = [HeldOutDocument("a", "x", "plain text" * 9), HeldOutDocument("b", "y", "more")]
     scores = score_documents(scorer, documents, 16)
     assert bits_per_byte(scores) == pytest.approx(math.log2(258), abs=1e-6)
     assert perplexity(scores) == pytest.approx(258, rel=1e-6)
@@ -72,7 +72,7 @@ def test_bits_go_by_bytes_and_perplexity_by_tokens(make) -> None:
     tokenizer = make.tokenizer(merges_from="abcd " * 50, size=262)
     size = len(tokenizer)
     scorer = Scorer(make.table(torch.zeros(size, size)), tokenizer, quiet=True)
-    scores = score_documents(scorer, [Document("a", "d", "abcd abcd"), Document("b", "d", "xyz")], 8)
+    scores = score_documents(scorer, [HeldOutDocument("a", "d", "abcd abcd"), HeldOutDocument("b", "d", "xyz")], 8)
     tokens = len(tokenizer("abcd abcd").input_ids) + 3
     assert tokens < 9 + 3
     assert sum(score.tokens for score in scores) == tokens
@@ -88,7 +88,7 @@ def test_a_bigram_model_with_known_answers(make, tokenizer, window: int) -> None
     table[a, a], table[a, b] = math.log(0.25), math.log(0.75)
     table[b, a], table[b, b] = math.log(0.5), math.log(0.5)
     scorer = Scorer(make.table(table), tokenizer, quiet=True)
-    (score,) = score_documents(scorer, [Document("a", "d", "abba")], window)
+    (score,) = score_documents(scorer, [HeldOutDocument("a", "d", "abba")], window)
     # start -> a: 1, a -> b: 3/4, b -> b: 1/2, b -> a: 1/2
     assert bits_per_byte([score]) == pytest.approx((math.log2(4 / 3) + 2) / 4, abs=1e-6)
 
@@ -97,5 +97,5 @@ def test_without_a_start_token_the_first_token_costs_ln_v(make) -> None:
     tokenizer = make.tokenizer(start=False)
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
     assert scorer.start_token is None
-    scores = score_documents(scorer, [Document("a", "d", "abc"), Document("b", "d", "x")], 8)
+    scores = score_documents(scorer, [HeldOutDocument("a", "d", "abc"), HeldOutDocument("b", "d", "x")], 8)
     np.testing.assert_allclose([score.nats for score in scores], [3 * math.log(258), math.log(258)], rtol=1e-6)

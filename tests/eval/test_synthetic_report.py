@@ -13,7 +13,7 @@ import yaml
 
 from mesa_eval.synthetic.grid import lines, read_grid
 from mesa_eval.synthetic.report import report_grid
-from mesa_eval.synthetic.row_scores import RowScores, TaskScores
+from mesa_eval.synthetic.row_scores import RowScores, SyntheticScores
 from mesalm.cli import main
 
 
@@ -58,7 +58,7 @@ def made_grid(
                 four = [[4.0] * len(places or [0]) for _ in rows]
                 measure = RowScores("accuracy", "accuracy", "higher", table, four, places or [])
                 (folder / "cells" / cell).mkdir(parents=True)
-                (folder / "cells" / cell / "result.json").write_text(json.dumps(TaskScores([measure]).plain()))
+                (folder / "cells" / cell / "result.json").write_text(json.dumps(SyntheticScores([measure]).plain()))
                 runs.append({"folder": cell, "rate": 0.01, "seed": seed, "steps": 10, "parameters": 5})
             settings.append(
                 {

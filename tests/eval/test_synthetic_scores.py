@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mesa_eval.synthetic.ngrams import ngram_distributions
-from mesa_eval.synthetic.row_scores import TaskScores
+from mesa_eval.synthetic.row_scores import SyntheticScores
 from mesa_eval.synthetic.scores import score_guesses, score_model
 from mesalm.data.synthetic.tasks import TASKS
 from mesalm.data.synthetic.token_task import TokenRows, TokenTask, collate_rows
@@ -50,7 +50,7 @@ def test_an_oracle_scores_one_and_a_constant_guess_about_chance(name: str) -> No
         labels = labels[:, 1:]
     constant = score_model(Fixed(task, right=False), task, "test", 40, seed=5, batch_rows=16)
     assert constant.value == pytest.approx(float((labels == 3).sum() / (labels != -100).sum()))
-    again = TaskScores.from_plain(constant.plain())
+    again = SyntheticScores.from_plain(constant.plain())
     assert (again.value, again.better) == (constant.value, "higher")
 
 

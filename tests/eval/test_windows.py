@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.windows import BYTES_A_TOKEN, collect_windows, share_out
-from mesa_eval.reading.encoding import Encoder
+from mesa_eval.reading.encoding import TextEncoder
 
 WINDOW = 32
 
 
-def numbered(name: str, size: int) -> Document:
+def numbered(name: str, size: int) -> HeldOutDocument:
     """Make a document in which every five bytes say where they stand."""
-    return Document(name, "x", "".join(f" {place:04d}" for place in range(size // 5 + 1))[:size])
+    return HeldOutDocument(name, "x", "".join(f" {place:04d}" for place in range(size // 5 + 1))[:size])
 
 
-def places(encoder: Encoder, tokens: list[int], document: Document) -> range:
+def places(encoder: TextEncoder, tokens: list[int], document: HeldOutDocument) -> range:
     """Return which bytes of a document a window predicts; with a byte-level tokenizer a byte is a token."""
     written = encoder.tokenizer.decode(tokens[1:], skip_special_tokens=True)
     begin = document.text.index(written)
@@ -37,7 +37,7 @@ def test_an_equal_share(sizes: list[int], total: int) -> None:
 
 @pytest.mark.parametrize("wanted", [1, 4, 9, 40, 1000])
 def test_windows_are_spread_over_all_of_a_document(tokenizer, wanted: int) -> None:
-    encoder, document = Encoder(tokenizer), numbered("a", 40 * WINDOW)
+    encoder, document = TextEncoder(tokenizer), numbered("a", 40 * WINDOW)
     windows = [tokens for _, tokens in collect_windows(encoder, [document], WINDOW, wanted, 1000, seed=0)]
     assert len(windows) == min(wanted, 40)
     assert all(len(tokens) == WINDOW + 1 for tokens in windows)
@@ -53,7 +53,7 @@ def test_windows_are_spread_over_all_of_a_document(tokenizer, wanted: int) -> No
 
 
 def test_documents_weigh_as_equally_as_they_can(tokenizer) -> None:
-    encoder = Encoder(tokenizer)
+    encoder = TextEncoder(tokenizer)
     held_out = [
         numbered(name, int(size * WINDOW)) for name, size in (("a", 1), ("b", 3), ("c", 90), ("d", 50), ("e", 0.9))
     ]
@@ -75,11 +75,11 @@ def test_documents_weigh_as_equally_as_they_can(tokenizer) -> None:
 
 def test_of_a_long_text_pieces_are_encoded(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A book of some 1,500 windows, of which four are wanted."""
-    encoder, book = Encoder(tokenizer), numbered("book", 49_995)
+    encoder, book = TextEncoder(tokenizer), numbered("book", 49_995)
     encoded: list[int] = []
-    plain = Encoder.encode_all
+    plain = TextEncoder.encode_all
     monkeypatch.setattr(
-        Encoder, "encode_all", lambda own, texts: encoded.append(sum(map(len, texts))) or plain(own, texts)
+        TextEncoder, "encode_all", lambda own, texts: encoded.append(sum(map(len, texts))) or plain(own, texts)
     )
     windows = [tokens for _, tokens in collect_windows(encoder, [book], WINDOW, 4, 4, seed=0)]
     assert 0 < sum(encoded) <= 4 * BYTES_A_TOKEN * (WINDOW + 1)
@@ -87,7 +87,7 @@ def test_of_a_long_text_pieces_are_encoded(tokenizer, monkeypatch: pytest.Monkey
     assert begins == pytest.approx([place * 49_995 / 4 for place in range(4)], abs=2 * WINDOW)
     assert [tokens[0] == encoder.start_token for tokens in windows] == [True, False, False, False]
     assert all(encoder.tokenizer.decode(tokens[:1]) == " " for tokens in windows[1:])
-    accented = Document("accents", "x", "é" * 30_000)  # no white space, and pieces that begin within a character
+    accented = HeldOutDocument("accents", "x", "é" * 30_000)  # no white space, and pieces that begin within a character
     others = [tokens for _, tokens in collect_windows(encoder, [accented], WINDOW, 5, 5, seed=0)][1:]
     assert len(others) == 4
     assert {token for tokens in others for token in tokens} == set(encoder.encode("é"))

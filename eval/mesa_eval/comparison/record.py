@@ -59,7 +59,7 @@ class Row(Statistic):
 
 
 @dataclass(frozen=True)
-class Claim:
+class FamilyTest:
     """One test of the family: the arm's index, the row, its p value and Holm's adjustment over all tests."""
 
     arm: int
@@ -150,7 +150,7 @@ class Comparison:
         return [row for row in rows if row is not None]
 
     @cached_property
-    def family(self) -> list[Claim]:
+    def family(self) -> list[FamilyTest]:
         """Return every test of the declared family, of all arms, with p values adjusted by Holm over all at once.
 
         A row that is not compared is no test: it says why instead.
@@ -162,9 +162,9 @@ class Comparison:
             if (found := row.differences[index].decisive) is not None and found.p is not None
         ]
         adjusted = holm([p for *_, p in tests])
-        return [Claim(*test, after) for test, after in zip(tests, adjusted, strict=True)]
+        return [FamilyTest(*test, after) for test, after in zip(tests, adjusted, strict=True)]
 
-    def claims(self, index: int) -> list[Claim]:
+    def claims(self, index: int) -> list[FamilyTest]:
         """Return the tests of the family that are about one arm."""
         return [claim for claim in self.family if claim.arm == index]
 

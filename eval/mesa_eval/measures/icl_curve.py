@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.windows import collect_windows
 from mesa_eval.reading.reader import Reader
 from mesa_eval.scores import Measure
@@ -58,7 +58,7 @@ def score_ranges(window: int) -> tuple[str, list[int], list[int]]:
 
 
 def score_positions(
-    scorer: Reader, documents: Sequence[Document], window: int, wanted: int, most: int, seed: int
+    scorer: Reader, documents: Sequence[HeldOutDocument], window: int, wanted: int, most: int, seed: int
 ) -> PositionScores | None:
     """Return loss by position over up to `wanted` windows, `most` of one document; None where no document has one.
 

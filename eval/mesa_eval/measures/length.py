@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.icl_curve import LEAST_WINDOW, by_document
 from mesa_eval.measures.windows import collect_windows
 from mesa_eval.reading.reader import Reader
@@ -39,7 +39,7 @@ def length_bins(window: int) -> list[tuple[int, int]]:
 
 
 def score_length(
-    scorer: Reader, documents: Sequence[Document], window: int, wanted: int, most: int, seed: int
+    scorer: Reader, documents: Sequence[HeldOutDocument], window: int, wanted: int, most: int, seed: int
 ) -> LengthScores:
     """Return the nats of up to `wanted` long windows, `most` of one document.
 

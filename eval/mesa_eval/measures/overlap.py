@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesalm.data.read_packages import COPIED_SHARE
 
 PASSAGE_BYTES = 50
@@ -23,7 +23,7 @@ TOKENS_AT_ONCE = 1_000_000
 FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
-def overlap_notes(prepared: Iterable[Path], documents: Sequence[Document]) -> list[str]:
+def overlap_notes(prepared: Iterable[Path], documents: Sequence[HeldOutDocument]) -> list[str]:
     """Return one note for each folder of prepared data: how many documents share passages with its training rows."""
     from mesalm.data.documents import DataError
     from mesalm.data.prepared import Prepared

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mesa_eval.documents import Document, text_fingerprint
+from mesa_eval.documents import HeldOutDocument, text_fingerprint
 from mesa_eval.measures.copying import copy_measures, score_copying
 from mesa_eval.measures.few_shot import CannotAskError, score_task
 from mesa_eval.measures.icl_curve import position_measures, score_positions
@@ -33,8 +33,8 @@ class Subject:
     window: int
     protocol: Protocol
     seed: int
-    documents: Sequence[Document]
-    sample: Sequence[Document]
+    documents: Sequence[HeldOutDocument]
+    sample: Sequence[HeldOutDocument]
     tasks: Sequence[Task]
     missing: Sequence[tuple[str, str]] = ()
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.reading.reader import Reader, uniform_nats
 from mesa_eval.scores import Measure
 from mesa_eval.uncertainty.bootstrap import effective_units
@@ -66,7 +66,7 @@ def cut_windows(length: int, window: int) -> list[Window]:
     return windows
 
 
-def score_documents(scorer: Reader, documents: Sequence[Document], window: int) -> list[DocumentScore]:
+def score_documents(scorer: Reader, documents: Sequence[HeldOutDocument], window: int) -> list[DocumentScore]:
     """Return each document's nats, tokens and bytes; see the module's docstring for the counting."""
     rows: list[list[int]] = []
     firsts: list[int] = []

@@ -17,8 +17,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mesa_eval.documents import Document, in_turn
-from mesa_eval.reading.encoding import Encoder
+from mesa_eval.documents import HeldOutDocument, in_turn
+from mesa_eval.reading.encoding import TextEncoder
 
 BYTES_A_TOKEN = 32
 LONGEST_WORD = 256  # a piece begins at the first white space among so many characters
@@ -33,7 +33,7 @@ class _Window:
 
 
 def collect_windows(
-    encoder: Encoder, documents: Sequence[Document], window: int, wanted: int, most: int, seed: int
+    encoder: TextEncoder, documents: Sequence[HeldOutDocument], window: int, wanted: int, most: int, seed: int
 ) -> list[tuple[str, list[int]]]:
     """Collect up to `wanted` (document, window + 1 tokens), `most` of one document; see the module's docstring.
 
@@ -43,7 +43,7 @@ def collect_windows(
     candidates = [document for document in in_turn(documents, seed) if document.bytes >= window]
     share = share_out([document.bytes for document in candidates], wanted * piece)
     limit = max(piece, min(share, most * piece))
-    found: list[tuple[Document, list[_Window]]] = []
+    found: list[tuple[HeldOutDocument, list[_Window]]] = []
     for document in candidates:
         if len(found) == wanted:
             break
@@ -75,7 +75,7 @@ def share_out(sizes: Sequence[int], total: int) -> int:
     return max(sizes, default=0)
 
 
-def _windows(encoder: Encoder, document: Document, window: int, limit: int, size: int) -> list[_Window]:
+def _windows(encoder: TextEncoder, document: HeldOutDocument, window: int, limit: int, size: int) -> list[_Window]:
     """Return all windows of a document, or those of pieces of `size` bytes where it has more than `limit` bytes."""
     raw = document.text.encode()
     if len(raw) <= limit:

@@ -32,7 +32,7 @@ class Pair:
     joint: bool
 
 
-class Encoder:
+class TextEncoder:
     """Encode text with a Hugging Face tokenizer.
 
     `start_token` is what every document and every prompt begins with: the tokenizer's bos, else its eos, else None.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mesa_eval.reading.batches import Batch, plan_batches, plan_prompts, tokens_read
-from mesa_eval.reading.encoding import Encoder, Pair
+from mesa_eval.reading.encoding import Pair, TextEncoder
 
 LOGITS_PER_BATCH = 2**26  # 256 MiB of float32: a large vocabulary then gets smaller batches
 
@@ -37,7 +37,7 @@ class Likelihood:
     best: tuple[int, ...] = ()
 
 
-class Reader(Encoder, ABC):
+class Reader(TextEncoder, ABC):
     """Read rows of tokens in batches of at most `batch_tokens`; `tokens_run` counts what was read.
 
     name: shown in reports and errors; vocab_size: rows of the output layer; quiet: show no progress. A subclass says

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mesa_eval.comparison.record import CORRECTION, LEAST, NOT_TOLD, Claim, Comparison, Difference, Row
+from mesa_eval.comparison.record import CORRECTION, LEAST, NOT_TOLD, Comparison, Difference, FamilyTest, Row
 from mesa_eval.uncertainty.intervals import FEW_UNITS, Interval
 
 MINUS = "\u2212"
@@ -91,12 +91,12 @@ def summarise(comparison: Comparison) -> Summary:
     return Summary(_compared(comparison), _family(comparison), told, untold, _limits(comparison))
 
 
-def claim_name(claim: Claim) -> str:
+def claim_name(claim: FamilyTest) -> str:
     """Return what a test of the family is called: its task, or its row."""
     return claim.task or ("bits per byte, all text" if claim.row.key == "bits_per_byte" else claim.row.label)
 
 
-def claim_score(claim: Claim) -> str:
+def claim_score(claim: FamilyTest) -> str:
     """Return the score that a test of the family looks at."""
     return f"{claim.row.unit}, {claim.row.label}" if claim.task else claim.row.unit
 
@@ -204,7 +204,7 @@ def _sentence(comparison: Comparison, row: Row, index: int) -> str:
     return f"{name} is {direction} than {base} by {amount} {what}, which is {verdict}."
 
 
-def _claims_sentence(comparison: Comparison, index: int, claims: list[Claim]) -> str:
+def _claims_sentence(comparison: Comparison, index: int, claims: list[FamilyTest]) -> str:
     """Count the tasks whose score differs after the correction over the whole family, and name them."""
     better = [claim.task for claim in claims if claim.verdict == "better"]
     worse = [claim.task for claim in claims if claim.verdict == "worse"]

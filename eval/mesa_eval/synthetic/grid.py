@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mesa_eval.synthetic.row_scores import RowScores, TaskScores
+from mesa_eval.synthetic.row_scores import RowScores, SyntheticScores
 from mesa_eval.synthetic.scores import score_guesses
 from mesa_eval.uncertainty.bootstrap import Resampled, resample
 from mesa_eval.uncertainty.intervals import Interval, paired_t
@@ -29,11 +29,11 @@ class SeedRun:
 
     seed: int
     steps: int | None
-    scores: TaskScores | None
+    scores: SyntheticScores | None
 
 
 @dataclass(frozen=True)
-class Setting:
+class ReportedSetting:
     """Hold one arm at one point of the grid, at its best learning rate."""
 
     arm: str
@@ -63,13 +63,13 @@ class Grid:
     axes: dict[str, list[str]]
     seeds: list[int]
     missing: int
-    settings: list[Setting]
+    settings: list[ReportedSetting]
 
     def points(self) -> list[dict[str, str]]:
         """Return the points of the grid in order."""
         return list({tuple(setting.point.items()): setting.point for setting in self.settings}.values())
 
-    def at(self, point: dict[str, str]) -> list[Setting]:
+    def at(self, point: dict[str, str]) -> list[ReportedSetting]:
         """Return the settings of one point, one an arm."""
         return [setting for setting in self.settings if setting.point == point]
 
@@ -87,7 +87,7 @@ class Line:
     ``difference`` is from the first arm: over seeds paired by t, over rows by the bootstrap where there is one seed.
     """
 
-    setting: Setting
+    setting: ReportedSetting
     values: dict[int, float]
     spread: tuple[float, float] | None
     difference: Interval | None
@@ -132,34 +132,34 @@ def lines(grid: Grid, key: str) -> list[Line]:
     return found
 
 
-def guess_values(grid: Grid, setting: Setting, key: str) -> dict[str, float]:
+def guess_values(grid: Grid, setting: ReportedSetting, key: str) -> dict[str, float]:
     """Return what guesses without a model score in one statistic, by name."""
     constant = setting.task.guesses() if isinstance(setting.task, TokenTask) else {}
     scored = {name: scores.value for name, scores in guesses(grid, setting, key).items()}
     return {**constant, **scored}
 
 
-def guesses(grid: Grid, setting: Setting, key: str) -> dict[str, RowScores]:
+def guesses(grid: Grid, setting: ReportedSetting, key: str) -> dict[str, RowScores]:
     """Return the guesses that look at the rows; scored once and kept in the grid's folder."""
     content = [setting.task.model_dump(mode="json"), type(setting.task).__name__, setting.test_rows, setting.score_seed]
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     path = grid.folder / "guesses" / f"{name}.json"
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        scored = {guess: TaskScores.from_plain(plain) for guess, plain in stored.items()}
+        scored = {guess: SyntheticScores.from_plain(plain) for guess, plain in stored.items()}
     else:
         scored = score_guesses(setting.task, setting.test_rows, seed=setting.score_seed)
         write_text(path, json.dumps({guess: scores.plain() for guess, scores in scored.items()}))
     return {guess: m for guess, scores in scored.items() for m in scores.measures if m.key == key}
 
 
-def _setting(folder: Path, entry: dict[str, Any]) -> Setting:
+def _setting(folder: Path, entry: dict[str, Any]) -> ReportedSetting:
     fields = dict(entry["task"])
     runs = [
         SeedRun(run["seed"], run["steps"], _scores(folder / "cells" / run["folder"] / "result.json"))
         for run in entry["runs"]
     ]
-    return Setting(
+    return ReportedSetting(
         arm=entry["arm"],
         point=entry["point"],
         task=TASKS[fields.pop("name")].build(fields, "task"),
@@ -173,9 +173,9 @@ def _setting(folder: Path, entry: dict[str, Any]) -> Setting:
     )
 
 
-def _scores(path: Path) -> TaskScores | None:
+def _scores(path: Path) -> SyntheticScores | None:
     data = json.loads(path.read_text(encoding="utf-8"))
-    return TaskScores.from_plain(data) if "measures" in data else None
+    return SyntheticScores.from_plain(data) if "measures" in data else None
 
 
 def _spread(measured: dict[int, RowScores]) -> tuple[float, float] | None:

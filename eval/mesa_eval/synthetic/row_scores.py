@@ -38,7 +38,7 @@ class RowScores:
 
 
 @dataclass(frozen=True)
-class TaskScores:
+class SyntheticScores:
     """Hold the statistics of one model; the first is the one that counts."""
 
     measures: list[RowScores]
@@ -58,6 +58,6 @@ class TaskScores:
         return {"measures": [asdict(measure) for measure in self.measures]}
 
     @classmethod
-    def from_plain(cls, data: dict[str, Any]) -> TaskScores:
+    def from_plain(cls, data: dict[str, Any]) -> SyntheticScores:
         """Rebuild scores from `plain`."""
         return cls([RowScores(**measure) for measure in data["measures"]])

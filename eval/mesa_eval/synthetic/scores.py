@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mesa_eval.synthetic.ngrams import ngram_distributions
-from mesa_eval.synthetic.row_scores import RowScores, TaskScores
+from mesa_eval.synthetic.row_scores import RowScores, SyntheticScores
 from mesa_eval.synthetic.vector_scores import score_vectors, vector_guesses
 from mesalm.data.stream import epoch_batches
 from mesalm.data.synthetic.automata import Automata
@@ -25,7 +25,7 @@ Batch = dict[str, torch.Tensor]
 
 def score_model(
     model: nn.Module, task: SyntheticTask, split: Split, rows: int, *, seed: int, batch_rows: int
-) -> TaskScores:
+) -> SyntheticScores:
     """Score a model in evaluation mode on ``rows`` rows of a split."""
     if isinstance(task, VectorTask):
         return score_vectors(model, task, split, rows, seed=seed, batch_rows=batch_rows)
@@ -48,7 +48,7 @@ def predictions(model: nn.Module, task: TokenTask, input_ids: torch.Tensor) -> t
     return torch.cat((torch.zeros_like(logits[:, :1]), logits[:, :-1]), dim=1)
 
 
-def score_guesses(task: SyntheticTask, rows: int, *, seed: int) -> dict[str, TaskScores]:
+def score_guesses(task: SyntheticTask, rows: int, *, seed: int) -> dict[str, SyntheticScores]:
     """Score the guesses that need no model, by name, on the test rows; for tasks whose guesses look at the row."""
     if isinstance(task, VectorTask):
         return vector_guesses(task, rows, seed=seed)
@@ -62,7 +62,7 @@ def score_guesses(task: SyntheticTask, rows: int, *, seed: int) -> dict[str, Tas
     }
 
 
-def _score(task: TokenTask, data: TokenRows, logits_of_rows: Iterable[np.ndarray]) -> TaskScores:
+def _score(task: TokenTask, data: TokenRows, logits_of_rows: Iterable[np.ndarray]) -> SyntheticScores:
     if isinstance(task, Automata):
         return _language_scores(task, data, logits_of_rows)
     right, scored = [], []
@@ -74,10 +74,10 @@ def _score(task: TokenTask, data: TokenRows, logits_of_rows: Iterable[np.ndarray
         hits = logits[places].argmax(-1) == labels[places]
         right.append([float(hits.sum())])
         scored.append([float(places.sum())])
-    return TaskScores([RowScores("accuracy", "accuracy", "higher", right, scored)])
+    return SyntheticScores([RowScores("accuracy", "accuracy", "higher", right, scored)])
 
 
-def _language_scores(task: Automata, data: TokenRows, logits_of_rows: Iterable[np.ndarray]) -> TaskScores:
+def _language_scores(task: Automata, data: TokenRows, logits_of_rows: Iterable[np.ndarray]) -> SyntheticScores:
     """Score how often the likeliest symbol is legal, and the total variation to the true distribution of symbols.
 
     The model's distribution is that over symbols: separator and padding, of which the language says nothing, are left
@@ -95,7 +95,7 @@ def _language_scores(task: Automata, data: TokenRows, logits_of_rows: Iterable[n
         legal.append([float((truth[np.arange(len(truth)), likeliest] > 0).sum())])
         distance.append([float(np.abs(guess - truth).sum() / 2)])
         counted.append([float(len(truth))])
-    return TaskScores(
+    return SyntheticScores(
         [
             RowScores("legal", "likeliest symbol is legal", "higher", legal, counted),
             RowScores("distance", "total variation to the true distribution", "lower", distance, counted),

@@ -14,7 +14,7 @@ from mesa_eval.synthetic.least_squares import (
     last_states,
     ridge_predictions,
 )
-from mesa_eval.synthetic.row_scores import RowScores, TaskScores
+from mesa_eval.synthetic.row_scores import RowScores, SyntheticScores
 from mesalm.data.synthetic.context_regression import ContextRegression
 from mesalm.data.synthetic.drawn_stream import Split, drawn_batch
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
@@ -26,7 +26,7 @@ DIGITS = 7
 
 def score_vectors(
     model: nn.Module, task: VectorTask, split: Split, rows: int, *, seed: int, batch_rows: int
-) -> TaskScores:
+) -> SyntheticScores:
     """Score a model in evaluation mode on ``rows`` sequences of a split."""
     device = next(model.parameters()).device
     batch = drawn_batch(task, rows, seed, split=split)
@@ -39,7 +39,7 @@ def score_vectors(
     return _scores(task, torch.cat(parts)[:, _queries(task)], batch["targets"][:, _queries(task)])
 
 
-def vector_guesses(task: VectorTask, rows: int, *, seed: int) -> dict[str, TaskScores]:
+def vector_guesses(task: VectorTask, rows: int, *, seed: int) -> dict[str, SyntheticScores]:
     """Score regression on the pairs seen so far, and simpler guesses, on the test sequences.
 
     Pairs are (x_i, y_i), or each state with the next one. The rates of the gradient step are fitted on the valid
@@ -70,11 +70,11 @@ def _queries(task: VectorTask) -> list[int]:
     return list(task.query_positions() if isinstance(task, ContextRegression) else range(task.sequence_length))
 
 
-def _scores(task: VectorTask, predictions: torch.Tensor, targets: torch.Tensor) -> TaskScores:
+def _scores(task: VectorTask, predictions: torch.Tensor, targets: torch.Tensor) -> SyntheticScores:
     outputs = task.output_size if isinstance(task, ContextRegression) else task.size
     errors = (predictions.double() - targets.double())[..., :outputs].square().sum(-1)
     numerator = [[float(f"{value:.{DIGITS}g}") for value in row] for row in errors.tolist()]
     denominator = [[float(outputs)] * errors.shape[1]] * len(errors)
-    return TaskScores(
+    return SyntheticScores(
         [RowScores("error", "squared error an entry", "lower", numerator, denominator, list(range(errors.shape[1])))]
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.tasks.task import Task
 from mesa_eval.tasks.task_source import read_tasks
 
@@ -26,7 +26,7 @@ BUILT_IN = {
 """Modules with `build(documents, seed) -> Task`, which make a task from any text or from none."""
 
 
-def find_tasks(name: str, documents: Sequence[Document], seed: int) -> list[Task]:
+def find_tasks(name: str, documents: Sequence[HeldOutDocument], seed: int) -> list[Task]:
     """Return the tasks of a name: built in, a `.jsonl[.gz]` file, a folder of them, a `.yaml`, or `hub:NAME?...`.
 
     Raises ValueError in one line for an unknown name, a file of the wrong form, or too little text to make the task

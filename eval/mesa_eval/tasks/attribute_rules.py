@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.tasks.task import FewShotProtocol, Query, Task
 from mesa_eval.tasks.word_labels import EPISODES, random_state
 from mesalm.data.episode_words import ATTRIBUTES
@@ -90,6 +90,6 @@ def _signs(item: str) -> np.ndarray:
     return np.array([SIGN[word] for word in item.split()[:-1]], dtype=float)
 
 
-def build(documents: Sequence[Document], seed: int) -> Task:
+def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
     """Make the task in which a single attribute decides; it needs no text."""
     return RuleTask("attribute_rules", (), (), notes=("one of six attributes decides; no combination is shown twice",))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mesa_eval.documents import Document, stable_number
+from mesa_eval.documents import HeldOutDocument, stable_number
 from mesa_eval.tasks.task import Item, Task
 from mesa_eval.tasks.text_words import choose_words
 
@@ -16,7 +16,7 @@ WANTED = 400
 LEAST = 40
 
 
-def build(documents: Sequence[Document], seed: int) -> Task:
+def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
     """Make the task `Q: open_file\\nA: openFile` from the identifiers in the text.
 
     Where the text has fewer than 40 of them (prose), two of its words are joined by an underscore, and a note

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.tasks.task import TWICE, FewShotProtocol, Item, Task
 from mesa_eval.tasks.text_words import choose_words
 
@@ -51,7 +51,7 @@ class RecallTask(Task):
         return sorted(chosen, key=lambda value: listed.index(value) if value in listed else len(listed))
 
 
-def build(documents: Sequence[Document], seed: int) -> Task:
+def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
     """Make the task: `shots` pairs, the query's own among them; no word is a key twice, or key and value.
 
     Raises ValueError if the text has too few words.

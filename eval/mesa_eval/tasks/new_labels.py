@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.tasks.task import Task
 from mesa_eval.tasks.word_labels import WordLabelTask
 from mesalm.data.episodes import HELD_OUT_LABELS
 
 
-def build(documents: Sequence[Document], seed: int) -> Task:
+def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
     """Make the task; it needs no text."""
     note = "neither words nor labels stood in a training episode"
     return WordLabelTask("new_labels", (), (), notes=(note,), labels=HELD_OUT_LABELS.labels)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.tasks.task import Task
 from mesa_eval.tasks.word_labels import WordLabelTask
 
 NOISE = 0.25
 
 
-def build(documents: Sequence[Document], seed: int) -> Task:
+def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
     """Make the task; it needs no text."""
     note = f"a shown label is wrong with probability {NOISE}; asked for is the right one"
     return WordLabelTask("noisy_labels", (), (), notes=(note,), noise=NOISE)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mesa_eval.documents import Document
+from mesa_eval.documents import HeldOutDocument
 from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
 from mesa_eval.tasks.text_words import choose_words
 
@@ -66,7 +66,7 @@ class PhonebookTask(Task):
         return Query(f"{listed}\n{prompt}", f" {book[target].output}")
 
 
-def build(documents: Sequence[Document], seed: int) -> Task:
+def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
     """Make the task from words of the text; ValueError if it has too few."""
     words = [word.capitalize() for word in choose_words(documents, 400, seed, "phonebook")]
     return PhonebookTask("phonebook", (), (), words=tuple(words))

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mesa_eval.documents import Document, stable_number
+from mesa_eval.documents import HeldOutDocument, stable_number
 
 WORD = re.compile(r"(?<![A-Za-z0-9_'])[A-Za-z]{4,10}(?![A-Za-z0-9_'])")
 LEAST = 80
 
 
-def choose_words(documents: Sequence[Document], wanted: int, seed: int, purpose: str) -> list[str]:
+def choose_words(documents: Sequence[HeldOutDocument], wanted: int, seed: int, purpose: str) -> list[str]:
     """Choose up to `wanted` different words of 4 to 10 letters, in a seeded order.
 
     Words that differ only in case count as one. Raises ValueError if the text has fewer than 80.

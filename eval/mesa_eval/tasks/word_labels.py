@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mesa_eval.documents import Document, stable_number
+from mesa_eval.documents import HeldOutDocument, stable_number
 from mesa_eval.tasks.task import FewShotProtocol, Query, Task
 from mesalm.data.episodes import HELD_OUT, EpisodeSettings, Example, Pool, Recall, draw_examples, draw_mapping
 
@@ -97,7 +97,7 @@ def random_state(seed: int, *purpose: object) -> np.random.RandomState:
     return np.random.RandomState([seed, stable_number(*purpose) % 2**32])
 
 
-def build(documents: Sequence[Document], seed: int) -> Task:
+def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
     """Make the task; it needs no text."""
     note = f"a shot is one showing of the word in question among {LINES} lines; 0 showings measure the guess"
     return WordLabelTask("word_labels", (), (), notes=(note,))

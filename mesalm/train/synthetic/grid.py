@@ -54,15 +54,15 @@ class Scored(Protocol):
     def plain(self) -> dict[str, Any]: ...
 
 
-class Scorer(Protocol):
-    """Score a model in evaluation mode on the ``rows`` of a split ("valid" or "test") of a task."""
+class CellScorer(Protocol):
+    """Scores of a model in evaluation mode on the ``rows`` of a split ("valid" or "test") of a task."""
 
     def __call__(
         self, model: nn.Module, task: SyntheticTask, split: Any, rows: int, *, seed: int, batch_rows: int
     ) -> Scored: ...
 
 
-def run_grid(recipe: SyntheticRecipe, score: Scorer, *, quiet: bool = False) -> None:
+def run_grid(recipe: SyntheticRecipe, score: CellScorer, *, quiet: bool = False) -> None:
     """Run every cell of a recipe that has no result yet and that no other process is at work on.
 
     ``quiet`` shows nothing. Raises Interrupted (a
@@ -79,17 +79,17 @@ def run_grid(recipe: SyntheticRecipe, score: Scorer, *, quiet: bool = False) -> 
             with _claim(folder / cell.folder_name) as mine:
                 if mine and read_result(folder / cell.folder_name) is None:
                     done = sum(cell.folder_name in results for cell in planned_cells(recipe, results))
-                    Run(cell, folder / cell.folder_name, score, f"[{done + 1}/{total}]", quiet).finish()
+                    CellRun(cell, folder / cell.folder_name, score, f"[{done + 1}/{total}]", quiet).finish()
                     taken = True
                     break
         if not taken:
             return
 
 
-class Run:
+class CellRun:
     """Train and score one cell."""
 
-    def __init__(self, cell: Cell, folder: Path, score: Scorer, place: str, quiet: bool) -> None:
+    def __init__(self, cell: Cell, folder: Path, score: CellScorer, place: str, quiet: bool) -> None:
         self.cell, self.files, self.score = cell, RunFiles(folder), score
         self.run = cell.setting.run
         self.task = self.run.build_task()
