@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mesalm.hub.least_squares import Moments, solve_held_out
+from mesalm.hub.moments import Moments, solve_held_out
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.mixer_gated import GatedMixer
 from mesalm.model.modeling_mesa import MesaForCausalLM

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mesalm.lab.least_squares import previous, running_cross, running_gram
+from mesalm.lab.predictors import previous
+from mesalm.least_squares import running_cross, running_gram
 
 
 class Coefficients(NamedTuple):

@@ -15,7 +15,7 @@ from mesalm import MesaConfig, MesaForCausalLM
 from mesalm.cli import main
 from mesalm.hub.calibration_text import own_rows
 from mesalm.hub.convert import choose_layers, convert
-from mesalm.hub.least_squares import Moments, solve_held_out
+from mesalm.hub.moments import Moments, solve_held_out
 from mesalm.hub.swap import swap_layers
 from mesalm.model.mixers import MIXERS
 

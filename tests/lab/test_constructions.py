@@ -8,17 +8,11 @@ import torch
 
 from mesalm.lab.compressed import averaged, block_scalars, compressed, diagonal_mass, with_products
 from mesalm.lab.constructions import HeadProducts, linear_net, placed, products_of, set_products
-from mesalm.lab.least_squares import (
-    best_rate,
-    gradient_predictions,
-    kernel_predictions,
-    mean_loss,
-    position_losses,
-    ridge_predictions,
-)
 from mesalm.lab.linear_decoders import decode
 from mesalm.lab.preconditioners import Coefficients, learned_coefficients, momentum_inverse, momentum_predictions
+from mesalm.lab.predictors import best_step, kernel_predictions, mean_loss, pairs, position_losses
 from mesalm.lab.recursion import sherman_morrison
+from mesalm.least_squares import gradient_predictions, ridge_predictions
 
 
 def states(rows: int = 3, length: int = 9, size: int = 4) -> torch.Tensor:
@@ -29,7 +23,7 @@ def states(rows: int = 3, length: int = 9, size: int = 4) -> torch.Tensor:
 @pytest.mark.parametrize("lag", [0, 1])
 def test_ridge_predictions_are_numpys_least_squares(lag: int) -> None:
     s, ridge = states(), 0.3
-    predictions = ridge_predictions(s, ridge, lag).numpy()
+    predictions = ridge_predictions(*pairs(s), ridge, lag).numpy()
     for row, t in np.ndindex(3, 9):
         seen = np.concatenate((np.zeros((1, 4)), s[row].numpy()))[: t + 2 - lag]
         keys = np.concatenate((seen[:-1], np.sqrt(ridge) * np.eye(4)))
@@ -43,7 +37,7 @@ def test_a_gradient_step_is_autograds(lag: int) -> None:
     s = states()
     start = torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for begin in (start, None):
-        predictions = gradient_predictions(s, 0.07, lag, start=begin)
+        predictions = gradient_predictions(*pairs(s), 0.07, lag, start=begin)
         for t in (0, 3, 8):
             phi = (torch.zeros_like(start) if begin is None else begin).repeat(3, 1, 1).requires_grad_()
             seen = torch.cat((torch.zeros(3, 1, 4, dtype=torch.float64), s), dim=1)[:, : t + 2 - lag]
@@ -55,8 +49,8 @@ def test_a_gradient_step_is_autograds(lag: int) -> None:
 
 def test_the_best_rate_is_the_best_of_its_neighbours() -> None:
     s = states()
-    rate = best_rate(s[:, :-1], s[:, 1:])
-    losses = [mean_loss(gradient_predictions(s[:, :-1], rate * factor), s[:, 1:]) for factor in (0.99, 1.0, 1.01)]
+    step = best_step(s[:, :-1], s[:, 1:])
+    losses = [mean_loss(factor * step, s[:, 1:]) for factor in (0.99, 1.0, 1.01)]
     assert losses[1] < min(losses[0], losses[2])
 
 

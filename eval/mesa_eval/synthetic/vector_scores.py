@@ -7,21 +7,17 @@ import math
 import torch
 from torch import nn
 
-from mesa_eval.synthetic.least_squares import (
-    best_rates,
-    best_ridge,
-    gradient_predictions,
-    last_states,
-    ridge_predictions,
-)
 from mesa_eval.synthetic.row_scores import RowScores, SyntheticScores
 from mesalm.data.synthetic.context_regression import ContextRegression
 from mesalm.data.synthetic.drawn_stream import Split, drawn_batch
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
+from mesalm.least_squares import best_rate, gradient_predictions, ridge_predictions
 
 DIGITS = 7
 """Significant digits kept of an error, as many as float32 has."""
+RIDGES = [10.0**power for power in range(-6, 3)]
+"""Ridges that `best_ridge` tries."""
 
 
 def score_vectors(
@@ -42,19 +38,21 @@ def score_vectors(
 def vector_guesses(task: VectorTask, rows: int, *, seed: int) -> dict[str, SyntheticScores]:
     """Score regression on the pairs seen so far, and simpler guesses, on the test sequences.
 
-    Pairs are (x_i, y_i), or each state with the next one. The rates of the gradient step are fitted on the valid
-    sequences, one for each number of pairs. Where a state is seen in part, regression on one observation cannot be
-    exact; regression on as many as the state needs stands beside it, its ridge fitted on the valid sequences.
+    Pairs are (x_i, y_i), or each state with the next one; those before the query are used. For y ~ W x + N(0, sigma^2),
+    entries of W ~ N(0, 1 / d), ridge regression with lambda = d sigma^2 predicts best: its posterior mean. The rates of
+    the gradient step are fitted on the valid sequences, one for each number of pairs. Where a state is seen in part,
+    regression on one observation cannot be exact. Regression on as many as the state needs is scored too, its ridge
+    fitted on the valid sequences.
     """
     batch, other = (drawn_batch(task, rows, seed, split=split) for split in ("test", "valid"))
     queries = _queries(task)
-    x, y = batch["inputs"][:, queries], batch["targets"][:, queries]
-    other_x, other_y = other["inputs"][:, queries], other["targets"][:, queries]
-    rates = best_rates(other_x, other_y)
+    x, y = (batch[name][:, queries].double() for name in ("inputs", "targets"))
+    other_x, other_y = (other[name][:, queries].double() for name in ("inputs", "targets"))
+    rates = best_rate(gradient_predictions(other_x, other_y, other_x, 1.0, lag=1), other_y, dim=(0, 2))
     found = {
-        "ridge": ridge_predictions(x, y, task.size * task.noise**2),
-        "least squares": ridge_predictions(x, y, 0.0),
-        "one gradient step": gradient_predictions(x, y, rates),
+        "ridge": ridge_predictions(x, y, x, task.size * task.noise**2, lag=1),
+        "least squares": ridge_predictions(x, y, x, 0.0, lag=1),
+        "one gradient step": gradient_predictions(x, y, x, rates.unsqueeze(-1), lag=1),
         "zero": torch.zeros_like(y),
     }
     if not isinstance(task, ContextRegression):
@@ -62,8 +60,25 @@ def vector_guesses(task: VectorTask, rows: int, *, seed: int) -> dict[str, Synth
     if isinstance(task, LinearDynamics) and task.hidden is not None:
         count = math.ceil(task.hidden / task.size)
         ridge = best_ridge(last_states(other_x, count), other_y)
-        found[f"ridge on {count} states"] = ridge_predictions(last_states(x, count), y, ridge)
+        seen = last_states(x, count)
+        found[f"ridge on {count} states"] = ridge_predictions(seen, y, seen, ridge, lag=1)
     return {name: _scores(task, predictions, y) for name, predictions in found.items()}
+
+
+def best_ridge(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Return the one of `RIDGES` whose predictions have the least squared error on these sequences, float64."""
+    return min(RIDGES, key=lambda ridge: float((ridge_predictions(x, y, x, ridge, lag=1) - y).square().sum()))
+
+
+def last_states(x: torch.Tensor, count: int) -> torch.Tensor:
+    """Lay each state's ``count`` last ones side by side, newest first; the first count - 1 places hold zeros alone.
+
+    x [B, P, D]; returns [B, P, count D]. Where a system of n hidden entries is seen through D of them, the next
+    observation is a linear map of the last n / D ones (von Oswald et al. 2023, section 4.4); where there are fewer
+    it is not, and a pair that is cut off would spoil the regression.
+    """
+    windows = x.unfold(1, count, 1).flip(-1).transpose(-1, -2).flatten(2)
+    return torch.nn.functional.pad(windows, (0, 0, count - 1, 0))
 
 
 def _queries(task: VectorTask) -> list[int]:

@@ -10,8 +10,9 @@ from mesalm.data.synthetic.context_regression import ContextRegression
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.lab.claims import Curve, Findings
 from mesalm.lab.experiments.softmax import plain_net
-from mesalm.lab.least_squares import position_losses, ridge_predictions
+from mesalm.lab.predictors import pairs, position_losses
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
+from mesalm.least_squares import ridge_predictions
 
 Sizes = dict[str, Any]
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -41,7 +42,7 @@ def least_squares_losses(bench: Workbench, task: ContextRegression, rows: int, l
     """Return the losses of ridge regression on all neighbouring tokens, false pairs too, with the best ridge."""
     batch = bench.batch(task, rows)
     losses = {
-        ridge: position_losses(ridge_predictions(batch["inputs"].double(), ridge, lag), batch["targets"])[
+        ridge: position_losses(ridge_predictions(*pairs(batch["inputs"].double()), ridge, lag), batch["targets"])[
             list(task.query_positions())
         ]
         for ridge in RIDGES

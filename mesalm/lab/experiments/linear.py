@@ -11,18 +11,11 @@ from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.lab.claims import Curve, Findings
 from mesalm.lab.compressed import averaged, compressed, counts, diagonal_mass, learned_rate, with_products
 from mesalm.lab.constructions import products_of
-from mesalm.lab.least_squares import (
-    best_rate,
-    gradient_predictions,
-    mean_loss,
-    position_losses,
-    previous,
-    ridge_predictions,
-    running_gram,
-)
 from mesalm.lab.linear_decoders import decode
 from mesalm.lab.preconditioners import learned_coefficients, momentum_inverse, momentum_predictions
+from mesalm.lab.predictors import best_step, mean_loss, pairs, position_losses, previous
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
+from mesalm.least_squares import best_rate, gradient_predictions, ridge_predictions, running_gram
 from mesalm.model.configuration_regressor import SLOTS
 
 Sizes = dict[str, Any]
@@ -67,9 +60,10 @@ def one_layer(bench: Workbench, sizes: Sizes) -> Findings:
     recipe = constructed_net(bench, sizes, "linear", 1)
     net, batch = bench.net(recipe), bench.batch(recipe.task, sizes["test_rows"])
     inputs, targets = batch["inputs"], batch["targets"]
-    rate = best_rate(inputs, targets)
+    unit = gradient_predictions(*pairs(inputs), 1.0)
+    rate = float(best_rate(unit, targets))
     ours = position_losses(net(inputs).predictions, targets)
-    step = position_losses(gradient_predictions(inputs, rate), targets)
+    step = position_losses(rate * unit, targets)
     products = products_of(net)
     names = ("query and key", "output and value")
     blocks = {
@@ -89,9 +83,7 @@ def one_layer(bench: Workbench, sizes: Sizes) -> Findings:
             "loss of the net": float(ours.mean()),
             "loss of the gradient step": float(step.mean()),
             "best rate": rate,
-            "loss of the gradient step without the newest pair": mean_loss(
-                gradient_predictions(inputs, best_rate(inputs, targets, 1), 1), targets
-            ),
+            "loss of the gradient step without the newest pair": mean_loss(best_step(inputs, targets, lag=1), targets),
             "loss of predicting zero": mean_loss(torch.zeros_like(targets), targets),
         },
         curves=[curve("trained linear layer", ours), curve("best gradient step", step)],
@@ -144,7 +136,7 @@ def depth(bench: Workbench, sizes: Sizes) -> Findings:
         curves.append(curve(f"{mixer}, {layers} layer{'s' * (layers > 1)}", losses))
         means.append(float(losses.mean()))
     inputs, targets = batch["inputs"].double(), batch["targets"]
-    fresh, late = (position_losses(ridge_predictions(inputs, RIDGE, lag), targets) for lag in (0, 1))
+    fresh, late = (position_losses(ridge_predictions(*pairs(inputs), RIDGE, lag), targets) for lag in (0, 1))
     one, two, four, mesa = means
     return Findings(
         {
@@ -249,7 +241,7 @@ def fixed_teacher(bench: Workbench, sizes: Sizes) -> Findings:
     batch = bench.batch(recipe.task, sizes["test_rows"])
     inputs, targets = batch["inputs"], batch["targets"]
     ours = position_losses(bench.net(recipe)(inputs).predictions, targets)
-    step = position_losses(gradient_predictions(inputs, best_rate(inputs, targets)), targets)
+    step = position_losses(best_step(inputs, targets), targets)
     return Findings(
         {"loss relative to the best gradient step": float(ours.mean() / step.mean())},
         controls={"loss of the net": float(ours.mean()), "loss of the gradient step": float(step.mean())},

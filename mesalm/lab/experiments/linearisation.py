@@ -8,7 +8,7 @@ from typing import Any
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.lab.claims import Curve, Findings
 from mesalm.lab.experiments.softmax import plain_net
-from mesalm.lab.least_squares import mean_loss
+from mesalm.lab.predictors import mean_loss
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 
 Sizes = dict[str, Any]

@@ -12,9 +12,10 @@ from mesalm.data.synthetic.nonlinear_dynamics import NonlinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.lab.claims import Curve, Findings
 from mesalm.lab.experiments.linear import RIDGE, curve
-from mesalm.lab.least_squares import mean_loss, position_losses, ridge_predictions
 from mesalm.lab.linear_decoders import decode
+from mesalm.lab.predictors import mean_loss, pairs, position_losses
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
+from mesalm.least_squares import ridge_predictions
 
 Sizes = dict[str, Any]
 LAGS = 6
@@ -57,7 +58,7 @@ def shallow_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
         for name, mixers, layers in forms
     }
     hybrid, softmax = (float(each.mean()) for each in losses.values())
-    fresh, late = (position_losses(ridge_predictions(inputs.double(), RIDGE, lag), targets) for lag in (0, 1))
+    fresh, late = (position_losses(ridge_predictions(*pairs(inputs.double()), RIDGE, lag), targets) for lag in (0, 1))
     return Findings(
         {"loss of the hybrid relative to softmax": hybrid / softmax},
         controls={
@@ -147,7 +148,7 @@ def nonlinear(bench: Workbench, sizes: Sizes) -> Findings:
             "R2 of the features in the input": explained[0],
             "loss of softmax": softmax,
             "loss of the hybrid": ours,
-            "ridge on the states, all pairs": mean_loss(ridge_predictions(inputs.double(), RIDGE), targets),
+            "ridge on the states, all pairs": mean_loss(ridge_predictions(*pairs(inputs.double()), RIDGE), targets),
             "loss of predicting zero": mean_loss(torch.zeros_like(targets), targets),
         },
         curves=[curve(f"softmax, {sizes['layers']} layers", losses[0]), curve("softmax then mesa", losses[1])],

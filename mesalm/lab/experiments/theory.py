@@ -20,18 +20,11 @@ from mesalm.lab.constructions import (
     set_products,
 )
 from mesalm.lab.experiments.linear import curve
-from mesalm.lab.least_squares import (
-    gradient_predictions,
-    kernel_predictions,
-    mean_loss,
-    previous,
-    ridge_predictions,
-    running_cross,
-    running_gram,
-)
 from mesalm.lab.preconditioners import neumann_inverse
+from mesalm.lab.predictors import kernel_predictions, mean_loss, pairs, previous
 from mesalm.lab.recursion import sherman_morrison
 from mesalm.lab.workbench import Workbench
+from mesalm.least_squares import gradient_predictions, ridge_predictions, running_cross, running_gram
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
@@ -62,7 +55,7 @@ def gradient_step(bench: Workbench, sizes: Sizes) -> Findings:
             tokens = net.embed(inputs)
             tokens[..., : task.size] = inputs @ start.mT
             predicted = net.layers[0](tokens)[..., : task.size]
-            exact = gradient_predictions(inputs, rate, start=start)
+            exact = gradient_predictions(*pairs(inputs), rate, start=start)
             by_position = (predicted - exact).abs().amax(dim=(0, 2)) / max(1.0, largest(exact))
             worst = torch.maximum(worst, by_position)
         found[f"difference in {name}"] = float(worst.max())
@@ -86,7 +79,7 @@ def preconditioning(bench: Workbench, sizes: Sizes) -> Findings:
     cross = running_cross(inputs, keys)
     # the largest eigenvalue of all: below it the series converges fastest that one scale for all allows
     scale = float(torch.linalg.eigvalsh(gram).max())
-    exact = ridge_predictions(inputs, ridge)
+    exact = ridge_predictions(*pairs(inputs), ridge)
     gaps, errors = [], []
     for depth in sizes["depths"]:
         heads = polynomial_heads(*neumann_coefficients(depth, scale, ridge), size)
@@ -213,7 +206,7 @@ def dimension_curse(bench: Workbench, sizes: Sizes) -> Findings:
         batch = drawn_batch(LinearDynamics(size=size, length=4 * size), sizes["rows"], bench.seed)
         inputs, targets = batch["inputs"], batch["targets"]
         for losses, lag in ((ridge_losses, 1), (fresh_losses, 0)):
-            fitted = ridge_predictions(inputs.double(), sizes["ridge"], lag)
+            fitted = ridge_predictions(*pairs(inputs.double()), sizes["ridge"], lag)
             losses.append(mean_loss(fitted, targets) / size)
         # the best sharpness of a grid that is fine beside how flat the loss is around it
         kernel_losses.append(

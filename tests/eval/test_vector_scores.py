@@ -9,51 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from mesa_eval.synthetic.least_squares import (
-    best_rates,
-    best_ridge,
-    gradient_predictions,
-    last_states,
-    ridge_predictions,
-)
 from mesa_eval.synthetic.scores import score_guesses, score_model
+from mesa_eval.synthetic.vector_scores import best_ridge, last_states
 from mesalm.data.synthetic.drawn_stream import drawn_batch
 from mesalm.data.synthetic.tasks import TASKS
-
-
-def pairs(rows: int = 3, count: int = 9, size: int = 4, outputs: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, count, size, generator=generator)
-    return x, torch.randn(rows, count, outputs, generator=generator)
-
-
-@pytest.mark.parametrize("ridge", [0.0, 0.7])
-def test_ridge_agrees_with_numpys_least_squares(ridge: float) -> None:
-    x, y = pairs()
-    ours = ridge_predictions(x, y, ridge).numpy()
-    assert (ours[:, 0] == 0).all()
-    for row in range(3):
-        for shots in range(1, 9):
-            # ridge regression is least squares with sqrt(ridge) I below x and zeros below y
-            design = np.vstack([x[row, :shots].double().numpy(), ridge**0.5 * np.eye(4)])
-            wanted = np.vstack([y[row, :shots].double().numpy(), np.zeros((4, 2))])
-            fitted, *_ = np.linalg.lstsq(design, wanted, rcond=1e-10)
-            # the gram squares the condition number, some 1e4 here, so that 1e-16 becomes 1e-8
-            assert np.allclose(ours[row, shots], x[row, shots].double().numpy() @ fitted, atol=1e-7)
-
-
-def test_the_gradient_step_is_autograds_and_its_rate_is_the_best_one() -> None:
-    x, y = (part.double() for part in pairs())
-    ours = gradient_predictions(x, y, torch.full((9,), 0.3, dtype=torch.float64))
-    for shots in (1, 5):
-        weight = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
-        loss = 0.5 * (x[1, :shots] @ weight.T - y[1, :shots]).square().sum()
-        (slope,) = torch.autograd.grad(loss, weight)
-        torch.testing.assert_close(ours[1, shots], (-0.3 * slope) @ x[1, shots])
-    rates = best_rates(x, y)
-    error = (gradient_predictions(x, y, rates) - y).square().sum((0, 2))
-    for change in (-1e-3, 1e-3):
-        assert ((gradient_predictions(x, y, rates + change) - y).square().sum((0, 2))[1:] > error[1:]).all()
 
 
 def test_regressions_oracles_stand_in_the_order_of_theory() -> None:
@@ -97,7 +56,7 @@ def test_a_state_seen_in_part_is_regressed_on_as_many_observations_as_it_needs()
 
 def test_the_best_ridge_is_that_of_the_prior() -> None:
     batch = drawn_batch(TASKS["regression"].build({"size": 10, "pairs": 12, "noise": 1.0}), 2000, 0)
-    x, y = batch["inputs"][:, ::2], batch["targets"][:, ::2]
+    x, y = batch["inputs"][:, ::2].double(), batch["targets"][:, ::2].double()
     assert best_ridge(x, y) == 10.0  # d sigma^2
 
 

@@ -1,0 +1,50 @@
+"""What an algorithm predicts in context, from states [B, T, D]: its pairs, kernel regression, and the loss.
+
+Each predicts s_{t+1} from s_1..s_t by the pairs (s_{t'-1}, s_{t'}). With ``lag`` 0 all pairs up to t' = t are used,
+s_0 = 0 being the first pair's input; with ``lag`` 1 the newest is left out, as in the authors' experiments.
+von Oswald et al. 2023 (arXiv 2309.05858), section 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mesalm.least_squares import best_rate, gradient_predictions
+
+
+def previous(states: Tensor) -> Tensor:
+    """Return s_0, .., s_{T-1} with s_0 = 0, [B, T, D]."""
+    return torch.cat((torch.zeros_like(states[:, :1]), states[:, :-1]), dim=1)
+
+
+def pairs(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return keys, values and queries of regression on states: (s_{t'-1}, s_{t'}), asked at s_t."""
+    return previous(states), states, states
+
+
+def best_step(states: Tensor, targets: Tensor, lag: int = 0) -> Tensor:
+    """Predict after the gradient step from zero at the one rate whose mean loss is least."""
+    unit = gradient_predictions(*pairs(states), 1.0, lag)
+    return best_rate(unit, targets) * unit
+
+
+def kernel_predictions(states: Tensor, sharpness: float) -> Tensor:
+    """Predict the mean of s_{t'+1} over t' < t, weighted by softmax(sharpness s_{t'} . s_t); zero at t = 1."""
+    length = states.shape[1]
+    scores = sharpness * states @ states.mT
+    later = torch.ones(length, length, dtype=torch.bool, device=states.device).triu()
+    weights = scores.masked_fill(later, -torch.inf).softmax(dim=-1)
+    weights = torch.nan_to_num(weights)  # the first token has nothing to look at
+    following = torch.cat((states[:, 1:], torch.zeros_like(states[:, :1])), dim=1)
+    return weights @ following
+
+
+def position_losses(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Return half the squared error summed over entries and averaged over sequences, [T] float64."""
+    return 0.5 * (predictions - targets).double().square().sum(dim=-1).mean(dim=0)
+
+
+def mean_loss(predictions: Tensor, targets: Tensor) -> float:
+    """Return half the squared error summed over entries, averaged over sequences and positions."""
+    return float(position_losses(predictions, targets).mean())
