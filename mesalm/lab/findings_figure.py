@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
-from io import StringIO
 from typing import Any
 
 import numpy as np
 
+from mesalm.draw import GRID, draw_svg, plain_ticks, series_colour
 from mesalm.lab.claims import Findings
-from mesalm.lab.inspection.gate_figure import GRID, MUTED, STYLE
-
-COLOURS = ("#3b6fb6", "#c1662b", "#2f7d5b", "#8a5aa8", "#b3372f", "#8a7000")
-INK = "#222222"
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {
-    colour: f"series-{place}" for place, colour in enumerate(COLOURS, 1)
-}
-"""Colour -> variable of the page that it follows where there is one, from light to dark."""
-OWN_STYLE: dict[Any, Any] = {
-    **STYLE,
-    "axes.grid.axis": "both",
-    "text.color": INK,
-    "axes.titlecolor": INK,
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "axes.facecolor": "none",
-}
 
 
 def draw_findings(findings: Findings, name: str) -> str:
-    """Return an SVG element that refers to nothing outside it; empty where there is nothing to draw.
-
-    ``name`` keeps the identifiers inside apart from those of other figures on the same page.
-    """
+    """Return an SVG element that refers to nothing outside it; empty where there is nothing to draw."""
     if not findings.curves and not findings.blocks:
         return ""
-    import matplotlib
-    from matplotlib.figure import Figure
+    count = len(findings.blocks)
 
-    with matplotlib.rc_context({**OWN_STYLE, "svg.hashsalt": name}):
-        count = len(findings.blocks)
-        figure = Figure(figsize=(8.0, 3.4 + (2.4 if count else 0.0)), layout="constrained")
+    def draw(figure: Any) -> None:
         parts = figure.subfigures(2 if count else 1, 1, squeeze=False, height_ratios=[3.4, 2.4] if count else None)
         _draw_curves(parts[0, 0].subplots(), findings)
         if count:
             _draw_blocks(np.atleast_1d(parts[1, 0].subplots(1, count)), findings.blocks, findings.divisions)
-        stream = StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var(--{variable}, {colour})")
-    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="Figure of {name}"', 1)
+
+    return draw_svg(draw, (8.0, 3.4 + (2.4 if count else 0.0)), f"Figure of {name}")
 
 
 def _draw_curves(axes: Any, findings: Findings) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     for place, curve in enumerate(findings.curves):
         style = {"marker": "o", "markersize": 3} if len(curve.x) <= 12 else {}
-        axes.plot(curve.x, curve.y, color=COLOURS[place % len(COLOURS)], label=curve.label, linewidth=1.5, **style)
+        axes.plot(curve.x, curve.y, color=series_colour(place), label=curve.label, **style)
     axes.set_xlabel(findings.x_label)
     axes.set_ylabel(findings.y_label)
     if findings.logarithmic:
@@ -68,9 +39,7 @@ def _draw_curves(axes: Any, findings: Findings) -> None:
         axes.set_xscale("log")
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
         if scale == "log":
-            # the style draws text as it stands, so the powers that matplotlib writes as mathematics would show raw
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
+            plain_ticks(axis)
     axes.legend(loc="best")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mesalm.draw import LIGHT, NAMES
+
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "eval/mesa_eval/report/templates/report.css"
 CLAIMS = ROOT / "mesalm/lab/templates/claims.html.j2"
@@ -20,5 +22,10 @@ def colours(sheet: Path) -> list[dict[str, str]]:
 
 def test_the_page_of_claims_has_the_colours_of_the_report() -> None:
     for claims, report in zip(colours(CLAIMS), colours(REPORT), strict=True):
-        assert {"page", "ink", "muted", "grid", "better", "worse", "series-1", "series-6"} <= claims.keys()
+        assert {"page", "ink", "muted", "grid", "better", "worse", "series-1", "series-8"} <= claims.keys()
         assert claims.items() <= report.items()
+
+
+def test_a_figure_of_its_own_has_the_colours_of_the_light_page() -> None:
+    assert set(LIGHT) == set(NAMES.values())
+    assert LIGHT.items() <= colours(REPORT)[0].items()

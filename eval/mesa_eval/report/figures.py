@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from mesa_eval.comparison.record import Comparison, Difference, Row
-from mesa_eval.report.svg import INK, MUTED, draw_svg, series_colour, series_marker
 from mesa_eval.report.wording import number
+from mesalm.draw import INK, MUTED, draw_svg, series_colour, series_marker
 
 FAINT: dict[str, Any] = {"alpha": 0.35, "linewidth": 1.0}  # one training seed among several
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mesa_eval.report.svg import INK, MUTED, draw_svg, series_colour, series_marker
 from mesa_eval.synthetic.grid import Grid, Line, guesses, lines
 from mesa_eval.synthetic.row_scores import RowScores
+from mesalm.draw import INK, MUTED, draw_svg, plain_ticks, series_colour, series_marker
 
 DASHES = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (5, 2, 1, 2)), (0, (9, 3)), (0, (2, 1.5, 6, 1.5)))
 """One pattern a guess."""
@@ -45,6 +45,7 @@ def state_figure(grid: Grid, measure: RowScores) -> str | None:
                     style = {"marker": series_marker(index), "color": series_colour(index)}
                     axes.plot(*zip(*own, strict=True), label=arm, **style)
             axes.set_xscale("log")
+            plain_ticks(axes.xaxis)
             axes.set_xlabel("numbers in the state\nat the training length")
             axes.set_title(", ".join(names))
         _label(figure, measure)
@@ -125,6 +126,7 @@ def _curves(grid: Grid, measure: RowScores, found: list[Line]) -> str:
             axes.set_title(", ".join(point.values()))
             axes.set_xlabel("shots or position")
             axes.set_yscale("log")
+            plain_ticks(axes.yaxis)
         _label(figure, measure)
 
     return draw_svg(draw, _size(len(points), 1.0), f"{grid.name}: {measure.label}")

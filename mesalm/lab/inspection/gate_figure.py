@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import StringIO
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
+from mesalm.draw import GRID, MUTED, SERIES, draw_svg_file
 from mesalm.lab.inspection.gate_statistics import FORGET_EDGES, INPUT_EDGES, HeadNumbers
 
-FORGET, INPUT, PLAIN, SCALED, MUTED, GRID = "#3b6fb6", "#c1662b", "#2f7d5b", "#8a5aa8", "#555555", "#dddddd"
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mesalm",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.grid": True,
-    "axes.grid.axis": "x",
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
+FORGET, INPUT, PLAIN, SCALED = SERIES[:4]
 OVERLAP = 0.9
 """Height of the tallest bar of a head's histogram, in rows."""
 TITLE_PAD = 30
@@ -50,13 +24,10 @@ def draw_inspection(heads: Sequence[HeadNumbers], title: str) -> str:
     A row of three panels a layer, a line a key head in each: the histogram of -log gamma over tokens (bins of equal
     width in the logarithm), that of beta, and the condition numbers of the sampled tokens as median and range.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     layers = [(layer, list(group)) for layer, group in groupby(heads, key=lambda head: head.layer)]
     rows = [len(group) for _, group in layers]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 1.1 + sum(0.55 + 0.32 * count for count in rows)), layout="constrained")
+
+    def draw(figure: Any) -> None:
         panels = figure.subplots(
             len(layers), 3, sharex="col", squeeze=False, gridspec_kw={"height_ratios": [count + 1.2 for count in rows]}
         )
@@ -64,9 +35,8 @@ def draw_inspection(heads: Sequence[HeadNumbers], title: str) -> str:
             _layer(row, layer, group)
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         _axes(panels, heads)
-        stream = StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
+
+    return draw_svg_file(draw, (10.5, 1.1 + sum(0.55 + 0.32 * count for count in rows)), title)
 
 
 def _layer(row: Any, layer: int, group: list[HeadNumbers]) -> None:
@@ -81,8 +51,10 @@ def _layer(row: Any, layer: int, group: list[HeadNumbers]) -> None:
                 row[2].plot([middle], [place + shift], "o", color=colour, markersize=4)
     if not any(head.condition for head in group):
         row[2].text(0.5, 0.5, "solves nothing", transform=row[2].transAxes, ha="center", va="center", color=MUTED)
-    row[0].set_ylabel(f"layer {layer}, {group[0].mixer}", fontweight="bold")
+    row[0].set_ylabel(f"layer {layer}, {group[0].mixer}", fontsize=9, fontweight="bold")
     for axes in row:
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
         axes.set_yticks(range(len(group)), [f"head {head.head}" for head in group])
         axes.set_ylim(len(group) - 0.4, -1.0)
 
