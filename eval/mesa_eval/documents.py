@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mesalm.data.data_settings import SourceSettings
 from mesalm.data.documents import Faults
 from mesalm.data.read_files import FileSource
+from mesalm.data.source_settings import SourceSettings
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .documents import Source
-from .episodes import EpisodeSource
+from .read_episodes import EpisodeSource
 from .read_files import FileSource
 from .read_hub import HubSource
 from .read_packages import PackageSource

@@ -4,46 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from mesalm.settings import LARGEST_SEED, Settings, nearest, without_none_words
 
 from .corpora import SOURCES
-from .episodes import EpisodeSettings
+from .source_settings import SourceSettings
 
 
-class SourceSettings(Settings):
-    """Describe one corpus."""
+class KnownSource(SourceSettings):
+    """One corpus of a kind that the table of sources has."""
 
     name: str = Field(description=f"Kind of source: {', '.join(SOURCES)}.")
-    files: str | list[str] = Field(
-        default_factory=list,
-        description="files: paths or globs of .txt, .jsonl, .parquet (.txt and .jsonl also with .gz). "
-        "hub: data files, when dataset is a format such as json or parquet.",
-    )
-    packages: list[str] = Field(
-        default_factory=list,
-        description="packages: installed distributions whose Python source is read, as NAME or NAME==VERSION.",
-    )
-    episodes: EpisodeSettings | None = Field(default=None, description="episodes: what they teach, and how many.")
-    dataset: str | None = Field(default=None, description="hub: name on the Hub, a local folder, or a format name.")
-    subset: str | None = Field(default=None, description="hub: name of the dataset's configuration.")
-    split: str = Field(default="train", description="hub: split of the dataset that is read.")
-    revision: str | None = Field(default=None, description="hub: branch, tag or commit of the dataset.")
-    streaming: bool = Field(default=False, description="hub: read over the network without downloading first.")
-    limit: int | None = Field(default=None, ge=1, description="Most documents read from this source.")
-    text_column: str = Field(default="text", description="Column that holds a document's text.")
-    ids_column: str | None = Field(
-        default=None, description="Column of ready-made token ids, used instead of text; needs data.tokenizer."
-    )
-    domain_column: str = Field(default="domain", description="Column that names a document's domain, if present.")
-    id_column: str = Field(default="id", description="Column that names a document, if present.")
-    domain: str | None = Field(default=None, description="Domain of every document; overrides domain_column.")
-    use: Literal["split", "train", "valid", "test"] = Field(
-        default="split", description="Where documents go: split by the fractions, or all into one split."
-    )
 
     @field_validator("name")
     @classmethod
@@ -54,16 +28,12 @@ class SourceSettings(Settings):
             raise ValueError(f"unknown source {name!r}; {hint}")
         return name
 
-    def file_patterns(self) -> list[str]:
-        """Return ``files`` as a list."""
-        return [self.files] if isinstance(self.files, str) else list(self.files)
-
 
 class DataSettings(Settings):
     """Describe the prepared data of a run."""
 
-    sources: list[SourceSettings] = Field(
-        default_factory=lambda: [SourceSettings(name="python-stdlib")],
+    sources: list[KnownSource] = Field(
+        default_factory=lambda: [KnownSource(name="python-stdlib")],
         min_length=1,
         description="Corpora, read one after another.",
     )

@@ -6,10 +6,9 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from .data_settings import SourceSettings
+from .source_settings import SourceSettings
 
 
 class DataError(ValueError):

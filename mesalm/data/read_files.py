@@ -8,14 +8,12 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, Any, cast
 
 from mesalm.settings import SettingsError
 
 from .documents import DataError, Document, Faults, file_hash, record_document
-
-if TYPE_CHECKING:
-    from .data_settings import SourceSettings
+from .source_settings import SourceSettings
 
 ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
 BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)

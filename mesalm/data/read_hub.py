@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mesalm.settings import SettingsError
 
 from .documents import DataError, Document, Faults, file_hash, record_document
-
-if TYPE_CHECKING:
-    from .data_settings import SourceSettings
+from .source_settings import SourceSettings
 
 
 class HubSource:

@@ -7,15 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mesalm.settings import SettingsError
 
 from .documents import DataError, Document, Faults
 from .read_stdlib import EXCLUDED_FOLDERS, decode_python
-
-if TYPE_CHECKING:
-    from .data_settings import SourceSettings
+from .source_settings import SourceSettings
 
 TELLING_LENGTH = 20
 """Lines shorter than this stand in many files by chance and do not mark a copy."""

@@ -9,12 +9,10 @@ import sysconfig
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .documents import DataError, Document, Faults
-
-if TYPE_CHECKING:
-    from .data_settings import SourceSettings
+from .source_settings import SourceSettings
 
 # Tests are many, repetitive and full of odd literals; installed packages are not the standard library; and
 # `encodings` is a tenth of the bytes in tables of character codes, each nearly a copy of the next, which would

@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from mesalm.data.data_settings import SourceSettings
 from mesalm.data.documents import Faults
 from mesalm.data.read_files import FileSource
+from mesalm.data.source_settings import SourceSettings
 
 ROWS_AT_ONCE = 16
 

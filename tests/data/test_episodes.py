@@ -5,7 +5,6 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from mesalm.data.data_settings import SourceSettings
 from mesalm.data.documents import Faults
 from mesalm.data.episode_words import ATTRIBUTES, LABELS, WORDS
 from mesalm.data.episodes import (
@@ -13,12 +12,13 @@ from mesalm.data.episodes import (
     HELD_OUT_LABELS,
     TRAINING,
     EpisodeSettings,
-    EpisodeSource,
     Recall,
     Rule,
     draw_examples,
     draw_mapping,
 )
+from mesalm.data.read_episodes import EpisodeSource
+from mesalm.data.source_settings import SourceSettings
 from mesalm.settings import SettingsError
 
 SIGN = {word: sign for pair in ATTRIBUTES for word, sign in zip(pair, (-1, 1), strict=True)}

@@ -8,7 +8,8 @@ import pytest
 from pydantic import Field
 
 import mesalm
-from mesalm.data.data_settings import DataSettings, SourceSettings
+from mesalm.data.data_settings import DataSettings
+from mesalm.data.source_settings import SourceSettings
 from mesalm.settings import Settings, SettingsError, nearest
 
 

@@ -12,9 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from mesalm.data.corpora import SOURCES
-from mesalm.data.data_settings import SourceSettings
 from mesalm.data.documents import DataError, Document, Faults
 from mesalm.data.read_stdlib import StandardLibrarySource
+from mesalm.data.source_settings import SourceSettings
 from mesalm.settings import SettingsError
 
 GOOD = {"id": "one", "domain": "books", "text": "A text.\n"}

@@ -10,10 +10,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mesalm.data.bpe import Encoder
-from mesalm.data.data_settings import SourceSettings
 from mesalm.data.documents import Document, Faults
 from mesalm.data.prepared import Prepared
 from mesalm.data.read_files import FileSource
+from mesalm.data.source_settings import SourceSettings
 
 CHARACTERS_A_TOKEN = 32
 """Most characters read for each token wanted of a document, so that one huge file costs no more than its beginning."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,10 @@ from torch import Tensor
 from mesalm.files import write_text
 from mesalm.hub.open_model import open_model, open_tokenizer, usable_device
 from mesalm.lab.inspection.capture import Reading, is_recurrent, mixers_of, watched
-from mesalm.lab.inspection.gate_statistics import FORGET_EDGES, INPUT_EDGES, HeadNumbers, LayerSamples, late_tokens
+from mesalm.lab.inspection.gate_statistics import LayerSamples, late_tokens
 from mesalm.lab.inspection.held_out import Windows, cut_windows, held_out_text
-from mesalm.lab.inspection.reach import LAGS, Reach, ReachSamples, attention_shares, attention_watched, key_taps
+from mesalm.lab.inspection.inspection import Inspection
+from mesalm.lab.inspection.reach import ReachSamples, attention_shares, attention_watched, key_taps
 from mesalm.lab.inspection.recorded import choose_heads, parse_heads, record_tensors, save_recorded
 from mesalm.lab.inspection.tables import print_inspection
 from mesalm.model.chunk_states import CHUNK
@@ -27,32 +25,6 @@ from mesalm.runs import resolve
 
 LENGTH = 512
 """Tokens of a window where no run says how long its rows were."""
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Hold what was found: numbers a key head of the recurrent layers, the reach of every key head, and `notes`."""
-
-    model: str
-    device: str
-    length: int
-    windows: int
-    tolerance: float | None
-    text: dict[str, Any]
-    command: str
-    heads: list[HeadNumbers]
-    reach: list[Reach]
-    notes: list[str]
-
-    def to_json(self) -> str:
-        """Return everything as JSON, with the borders of the histograms' bins."""
-        numbers = dataclasses.asdict(self)
-        numbers["bins"] = {
-            "minus_log_gamma": FORGET_EDGES.tolist(),
-            "beta": INPUT_EDGES.tolist(),
-            "lags": list(LAGS),
-        }
-        return json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def inspect_model(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -12,10 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mesalm.lab.inspection.gate_statistics import HeadNumbers
+from mesalm.lab.inspection.inspection import Inspection
 from mesalm.lab.inspection.reach import BINDS, LAGS, Reach
-
-if TYPE_CHECKING:
-    from mesalm.lab.inspection.run import Inspection
 
 Row = tuple[str, ...]
 

@@ -1,0 +1,47 @@
+"""Settings of one corpus."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mesalm.settings import Settings
+
+from .episodes import EpisodeSettings
+
+
+class SourceSettings(Settings):
+    """Where one corpus lies and how it is read."""
+
+    name: str = Field(description="Kind of source.")
+    files: str | list[str] = Field(
+        default_factory=list,
+        description="files: paths or globs of .txt, .jsonl, .parquet (.txt and .jsonl also with .gz). "
+        "hub: data files, when dataset is a format such as json or parquet.",
+    )
+    packages: list[str] = Field(
+        default_factory=list,
+        description="packages: installed distributions whose Python source is read, as NAME or NAME==VERSION.",
+    )
+    episodes: EpisodeSettings | None = Field(default=None, description="episodes: what they teach, and how many.")
+    dataset: str | None = Field(default=None, description="hub: name on the Hub, a local folder, or a format name.")
+    subset: str | None = Field(default=None, description="hub: name of the dataset's configuration.")
+    split: str = Field(default="train", description="hub: split of the dataset that is read.")
+    revision: str | None = Field(default=None, description="hub: branch, tag or commit of the dataset.")
+    streaming: bool = Field(default=False, description="hub: read over the network without downloading first.")
+    limit: int | None = Field(default=None, ge=1, description="Most documents read from this source.")
+    text_column: str = Field(default="text", description="Column that holds a document's text.")
+    ids_column: str | None = Field(
+        default=None, description="Column of ready-made token ids, used instead of text; needs data.tokenizer."
+    )
+    domain_column: str = Field(default="domain", description="Column that names a document's domain, if present.")
+    id_column: str = Field(default="id", description="Column that names a document, if present.")
+    domain: str | None = Field(default=None, description="Domain of every document; overrides domain_column.")
+    use: Literal["split", "train", "valid", "test"] = Field(
+        default="split", description="Where documents go: split by the fractions, or all into one split."
+    )
+
+    def file_patterns(self) -> list[str]:
+        """Return ``files`` as a list."""
+        return [self.files] if isinstance(self.files, str) else list(self.files)
