@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 
-class Rule(NamedTuple):
+class FieldRule(NamedTuple):
     """What a field may hold: `fault` returns what is wrong with a value, None if nothing is; `meaning` is its help."""
 
     fault: Callable[[Any], str | None]
     meaning: str
 
 
-def expect(words: str, holds: Callable[[Any], bool], meaning: str, none: str = "") -> Rule:
+def expect(words: str, holds: Callable[[Any], bool], meaning: str, none: str = "") -> FieldRule:
     """Make the rule that `holds` must be true of a value; `none` says what None means where it is allowed."""
     if none:
         words = f"{words}, or None for {none}"
@@ -24,48 +24,48 @@ def expect(words: str, holds: Callable[[Any], bool], meaning: str, none: str = "
         fits = bool(none) if value is None else holds(value)
         return None if fits else f"{value!r} must be {words}"
 
-    return Rule(fault, meaning)
+    return FieldRule(fault, meaning)
 
 
-def whole(least: int, meaning: str, none: str = "") -> Rule:
+def whole(least: int, meaning: str, none: str = "") -> FieldRule:
     """Make the rule of whole numbers from `least` on."""
     return expect(
         f"a whole number of at least {least}", lambda value: is_whole(value) and value >= least, meaning, none
     )
 
 
-def number(words: str, holds: Callable[[float], bool], meaning: str, none: str = "") -> Rule:
+def number(words: str, holds: Callable[[float], bool], meaning: str, none: str = "") -> FieldRule:
     """Make the rule of finite numbers of which `holds` is true; `words` follow "a number"."""
     return expect(f"a number {words}".rstrip(), lambda value: is_number(value) and holds(value), meaning, none)
 
 
-def positive(meaning: str, none: str = "") -> Rule:
+def positive(meaning: str, none: str = "") -> FieldRule:
     """Make the rule of numbers above 0."""
     return number("above 0", lambda value: value > 0, meaning, none)
 
 
-def not_negative(meaning: str) -> Rule:
+def not_negative(meaning: str) -> FieldRule:
     """Make the rule of numbers from 0 on."""
     return number("of at least 0", lambda value: value >= 0, meaning)
 
 
-def choice(names: Iterable[str], meaning: str) -> Rule:
+def choice(names: Iterable[str], meaning: str) -> FieldRule:
     """Make the rule of one name out of several."""
     known = tuple(names)
     return expect(f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known, meaning)
 
 
-def truth(meaning: str) -> Rule:
+def truth(meaning: str) -> FieldRule:
     """Make the rule of True and False."""
     return expect("True or False", lambda value: isinstance(value, bool), meaning)
 
 
-def token(meaning: str) -> Rule:
+def token(meaning: str) -> FieldRule:
     """Make the rule of a token id or None."""
     return expect("a token id", is_whole, meaning, none="no such token")
 
 
-def tokens(meaning: str) -> Rule:
+def tokens(meaning: str) -> FieldRule:
     """Make the rule of a token id, a list of them, or None."""
     return expect(
         "a token id or a list of them",
@@ -75,12 +75,12 @@ def tokens(meaning: str) -> Rule:
     )
 
 
-def table(meaning: str) -> Rule:
+def table(meaning: str) -> FieldRule:
     """Make the rule of a dictionary or None."""
     return expect("a dictionary", lambda value: isinstance(value, dict), meaning, none="the default")
 
 
-def names_of(known: Iterable[str], kind: str, meaning: str) -> Rule:
+def names_of(known: Iterable[str], kind: str, meaning: str) -> FieldRule:
     """Make the rule of one name or a list of names out of several; `kind` is what they name."""
     choices = sorted(known)
 
@@ -93,7 +93,7 @@ def names_of(known: Iterable[str], kind: str, meaning: str) -> Rule:
         strange = [name for name in names if name not in choices]
         return f"{strange[0]!r} is not a {kind}; choose from {', '.join(choices)}" if strange else None
 
-    return Rule(fault, meaning)
+    return FieldRule(fault, meaning)
 
 
 def misspelt(key: str, fields: Iterable[str]) -> str | None:
