@@ -1,4 +1,4 @@
-"""The command line: every door of the house behind one program."""
+"""The command line: every command behind one program."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import NoReturn
 
 import transformers
 
-from mesalm.doors import DOORS
+from mesalm.commands import COMMANDS
 from mesalm.files import described
 from mesalm.settings import nearest
 from mesalm.train.interrupts import Interrupted, cleared_away
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one door and return the process's exit code: 0 done, 2 bad input, 128 plus a signal's number."""
+    """Run one command and return the process's exit code: 0 done, 2 bad input, 128 plus a signal's number."""
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Run the door of a parsed command line; print an error in one line."""
+    """Run the command of a parsed command line; print an error in one line."""
     try:
         with cleared_away():
-            return int(options.door(options) or 0)
+            return int(options.run(options) or 0)
     except BrokenPipeError:
         raise
     except (ValueError, OSError, FloatingPointError) as error:
@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line; settings and models may also follow options, which argparse alone does not allow."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
-    if "--traceback" in rest:  # it stands behind an action of a door, whose own parser does not know it
+    if "--traceback" in rest:  # it stands behind an action of a command, whose own parser does not know it
         rest.remove("--traceback")
         options.traceback = True
     listed = getattr(options, "overrides", getattr(options, "models", None))
@@ -70,13 +70,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def unrecognised(word: str, door: argparse.ArgumentParser) -> str:
-    """Return what to say of a word that a door does not take."""
+def unrecognised(word: str, command: argparse.ArgumentParser) -> str:
+    """Return what to say of a word that a command does not take."""
     if not word.startswith("-"):
         return f"{word!r} is one argument too many"
     option = word.partition("=")[0]
-    guess = nearest(option, [known for known in door._option_string_actions if known.startswith("--")])
-    return f"there is no option {option}; " + (f"did you mean {guess}?" if guess else f"see `{door.prog} --help`")
+    guess = nearest(option, [known for known in command._option_string_actions if known.startswith("--")])
+    return f"there is no option {option}; " + (f"did you mean {guess}?" if guess else f"see `{command.prog} --help`")
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,12 +88,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the parser of all doors."""
+    """Build the parser of all commands."""
     top = Parser(prog="mesalm", description="Pretrain small language models with mesa attention.")
-    doors = top.add_subparsers(dest="command", required=True, metavar="DOOR")
-    for add in DOORS:
-        add(doors)
-    for door in doors.choices.values():
-        door.set_defaults(parser=door)
-        door.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in COMMANDS:
+        add(commands)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
+        command.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     return top

@@ -1,4 +1,4 @@
-"""The doors: help, exit codes, one-line errors."""
+"""The commands: help, exit codes, one-line errors."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 
 from mesalm.cli import main, parse, parser
 
-DOORS = ["prepare", "train", "sample", "eval", "compare", "synth", "tune", "publish", "inspect", "convert", "lab"]
+COMMANDS = ["prepare", "train", "sample", "eval", "compare", "synth", "tune", "publish", "inspect", "convert", "lab"]
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_door_explains_itself(door: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        parser().parse_args([door, "--help"])
+        parser().parse_args([command, "--help"])
     assert left.value.code == 0
-    assert f"mesalm {door}" in capsys.readouterr().out
+    assert f"mesalm {command}" in capsys.readouterr().out
 
 
 def test_train_help_lists_every_field(capsys: pytest.CaptureFixture[str]) -> None:

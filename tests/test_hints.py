@@ -19,7 +19,7 @@ from mesalm.train.recipe import NOT_MODEL_KEYS, Recipe, load_recipe, model_field
 from mesalm.train.synthetic.recipe import SyntheticRecipe, load_synthetic_recipe
 
 ROOT = Path(__file__).parents[1]
-DOORS = parser()._subparsers._group_actions[0].choices
+COMMANDS = parser()._subparsers._group_actions[0].choices
 SOURCES = sorted(
     file
     for room in ("mesalm", "eval/mesa_eval")
@@ -42,10 +42,10 @@ SHOWN = "\x00"
 """Stands for what an f-string fills in."""
 
 
-def options(door: object) -> set[str]:
-    """Return the options of a door and of its actions."""
-    known = set(door._option_string_actions)
-    for action in door._actions:
+def options(command: object) -> set[str]:
+    """Return the options of a command and of its actions."""
+    known = set(command._option_string_actions)
+    for action in command._actions:
         if isinstance(getattr(action, "choices", None), dict):
             for inner in action.choices.values():
                 known |= options(inner)
@@ -108,13 +108,13 @@ def accepted(setting: str) -> bool:
 
 def wrong_advice(text: str) -> Iterator[str]:
     """Yield every option, key and setting in a text that does not exist."""
-    known = set().union(*map(options, DOORS.values())) | LAUNCHER
+    known = set().union(*map(options, COMMANDS.values())) | LAUNCHER
     for command in re.finditer(r"`?mesalm ([a-z]+)((?: [^`;]*)?)", text):
-        if command[1] in DOORS:
+        if command[1] in COMMANDS:
             yield from (
                 f"mesalm {command[1]} {flag}"
                 for flag in FLAG.findall(command[2])
-                if flag not in options(DOORS[command[1]])
+                if flag not in options(COMMANDS[command[1]])
             )
     yield from (flag for flag in FLAG.findall(text) if flag not in known)
     yield from (key for key in KEY.findall(text) if not FILES.search(key) and not known_key(key))
@@ -151,13 +151,13 @@ def test_wrong_advice_is_found() -> None:
 
 
 def commands(code: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield door and words of every command of mesalm in the code of a page; comments are left out."""
+    """Yield every command of mesalm, its name and its words, in the code of a page; comments are left out."""
     for line in code.splitlines():
         for part in re.split(r"&&|\|\||;|\s&\s|\s\|\s", re.sub(r"\s#.*", "", line)):
-            found = re.search(rf"(?:^|\s)mesalm ((?:{'|'.join(DOORS)})\b.*)", part)
+            found = re.search(rf"(?:^|\s)mesalm ((?:{'|'.join(COMMANDS)})\b.*)", part)
             if found:
-                door, *words = shlex.split(found[1].rstrip(" )"))
-                yield door, words
+                command, *words = shlex.split(found[1].rstrip(" )"))
+                yield command, words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -165,14 +165,14 @@ def test_a_page_shows_commands_that_can_be_typed(page: Path) -> None:
     text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
     blocks = [*re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M), *re.findall(r"^ {4,}(\S.*)$", text, re.M)]
     sentences = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
-    for door, words in commands("\n".join([*blocks, *re.findall(r"`([^`\n]*)`", sentences)])):
-        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options(DOORS[door]), words
-    for door, words in commands("\n".join(blocks)):
-        given = parse([door, *words]) if "--help" not in words else None
+    for command, words in commands("\n".join([*blocks, *re.findall(r"`([^`\n]*)`", sentences)])):
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options(COMMANDS[command]), words
+    for command, words in commands("\n".join(blocks)):
+        given = parse([command, *words]) if "--help" not in words else None
         for override in getattr(given, "overrides", None) or []:
             key, value = parse_override(override)
-            assert known_key(key) or door == "tune", override
-            if door in ("train", "prepare") and not re.search("[A-Z]{3}", str(value)):
+            assert known_key(key) or command == "tune", override
+            if command in ("train", "prepare") and not re.search("[A-Z]{3}", str(value)):
                 assert accepted(override), override
 
 

@@ -1,4 +1,4 @@
-"""The door of the data room: prepared data for settings, from the cache or built anew."""
+"""Prepared data for settings, from the cache or built anew."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Compute mesa attention chunk by chunk, with gradients by implicit differentiation.
 
-Everything works on problems scaled by the ridge (`mesa_problems`) and scales back at the doors.
+Everything works on problems scaled by the ridge (`mesa_problems`) and scales back at the ends.
 
 Backward, for the gradient d_t of o_t: y_t = (H_t + L)^-1 G_t d_t is the gradient of q_t, -sum_t x_t * y_t
 that of the ridge, and `chunk_gradients` carries both through the states. Nothing of size T * K * K is held:

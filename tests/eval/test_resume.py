@@ -113,12 +113,12 @@ def test_a_task_that_cannot_run_says_why(save_model, text_file: str, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", ["eval", "compare"])
+@pytest.mark.parametrize("command", ["eval", "compare"])
 def test_two_processes_give_the_numbers_of_one(
-    door: str, save_model, text_file: str, pair_file: str, tmp_path: Path
+    command: str, save_model, text_file: str, pair_file: str, tmp_path: Path
 ) -> None:
-    names = ["one", "two"] if door == "compare" else ["one"]
-    arguments = [door, *(save_model(name, seed) for seed, name in enumerate(names)), "--text", text_file]
+    names = ["one", "two"] if command == "compare" else ["one"]
+    arguments = [command, *(save_model(name, seed) for seed, name in enumerate(names)), "--text", text_file]
     arguments += ["--task", pair_file, "--task", "key_value_recall", "--device", "cpu"]
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "mesalm"]
@@ -134,12 +134,12 @@ def test_two_processes_give_the_numbers_of_one(
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Models") == 1
-        assert done.stdout.count("report: ") == (door == "compare")
+        assert done.stdout.count("report: ") == (command == "compare")
     for name in names:
         alone, shared = (Scores.read(tmp_path / run / "scores" / f"{name}.json") for run in ("alone", "shared"))
         assert alone.measures == shared.measures
         assert alone.tokens_run == shared.tokens_run
-    if door == "compare":
+    if command == "compare":
         rows = [json.loads((tmp_path / run / "report.json").read_text())["rows"] for run in ("alone", "shared")]
         assert rows[0] == rows[1]
         assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == [

@@ -1,4 +1,4 @@
-"""The report of a grid: numbers made by hand, a page that refers to nothing outside, the door from end to end."""
+"""The report of a grid: numbers made by hand, a page that refers to nothing outside, the command from end to end."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_models_of_several_sizes_are_also_drawn_by_the_size_of_their_state(tmp_p
         ({"name": "linear-dynamics", "size": 4, "length": 6}, "last state"),
     ],
 )
-def test_the_door_trains_scores_and_reports(
+def test_the_command_trains_scores_and_reports(
     tmp_path: Path, task: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = {

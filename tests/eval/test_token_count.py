@@ -37,9 +37,9 @@ def test_the_count_is_what_is_read(save_model, text_file: str, pair_file: str, c
     assert counted.tokens < (find_protocol("quick").budget or 0)
 
 
-@pytest.mark.parametrize("door", ["eval", "compare"])
+@pytest.mark.parametrize("command", ["eval", "compare"])
 def test_a_plan_tells_tokens_seconds_and_memory(
-    door: str,
+    command: str,
     save_model,
     text_file: str,
     tmp_path: Path,
@@ -52,8 +52,8 @@ def test_a_plan_tells_tokens_seconds_and_memory(
     before = sorted(tmp_path.rglob("*"))
     first, second = save_model("one", 1), save_model("two", 2, length=128)
     more = ["--text", text_file, "--task", "copying", "--task", "phonebook"]
-    arms = ["--arm", f"both={first},{second}"] if door == "compare" else []
-    assert main([door, *([] if arms else [first, second]), *more, *arms, "--plan"]) == 0
+    arms = ["--arm", f"both={first},{second}"] if command == "compare" else []
+    assert main([command, *([] if arms else [first, second]), *more, *arms, "--plan"]) == 0
     shown = capsys.readouterr().out
     assert set(tmp_path.rglob("*")) - set(before) == {
         path for name in ("one", "two") for path in [tmp_path / name, *(tmp_path / name).iterdir()]

@@ -1,4 +1,4 @@
-"""Prompt tuning through the door, and its gain over plain shots in a comparison on the same queries."""
+"""Prompt tuning through the command, and its gain over plain shots in a comparison on the same queries."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ FORBIDDEN = {
     "mesalm.lab": ["mesa_eval"],
     "mesa_eval": ["mesalm.train", "mesalm.lab"],
 }
-FORBIDDEN = {room: [*names, "mesalm.doors", "mesalm.cli"] for room, names in FORBIDDEN.items()}
+FORBIDDEN = {room: [*names, "mesalm.commands", "mesalm.cli"] for room, names in FORBIDDEN.items()}
 
 # prints each import statement that one of our files runs while every module of a room is imported
 WATCH = """

@@ -29,7 +29,7 @@ MIXED = [(0, "mesa"), (1, "softmax"), (2, "linear")]
 LAB = Path(__file__).parents[2] / "mesalm/lab"
 
 
-def test_the_door_prints_a_row_a_head_and_writes_numbers_and_figure(
+def test_the_command_prints_a_row_a_head_and_writes_numbers_and_figure(
     save_model: SaveModel, text_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, out = save_model(["mesa", "softmax", "linear"], layers=3), tmp_path / "out"

@@ -72,7 +72,7 @@ def test_what_was_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_door_is_ended_in_one_line_by_any_signal(
+def test_a_command_is_ended_in_one_line_by_any_signal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def interrupted(*_: object) -> None:

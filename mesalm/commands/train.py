@@ -6,10 +6,10 @@ import argparse
 import os
 import sys
 
-from mesalm.doors.words import OVERRIDES, add_fields_help
+from mesalm.commands.words import OVERRIDES, add_fields_help
 
 
-def train_door(doors: argparse._SubParsersAction) -> None:
+def add_train(commands: argparse._SubParsersAction) -> None:
     """Add `mesalm train`."""
 
     def fields() -> str:
@@ -17,21 +17,21 @@ def train_door(doors: argparse._SubParsersAction) -> None:
 
         return help_text()
 
-    door = doors.add_parser("train", help="train a recipe's model, or each of its arms", add_help=False)
-    add_fields_help(door, fields)
-    door.add_argument("recipe", help="a YAML file or the name of a packaged recipe")
-    door.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
-    door.add_argument("--arm", action="append", metavar="NAME", help="train this arm only; may be given again")
-    door.add_argument(
+    command = commands.add_parser("train", help="train a recipe's model, or each of its arms", add_help=False)
+    add_fields_help(command, fields)
+    command.add_argument("recipe", help="a YAML file or the name of a packaged recipe")
+    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
+    command.add_argument("--arm", action="append", metavar="NAME", help="train this arm only; may be given again")
+    command.add_argument(
         "--seeds", metavar="N", help="train with several seeds, <name>-<arm>-s<seed>: 0,1,2 those, 3 the first three"
     )
-    door.add_argument(
+    command.add_argument(
         "--resume",
         choices=("auto", "must", "never"),
         default="auto",
         help="go on from this run's newest checkpoint: auto if there is one, must, or never (sets the old run aside)",
     )
-    door.set_defaults(door=train)
+    command.set_defaults(run=train)
 
 
 def train(options: argparse.Namespace) -> None:

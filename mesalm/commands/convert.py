@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import argparse
 
-from mesalm.doors.words import count, folder_to_write, seed
+from mesalm.commands.words import count, folder_to_write, seed
 from mesalm.model.mixers import MIXERS
 
 
-def convert_door(doors: argparse._SubParsersAction) -> None:
+def add_convert(commands: argparse._SubParsersAction) -> None:
     """Add `mesalm convert`."""
-    door = doors.add_parser("convert", help="swap a checkpoint's softmax attention for mesa layers")
-    door.add_argument("model", help="a Llama or Qwen3 checkpoint or a softmax model of mesalm: a folder or Hub name")
-    door.add_argument("folder", type=folder_to_write, help="a new folder")
-    door.add_argument(
+    command = commands.add_parser("convert", help="swap a checkpoint's softmax attention for mesa layers")
+    command.add_argument("model", help="a Llama or Qwen3 checkpoint or a softmax model of mesalm: a folder or Hub name")
+    command.add_argument("folder", type=folder_to_write, help="a new folder")
+    command.add_argument(
         "--layers", default="all", help="which to swap: all, none, or numbers from 0 like 1,3 or 0-5 or every-2"
     )
     known = [name for name, row in MIXERS.items() if row.converts]
-    door.add_argument("--mixer", choices=known, default="mesa", help="what to put there (default mesa)")
-    door.add_argument(
+    command.add_argument("--mixer", choices=known, default="mesa", help="what to put there (default mesa)")
+    command.add_argument(
         "--calibrate",
         action="append",
         default=[],
         metavar="FILE",
         help="text to fit the new layers to; may be given again (default: text the model writes itself)",
     )
-    door.add_argument("--tokens", type=count, help="how many tokens to fit to (default 8192, more for wide models)")
-    door.add_argument("--seed", type=seed, default=0)
-    door.set_defaults(door=convert)
+    command.add_argument("--tokens", type=count, help="how many tokens to fit to (default 8192, more for wide models)")
+    command.add_argument("--seed", type=seed, default=0)
+    command.set_defaults(run=convert)
 
 
 def convert(options: argparse.Namespace) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from mesalm.doors.words import OVERRIDES, add_fields_help
+from mesalm.commands.words import OVERRIDES, add_fields_help
 
 
-def synth_door(doors: argparse._SubParsersAction) -> None:
+def add_synth(commands: argparse._SubParsersAction) -> None:
     """Add `mesalm synth`."""
 
     def fields() -> str:
@@ -15,12 +15,14 @@ def synth_door(doors: argparse._SubParsersAction) -> None:
 
         return synthetic_help()
 
-    door = doors.add_parser("synth", help="train models from scratch on synthetic tasks and score them", add_help=False)
-    add_fields_help(door, fields)
-    door.add_argument("recipe", help="a YAML file or the name of a packaged recipe of this kind")
-    door.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
-    door.add_argument("--report-only", action="store_true", help="train nothing; report the runs that are finished")
-    door.set_defaults(door=synth)
+    command = commands.add_parser(
+        "synth", help="train models from scratch on synthetic tasks and score them", add_help=False
+    )
+    add_fields_help(command, fields)
+    command.add_argument("recipe", help="a YAML file or the name of a packaged recipe of this kind")
+    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
+    command.add_argument("--report-only", action="store_true", help="train nothing; report the runs that are finished")
+    command.set_defaults(run=synth)
 
 
 def synth(options: argparse.Namespace) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mesalm.doors.words import count, file_to_write, folder_to_write
+from mesalm.commands.words import count, file_to_write, folder_to_write
 
 
-def lab_door(doors: argparse._SubParsersAction) -> None:
+def add_lab(commands: argparse._SubParsersAction) -> None:
     """Add `mesalm lab`."""
-    door = doors.add_parser("lab", help="test the claims of the mesa-optimisation paper")
-    actions = door.add_subparsers(dest="action", required=True, metavar="ACTION")
+    command = commands.add_parser("lab", help="test the claims of the mesa-optimisation paper")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="show every claim and its criteria")
-    listing.set_defaults(door=show)
+    listing.set_defaults(run=show)
     running = actions.add_parser("run", help="run claims; trained nets are kept and used again")
     running.add_argument(
         "claims", nargs="+", metavar="CLAIM", help="names or numbers of claims, all, or names of studies"
@@ -22,10 +22,10 @@ def lab_door(doors: argparse._SubParsersAction) -> None:
     running.add_argument("--seeds", type=count, default=1, help="seeds to average over (default 1)")
     running.add_argument("--nets", type=folder_to_write, default=Path("runs/lab"), help="where trained nets lie")
     running.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    running.set_defaults(door=run)
+    running.set_defaults(run=run)
     reporting = actions.add_parser("report", help="write one page with every claim and its verdict")
     reporting.add_argument("--page", type=file_to_write, help="the file to write (default: beside the results)")
-    reporting.set_defaults(door=report)
+    reporting.set_defaults(run=report)
     for action in (running, reporting):
         action.add_argument("--size", choices=("small", "paper"), default="small", help="sizes (default small)")
         action.add_argument("--out", type=folder_to_write, default=Path("reports/lab"), help="folder of the results")

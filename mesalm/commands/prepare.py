@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from mesalm.doors.words import OVERRIDES
+from mesalm.commands.words import OVERRIDES
 
 
-def prepare_door(doors: argparse._SubParsersAction) -> None:
+def add_prepare(commands: argparse._SubParsersAction) -> None:
     """Add `mesalm prepare`."""
-    door = doors.add_parser("prepare", help="turn a recipe's text into packed rows of tokens")
-    door.add_argument("recipe", help="a YAML file or the name of a packaged recipe")
-    door.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
-    door.set_defaults(door=prepare)
+    command = commands.add_parser("prepare", help="turn a recipe's text into packed rows of tokens")
+    command.add_argument("recipe", help="a YAML file or the name of a packaged recipe")
+    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
+    command.set_defaults(run=prepare)
 
 
 def prepare(options: argparse.Namespace) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mesalm.doors.words import MODEL, OVERRIDES, add_fields_help, folder_to_write
+from mesalm.commands.words import MODEL, OVERRIDES, add_fields_help, folder_to_write
 
 
-def tune_door(doors: argparse._SubParsersAction) -> None:
+def add_tune(commands: argparse._SubParsersAction) -> None:
     """Add `mesalm tune`."""
 
     def fields() -> str:
@@ -18,25 +18,27 @@ def tune_door(doors: argparse._SubParsersAction) -> None:
             f"{key} ({kind}) = {default}\n    {text}" for key, kind, default, text in TuneSettings.describe()
         )
 
-    door = doors.add_parser("tune", help="learn a soft prefix for few-shot tasks, the model frozen", add_help=False)
-    add_fields_help(door, fields)
-    door.add_argument("model", help=MODEL)
-    door.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
-    door.add_argument(
+    command = commands.add_parser(
+        "tune", help="learn a soft prefix for few-shot tasks, the model frozen", add_help=False
+    )
+    add_fields_help(command, fields)
+    command.add_argument("model", help=MODEL)
+    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
+    command.add_argument(
         "--task",
         action="append",
         required=True,
         metavar="FILE",
         help="a few-shot file or a folder of them; may be given again: one prefix is learnt from all together",
     )
-    door.add_argument(
+    command.add_argument(
         "--out",
         type=folder_to_write,
         help="folder to write to (default runs/NAME-TASK-prefix, of several runs/NAME-N-tasks-prefix)",
     )
-    door.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
-    door.add_argument("--trust-remote-code", action="store_true", help="run code that lies with the model")
-    door.set_defaults(door=tune)
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    command.add_argument("--trust-remote-code", action="store_true", help="run code that lies with the model")
+    command.set_defaults(run=tune)
 
 
 def tune(options: argparse.Namespace) -> None:

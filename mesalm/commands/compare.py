@@ -1,0 +1,51 @@
+"""Compare models."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mesalm.commands.evaluate import asked, evaluation_arguments, print_plan
+
+
+def add_compare(commands: argparse._SubParsersAction) -> None:
+    """Add `mesalm compare`."""
+    command = commands.add_parser("compare", help="measure models on the same items and report the differences")
+    evaluation_arguments(command, models="*")
+    command.add_argument("--baseline", metavar="MODEL", help="what the others are compared with (default: the last)")
+    command.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL,...",
+        help="models that are one arm with several seeds; runs of one recipe are found by themselves",
+    )
+    command.add_argument(
+        "--from-scores",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="make the report from a report folder or score file, without running a model; may be given again",
+    )
+    command.set_defaults(run=compare)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Measure models on the same items, or read their scores, print the differences and write the report."""
+    from mesa_eval.evaluate import compare as compare_models
+    from mesa_eval.evaluate import named_models, read_scores, report
+
+    if options.plan:
+        print_plan(options, named_models(options.models, options.arm))
+        return
+    if options.from_scores and options.models:
+        raise ValueError("models and --from-scores: give one of the two")
+    if options.from_scores:
+        scores = read_scores(options.from_scores)
+        folder = options.out or options.from_scores[0]
+        if not options.out and (len(options.from_scores) > 1 or not folder.is_dir()):
+            raise ValueError("--from-scores: name the folder to write to with --out")
+        report(scores, folder, baseline=options.baseline, arms=options.arm)
+        return
+    compare_models(options.models, options.suite, **asked(options), baseline=options.baseline, arms=options.arm)

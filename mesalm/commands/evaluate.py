@@ -1,0 +1,85 @@
+"""Measure models."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mesalm.commands.words import MODEL, count, folder_to_write, seed
+
+
+def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") -> None:
+    """Add what `mesalm eval` and `mesalm compare` both take."""
+    command.add_argument("models", nargs=models, default=[], metavar="MODEL", help=MODEL)
+    command.add_argument(
+        "--suite",
+        default="quick",
+        metavar="SUITE",
+        help="how much to measure: quick, full or paper, or a version of one such as full-1 (default quick)",
+    )
+    command.add_argument(
+        "--text", action="append", default=[], metavar="FILE", help="held-out text; may be given again"
+    )
+    command.add_argument(
+        "--split", choices=("valid", "test"), default="valid", help="of a run's own text (default valid)"
+    )
+    command.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="built-in name, file, folder or hub:NAME; may be repeated",
+    )
+    command.add_argument(
+        "--plan",
+        action="store_true",
+        help="print the tokens, seconds and memory that each measure will need, and stop; models read a few batches",
+    )
+    command.add_argument("--out", type=folder_to_write, help="folder to write to")
+    command.add_argument("--seed", type=seed, default=0)
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    command.add_argument("--batch-tokens", type=count, default=8192, help="tokens a forward pass (default 8192)")
+    command.add_argument("--trust-remote-code", action="store_true", help="run code that lies with a model")
+
+
+def asked(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what `evaluate_models` and `compare_models` are both asked beyond models and suite."""
+    return {
+        "texts": options.text,
+        "split": options.split,
+        "tasks": options.task,
+        "out": options.out,
+        "seed": options.seed,
+        "device": options.device,
+        "batch_tokens": options.batch_tokens,
+        "trust_remote_code": options.trust_remote_code,
+    }
+
+
+def print_plan(options: argparse.Namespace, models: Sequence[str]) -> None:
+    """Print what measuring models will need."""
+    from mesa_eval.measures.token_count import count_tokens, print_counts
+    from mesa_eval.plan import make_plan
+
+    chosen = options.suite, options.text, options.split, options.task, options.seed, options.trust_remote_code
+    plan = make_plan(models, *chosen)
+    print_counts(plan, count_tokens(plan, options.batch_tokens, options.trust_remote_code, device=options.device))
+
+
+def add_eval(commands: argparse._SubParsersAction) -> None:
+    """Add `mesalm eval`."""
+    command = commands.add_parser("eval", help="measure models: perplexity, loss by position, copying, few-shot tasks")
+    evaluation_arguments(command)
+    command.set_defaults(run=evaluate, out=Path("reports/eval"))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure each model and print a table."""
+    if options.plan:
+        print_plan(options, options.models)
+        return
+    from mesa_eval.evaluate import evaluate as evaluate_models
+
+    evaluate_models(options.models, options.suite, **asked(options))
