@@ -12,7 +12,7 @@ def add_tune(commands: argparse._SubParsersAction) -> None:
     """Add `mesalm tune`."""
 
     def fields() -> str:
-        from mesalm.train.prompt_tuning import TuneSettings
+        from mesalm.tuning.prompt_tuning import TuneSettings
 
         return "\n".join(
             f"{key} ({kind}) = {default}\n    {text}" for key, kind, default, text in TuneSettings.describe()
@@ -46,7 +46,7 @@ def tune(options: argparse.Namespace) -> None:
     from mesa_eval.reading.scoring import Scorer
     from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
     from mesalm.files import writing
-    from mesalm.train.prompt_tuning import tune_prefix, tune_settings
+    from mesalm.tuning.prompt_tuning import tune_prefix, tune_settings
 
     settings = tune_settings(options.overrides)
     tasks = tuning_tasks(options.task, settings.seed)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mesalm.model.soft_prefix import load_prefix, read_record
 from mesalm.pretrained import load, load_model
 from mesalm.runs import resolve
+from mesalm.tuning.soft_prefix import load_prefix, read_record
 
 
 def locate(model: str) -> str:

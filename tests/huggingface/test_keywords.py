@@ -11,7 +11,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from mesalm import MesaForCausalLM, MesaForSequenceClassification, MesaModel, MesaRegressor, RegressorConfig
 from mesalm.model.cache_mesa import CACHE, cache_name, returned_cache
-from mesalm.model.soft_prefix import PrefixedModel
+from mesalm.tuning.soft_prefix import PrefixedModel
 
 Build = Callable[..., MesaForCausalLM]
 Draw = Callable[..., torch.Tensor]

@@ -16,7 +16,6 @@ from torch import nn
 from mesalm.data.stream import Position, RowStream, epoch_batches
 from mesalm.files import writing
 from mesalm.journal import Journal
-from mesalm.model.soft_prefix import PrefixedModel, save_prefix
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError
 from mesalm.train import training
 from mesalm.train.launch import end_run, make_accelerator
@@ -28,6 +27,7 @@ from mesalm.train.randomness import seed_everything
 from mesalm.train.run_folder import RunFolder
 from mesalm.train.schedule import ScheduleSettings, check_warmup
 from mesalm.train.sections import CheckpointSettings
+from mesalm.tuning.soft_prefix import PrefixedModel, save_prefix
 
 Row = tuple[list[int], int]
 """Token ids and the place of the first that is scored."""

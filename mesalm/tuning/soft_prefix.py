@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .cache_mesa import CACHE, cache_name, one_cache
+from mesalm.model.cache_mesa import CACHE, cache_name, one_cache
 
 VECTORS_FILE = "prefix.safetensors"
 RECORD_FILE = "prefix.json"

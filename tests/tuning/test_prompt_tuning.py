@@ -16,10 +16,10 @@ from mesalm.hub.open_model import open_model
 from mesalm.model.cache_mesa import returned_cache
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
-from mesalm.model.soft_prefix import PrefixedModel, load_prefix
 from mesalm.settings import SettingsError
 from mesalm.train.interrupts import Interrupted
-from mesalm.train.prompt_tuning import TuneSettings, collate_pairs, scored_loss, tune_prefix, tune_settings
+from mesalm.tuning.prompt_tuning import TuneSettings, collate_pairs, scored_loss, tune_prefix, tune_settings
+from mesalm.tuning.soft_prefix import PrefixedModel, load_prefix
 
 ROWS = [([1, 5, 2, 7, 3], 3), ([1, 6, 2, 9, 8, 3], 3), ([1, 4, 2, 7, 3], 3), ([1, 5, 5, 2, 9, 3], 4)]
 MIXERS = {"mesa": "mesa", "softmax": "softmax", "hybrid": ["mesa", "softmax"]}

@@ -1,0 +1,1 @@
+"""Learn a soft prefix for a frozen language model, and read with it."""
