@@ -13,9 +13,9 @@ from accelerate.commands.launch import launch_command_parser
 
 from mesalm.cli import parse, parser
 from mesalm.settings import SettingsError
+from mesalm.synthetic.recipe import SyntheticRecipe, load_synthetic_recipe
 from mesalm.train.overrides import parse_override
 from mesalm.train.recipe import NOT_MODEL_KEYS, Recipe, load_recipe, model_fields
-from mesalm.train.synthetic.recipe import SyntheticRecipe, load_synthetic_recipe
 from mesalm.tuning.prompt_tuning import tune_settings
 
 ROOT = Path(__file__).parents[1]

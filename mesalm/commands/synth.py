@@ -11,7 +11,7 @@ def add_synth(commands: argparse._SubParsersAction) -> None:
     """Add `mesalm synth`."""
 
     def fields() -> str:
-        from mesalm.train.synthetic.recipe import synthetic_help
+        from mesalm.synthetic.recipe import synthetic_help
 
         return synthetic_help()
 
@@ -29,9 +29,9 @@ def synth(options: argparse.Namespace) -> None:
     """Run a grid cell by cell and report it."""
     from mesa_eval.synthetic.report import report_grid
     from mesa_eval.synthetic.scores import score_model
-    from mesalm.train.synthetic.grid import run_grid
-    from mesalm.train.synthetic.recipe import load_synthetic_recipe
-    from mesalm.train.synthetic.results import write_results
+    from mesalm.synthetic.grid import run_grid
+    from mesalm.synthetic.recipe import load_synthetic_recipe
+    from mesalm.synthetic.results import write_results
 
     recipe = load_synthetic_recipe(options.recipe, options.overrides)
     try:

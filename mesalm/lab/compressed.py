@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mesalm.lab.constructions import HeadProducts, linear_net, products_of, set_products
 from mesalm.lab.workbench import fixed
-from mesalm.model.configuration_regressor import SLOTS
-from mesalm.model.regressor_mesa import MesaRegressor
+from mesalm.synthetic.configuration_regressor import SLOTS
+from mesalm.synthetic.regressor_mesa import MesaRegressor
 
 Layers = list[list[HeadProducts]]
 

@@ -363,8 +363,7 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         return 3.0 * (2.0 * weights + mixers)
 
 
-for _model_type in ("mesa", "mesa_regressor"):
-    register_checkpoint_conversion_mapping(_model_type, [WeightRenaming(OLD_RIDGE, RIDGE)], overwrite=True)
+register_checkpoint_conversion_mapping("mesa", [WeightRenaming(OLD_RIDGE, RIDGE)], overwrite=True)
 
 # Trainer's label smoothing shifts the labels only of classes in this table
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault("mesa", "MesaForCausalLM")

@@ -195,31 +195,31 @@ def find_recipe(name_or_path: str, kind: str = "") -> Path:
     raise SettingsError(f"{name_or_path}: {what}")
 
 
-def configuration_class(vectors: bool = False) -> Any:
-    """Return the configuration that the fields of ``model`` go into: MesaConfig, or the one for tasks of vectors."""
+def language_configuration() -> Any:
+    """Return the configuration that the fields of ``model`` go into; imported when asked for."""
     from mesalm.model.configuration_mesa import MesaConfig
-    from mesalm.model.configuration_regressor import RegressorConfig
 
-    return RegressorConfig if vectors else MesaConfig
+    return MesaConfig
 
 
-def model_fields(vectors: bool = False) -> dict[str, Any]:
-    """Return the keys allowed under ``model`` with their defaults; imports the model's configuration."""
-    config = configuration_class(vectors)
+def model_fields(configuration: Any = None) -> dict[str, Any]:
+    """Return the keys allowed under ``model`` with their defaults, those of a configuration class or of MesaConfig."""
+    config = configuration or language_configuration()
     return {name: getattr(config, name) for name in config.field_rules if name not in NOT_MODEL_KEYS}
 
 
-def check_model_fields(model: Mapping[str, Any], vectors: bool = False) -> None:
+def check_model_fields(model: Mapping[str, Any], configuration: Any = None) -> None:
     """Refuse a key under ``model`` that the configuration lacks, or values it will not take (SettingsError)."""
     from huggingface_hub.errors import StrictDataclassError
 
-    known = model_fields(vectors)
+    config = configuration or language_configuration()
+    known = model_fields(config)
     for key in model:
         if key not in known:
             raise SettingsError(f"model.{key}: {unknown_key(key, known)}")
     try:
         # A copy, since the configuration completes nested fields in place.
-        configuration_class(vectors)(**copy.deepcopy(dict(model)))
+        config(**copy.deepcopy(dict(model)))
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise SettingsError(f"model.{' '.join(str(error).split())}") from None
 
@@ -230,7 +230,7 @@ def help_text() -> str:
     for key, kind, default, description in Recipe.describe():
         lines.append(f"{key} ({kind}) = {default}\n    {description}")
         if key == "model":
-            rules = configuration_class().field_rules
+            rules = language_configuration().field_rules
             lines += [f"model.{name} = {value!r}\n    {rules[name].meaning}" for name, value in model_fields().items()]
     return "\n".join(lines)
 

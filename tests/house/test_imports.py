@@ -29,6 +29,7 @@ FORBIDDEN = {
             "mesalm.data",
             "mesalm.train",
             "mesalm.tuning",
+            "mesalm.synthetic",
             "mesalm.hub",
             "mesalm.lab",
             "mesalm.settings",
@@ -37,12 +38,16 @@ FORBIDDEN = {
         ],
         *["accelerate", "datasets"],
     ],
-    "mesalm.data": ["mesalm.model", "mesalm.train", "mesalm.tuning", "mesalm.hub", "mesalm.lab", "mesa_eval"],
-    "mesalm.train": ["mesalm.tuning", "mesalm.lab", "mesa_eval"],
-    "mesalm.tuning": ["mesalm.hub", "mesalm.lab", "mesa_eval"],
-    "mesalm.hub": ["mesalm.train", "mesalm.tuning.prompt_tuning", "mesalm.lab", "mesa_eval"],
+    "mesalm.data": [
+        *["mesalm.model", "mesalm.train", "mesalm.tuning", "mesalm.synthetic", "mesalm.hub", "mesalm.lab"],
+        "mesa_eval",
+    ],
+    "mesalm.train": ["mesalm.tuning", "mesalm.synthetic", "mesalm.lab", "mesa_eval"],
+    "mesalm.tuning": ["mesalm.synthetic", "mesalm.hub", "mesalm.lab", "mesa_eval"],
+    "mesalm.synthetic": ["mesalm.tuning", "mesalm.hub", "mesalm.lab", "mesa_eval"],
+    "mesalm.hub": ["mesalm.train", "mesalm.tuning.prompt_tuning", "mesalm.synthetic", "mesalm.lab", "mesa_eval"],
     "mesalm.lab": ["mesa_eval"],
-    "mesa_eval": ["mesalm.train", "mesalm.tuning", "mesalm.lab"],
+    "mesa_eval": ["mesalm.train", "mesalm.tuning", "mesalm.synthetic", "mesalm.lab"],
 }
 FORBIDDEN = {room: [*names, "mesalm.commands", "mesalm.cli"] for room, names in FORBIDDEN.items()}
 

@@ -17,10 +17,8 @@ import yaml
 
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
-from mesalm.train.interrupts import Interrupted
-from mesalm.train.recipe import recipe_names
-from mesalm.train.synthetic.grid import run_grid
-from mesalm.train.synthetic.recipe import (
+from mesalm.synthetic.grid import run_grid
+from mesalm.synthetic.recipe import (
     SyntheticRecipe,
     best_rate,
     load_synthetic_recipe,
@@ -28,7 +26,9 @@ from mesalm.train.synthetic.recipe import (
     planned_count,
     synthetic_help,
 )
-from mesalm.train.synthetic.results import read_results, write_results
+from mesalm.synthetic.results import read_results, write_results
+from mesalm.train.interrupts import Interrupted
+from mesalm.train.recipe import recipe_names
 
 TINY: dict[str, Any] = {
     "name": "tiny",

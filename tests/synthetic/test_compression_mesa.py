@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mesalm.model.compression_mesa import MesaForCompression
 from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.synthetic.compression_mesa import MesaForCompression
 
 
 def small(mixers: str, length: int = 6) -> MesaForCompression:

@@ -10,8 +10,8 @@ import torch
 
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.files import write_text
-from mesalm.train.synthetic.model import build_model
-from mesalm.train.synthetic.recipe import Cell, Setting, SyntheticRecipe, best_rate, planned_cells, planned_count
+from mesalm.synthetic.model import build_model
+from mesalm.synthetic.recipe import Cell, Setting, SyntheticRecipe, best_rate, planned_cells, planned_count
 
 
 def cells_folder(recipe: SyntheticRecipe) -> Path:

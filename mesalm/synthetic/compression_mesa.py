@@ -8,8 +8,8 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from .configuration_mesa import MesaConfig
-from .modeling_mesa import MesaModel, MesaPreTrainedModel
+from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.model.modeling_mesa import MesaModel, MesaPreTrainedModel
 
 
 class MesaForCompression(MesaPreTrainedModel):

@@ -27,6 +27,9 @@ from mesalm.journal import Journal
 from mesalm.locks import locked
 from mesalm.runs import RunFiles
 from mesalm.settings import SettingsError
+from mesalm.synthetic.model import build_model
+from mesalm.synthetic.recipe import Cell, SyntheticRecipe, planned_cells, planned_count
+from mesalm.synthetic.results import cells_folder, read_result, read_results
 from mesalm.train import training
 from mesalm.train.guard import NonFiniteError
 from mesalm.train.launch import end_run, make_accelerator
@@ -34,9 +37,6 @@ from mesalm.train.loop import Outcome, Probe, Stream
 from mesalm.train.pretrain import device_name, versions
 from mesalm.train.progress import Display
 from mesalm.train.randomness import seed_everything
-from mesalm.train.synthetic.model import build_model
-from mesalm.train.synthetic.recipe import Cell, SyntheticRecipe, planned_cells, planned_count
-from mesalm.train.synthetic.results import cells_folder, read_result, read_results
 
 FEWEST_ROWS = 32
 """Rows that are scored at least, however long they are."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_mesa import MesaConfig
-from .field_rules import choice, not_negative, truth, whole
+from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.model.field_rules import choice, not_negative, truth, whole
 
 TOKENS = ("plain", "constructed")
 SLOTS = 4

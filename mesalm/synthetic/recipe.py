@@ -17,6 +17,7 @@ from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.recipe_yaml import read_mapping, write_yaml
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError, nearest
+from mesalm.synthetic.configuration_regressor import RegressorConfig
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.recipe import ModelFields, check_model_fields, find_recipe, folder_name
@@ -158,7 +159,7 @@ class SyntheticRecipe(TaskRun):
                             f"score.longer: {run.task['name']} is not tested at other lengths; leave it out"
                         )
                     if isinstance(task, VectorTask):
-                        check_model_fields({"input_size": task.input_size, **run.model}, vectors=True)
+                        check_model_fields({"input_size": task.input_size, **run.model}, RegressorConfig)
                     else:
                         check_model_fields(run.model)
                 except SettingsError as error:

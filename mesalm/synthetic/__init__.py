@@ -1,0 +1,1 @@
+"""Models of synthetic tasks, trained in grids, and what came out."""
