@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
@@ -24,6 +26,8 @@ import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+sys.path.append(str(Path(__file__).parent))  # for tiny.py; importlib mode leaves the folder off the path
 
 for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
     os.environ.pop(name, None)

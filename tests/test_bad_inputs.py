@@ -12,18 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from tiny import TINY, tiny_model
 
 from mesalm.cli import main
 
 RECIPE = """
 name: tiny
 data: {sources: [{name: files, files: "d*.txt"}], vocab_size: 300, sequence_length: 64, valid_fraction: 0.2}
-model:
-  {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, max_position_embeddings: 64}
+model: MODEL
 train: {steps: 2, batch_rows: 2, device: cpu}
 arms: {mesa: {model.mixers: mesa}, softmax: {model.mixers: softmax}}
-"""
+""".replace("MODEL", json.dumps({**TINY, "max_position_embeddings": 64}))
 TASK = '{"input": "a", "output": "b", "split": "pool"}\n{"input": "c", "output": "d", "split": "eval"}\n'
 
 
@@ -38,7 +37,6 @@ def edited(folder: Path, source: Path, change: Callable[[dict], object]) -> None
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a recipe, two small models, a run, and broken things named after their fault."""
-    from mesalm import MesaConfig, MesaForCausalLM
     from mesalm.data.bpe import train_tokenizer
 
     home = tmp_path_factory.mktemp("world")
@@ -46,11 +44,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, text in enumerate(texts):
         (home / f"d{number}.txt").write_text(text)
     tokenizer = train_tokenizer(texts, 300)
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     for mixer in ("mesa", "softmax"):
-        torch.manual_seed(0)
-        config = MesaConfig(**sizes, num_attention_heads=2, max_position_embeddings=64, mixers=mixer)
-        MesaForCausalLM(config).save_pretrained(home / mixer)
+        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+        tiny_model(**sizes, mixers=mixer).save_pretrained(home / mixer)
         tokenizer.save_pretrained(home / mixer)
     good = home / "mesa"
     for name, damage in {

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import TINY, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from mesalm import MesaConfig, MesaForCausalLM
 
 END = "<|endoftext|>"
 
@@ -60,15 +59,12 @@ class CopyModel(torch.nn.Module):
         return SimpleNamespace(logits=logits)
 
 
-def make_llama(vocabulary: int, seed: int, length: int = 64, width: int = 32, layers: int = 2) -> LlamaForCausalLM:
+def make_llama(vocabulary: int, seed: int, length: int = 64, **sizes: int) -> LlamaForCausalLM:
     """Make a random Llama with large weights, so that its predictions are far from uniform."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=3 * width // 2,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
+        **{**TINY, **sizes},
         num_key_value_heads=1,
         max_position_embeddings=length,
         initializer_range=0.3,
@@ -158,22 +154,17 @@ def save_mesa() -> Callable[..., str]:
     def save(
         folder: Path, tokenizer: PreTrainedTokenizerFast, mixers: str | tuple | list = ("mesa", "linear", "softmax")
     ) -> str:
-        torch.manual_seed(7)
-        config = MesaConfig(
+        model = tiny_model(
+            seed=7,
             vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
             num_hidden_layers=3,
-            num_attention_heads=2,
             mixers=mixers if isinstance(mixers, str) else list(mixers),
             max_position_embeddings=128,
             initializer_range=0.3,
-            tolerance=1e-6,
             bos_token_id=0,
             eos_token_id=0,
             pad_token_id=1,
         )
-        model = MesaForCausalLM(config)
         # the padding's embedding starts at zero, which would hide padding that is not masked
         model.model.embed_tokens.weight.data[1] = model.model.embed_tokens.weight.data[2:].std() * torch.randn(32)
         model.save_pretrained(folder)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_model
 
 from mesa_eval.reading.batches import plan_batches, tokens_read
 from mesa_eval.reading.processes import Processes, join_processes
 from mesa_eval.reading.scoring import Scorer
-from mesalm import MesaConfig, MesaForCausalLM
+from mesalm import MesaForCausalLM
 
 ROWS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40), st.integers(1, 12)), max_size=12)
 
@@ -48,19 +49,7 @@ def test_a_prefix_ends_where_the_rows_or_the_context_do() -> None:
 
 
 def make_model(mixers: list[str]) -> MesaForCausalLM:
-    torch.manual_seed(3)
-    config = MesaConfig(
-        vocab_size=258,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        mixers=mixers,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        tolerance=1e-7,
-    )
-    return MesaForCausalLM(config).eval()
+    return tiny_model(seed=3, vocab_size=258, mixers=mixers, max_position_embeddings=256, initializer_range=0.3)
 
 
 @pytest.mark.parametrize(

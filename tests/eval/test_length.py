@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny import TINY
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from mesa_eval.comparison.rows import build_comparison
@@ -95,8 +96,7 @@ def test_positions_agree_with_a_direct_forward(make, tokenizer) -> None:
         (
             OPTForCausalLM,
             OPTConfig(
-                max_position_embeddings=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=258,
-                ffn_dim=16, word_embed_proj_dim=16,
+                vocab_size=258, max_position_embeddings=64, **TINY, ffn_dim=16, word_embed_proj_dim=32,
             ),
         ),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny import TINY
 
 from mesa_eval.synthetic.grid import lines, read_grid
 from mesa_eval.synthetic.report import report_grid
@@ -156,7 +157,7 @@ def test_the_command_trains_scores_and_reports(
         "name": "small",
         "output_dir": str(tmp_path),
         "task": task,
-        "model": {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
+        "model": {**TINY, "num_hidden_layers": 1},
         "train": {"steps": 2, "batch_rows": 4, "device": "cpu"},
         "score": {"every": 2, "valid_rows": 4, "test_rows": 6},
         "arms": {"mesa": {"model.mixers": "mesa"}, "softmax": {"model.mixers": "softmax"}},
@@ -168,9 +169,9 @@ def test_the_command_trains_scores_and_reports(
     assert "softmax" in shown
     assert f"report: {tmp_path / 'small' / 'report.html'}" in shown
     assert f"| ({words}) |" in (tmp_path / "small" / "report.md").read_text()
-    if task["name"] == "regression":  # one head of 8, no convolution: gram and cross; keys and values of 5 pairs
+    if task["name"] == "regression":  # two heads of 16, no convolution: gram and cross; keys and values of 5 pairs
         found = json.loads((tmp_path / "small" / "results.json").read_text())["settings"]
-        assert [setting["state_numbers"] for setting in found] == [8 * (8 + 8), 2 * 8 * 10]
+        assert [setting["state_numbers"] for setting in found] == [2 * 16 * (16 + 16), 2 * 32 * 10]
     assert main(["synth", str(path), "--report-only", "seeds=[0,1]"]) == 0
     assert "2 runs have not ended" in capsys.readouterr().out
     assert main(["synth", str(path), "task.pears=3"]) == 2

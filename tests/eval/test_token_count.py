@@ -78,7 +78,7 @@ def test_a_plan_tells_tokens_seconds_and_memory(
 def test_the_seconds_are_those_of_a_run(save_model, text_file: str, pair_file: str, class_file: str) -> None:
     """A model of 6 million parameters, so that its arithmetic and not Python's decides; within a factor of 2."""
     tasks = ["copying", "key_value_recall", pair_file, class_file]
-    model = save_model("large", 1, length=256, width=256, layers=6)
+    model = save_model("large", 1, length=256, hidden_size=256, num_hidden_layers=6)
     plan = make_plan([model], "quick", [text_file], "valid", tasks, 0)
     (count,) = count_tokens(plan, batch_tokens=2048, quiet=True, device="cpu")
     (scores,) = run_plan(plan, None, "cpu", 2048, quiet=True)

@@ -12,6 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 OURS = ("mesalm", "mesa_eval", "mesa_kernels")
@@ -187,12 +188,10 @@ def test_the_model_folder_uses_flat_relative_imports_and_kernels_only_inside_try
 
 
 def test_a_user_of_the_model_pays_for_nothing_else() -> None:
-    code = """
+    code = f"""
 import json, sys, torch
 from mesalm import MesaConfig, MesaForCausalLM
-config = MesaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                    mixers=["mesa", "softmax"])
-model = MesaForCausalLM(config)
+model = MesaForCausalLM(MesaConfig(vocab_size=32, **{TINY}, mixers=["mesa", "softmax"]))
 ids = torch.arange(8).view(1, 8)
 model(ids, labels=ids).loss.backward()
 model.eval().generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
@@ -215,11 +214,10 @@ print(json.dumps([name for name in sys.modules if "." not in name]))
 
 def foreign(names: set[str]) -> set[str]:
     """Return which of the names transformers loads by itself, which is not ours to mend."""
-    code = """
+    code = f"""
 import json, sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-model = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                     num_attention_heads=2))
+model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **{TINY}))
 ids = torch.arange(8).view(1, 8)
 model(ids, labels=ids).loss.backward()
 model.eval().generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tiny import TINY
+
 from mesalm.hub.publish import AUTO_MAP
 
 ROOT = Path(__file__).parents[2]
 
-USE = """
+USE = f"""
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -22,8 +24,7 @@ sys.meta_path.insert(0, Absent())
 import torch
 from lifted.configuration_mesa import MesaConfig
 from lifted.modeling_mesa import MesaForCausalLM
-config = MesaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
-                    mixers=["mesa", "linear", "softmax"])
+config = MesaConfig(**{TINY | {"num_hidden_layers": 3}}, vocab_size=32, mixers=["mesa", "linear", "softmax"])
 model = MesaForCausalLM(config)
 ids = torch.arange(8).view(1, 8)
 model(ids, labels=ids).loss.backward()

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import SPECIAL, tiny_model
 from transformers import PreTrainedTokenizerFast
 
-from mesalm import MesaConfig, MesaForCausalLM
+from mesalm import MesaForCausalLM
 
 
 @pytest.fixture
@@ -40,20 +41,8 @@ def copying_rows() -> Callable[[int, int], torch.Tensor]:
 @pytest.fixture(scope="session")
 def copying_model() -> MesaForCausalLM:
     """Return a softmax model that has learnt to copy, so that the loss without its attention is much worse."""
-    torch.manual_seed(3)
-    config = MesaConfig(
-        vocab_size=258,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        mixers="softmax",
-        max_position_embeddings=64,
-        bos_token_id=1,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    model = MesaForCausalLM(config)
+    changes = {"intermediate_size": 64, "max_position_embeddings": 64, "initializer_range": 0.02}
+    model = tiny_model(seed=3, vocab_size=258, mixers="softmax", **SPECIAL, **changes).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     for step in range(400):
         rows = draw_rows(32, step)
@@ -67,22 +56,9 @@ def copying_model() -> MesaForCausalLM:
 @pytest.fixture
 def run(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """Return a finished run folder of a small hybrid."""
-    torch.manual_seed(0)
-    config = MesaConfig(
-        vocab_size=258,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        mixers=["mesa", "linear", "softmax"],
-        initializer_range=0.3,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=1,
-    )
+    layers = {"num_hidden_layers": 3, "mixers": ["mesa", "linear", "softmax"]}
     folder = tmp_path / "run"
-    MesaForCausalLM(config).save_pretrained(folder / "final")
+    tiny_model(vocab_size=258, max_position_embeddings=64, **layers, **SPECIAL).save_pretrained(folder / "final")
     tokenizer.save_pretrained(folder / "final")
     recipe = {"seed": 7, "data": {"sources": [{"name": "files", "files": ["/somewhere/shelf.jsonl.gz"]}]}}
     machine = {"versions": {"torch": "2"}, "device": "cpu: small", "world": 2, "prepared": "NOWHERE"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import SPECIAL, TINY
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -21,16 +22,12 @@ from mesalm.hub.carry_over import open_softmax_model, softmax_config
 
 SIZES: dict[str, Any] = {
     "vocab_size": 258,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
+    **TINY,
+    **SPECIAL,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
     "initializer_range": 0.3,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
 }
 SCALED = {"rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 16}
 ROPES: dict[str, dict[str, Any]] = {

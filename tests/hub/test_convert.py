@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import SPECIAL, TINY
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from mesalm import MesaConfig, MesaForCausalLM
@@ -87,16 +88,13 @@ def test_converting_writes_a_folder_that_loads(style: str, tmp_path: Path, save_
     torch.manual_seed(1)
     sizes: dict[str, Any] = {
         "vocab_size": 258,
-        "hidden_size": 32,
-        "intermediate_size": 48,
+        **TINY,
+        **SPECIAL,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 16,
         "max_position_embeddings": 64,
-        "bos_token_id": 1,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
         "attention_bias": True,
     }
     models: dict[str, Callable[[], Any]] = {
@@ -124,10 +122,7 @@ def test_converting_writes_a_folder_that_loads(style: str, tmp_path: Path, save_
 
 def test_converting_no_layer_keeps_the_logits(tmp_path: Path, save_beside: Callable[..., str]) -> None:
     torch.manual_seed(2)
-    config = LlamaConfig(
-        vocab_size=258, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
-    )
-    theirs = LlamaForCausalLM(config).eval()
+    theirs = LlamaForCausalLM(LlamaConfig(vocab_size=258, **TINY)).eval()
     out = convert(save_beside(theirs), tmp_path / "out", layers="none")
     ids = torch.randint(2, 258, (2, 20))
     with torch.no_grad():

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import torch
+from tiny import tiny_model
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
 
-from mesalm import MesaConfig, MesaForCausalLM, MesaForSequenceClassification
+from mesalm import MesaForCausalLM, MesaForSequenceClassification
 from mesalm.hub.open_model import open_model, open_tokenizer
 from mesalm.hub.publish import publish
 from mesalm.hub.sample import sample
@@ -137,9 +138,7 @@ def test_here_the_installed_class_opens_a_published_folder(run: Path, tmp_path: 
 
 
 def test_a_classifier_keeps_its_head(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = MesaConfig(vocab_size=258, pad_token_id=0, num_labels=3, **sizes)
-    model = MesaForSequenceClassification(config).eval()
+    model = tiny_model(MesaForSequenceClassification, vocab_size=258, pad_token_id=0, num_labels=3)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     folder = publish(str(tmp_path / "model"), tmp_path / "published")

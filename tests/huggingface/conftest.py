@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import SPECIAL, tiny_model
 from transformers import PreTrainedTokenizerFast
 
-from mesalm import MesaConfig, MesaForCausalLM
+from mesalm import MesaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,22 +20,7 @@ KINDS = {"mesa": "mesa", "hybrid": ["mesa", "softmax"], "linear": "linear", "sof
 
 def small(kind: str = "hybrid", model_class: type = MesaForCausalLM, **changes: object) -> MesaForCausalLM:
     """Return a small model in evaluation mode whose every parameter matters."""
-    options = {
-        "vocab_size": 61,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "initializer_range": 0.2,
-        "tolerance": 1e-6,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 1,
-        "mixers": KINDS[kind],
-        **changes,
-    }
-    torch.manual_seed(0)
-    return model_class(MesaConfig(**options)).eval()
+    return tiny_model(model_class, mixers=KINDS[kind], **SPECIAL, **changes)
 
 
 @pytest.fixture(params=KINDS)

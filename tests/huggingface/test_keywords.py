@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny import SPECIAL, TINY
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
@@ -69,8 +70,7 @@ def test_a_cache_of_keys_alone_is_refused_where_layers_have_states(build: Build,
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_another_s_model_gets_a_cache_by_the_name_it_asks_for(name: str, tokens: Draw) -> None:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    llama = LlamaForCausalLM(LlamaConfig(vocab_size=61, pad_token_id=0, bos_token_id=1, eos_token_id=1, **sizes))
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=61, **SPECIAL, **TINY))
     prefixed, ids = PrefixedModel(llama, torch.randn(3, 32)), tokens(1, 9)
     with torch.no_grad():
         first = prefixed(ids[:, :4], use_cache=True)
@@ -81,7 +81,7 @@ def test_another_s_model_gets_a_cache_by_the_name_it_asks_for(name: str, tokens:
 
 def modules(build: Build) -> dict[str, tuple[nn.Module, torch.Tensor]]:
     """Return every module with a forward pass of keywords, and an input of it."""
-    regressor = MesaRegressor(RegressorConfig(input_size=4, hidden_size=8, num_attention_heads=2, intermediate_size=8))
+    regressor = MesaRegressor(RegressorConfig(input_size=4, **TINY))
     model, ids, hidden = build("hybrid"), torch.tensor([[3, 4, 5]]), torch.randn(1, 3, 32)
     return {
         "MesaModel": (model.model, ids),

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from operator_cases import Case, Operands, make_operands, relative_error
+from tiny import tiny_model
 from torch import Tensor
 
 from mesa_kernels import launch, one_step
 from mesa_kernels.tuning import Choice
-from mesalm import MesaConfig, MesaForCausalLM, mesa_attention
+from mesalm import mesa_attention
 from mesalm.model.mesa_triton import beside
 
 TOLERANCE = 1e-4
@@ -238,12 +239,8 @@ def test_packed_sequences_of_single_tokens(kernels: str) -> None:
 
 def test_generation_reaches_the_kernel(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model writes the same tokens with its cache on this kernel as on PyTorch; grouped heads."""
-    torch.manual_seed(0)
-    config = MesaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.2, mixers="mesa", pad_token_id=0,
-    )  # fmt: skip
-    model = MesaForCausalLM(config).eval().to(kernels)
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = tiny_model(**heads, tolerance=1e-4, pad_token_id=0).to(kernels)
     ids = torch.randint(2, 61, (1, 5), generator=torch.Generator().manual_seed(1)).to(kernels)
     calls = []
     plain = launch.step

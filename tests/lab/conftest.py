@@ -10,9 +10,8 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from tiny import SPECIAL, tiny_model
 from transformers import PreTrainedTokenizerFast
-
-from mesalm import MesaConfig, MesaForCausalLM
 
 
 @pytest.fixture(autouse=True)
@@ -25,20 +24,9 @@ def save_model(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[.
     """Return a function that writes a random model, gates and ridge spread as after training, and its tokenizer."""
 
     def save(mixers: str | list[str], name: str = "model", layers: int = 2, **settings: Any) -> str:
-        torch.manual_seed(0)
-        config = MesaConfig(
-            vocab_size=258,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=layers,
-            mixers=mixers,
-            max_position_embeddings=128,
-            bos_token_id=1,
-            eos_token_id=1,
-            pad_token_id=0,
-            **{"num_attention_heads": 4, "num_key_value_heads": 2, **settings},
-        )
-        model = MesaForCausalLM(config)
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+        options = {**SPECIAL, "initializer_range": 0.02, "tolerance": 1e-4, **heads, **settings}
+        model = tiny_model(vocab_size=258, num_hidden_layers=layers, mixers=mixers, **options)
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
                 if "ridge_bias" in parameter_name or "forget_proj" in parameter_name:

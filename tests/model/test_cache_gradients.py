@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny import tiny_model
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
@@ -23,10 +24,7 @@ MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 
 
 def make_model(mixers: str | list[str], **options: object) -> MesaForCausalLM:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    config = MesaConfig(**sizes, num_hidden_layers=2, mixers=mixers, tolerance=1e-12, **options)
-    model = MesaForCausalLM(config).double()
+    model = tiny_model(mixers=mixers, initializer_range=0.02, tolerance=1e-12, **options).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

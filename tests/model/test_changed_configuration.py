@@ -7,27 +7,14 @@ import json
 import logging
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import LinearAttentionLayer
 
 from mesalm import MesaConfig, MesaForCausalLM
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 16,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "tolerance": 1e-6,
-}
-
-
-def small(**changes: Any) -> MesaConfig:
-    return MesaConfig(**{**SIZES, **changes})
 
 
 @pytest.mark.parametrize(
@@ -38,14 +25,14 @@ def small(**changes: Any) -> MesaConfig:
         ({}, {"mixers": "softmax"}),
         ({"mixers": ["mesa", "softmax"]}, {"mixers": "linear"}),
         ({"mixers": ["mesa", "softmax"]}, {"conv_size": 4}),
-        ({}, {"hidden_size": 32}),
+        ({}, {"hidden_size": 64}),
         ({}, {"num_attention_heads": 4}),
         ({"num_attention_heads": 4, "num_key_value_heads": 2}, {"num_attention_heads": 2, "mixers": "softmax"}),
     ],
 )
 def test_a_changed_configuration_is_one_made_anew(first: dict, changes: dict, tmp_path: Path) -> None:
-    expected = small(**{**first, **changes})
-    small(**first).save_pretrained(tmp_path)
+    expected = tiny_config(**{**first, **changes})
+    tiny_config(**first).save_pretrained(tmp_path)
     assigned = AutoConfig.from_pretrained(tmp_path)
     for name, value in changes.items():
         setattr(assigned, name, value)
@@ -65,25 +52,25 @@ def test_a_changed_configuration_is_one_made_anew(first: dict, changes: dict, tm
 
 
 def test_sizes_that_were_given_stay() -> None:
-    config = small(head_dim=4, num_key_value_heads=1)
+    config = tiny_config(head_dim=4, num_key_value_heads=1)
     config.hidden_size, config.num_attention_heads = 64, 8
     assert config.head_shape == (8, 1, 4)
 
 
 def test_saved_sizes_are_numbers(tmp_path: Path) -> None:
     # other libraries read them from the file or from to_dict
-    config = small()
+    config = tiny_config()
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     for fields in (saved, config.to_dict()):
-        assert (fields["num_key_value_heads"], fields["head_dim"]) == (2, 8)
+        assert (fields["num_key_value_heads"], fields["head_dim"]) == (2, 16)
     again = AutoConfig.from_pretrained(tmp_path)
     again.update(config.to_dict())
     assert again.to_dict() == config.to_dict()
 
 
 def test_layer_types_of_saved_files_are_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    small(mixers=["mesa", "softmax"]).save_pretrained(tmp_path)
+    tiny_config(num_hidden_layers=4, mixers=["mesa", "softmax"]).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     fields = json.loads(file.read_text())
     kinds = ["linear_attention", "full_attention"] * 2
@@ -102,12 +89,12 @@ def test_layer_types_of_saved_files_are_not_taken(tmp_path: Path, caplog: pytest
     [
         ({"mixers": "nonsense"}, r"mixers: 'nonsense' is not a mixer; choose from linear, mesa, softmax"),
         ({"num_attention_heads": 0}, r"num_attention_heads: 0 must be a whole number of at least 1"),
-        ({"num_attention_heads": 3}, r"head_dim: hidden_size 16 is not a multiple of num_attention_heads 3"),
+        ({"num_attention_heads": 3}, r"head_dim: hidden_size 32 is not a multiple of num_attention_heads 3"),
         ({"ridge_floor": 2.0}, r"ridge_init: 1.0 must be above ridge_floor 2.0"),
     ],
 )
 def test_a_change_for_the_worse_is_one_line(changes: dict, words: str, tmp_path: Path) -> None:
-    small().save_pretrained(tmp_path)
+    tiny_config().save_pretrained(tmp_path)
 
     def assign() -> MesaConfig:
         config = AutoConfig.from_pretrained(tmp_path)
@@ -126,16 +113,16 @@ def test_a_change_for_the_worse_is_one_line(changes: dict, words: str, tmp_path:
 
 
 def test_a_misspelt_field_is_refused(tmp_path: Path) -> None:
-    small().save_pretrained(tmp_path)
+    tiny_config().save_pretrained(tmp_path)
     for build in (
-        lambda: small(mixer="softmax"),
+        lambda: tiny_config(mixer="softmax"),
         lambda: AutoConfig.from_pretrained(tmp_path, mixer="softmax"),
         lambda: AutoModelForCausalLM.from_pretrained(tmp_path, mixer="softmax"),
     ):
         with pytest.raises(ValueError, match=r"^mixer: MesaConfig has no such field; did you mean 'mixers'\?$"):
             build()
     with pytest.raises(ValueError, match=r"^layer_mixers: MesaConfig has no such field$"):
-        small(layer_mixers=["mesa"])
+        tiny_config(layer_mixers=["mesa"])
 
 
 def test_keys_of_the_library_pass_and_strange_ones_are_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -159,9 +146,9 @@ def test_keys_of_the_library_pass_and_strange_ones_are_told(caplog: pytest.LogCa
         "torch_dtype": "float32",
         "transformers_version": "5.17.0",
     }
-    small(**stored)
+    tiny_config(**stored)
     assert not caplog.records
-    assert small(layers=6).layers == 6
+    assert tiny_config(layers=6).layers == 6
     assert [record.getMessage() for record in caplog.records] == [
         "layers: MesaConfig has no such field; it is kept and nothing reads it"
     ]
@@ -170,6 +157,6 @@ def test_keys_of_the_library_pass_and_strange_ones_are_told(caplog: pytest.LogCa
 
 def test_rotary_settings_belong_to_softmax() -> None:
     given = {"rope_theta": 500.0}
-    assert small(mixers="softmax", rope_parameters=given).rope_parameters["rope_type"] == "default"
+    assert tiny_config(mixers="softmax", rope_parameters=given).rope_parameters["rope_type"] == "default"
     assert given == {"rope_theta": 500.0}
-    assert small(head_dim=7).head_dim == 7  # odd heads cannot be rotated, and mesa does not
+    assert tiny_config(head_dim=7).head_dim == 7  # odd heads cannot be rotated, and mesa does not

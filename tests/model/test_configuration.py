@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_config, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import mesalm
@@ -87,25 +88,22 @@ def test_every_field_has_a_rule() -> None:
 
 def test_the_auto_classes_know_mesa() -> None:
     assert mesalm.__version__
-    config = MesaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config = tiny_config()
     assert type(AutoModelForCausalLM.from_config(config)) is MesaForCausalLM
     assert type(AutoModel.from_config(config)) is MesaModel
 
 
 def test_the_start_is_as_described() -> None:
-    config = MesaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=8, num_attention_heads=4)
-    torch.manual_seed(0)
-    mixer = MesaForCausalLM(config).model.layers[3].mixer
-    torch.testing.assert_close(mixer.ridge(), torch.ones(4, 16))
+    mixer = tiny_model(num_hidden_layers=8, num_attention_heads=4, initializer_range=0.02).model.layers[3].mixer
+    torch.testing.assert_close(mixer.ridge(), torch.ones(4, 8))
     torch.testing.assert_close(mixer.forget_proj.bias, torch.full((4,), 4.0))
     assert mixer.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert mixer.o_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
-    assert torch.equal(mixer.conv.weight[:, 0], torch.ones(128))
+    assert torch.equal(mixer.conv.weight[:, 0], torch.ones(64))
 
 
 def test_loading_does_not_start_weights_anew(tmp_path: Path) -> None:
-    config = MesaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    model = MesaForCausalLM(config)
+    model = tiny_model()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.125)
@@ -116,44 +114,28 @@ def test_loading_does_not_start_weights_anew(tmp_path: Path) -> None:
 
 
 def test_forward_wants_ids_or_embeddings() -> None:
-    model = MesaForCausalLM(
-        MesaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    )
+    model = tiny_model()
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model()
 
 
 def test_the_loss_divides_by_the_number_it_is_given() -> None:
-    torch.manual_seed(0)
-    model = MesaForCausalLM(
-        MesaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    )
+    model = tiny_model()
     ids = torch.arange(8)[None]
     mean, tenth = model(ids, labels=ids).loss, model(ids, labels=ids, num_items_in_batch=70).loss
     torch.testing.assert_close(mean * 7, tenth * 70)
 
 
 def test_softcap_bounds_the_logits() -> None:
-    config = MesaConfig(
-        vocab_size=16,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        initializer_range=50.0,
-        logit_softcap=3.0,
-    )
-    assert MesaForCausalLM(config)(torch.arange(8)[None]).logits.abs().max() <= 3.0
+    model = tiny_model(initializer_range=50.0, logit_softcap=3.0)
+    assert model(torch.arange(8)[None]).logits.abs().max() <= 3.0
 
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_embeddings_enter_scaled_and_can_be_resized(tie: bool) -> None:
-    sizes = {"vocab_size": 16, "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1}
     ids = torch.arange(8)[None]
-    for scaled, factor in ((True, 8.0), (False, 1.0)):
-        model = MesaForCausalLM(
-            MesaConfig(num_attention_heads=1, scale_embeddings=scaled, tie_word_embeddings=tie, **sizes)
-        )
+    for scaled, factor in ((True, 32**0.5), (False, 1.0)):
+        model = tiny_model(vocab_size=16, scale_embeddings=scaled, tie_word_embeddings=tie)
         weights = model.get_input_embeddings().weight
         torch.testing.assert_close(model.model.embed_tokens(ids), weights[ids] * factor)
         before = model(ids).logits
@@ -174,19 +156,10 @@ def test_features_are_those_of_the_definition() -> None:
 
 
 def test_features_enlarge_keys_and_states_only() -> None:
-    config = MesaConfig(
-        vocab_size=16,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        mixers="mesa",
-        num_attention_heads=2,
-        dpfp=3,
-    )
-    model = MesaForCausalLM(config)
-    assert config.key_size == 2 * 3 * 8
-    assert model.model.layers[0].mixer.ridge().shape == (2, 48)
+    model = tiny_model(num_hidden_layers=1, dpfp=3)
+    assert model.config.key_size == 2 * 3 * 16
+    assert model.model.layers[0].mixer.ridge().shape == (2, 96)
     cache = returned_cache(model(torch.arange(5)[None], use_cache=True))
-    assert cache.layers[0].recurrent_states[0].shape == (1, 2, 48, 48 + 8)
-    with pytest.raises(ValueError, match="dpfp: 16 must be 0"):
-        MesaConfig(hidden_size=16, num_attention_heads=2, dpfp=16)
+    assert cache.layers[0].recurrent_states[0].shape == (1, 2, 96, 96 + 16)
+    with pytest.raises(ValueError, match="dpfp: 32 must be 0"):
+        tiny_config(dpfp=32)

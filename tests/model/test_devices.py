@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import tiny_model
 
-from mesalm import MesaConfig, MesaForCausalLM, mesa_attention
+from mesalm import mesa_attention
 
 DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.card)] if torch.cuda.is_available() else [])]
 # bfloat16 keeps 8 bits of query, key and value, which the solve can magnify by the condition number (about 10 here)
@@ -44,9 +45,7 @@ def test_the_operator_is_exact_on_every_device(device: str, dtype: torch.dtype) 
 @pytest.mark.parametrize("mixers", ["mesa", "linear", "softmax"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_model_learns_and_generates_on_every_device(device: str, mixers: str) -> None:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
-    model = MesaForCausalLM(MesaConfig(num_attention_heads=2, mixers=mixers, **sizes)).to(device)
+    model = tiny_model(vocab_size=64, mixers=mixers).train().to(device)
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
     ids = torch.randint(0, 64, (2, 80), generator=torch.Generator().manual_seed(0)).to(device)
     positions = torch.cat((torch.arange(30), torch.arange(50)))[None].expand(2, -1).to(device)

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import tiny_model
 from transformers import DynamicCache
 
-from mesalm import MesaConfig, MesaForCausalLM
+from mesalm import MesaForCausalLM
 
 MIXERS = ["mesa", "linear", "softmax", ["mesa", "softmax"]]
 
 
 def build(mixers: object, **changes: object) -> MesaForCausalLM:
-    torch.manual_seed(0)
-    config = MesaConfig(
-        vocab_size=61,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.2,
-        tolerance=1e-6,
-        mixers=mixers,
-        pad_token_id=0,
-        **changes,
-    )
-    return MesaForCausalLM(config).eval()
+    return tiny_model(mixers=mixers, pad_token_id=0, **changes)
 
 
 def prompt(length: int, seed: int = 1) -> torch.Tensor:

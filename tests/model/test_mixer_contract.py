@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import SPECIAL, tiny_model
 from transformers import DynamicCache
 
-from mesalm import MesaConfig, MesaForCausalLM
+from mesalm import MesaForCausalLM
 from mesalm.model.cache_mesa import returned_cache
 from mesalm.model.layers import GateProjection
 from mesalm.model.mixer_mesa import MesaMixer
@@ -37,23 +39,7 @@ CASES = [
 ]
 
 
-def build(**changes: object) -> MesaForCausalLM:
-    """Return a small model in evaluation mode whose every parameter matters."""
-    options = {
-        "vocab_size": 61,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "initializer_range": 0.2,
-        "tolerance": 1e-6,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 1,
-        **changes,
-    }
-    torch.manual_seed(0)
-    return MesaForCausalLM(MesaConfig(**options)).eval()
+build = partial(tiny_model, **SPECIAL)
 
 
 def tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import SPECIAL, tiny_model
 from transformers import DynamicCache, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from mesalm import MesaConfig, MesaForCausalLM, MesaForSequenceClassification
+from mesalm import MesaForCausalLM, MesaForSequenceClassification
 from mesalm.model.cache_mesa import CACHE, returned_cache
 from mesalm.model.model_inputs import find_segments
 
@@ -41,23 +42,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def build(kind: str, model_class: Any = MesaForCausalLM, **changes: Any) -> Any:
-    options = {
-        "vocab_size": 61,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "initializer_range": 0.2,
-        "tolerance": 1e-6,
-        "attention_bias": True,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 1,
-        **KINDS[kind],
-        **changes,
-    }
-    torch.manual_seed(0)
-    model = model_class(MesaConfig(**options)).eval().requires_grad_(False)
+    changes = {**SPECIAL, "attention_bias": True, **KINDS[kind], **changes}
+    model = tiny_model(model_class, **changes).requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.endswith(("k_proj.bias", "v_proj.bias")):
             parameter.normal_()  # so that a padded token has a key and a value too

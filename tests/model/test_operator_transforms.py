@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny import tiny_model
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
@@ -276,10 +277,7 @@ def test_no_tokens_return_memory_of_their_own() -> None:
 
 @functools.cache
 def model(mixers: str) -> MesaForCausalLM:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    config = MesaConfig(**sizes, num_hidden_layers=2, mixers=mixers, tolerance=1e-12)
-    return MesaForCausalLM(config).double()
+    return tiny_model(mixers=mixers, initializer_range=0.02, tolerance=1e-12).double()
 
 
 @pytest.mark.parametrize("use_cache", [False, True])
@@ -315,7 +313,7 @@ def test_models(mixers: str, use_cache: bool) -> None:
 
 def test_models_refuse_by_the_name_of_their_setting() -> None:
     network = MesaForCausalLM(MesaConfig(**(model("mesa").config.to_diff_dict() | {"mesa_backend": "torch"})))
-    read = torch.zeros(1, 3, 16)
+    read = torch.zeros(1, 3, 32)
     with pytest.raises(ValueError, match="mesa_backend"):
         jvp(lambda read: network(inputs_embeds=read).logits, (read,), (read,))
     network.config.mesa_backend = "exact"

@@ -6,16 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-
-from mesalm import MesaConfig, MesaForCausalLM
+from tiny import tiny_model
 
 KINDS: list[Any] = ["mesa", ["mesa", "softmax"]]
-
-
-def build(mixers: Any = "mesa", **special: Any) -> MesaForCausalLM:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    return MesaForCausalLM(MesaConfig(num_attention_heads=2, mixers=mixers, tolerance=1e-7, **sizes, **special))
 
 
 def texts() -> torch.Tensor:
@@ -28,8 +21,8 @@ def texts() -> torch.Tensor:
 @pytest.mark.parametrize("special", [{"bos_token_id": 0}, {"eos_token_id": 0}, {"eos_token_id": [1, 0]}])
 def test_a_start_token_that_also_pads_is_trained_like_any(special: dict, tie: bool) -> None:
     ids = texts()
-    shared = build(pad_token_id=0, tie_word_embeddings=tie, **special)
-    alone = build(pad_token_id=None, tie_word_embeddings=tie, **special)
+    shared = tiny_model(pad_token_id=0, tie_word_embeddings=tie, **special)
+    alone = tiny_model(pad_token_id=None, tie_word_embeddings=tie, **special)
     for model in (shared, alone):
         model(ids, labels=ids).loss.backward()
     assert shared.model.embed_tokens.padding_idx is None
@@ -44,7 +37,7 @@ def test_a_token_that_only_pads_stays_zero(mixers: Any) -> None:
     ids = texts()
     ids[0, 9:], ids[1, :4] = 2, 2
     mask = (ids != 2).long()
-    model = build(mixers, pad_token_id=2, bos_token_id=0, tie_word_embeddings=False)
+    model = tiny_model(mixers=mixers, pad_token_id=2, bos_token_id=0, tie_word_embeddings=False)
     model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss.backward()
     gradient = model.model.embed_tokens.weight.grad
     assert not model.model.embed_tokens.weight[2].any()
@@ -55,7 +48,7 @@ def test_a_token_that_only_pads_stays_zero(mixers: Any) -> None:
 def test_a_padding_token_that_never_occurs_changes_no_loss() -> None:
     losses = []
     for pad in (None, 2):
-        model = build(pad_token_id=pad, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False)
+        model = tiny_model(pad_token_id=pad, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False)
         optimiser = torch.optim.AdamW(model.parameters(), 1e-2)
         for _ in range(4):
             loss = model(texts(), labels=texts()).loss

@@ -6,29 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_model
 
-from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.synthetic.compression_mesa import MesaForCompression
 
 
-def small(mixers: str, length: int = 6) -> MesaForCompression:
-    torch.manual_seed(0)
-    return MesaForCompression(
-        MesaConfig(
-            vocab_size=5,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=length,
-            mixers=mixers,
-        )
-    )
+def small(mixers: str) -> MesaForCompression:
+    sizes = {"vocab_size": 5, "num_hidden_layers": 1, "max_position_embeddings": 6}
+    return tiny_model(MesaForCompression, **sizes, mixers=mixers)
 
 
 @pytest.mark.parametrize("mixers", ["mesa", "softmax", "linear"])
 def test_nothing_but_the_last_state_reaches_the_logits(mixers: str) -> None:
-    model = small(mixers).eval()
+    model = small(mixers)
     ids = torch.tensor([[0, 1, 2, 3, 0, 4], [3, 3, 1, 0, 2, 4]])
     states = model.model(input_ids=ids, use_cache=False).last_hidden_state.detach().requires_grad_()
     model.model.forward = lambda **_: type("Output", (), {"last_hidden_state": states})()  # type: ignore[method-assign]
@@ -55,7 +45,7 @@ def test_the_loss_is_that_of_unshifted_labels_and_can_be_learnt() -> None:
 
 
 def test_it_is_saved_and_opened(tmp_path: Path) -> None:
-    model = small("mesa").eval()
+    model = small("mesa")
     model.save_pretrained(tmp_path)
     again = MesaForCompression.from_pretrained(tmp_path).eval()
     ids = torch.tensor([[0, 1, 2, 3, 0, 4]])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny import TINY
 
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
@@ -30,10 +31,10 @@ from mesalm.synthetic.results import read_results, write_results
 from mesalm.train.interrupts import Interrupted
 from mesalm.train.recipe import recipe_names
 
-TINY: dict[str, Any] = {
+GRID: dict[str, Any] = {
     "name": "tiny",
     "task": {"name": "mqar", "vocabulary": 16, "length": 8, "pairs": 2, "train_rows": 20},
-    "model": {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1},
+    "model": {**TINY, "num_hidden_layers": 1},
     "train": {"steps": 6, "batch_rows": 4, "device": "cpu", "log_every": 1},
     "score": {"every": 2, "valid_rows": 4, "test_rows": 8, "enough": None},
     "checkpoint": {"every": 2},
@@ -74,7 +75,7 @@ class Scoring:
 def load(tmp_path: Path) -> Callable[..., SyntheticRecipe]:
     def run(*overrides: str, **changes: Any) -> SyntheticRecipe:
         path = tmp_path / "tiny.yaml"
-        path.write_text(yaml.safe_dump({**TINY, "output_dir": str(tmp_path / "runs"), **changes}, sort_keys=False))
+        path.write_text(yaml.safe_dump({**GRID, "output_dir": str(tmp_path / "runs"), **changes}, sort_keys=False))
         return load_synthetic_recipe(str(path), overrides)
 
     return run
@@ -87,15 +88,15 @@ def results(recipe: SyntheticRecipe) -> dict[str, dict[str, Any]]:
 def test_the_plan_is_arms_by_grid_by_rates_and_other_seeds_wait_for_the_best_rate(load: Any) -> None:
     recipe = load(
         arms={"mesa": {"model.mixers": "mesa"}, "softmax": {"model.mixers": "softmax", "task.power": 0.5}},
-        grid={"size": {"8, 2": {}, "16, 4": {"task.length": 16, "task.pairs": 4}}, "model.hidden_size": [8, 16]},
+        grid={"size": {"8, 2": {}, "16, 4": {"task.length": 16, "task.pairs": 4}}, "model.intermediate_size": [8, 16]},
         learning_rates=[1e-3, 1e-2, 1e-1],
         seeds=[0, 1, 2],
     )
     settings = recipe.settings()
     assert [setting.arm for setting in settings] == ["mesa", "softmax"] * 4
-    assert settings[-1].point == {"size": "16, 4", "model.hidden_size": "16"}
-    assert settings[-1].run.task == {**TINY["task"], "length": 16, "pairs": 4, "power": 0.5}
-    assert settings[-1].run.model == {**TINY["model"], "hidden_size": 16, "mixers": "softmax"}
+    assert settings[-1].point == {"size": "16, 4", "model.intermediate_size": "16"}
+    assert settings[-1].run.task == {**GRID["task"], "length": 16, "pairs": 4, "power": 0.5}
+    assert settings[-1].run.model == {**GRID["model"], "intermediate_size": 16, "mixers": "softmax"}
     assert planned_count(recipe) == 8 * (3 + 2)
     sweep = list(planned_cells(recipe, {}))
     assert len(sweep) == len({cell.folder_name for cell in sweep}) == 8 * 3
@@ -112,11 +113,11 @@ def test_a_cell_is_named_by_what_decides_its_outcome(load: Any) -> None:
     def name(**changes: Any) -> str:
         return next(planned_cells(load(**changes), {})).folder_name
 
-    train, optim = TINY["train"], {"weight_decay": 0.5}
+    train, optim = GRID["train"], {"weight_decay": 0.5}
     same = {"train": {**train, "device": "auto", "log_every": 3}, "name": "other", "checkpoint": {"every": 1}}
     assert name(**same) == name()
-    others = [{"optim": optim}, {"train": {**train, "steps": 7}}, {"task": {**TINY["task"], "power": 0.02}}]
-    others += [{"learning_rates": [0.5]}, {"seeds": [1]}, {"score": {**TINY["score"], "enough": 0.9}}]
+    others = [{"optim": optim}, {"train": {**train, "steps": 7}}, {"task": {**GRID["task"], "power": 0.02}}]
+    others += [{"learning_rates": [0.5]}, {"seeds": [1]}, {"score": {**GRID["score"], "enough": 0.9}}]
     names = [name(), *(name(**other) for other in others)]
     assert len(set(names)) == len(names)
 
@@ -180,7 +181,7 @@ def test_the_crash_of_one_cell_leaves_the_others(load: Any) -> None:
 
 
 def test_training_stops_when_the_score_is_enough(load: Any) -> None:
-    recipe = load(score={**TINY["score"], "enough": -1e9})
+    recipe = load(score={**GRID["score"], "enough": -1e9})
     run_grid(recipe, Scoring(), quiet=True)
     (result,) = results(recipe).values()
     assert result["steps"] == 2
@@ -197,7 +198,7 @@ def test_longer_rows_are_tested_under_names_of_their_own(load: Any) -> None:
         asked.append((split, task.length, rows, batch_rows))
         return Told(1.0)
 
-    recipe = load(score={**TINY["score"], "test_rows": 640, "longer": [4, 100]})
+    recipe = load(score={**GRID["score"], "test_rows": 640, "longer": [4, 100]})
     run_grid(recipe, score, quiet=True)
     assert asked[-3:] == [("test", 8, 640, 64), ("test", 32, 160, 16), ("test", 800, 32, 1)]
     (result,) = results(recipe).values()
@@ -206,7 +207,7 @@ def test_longer_rows_are_tested_under_names_of_their_own(load: Any) -> None:
 
 
 def test_a_run_that_diverges_is_recorded_and_takes_its_rate_out(load: Any) -> None:
-    train = {**TINY["train"], "max_skipped": 2, "steps": 30, "clip": None}
+    train = {**GRID["train"], "max_skipped": 2, "steps": 30, "clip": None}
     recipe = load(learning_rates=[1e-3, 1e30], train=train, schedule={"name": "constant", "warmup_steps": 0})
     run_grid(recipe, Scoring(), quiet=True)
     by_rate = {result["learning_rate"]: result for result in results(recipe).values()}
@@ -244,7 +245,7 @@ def test_fresh_rows_never_come_twice(load: Any, monkeypatch: pytest.MonkeyPatch)
         return row
 
     monkeypatch.setattr(AssociativeRecall, "row", watched)
-    run_grid(load(task={**TINY["task"], "train_rows": 0}), Scoring(), quiet=True)
+    run_grid(load(task={**GRID["task"], "train_rows": 0}), Scoring(), quiet=True)
     assert len(seen) == len(set(seen)) == 6 * 4
 
 
@@ -252,7 +253,7 @@ def test_fresh_rows_never_come_twice(load: Any, monkeypatch: pytest.MonkeyPatch)
     ("changes", "words"),
     [
         ({"task": {"name": "mqr"}}, "task.name: 'mqr' is not a synthetic task; did you mean 'mqar'"),
-        ({"task": {**TINY["task"], "pair": 3}}, "task.pair: unknown key; did you mean 'pairs'"),
+        ({"task": {**GRID["task"], "pair": 3}}, "task.pair: unknown key; did you mean 'pairs'"),
         ({"grid": {"task.pairs": [2, 9]}}, "softmax, task.pairs 9: .*pairs: 9 need a length"),
         ({"grid": {"model.hiden_size": [2]}}, "hidden_size"),
         ({"grid": {"task.pairs": []}}, "grid.task.pairs: is empty"),

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import tiny_model
 
 from mesalm.train.checkpoint import CheckpointError, Checkpoints, load_weights, save_weights
 
@@ -140,13 +141,10 @@ def test_state_holds_what_the_run_needs(train_regression: Train) -> None:
 
 
 def test_checkpoint_of_a_tied_model_loads_with_from_pretrained(tmp_path: Path) -> None:
-    from mesalm import MesaConfig, MesaForCausalLM
-
-    config = MesaConfig(vocab_size=13, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    model = MesaForCausalLM(config)
+    model = tiny_model()
     save_weights(model, tmp_path)
-    loaded = MesaForCausalLM.from_pretrained(tmp_path)
-    again = MesaForCausalLM(config)
+    loaded = type(model).from_pretrained(tmp_path)
+    again = tiny_model(seed=1)
     load_weights(again, tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name

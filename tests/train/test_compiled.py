@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_model
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
-from mesalm import MesaConfig, MesaForCausalLM
+from mesalm import MesaForCausalLM
 from mesalm.model.layers import ShortConvolution
 from mesalm.model.mixer_gated import convolve
 from mesalm.train.step import compiled
@@ -19,16 +20,7 @@ LAYERS = 4
 
 
 def make_model(mixers: str | list[str]) -> MesaForCausalLM:
-    torch.manual_seed(0)
-    config = MesaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        mixers=mixers,
-    )
-    return MesaForCausalLM(config).train()
+    return tiny_model(vocab_size=64, num_hidden_layers=LAYERS, mixers=mixers, initializer_range=0.02).train()
 
 
 def train(model: Any, weights: list[torch.nn.Parameter], steps: int) -> list[torch.Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_model
 from torch import nn
 
 from mesalm.train.optim import OptimSettings, build_optimiser, parameter_groups
@@ -51,10 +52,7 @@ def test_embeddings_decay_by_choice() -> None:
 
 
 def test_ridge_of_the_mesa_model_does_not_decay() -> None:
-    from mesalm import MesaConfig, MesaForCausalLM
-
-    config = MesaConfig(vocab_size=11, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    model = MesaForCausalLM(config)
+    model = tiny_model()
     decayed, kept = parameter_groups(model, 0.1)
     assert not [name for name in names(model, decayed) if "ridge" in name or "norm" in name or "embed" in name]
     assert [name for name in names(model, kept) if "ridge" in name]

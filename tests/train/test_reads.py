@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mesalm import MesaConfig, MesaForCausalLM
 from mesalm.journal import read_journal
 from mesalm.model.operator_inputs import unchecked_values
 from mesalm.train.guard import Guard, NonFiniteError
@@ -122,8 +122,7 @@ def test_an_optimiser_that_cannot_refuse_a_step_has_each_step_read(train_regress
 def test_a_model_reads_nothing_of_packed_rows(mixers: str | list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """On the device "meta" there are no values, so whatever looks at one raises."""
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **settings: nullcontext())  # it does not know "meta"
-    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
-    model = MesaForCausalLM(MesaConfig(num_hidden_layers=2, mixers=mixers, conv_size=4, **sizes)).to("meta").train()
+    model = tiny_model(mixers=mixers, conv_size=4).to("meta").train()
     ids = torch.zeros(2, 96, dtype=torch.long, device="meta")
     positions = torch.zeros(2, 96, dtype=torch.long, device="meta")
     with unchecked_values():
@@ -136,9 +135,7 @@ def test_a_model_reads_nothing_of_packed_rows(mixers: str | list[str], monkeypat
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")
 @pytest.mark.parametrize("mixers", ["mesa", "linear", "softmax"])
 def test_a_step_on_a_card_does_not_wait(mixers: str) -> None:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
-    model = MesaForCausalLM(MesaConfig(num_hidden_layers=2, mixers=mixers, conv_size=4, **sizes)).to("cuda").train()
+    model = tiny_model(mixers=mixers, conv_size=4).to("cuda").train()
     optimiser = torch.optim.AdamW(model.parameters(), fused=True)
     accelerator = make_accelerator(device="auto", precision="bf16")
     wrapped, prepared = accelerator.prepare(model, optimiser)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_model
 
 from mesalm.hub.open_model import open_model
 from mesalm.model.cache_mesa import returned_cache
-from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.settings import SettingsError
 from mesalm.train.interrupts import Interrupted
@@ -26,19 +26,8 @@ MIXERS = {"mesa": "mesa", "softmax": "softmax", "hybrid": ["mesa", "softmax"]}
 
 
 def small(mixers: Any, seed: int = 0) -> MesaForCausalLM:
-    torch.manual_seed(seed)
-    config = MesaConfig(
-        vocab_size=12,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        attention_dropout=0.5,
-        initializer_range=0.3,
-        mixers=mixers,
-    )
-    return MesaForCausalLM(config).eval()
+    options = {"max_position_embeddings": 32, "attention_dropout": 0.5, "initializer_range": 0.3, "tolerance": 1e-4}
+    return tiny_model(seed=seed, vocab_size=12, mixers=mixers, **options)
 
 
 def settings(**changes: Any) -> TuneSettings:
@@ -68,7 +57,7 @@ def test_the_prefix_is_read_before_the_tokens(model: MesaForCausalLM) -> None:
 
 
 def test_the_gradient_reaches_the_prefix_and_nothing_else(model: MesaForCausalLM) -> None:
-    prefixed = PrefixedModel(model, torch.randn(3, 16))
+    prefixed = PrefixedModel(model, torch.randn(3, 32))
     prefixed.train()
     assert not model.training
     prefixed(**collate_pairs(ROWS)).loss.backward()
@@ -88,7 +77,7 @@ def test_tuning_lowers_the_loss_and_leaves_the_model_as_it_was(model: MesaForCau
 
 
 def test_padding_to_the_longest_row_is_not_seen(model: MesaForCausalLM) -> None:
-    prefixed = PrefixedModel(model, torch.randn(3, 16))
+    prefixed = PrefixedModel(model, torch.randn(3, 32))
     one_by_one = scored_loss(prefixed, ROWS, 1)
     assert scored_loss(prefixed, ROWS, 4) == pytest.approx(one_by_one, rel=1e-4)
 
