@@ -20,7 +20,7 @@ KINDS = {"mesa": "mesa", "hybrid": ["mesa", "softmax"], "linear": "linear", "sof
 
 def small(kind: str = "hybrid", model_class: type = MesaForCausalLM, **changes: object) -> MesaForCausalLM:
     """Return a small model in evaluation mode whose every parameter matters."""
-    return tiny_model(model_class, mixers=KINDS[kind], **SPECIAL, **changes)
+    return tiny_model(model_class, **{"mixers": KINDS[kind], **SPECIAL, **changes})
 
 
 @pytest.fixture(params=KINDS)

@@ -115,11 +115,12 @@ def test_operations_are_counted_as_torch_counts_them(bench: SimpleNamespace) -> 
     assert backward == pytest.approx(T * H * bench.flops.mesa(K, V, 3, 0.0, True), rel=1e-3)
 
     cross = torch.zeros(1, H, K, V)
-    operands = made[:5]
-    assert count(lambda: linear_chunked.forward(*operands, cross)) == pytest.approx(
+    operands = linear_chunked.LinearOperands(*made[:5], cross)
+    assert count(lambda: linear_chunked.forward(operands)) == pytest.approx(
         T * H * bench.flops.linear(K, V, False), rel=1e-3
     )
-    assert count(lambda: linear_chunked.backward(upstream, cross, *operands, cross)) == pytest.approx(
+    upstreams = linear_chunked.LinearUpstreams(upstream, cross)
+    assert count(lambda: linear_chunked.backward(upstreams, operands)) == pytest.approx(
         T * H * bench.flops.linear(K, V, True), rel=1e-3
     )
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
