@@ -48,7 +48,7 @@ def stopped_midway(arguments: list[str], sent: signal.Signals) -> subprocess.Com
     program = f"""
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
-from mesa_eval import parts
+from mesa_eval.measures import parts
 from mesalm.cli import main
 plain = parts.score_task
 def stopped(scorer, task, *rest):
