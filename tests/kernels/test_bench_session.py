@@ -217,6 +217,7 @@ def test_a_run_that_is_ended_leaves_its_archive(tmp_path: Path) -> None:
         assert process.stdout is not None
         while "== aim" not in (line := process.stdout.readline()):
             assert line
+        assert process.stdout.readline()  # the step's own first line: its log is open
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode != 0
