@@ -74,7 +74,8 @@ class ShortConvolution(nn.Module):
         Args:
             inputs: [B, T, D].
             past: the size - 1 inputs before these, [B, size - 1, D], oldest first.
-            segments: the document each token belongs to, [B, T] integers; taps do not reach across. None: one.
+            segments: the document each token belongs to, [B, T] integers, or those of past and inputs; taps do not
+                reach across. None: one.
         """
         length = inputs.shape[1]
         weight = self.weight.to(inputs.dtype)
@@ -83,7 +84,7 @@ class ShortConvolution(nn.Module):
         for lag in range(1, self.size):
             shifted = extended[:, self.size - 1 - lag : self.size - 1 - lag + length]
             if segments is not None:
-                shifted = shifted * same_segment(segments, lag).unsqueeze(-1)
+                shifted = shifted * same_segment(segments, lag)[:, -length:].unsqueeze(-1)
             outputs = torch.addcmul(outputs, shifted, weight[:, lag])
         return nn.functional.silu(outputs)
 

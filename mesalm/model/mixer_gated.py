@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .cache_mesa import conv_state, recurrent_state, write_conv_state, write_recurrent_state
+from .context_parallel import Stretch
 from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp, same_segment
 
@@ -65,6 +66,7 @@ class GatedMixer(nn.Module):
         padding_mask: torch.Tensor | None = None,
         segments: torch.Tensor | None = None,
         cache: Cache | None = None,
+        stretch: Stretch | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """Return the mixed tokens, [B, T, hidden], and no attention weights.
@@ -72,8 +74,10 @@ class GatedMixer(nn.Module):
         Args:
             hidden_states: [B, T, hidden].
             padding_mask: [B, T] booleans, False where a token is padding and must write nothing. None: no padding.
-            segments: [B, T] integers, the document of each token in a packed row. None: one document.
+            segments: [B, T] integers, the document of each token in a packed row. None: one document. With a stretch
+                they are those of the whole row.
             cache: transformers' cache; read and written when given.
+            stretch: the part of the rows that these tokens are, where processes share rows.
             kwargs: what softmax attention reads.
         """
         check_keywords(self, kwargs, MIXER_KEYWORDS)
@@ -81,9 +85,12 @@ class GatedMixer(nn.Module):
         if padding_mask is not None:
             hidden_states = hidden_states.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
         state = recurrent_state(cache, self.layer_idx)
-        query, key = self._query_key(hidden_states, padding_mask, segments, cache)
+        query, key = self._query_key(hidden_states, padding_mask, segments, cache, stretch)
         value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim)
-        projections = Projections(query, key, value, *self._gates(hidden_states, padding_mask, segments))
+        projections = Projections(query, key, value, *self._gates(hidden_states, padding_mask, segments, stretch))
+        if stretch is not None:
+            gates = projections.log_forget, projections.input_gate
+            state = stretch.state_before(key, self.written(projections), *gates)
         output, state = self.read(projections, state, return_state=cache is not None)
         if cache is not None and state is not None:
             write_recurrent_state(cache, self.layer_idx, state)
@@ -95,6 +102,10 @@ class GatedMixer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out [B, T, H, V] and, if asked, the state after the last token, one float32 tensor."""
         raise NotImplementedError(f"{type(self).__name__} must say how its state is read")
+
+    def written(self, projections: Projections) -> torch.Tensor:
+        """Return what each token writes into the state beside its key, [B, T, G, state_columns]."""
+        return projections.value
 
     @property
     def state_columns(self) -> int:
@@ -112,10 +123,11 @@ class GatedMixer(nn.Module):
         padding_mask: torch.Tensor | None,
         segments: torch.Tensor | None,
         cache: Cache | None,
+        stretch: Stretch | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         batch, length, _ = hidden_states.shape
         both = torch.cat((self.q_proj(hidden_states), self.k_proj(hidden_states)), dim=-1)
-        both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx)
+        both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx, stretch)
         both = both.view(batch, length, self.heads + self.groups, self.head_dim)
         if self.config.dpfp:
             both = dpfp(both, self.config.dpfp)
@@ -125,7 +137,11 @@ class GatedMixer(nn.Module):
         return both[:, :, : self.heads], both[:, :, self.heads :]
 
     def _gates(
-        self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None, segments: torch.Tensor | None
+        self,
+        hidden_states: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+        segments: torch.Tensor | None,
+        stretch: Stretch | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return log_forget and input_gate, float32 [B, T, G] or None: padding writes nothing, documents restart."""
         log_forget = input_gate = None
@@ -145,6 +161,7 @@ class GatedMixer(nn.Module):
                 log_forget = hidden_states.new_zeros(*hidden_states.shape[:2], self.groups, dtype=torch.float32)
             goes_on = same_segment(segments, 1)
             goes_on[:, 0] = True  # from the cache's state, if there is one
+            goes_on = goes_on if stretch is None else stretch.cut(goes_on)
             log_forget = log_forget.masked_fill(~goes_on.unsqueeze(-1), float("-inf"))
         return log_forget, input_gate
 
@@ -156,6 +173,7 @@ def convolve(
     segments: torch.Tensor | None,
     cache: Cache | None,
     layer_idx: int,
+    stretch: Stretch | None = None,
 ) -> torch.Tensor:
     """Convolve [B, T, D], carrying the last size - 1 inputs in transformers' cache when there is one.
 
@@ -171,6 +189,9 @@ def convolve(
     width = conv.size - 1
     past = conv_state(cache, layer_idx)
     past = inputs.new_zeros(batch, width, channels) if past is None else past.transpose(1, 2)
+    if stretch is not None:
+        past = stretch.last_before(inputs, width)
+        segments = None if segments is None else stretch.cut(segments, before=width)
     extended = torch.cat((past, inputs), dim=1)
     if padding_mask is not None:
         places = nn.functional.pad(padding_mask.int(), (width, 0), value=1).argsort(dim=1, stable=True)

@@ -80,6 +80,10 @@ class MesaMixer(GatedMixer):
             self.solver_steps = report.steps
         return output, beside(after.gram, after.cross) if return_state else None
 
+    def written(self, projections: Projections) -> torch.Tensor:
+        """Return the key for gram and the value for cross."""
+        return torch.cat((projections.key, projections.value), dim=-1)
+
     def _before(self, state: torch.Tensor) -> MesaState:
         return MesaState(state[..., : self.key_size], state[..., self.key_size :])
 

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
+from .context_parallel import Stretch
 from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import ResidualProjection, ShortConvolution
 from .mixer_gated import convolve
@@ -51,6 +52,7 @@ class SoftmaxMixer(nn.Module):
         cache: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        stretch: Stretch | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the mixed tokens, [B, T, hidden], and the attention weights where the back end gives them.
@@ -58,10 +60,13 @@ class SoftmaxMixer(nn.Module):
         Args:
             hidden_states: [B, T, hidden].
             padding_mask: [B, T] booleans, False at padding; only the convolution needs it. None: no padding.
-            segments: [B, T] integers, the document of each token; only the convolution needs it.
+            segments: [B, T] integers, the document of each token; only the convolution needs it. With a stretch they
+                are those of the whole row.
             cache: transformers' cache; read and written when given.
             attention_mask: the causal mask as transformers makes it for the attention back end in use.
             position_embeddings: cosines and sines, [B, T, K] each. None: no rotary positions.
+            stretch: the part of the rows that these tokens are, where processes share rows; the mask then has a
+                column per token up to the end of it.
             kwargs: what attention back ends read.
         """
         check_keywords(self, kwargs, MIXER_KEYWORDS)
@@ -71,7 +76,7 @@ class SoftmaxMixer(nn.Module):
             both = torch.cat((query, key), dim=-1)
             if padding_mask is not None:
                 both = both.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
-            both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx)
+            both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx, stretch)
             query, key = both.split((self.heads * self.head_dim, self.groups * self.head_dim), dim=-1)
         query = self.q_norm(query.view(batch, length, self.heads, self.head_dim)).transpose(1, 2)
         key = self.k_norm(key.view(batch, length, self.groups, self.head_dim)).transpose(1, 2)
@@ -80,6 +85,8 @@ class SoftmaxMixer(nn.Module):
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
+        if stretch is not None:
+            key, value = stretch.all_until_here(key), stretch.all_until_here(value)
         if not query.numel():
             # the back ends cannot reshape what is empty
             return self.o_proj(query.transpose(1, 2).flatten(2)), None

@@ -22,6 +22,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_mesa import MesaConfig
+from .context_parallel import Stretch
 from .layers import same_segment
 from .operator_inputs import values_are_checked
 from .operator_transforms import transforms_active
@@ -178,6 +179,25 @@ def read_segments(
     return segments
 
 
+def find_stretch(
+    context: Any, config: MesaConfig, length: int, attention_mask: Any, cache: Cache | None, training: bool
+) -> Stretch | None:
+    """Return this process's part of rows of ``length`` tokens that a group shares; None without a group.
+
+    Raises:
+        ValueError: a mask, a cache or dropout, which are not for shared rows; what `Stretch.of` refuses.
+    """
+    if context is None:
+        return None
+    if attention_mask is not None:
+        raise ValueError("context: shared rows take no attention_mask; pad at the end, with labels of -100")
+    if cache is not None:
+        raise ValueError("context: shared rows go on from no cache; leave out the one or the other")
+    if training and config.attention_dropout:
+        raise ValueError("context: attention dropout would differ from one process's; set attention_dropout=0")
+    return Stretch.of(context, length)
+
+
 def softmax_masks(
     config: MesaConfig,
     inputs_embeds: Tensor,
@@ -185,23 +205,31 @@ def softmax_masks(
     cache: Cache | None,
     tokens: Tensor | None,
     segments: Tensor | None,
+    stretch: Stretch | None = None,
 ) -> dict[str, Any]:
     """Return what softmax layers need to see neither padding nor other documents, as arguments of the mixer.
 
     Raises:
-        ValueError: padding in packed rows where flash attention is asked for, which takes the one or the other.
+        ValueError: padding in packed rows where flash attention is asked for, which takes the one or the other; flash
+            attention where processes share rows.
     """
     given = attention_mask.get("full_attention") if isinstance(attention_mask, dict) else attention_mask
+    begin = 0
+    if stretch is not None:
+        begin = stretch.begin
+        if segments is None:
+            segments = torch.zeros(len(inputs_embeds), stretch.size * stretch.length, device=inputs_embeds.device)
     if segments is None or (given is not None and len(given.shape) == 4):
         # by place, since transformers 5.24 renames the cache
         return {"attention_mask": create_causal_mask(config, inputs_embeds, given, cache)}
     if not is_flash_attention_requested(config):
         # transformers' own causal mask looks for documents only where there is no mask, even of ones
-        batch, length = segments.shape
+        batch, length = inputs_embeds.shape[:2]
         mask = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](
             batch_size=batch,
             q_length=length,
-            kv_length=length,
+            kv_length=begin + length,
+            q_offset=begin,
             mask_function=and_masks(causal_mask_function, packed_sequence_mask_function(segments)),
             attention_mask=tokens,
             allow_is_causal_skip=False,
@@ -210,6 +238,8 @@ def softmax_masks(
             device=inputs_embeds.device,
         )
         return {"attention_mask": mask}
+    if stretch is not None:
+        raise ValueError("context: flash attention cannot read shared rows; use attn_implementation='sdpa'")
     if tokens is not None:
         raise ValueError(
             "attention_mask: flash attention takes either padding or the documents of position_ids; leave one of them "

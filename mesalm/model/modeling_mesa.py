@@ -33,12 +33,21 @@ from .cache_mesa import (
     tokens_seen,
 )
 from .configuration_mesa import MesaConfig
+from .context_parallel import share_of_loss
 from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, check_attention_keywords, check_keywords
 from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortConvolution
 from .mixer_mesa import OLD_RIDGE, RIDGE, MesaMixer
 from .mixer_softmax import SoftmaxMixer
 from .mixers import MIXERS
-from .model_inputs import check_embeddings, check_ids, check_masks, find_tokens, read_segments, softmax_masks
+from .model_inputs import (
+    check_embeddings,
+    check_ids,
+    check_masks,
+    find_stretch,
+    find_tokens,
+    read_segments,
+    softmax_masks,
+)
 from .versions import check_versions
 
 check_versions()
@@ -179,6 +188,7 @@ class MesaModel(MesaPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         past_key_values: Cache | None = None,
+        context: Any = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Return the last hidden states, [B, T, hidden].
@@ -193,14 +203,16 @@ class MesaModel(MesaPreTrainedModel):
             use_cache: whether to return a cache. Rows of several documents return none; a traced graph takes all rows
                 with positions for such, unless it is given a cache.
             past_key_values: the name of `cache` before transformers 5.24.
+            context: a group of `torch.distributed` whose N processes share the rows: all are given the same rows, each
+                reads its N-th part of them and returns the hidden states of that, [B, T / N, hidden]. Without a cache.
 
         Of other keywords it takes those that transformers hands to every model (`BASE_KEYWORDS`).
 
         Raises:
             TypeError: a keyword that nothing reads.
             ValueError: both or neither of input_ids and inputs_embeds; ids, a mask, positions or a cache that the
-                layers cannot read (`model_inputs.py` says which); a cache under both names, or where gradient
-                checkpointing would write it twice.
+                layers cannot read, alone or in a context (`model_inputs.py` says which); a cache under both names, or
+                where gradient checkpointing would write it twice.
         """
         check_keywords(self, kwargs)
         check_attention_keywords(kwargs, position_ids, self._is_stateful)
@@ -211,22 +223,28 @@ class MesaModel(MesaPreTrainedModel):
             raise ValueError("forward: give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             check_ids(input_ids, self.config.vocab_size)
-            inputs_embeds = self.embed_tokens(input_ids)
         else:
             check_embeddings(inputs_embeds, self.config.hidden_size)
+        rows: Any = input_ids if inputs_embeds is None else inputs_embeds
+        stretch = find_stretch(context, self.config, rows.shape[1], attention_mask, cache, self.training)
+        part = rows if stretch is None else stretch.cut(rows)
+        inputs_embeds = self.embed_tokens(part) if inputs_embeds is None else part
         if cache is not None and self._is_stateful:
             check_cache(cache, self.config.layer_types or [])
         seen = self._tokens_seen(cache)
         check_masks(attention_mask, self.config)
         tokens = find_tokens(attention_mask, inputs_embeds, seen)
-        segments = read_segments(position_ids, inputs_embeds, tokens, cache is not None)
-        if use_cache and cache is None and segments is None:
+        segments = read_segments(position_ids, rows, tokens, cache is not None)
+        if use_cache and cache is None and segments is None and stretch is None:
             cache = MesaCache(config=self.config)
         mixing: dict[str, Any] = {"padding_mask": tokens, "segments": segments}
+        if stretch is not None:
+            mixing["stretch"] = stretch
         if self.rotary_emb is not None:
-            mixing |= softmax_masks(self.config, inputs_embeds, attention_mask, cache, tokens, segments)
+            mixing |= softmax_masks(self.config, inputs_embeds, attention_mask, cache, tokens, segments, stretch)
             if position_ids is None:
-                position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + seen
+                position_ids = torch.arange(rows.shape[1], device=inputs_embeds.device).unsqueeze(0) + seen
+            position_ids = position_ids if stretch is None else stretch.cut(position_ids)
             mixing["position_embeddings"] = self.rotary_emb(inputs_embeds, position_ids)
         hidden_states = inputs_embeds
         for layer in self.layers:
@@ -282,6 +300,7 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         past_key_values: Cache | None = None,
+        context: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Return logits [B, T, vocabulary], the cache, and the mean loss in nats where labels are given.
@@ -292,6 +311,9 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
                 of scored tokens as the divisor. Without that the loss of no scored token at all is NaN, as it is of
                 transformers' own models.
             logits_to_keep: 0 for all positions, n for the last n, or the positions themselves.
+            context: as in `MesaModel.forward`; labels are those of whole rows. The logits are this process's, and the
+                loss is its part of the rows' loss times the number of processes, so that the mean of losses, and of
+                gradients, over the processes is that of the rows.
 
         The other arguments are those of `MesaModel.forward`.
         """
@@ -300,6 +322,8 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         scored = labels is not None or loss_options.get("shift_labels") is not None
         if scored and use_cache is None:
             use_cache = False
+        if scored and context is not None:
+            labels, loss_options = None, share_of_loss(context, labels, **loss_options)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -307,6 +331,7 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
             cache=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            context=context,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state

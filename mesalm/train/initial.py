@@ -51,6 +51,11 @@ def earlier_config(recipe: Recipe) -> PreTrainedConfig:
     folder = _weights_folder(recipe)
     config: PreTrainedConfig = load(AutoConfig, folder, "model", name=f"init_from: {folder}")
     _compare_configs(recipe, config, folder)
+    if recipe.parallelism.context > 1 and (not isinstance(config, MesaConfig) or config.attention_dropout):
+        raise SettingsError(
+            f"parallelism.context: goes with models of this package without attention dropout only, unlike {folder}; "
+            "set parallelism.context=1"
+        )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions < recipe.data.sequence_length:
         raise SettingsError(

@@ -44,11 +44,13 @@ from mesalm.train.step import (
 class Stream(Protocol):
     """The micro-batches of one process without end, and where in the data the next step begins.
 
+    A step's rows are split into ``world`` shares; processes that read the same share see the same batches.
     ``position`` has ``to_dict`` and ``from_dict``; setting it moves the stream. A stream that goes through rows again
     and again says in ``epochs`` how often it has done so. See mesalm.data.stream.RowStream.
     """
 
     position: Any
+    world: int
     micro_batches: int
 
     def __iter__(self) -> Iterator[Batch]: ...
@@ -225,7 +227,7 @@ class Loop:
         loss = backward(self.accelerator, self._wrapped, micro, self.count_items)
         norm = clip_gradient(self.accelerator, self.model, self.clip)
         heard = self._update(due, micro, loss, norm, interrupts)
-        tokens = count_tokens(micro) * self.accelerator.num_processes
+        tokens = count_tokens(micro) * self.stream.world
         self.tally.add(tokens)
         self._speed.step(tokens)
         self._show(due, rate, norm, micro, solver)

@@ -21,6 +21,7 @@ from mesalm.journal import Journal
 from mesalm.settings import SettingsError
 from mesalm.train import training
 from mesalm.train.checkpoint import Checkpoints, whole_folder
+from mesalm.train.context import data_share, share_rows
 from mesalm.train.initial import earlier_config, initial_model
 from mesalm.train.launch import broadcast, check_shared, end_run, launch_precision, make_accelerator
 from mesalm.train.loop import Outcome, Probe
@@ -53,6 +54,7 @@ def pretrain(
     run = RunFolder(recipe.folder)
     accelerator = make_accelerator(device=recipe.train.device, precision=precision, track=recipe.track, folder=run.path)
     try:
+        share = data_share(accelerator, recipe.parallelism.context)
         display = Display(recipe.name, recipe.steps, enabled=accelerator.is_main_process and not quiet)
         if launched:
             display.say(f"train.precision: {precision}, as accelerate launch says")
@@ -69,7 +71,7 @@ def pretrain(
                 if accelerator.is_main_process:
                     run.go_on(recipe, plan)
                 check_shared(accelerator, run.path, "output_dir")
-                _run(recipe, run, plan, prepared, accelerator, display, train)
+                _run(recipe, run, plan, prepared, accelerator, share, display, train)
     finally:
         end_run(accelerator)
     return run.path
@@ -81,6 +83,7 @@ def _run(
     plan: Resumption,
     prepared: Prepared,
     accelerator: Accelerator,
+    share: tuple[int, int],
     display: Display,
     train: Callable[..., Outcome],
 ) -> None:
@@ -90,10 +93,11 @@ def _run(
         # the name before transformers 5.23 is the second
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model.to(accelerator.device)
+    share_rows(model, recipe.parallelism.context)
     display.say(f"{recipe.name}: {_parameters(model):,} parameters, {device_name(accelerator.device)}")
     # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
     seed_everything(recipe.seed + accelerator.process_index + 1)
-    stream = _stream(recipe, prepared, accelerator)
+    stream = _stream(recipe, prepared, share)
     if recipe.track:
         accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()})
     with Journal(run.journal if accelerator.is_main_process else None) as journal:
@@ -109,7 +113,7 @@ def _run(
             accelerator=accelerator,
             display=display,
             start=_start(recipe, prepared, model, accelerator),
-            probes=_probes(recipe, prepared, tokenizer, stream.micro_rows, accelerator, display),
+            probes=_probes(recipe, prepared, tokenizer, stream, accelerator, display),
             decorate=lambda folder: _save_tokenizer(tokenizer, folder),
             facts={"data": prepared.contents()},
         )
@@ -160,12 +164,13 @@ def _prepared(
     return Prepared(path, checked=True)
 
 
-def _stream(recipe: Recipe, prepared: Prepared, accelerator: Accelerator) -> RowStream:
-    world, batch_rows = accelerator.num_processes, recipe.train.batch_rows
+def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowStream:
+    (rank, world), batch_rows, context = share, recipe.train.batch_rows, recipe.parallelism.context
     micro_rows = recipe.train.micro_rows or max(batch_rows // world, 1)
     if batch_rows % (world * micro_rows):
+        readers = "processes" if context == 1 else f"groups of {context} processes"
         raise SettingsError(
-            f"train.batch_rows: {batch_rows} must be a multiple of {world} processes times train.micro_rows "
+            f"train.batch_rows: {batch_rows} must be a multiple of {world} {readers} times train.micro_rows "
             f"{micro_rows}; change the one or the other"
         )
     rows = prepared.rows("train")
@@ -175,7 +180,7 @@ def _stream(recipe: Recipe, prepared: Prepared, accelerator: Accelerator) -> Row
         rows,
         Position(recipe.seed),
         batch_rows,
-        rank=accelerator.process_index,
+        rank=rank,
         world=world,
         micro_rows=micro_rows,
         workers=recipe.train.workers,
@@ -186,7 +191,7 @@ def _probes(
     recipe: Recipe,
     prepared: Prepared,
     tokenizer: PreTrainedTokenizerBase | None,
-    micro_rows: int,
+    stream: RowStream,
     accelerator: Accelerator,
     display: Display,
 ) -> list[Probe]:
@@ -198,7 +203,7 @@ def _probes(
         rows = rows.select([place * len(rows) // wanted for place in range(wanted)])
     if len(rows):
         per_token = prepared.manifest["splits"]["valid"]["bytes_per_token"]
-        run = validation(rows, micro_rows, per_token, accelerator)
+        run = validation(rows, stream.micro_rows, per_token, accelerator, (stream.rank, stream.world))
         probes.append(Probe("valid", recipe.validate.every, run))
     else:
         display.say("data: the valid split has not one full row, so there is no validation")

@@ -23,6 +23,7 @@ from mesalm.train.schedule import ScheduleSettings, check_warmup
 from mesalm.train.sections import (
     TRACKERS,
     CheckpointSettings,
+    ParallelismSettings,
     SampleSettings,
     TrainSettings,
     ValidateSettings,
@@ -71,6 +72,9 @@ with warnings.catch_warnings():
         optim: OptimSettings = Field(default_factory=OptimSettings, description="Optimiser.")
         schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
         train: TrainSettings = Field(description="Length, batches and arithmetic.")
+        parallelism: ParallelismSettings = Field(
+            default_factory=ParallelismSettings, description="Long sequences over several processes."
+        )
         validate: ValidateSettings = Field(  # type: ignore[assignment]
             default_factory=ValidateSettings, description="Validation while training."
         )
@@ -110,7 +114,22 @@ with warnings.catch_warnings():
                     f"model.max_position_embeddings={length}"
                 )
             check_warmup(self.schedule, self.steps)
+            self._check_context()
             return self
+
+        def _check_context(self) -> None:
+            context, length = self.parallelism.context, self.data.sequence_length
+            if context == 1:
+                return
+            if length % context:
+                raise ValueError(
+                    f"parallelism.context: {context} does not divide data.sequence_length {length}; set "
+                    f"data.sequence_length={(length // context + 1) * context}"
+                )
+            if self.train.compile:
+                raise ValueError("parallelism.context: goes without train.compile; set train.compile=false")
+            if self.model.get("attention_dropout"):
+                raise ValueError("parallelism.context: goes without attention dropout; set model.attention_dropout=0")
 
         @property
         def folder(self) -> Path:

@@ -27,6 +27,7 @@ HARMLESS = (
     "data.cache_dir",
     "data.processes",
     "output_dir",
+    "parallelism",
     "sample",
     "track",
     "train.compile",

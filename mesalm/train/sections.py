@@ -62,6 +62,14 @@ class TrainSettings(Settings):
         return self
 
 
+class ParallelismSettings(Settings):
+    """Describe what several processes do together, beside reading rows of their own."""
+
+    context: int = Field(
+        default=1, gt=0, description="Processes that share each row, one stretch of it each; 1: each reads whole rows."
+    )
+
+
 class ValidateSettings(Settings):
     """Describe validation while training."""
 

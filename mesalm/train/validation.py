@@ -13,14 +13,13 @@ from torch import nn
 from mesalm.data.stream import epoch_batches
 
 
-def mean_loss(model: nn.Module, rows: Any, micro_rows: int, accelerator: Accelerator) -> float:
-    """Return the mean loss in nats a token over all rows, each scored once by one of the processes.
+def mean_loss(model: nn.Module, rows: Any, micro_rows: int, accelerator: Accelerator, share: tuple[int, int]) -> float:
+    """Return the mean loss in nats a token over all rows, each scored once by those of a share (`data_share`).
 
     The rows must be of one length, so that each counts alike.
     """
     total = torch.zeros(2, device=accelerator.device)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    for batch in epoch_batches(rows, micro_rows, rank, world):
+    for batch in epoch_batches(rows, micro_rows, *share):
         on_device = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         count = len(batch["input_ids"])
         total += torch.stack([model(**on_device).loss.float() * count, total.new_tensor(float(count))])
@@ -34,12 +33,12 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
 
 
 def validation(
-    rows: Any, micro_rows: int, bytes_per_token: float | None, accelerator: Accelerator
+    rows: Any, micro_rows: int, bytes_per_token: float | None, accelerator: Accelerator, share: tuple[int, int]
 ) -> Callable[[nn.Module, int], Iterable[dict[str, Any]]]:
     """Return what `Probe` runs: one line with loss and, where the bytes are known, bits_per_byte."""
 
     def run(model: nn.Module, step: int) -> Iterable[dict[str, Any]]:
-        loss = mean_loss(model, rows, micro_rows, accelerator)
+        loss = mean_loss(model, rows, micro_rows, accelerator, share)
         fields = {"loss": loss}
         if bytes_per_token is not None:
             fields["bits_per_byte"] = bits_per_byte(loss, bytes_per_token)

@@ -184,7 +184,7 @@ def test_gradient_is_clipped_to_the_global_norm() -> None:
             super().step(closure)
 
     class Endless:
-        position, micro_batches = None, 1
+        position, world, micro_batches = None, 1, 1
 
         def __iter__(self) -> Any:
             while True:

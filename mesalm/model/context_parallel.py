@@ -1,0 +1,160 @@
+"""Read rows that are spread over processes: each reads one stretch, and hands on what later stretches need.
+
+A state of constant size is handed on whole, [B, G, K, D] and a decay per key head, whatever the length; a convolution
+hands on its last inputs, softmax attention all its keys and values. All go through one exchange, `_Gather`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .chunk_states import compute_dtype, gate_floor
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The tokens that one of ``size`` processes reads: ``length`` of them, the ``rank``-th part of each row.
+
+    Every method that exchanges does so on all processes of the group, in the same order, and so do its gradients.
+    """
+
+    group: Any
+    rank: int
+    size: int
+    length: int
+
+    @classmethod
+    def of(cls, group: Any, whole: int) -> Stretch:
+        """Return this process's stretch of rows of ``whole`` tokens.
+
+        Raises:
+            ValueError: it is not in the group, or the rows do not divide evenly.
+        """
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        if rank < 0:
+            raise ValueError("context: this process is not in the group; give it the group that it belongs to")
+        if whole == 0 or whole % size:
+            raise ValueError(f"context: rows of {whole} tokens do not divide evenly over {size} processes; pad them")
+        return cls(group, rank, size, whole // size)
+
+    @property
+    def begin(self) -> int:
+        """Return the place of its first token in the row."""
+        return self.rank * self.length
+
+    def cut(self, rows: Tensor, before: int = 0) -> Tensor:
+        """Return this stretch of [B, T, ...], and the ``before`` places before it, filled with -1 where T begins."""
+        if before:
+            filler = rows.new_full((rows.shape[0], before, *rows.shape[2:]), -1)
+            rows = torch.cat((filler, rows), dim=1)
+        return rows.narrow(1, self.begin, before + self.length)
+
+    def last_before(self, inputs: Tensor, count: int) -> Tensor:
+        """Return the ``count`` inputs before this stretch, [B, count, D], zeros before the first."""
+        tails = self._gather(inputs[:, -count:])
+        empty = inputs.new_zeros(inputs.shape[0], count, inputs.shape[2])
+        return torch.cat((empty, *tails), dim=1).narrow(1, self.rank * tails[0].shape[1], count)
+
+    def all_until_here(self, inputs: Tensor) -> Tensor:
+        """Return [B, heads, length, D] of this and all earlier stretches, [B, heads, begin + length, D]."""
+        return torch.cat(self._gather(inputs)[: self.rank + 1], dim=2)
+
+    def state_before(
+        self, key: Tensor, written: Tensor, log_forget: Tensor | None, input_gate: Tensor | None
+    ) -> Tensor:
+        """Return the state after all earlier stretches, [B, G, K, D], float32 or better.
+
+        Each process computes what its tokens leave of an empty state, and the factor by which they shrink an earlier
+        one; the states before all stretches follow from those, for the recurrence is linear.
+
+        Args:
+            key: [B, length, G, K].
+            written: what a token writes beside its key, [B, length, G, D].
+            log_forget: [B, length, G], at most 0. None: no forgetting.
+            input_gate: [B, length, G]. None: 1.
+        """
+        own, decay = leave_behind(key, written, log_forget, input_gate)
+        parts = self._gather(torch.cat((own.flatten(2), decay.unsqueeze(-1)), dim=-1))
+        states = [torch.zeros_like(own)]
+        for part in parts[:-1]:
+            states.append(part[..., -1, None, None] * states[-1] + part[..., :-1].view_as(own))
+        # by an index, so that every process's gradients pass through the exchange
+        return torch.stack(states)[self.rank]
+
+    def _gather(self, own: Tensor) -> tuple[Tensor, ...]:
+        parts: tuple[Tensor, ...] = _Gather.apply(own, self)
+        return parts
+
+
+def leave_behind(
+    key: Tensor, written: Tensor, log_forget: Tensor | None, input_gate: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the state that tokens leave of an empty one, [B, G, K, D], and the decay of an earlier one, [B, G].
+
+        S_T = sum_s (prod_{u > s} gamma_u) beta_s k_s w_s'      decay = prod_u gamma_u
+
+    Arguments as in `Stretch.state_before`; gates are clamped as `chunk_states.chunk_decay` says.
+    """
+    dtype = compute_dtype(key.dtype)
+    floor = gate_floor(dtype)
+    if log_forget is None:
+        log_forget = key.new_zeros(key.shape[:3], dtype=dtype)
+
+    def factor(log: Tensor) -> Tensor:
+        return log.exp().masked_fill(log < floor, 0.0).to(dtype)
+
+    with torch.autocast(key.device.type, enabled=False):
+        total = log_forget.to(torch.float64).clamp(min=floor - 1.0).cumsum(1)
+        weight = factor(total[:, -1:] - total)
+        if input_gate is not None:
+            weight = weight * input_gate.to(dtype)
+        state = torch.einsum("btgk,btgd->bgkd", key.to(dtype) * weight.unsqueeze(-1), written.to(dtype))
+    return state, factor(total[:, -1])
+
+
+def share_of_loss(
+    group: Any,
+    labels: Tensor | None,
+    shift_labels: Tensor | None = None,
+    num_items_in_batch: Any = None,
+    ignore_index: int = -100,
+) -> dict[str, Any]:
+    """Return the keywords of transformers' loss for this process's stretch of rows, whose labels are [B, T].
+
+    The loss is then the stretch's part of the rows' loss times the processes of the group.
+    """
+    if shift_labels is None:
+        assert labels is not None
+        shift_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=ignore_index)
+    if num_items_in_batch is None:
+        num_items_in_batch = (shift_labels != ignore_index).sum()
+    stretch = Stretch.of(group, shift_labels.shape[1])
+    return {
+        "shift_labels": stretch.cut(shift_labels).contiguous(),
+        "num_items_in_batch": num_items_in_batch / stretch.size,
+        "ignore_index": ignore_index,
+    }
+
+
+class _Gather(torch.autograd.Function):
+    """Give every process the tensors of all, in their order; backward, give each the sum of its tensor's gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, stretch: Stretch) -> tuple[Tensor, ...]:
+        ctx.stretch = stretch
+        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(stretch.size)]
+        dist.all_gather(parts, own.contiguous(), group=stretch.group)
+        return tuple(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor, None]:
+        total = torch.empty_like(upstreams[0], memory_format=torch.contiguous_format)
+        dist.reduce_scatter(total, [upstream.contiguous() for upstream in upstreams], group=ctx.stretch.group)
+        return total, None

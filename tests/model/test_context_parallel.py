@@ -1,0 +1,142 @@
+"""Rows that several processes share, against the same rows read by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from tiny import tiny_config, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mesalm.model.mixers import MIXERS
+from mesalm.model.model_inputs import find_stretch
+
+HYBRID = {"mixers": [*MIXERS], "num_hidden_layers": len(MIXERS), "num_key_value_heads": 1, "conv_size": 4}
+CASES = [
+    *({"mixers": name, "conv_size": size} for name in MIXERS for size in (0, 4)),
+    HYBRID,
+    {"mixers": "mesa", "gates": False, "conv_size": 0},
+    {"mixers": ["mesa", "linear"], "dpfp": 2},
+    {"mixers": ["softmax", "mesa"], "attn_implementation": "eager"},
+    {"mixers": "mesa", "mesa_backend": "exact"},
+]
+
+
+class Traffic(TorchDispatchMode):
+    """The bytes of every tensor that this process hands to an exchange or gets from one."""
+
+    moved = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+            self.moved += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return func(*args, **(kwargs or {}))
+
+
+def rows(length: int, packed: bool) -> dict[str, torch.Tensor]:
+    """Return two rows, of documents that begin beside and across the borders of stretches, some tokens unscored."""
+    ids = torch.randint(2, 61, (2, length), generator=torch.Generator().manual_seed(3))
+    batch = {"input_ids": ids, "labels": ids.clone()}
+    batch["labels"][:, 50:60] = -100
+    if packed:
+        positions = torch.arange(length).repeat(2, 1)
+        for row, starts in enumerate(((0, 37, 80, 81, 130), (0, 79, 122))):
+            for start in starts:
+                positions[row, start:] = torch.arange(len(positions[row, start:]))
+        batch["position_ids"] = positions
+    return batch
+
+
+def losses_and_gradients(model: Any, batch: dict[str, Any], **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    model.train()
+    model.zero_grad()
+    output = model(**batch, **options)
+    output.loss.backward()
+    return output, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def compare(case: dict[str, Any], batch: dict[str, Any], checkpointed: bool = False) -> None:
+    """Compare this process's logits, and the mean of all losses and gradients, with those of one process."""
+    model, (rank, size) = tiny_model(**case), (dist.get_rank(), dist.get_world_size())
+    whole, expected = losses_and_gradients(model, batch)
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+    part, found = losses_and_gradients(model, batch, context=dist.group.WORLD)
+    torch.testing.assert_close(part.logits, whole.logits.chunk(size, dim=1)[rank], atol=1e-5, rtol=1e-5)
+    for mean, wanted in [(part.loss.detach(), whole.loss.detach()), *((found[name], expected[name]) for name in found)]:
+        dist.all_reduce(mean)
+        error = float((mean / size - wanted).norm() / wanted.norm())
+        assert error < 1e-5, (case, error)
+
+
+def count(case: dict[str, Any], length: int) -> int:
+    """Return the bytes that one process exchanges for a row of this length, forward and backward."""
+    model = tiny_model(**case).train()
+    with Traffic() as traffic:
+        model(**rows(length, packed=False), context=dist.group.WORLD).loss.backward()
+    return traffic.moved
+
+
+def join(rank: int, size: int, file: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
+
+
+def quick(rank: int, size: int, file: str) -> None:
+    join(rank, size, file)
+    compare(HYBRID, rows(160, packed=True))
+    for name, columns in (("mesa", 16 + 16), ("linear", 16)):
+        case = {"mixers": name, "num_hidden_layers": 1, "conv_size": 4}
+        state, halo = 2 * (16 * columns + 1), 3 * (2 + 2) * 16  # two key heads of size 16
+        # two rows of 4 bytes a number; own part and all parts; once forward and once backward
+        assert count(case, 64) == count(case, 192) == 2 * 4 * (1 + size) * (state + halo) * 2
+    assert count({"mixers": "softmax"}, 192) == 3 * count({"mixers": "softmax"}, 64)
+    dist.destroy_process_group()
+
+
+def thorough(rank: int, size: int, file: str) -> None:
+    join(rank, size, file)
+    for case in CASES:
+        for packed in (True, False):
+            compare(case, rows(160, packed))
+    compare(HYBRID, rows(160, packed=True), checkpointed=True)
+    compare(HYBRID, rows(size, packed=False))  # stretches shorter than the convolution
+    model = tiny_model().bfloat16()
+    assert model(**rows(160, packed=True), context=dist.group.WORLD).loss.isfinite()
+    with pytest.raises(ValueError, match="rows of 161 tokens do not divide evenly"):
+        model(**rows(161, packed=True), context=dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+def spawn(program: Any, size: int, folder: Path) -> None:
+    torch.multiprocessing.spawn(program, (size, str(folder / "rendezvous")), size)
+
+
+def test_two_processes_read_as_one_and_exchange_no_more_for_longer_rows(tmp_path: Path) -> None:
+    spawn(quick, 2, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_mixer_reads_rows_in_stretches_as_one_process_reads_them(size: int, tmp_path: Path) -> None:
+    spawn(thorough, size, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mask", "cache", "training", "words"),
+    [
+        (torch.ones(2, 8), None, False, "no attention_mask"),
+        (None, object(), False, "from no cache"),
+        (None, None, True, "set attention_dropout=0"),
+    ],
+)
+def test_what_shared_rows_cannot_have_is_refused(mask: Any, cache: Any, training: bool, words: str) -> None:
+    config = tiny_config(mixers="softmax", attention_dropout=0.1)
+    with pytest.raises(ValueError, match=words) as caught:
+        find_stretch(object(), config, 8, mask, cache, training)
+    assert "\n" not in str(caught.value)
