@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -58,17 +59,19 @@ def test_processes_that_share_rows_train_as_one(
 
 @pytest.mark.slow
 def test_a_run_of_shared_rows_goes_on_as_if_it_had_not_stopped_and_without_sharing(load: Load, start: Start) -> None:
-    def run(name: str, steps: int, processes: int = 2) -> Path:
-        schedule = ("schedule.name=constant", "schedule.warmup_steps=0", f"train.steps={steps}")
-        launch(start, processes, f"name={name}", f"parallelism.context={processes}", *schedule)
-        return load(f"name={name}").folder
+    def run(name: str, steps: int, processes: int = 2, *more: str) -> Path:
+        changes = (f"name={name}", "schedule.name=constant", "schedule.warmup_steps=0", f"train.steps={steps}", *more)
+        launch(start, processes, f"parallelism.context={processes}", *changes)
+        return load(*changes).folder
 
     whole, parts = run("whole", 8), run("parts", 4)
+    moved = parts.parents[1] / "elsewhere"
+    shutil.copytree(parts.parent, moved)
     run("parts", 8)
     assert [line["step"] for line in lines(parts, "start")] == [0, 4]
     assert (whole / "final/model.safetensors").read_bytes() == (parts / "final/model.safetensors").read_bytes()
-    run("other", 4)
-    other = run("other", 8, processes=1)
+    other = run("parts", 8, 1, f"output_dir={moved}")
+    assert [line["step"] for line in lines(other, "start")] == [0, 4]
     losses = [[line["loss"] for line in lines(folder, "step")] for folder in (whole, other)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
