@@ -14,7 +14,9 @@ from mesalm.settings import SettingsError
 def data_share(accelerator: Accelerator, context: int) -> tuple[int, int]:
     """Return which share of a step's rows this process reads, and the number of shares.
 
-    ``context`` processes that follow one another read the same share. Raises SettingsError where processes are left.
+    ``context`` processes that follow one another read the same share.
+
+    Raises SettingsError where processes are left over, and with FSDP.
     """
     processes = accelerator.num_processes
     if processes % context:
@@ -22,6 +24,8 @@ def data_share(accelerator: Accelerator, context: int) -> tuple[int, int]:
             f"parallelism.context: {context} does not divide the number of processes, {processes}; launch a multiple "
             f"of {context}, or set parallelism.context=1"
         )
+    if context > 1 and accelerator.is_fsdp2:
+        raise SettingsError("parallelism.context: goes without FSDP; leave out the one or the other")
     return accelerator.process_index // context, processes // context
 
 

@@ -12,8 +12,10 @@ from tiny import tiny_config, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mesalm.model.context_parallel import Stretch, leave_behind
 from mesalm.model.mixers import MIXERS
 from mesalm.model.model_inputs import find_stretch
+from mesalm.model.operator_linear import linear_attention
 
 HYBRID = {"mixers": [*MIXERS], "num_hidden_layers": len(MIXERS), "num_key_value_heads": 1, "conv_size": 4}
 CASES = [
@@ -80,6 +82,30 @@ def count(case: dict[str, Any], length: int) -> int:
     with Traffic() as traffic:
         model(**rows(length, packed=False), context=dist.group.WORLD).loss.backward()
     return traffic.moved
+
+
+class InOneProcess(Stretch):
+    """A stretch whose exchange is with what others of its kind have noted."""
+
+    def _gather(self, own: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.group[self.rank] = own
+        return tuple(self.group)
+
+
+def test_states_before_four_stretches_are_those_of_the_operator() -> None:
+    generator = torch.Generator().manual_seed(5)
+    key, written, gates = (torch.randn(2, 80, 2, size, generator=generator).double() for size in (6, 5, 2))
+    log_forget, input_gate = torch.nn.functional.logsigmoid(gates + 3).unbind(-1)
+    log_forget[0, 50] = -torch.inf  # a document begins in the third stretch
+    operands = key, written, log_forget, input_gate.exp()
+    stretches = [InOneProcess([None] * 4, rank, 4, 20) for rank in range(4)]
+    noted = [leave_behind(*(x[:, each.begin : each.begin + 20] for x in operands)) for each in stretches]
+    for stretch in stretches:
+        stretch.group[:] = [torch.cat((state.flatten(2), decay.unsqueeze(-1)), dim=-1) for state, decay in noted]
+        found = stretch.state_before(*(stretch.cut(x) for x in operands))
+        before = [x[:, : stretch.begin] for x in operands]
+        _, state = linear_attention(before[0], *before, return_state=True, backend="exact")
+        torch.testing.assert_close(found, state, atol=1e-12, rtol=1e-12)
 
 
 def join(rank: int, size: int, file: str) -> None:

@@ -76,16 +76,18 @@ def test_a_run_of_shared_rows_goes_on_as_if_it_had_not_stopped_and_without_shari
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
-@pytest.mark.parametrize(("processes", "context"), [(1, 2), (3, 2), (2, 4)])
-def test_processes_that_are_left_over_are_refused(processes: int, context: int) -> None:
-    accelerator: Any = SimpleNamespace(num_processes=processes, process_index=0)
+@pytest.mark.parametrize(
+    ("processes", "context", "sharded"), [(1, 2, False), (3, 2, False), (2, 4, False), (2, 2, True)]
+)
+def test_processes_that_are_left_over_and_fsdp_are_refused(processes: int, context: int, sharded: bool) -> None:
+    accelerator: Any = SimpleNamespace(num_processes=processes, process_index=0, is_fsdp2=sharded)
     with pytest.raises(SettingsError, match=r"set parallelism\.context=1") as caught:
         data_share(accelerator, context)
     assert "\n" not in str(caught.value)
 
 
 def test_processes_that_follow_one_another_share_rows() -> None:
-    accelerators: Any = [SimpleNamespace(num_processes=6, process_index=index) for index in range(6)]
+    accelerators: Any = [SimpleNamespace(num_processes=6, process_index=index, is_fsdp2=False) for index in range(6)]
     assert [data_share(each, 3) for each in accelerators] == [(0, 2)] * 3 + [(1, 2)] * 3
 
 
