@@ -77,11 +77,12 @@ def test_a_run_of_shared_rows_goes_on_as_if_it_had_not_stopped_and_without_shari
 
 
 @pytest.mark.parametrize(
-    ("processes", "context", "sharded"), [(1, 2, False), (3, 2, False), (2, 4, False), (2, 2, True)]
+    ("processes", "context", "sharded", "words"),
+    [(1, 2, False, "set parallelism.context=1"), (3, 2, False, "multiple of 2"), (2, 2, True, "without FSDP")],
 )
-def test_processes_that_are_left_over_and_fsdp_are_refused(processes: int, context: int, sharded: bool) -> None:
+def test_processes_left_over_and_fsdp_are_refused(processes: int, context: int, sharded: bool, words: str) -> None:
     accelerator: Any = SimpleNamespace(num_processes=processes, process_index=0, is_fsdp2=sharded)
-    with pytest.raises(SettingsError, match=r"set parallelism\.context=1") as caught:
+    with pytest.raises(SettingsError, match=words) as caught:
         data_share(accelerator, context)
     assert "\n" not in str(caught.value)
 
