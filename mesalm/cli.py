@@ -13,8 +13,8 @@ import transformers
 
 from mesalm.commands import COMMANDS
 from mesalm.files import described
+from mesalm.interrupts import Interrupted, cleared_away
 from mesalm.settings import nearest
-from mesalm.train.interrupts import Interrupted, cleared_away
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

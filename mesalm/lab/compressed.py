@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mesalm.lab.constructions import HeadProducts, linear_net, products_of, set_products
 from mesalm.lab.workbench import fixed
-from mesalm.synthetic.configuration_regressor import SLOTS
-from mesalm.synthetic.regressor_mesa import MesaRegressor
+from mesalm.regressor.configuration_regressor import SLOTS
+from mesalm.regressor.regressor_mesa import MesaRegressor
 
 Layers = list[list[HeadProducts]]
 

@@ -1,6 +1,6 @@
 """Weights by construction: linear layers that are gradient steps, and layers that precondition.
 
-Tokens are the constructed [0, s_t, s_t, s_{t-1}] of `mesalm.synthetic.regressor_mesa`; parts are counted from 0. A head
+Tokens are the constructed [0, s_t, s_t, s_{t-1}] of `mesalm.regressor.regressor_mesa`; parts are counted from 0. A head
 has keys W_k e_{t'}, queries W_q e_t and values W_v e_{t'}, and adds P sum_{t' <= t} v_{t'} k_{t'}' q_t to token t.
 """
 
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mesalm.synthetic.configuration_regressor import SLOTS, RegressorConfig
-from mesalm.synthetic.regressor_mesa import MesaRegressor
+from mesalm.regressor.configuration_regressor import SLOTS, RegressorConfig
+from mesalm.regressor.regressor_mesa import MesaRegressor
 
 PREDICTION, QUERY, CURRENT, PAST = range(SLOTS)
 

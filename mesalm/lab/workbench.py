@@ -22,10 +22,10 @@ from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.files import write_text
 from mesalm.journal import Journal
 from mesalm.locks import locked
+from mesalm.regressor.configuration_regressor import RegressorConfig
+from mesalm.regressor.regressor_mesa import MesaRegressor, RegressionOutput
 from mesalm.runs import RunFiles, complete_checkpoints, step_of
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError
-from mesalm.synthetic.configuration_regressor import RegressorConfig
-from mesalm.synthetic.regressor_mesa import MesaRegressor, RegressionOutput
 from mesalm.train import training
 from mesalm.train.checkpoint import load_weights, save_weights, whole_folder
 from mesalm.train.launch import make_accelerator

@@ -16,8 +16,8 @@ from pydantic import Field, field_validator, model_validator
 from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.recipe_yaml import read_mapping, write_yaml
+from mesalm.regressor.configuration_regressor import RegressorConfig
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError, nearest
-from mesalm.synthetic.configuration_regressor import RegressorConfig
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.recipe import ModelFields, check_model_fields, find_recipe, folder_name

@@ -16,6 +16,7 @@ import torch
 import yaml
 from tiny import TINY
 
+from mesalm.interrupts import Interrupted
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
 from mesalm.synthetic.grid import run_grid
@@ -28,7 +29,6 @@ from mesalm.synthetic.recipe import (
     synthetic_help,
 )
 from mesalm.synthetic.results import read_results, write_results
-from mesalm.train.interrupts import Interrupted
 from mesalm.train.recipe import recipe_names
 
 GRID: dict[str, Any] = {

@@ -11,7 +11,7 @@ from mesalm.lab.claims import Curve, Findings
 from mesalm.lab.experiments.softmax import LAGS, plain_net
 from mesalm.lab.inspection.reach import attention_watched
 from mesalm.lab.workbench import Workbench
-from mesalm.synthetic.regressor_mesa import MesaRegressor
+from mesalm.regressor.regressor_mesa import MesaRegressor
 
 Sizes = dict[str, Any]
 ROWS_A_PASS = 256

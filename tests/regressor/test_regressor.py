@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from mesalm import MesaConfig, MesaForCausalLM, MesaRegressor, RegressorConfig
 from mesalm.data.synthetic.context_regression import ContextRegression
-from mesalm.synthetic.regressor_mesa import half_squared_error, sinusoids
+from mesalm.regressor.regressor_mesa import half_squared_error, sinusoids
 
 CASES = [
     *[pytest.param({"mixers": name}, id=name) for name in ("linear", "mesa", "softmax")],

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from mesalm.cli import main
-from mesalm.train.interrupts import SIGNALS, Interrupted, Interrupts, cleared_away
+from mesalm.interrupts import SIGNALS, Interrupted, Interrupts, cleared_away
 
 SCRIPT = """
 import os, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever it was to who runs the tests
-from mesalm.train.interrupts import Interrupts
+from mesalm.interrupts import Interrupts
 with Interrupts() as interrupts:
     os.kill(os.getpid(), signal.SIGINT)
     assert interrupts.received == signal.SIGINT

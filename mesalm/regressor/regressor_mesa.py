@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 
 from mesalm.model.mixer_mesa import OLD_RIDGE, RIDGE
 from mesalm.model.modeling_mesa import MesaBlock, MesaPreTrainedModel, residual_norm
-from mesalm.synthetic.configuration_regressor import RegressorConfig
+from mesalm.regressor.configuration_regressor import RegressorConfig
 
 
 @dataclass
