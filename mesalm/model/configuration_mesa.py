@@ -139,9 +139,7 @@ class MesaConfig(PreTrainedConfig):
             f"the mixer's default, {', '.join(f'{row.conv_size} for {name}' for name, row in MIXERS.items())}.",
             none="the mixer's default",
         ),
-        "gates": truth(
-            "Whether recurrent mixers have a forget gate and an input gate per token; else both are 1."
-        ),
+        "gates": truth("Whether recurrent mixers have a forget gate and an input gate per token; else both are 1."),
         "forget_bias": number(
             "", lambda value: True, "Initial bias of the forget gate; gamma starts near sigmoid(forget_bias)."
         ),

@@ -33,7 +33,7 @@ from .cache_mesa import (
     tokens_seen,
 )
 from .configuration_mesa import MesaConfig
-from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, check_attention_keywords, check_keywords
+from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, attention_keywords, check_keywords
 from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortConvolution
 from .mixer_mesa import OLD_RIDGE, RIDGE, MesaMixer
 from .mixer_softmax import SoftmaxMixer
@@ -203,7 +203,7 @@ class MesaModel(MesaPreTrainedModel):
                 checkpointing would write it twice.
         """
         check_keywords(self, kwargs)
-        check_attention_keywords(kwargs, position_ids, self._is_stateful)
+        kwargs = attention_keywords(kwargs, position_ids, self._is_stateful)
         cache = one_cache(cache, past_key_values)
         if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             raise ValueError("cache: gradient checkpointing would write it twice; call model.eval(), or leave it out")
