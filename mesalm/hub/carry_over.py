@@ -1,4 +1,4 @@
-"""Hold a Llama- or Qwen3-style checkpoint as a mesa model whose mixers are all softmax."""
+"""A Llama- or Qwen3-style checkpoint as a mesa model whose mixers are all softmax."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
     "qwen3": {
         "use_sliding_window": (False,),
         "sliding_window": (None,),
-        "max_window_layers": (),  # says nothing without a window
+        "max_window_layers": (),  # has no effect without a window
         "layer_types": ("full_attention",),
     },
 }
-"""By model type, the fields that mesa has no word for, with the values that change nothing; empty: any value. A field
-named in neither table may have the value it has where nobody sets it."""
+"""By model type, the fields that mesa does not have, with the values that change nothing; empty: any value. A field
+named in neither table may have its default value."""
 
 STYLES: dict[str, type[PreTrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 
@@ -58,7 +58,7 @@ def open_softmax_model(model: str, *, trust_remote_code: bool = False) -> MesaFo
 
     Args:
         model: a folder, run folder or Hub name of a Llama, Qwen3 or mesa checkpoint; see `open_model.locate`.
-        trust_remote_code: whether code that lies with the model may run; a mesa checkpoint needs none of its own.
+        trust_remote_code: whether code that comes with the model may run; a mesa checkpoint needs none.
 
     Raises:
         ValueError: nothing can be opened there, a model of another style, or one that mesa cannot represent.

@@ -1,4 +1,4 @@
-"""Running claims and keeping what came out: one JSON file a claim and size."""
+"""Running claims and keeping their results: one JSON file per claim and size."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run_claims(
     quiet: bool = False,
     traces: bool = False,
 ) -> dict[str, bool | None]:
-    """Run claims and studies with seeds 0 .. seeds - 1, print and write what came out; return each one's verdict.
+    """Run claims and studies with seeds 0 .. seeds - 1, print and write the results; return each verdict.
 
     True: reproduced; False: not; None: it failed, and its error was printed (with its place in the code if ``traces``
     or if it is no error of input); the others run all the same. A study that ran is True. Trained nets are kept under
@@ -80,7 +80,7 @@ def run_claims(
 
 
 def _run(name: str, claims: dict[str, Claim], size: Size, benches: Sequence[Workbench], out: Path) -> bool:
-    """Run one claim or study once a bench, write its result and print it; tell whether every criterion holds."""
+    """Run one claim or study once per bench, write its result and print it; return whether every criterion holds."""
     claim = claims.get(name)
     experiment, sizes = _experiment(name, claims, size)
     found = [experiment(bench, dict(sizes)) for bench in benches]
@@ -158,7 +158,7 @@ def write_result(
 
 
 def read_results(folder: Path, size: Size) -> dict[str, list[Findings]]:
-    """Return the findings of every claim and study that has a result of this size, one entry a seed.
+    """Return the findings of every claim and study that has a result of this size, one entry per seed.
 
     Raises SettingsError for a result whose criteria or sizes are not those of claims.yaml now.
     """

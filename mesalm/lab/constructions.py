@@ -19,7 +19,7 @@ PREDICTION, QUERY, CURRENT, PAST = range(SLOTS)
 
 
 class HeadProducts(NamedTuple):
-    """Hold what a linear head computes with: W_k' W_q and P W_v, [E, E] each for tokens of width E."""
+    """The products of a linear head: W_k' W_q and P W_v, [E, E] each for tokens of width E."""
 
     query_key: Tensor
     output_value: Tensor
@@ -45,7 +45,7 @@ def linear_net(
 
 
 def set_products(net: MesaRegressor, layers: Sequence[Sequence[HeadProducts]]) -> MesaRegressor:
-    """Write the products of every head of every layer into a `linear_net`, W_k and W_v being the identity."""
+    """Write the products of every head of every layer into a `linear_net`, with the identity as W_k and W_v."""
     for block, heads in zip(net.layers, layers, strict=True):
         mixer: Any = block.mixer
         eye = torch.eye(mixer.head_dim).repeat(len(heads), 1)
@@ -96,8 +96,8 @@ def gradient_step_head(start: Tensor, rate: float) -> HeadProducts:
 def polynomial_heads(weights: Sequence[float], rates: Sequence[float], size: int) -> list[list[HeadProducts]]:
     """Return layers that predict sum_j weights_j G_t r_j, r_0 = s_t, r_{j+1} = r_j - rates_j S S' r_j.
 
-    G_t = sum_{t' <= t} s_{t'} s_{t'-1}', S S' = sum_{t' < t} s_{t'} s_{t'}'. One layer a weight: its first head adds
-    weights_j G_t r_j to the prediction, its second takes the step of r, which lies in the second part of the token.
+    G_t = sum_{t' <= t} s_{t'} s_{t'-1}', S S' = sum_{t' < t} s_{t'} s_{t'}'. One layer per weight: its first head adds
+    weights_j G_t r_j to the prediction, its second takes the step of r, which is in the second part of the token.
     """
     layers = []
     for weight, rate in zip(weights, rates, strict=True):

@@ -1,4 +1,4 @@
-"""Solve all systems of a call, each chunk and head in its own way: by the shared factor or by conjugate gradients.
+"""Solve all systems of a call, by chunk and head: by the shared factor or by conjugate gradients.
 
 Prices are counted in products with a chunk's matrices and decide only about time: both ways keep the tolerance. The
 shared factor's products follow from the gates alone; those of conjugate gradients from a cheap bound on the largest
@@ -127,7 +127,7 @@ def assign(
     heads: int,
     solving: Solving,
 ) -> Assignment:
-    """Price P problems of key size `size` with `heads` query heads a key head.
+    """Price P problems of key size `size` with `heads` query heads per key head.
 
     largest `[P]`: a bound on the largest eigenvalue of H_t + I; tolerance `[P]` (float64): the relative error allowed
     in the norm of the scaled system. Every problem's choice depends on itself alone.

@@ -112,8 +112,8 @@ def interpolation(bench: Workbench, sizes: Sizes) -> Findings:
             "loss of the interpolated relative to the net": losses["average of both"][-1] / losses["trained net"][-1],
         },
         controls={
-            "numbers a head, compressed": kept,
-            "numbers a head, trained": trained,
+            "numbers per head, compressed": kept,
+            "numbers per head, trained": trained,
             "loss of the net": losses["trained net"][-1],
         },
         curves=[
