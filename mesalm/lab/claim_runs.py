@@ -15,7 +15,7 @@ import torch
 
 from mesalm.files import write_text
 from mesalm.hub.open_model import usable_device
-from mesalm.lab.claims import Claim, Curve, Findings, Size, chosen, judge, load_claims
+from mesalm.lab.claims import TABLE, Claim, Curve, Findings, Size, chosen, judge, load_claims
 from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.studies import STUDIES
 from mesalm.lab.workbench import Workbench
@@ -47,6 +47,7 @@ def run_claims(
     device: str = "cpu",
     quiet: bool = False,
     traces: bool = False,
+    table: Path = TABLE,
 ) -> dict[str, bool | None]:
     """Run claims and studies with seeds 0 .. seeds - 1, print and write the results; return each verdict.
 
@@ -58,7 +59,7 @@ def run_claims(
     if seeds < 1:
         raise SettingsError(f"seeds: must be at least 1, not {seeds}")
     device = str(usable_device(device))
-    claims = load_claims()
+    claims = load_claims(table)
     left_out = chosen(list(without), claims, list(STUDIES))
     wanted = [name for name in chosen(names, claims, list(STUDIES)) if name not in left_out]
     if not wanted:
@@ -157,12 +158,12 @@ def write_result(
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_results(folder: Path, size: Size) -> dict[str, list[Findings]]:
+def read_results(folder: Path, size: Size, table: Path = TABLE) -> dict[str, list[Findings]]:
     """Return the findings of every claim and study that has a result of this size, one entry per seed.
 
-    Raises SettingsError for a result whose criteria or sizes are not those of claims.yaml now.
+    Raises SettingsError for a result whose criteria or sizes are not those of ``table`` now.
     """
-    results, claims = {}, load_claims()
+    results, claims = {}, load_claims(table)
     for name in (*claims, *STUDIES):
         path = folder / f"{name}-{size}.json"
         if not path.is_file():

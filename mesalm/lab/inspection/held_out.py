@@ -16,7 +16,7 @@ from mesalm.data.read_files import FileSource
 from mesalm.data.source_settings import SourceSettings
 
 CHARACTERS_PER_TOKEN = 32
-"""Most characters read for each token wanted of a document, so that one huge file costs no more than its beginning."""
+"""Most characters read for each token wanted of a document, so that of a huge file only the beginning is read."""
 
 
 @dataclass(frozen=True)
