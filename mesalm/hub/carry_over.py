@@ -14,29 +14,8 @@ from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.pretrained import load
 
-CARRIED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "mlp_bias",
-    "attention_bias",
-    "max_position_embeddings",
-    "rope_parameters",
-    "attention_dropout",
-    "rms_norm_eps",
-    "initializer_range",
-    "tie_word_embeddings",
-    "use_cache",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-)
-"""Fields that mean the same in Llama, Qwen3 and mesa configurations."""
+CARRIED = tuple(name for name in MesaConfig.field_rules if name in {field.name for field in fields(LlamaConfig)})
+"""Fields that Llama and mesa configurations share; they mean the same in both, and in Qwen3's."""
 
 NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
     "llama": {"pretraining_tp": (1, None)},
