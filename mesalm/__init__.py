@@ -9,8 +9,8 @@ from mesalm.model.classifier_mesa import MesaForSequenceClassification
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM, MesaModel
 from mesalm.model.operator_mesa import MesaState, mesa_attention
-from mesalm.synthetic.configuration_regressor import RegressorConfig
-from mesalm.synthetic.regressor_mesa import MesaRegressor
+from mesalm.regressor.configuration_regressor import RegressorConfig
+from mesalm.regressor.regressor_mesa import MesaRegressor
 
 __version__ = "0.1.0"
 

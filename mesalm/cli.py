@@ -12,9 +12,10 @@ from typing import NoReturn
 import transformers
 
 from mesalm.commands import COMMANDS
+from mesalm.commands.words import add_fields_help
 from mesalm.files import described
+from mesalm.interrupts import Interrupted, cleared_away
 from mesalm.settings import nearest
-from mesalm.train.interrupts import Interrupted, cleared_away
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # also behind --help; at the interpreter's exit it would be too late
     except BrokenPipeError:
-        # who reads the output has seen enough, as in `mesalm lab list | head`; what is left goes nowhere
+        # the reader has closed the pipe, as in `mesalm lab list | head`; the rest is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -58,7 +59,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line; settings and models may also follow options, which argparse alone does not allow."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
-    if "--traceback" in rest:  # it stands behind an action of a command, whose own parser does not know it
+    if "--traceback" in rest:  # behind an action of a command, whose own parser does not know it
         rest.remove("--traceback")
         options.traceback = True
     listed = getattr(options, "overrides", getattr(options, "models", None))
@@ -71,7 +72,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def unrecognised(word: str, command: argparse.ArgumentParser) -> str:
-    """Return what to say of a word that a command does not take."""
+    """Return the error line for a word that a command does not take."""
     if not word.startswith("-"):
         return f"{word!r} is one argument too many"
     option = word.partition("=")[0]
@@ -80,7 +81,7 @@ def unrecognised(word: str, command: argparse.ArgumentParser) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Say what is wrong with a command line in one line, as all other errors are said."""
+    """A parser that reports a bad command line in one line, as all other errors are."""
 
     def error(self, message: str) -> NoReturn:
         """Print the line and leave with exit code 2."""
@@ -91,9 +92,12 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
     top = Parser(prog="mesalm", description="Pretrain small language models with mesa attention.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in COMMANDS:
-        add(commands)
-    for command in commands.choices.values():
-        command.set_defaults(parser=command)
+    for name, file in COMMANDS.items():
+        fields = getattr(file, "fields", None)
+        command = commands.add_parser(name, help=file.HELP, add_help=fields is None)
+        if fields is not None:
+            add_fields_help(command, fields)
+        file.arguments(command)
+        command.set_defaults(run=file.run, parser=command)
         command.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     return top

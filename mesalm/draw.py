@@ -1,9 +1,9 @@
-"""Draw with matplotlib into SVG, in one style: text stays text, and colours have names.
+"""Drawing with matplotlib into SVG, in one style: text stays text, and colours have names.
 
 Matplotlib draws with marker colours (`INK`, `SERIES` ...). In a figure of a page they are then replaced by CSS
-variables, so that it follows the page from light to dark and onto paper; in a file of its own, by the light page's
-colours. Both palettes keep a contrast of 3 to their ground and stay apart for readers who do not see red and green;
-every series has a marker of its own as well.
+variables, so that they follow the page from light to dark and onto paper; in a separate file, by the light page's
+colours. Both palettes have a contrast of 3 to their background and differ for readers who do not see red and green;
+every series also has its own marker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SERIES = tuple(f"#0400{number:02x}" for number in range(1, 9))
 NAMES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {
     colour: f"series-{number}" for number, colour in enumerate(SERIES, 1)
 }
-"""Marker colour -> its name, that of a page's variable."""
+"""Marker colour -> the name of its CSS variable."""
 LIGHT = {
     "ink": "#1d2126",
     "muted": "#5d656e",
@@ -36,7 +36,7 @@ LIGHT = {
     "series-7": "#7a2e1d",
     "series-8": "#61666d",
 }
-"""Name -> colour of a file of its own."""
+"""Name -> colour in a separate file."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names may hold dollar signs
@@ -91,7 +91,7 @@ def plain_ticks(*axes: Any) -> None:
 def draw_svg(draw: Callable[[Figure], None], size: tuple[float, float], label: str) -> str:
     """Run a drawing and return an `<svg>` element that refers to nothing outside and to no fixed colour.
 
-    `label` says in words what is drawn, for readers who do not see it; it must differ between figures of a page.
+    `label` describes the drawing for readers who do not see it; it must differ between figures of a page.
     """
     text = _saved(draw, size, label, ground="none")
     text = text[text.index("<svg") :]

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and faults of the disk that say which file they met."""
+"""Files that are written whole or not at all, and disk errors that name their file."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ WAYS_ON = {
     errno.ENOTDIR: f"{PLACE}, for a file stands where a folder must be",
     errno.EEXIST: f"{PLACE}, for a file stands where a folder must be",
 }
-"""What to do about a fault of the system, by its number."""
+"""What to do about an error of the operating system, by its number."""
 MET_WHILE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""Faults that a file system reports without naming the file."""
+"""Errors that a file system reports without naming the file."""
 
 
 @contextmanager
 def writing(path: Path, partial: Path | None = None) -> Iterator[None]:
-    """Name ``path`` in an OSError for any fault of the disk inside, whichever library met it.
+    """Name ``path`` in an OSError for any disk error inside, whichever library raised it.
 
-    ``partial`` is a file or folder that is no use unfinished: it is deleted whatever the error.
+    ``partial`` is a file or folder that is useless unfinished: it is deleted on any error.
     """
     try:
         yield
@@ -46,7 +46,7 @@ def writing(path: Path, partial: Path | None = None) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, with its folder if need be: there is the old one or the new one, also after a power cut.
+    """Write a UTF-8 file, with its folder if needed: either the old or the new file exists, also after a power cut.
 
     A process killed meanwhile leaves a file ``.NAME.*`` beside it. Raises OSError naming the file.
     """
@@ -80,7 +80,7 @@ def described(error: OSError) -> str:
 
 
 def _fault(error: BaseException) -> OSError | None:
-    """Return the fault of the disk behind an error; safetensors and tokenizers give its number in words alone."""
+    """Return the disk error behind an error; safetensors and tokenizers give its number only in words."""
     seen: BaseException | None = error if isinstance(error, Exception) else None
     while seen is not None:
         if isinstance(seen, OSError):

@@ -13,7 +13,7 @@ SEAL = "sha256"
 
 
 class SealError(ValueError):
-    """Report a sealed file that is missing, no JSON object, or not as it was written."""
+    """A sealed file that is missing, no JSON object, or not as it was written."""
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def first_damaged(
 ) -> str | None:
     """Return the first of ``files`` that is gone or not as `fingerprints` found it, None if all are whole.
 
-    ``read`` is told the size of each file that was read through.
+    ``read`` is called with the size of each file that was read.
     """
     for name, expected in files.items():
         path = folder / name

@@ -11,11 +11,11 @@ from typing import IO, Any, Self
 from mesalm.files import writing
 
 HISTORY = ("step", "valid", "sample", "checkpoint", "end", "stop")
-"""Events that belong to a step and are therefore overtaken when a run goes back to an earlier one."""
+"""Events that belong to a step and are dropped when a run goes back to an earlier one."""
 
 
 class Journal:
-    """Append events to a JSON-lines file; without a path, do nothing (processes other than the main one)."""
+    """A JSON-lines file of events, appended to; without a path, nothing is written (all processes but the main one)."""
 
     def __init__(self, path: Path | None) -> None:
         """Open the journal for appending; a last line torn by a crash is cut off first."""
@@ -63,8 +63,8 @@ class Journal:
 def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Read the events of a run as one history.
 
-    Where a run was resumed from a checkpoint, its ``start`` event names the step it went back to; what an earlier
-    life had written beyond that step is left out. A torn last line, which a crash can leave, is ignored. Raises
+    Where a run was resumed from a checkpoint, its ``start`` event names the step it went back to; events after that
+    step that were written before are left out. A torn last line, which a crash can leave, is ignored. Raises
     ValueError naming file and line for any other line that is not JSON.
     """
     events: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Locks between processes that die with their holder: a killed process or a restarted machine leaves none behind."""
+"""Locks between processes that end with their holder: a killed process or a restarted machine leaves none behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
     """Hold the operating system's lock on the file ``path``, whose folder must be there, while the block runs.
 
     Where another process holds it, ``busy`` is called with that process in words, and may raise; if it returns, the
-    lock is waited for. The file stays, for it may not be deleted safely.
+    lock is waited for. The file stays, since deleting it is not safe.
     """
     lock = FileLock(path)
     try:

@@ -15,7 +15,7 @@ def load(kind: Any, place: str, what: str, *, name: str | None = None, **options
     """Return ``kind.from_pretrained(place, **options)``, where ``kind`` is a class of transformers.
 
     ``what`` is the word for what is opened and ``name`` what the user wrote for ``place``; errors begin with it.
-    Raises ValueError, one line, whatever is wrong with what lies there.
+    Raises ValueError, one line, whatever is wrong there.
     """
     with opening(place, what, name or place):
         return kind.from_pretrained(place, **options)
@@ -23,11 +23,11 @@ def load(kind: Any, place: str, what: str, *, name: str | None = None, **options
 
 @contextmanager
 def opening(place: str, what: str, name: str) -> Iterator[None]:
-    """Turn whatever goes wrong in the block, which opens what lies at ``place``, into a ValueError of one line."""
+    """Turn any error of the block, which opens ``place``, into a ValueError of one line."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity_error()  # what it warns of stands in the error, or does not matter here
+    logging.set_verbosity_error()  # the error below says what matters
     try:
         yield
     except Exception as error:  # a broken file can make any part of transformers fail in any way
@@ -50,7 +50,7 @@ def load_model(kind: Any, place: str, *, name: str | None = None, **options: Any
             f"{name or place}: the weights are not those of config.json: {weight} is {_shape(saved)}, not "
             f"{_shape(wanted)}; get the folder again"
         )
-    # of other families transformers knows which weights may be left over, and says so
+    # for other families transformers knows which weights may be left over
     left_over = found["unexpected_keys"] if model.config.model_type == "mesa" else ()
     for words, weights in (("is missing", found["missing_keys"]), ("has no place in the model", left_over)):
         for weight in sorted(weights):

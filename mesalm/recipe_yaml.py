@@ -1,4 +1,4 @@
-"""Reading and writing YAML for recipes, with the two habits of YAML 1.1 mended that mislead in recipes.
+"""Reading and writing YAML for recipes, with two misleading rules of YAML 1.1 changed.
 
 ``1e-3`` is read as the number it looks like (YAML 1.1 wants ``1.0e-3``), and a key given twice is an error.
 """
@@ -16,7 +16,7 @@ from mesalm.settings import SettingsError
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """Read plain data only."""
+    """A loader of plain data that refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -75,7 +75,7 @@ def write_yaml(data: Any) -> str:
 
 
 class _RecipeDumper(yaml.SafeDumper):
-    """Write floats with their shortest exact digits and strings that look like numbers in quotes."""
+    """A writer of floats with their shortest exact digits and of strings that look like numbers in quotes."""
 
 
 # The dumper leaves a string unquoted unless one of its own resolvers matches it; it must know ours too.

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, what they tell, and what a MODEL argument names."""
+"""The folder of a run: its files, what they say, and what a MODEL argument names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mesalm.journal import read_journal
 from mesalm.recipe_yaml import read_mapping
 
 STATE_FILE = "state.json"
-"""The file of a checkpoint that is written last: without it there is no checkpoint."""
+"""The file that completes a checkpoint: it is written last."""
 
 
 class RunFiles:
@@ -82,9 +82,9 @@ class Model:
 
 
 def resolve(model: str, *, unfinished: bool = False) -> Model:
-    """Find what MODEL names: a run folder (its ``final`` is meant), a folder with a config.json, or a Hub name.
+    """Find what MODEL names: a run folder (which stands for its ``final``), a folder with a config.json, or a Hub name.
 
-    With ``unfinished``, a run folder without ``final`` stands for its newest checkpoint; without, never.
+    With ``unfinished``, a run folder without ``final`` stands for its newest checkpoint.
 
     Raises ValueError, one line, for a run that has not finished, a folder without a model, or a name that is neither.
     """

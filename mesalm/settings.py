@@ -23,11 +23,11 @@ LEAST_TEMPERATURE = 1e-4
 
 
 class SettingsError(ValueError):
-    """Report a setting that cannot be used, in one line that names its dotted key."""
+    """A setting that cannot be used, in one line that names its dotted key."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """Return the choice spelt most like ``word``, or None when nothing is close."""
+    """Return the choice whose spelling is nearest to ``word``, None when nothing is close."""
     found = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1, cutoff=0.5)
     return found[0] if found else None
 
@@ -46,7 +46,7 @@ def without_none_words(value: Any) -> Any:
 
 
 def one_of(word: str, choices: Iterable[str], what: str) -> str:
-    """Return ``word`` if it is one of ``choices``; else raise ValueError, which says what it is not and the nearest."""
+    """Return ``word`` if it is one of ``choices``; else raise ValueError that says ``what`` and the nearest choice."""
     if word not in choices:
         guess = nearest(word, choices)
         hint = f"did you mean {guess!r}?" if guess else f"choose from {', '.join(choices)}"
@@ -55,7 +55,7 @@ def one_of(word: str, choices: Iterable[str], what: str) -> str:
 
 
 class Settings(pydantic.BaseModel):
-    """Hold one section of settings: unknown keys are refused, assignments are checked, ``none`` is no value.
+    """One section of settings: unknown keys are refused, assignments are checked, ``none`` is no value.
 
     Subclasses give every field ``Field(..., description=...)``; `describe` and ``--help`` read it.
     """
@@ -112,6 +112,11 @@ class Settings(pydantic.BaseModel):
             if inner is not None:
                 rows.extend(inner.describe(f"{key}.{holder}"))
         return rows
+
+
+def help_lines(rows: Iterable[tuple[str, str, str, str]]) -> str:
+    """Return rows of `Settings.describe` as text: a line with key, type and default, and one with the meaning."""
+    return "\n".join(f"{key} ({kind}) = {default}\n    {meaning}" for key, kind, default, meaning in rows)
 
 
 def type_name(annotation: Any) -> str:

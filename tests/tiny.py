@@ -9,6 +9,8 @@ import torch
 from mesalm import MesaConfig, MesaForCausalLM
 
 TINY: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+NARROW: dict[str, Any] = {"hidden_size": 16, "head_dim": 8}
+"""The width of the smallest models that learn something."""
 SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 
 

@@ -25,7 +25,6 @@ from mesalm.model.chunk_states import (
     read_states,
     repeat_heads,
     repeat_rows,
-    scan_adjoints,
     scan_states,
     to_chunks,
 )
@@ -140,8 +139,8 @@ class _FixedSteps(torch.autograd.Function):
         y = solve(made, rhs, ctx.steps, ctx.blocked)
         local_cross, local_gram = local_adjoints(x, d, y, made.decay)
         assert local_gram is not None
-        gram_end, _ = scan_adjoints(local_gram, made.decay.whole, x.new_zeros(B, G, K, K))
-        cross_end, _ = scan_adjoints(local_cross, made.decay.whole, x.new_zeros(B, G, K, value.shape[-1]))
+        gram_end, _ = scan_states(local_gram, made.decay.whole, x.new_zeros(B, G, K, K), backward=True)
+        cross_end, _ = scan_states(local_cross, made.decay.whole, x.new_zeros(B, G, K, value.shape[-1]), backward=True)
         states = (made.cross, made.gram, cross_end, gram_end)
         tokens = token_gradients(x, d, y, made.key, made.value, made.gate, made.decay, *states)
         d_query = y.mul_(made.inverse_root)

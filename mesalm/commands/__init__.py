@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from mesalm.commands.compare import add_compare
-from mesalm.commands.convert import add_convert
-from mesalm.commands.evaluate import add_eval
-from mesalm.commands.inspect_model import add_inspect
-from mesalm.commands.lab import add_lab
-from mesalm.commands.prepare import add_prepare
-from mesalm.commands.publish import add_publish
-from mesalm.commands.sample import add_sample
-from mesalm.commands.synth import add_synth
-from mesalm.commands.train import add_train
-from mesalm.commands.tune import add_tune
+from types import ModuleType
 
-COMMANDS = (
-    add_prepare,
-    add_train,
-    add_sample,
-    add_eval,
-    add_compare,
-    add_synth,
-    add_tune,
-    add_inspect,
-    add_convert,
-    add_lab,
-    add_publish,
+from mesalm.commands import (
+    compare,
+    convert,
+    evaluate,
+    inspect_model,
+    lab,
+    prepare,
+    publish,
+    sample,
+    synth,
+    train,
+    tune,
 )
-"""Each adds its parser to the program's; `mesalm --help` lists them in this order."""
+
+COMMANDS: dict[str, ModuleType] = {
+    "prepare": prepare,
+    "train": train,
+    "sample": sample,
+    "eval": evaluate,
+    "compare": compare,
+    "synth": synth,
+    "tune": tune,
+    "inspect": inspect_model,
+    "convert": convert,
+    "lab": lab,
+    "publish": publish,
+}
+"""Name -> its file, in the order of `mesalm --help`.
+
+Each file has HELP, a line; `arguments(command)`, which adds arguments to its parser; and `run(options)`. A file with
+`fields()` has its text printed behind `--help`.
+"""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from mesalm.commands.evaluate import asked, evaluation_arguments, print_plan
 
+HELP = "measure models on the same items and report the differences"
 
-def add_compare(commands: argparse._SubParsersAction) -> None:
-    """Add `mesalm compare`."""
-    command = commands.add_parser("compare", help="measure models on the same items and report the differences")
+
+def arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `mesalm compare`."""
     evaluation_arguments(command, models="*")
     command.add_argument("--baseline", metavar="MODEL", help="what the others are compared with (default: the last)")
     command.add_argument(
@@ -28,10 +29,9 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
         metavar="FOLDER",
         help="make the report from a report folder or score file, without running a model; may be given again",
     )
-    command.set_defaults(run=compare)
 
 
-def compare(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Measure models on the same items, or read their scores, print the differences and write the report."""
     from mesa_eval.evaluate import compare as compare_models
     from mesa_eval.evaluate import named_models, read_scores, report

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from mesalm.commands.words import count, folder_to_write, seed
+from mesalm.commands.words import chosen, count, folder_to_write, seed
 from mesalm.model.mixers import MIXERS
 
+HELP = "swap a checkpoint's softmax attention for mesa layers"
 
-def add_convert(commands: argparse._SubParsersAction) -> None:
-    """Add `mesalm convert`."""
-    command = commands.add_parser("convert", help="swap a checkpoint's softmax attention for mesa layers")
+
+def arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `mesalm convert`."""
     command.add_argument("model", help="a Llama or Qwen3 checkpoint or a softmax model of mesalm: a folder or Hub name")
     command.add_argument("folder", type=folder_to_write, help="a new folder")
     command.add_argument(
@@ -27,20 +28,11 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--tokens", type=count, help="how many tokens to fit to (default 8192, more for wide models)")
     command.add_argument("--seed", type=seed, default=0)
-    command.set_defaults(run=convert)
 
 
-def convert(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Convert a model and say how well each new layer fits."""
-    from mesalm.hub.convert import convert as convert_model
+    from mesalm.hub.convert import convert
 
-    folder = convert_model(
-        options.model,
-        options.folder,
-        layers=options.layers,
-        mixer=options.mixer,
-        calibrate=options.calibrate,
-        tokens=options.tokens,
-        seed=options.seed,
-    )
+    folder = convert(**chosen(options, "model", "folder", "layers", "mixer", "calibrate", "tokens", "seed"))
     print(f"converted: {folder}")

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mesalm.commands.words import MODEL, count, folder_to_write, seed
+from mesalm.commands.words import MODEL, add_device, add_texts, count, folder_to_write, seed
+
+HELP = "measure models: perplexity, loss by position, copying, few-shot tasks"
 
 
 def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") -> None:
@@ -19,9 +21,7 @@ def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") ->
         metavar="SUITE",
         help="how much to measure: quick, full or paper, or a version of one such as full-1 (default quick)",
     )
-    command.add_argument(
-        "--text", action="append", default=[], metavar="FILE", help="held-out text; may be given again"
-    )
+    add_texts(command)
     command.add_argument(
         "--split", choices=("valid", "test"), default="valid", help="of a run's own text (default valid)"
     )
@@ -29,6 +29,7 @@ def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") ->
         "--task",
         action="append",
         default=[],
+        dest="tasks",
         metavar="TASK",
         help="built-in name, file, folder or hub:NAME; may be repeated",
     )
@@ -39,17 +40,16 @@ def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") ->
     )
     command.add_argument("--out", type=folder_to_write, help="folder to write to")
     command.add_argument("--seed", type=seed, default=0)
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
-    command.add_argument("--batch-tokens", type=count, default=8192, help="tokens a forward pass (default 8192)")
-    command.add_argument("--trust-remote-code", action="store_true", help="run code that lies with a model")
+    command.add_argument("--batch-tokens", type=count, default=8192, help="tokens per forward pass (default 8192)")
+    add_device(command)
 
 
 def asked(options: argparse.Namespace) -> dict[str, Any]:
     """Return what `evaluate_models` and `compare_models` are both asked beyond models and suite."""
     return {
-        "texts": options.text,
+        "texts": options.texts,
         "split": options.split,
-        "tasks": options.task,
+        "tasks": options.tasks,
         "out": options.out,
         "seed": options.seed,
         "device": options.device,
@@ -63,19 +63,18 @@ def print_plan(options: argparse.Namespace, models: Sequence[str]) -> None:
     from mesa_eval.measures.token_count import count_tokens, print_counts
     from mesa_eval.plan import make_plan
 
-    chosen = options.suite, options.text, options.split, options.task, options.seed, options.trust_remote_code
+    chosen = options.suite, options.texts, options.split, options.tasks, options.seed, options.trust_remote_code
     plan = make_plan(models, *chosen)
     print_counts(plan, count_tokens(plan, options.batch_tokens, options.trust_remote_code, device=options.device))
 
 
-def add_eval(commands: argparse._SubParsersAction) -> None:
-    """Add `mesalm eval`."""
-    command = commands.add_parser("eval", help="measure models: perplexity, loss by position, copying, few-shot tasks")
+def arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `mesalm eval`."""
     evaluation_arguments(command)
-    command.set_defaults(run=evaluate, out=Path("reports/eval"))
+    command.set_defaults(out=Path("reports/eval"))
 
 
-def evaluate(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Measure each model and print a table."""
     if options.plan:
         print_plan(options, options.models)

@@ -5,30 +5,37 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mesalm.commands.words import count, file_to_write, folder_to_write
+from mesalm.commands.words import chosen, count, file_to_write, folder_to_write
+
+HELP = "test the claims of the mesa-optimisation paper"
 
 
-def add_lab(commands: argparse._SubParsersAction) -> None:
-    """Add `mesalm lab`."""
-    command = commands.add_parser("lab", help="test the claims of the mesa-optimisation paper")
+def arguments(command: argparse.ArgumentParser) -> None:
+    """Add the actions of `mesalm lab` and their arguments."""
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="show every claim and its criteria")
-    listing.set_defaults(run=show)
+    listing.set_defaults(act=show)
     running = actions.add_parser("run", help="run claims; trained nets are kept and used again")
     running.add_argument(
         "claims", nargs="+", metavar="CLAIM", help="names or numbers of claims, all, or names of studies"
     )
     running.add_argument("--without", nargs="+", default=[], metavar="CLAIM", help="claims to leave out, as of all")
     running.add_argument("--seeds", type=count, default=1, help="seeds to average over (default 1)")
-    running.add_argument("--nets", type=folder_to_write, default=Path("runs/lab"), help="where trained nets lie")
+    running.add_argument("--nets", type=folder_to_write, default=Path("runs/lab"), help="folder of trained nets")
     running.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    running.set_defaults(run=run)
+    running.set_defaults(act=run_claims)
     reporting = actions.add_parser("report", help="write one page with every claim and its verdict")
     reporting.add_argument("--page", type=file_to_write, help="the file to write (default: beside the results)")
-    reporting.set_defaults(run=report)
+    reporting.set_defaults(act=report)
     for action in (running, reporting):
         action.add_argument("--size", choices=("small", "paper"), default="small", help="sizes (default small)")
         action.add_argument("--out", type=folder_to_write, default=Path("reports/lab"), help="folder of the results")
+
+
+def run(options: argparse.Namespace) -> int | None:
+    """Do what was asked; return 1 where a claim failed."""
+    code: int | None = options.act(options)
+    return code
 
 
 def show(options: argparse.Namespace) -> None:
@@ -38,20 +45,12 @@ def show(options: argparse.Namespace) -> None:
     list_claims()
 
 
-def run(options: argparse.Namespace) -> int:
+def run_claims(options: argparse.Namespace) -> int:
     """Run claims and print their verdicts; return 1 where one failed."""
-    from mesalm.lab.claim_runs import run_claims
+    from mesalm.lab import claim_runs
 
-    outcomes = run_claims(
-        options.claims,
-        options.size,
-        options.seeds,
-        without=options.without,
-        out=options.out,
-        nets=options.nets,
-        device=options.device,
-        traces=options.traceback,
-    )
+    own = chosen(options, "size", "seeds", "without", "out", "nets", "device")
+    outcomes = claim_runs.run_claims(options.claims, **own, traces=options.traceback)
     return int(None in outcomes.values())
 
 

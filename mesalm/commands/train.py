@@ -6,21 +6,21 @@ import argparse
 import os
 import sys
 
-from mesalm.commands.words import OVERRIDES, add_fields_help
+from mesalm.commands.words import add_recipe
+
+HELP = "train a recipe's model, or each of its arms"
 
 
-def add_train(commands: argparse._SubParsersAction) -> None:
-    """Add `mesalm train`."""
+def fields() -> str:
+    """Return a line for every setting of a recipe."""
+    from mesalm.train.recipe import help_text
 
-    def fields() -> str:
-        from mesalm.train.recipe import help_text
+    return help_text()
 
-        return help_text()
 
-    command = commands.add_parser("train", help="train a recipe's model, or each of its arms", add_help=False)
-    add_fields_help(command, fields)
-    command.add_argument("recipe", help="a YAML file or the name of a packaged recipe")
-    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
+def arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `mesalm train`."""
+    add_recipe(command)
     command.add_argument("--arm", action="append", metavar="NAME", help="train this arm only; may be given again")
     command.add_argument(
         "--seeds", metavar="N", help="train with several seeds, <name>-<arm>-s<seed>: 0,1,2 those, 3 the first three"
@@ -31,10 +31,9 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         default="auto",
         help="go on from this run's newest checkpoint: auto if there is one, must, or never (sets the old run aside)",
     )
-    command.set_defaults(run=train)
 
 
-def train(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Train a recipe, every arm of it in turn, with every seed."""
     from mesalm.train.guard import NonFiniteError
     from mesalm.train.pretrain import pretrain
@@ -45,10 +44,10 @@ def train(options: argparse.Namespace) -> None:
     runs = planned_runs(options.recipe, options.overrides, options.arm, seeds)
     if os.environ.get("RANK", "0") == "0":
         print(f"to train: {plan_line(runs)}", file=sys.stderr)
-    for run in runs:
+    for recipe in runs:
         try:
-            print(f"trained: {pretrain(run, resume=options.resume)}")
+            print(f"trained: {pretrain(recipe, resume=options.resume)}")
         except NonFiniteError as error:
-            failed.append(f"{run.name}: {error}")  # the runs after it are asked for too
+            failed.append(f"{recipe.name}: {error}")  # the later runs were asked for too
     if failed:
         raise NonFiniteError("; ".join(failed))

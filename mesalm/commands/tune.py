@@ -5,44 +5,40 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mesalm.commands.words import MODEL, OVERRIDES, add_fields_help, folder_to_write
+from mesalm.commands.words import MODEL, add_device, add_overrides, folder_to_write
+from mesalm.settings import help_lines
+
+HELP = "learn a soft prefix for few-shot tasks, the model frozen"
 
 
-def add_tune(commands: argparse._SubParsersAction) -> None:
-    """Add `mesalm tune`."""
+def fields() -> str:
+    """Return a line for every setting of the tuning."""
+    from mesalm.tuning.prompt_tuning import TuneSettings
 
-    def fields() -> str:
-        from mesalm.tuning.prompt_tuning import TuneSettings
+    return help_lines(TuneSettings.describe())
 
-        return "\n".join(
-            f"{key} ({kind}) = {default}\n    {text}" for key, kind, default, text in TuneSettings.describe()
-        )
 
-    command = commands.add_parser(
-        "tune", help="learn a soft prefix for few-shot tasks, the model frozen", add_help=False
-    )
-    add_fields_help(command, fields)
+def arguments(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `mesalm tune`."""
     command.add_argument("model", help=MODEL)
-    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
+    add_overrides(command)
     command.add_argument(
         "--task",
         action="append",
         required=True,
         metavar="FILE",
-        help="a few-shot file or a folder of them; may be given again: one prefix is learnt from all together",
+        help="a few-shot file or a folder of them; may be given again: one prefix is learned from all together",
     )
     command.add_argument(
         "--out",
         type=folder_to_write,
         help="folder to write to (default runs/NAME-TASK-prefix, of several runs/NAME-N-tasks-prefix)",
     )
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
-    command.add_argument("--trust-remote-code", action="store_true", help="run code that lies with the model")
-    command.set_defaults(run=tune)
+    add_device(command)
 
 
-def tune(options: argparse.Namespace) -> None:
-    """Tune a prefix and say how to measure its gain."""
+def run(options: argparse.Namespace) -> None:
+    """Tune a prefix and print how to measure its gain."""
     from mesa_eval.reading.scoring import Scorer
     from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
     from mesalm.files import writing
@@ -66,6 +62,6 @@ def tune(options: argparse.Namespace) -> None:
     loss = tune_prefix(scorer.model, rows, valid, settings, folder, record, device=options.device)
     with writing(folder):
         scorer.tokenizer.save_pretrained(folder)
-    print(f"tuned: {folder}, {loss:.4f} nats a token of the answers")
+    print(f"tuned: {folder}, {loss:.4f} nats per token of the answers")
     asked = " ".join(f"--task {name}" for name in options.task)
     print(f"its gain over plain shots: mesalm compare {folder} {options.model} {asked}")

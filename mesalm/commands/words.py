@@ -1,15 +1,45 @@
-"""Help texts that several commands share."""
+"""Arguments, help texts and types of options that several commands share."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mesalm.settings import LARGEST_SEED
 
 MODEL = "a run folder, a saved or published model's folder, or a name on the Hub"
-OVERRIDES = "settings to change, as dotted.key=YAML value, for instance optim.learning_rate=1e-3"
+
+
+def add_overrides(command: argparse.ArgumentParser) -> None:
+    """Add the settings to change, ``dotted.key=YAML value``."""
+    text = "settings to change, as dotted.key=YAML value, for instance optim.learning_rate=1e-3"
+    command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=text)
+
+
+def add_recipe(command: argparse.ArgumentParser) -> None:
+    """Add a recipe and the settings to change in it."""
+    command.add_argument("recipe", help="a YAML file or the name of a packaged recipe")
+    add_overrides(command)
+
+
+def add_texts(command: argparse.ArgumentParser) -> None:
+    """Add ``--text``, files of held-out text."""
+    command.add_argument(
+        "--text", action="append", default=[], dest="texts", metavar="FILE", help="held-out text; may be given again"
+    )
+
+
+def add_device(command: argparse.ArgumentParser, device: str = "auto") -> None:
+    """Add how a model is opened: ``--device`` and ``--trust-remote-code``."""
+    command.add_argument("--device", default=device, help=f"auto, cpu, cuda, ... (default {device})")
+    command.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+
+
+def chosen(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return options by name, as keyword arguments."""
+    return {name: getattr(options, name) for name in names}
 
 
 def add_fields_help(command: argparse.ArgumentParser, fields: Callable[[], str]) -> None:

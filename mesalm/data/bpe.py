@@ -171,7 +171,7 @@ def _is_border(text: str, cut: int) -> bool:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turn texts into ids for training: the beginning id, then the text as plain text.
+    """The encoding of texts for training: the beginning id, then the text as plain text.
 
     A special token spelt out in a text is encoded by its characters, never as the special id.
     """

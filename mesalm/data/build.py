@@ -33,7 +33,7 @@ ENCODE_BATCH = 128
 
 @dataclass
 class Build:
-    """Build prepared data from ``sources`` into the empty folder ``folder``.
+    """The building of prepared data from ``sources`` in the empty folder ``folder``.
 
     ``tokenizer`` is the given one, or None when it is trained here ('train') or absent ('none').
     """
@@ -213,7 +213,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Tokenise:
-    """Turn a batch of gathered documents into their tokens. Picklable, so that processes can share it."""
+    """A map from a batch of gathered documents to their tokens. Picklable, so that processes can share it."""
 
     tokenizer: PreTrainedTokenizerBase | None
     trained: bool

@@ -30,7 +30,7 @@ class KnownSource(SourceSettings):
 
 
 class DataSettings(Settings):
-    """Describe the prepared data of a run."""
+    """The prepared data of a run."""
 
     sources: list[KnownSource] = Field(
         default_factory=lambda: [KnownSource(name="python-stdlib")],

@@ -12,12 +12,12 @@ from .source_settings import SourceSettings
 
 
 class DataError(ValueError):
-    """Report data that cannot be used, in one line that names the file and line and says what to do."""
+    """Data that cannot be used, in one line that names the file and line and says what to do."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """Hold one document: its text, or the token ids of a source that was tokenised beforehand."""
+    """One document: its text, or the token ids of a source that was tokenised beforehand."""
 
     id: str
     domain: str
@@ -27,7 +27,7 @@ class Document:
 
 @dataclass
 class Faults:
-    """Raise on the first bad record, or count bad records when ``skip_bad`` is set; count what sources leave out.
+    """Bad records: the first raises, or with ``skip_bad`` all are counted; also counts of what sources leave out.
 
     ``way_out`` ends every message; it says how to skip bad records, where that can be asked for. ``empty_files`` are
     those that a pattern matched and that hold nothing.
@@ -51,7 +51,7 @@ class Faults:
 
 
 class Source(Protocol):
-    """Read one kind of corpus. `mesalm.data.corpora.SOURCES` lists the classes."""
+    """A reader of one kind of corpus. `mesalm.data.corpora.SOURCES` lists the classes."""
 
     def __init__(self, settings: SourceSettings) -> None: ...
 

@@ -43,7 +43,7 @@ WORDS = tuple(
     wire wizard wolf wood wool worm wrist yard yarn zebra zone
     """.split()  # noqa: SIM905 - seven hundred quoted words read worse
 )
-"""What episodes speak of; every third word is held out and never stands in an episode of the training text."""
+"""The words of episodes; every third is held out and never occurs in an episode of the training text."""
 
 LABELS = (
     *("red", "blue", "green", "gold", "grey", "pink", "black", "white", "brown", "purple", "orange", "silver"),

@@ -2,7 +2,7 @@
 
 A *recall* episode gives its words labels at random and shows each word again and again; a *rule* episode describes
 things by attributes, and a hidden rule over the attributes decides the label, so that looking up does not help. What
-is learnt in one episode is of no use in the next: a model that labels well behind examples has learnt from them.
+is learned in one episode is of no use in the next: a model that labels well after examples has learned from them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HELD_LABELS = 4
 
 
 class EpisodeSettings(Settings):
-    """Describe episodes."""
+    """The settings of episodes."""
 
     task: Literal["recall", "rule"] = Field(
         default="recall",
@@ -59,7 +59,7 @@ class EpisodeSettings(Settings):
 
 @dataclass(frozen=True)
 class Pool:
-    """Hold what episodes are made of: words and labels."""
+    """The words and labels of episodes."""
 
     words: tuple[str, ...]
     labels: tuple[str, ...]
@@ -73,7 +73,7 @@ HELD_OUT_LABELS = Pool(WORDS[::3], LABELS[-HELD_LABELS:])
 
 @dataclass(frozen=True)
 class Example:
-    """Hold one line: what is labelled, the label that the mapping gives it, and the label that is shown."""
+    """One line: what is labelled, the label that the mapping gives it, and the label that is shown."""
 
     item: str
     label: str
@@ -86,7 +86,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Recall:
-    """Hold the mapping of a recall episode."""
+    """The mapping of a recall episode."""
 
     label_of: dict[str, str]
 
@@ -105,7 +105,7 @@ class Recall:
 
 @dataclass(frozen=True)
 class Rule:
-    """Hold the mapping of a rule episode: the label is labels[1] where weights . signs > 0, else labels[0].
+    """The mapping of a rule episode: the label is labels[1] where weights . signs > 0, else labels[0].
 
     `signs` are +1 or -1 for each attribute, the second or first word of its pair.
     """

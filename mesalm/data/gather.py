@@ -24,7 +24,7 @@ BATCH_DOCUMENTS = 1000
 
 @dataclass
 class Gathered:
-    """Describe the documents of ``path`` (columns id, domain, text, input_ids), one entry a document.
+    """The documents of ``path`` (columns id, domain, text, input_ids), one entry per document.
 
     ``splits`` int8 indexes SPLITS; ``order`` uint64 is the rank key within a split; ``sizes`` int64 are
     UTF-8 bytes; ``domains`` int32 index ``domain_names``.
@@ -47,7 +47,7 @@ class Gathered:
 
 
 class Gathering:
-    """Read sources into one Arrow file; see `gather`."""
+    """The reading of sources into one Arrow file; see `gather`."""
 
     def __init__(
         self,

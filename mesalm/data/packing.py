@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Hold some rows: ``input_ids`` int32 [rows, T]; ``segments`` int32, the segment lengths of all rows
+    """Some rows: ``input_ids`` int32 [rows, T]; ``segments`` int32, the segment lengths of all rows
     end to end; ``counts`` int64 [rows], the number of segments of each row. Lengths sum to T in a row."""
 
     input_ids: np.ndarray
@@ -20,7 +20,7 @@ class PackedRows:
 
 
 class Packer:
-    """Pack a stream of documents into rows of ``length`` tokens.
+    """A packer of documents into rows of ``length`` tokens.
 
     A row that begins inside a document begins a new segment there. After the last row, ``dropped`` is
     the number of tokens that did not fill a row, ``rows`` the number of rows, and ``digest`` a sha256 of all that the

@@ -31,7 +31,7 @@ NOT_IN_KEY = {"cache_dir", "processes", "sources"}
 
 
 class ChangedDataError(DataError):
-    """Report that data are not those that they are expected to be."""
+    """Data that are not the expected ones."""
 
 
 def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[str, Any] | None = None) -> Prepared:

@@ -22,7 +22,7 @@ MANY_BYTES = 1_000_000_000
 
 
 class Prepared:
-    """Open a folder that `mesalm.data.prepare` wrote. Raises DataError when it is not one, or damaged.
+    """A folder that `mesalm.data.prepare` wrote. Raises DataError when it is not one, or damaged.
 
     What is opened is first compared with the digests of the manifest, unless ``checked`` says that it was already.
 
@@ -30,8 +30,8 @@ class Prepared:
     pad_token_id, sha256), splits (documents, bytes, tokens, rows, sha256, dropped_tokens, bytes_per_token,
     domains, and of those held out lost: the documents that a given tokenizer does not bring back, with which
     there are no bytes_per_token), duplicates, empty, bad, undecodable, near_copies, bytes_per_token, versions,
-    files (bytes, sha256). Tokens count the one that begins each document, so nats a token over log(2) times
-    bytes_per_token are bits a byte of the stream.
+    files (bytes, sha256). Tokens count the one that begins each document, so nats per token over log(2) times
+    bytes_per_token are bits per byte of the stream.
     """
 
     def __init__(self, path: str | Path, *, checked: bool = False) -> None:
@@ -79,7 +79,7 @@ class Prepared:
         return int(self.manifest["settings"]["sequence_length"])
 
     def bytes_per_token(self, split: str) -> float:
-        """Return UTF-8 bytes a token of one split. Raises DataError where there is none that comes back."""
+        """Return UTF-8 bytes per token of one split. Raises DataError where there is none that comes back."""
         value = self._split(split)["bytes_per_token"]
         if value is None:
             raise DataError(
@@ -131,7 +131,7 @@ class Prepared:
             )
             if counts.get("lost"):
                 lines.append(
-                    f"  {split}: {counts['lost']:,} documents do not come back from the tokenizer: no bits a byte"
+                    f"  {split}: {counts['lost']:,} documents do not come back from the tokenizer: no bits per byte"
                 )
         left_out = {word: self.manifest[word] for word in ("duplicates", "empty", "undecodable")}
         left_out["near copies"] = self.manifest["near_copies"]

@@ -16,7 +16,7 @@ from .source_settings import SourceSettings
 
 
 class EpisodeSource:
-    """Yield episodes of training words as documents of domain "episodes"; see `EpisodeSettings`."""
+    """Episodes of training words as documents of domain "episodes"; see `EpisodeSettings`."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self.settings = settings

@@ -20,7 +20,7 @@ BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 class FileSource:
-    """Yield the documents of local files, in the order of the patterns and sorted within a pattern."""
+    """The documents of local files, in the order of the patterns and sorted within a pattern."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self.settings = settings
@@ -119,7 +119,7 @@ class FileSource:
             names = table.schema_arrow.names
             column = settings.ids_column or settings.text_column
             if column not in names:
-                # The whole file lacks the column: one fault, not one a row.
+                # The whole file lacks the column: one fault, not one per row.
                 record_document(dict.fromkeys(names), str(path), path.name, settings, faults)
                 return
             if table.metadata.num_rows == 0:

@@ -13,7 +13,7 @@ from .source_settings import SourceSettings
 
 
 class HubSource:
-    """Yield the rows of one split of a dataset, loaded or streamed."""
+    """The rows of one split of a dataset, loaded or streamed."""
 
     def __init__(self, settings: SourceSettings) -> None:
         if not settings.dataset:

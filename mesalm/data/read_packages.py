@@ -24,7 +24,7 @@ COPIED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Package:
-    """Hold an installed distribution: its name as asked for, its version, and its files by their path in it."""
+    """An installed distribution: its name as asked for, its version, and its files by their path in it."""
 
     name: str
     version: str
@@ -32,7 +32,7 @@ class Package:
 
 
 class PackageSource:
-    """Yield each ``.py`` file of the named distributions as one document; the distribution's name is its domain.
+    """The ``.py`` files of the named distributions, one document each; the distribution's name is its domain.
 
     Tests are left out, and so are near-copies of files that came before: some packages hold the same few hundred
     lines dozens of times. A file whose declared encoding does not fit its bytes is skipped and counted.

@@ -23,7 +23,7 @@ EXCLUDED_FOLDERS = frozenset(
 
 
 class StandardLibrarySource:
-    """Yield each ``.py`` file of the standard library as one document of domain "python".
+    """The ``.py`` files of the standard library, one document of domain "python" each.
 
     A file whose declared encoding does not fit its bytes is skipped and counted, never an error: the user
     did not choose these files and cannot mend them.

@@ -12,7 +12,7 @@ from .episodes import EpisodeSettings
 
 
 class SourceSettings(Settings):
-    """Where one corpus lies and how it is read."""
+    """The place of one corpus and how it is read."""
 
     name: str = Field(description="Kind of source.")
     files: str | list[str] = Field(

@@ -1,4 +1,4 @@
-"""Which split a document belongs to and where it stands in its split, from the seed and its text alone."""
+"""The split of a document and its place there, from the seed and its text alone."""
 
 from __future__ import annotations
 

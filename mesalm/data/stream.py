@@ -17,7 +17,7 @@ Collate = Callable[[list[Any]], Batch]
 
 @dataclass(frozen=True)
 class Position:
-    """Say where in the data a run stands: the next row is number ``row`` of the ``epoch``'s order."""
+    """The place of a run in the data: the next row is number ``row`` of the ``epoch``'s order."""
 
     seed: int
     epoch: int = 0
@@ -70,7 +70,7 @@ def check_shares(global_rows: int, rank: int, world: int, micro_rows: int) -> No
 
 
 class RowStream:
-    """Iterate for ever over the micro-batches of one process.
+    """The micro-batches of one process, without end.
 
     Each optimiser step takes ``global_rows`` rows from ``position`` on, across the end of an epoch into
     the next; process ``rank`` of ``world`` takes the rank-th contiguous slice of them, cut into
@@ -183,7 +183,7 @@ def _fetched(rows: Any, indices: Iterator[list[int]], collate: Collate, workers:
 
 
 class _Once:
-    """Give a running iterator the form of a batch sampler."""
+    """A running iterator in the form of a batch sampler."""
 
     def __init__(self, indices: Iterator[list[int]]) -> None:
         self.indices = indices

@@ -32,7 +32,7 @@ def text_rows(
     ids: list[int] = []
     for document in source.documents(Faults()):
         ids += [] if begin is None else [begin]
-        # no more characters than could be wanted, so that one huge file costs no more than its beginning
+        # enough characters for all rows, so that of a huge file only the beginning is encoded
         text = (document.text or "")[: 32 * count * length]
         ids += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if len(ids) >= count * length:

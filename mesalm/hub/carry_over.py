@@ -1,4 +1,4 @@
-"""Hold a Llama- or Qwen3-style checkpoint as a mesa model whose mixers are all softmax."""
+"""A Llama- or Qwen3-style checkpoint as a mesa model whose mixers are all softmax."""
 
 from __future__ import annotations
 
@@ -14,41 +14,20 @@ from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.pretrained import load
 
-CARRIED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "mlp_bias",
-    "attention_bias",
-    "max_position_embeddings",
-    "rope_parameters",
-    "attention_dropout",
-    "rms_norm_eps",
-    "initializer_range",
-    "tie_word_embeddings",
-    "use_cache",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-)
-"""Fields that mean the same in Llama, Qwen3 and mesa configurations."""
+CARRIED = tuple(name for name in MesaConfig.field_rules if name in {field.name for field in fields(LlamaConfig)})
+"""Fields that Llama and mesa configurations share; they mean the same in both, and in Qwen3's."""
 
 NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
     "llama": {"pretraining_tp": (1, None)},
     "qwen3": {
         "use_sliding_window": (False,),
         "sliding_window": (None,),
-        "max_window_layers": (),  # says nothing without a window
+        "max_window_layers": (),  # has no effect without a window
         "layer_types": ("full_attention",),
     },
 }
-"""By model type, the fields that mesa has no word for, with the values that change nothing; empty: any value. A field
-named in neither table may have the value it has where nobody sets it."""
+"""By model type, the fields that mesa does not have, with the values that change nothing; empty: any value. A field
+named in neither table may have its default value."""
 
 STYLES: dict[str, type[PreTrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 
@@ -58,7 +37,7 @@ def open_softmax_model(model: str, *, trust_remote_code: bool = False) -> MesaFo
 
     Args:
         model: a folder, run folder or Hub name of a Llama, Qwen3 or mesa checkpoint; see `open_model.locate`.
-        trust_remote_code: whether code that lies with the model may run; a mesa checkpoint needs none of its own.
+        trust_remote_code: whether code that comes with the model may run; a mesa checkpoint needs none.
 
     Raises:
         ValueError: nothing can be opened there, a model of another style, or one that mesa cannot represent.

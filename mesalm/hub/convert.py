@@ -22,7 +22,7 @@ from mesalm.model.mixers import MIXERS
 from mesalm.model.modeling_mesa import MesaForCausalLM
 
 RECORD = "conversion.json"
-"""What a converted folder says of its making."""
+"""The file that records how a converted folder was made."""
 
 SOFTMAX = SoftmaxMixer.name
 
@@ -51,7 +51,7 @@ def convert(
         mixer: one that can stand in for softmax (`converts` in the table of mixers).
         calibrate: text files to fit to, of the kinds that `mesalm prepare` reads.
         tokens: how many tokens to fit to. None: four for each feature an output projection reads, at least 8192.
-        seed: of the model's own text and of the weights that nothing is known of.
+        seed: of the model's own text and of the weights without a counterpart.
         quiet: whether to go without progress bars.
 
     Raises:

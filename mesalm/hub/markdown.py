@@ -1,4 +1,4 @@
-"""Put any text into Markdown so that it is read as it was written."""
+"""Any text as Markdown that shows it as it was written."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ A {kind} of {parameters:,} parameters with {mixers} sequence mixers, made with m
 {example}
 ```
 
-The code that `trust_remote_code` runs lies in this folder and needs torch and transformers only. With mesalm installed,
+The code that `trust_remote_code` runs is in this folder and needs torch and transformers only. With mesalm installed,
 `import mesalm` first: its own classes then open the folder, and `trust_remote_code` is not needed.
 
 ## Architecture
@@ -70,7 +70,7 @@ NO_EVALUATION = "None was recorded beyond the held-out loss above, if there is o
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Hold one measured value for the card: what was measured, its value, and the ends of its 95 % interval, if any."""
+    """One measured value for the card: what was measured, its value, and the ends of its 95 % interval, if any."""
 
     section: str
     label: str
@@ -96,9 +96,9 @@ def model_card(
     Args:
         model: the model; its configuration and size are described.
         name: the title.
-        run: the run folder whose journal tells of data, tokens and loss; None: the card says that it is not known.
+        run: the run folder whose journal records data, tokens and loss; None: the card says that it is not known.
         place: the folder or Hub name in the loading example. None: `name`.
-        licence: the Hub's word for the weights' licence, "apache-2.0" for instance. None: the card says that it is not
+        licence: the Hub's name of the weights' licence, "apache-2.0" for instance. None: the card says that it is not
             stated and depends on the training text.
         evaluations: measured values.
         conversion: what `conversion.json` says, where the model was converted.

@@ -13,8 +13,8 @@ SHRINKAGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 @dataclass(frozen=True)
 class Moments:
-    """Hold sums over tokens: features with features [..., D, D], features with targets [..., D, E], and the squared
-    length of the targets [...], float64."""
+    """Sums over tokens, float64: features with features [..., D, D], features with targets [..., D, E], and the squared
+    length of the targets [...]."""
 
     square: Tensor
     cross: Tensor

@@ -1,4 +1,4 @@
-"""Make a folder appear whole or not at all."""
+"""Folders that are written whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model named on a command line lies, and how it is opened."""
+"""Finding and opening a model named on a command line."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def locate(model: str) -> str:
 
 
 def open_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that lies with MODEL; see `locate`.
+    """Return the tokenizer of MODEL; see `locate`.
 
     Raises:
-        ValueError: no tokenizer lies there.
+        ValueError: there is no tokenizer.
     """
     tokenizer: PreTrainedTokenizerBase = load(
         AutoTokenizer, locate(model), "tokenizer", name=model, trust_remote_code=trust_remote_code

@@ -19,14 +19,14 @@ from mesalm.model.mixer_gated import GatedMixer
 from mesalm.model.modeling_mesa import MesaForCausalLM
 
 FORGET_BIASES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)
-"""What each key head's forget bias is chosen from: memories of 2 to 400 tokens."""
+"""Forget biases that each key head chooses from: memories of 2 to 400 tokens."""
 
 ROWS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class Swap:
-    """Say how a layer was swapped.
+    """How a layer was swapped.
 
     `explained` is the share of the wanted output's square that the new mixer gives on rows it was not fitted to;
     `forget_bias` what each key head was given.
@@ -42,7 +42,7 @@ def swap_layers(
 ) -> tuple[MesaForCausalLM, list[Swap]]:
     """Return a copy of a model with `mixer` in the named softmax layers, and how well each one fits.
 
-    Every weight with a counterpart is carried over. What the new mixers have of their own starts like this:
+    Every weight with a counterpart is carried over. The other weights of the new mixers start like this:
 
     - the convolution passes each token's query and key through, scaled to a root mean square of one;
     - the input gates are half open and the forget gates the same for every token, each key head's being the one of
@@ -79,7 +79,7 @@ def _with_mixers(config: MesaConfig, names: list[str]) -> MesaConfig:
 
 
 class _Streams:
-    """Hold the residual streams of both models before the same layer, in batches of rows."""
+    """The residual streams of both models before the same layer, in batches of rows."""
 
     def __init__(self, model: MesaForCausalLM, rows: Tensor):
         blocks, first = model.model.layers, _Record()
@@ -106,7 +106,7 @@ class _Streams:
 
 
 class _Record(nn.Module):
-    """Stand for the blocks of a model and keep what the first of them would be given."""
+    """A stand-in for the blocks of a model that records what the first of them would be given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class _Record(nn.Module):
 
 
 def fit_mixer(old: Any, new: Any, streams: _Streams, layer: int) -> Swap:
-    """Start the mixer of block `new` so that it stands in for that of block `old`; see `swap_layers`."""
+    """Start the mixer of block `new` so that it replaces that of block `old`; see `swap_layers`."""
     read: list[Tensor] = []
     wanted: list[Tensor] = []
     with _reading(old.mixer, read):

@@ -1,4 +1,4 @@
-"""What the journal of a run tells of data, tokens, loss and time, as lines of a model card."""
+"""Data, tokens, loss and time from the journal of a run, as lines of a model card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mesalm.runs import RunRecord
 def training_lines(run: Path | None) -> list[str]:
     """Return the lines, one fact each; where there is no run, one line that says so."""
     if run is None:
-        return ["- no training journal lies with these weights; data, tokens and loss of their training are not known"]
+        return ["- no training journal comes with these weights; data, tokens and loss of their training are not known"]
     record = RunRecord(run)
     events, start = record.events, record.start
     lines = []
@@ -72,7 +72,7 @@ def _loss_lines(events: list[dict[str, Any]]) -> list[str]:
     end = next((event for event in reversed(events) if event["event"] == "end"), None)
     if end is not None:
         begun = f", from {steps[0]['loss']:.4f} at step {steps[0]['step']:,}" if steps else ""
-        loss = "not recorded" if end.get("loss") is None else f"{end['loss']:.4f} nats a token"
+        loss = "not recorded" if end.get("loss") is None else f"{end['loss']:.4f} nats per token"
         lines.append(f"- {end['tokens']:,} tokens in {end['step']:,} steps; training loss at the end {loss}{begun}")
     measured = [event for event in events if event["event"] == "valid" and event.get("loss") is not None]
     if measured:
@@ -80,8 +80,8 @@ def _loss_lines(events: list[dict[str, Any]]) -> list[str]:
         bits = last.get("bits_per_byte")
         earlier = f" ({first['loss']:.4f} after {first['tokens']:,})" if len(measured) > 1 else ""
         lines.append(
-            f"- held-out loss {last['loss']:.4f} nats a token"
-            + (f", {bits:.4f} bits a byte," if bits is not None else "")
+            f"- held-out loss {last['loss']:.4f} nats per token"
+            + (f", {bits:.4f} bits per byte," if bits is not None else "")
             + f" after {last['tokens']:,} tokens{earlier}"
         )
     return lines

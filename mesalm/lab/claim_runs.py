@@ -1,4 +1,4 @@
-"""Running claims and keeping what came out: one JSON file a claim and size."""
+"""Running claims and keeping their results: one JSON file per claim and size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from mesalm.files import write_text
 from mesalm.hub.open_model import usable_device
-from mesalm.lab.claims import Claim, Curve, Findings, Size, chosen, judge, load_claims
+from mesalm.lab.claims import TABLE, Claim, Curve, Findings, Size, chosen, judge, load_claims
 from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.studies import STUDIES
 from mesalm.lab.workbench import Workbench
@@ -47,8 +47,9 @@ def run_claims(
     device: str = "cpu",
     quiet: bool = False,
     traces: bool = False,
+    table: Path = TABLE,
 ) -> dict[str, bool | None]:
-    """Run claims and studies with seeds 0 .. seeds - 1, print and write what came out; return each one's verdict.
+    """Run claims and studies with seeds 0 .. seeds - 1, print and write the results; return each verdict.
 
     True: reproduced; False: not; None: it failed, and its error was printed (with its place in the code if ``traces``
     or if it is no error of input); the others run all the same. A study that ran is True. Trained nets are kept under
@@ -58,7 +59,7 @@ def run_claims(
     if seeds < 1:
         raise SettingsError(f"seeds: must be at least 1, not {seeds}")
     device = str(usable_device(device))
-    claims = load_claims()
+    claims = load_claims(table)
     left_out = chosen(list(without), claims, list(STUDIES))
     wanted = [name for name in chosen(names, claims, list(STUDIES)) if name not in left_out]
     if not wanted:
@@ -80,7 +81,7 @@ def run_claims(
 
 
 def _run(name: str, claims: dict[str, Claim], size: Size, benches: Sequence[Workbench], out: Path) -> bool:
-    """Run one claim or study once a bench, write its result and print it; tell whether every criterion holds."""
+    """Run one claim or study once per bench, write its result and print it; return whether every criterion holds."""
     claim = claims.get(name)
     experiment, sizes = _experiment(name, claims, size)
     found = [experiment(bench, dict(sizes)) for bench in benches]
@@ -157,12 +158,12 @@ def write_result(
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_results(folder: Path, size: Size) -> dict[str, list[Findings]]:
-    """Return the findings of every claim and study that has a result of this size, one entry a seed.
+def read_results(folder: Path, size: Size, table: Path = TABLE) -> dict[str, list[Findings]]:
+    """Return the findings of every claim and study that has a result of this size, one entry per seed.
 
-    Raises SettingsError for a result whose criteria or sizes are not those of claims.yaml now.
+    Raises SettingsError for a result whose criteria or sizes are not those of ``table`` now.
     """
-    results, claims = {}, load_claims()
+    results, claims = {}, load_claims(table)
     for name in (*claims, *STUDIES):
         path = folder / f"{name}-{size}.json"
         if not path.is_file():

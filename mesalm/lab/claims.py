@@ -19,7 +19,7 @@ Size = Literal["small", "paper"]
 
 
 class Criterion(Settings):
-    """Bound one quantity of an experiment: at_least and at_most include the bound, above and below do not."""
+    """Bounds on one quantity of an experiment: at_least and at_most include the bound, above and below do not."""
 
     quantity: str = Field(description="The quantity's name, as the experiment gives it.")
     at_least: float | None = Field(default=None, description="Least value allowed.")
@@ -44,11 +44,11 @@ class Criterion(Settings):
 
 
 class Claim(Settings):
-    """Hold one claim: what is claimed and where, what decides it, and the sizes it is tried at."""
+    """One claim: what is claimed and where, its criteria, and the sizes it is tested at."""
 
     number: int = Field(description="Place in the list of claims.")
     claim: str = Field(description="The claim in one sentence.")
-    source: str = Field(description="Where in the paper it stands.")
+    source: str = Field(description="Its place in the paper.")
     criteria: list[Criterion] = Field(min_length=1, description="What must hold.")
     small: dict[str, Any] = Field(description="Sizes for 2 CPU cores.")
     paper: dict[str, Any] = Field(description="The paper's sizes.")
@@ -60,7 +60,7 @@ class Claim(Settings):
 
 @dataclass
 class Curve:
-    """Hold one line of a figure: its label, x and y."""
+    """One line of a figure: its label, x and y."""
 
     label: str
     x: list[float]
@@ -69,11 +69,11 @@ class Curve:
 
 @dataclass
 class Findings:
-    """Hold what an experiment found with one seed.
+    """What an experiment found with one seed.
 
     ``values`` are the quantities of the criteria; ``controls`` further numbers to print. ``curves`` is drawn over
     ``x_label`` and ``y_label``; ``blocks`` names matrices [rows, columns] drawn as pictures, cut by lines into
-    ``divisions`` parts a side.
+    ``divisions`` parts per side.
     """
 
     values: dict[str, float]
@@ -89,7 +89,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Ruling:
-    """Say of one criterion whether the mean over seeds keeps it, with the least and largest value."""
+    """Whether the mean over seeds keeps one criterion, with the least and largest value."""
 
     criterion: Criterion
     mean: float
@@ -106,7 +106,7 @@ def load_claims(path: Path = TABLE) -> dict[str, Claim]:
 
 
 def chosen(names: Sequence[str], claims: Mapping[str, Claim], studies: Sequence[str] = ()) -> list[str]:
-    """Return the claims that names, numbers or "all" stand for, each once, in the order of the table.
+    """Return the claims that names, numbers or "all" refer to, each once, in the order of the table.
 
     Studies, which "all" leaves out, follow the claims. Raises SettingsError for a name that is no claim's or study's.
     """
@@ -125,7 +125,7 @@ def chosen(names: Sequence[str], claims: Mapping[str, Claim], studies: Sequence[
 
 
 def judge(claim: Claim, values: Sequence[Mapping[str, float]]) -> list[Ruling]:
-    """Hold the mean over seeds of every quantity against its criterion; ``values`` has one entry a seed.
+    """Compare the mean over seeds of every quantity with its criterion; ``values`` has one entry per seed.
 
     Raises KeyError for a quantity that the experiment did not give.
     """

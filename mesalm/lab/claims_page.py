@@ -7,7 +7,7 @@ from typing import Any
 
 from mesalm.files import write_text
 from mesalm.lab.claim_runs import RESULTS, mean_quantities, read_results
-from mesalm.lab.claims import Claim, Criterion, Findings, Ruling, Size, judge, load_claims
+from mesalm.lab.claims import TABLE, Claim, Criterion, Findings, Ruling, Size, judge, load_claims
 from mesalm.lab.findings_figure import draw_findings
 from mesalm.lab.studies import STUDIES
 from mesalm.settings import SettingsError
@@ -15,7 +15,7 @@ from mesalm.settings import SettingsError
 VERDICTS = {True: ("reproduced", "yes"), False: ("not reproduced", "no"), None: ("not run", "none")}
 
 
-def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None = None) -> Path:
+def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None = None, *, table: Path = TABLE) -> Path:
     """Write the page of all claims from the results in a folder; return its path (default: in that folder).
 
     Studies that have a result follow the claims.
@@ -24,10 +24,10 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
     import jinja2
     from markupsafe import Markup
 
-    found = read_results(results, size)
+    found = read_results(results, size, table)
     if not found:
         raise SettingsError(f"{results}: holds no results of {size} size; run `mesalm lab run all` first")
-    claims = load_claims()
+    claims = load_claims(table)
     items = [_item(name, claim, found.get(name)) for name, claim in claims.items()]
     studies = [_study(name, claims[study.sizes_of], found) for name, study in STUDIES.items() if name in found]
     for item in (*items, *studies):

@@ -1,4 +1,4 @@
-"""The compressed algorithm of a linear net: a number for every block of its heads' products (RevAlg-d).
+"""The compressed algorithm of a linear net: one number per block of its heads' products (RevAlg-d).
 
 von Oswald et al. 2023 (arXiv 2309.05858), section 4.1 and appendix A.
 """
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mesalm.lab.constructions import HeadProducts, linear_net, products_of, set_products
 from mesalm.lab.workbench import fixed
-from mesalm.synthetic.configuration_regressor import SLOTS
-from mesalm.synthetic.regressor_mesa import MesaRegressor
+from mesalm.regressor.configuration_regressor import SLOTS
+from mesalm.regressor.regressor_mesa import MesaRegressor
 
 Layers = list[list[HeadProducts]]
 
@@ -22,7 +22,7 @@ def block_scalars(matrix: Tensor) -> Tensor:
 
 
 def diagonal_mass(layers: Layers) -> float:
-    """Return the share of all products' squared entries that lies on the diagonals of their blocks."""
+    """Return the share of all products' squared entries that is on the diagonals of their blocks."""
     matrices = [matrix for heads in layers for head in heads for matrix in head]
     on = sum(float(_blocks(matrix).diagonal(dim1=-2, dim2=-1).square().sum()) for matrix in matrices)
     return on / sum(float(matrix.square().sum()) for matrix in matrices)
@@ -53,7 +53,7 @@ def with_products(net: MesaRegressor, layers: Layers) -> MesaRegressor:
 
 
 def counts(net: MesaRegressor) -> tuple[int, int]:
-    """Return the numbers a head has when compressed, and as trained: 16 a product, and four maps."""
+    """Return the numbers per head when compressed, and as trained: 16 per product, and four maps."""
     heads = net.config.num_attention_heads
     trained = sum(parameter.numel() for parameter in net.layers.parameters())
     return 2 * SLOTS**2, trained // (heads * net.config.num_hidden_layers)

@@ -1,6 +1,6 @@
 """Weights by construction: linear layers that are gradient steps, and layers that precondition.
 
-Tokens are the constructed [0, s_t, s_t, s_{t-1}] of `mesalm.synthetic.regressor_mesa`; parts are counted from 0. A head
+Tokens are the constructed [0, s_t, s_t, s_{t-1}] of `mesalm.regressor.regressor_mesa`; parts are counted from 0. A head
 has keys W_k e_{t'}, queries W_q e_t and values W_v e_{t'}, and adds P sum_{t' <= t} v_{t'} k_{t'}' q_t to token t.
 """
 
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mesalm.synthetic.configuration_regressor import SLOTS, RegressorConfig
-from mesalm.synthetic.regressor_mesa import MesaRegressor
+from mesalm.regressor.configuration_regressor import SLOTS, RegressorConfig
+from mesalm.regressor.regressor_mesa import MesaRegressor
 
 PREDICTION, QUERY, CURRENT, PAST = range(SLOTS)
 
 
 class HeadProducts(NamedTuple):
-    """Hold what a linear head computes with: W_k' W_q and P W_v, [E, E] each for tokens of width E."""
+    """The products of a linear head: W_k' W_q and P W_v, [E, E] each for tokens of width E."""
 
     query_key: Tensor
     output_value: Tensor
@@ -45,7 +45,7 @@ def linear_net(
 
 
 def set_products(net: MesaRegressor, layers: Sequence[Sequence[HeadProducts]]) -> MesaRegressor:
-    """Write the products of every head of every layer into a `linear_net`, W_k and W_v being the identity."""
+    """Write the products of every head of every layer into a `linear_net`, with the identity as W_k and W_v."""
     for block, heads in zip(net.layers, layers, strict=True):
         mixer: Any = block.mixer
         eye = torch.eye(mixer.head_dim).repeat(len(heads), 1)
@@ -96,8 +96,8 @@ def gradient_step_head(start: Tensor, rate: float) -> HeadProducts:
 def polynomial_heads(weights: Sequence[float], rates: Sequence[float], size: int) -> list[list[HeadProducts]]:
     """Return layers that predict sum_j weights_j G_t r_j, r_0 = s_t, r_{j+1} = r_j - rates_j S S' r_j.
 
-    G_t = sum_{t' <= t} s_{t'} s_{t'-1}', S S' = sum_{t' < t} s_{t'} s_{t'}'. One layer a weight: its first head adds
-    weights_j G_t r_j to the prediction, its second takes the step of r, which lies in the second part of the token.
+    G_t = sum_{t' <= t} s_{t'} s_{t'-1}', S S' = sum_{t' < t} s_{t'} s_{t'}'. One layer per weight: its first head adds
+    weights_j G_t r_j to the prediction, its second takes the step of r, which is in the second part of the token.
     """
     layers = []
     for weight, rate in zip(weights, rates, strict=True):

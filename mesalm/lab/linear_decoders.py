@@ -12,7 +12,7 @@ RANK_CUTOFF = 1e-7
 
 
 class Score(NamedTuple):
-    """Hold half the summed squared error of a decoder on held-out rows, and that of predicting the mean."""
+    """Half the summed squared error of a decoder on held-out rows, and that of predicting the mean."""
 
     error: float
     variance: float

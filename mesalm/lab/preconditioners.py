@@ -1,7 +1,7 @@
 """Iterations that approach an inverse, as matrices: truncated Neumann, and the second-order one with momentum.
 
 Matrices M [..., D, D], symmetric positive definite. von Oswald et al. 2023 (arXiv 2309.05858), proposition 2 and
-appendix C.3; coefficients by step are the "Chebyshev" speed-up.
+appendix C.3; coefficients per step are the "Chebyshev" speed-up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mesalm.least_squares import running_cross, running_gram
 
 
 class Coefficients(NamedTuple):
-    """Hold step sizes and momenta, one a step, [K] each."""
+    """Step sizes and momenta, one per step, [K] each."""
 
     steps: Tensor
     momenta: Tensor

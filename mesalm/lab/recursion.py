@@ -1,4 +1,4 @@
-"""The ungated mesa layer by the paper's recursion: a rank-one update of the inverse a token."""
+"""The ungated mesa layer by the paper's recursion: one rank-one update of the inverse per token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies: what is measured beside the claims, on the same nets, with nothing that must hold."""
+"""Studies: measurements beside the claims, on the same nets, without criteria."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mesalm.settings import SettingsError
 
 @dataclass(frozen=True)
 class Study:
-    """Hold one study: what is asked, the claim whose sizes and nets it takes, and the experiment.
+    """One study: its question, the claim whose sizes and nets it uses, and the experiment.
 
     ``changes`` are the small sizes that differ from the claim's; a study that has them has no paper size.
     """

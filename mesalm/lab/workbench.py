@@ -1,4 +1,4 @@
-"""Where experiments get their nets: trained by the loop, kept under a hash of their recipe, shared between claims."""
+"""The nets of experiments: trained by the loop, kept under a hash of their recipe, shared between claims."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.files import write_text
 from mesalm.journal import Journal
 from mesalm.locks import locked
+from mesalm.regressor.configuration_regressor import RegressorConfig
+from mesalm.regressor.regressor_mesa import MesaRegressor, RegressionOutput
 from mesalm.runs import RunFiles, complete_checkpoints, step_of
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError
-from mesalm.synthetic.configuration_regressor import RegressorConfig
-from mesalm.synthetic.regressor_mesa import MesaRegressor, RegressionOutput
 from mesalm.train import training
 from mesalm.train.checkpoint import load_weights, save_weights, whole_folder
 from mesalm.train.launch import make_accelerator
@@ -37,7 +37,7 @@ from mesalm.train.schedule import ScheduleSettings
 from mesalm.train.sections import CheckpointSettings
 
 STAGES = 10
-"""Checkpoints of a training that are kept, evenly spaced: what claims about its course are read from."""
+"""Checkpoints of a training that are kept, evenly spaced, for claims about its course."""
 
 
 class NetRecipe(Settings):
@@ -105,7 +105,7 @@ def net_recipe(
 
 @dataclass(frozen=True)
 class Workbench:
-    """Seed, device and nets of experiments; nets lie under ``cache`` and are trained by ``train``."""
+    """Seed, device and nets of experiments; nets are kept under ``cache`` and trained by ``train``."""
 
     seed: int
     cache: Path
@@ -190,7 +190,7 @@ class Workbench:
 
 
 class Imitation(nn.Module):
-    """Train one layer of a net to give, on the base's own stream, what the base's layer adds to it.
+    """One layer of a net, trained to give, on the base's own stream, what the base's layer adds to it.
 
     For nets whose blocks are a mixer alone: no norm, no MLP, no bound.
     """

@@ -18,10 +18,10 @@ CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWit
 
 
 class CountedTokens(Cache):
-    """Answer `get_seq_length` for models without softmax layers, whose states have no length.
+    """A cache with a token count for models without softmax layers, whose states have no length.
 
-    `generate` asks for it, and transformers' own caches refuse when all their layers are recurrent. The count lies with
-    the first layer, so that every cache that shares the layers agrees on it.
+    `generate` asks for the count, and transformers' own caches refuse when all their layers are recurrent. The first
+    layer holds it, so that every cache that shares the layers agrees on it.
     """
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
@@ -88,7 +88,7 @@ def check_cache(cache: Cache, layer_types: list[str]) -> None:
 
 
 def conv_state(cache: Cache | None, layer_idx: int) -> torch.Tensor | None:
-    """Return what a layer's convolution saw last, [B, D, size - 1], None at the start."""
+    """Return a layer's last convolution inputs, [B, D, size - 1], None at the start."""
     return _state(cache, layer_idx, "conv_states")
 
 
@@ -98,13 +98,13 @@ def recurrent_state(cache: Cache | None, layer_idx: int) -> torch.Tensor | None:
 
 
 def write_conv_state(cache: Cache, layer_idx: int, state: torch.Tensor) -> None:
-    """Let a layer remember what its convolution saw last, [B, D, size - 1]."""
+    """Store a layer's last convolution inputs, [B, D, size - 1]."""
     _renew(cache, layer_idx, "conv_states", state)
     cache.update_conv_state(state, layer_idx)
 
 
 def write_recurrent_state(cache: Cache, layer_idx: int, state: torch.Tensor) -> None:
-    """Let a layer remember its state."""
+    """Store a layer's state."""
     _renew(cache, layer_idx, "recurrent_states", state)
     cache.update_recurrent_state(state, layer_idx)
 
@@ -121,7 +121,7 @@ def _renew(cache: Cache, layer_idx: int, kind: str, state: torch.Tensor) -> None
 
 
 def _may_change(held: torch.Tensor | None) -> bool:
-    """Tell whether memory may be written to: nothing differentiates what was read from it, or transforms it."""
+    """Tell whether memory may be written to: nothing differentiates or transforms what was read from it."""
     if torch.is_grad_enabled() or transforms_active():
         return False
     return held is None or not (held.requires_grad or _is_sealed(held))
@@ -152,7 +152,7 @@ def tokens_seen(cache: Cache) -> Any:
 
 
 def count_tokens(cache: Cache, before: Any, new: int) -> None:
-    """Write down that a cache which had seen `before` tokens has seen `new` more."""
+    """Record that a cache which had seen `before` tokens has seen `new` more."""
     first: Any = cache.layers[0]
     if not isinstance(cache, StaticCache):
         first.tokens_seen = before + new

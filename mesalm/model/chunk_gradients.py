@@ -20,7 +20,7 @@ from .chunk_states import Decay, apply_mask, repeat_rows
 
 
 class TokenGradients(NamedTuple):
-    """Hold gradients by problem: key `[P, C, K]`, value `[P, C, V]`, gate and log_forget `[P, C, 1]`."""
+    """Gradients by problem: key `[P, C, K]`, value `[P, C, V]`, gate and log_forget `[P, C, 1]`."""
 
     key: Tensor
     value: Tensor

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 CHUNK = 64
-"""Tokens in a chunk; memory grows by K * (K + V) / CHUNK numbers a token and key head."""
+"""Tokens in a chunk; memory grows by K * (K + V) / CHUNK numbers per token and key head."""
 
 
 class Decay(NamedTuple):
-    """Hold the forgetting inside each of P chunks of C tokens, as factors in [0, 1].
+    """The forgetting inside each of P chunks of C tokens, as factors in [0, 1].
 
     mask `[P, C, C]` from token s (column) to token t (row), 0 above the diagonal; start `[P, C, 1]` from the
     chunk's beginning to after token t; end `[P, C, 1]` from token s to the chunk's end; whole `[P, 1, 1]`.
@@ -48,7 +48,7 @@ def chunk_count(length: int) -> int:
 def to_chunks(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     """Copy `[B, T, heads, D]` to problems `[P, R * CHUNK, D]`, R = heads / groups, tokens past T as zeros.
 
-    The R query heads that share a key head lie one after the other in their problem's rows.
+    The R query heads that share a key head follow one another in their problem's rows.
     """
     B, T, heads, D = x.shape
     N, R = chunk_count(T), heads // groups
@@ -71,7 +71,7 @@ def from_chunks(x: Tensor, batch: int, length: int, groups: int, dtype: torch.dt
 
 
 def repeat_heads(x: Tensor, batch: int, chunks: int) -> Tensor:
-    """Expand a value a key head `[G, ...]` to a value a problem `[P, ...]`."""
+    """Expand one value per key head `[G, ...]` to one value per problem `[P, ...]`."""
     return x.repeat_interleave(batch * chunks, dim=0)
 
 
@@ -114,38 +114,24 @@ def chunk_decay(log_forget: Tensor, dtype: torch.dtype) -> Decay:
     )
 
 
-def scan_states(update: Tensor, whole: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+def scan_states(update: Tensor, whole: Tensor, initial: Tensor, *, backward: bool = False) -> tuple[Tensor, Tensor]:
     """Carry a state over the chunks: next = whole * state + update.
 
     update `[P, K, D]` and whole `[P, 1, 1]` by problem, initial `[B, G, K, D]`. Returns the state at every
-    chunk's start `[P, K, D]` and after the last chunk `[B, G, K, D]`.
+    chunk's start `[P, K, D]` and after the last chunk `[B, G, K, D]`. `backward` carries a state's gradient from the
+    last chunk to the first: `initial` arrives at the last state, and the gradients at every chunk's end and at the
+    initial state are returned.
     """
     B, G, K, D = initial.shape
     by_chunk = update.view(G, B, -1, K, D)
     factor = whole.view(G, B, -1, 1, 1)
-    starts = torch.empty_like(by_chunk)
+    edges = torch.empty_like(by_chunk)
     state = initial.transpose(0, 1).to(update.dtype, memory_format=torch.contiguous_format, copy=True)
-    for n in range(by_chunk.shape[2]):
-        starts[:, :, n] = state
+    chunks = range(by_chunk.shape[2])
+    for n in reversed(chunks) if backward else chunks:
+        edges[:, :, n] = state
         state = torch.addcmul(by_chunk[:, :, n], state, factor[:, :, n])
-    return starts.view(-1, K, D), state.transpose(0, 1).contiguous()
-
-
-def scan_adjoints(update: Tensor, whole: Tensor, final: Tensor) -> tuple[Tensor, Tensor]:
-    """Carry a state's gradient backwards over the chunks: previous = whole * gradient + update.
-
-    Arguments as in `scan_states`, with `final` the gradient that arrives at the last state. Returns the
-    gradient at every chunk's end `[P, K, D]` and at the initial state `[B, G, K, D]`.
-    """
-    B, G, K, D = final.shape
-    by_chunk = update.view(G, B, -1, K, D)
-    factor = whole.view(G, B, -1, 1, 1)
-    ends = torch.empty_like(by_chunk)
-    state = final.transpose(0, 1).to(update.dtype, memory_format=torch.contiguous_format, copy=True)
-    for n in reversed(range(by_chunk.shape[2])):
-        ends[:, :, n] = state
-        state = torch.addcmul(by_chunk[:, :, n], state, factor[:, :, n])
-    return ends.view(-1, K, D), state.transpose(0, 1).contiguous()
+    return edges.view(-1, K, D), state.transpose(0, 1).contiguous()
 
 
 def apply_mask(scores: Tensor, mask: Tensor) -> Tensor:

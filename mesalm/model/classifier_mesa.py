@@ -15,10 +15,10 @@ from .modeling_mesa import MesaModel, MesaPreTrainedModel
 
 
 class MesaForSequenceClassification(MesaPreTrainedModel):
-    """Read a sequence and score `config.num_labels` classes, or one or more numbers, at its last token.
+    """A mesa model with a head that scores `config.num_labels` classes, or numbers, at the last token.
 
     The last token is the last one that `attention_mask` keeps; without a mask the last that is not the padding token.
-    So padding may lie left or right. (transformers' own heads look at the padding token even where a mask is given, and
+    So padding may be left or right. (transformers' own heads look for the padding token even where a mask is given, and
     take a wrong token where that token also ends the text.)
     """
 

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .field_rules import (
     choice,
+    documented,
     expect,
     is_number,
     is_whole,
@@ -49,20 +50,19 @@ STORED = (
 """Keys of configurations that transformers writes or reads though no class has them."""
 
 
+@documented
 @strict
 class MesaConfig(PreTrainedConfig):
-    r"""Describe a causal language model whose sequence mixers are named layer by layer.
+    """Configuration of a causal language model whose sequence mixers are named layer by layer.
 
-    Everything but `mixers` and the fields of one mixer serves every mixer, so two models that differ in that one
-    line differ in their attention alone.
-
-    `field_rules` says of each field what it means and may hold; `mesalm train --help` prints it, the defaults beside.
+    All fields but those of one mixer apply to every mixer, so two models that differ only in `mixers` differ only in
+    their attention. The fields, with type, default and meaning, come from `field_rules` and stand below.
 
     Raises:
         ValueError: a value that its field cannot hold, also when it is assigned later; a key that is nearly the name of
             a field; a pattern longer than the model, sizes that do not divide.
 
-    The mesa mixer follows von Oswald et al. 2025 (arXiv 2506.05233), sections 2 and 4; without gates, convolution
+    The mesa mixer follows von Oswald et al. 2025 (arXiv 2506.05233), sections 2 and 4. Without gates, convolution
     and per-channel ridge it is the layer of von Oswald et al. 2023 (arXiv 2309.05858), section 5.
     """
 
@@ -136,12 +136,12 @@ class MesaConfig(PreTrainedConfig):
             "0 (none) or a whole number of at least 2",
             lambda value: is_whole(value) and value >= 0 and value != 1,
             "Width of the causal depthwise convolution, with SiLU, on queries and keys of every mixer; 0: none. None: "
-            f"each mixer's own habit, {', '.join(f'{row.conv_size} for {name}' for name, row in MIXERS.items())}.",
-            none="each mixer's own habit",
+            f"the mixer's default, {', '.join(f'{row.conv_size} for {name}' for name, row in MIXERS.items())}.",
+            none="the mixer's default",
         ),
-        "gates": truth("Whether recurrent mixers forget and gate their input by the token; without, gamma = beta = 1."),
+        "gates": truth("Whether recurrent mixers have a forget gate and an input gate per token; else both are 1."),
         "forget_bias": number(
-            "", lambda value: True, "What the forget gate's bias starts at; gamma starts near sigmoid(forget_bias)."
+            "", lambda value: True, "Initial bias of the forget gate; gamma starts near sigmoid(forget_bias)."
         ),
         "forget_cap": number(
             "in (0, 1]",
@@ -156,8 +156,8 @@ class MesaConfig(PreTrainedConfig):
             "section 5.3), which makes 2 nu head_dim features of head_dim numbers. 0: none.",
         ),
         "qk_l2_norm": truth("Whether recurrent mixers scale queries and keys to unit length."),
-        "read_norm": truth("Whether what recurrent mixers read passes an RMS norm per head."),
-        "ridge_init": positive("The ridge of mesa mixers at the start."),
+        "read_norm": truth("Whether recurrent mixers apply an RMS norm per head to what they read."),
+        "ridge_init": positive("Initial ridge of mesa mixers."),
         "ridge_floor": not_negative("The least value a ridge can take; ridge = ridge_floor + softplus(ridge_bias)."),
         "ridge_per_channel": truth("One ridge per key dimension; False: one per head."),
         "tolerance": number(
@@ -167,11 +167,11 @@ class MesaConfig(PreTrainedConfig):
         ),
         "max_steps": whole(
             1,
-            "Most iterations of the mesa solve. None: as many as the operator allows.",
+            "Largest number of iterations of the mesa solve. None: as many as the operator allows.",
             none="as many as the operator allows",
         ),
         "mesa_backend": choice(BACKENDS, f"Back end of the mesa operator: {', '.join(BACKENDS)}."),
-        "block_norms": truth("Whether blocks and head see the residual stream through an RMS norm."),
+        "block_norms": truth("Whether blocks and head read the residual stream through an RMS norm."),
         "block_mlps": truth("Whether blocks have an MLP after their mixer."),
         "residual_clip": positive(
             "Bound on every entry of the residual stream after each block. None: no bound.", none="no bound"
@@ -187,15 +187,15 @@ class MesaConfig(PreTrainedConfig):
         "attention_dropout": number(
             "of at least 0 and below 1", lambda value: 0 <= value < 1, "Dropout of softmax attention weights."
         ),
-        "rms_norm_eps": positive("Guard of the norms."),
+        "rms_norm_eps": positive("Epsilon of the RMS norms."),
         "initializer_range": not_negative(
             "Standard deviation of the initial weights; maps back into the residual stream get this over "
             "sqrt(2 num_hidden_layers)."
         ),
-        "logit_softcap": positive("c in logits <- c tanh(logits / c). None: none.", none="no cap"),
+        "logit_softcap": positive("The cap c in logits <- c tanh(logits / c). None: no cap.", none="no cap"),
         "scale_embeddings": truth(
-            "Whether embeddings are multiplied by sqrt(hidden_size) when they enter the residual stream; they start "
-            "small for the head's sake, and without the factor the first blocks' outputs drown them."
+            "Whether embeddings are multiplied by sqrt(hidden_size) when they enter the residual stream. They start "
+            "small because the head shares them; without the factor the first blocks' outputs would outweigh them."
         ),
         "tie_word_embeddings": truth("Whether the head shares the embedding's weights."),
         "use_cache": truth("Whether a forward pass without labels keeps the state for the next token."),
@@ -203,7 +203,7 @@ class MesaConfig(PreTrainedConfig):
         "bos_token_id": token("The token that begins texts."),
         "eos_token_id": tokens("The token, or the tokens, that end texts."),
     }
-    """What each field means, and may hold, which is asked at every assignment."""
+    """What each field means and may hold; every assignment is checked."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         stated = kwargs.pop("layer_types", None)  # configurations saved by earlier versions have it
@@ -293,7 +293,7 @@ class MesaConfig(PreTrainedConfig):
 
     @property
     def solver_settings(self) -> dict[str, Any]:
-        """Return what `mesa_attention` is told of the solve."""
+        """Return the solver's settings as arguments of `mesa_attention`."""
         return {"tolerance": self.tolerance, "max_steps": self.max_steps, "backend": self.mesa_backend}
 
     @property
@@ -310,7 +310,7 @@ class MesaConfig(PreTrainedConfig):
         return MIXERS[mixer].conv_size if self.conv_size is None else self.conv_size
 
     def check(self) -> None:
-        """Raise ValueError where fields do not fit together; asked of new, saved and used configurations."""
+        """Raise ValueError where fields do not fit together; new, saved and used configurations are checked."""
         names = [self.mixers] if isinstance(self.mixers, str) else self.mixers
         if len(names) > self.num_hidden_layers:
             raise ValueError(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import inspect
 import math
+import textwrap
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+Config = TypeVar("Config", bound=type[Any])
 
 
 class FieldRule(NamedTuple):
@@ -13,6 +18,18 @@ class FieldRule(NamedTuple):
 
     fault: Callable[[Any], str | None]
     meaning: str
+
+
+def documented(config: Config) -> Config:
+    """Append to the docstring of a configuration one line per field of its `field_rules`: type, default, meaning."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    lines = [
+        f"{name} ({fields[name].type}, default {fields[name].default!r}): {rule.meaning}"
+        for name, rule in config.field_rules.items()
+    ]
+    lines = [textwrap.fill(line, 116, initial_indent=4 * " ", subsequent_indent=8 * " ") for line in lines]
+    config.__doc__ = "\n".join([inspect.cleandoc(config.__doc__ or ""), "", "Args:", *lines])
+    return config
 
 
 def expect(words: str, holds: Callable[[Any], bool], meaning: str, none: str = "") -> FieldRule:

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-ATTENTION_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "is_causal", "seq_idx")
-"""What attention back ends read."""
+DOCUMENT_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+"""What transformers' collators say of packed documents beside their positions; flash attention reads it."""
 
 LOSS_KEYWORDS = ("num_items_in_batch", "shift_labels", "ignore_index")
 """What the loss of a causal language model reads: its divisor, labels that are shifted already, the label left out."""
 
 BASE_KEYWORDS = (
-    *ATTENTION_KEYWORDS,
-    *("output_attentions", "output_hidden_states"),
+    *DOCUMENT_KEYWORDS,
+    *("is_causal", "output_attentions", "output_hidden_states"),
     # Trainer gives the divisor of the loss to every model that takes further keywords
     "num_items_in_batch",
     # transformers' tracing of a model's inputs and outputs
@@ -48,15 +48,16 @@ def check_keywords(module: nn.Module, given: dict[str, Any], known: Collection[s
             raise TypeError(f"{type(module).__name__}.forward: {name!r} is no argument of it; {hint}")
 
 
-def check_attention_keywords(given: dict[str, Any], position_ids: torch.Tensor | None, recurrent: bool) -> None:
-    """Refuse what attention back ends would read and the other layers of the model would not.
+def attention_keywords(given: dict[str, Any], position_ids: torch.Tensor | None, recurrent: bool) -> dict[str, Any]:
+    """Return the keywords without those that repeat where documents begin: `position_ids` say it to every layer.
 
     Raises:
-        ValueError: limits of documents without `position_ids`, by which all layers tell documents apart; later
-            tokens to be read (`is_causal` False) where layers are `recurrent`.
+        ValueError: limits of documents without `position_ids`; later tokens to be read (`is_causal` False) where layers
+            are `recurrent`.
     """
-    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx"):
+    for name in DOCUMENT_KEYWORDS:
         if given.get(name) is not None and position_ids is None:
             raise ValueError(f"{name}: documents are told apart by position_ids; give them too, from 0 in each")
     if recurrent and given.get("is_causal") is False:
         raise ValueError("is_causal: recurrent layers and convolutions cannot read later tokens; leave it out")
+    return {name: value for name, value in given.items() if name not in DOCUMENT_KEYWORDS}

@@ -7,9 +7,9 @@ from torch import nn
 
 
 class ScaledEmbedding(nn.Embedding):
-    """Look up tokens and multiply them by `embed_scale`, so that a small tied head and a large residual stream agree.
+    """An embedding multiplied by `embed_scale`, so that a small tied head and a large residual stream agree.
 
-    Adapters that look tokens up themselves find the factor by this name.
+    Adapters that look up tokens themselves read the factor by this name.
     """
 
     def __init__(self, tokens: int, width: int, padding_id: int | None, scale: float):
@@ -22,18 +22,18 @@ class ScaledEmbedding(nn.Embedding):
 
 
 class ResidualProjection(nn.Linear):
-    """Map back into the residual stream; the start of its weights shrinks with the model's depth."""
+    """A map back into the residual stream; its initial weights shrink with the model's depth."""
 
 
 class GateProjection(nn.Linear):
-    """Map tokens to gates in float32, whatever dtype runs around it.
+    """A map from tokens to gates in float32, whatever dtype the model has.
 
     In bfloat16 a gate near 1 has a memory of at most 256 tokens, so neither autocast nor half weights may touch it.
 
     Args:
         width: size of a token.
         gates: number of gates.
-        start: what the bias starts at.
+        start: the initial bias.
     """
 
     def __init__(self, width: int, gates: int, start: float = 0.0):
@@ -47,7 +47,7 @@ class GateProjection(nn.Linear):
 
 
 class ShortConvolution(nn.Module):
-    """Convolve each channel with its last few values, then apply SiLU.
+    """A causal convolution of each channel with its last few values, then SiLU.
 
     y_t = silu(sum_j weight[:, j] x_{t-j}), j = 0 .. size - 1, where x before the start of a document is 0.
 

@@ -20,7 +20,6 @@ from .chunk_states import (
     from_chunks,
     is_restart,
     read_states,
-    scan_adjoints,
     scan_states,
     to_chunks,
 )
@@ -112,7 +111,7 @@ def backward(upstreams: LinearUpstreams, operands: LinearOperands) -> LinearOper
         d, x = to_chunks(upstreams.upstream, G, dtype), to_chunks(query, G, dtype)
         d_query = read_states(d, values * gate, keys, starts.mT, decay)
         local, _ = local_adjoints(x, d, None, decay)
-        ends, d_cross = scan_adjoints(local, decay.whole, upstreams.cross_upstream.to(dtype))
+        ends, d_cross = scan_states(local, decay.whole, upstreams.cross_upstream.to(dtype), backward=True)
         tokens = token_gradients(x, d, None, keys, values, gate, decay, starts, None, ends, None)
         d_gate = from_chunks(tokens.input_gate, B, T, G, operands.input_gate.dtype).squeeze(-1)
         d_log = from_chunks(tokens.log_forget, B, T, G, operands.log_forget.dtype).squeeze(-1)

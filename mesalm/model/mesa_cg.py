@@ -57,7 +57,7 @@ class Systems(NamedTuple):
     root: Tensor
 
     def apply(self, x: Tensor, buffers: Buffers | None = None) -> Tensor:
-        """Multiply rows `[P, M, K]` by their token's H_t + I; the result lies in `buffers.product`."""
+        """Multiply rows `[P, M, K]` by their token's H_t + I; the result is in `buffers.product`."""
         if buffers is None:
             buffers = Buffers.like(x, self.key)
         scores = apply_mask(torch.bmm(x, self.key.mT, out=buffers.scores), self.mask)

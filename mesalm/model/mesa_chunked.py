@@ -22,7 +22,7 @@ from .chunk_states import (
     from_chunks,
     is_restart,
     read_states,
-    scan_adjoints,
+    scan_states,
     to_chunks,
 )
 from .mesa_exact import mesa_exact
@@ -91,8 +91,10 @@ def backward(
         root = operands.ridge.to(dtype).sqrt()
         row, outer = root.unsqueeze(-1), root.unsqueeze(-1) * root.unsqueeze(-2)
         last_gram = 0.5 * (upstreams.gram_upstream + upstreams.gram_upstream.mT).to(dtype) * outer
-        gram_end, d_gram = scan_adjoints(local_gram, decay.whole, last_gram)
-        cross_end, d_cross = scan_adjoints(local_cross, decay.whole, upstreams.cross_upstream.to(dtype) * row)
+        gram_end, d_gram = scan_states(local_gram, decay.whole, last_gram, backward=True)
+        cross_end, d_cross = scan_states(
+            local_cross, decay.whole, upstreams.cross_upstream.to(dtype) * row, backward=True
+        )
         tokens = token_gradients(
             x,
             d,

@@ -25,7 +25,7 @@ def mesa_exact(
     gram: Tensor,
     cross: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Solve one dense K x K system a token, by Cholesky, differentiable by autograd.
+    """Solve one dense K x K system per token, by Cholesky, differentiable by autograd.
 
     query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, ridge `[G, K]`, states
     `[B, G, K, K]` and `[B, G, K, V]`, of any floating dtype; computes in float32 or better. Only the symmetric

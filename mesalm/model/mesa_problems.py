@@ -1,4 +1,4 @@
-"""Cut the operands of mesa attention into problems, with the ridge scaled away.
+"""Cut the operands of mesa attention into problems, with the ridge scaled to the identity.
 
 With L = diag(ridge), the system (H + L) x = q is (H' + I) x' = q' for k' = L^-1/2 k, q' = L^-1/2 q,
 x = L^-1/2 x', and the read-out is unchanged, G' x = G'' x' with G'' = L^-1/2 G.

@@ -3,21 +3,21 @@
 With the ridge scaled to the identity, g_t the decay since the chunk began, g* one frozen decay and
 r_t = g* / g_t, the matrix of token t is
 
-    H_t + I = (1 / r_t) [ M + sum_{s <= t} w_s w_s' + (r_t - 1) I ],   M = g* H_0 + I,   w_s = sqrt(beta_s r_s) k_s.
+    H_t + I = (1 / r_t) [ A + sum_{s <= t} w_s w_s' + (r_t - 1) I ],   A = g* H_0 + I,   w_s = sqrt(beta_s r_s) k_s.
 
-Without the last term all tokens share M and the rank-one updates. With N = M^-1, W the rows w_s,
-S = I + W N W' = L L' and the gains U = L^-1 W N (those of Sherman and Morrison 1950, taken all at once),
+Without the last term all tokens share A and the rank-one updates. With W the rows w_s, S = I + W A^-1 W' = L L'
+and the gains U = L^-1 W A^-1 (those of Sherman and Morrison 1950, taken all at once),
 
-    P_t = (M + sum_{s <= t} w_s w_s')^-1 = N - sum_{s <= t} u_s u_s'
+    P_t = (A + sum_{s <= t} w_s w_s')^-1 = A^-1 - sum_{s <= t} u_s u_s'
 
-is one causal product for all tokens. What is left, x_t = (P_t^-1 + r_t - 1)^-1 r_t b_t, is a function of P_t whose
-spectrum lies in [0, 1], so x is a sum of Chebyshev polynomials in Y_t = 2 P_t - 1 with coefficients known in
-closed form: with q_t = (1 - sqrt(r_t)) / (1 + sqrt(r_t)) and m products,
+is one causal product for all tokens. The solution x_t = (P_t^-1 + r_t - 1)^-1 r_t b_t is a function of P_t, whose
+spectrum is in [0, 1]. So x is a sum of Chebyshev polynomials in Y_t = 2 P_t - 1 with coefficients in closed form:
+with rho_t = (1 - sqrt(r_t)) / (1 + sqrt(r_t)) and m products,
 
-    x_t = 2 P_t sum'_{j < m} e_j T_j(Y_t) b_t,   e_j = sqrt(r) q^j (1 - q^{2 (m - j)}) / (1 + q^{2 m}),
+    x_t = 2 P_t sum'_{j < m} e_j T_j(Y_t) b_t,   e_j = sqrt(r) rho^j (1 - rho^{2 (m - j)}) / (1 + rho^{2 m}),
 
-where ' halves the first term, and the relative error is at most 2 |q|^m / (1 + q^{2 m}), whatever the keys are.
-docs/solver.md derives this. After a restart inside a chunk M is the identity for the tokens that follow, with
+where ' halves the first term. The relative error is at most 2 |rho|^m / (1 + rho^{2 m}), whatever the keys are.
+docs/solver.md derives this. After a restart inside a chunk, A is the identity for the tokens that follow, with
 a reference decay of their own; the same factorisation serves them through a mask.
 """
 
@@ -34,15 +34,14 @@ from .chunk_states import apply_mask, is_restart, repeat_rows
 class Reference(NamedTuple):
     """The frozen decays of P problems of C tokens.
 
-    log_ratio `[P, C]` (float64): log r_t, with r taken about the middle of each segment between restarts.
-    start `[P]` (float64): log g*. reach `[P]` (float64): the largest |log r_t|. segment `[P, C]` (int64): the
-    restarts so far in this chunk.
+    log_ratio `[P, C]` (float64): log r_t, relative to the middle between two restarts. start `[P]` (float64): log g*.
+    reach `[P]` (float64): the largest |log r_t|. restarts `[P, C]` (int64): those so far in this chunk.
     """
 
     log_ratio: Tensor
     start: Tensor
     reach: Tensor
-    segment: Tensor
+    restarts: Tensor
 
     def take(self, index: Tensor | slice) -> Reference:
         """Select problems."""
@@ -65,7 +64,7 @@ def freeze_decay(log_forget: Tensor, dtype: torch.dtype) -> Reference:
 
 def products_needed(reach: Tensor, tolerance: Tensor) -> Tensor:
     """Count the products with P `[P]` (float64) after which the error bound is at most `tolerance` `[P]`."""
-    digits = -torch.log(torch.tanh(0.25 * reach))  # natural digits a product; 0 where tanh rounds to 1
+    digits = -torch.log(torch.tanh(0.25 * reach))  # natural digits per product; 0 where tanh rounds to 1
     return (torch.log(2.0 / tolerance) / digits.clamp(min=1e-300)).ceil().clamp(min=1.0)
 
 
@@ -75,10 +74,10 @@ def coefficients(log_ratio: Tensor, degree: Tensor, dtype: torch.dtype) -> Tenso
     log_ratio `[P, C]` (float64), degree `[P]` (int64): the products m.
     """
     m = degree.unsqueeze(-1)
-    q = torch.tanh(-0.25 * log_ratio).to(dtype)
+    rho = torch.tanh(-0.25 * log_ratio).to(dtype)
     j = torch.arange(int(degree[0]), device=degree.device).view(-1, 1, 1)
     left = (m - j).clamp(min=0)
-    e = torch.exp(0.5 * log_ratio).to(dtype) * q**j * (1.0 - q ** (2 * left)) / (1.0 + q ** (2 * m))
+    e = torch.exp(0.5 * log_ratio).to(dtype) * rho**j * (1.0 - rho ** (2 * left)) / (1.0 + rho ** (2 * m))
     e[0] *= 0.5
     return e.unsqueeze(-1)
 
@@ -86,8 +85,8 @@ def coefficients(log_ratio: Tensor, degree: Tensor, dtype: torch.dtype) -> Tenso
 class Factor(NamedTuple):
     """The factorisation of P problems, as the operator 2 Y = 4 P - 2 of the recurrence needs it.
 
-    carried `[P, K, K]` = 4 N - 2, gains `[P, C, K]` = 2 U; mask `[P, C, C]` and first `[P, C, 1]` where there are
-    restarts: 1 between tokens of one segment, and 1 before the chunk's first restart; None where there are none.
+    carried `[P, K, K]` = 4 A^-1 - 2, gains `[P, C, K]` = 2 U. mask `[P, C, C]` and first `[P, C, 1]`, None without
+    restarts: mask is 1 between tokens with no restart between them, first is 1 before the chunk's first restart.
     """
 
     carried: Tensor
@@ -116,34 +115,34 @@ class Factor(NamedTuple):
         return out.baddbmm_(scores, self.gains, alpha=-alpha)
 
 
-def segment_masks(segment: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Give the masks of `Factor` for the segments `[P, C]` of chunks with restarts."""
-    same = segment.unsqueeze(-1) == segment.unsqueeze(-2)
-    return same.tril().to(dtype), (segment == 0).to(dtype).unsqueeze(-1)
+def restart_masks(restarts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Give the masks of `Factor` for the counts of restarts `[P, C]`."""
+    same = restarts.unsqueeze(-1) == restarts.unsqueeze(-2)
+    return same.tril().to(dtype), (restarts == 0).to(dtype).unsqueeze(-1)
 
 
-def factorise(gram: Tensor, key: Tensor, input_gate: Tensor, reference: Reference, restarts: bool) -> Factor:
+def factorise(gram: Tensor, key: Tensor, input_gate: Tensor, reference: Reference, restarting: bool) -> Factor:
     """Factor problems: gram `[P, K, K]` at the chunk's start, key `[P, C, K]`, input_gate `[P, C, 1]`.
 
-    restarts: does any of the chunks hold one? Where M is not positive definite in this arithmetic, the factor's
-    first entry of `carried` is NaN.
+    restarting: does any of the chunks hold a restart? Where A is not positive definite in this arithmetic, the first
+    entry of `carried` is NaN.
     """
     dtype, K = gram.dtype, gram.shape[-1]
     matrix = gram * reference.start.exp().to(dtype)[:, None, None]
     matrix.diagonal(dim1=-2, dim2=-1).add_(1.0)
     lower, info = torch.linalg.cholesky_ex(matrix)
     identity = torch.eye(K, dtype=dtype, device=gram.device).expand_as(matrix)
-    root = torch.linalg.solve_triangular(lower, identity, upper=False)  # N = root' root
+    root = torch.linalg.solve_triangular(lower, identity, upper=False)  # A^-1 = root' root
     written = key * (input_gate * reference.log_ratio.exp().to(dtype).unsqueeze(-1)).sqrt()
     half = torch.bmm(written, root.mT)
     whole = torch.bmm(half, root.mul_(2.0))
     mask = first = None
-    if restarts:
-        mask, first = segment_masks(reference.segment, dtype)
+    if restarting:
+        mask, first = restart_masks(reference.restarts, dtype)
         half, whole = torch.where(first > 0, half, written), torch.where(first > 0, whole, 2.0 * written)
     inner = torch.bmm(half, half.mT)
     if mask is not None:
-        inner.mul_(mask + mask.mT)  # the diagonal is counted twice here and put right below
+        inner.mul_(mask + mask.mT)  # the diagonal is counted twice here and halved below
         inner.diagonal(dim1=-2, dim2=-1).mul_(0.5)
     inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
     small, _ = torch.linalg.cholesky_ex(inner)
@@ -155,7 +154,7 @@ def factorise(gram: Tensor, key: Tensor, input_gate: Tensor, reference: Referenc
 
 
 def apply_series(factor: Factor, rhs: Tensor, log_ratio: Tensor, degree: list[int]) -> Tensor:
-    """Solve for rows rhs `[P, M, K]`: sum the series of `degree` products a problem, given in falling order."""
+    """Solve for rows rhs `[P, M, K]`: sum the series of `degree` products per problem, given in falling order."""
     P, M, _ = rhs.shape
     C = factor.gains.shape[1]
     m = torch.tensor(degree, device=rhs.device)

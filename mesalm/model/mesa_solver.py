@@ -1,4 +1,4 @@
-"""Solve all systems of a call, each chunk and head in its own way: by the shared factor or by conjugate gradients.
+"""Solve all systems of a call, by chunk and head: by the shared factor or by conjugate gradients.
 
 Prices are counted in products with a chunk's matrices and decide only about time: both ways keep the tolerance. The
 shared factor's products follow from the gates alone; those of conjugate gradients from a cheap bound on the largest
@@ -23,7 +23,7 @@ from .mesa_shared import (
     factorise,
     freeze_decay,
     products_needed,
-    segment_masks,
+    restart_masks,
 )
 from .operator_inputs import check_choice
 
@@ -127,7 +127,7 @@ def assign(
     heads: int,
     solving: Solving,
 ) -> Assignment:
-    """Price P problems of key size `size` with `heads` query heads a key head.
+    """Price P problems of key size `size` with `heads` query heads per key head.
 
     largest `[P]`: a bound on the largest eigenvalue of H_t + I; tolerance `[P]` (float64): the relative error allowed
     in the norm of the scaled system. Every problem's choice depends on itself alone.
@@ -143,7 +143,7 @@ def assign(
         chosen = (price <= STEP_PRICE * steps) & ((products <= solving.max_steps) | (steps > solving.max_steps))
     chosen = chosen & (largest * 1e2 * torch.finfo(largest.dtype).eps < 1.0)
     degree = products.clamp(max=float(solving.max_steps)).to(torch.int64)
-    restarts = reference.segment[:, -1] > 0
+    restarts = reference.restarts[:, -1] > 0
     rank = torch.where(chosen, restarts * (1 << 40) - degree, 1 << 50)
     counts = torch.stack((chosen.sum(), (chosen & ~restarts).sum())).tolist()
     order = torch.argsort(rank, stable=True)
@@ -202,14 +202,14 @@ def solve(
     size = block_numbers // (K * K + C * K + M * (4 * K + C)) if rhs.device.type == "cpu" else P
     for first, end in _blocks(assigned, max(size, 1)):
         index, where, run = assigned.shared[first:end], slice(first, end), assigned.run(first, end)
-        restarts = first >= assigned.plain
+        restarting = first >= assigned.plain
         block = reference.take(index if run is None else run)
         if fresh:
             gram, key, gate = (_take(operand, index, run) for operand in (made.gram, made.key, made.input_gate))
-            factor = factorise(gram, key, gate, block, restarts)
+            factor = factorise(gram, key, gate, block, restarting)
             factors.carried[where], factors.gains[where] = factor.carried, factor.gains
         else:
-            masks = segment_masks(block.segment, rhs.dtype) if restarts else (None, None)
+            masks = restart_masks(block.restarts, rhs.dtype) if restarting else (None, None)
             factor = Factor(factors.carried[where], factors.gains[where], *masks)
         broken.append(index[factor.carried[:, 0, 0].isnan()])
         right = _take(rhs, index, run)

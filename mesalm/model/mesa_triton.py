@@ -59,7 +59,7 @@ _step_op = register("mesa_step", _step, _step_shapes)
 def mesa_step(operands: Operands, limits: Limits) -> Results:
     """Advance sequences by one token, without gradients.
 
-    The final gram and cross lie beside one another in one tensor `[B, G, K, K + V]`, as a cache holds them. Steps are 0
+    The final gram and cross are side by side in one tensor `[B, G, K, K + V]`, as a cache holds them. Steps are 0
     where conjugate gradients did not end and the system was factored.
     """
     output, state, solution, steps = _step_op(*operands, *limits)
@@ -68,7 +68,7 @@ def mesa_step(operands: Operands, limits: Limits) -> Results:
 
 
 def beside(gram: Tensor, cross: Tensor) -> Tensor:
-    """Lay gram `[B, G, K, K]` and cross `[B, G, K, V]` beside one another, without a copy where they already lie so."""
+    """Put gram `[B, G, K, K]` and cross `[B, G, K, V]` side by side, without a copy where memory has them so."""
     K, V = cross.shape[-2:]
     if torch.compiler.is_compiling() or transforms_active() or gram.requires_grad or cross.requires_grad:
         return torch.cat((gram, cross), dim=-1)  # the compiler fuses the copy, and sees no memory

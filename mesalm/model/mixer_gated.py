@@ -15,11 +15,11 @@ from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp, same_segment
 
 GATES = ("forget_proj", "input_proj")
-"""The maps to the gates; a forget gate near 1 is lost in 16 bits."""
+"""The maps to the gates; 16 bits cannot represent a forget gate near 1."""
 
 
 class Projections(NamedTuple):
-    """What a token brings to an operator: query [B, T, H, K], key [B, T, G, K], value [B, T, G, V], gates [B, T, G]."""
+    """The operands of an operator: query [B, T, H, K], key [B, T, G, K], value [B, T, G, V], gates [B, T, G]."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -29,11 +29,11 @@ class Projections(NamedTuple):
 
 
 class GatedMixer(nn.Module):
-    """Mix tokens through a recurrent state of constant size; subclasses say how the state is read.
+    """A mixer with a recurrent state of constant size; subclasses define how the state is read.
 
     query, key: projection, causal convolution with SiLU, feature map if there is one, L2 norm; value: projection. The
     gates come from the token: gamma = sigmoid(forget) capped as `MesaConfig.forget_cap` says, beta = sigmoid(input),
-    one a key head. The read-out passes an RMS norm per head, unless `MesaConfig.read_norm` is off, and the output
+    one per key head. The read-out passes an RMS norm per head, unless `MesaConfig.read_norm` is off, and the output
     projection (von Oswald et al. 2025, section 2).
 
     Args:
@@ -177,7 +177,7 @@ def convolve(
 ) -> torch.Tensor:
     """Convolve [B, T, D], carrying the last size - 1 inputs in transformers' cache when there is one.
 
-    Padding is passed over wherever it stands: a token's taps are its last real predecessors, so that padding inside a
+    Padding is skipped wherever it is: a token's taps are its last real predecessors, so that padding inside a
     continued prompt changes nothing either. Without a convolution the inputs are returned as they are; transformers
     marks a recurrent layer as filled only when its convolution state is written, so a state of one zero is.
     """

@@ -10,7 +10,7 @@ from .operator_linear import linear_attention
 
 
 class LinearMixer(GatedMixer):
-    """Read the state with the query itself: o_t = G_t q_t (see `operator_linear`)."""
+    """Gated linear attention, o_t = G_t' q_t (see `operator_linear`)."""
 
     name = "linear"
 
@@ -22,6 +22,6 @@ class LinearMixer(GatedMixer):
         return result if return_state else (result, None)
 
     def flops(self, length: int) -> float:
-        """Return the operations a token of one forward pass of the recurrence: two products with a state."""
+        """Return the operations per token of one forward pass of the recurrence: two products with a state."""
         K, V, chunk = self.key_size, self.head_dim, min(CHUNK, length)
         return 2.0 * self.heads * (2 * K * V + chunk * (K + V))

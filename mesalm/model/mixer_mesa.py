@@ -19,7 +19,7 @@ RIDGE, OLD_RIDGE = "ridge_bias", "ridge_parameter"
 
 
 class SolverSample(NamedTuple):
-    """Tell how one layer solved the systems of one row and one key head.
+    """How one layer solved the systems of one row and one key head.
 
     misses: share of chunks of 64 tokens and query heads that hold a solution out of tolerance, measured in float64;
     residual: the largest |q - (H + ridge) x| / |q|.
@@ -32,11 +32,11 @@ class SolverSample(NamedTuple):
 
 
 class MesaMixer(GatedMixer):
-    """Read o_t = G_t (H_t + ridge)^-1 q_t (see `operator_mesa`).
+    """The mesa layer, o_t = G_t' (H_t + ridge)^-1 q_t (see `operator_mesa`).
 
-    The ridge is `ridge_floor + softplus(ridge_bias)`, one a key head and key dimension, or one a key head. The
-    cache holds gram and cross beside one another, [B, G, K, K + V] float32, since transformers counts one recurrent
-    state a layer.
+    The ridge is `ridge_floor + softplus(ridge_bias)`, one per key head and key dimension, or one per key
+    head. The cache holds gram and cross side by side, [B, G, K, K + V] float32, since transformers allows one recurrent
+    state per layer.
     """
 
     name = "mesa"
@@ -112,9 +112,9 @@ class MesaMixer(GatedMixer):
         return self.key_size + self.head_dim
 
     def flops(self, length: int) -> float:
-        """Return the operations a token of one forward pass: two states, the read-out, and the solve's products.
+        """Return the operations per token of one forward pass: two states, the read-out, and the solve's products.
 
-        One solver step is one product with H_t, 2 (K^2 + 2 C K) operations a token and head with chunks of C tokens;
+        One solver step is one product with H_t, 2 (K^2 + 2 C K) operations per token and head with chunks of C tokens;
         the steps are those of the last forward pass.
         """
         K, V, chunk = self.key_size, self.head_dim, min(CHUNK, length)

@@ -18,7 +18,7 @@ from .mixer_gated import convolve
 
 
 class SoftmaxMixer(nn.Module):
-    """Attend to all earlier tokens (Vaswani et al. 2017) with rotary positions (Su et al. 2021) and grouped heads.
+    """Softmax attention (Vaswani et al. 2017) with rotary positions (Su et al. 2021) and grouped heads.
 
     Args:
         config: a `MesaConfig`.
@@ -110,5 +110,5 @@ class SoftmaxMixer(nn.Module):
         return 2 * length * self.groups * self.head_dim + (0 if self.conv is None else self.conv.state_numbers)
 
     def flops(self, length: int) -> float:
-        """Return the operations a token of one forward pass over `length` tokens: scores and read-out, causal half."""
+        """Return the operations per token of one forward pass over `length` tokens: half of scores and read-out."""
         return 2.0 * self.heads * self.head_dim * length

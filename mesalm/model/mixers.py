@@ -1,4 +1,4 @@
-"""The table of sequence mixers: one row a mixer."""
+"""The table of sequence mixers: one row per mixer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read what a forward pass is told of its tokens: their ids, which are padding, and where documents begin.
+"""Check and read the inputs of a forward pass: ids, padding, and where documents begin.
 
 Shapes and dtypes are always checked; ids by value on the CPU alone, where looking at them waits for no device. A mask's
 values are looked at everywhere, and checked by the graph itself where one is traced.

@@ -34,7 +34,7 @@ from .cache_mesa import (
 )
 from .configuration_mesa import MesaConfig
 from .context_parallel import share_of_loss
-from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, check_attention_keywords, check_keywords
+from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, attention_keywords, check_keywords
 from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortConvolution
 from .mixer_mesa import OLD_RIDGE, RIDGE, MesaMixer
 from .mixer_softmax import SoftmaxMixer
@@ -59,7 +59,7 @@ def residual_norm(config: MesaConfig) -> nn.Module:
 
 
 class MesaBlock(GradientCheckpointingLayer):
-    """Mix tokens, then transform each: h + mixer(norm(h)), then h + mlp(norm(h)).
+    """A block: h + mixer(norm(h)), then h + mlp(norm(h)).
 
     `MesaConfig` can leave out the norms or the MLP and bound what comes out.
     """
@@ -85,7 +85,7 @@ class MesaBlock(GradientCheckpointingLayer):
 
 
 class MesaPreTrainedModel(PreTrainedModel):
-    """Initialise, load and save mesa models."""
+    """The base class of mesa models: initialising, loading and saving."""
 
     config: MesaConfig
     base_model_prefix = "model"
@@ -142,7 +142,7 @@ class MesaPreTrainedModel(PreTrainedModel):
     def sample_solver(self, number: int) -> MesaMixer | None:
         """Let the mesa layer whose turn it is measure the next row it solves, and return it; None without one.
 
-        What it finds lies in its `solver_sample`. Layers and then key heads take turns by ``number``. Nothing is
+        Its `solver_sample` then holds the result. Layers and then key heads take turns by ``number``. Nothing is
         measured where torch.compile runs the layer.
         """
         mixers = [module for module in self.modules() if isinstance(module, MesaMixer)]
@@ -155,7 +155,7 @@ class MesaPreTrainedModel(PreTrainedModel):
 
 
 class MesaModel(MesaPreTrainedModel):
-    """Map token ids to hidden states.
+    """The mesa model without a head: token ids to hidden states.
 
     Args:
         config: the model's configuration; `mixers` says which mixer each block has.
@@ -215,7 +215,7 @@ class MesaModel(MesaPreTrainedModel):
                 where gradient checkpointing would write it twice.
         """
         check_keywords(self, kwargs)
-        check_attention_keywords(kwargs, position_ids, self._is_stateful)
+        kwargs = attention_keywords(kwargs, position_ids, self._is_stateful)
         cache = one_cache(cache, past_key_values)
         if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             raise ValueError("cache: gradient checkpointing would write it twice; call model.eval(), or leave it out")
@@ -272,7 +272,7 @@ class MesaModel(MesaPreTrainedModel):
 
 
 class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
-    """Predict the next token.
+    """The mesa model with a head that predicts the next token.
 
     Example:
         >>> model = MesaForCausalLM(MesaConfig(mixers="mesa"))            # doctest: +SKIP
@@ -375,9 +375,9 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
             model_kwargs[CACHE] = counting(cache)
 
     def flops_per_token(self, sequence_length: int) -> float:
-        """Return the floating-point operations a token of one training step, forward and backward.
+        """Return the floating-point operations per token of one training step, forward and backward.
 
-        Three times the forward pass: two operations a weight of every linear map and of the head, and the mixers'
+        Three times the forward pass: two operations per weight of every linear map and of the head, and the mixers'
         own products, with the solver's steps as last measured.
         """
         embeddings = self.model.embed_tokens.weight.numel()

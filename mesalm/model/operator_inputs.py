@@ -37,7 +37,7 @@ class Layout(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What the tokens of one call bring: query, key and value, and the two gates `[B, T, G]`."""
+    """The tokens of one call: query, key and value, and the two gates `[B, T, G]`."""
 
     query: Tensor
     key: Tensor
@@ -205,7 +205,7 @@ def check_state(name: str, state: Tensor, shape: tuple[int, ...], letters: str, 
     if not isinstance(state, Tensor):
         raise _fail(name, f"a {type(state).__name__}", f"a tensor {letters}")
     if tuple(state.shape) != shape:
-        raise _fail(name, f"of shape {list(state.shape)}", f"{letters} = {list(shape)}, a row a sequence")
+        raise _fail(name, f"of shape {list(state.shape)}", f"{letters} = {list(shape)}, one row per sequence")
     if state.dtype not in STATE_DTYPES:
         raise _fail(name, f"of dtype {state.dtype}", "float32 or float64")
     _check_device(name, state, query)

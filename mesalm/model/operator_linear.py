@@ -1,4 +1,4 @@
-"""Offer gated linear attention: mesa attention's states without its solve."""
+"""Gated linear attention: mesa attention's states without its solve."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def linear_attention(
     query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]` of one dtype; G divides H. log_forget
     `[B, T, G]` = log gamma <= 0 (None: no forgetting; -inf: restart, with gradient 0 there). input_gate
     `[B, T, G]` = beta in [0, 1] (None: 1). initial_state `[B, G, K, V]`, key index first, float32 or float64;
-    one row a sequence. cu_seqlens `[S + 1]`: B is 1 and holds S sequences that do not see each other.
+    one row per sequence. cu_seqlens `[S + 1]`: B is 1 and holds S sequences that do not see each other.
 
     backend: "exact" (the recurrence token by token, by autograd), "torch" (in chunks, memory O(T), custom
     backward; a single token takes one step of the recurrence), "auto" ("torch"; "exact" under torch.func and

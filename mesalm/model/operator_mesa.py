@@ -1,4 +1,4 @@
-"""Offer mesa attention: the operator's face, which checks its arguments and chooses a back end."""
+"""Mesa attention: the public operator, which checks its arguments and chooses a back end."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ BACKENDS = ("auto", "exact", "torch", "triton")
 
 
 class MesaState(NamedTuple):
-    """What a mesa layer remembers: gram `[B, G, K, K]` and cross `[B, G, K, V]`, key index first.
+    """The state of a mesa layer: gram `[B, G, K, K]` and cross `[B, G, K, V]`, key index first.
 
-    float32, or float64 for float64 inputs; one row a sequence.
+    float32, or float64 for float64 inputs; one row per sequence.
     """
 
     gram: Tensor
@@ -85,7 +85,7 @@ def mesa_attention(
     `[B, T, G]` = log gamma <= 0 (None: no forgetting; -inf: restart, with gradient 0 there). input_gate
     `[B, T, G]` = beta in [0, 1] (None: 1). ridge > 0: a number, `[G]` or `[G, K]`.
 
-    initial_state: MesaState (or a pair) of float32 or float64 with one row a sequence; gram must be positive
+    initial_state: MesaState (or a pair) of float32 or float64 with one row per sequence; gram must be positive
     semidefinite, and only its symmetric part counts. cu_seqlens `[S + 1]`: B is 1 and holds S sequences one
     after the other, that do not see each other; states then have S rows. Where packed sequences start from
     or return states they are solved as S rows padded to the longest, and the report has those rows; that
@@ -98,7 +98,7 @@ def mesa_attention(
     kept, measured in float64, at the cost of the full report. The backward pass solves to the same tolerance. Gradients
     of float16 arguments are float16 and underflow below 6e-8.
 
-    backend: "exact" (one dense solve a token, float32 or better, by autograd), "torch" (in chunks, memory
+    backend: "exact" (one dense solve per token, float32 or better, by autograd), "torch" (in chunks, memory
     O(T), gradients by implicit differentiation; a single token is solved densely), "triton" (the same on the
     GPU kernels of mesa_kernels, inputs of float32 or 16 bits, K and V up to 256; a single token by a kernel of its own,
     or by "torch" where gradients are asked for), "auto" ("triton" on CUDA tensors that it supports, else "torch";

@@ -39,7 +39,7 @@ def pull_back(function: Callable[..., Any], upstreams: Sequence[Tensor], operand
 def register_second_order(op: Any, function: Callable[..., Any], upstreams: int, operands: int) -> None:
     """Teach `op`, which computes the gradients of `function`, its own: those of `pull_back`, of any order.
 
-    The first arguments of `op` are the upstream gradients, then the operands of `function`; the rest bears no gradient.
+    The first arguments of `op` are the upstream gradients, then the operands of `function`; the rest has no gradient.
     """
 
     def gradients(*arguments: Tensor) -> Gradients:

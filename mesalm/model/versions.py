@@ -12,7 +12,7 @@ TESTED = {"torch": ">=2.11,<2.16", "transformers": ">=5.17,<5.25"}
 
 
 class UntestedVersionWarning(UserWarning):
-    """Say that a library's release is one that the tests have not seen, so that results may be wrong unseen."""
+    """A library's release that the tests have not covered, with which results may be wrong."""
 
 
 def check_versions() -> None:

@@ -1,4 +1,4 @@
-"""Reading a whole sequence back from the state after its last token.
+"""The model of the compression task: a whole sequence read back from the state after its last token.
 
 No `from __future__ import annotations` here: transformers reads the class behind the annotation `config: MesaConfig`.
 """
@@ -13,7 +13,7 @@ from mesalm.model.modeling_mesa import MesaModel, MesaPreTrainedModel
 
 
 class MesaForCompression(MesaPreTrainedModel):
-    """Encode tokens with a mesa model and decode each of them from the last hidden state and its position alone.
+    """A mesa model that encodes tokens, and a decoder of each from the last hidden state and its position alone.
 
     The decoder is two layers that see one vector, h_last + position t, so whatever it knows of the tokens went
     through h_last (the compression task of MAD, Poli et al. 2024, arXiv 2403.17844).

@@ -65,9 +65,8 @@ class CellScorer(Protocol):
 def run_grid(recipe: SyntheticRecipe, score: CellScorer, *, quiet: bool = False) -> None:
     """Run every cell of a recipe that has no result yet and that no other process is at work on.
 
-    ``quiet`` shows nothing. Raises Interrupted (a
-    SystemExit with code 130 or 143) after Ctrl-C or SIGTERM, the cell's checkpoint written; SettingsError for a launch
-    with several processes in one group.
+    ``quiet`` shows nothing. Raises Interrupted (a SystemExit with code 130 or 143) after Ctrl-C or SIGTERM, the cell's
+    checkpoint written; SettingsError for a launch with several processes in one group.
     """
     total = planned_count(recipe)
     folder = cells_folder(recipe)
@@ -87,7 +86,7 @@ def run_grid(recipe: SyntheticRecipe, score: CellScorer, *, quiet: bool = False)
 
 
 class CellRun:
-    """Train and score one cell."""
+    """The training and scoring of one cell."""
 
     def __init__(self, cell: Cell, folder: Path, score: CellScorer, place: str, quiet: bool) -> None:
         self.cell, self.files, self.score = cell, RunFiles(folder), score
@@ -224,7 +223,7 @@ def _count_scored(batch: dict[str, torch.Tensor]) -> int:
 
 @contextmanager
 def _claim(folder: Path) -> Iterator[bool]:
-    """Say whether this process alone is at work in a cell's folder; the claim ends with the block or the process."""
+    """Yield whether this process alone works in a cell's folder; the claim ends with the block or the process."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def busy(holder: str) -> None:

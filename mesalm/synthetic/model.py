@@ -17,9 +17,9 @@ def build_model(task: SyntheticTask, fields: Mapping[str, Any]) -> MesaPreTraine
     """Return a fresh model, float32 on the CPU, for a task; ``fields`` are those of its configuration."""
     from mesalm.model.configuration_mesa import MesaConfig
     from mesalm.model.modeling_mesa import MesaForCausalLM
+    from mesalm.regressor.configuration_regressor import RegressorConfig
+    from mesalm.regressor.regressor_mesa import MesaRegressor
     from mesalm.synthetic.compression_mesa import MesaForCompression
-    from mesalm.synthetic.configuration_regressor import RegressorConfig
-    from mesalm.synthetic.regressor_mesa import MesaRegressor
 
     own = copy.deepcopy(dict(fields))  # the configuration completes nested fields in place
     if isinstance(task, VectorTask):

@@ -16,8 +16,8 @@ from pydantic import Field, field_validator, model_validator
 from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.recipe_yaml import read_mapping, write_yaml
-from mesalm.settings import LARGEST_SEED, Settings, SettingsError, nearest
-from mesalm.synthetic.configuration_regressor import RegressorConfig
+from mesalm.regressor.configuration_regressor import RegressorConfig
+from mesalm.settings import LARGEST_SEED, Settings, SettingsError, help_lines, nearest
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.recipe import ModelFields, check_model_fields, find_recipe, folder_name
@@ -30,7 +30,7 @@ KIND = "synth"
 
 
 class ScoreSettings(Settings):
-    """Describe how a model is scored while it trains and at the end."""
+    """How a model is scored while it trains and at the end."""
 
     valid_rows: int = Field(default=256, gt=0, description="Rows by which training stops and rates are chosen.")
     test_rows: int = Field(default=1_280, gt=0, description="Rows that are scored at the end, by nothing but that.")
@@ -50,7 +50,7 @@ class ScoreSettings(Settings):
 
 
 class TaskRun(Settings):
-    """Describe one training run but for its learning rate and its seed."""
+    """One training run without its learning rate and its seed."""
 
     task: dict[str, Any] = Field(description="The task: its name and its own settings (see below).")
     model: ModelFields = Field(default_factory=dict, description="Fields of the model's configuration.")
@@ -87,7 +87,7 @@ class TaskRun(Settings):
 
 
 class SyntheticRecipe(TaskRun):
-    """Describe a grid of runs: every arm at every point of the grid, its best learning rate, several seeds."""
+    """A grid of runs: every arm at every point of the grid, its best learning rate, several seeds."""
 
     name: str = Field(description="Name of the grid; its folder is <output_dir>/<name>.")
     output_dir: str = Field(default="runs", description="Folder that holds the grid's folder.")
@@ -170,7 +170,7 @@ class SyntheticRecipe(TaskRun):
 
 @dataclass(frozen=True)
 class AxisValue:
-    """Hold one value of an axis: what it is called and the settings it changes."""
+    """One value of an axis: its label and the settings it changes."""
 
     axis: str
     label: str
@@ -179,7 +179,7 @@ class AxisValue:
 
 @dataclass(frozen=True)
 class Setting:
-    """Hold one arm at one point of the grid (axis -> what its value is called)."""
+    """One arm at one point of the grid (axis -> label of its value)."""
 
     arm: str
     point: dict[str, str]
@@ -193,7 +193,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """Hold one run of the grid: a setting at a learning rate with a seed."""
+    """One run of the grid: a setting at a learning rate with a seed."""
 
     setting: Setting
     rate: float
@@ -252,7 +252,7 @@ def synthetic_help() -> str:
     for name, task in TASKS.items():
         own = [row for row in task.describe() if row[0] != "name"]
         rows += [(f"task.{key} [{name}]", kind, default, description) for key, kind, default, description in own]
-    return "\n".join(f"{key} ({kind}) = {default}\n    {description}" for key, kind, default, description in rows)
+    return help_lines(rows)
 
 
 def planned_cells(recipe: SyntheticRecipe, results: Mapping[str, Mapping[str, Any]]) -> Iterator[Cell]:

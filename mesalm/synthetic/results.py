@@ -1,4 +1,4 @@
-"""What came of the cells of a grid, and their summary: ``results.json``, which a report is made from."""
+"""The results of a grid's cells, and their summary ``results.json``, from which a report is made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return what came of the cell in a folder, None if it has not ended."""
+    """Return the result of the cell in a folder, None if it has not ended."""
     path = folder / "result.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -34,9 +34,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 def write_results(recipe: SyntheticRecipe) -> Path:
     """Write ``results.json`` and ``recipe.yaml`` into the grid's folder and return the folder.
 
-    For each setting: arm, point, task, the rates that were swept with their scores, the best of them, and one entry a
-    seed at the best rate. A setting without a finished sweep has no ``best_rate`` and no ``runs``; ``missing`` counts
-    the cells that have not ended.
+    For each setting: arm, point, task, the rates that were swept with their scores, the best of them, and one entry
+    per seed at the best rate. A setting without a finished sweep has no ``best_rate`` and no ``runs``; ``missing``
+    counts the cells that have not ended.
     """
     results = read_results(cells_folder(recipe))
     cells = [cell for cell in planned_cells(recipe, results) if cell.folder_name in results]

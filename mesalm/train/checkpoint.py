@@ -34,7 +34,7 @@ RANDOM_FILE = "random.pt"
 
 
 class CheckpointError(ValueError):
-    """Report a checkpoint that cannot be used, with the file and the way to go on."""
+    """A checkpoint that cannot be used, with the file and what to do."""
 
 
 class Checkpoints:

@@ -16,13 +16,13 @@ from mesalm.model.operator_inputs import unchecked_values
 
 
 class NonFiniteError(FloatingPointError):
-    """Report a run that cannot go on, in one line: the step, what was not finite and where, and what to do."""
+    """A run that cannot go on, in one line: the step, what was not finite and where, and what to do."""
 
 
 class Guard:
-    """Refuse steps whose loss or gradient is not finite, and stop the run where that does not help.
+    """The refusal of steps whose loss or gradient is not finite; it stops the run where that does not help.
 
-    All processes see the same loss and gradient, and what one of them finds in its weights is told to all, so that
+    All processes see the same loss and gradient, and what one of them finds in its weights goes to all, so that
     they stop together.
     """
 

@@ -52,7 +52,7 @@ SHARDED = {
 
 
 class LaunchError(SettingsError):
-    """Report a launch that is not what was asked for, or that asks for what there is not."""
+    """A launch that is not what was asked for, or that asks for what does not exist."""
 
 
 def make_accelerator(

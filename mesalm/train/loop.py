@@ -17,10 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from mesalm.interrupts import Interrupts
 from mesalm.journal import Journal
 from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_states, load_weights
 from mesalm.train.guard import Guard, NonFiniteError
-from mesalm.train.interrupts import Interrupts
 from mesalm.train.meters import Speedometer, Tally
 from mesalm.train.progress import Display
 from mesalm.train.randomness import preserved_randomness, random_state, restore_random_state
@@ -101,7 +101,7 @@ class Due:
 
 @dataclass(kw_only=True, eq=False)
 class Loop:
-    """One training of a model, until it has made ``steps`` steps or hears a signal of `mesalm.train.interrupts`.
+    """One training of a model, until it has made ``steps`` steps or hears a signal of `mesalm.interrupts`.
 
     ``stream`` shards by itself; model and optimiser go through ``accelerator.prepare`` here, the model being on
     ``accelerator.device`` already. ``learning_rate(step)`` gives the rate of each step, counted from 0. A step's

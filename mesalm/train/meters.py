@@ -36,7 +36,7 @@ class Tally:
 
 
 class Speedometer:
-    """Measure tokens a second and the time left over the last steps of a run."""
+    """Tokens per second over the last steps of a run, and the time left."""
 
     def __init__(
         self, earlier_seconds: float = 0.0, window: int = 50, clock: Callable[[], float] = time.perf_counter

@@ -22,7 +22,7 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 class OptimSettings(Settings):
-    """Describe the optimiser."""
+    """The optimiser's settings."""
 
     name: str = Field(default="adamw", description="Optimiser, by its name in mesalm.train.optim.OPTIMISERS.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate, reached when warm-up ends.")

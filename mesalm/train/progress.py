@@ -15,7 +15,7 @@ from mesalm.train.meters import clock_text
 
 
 class Display:
-    """Show the steps of a run, the loss, tokens a second and the time left; silent if not enabled.
+    """A display of a run's steps, loss, tokens per second and time left; silent if not enabled.
 
     On a terminal that is a bar; elsewhere, as in a log file or where TERM is dumb, a line for each step that is logged.
     """

@@ -53,7 +53,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message='Field name "validate"', category=UserWarning)
 
     class Recipe(Settings):
-        """Describe one training run."""
+        """One training run."""
 
         name: str = Field(description="Name of the run; its folder is <output_dir>/<name>.")
         seed: int = Field(

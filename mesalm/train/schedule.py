@@ -11,7 +11,7 @@ from mesalm.settings import Settings, one_of
 
 
 class ScheduleSettings(Settings):
-    """Describe how the learning rate moves over the run."""
+    """The learning rate over the run."""
 
     name: str = Field(default="cosine", description="Shape: cosine, wsd (warm-up, stable, decay) or constant.")
     warmup_fraction: float = Field(

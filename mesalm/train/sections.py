@@ -12,7 +12,7 @@ TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tenso
 
 
 class TrainSettings(Settings):
-    """Describe the length of the run, its batches and its arithmetic."""
+    """The length of the run, its batches and its arithmetic."""
 
     tokens: int | None = Field(
         default=None, gt=0, description="Tokens to train on, rounded up to whole steps; give this or train.steps."
@@ -71,14 +71,14 @@ class ParallelismSettings(Settings):
 
 
 class ValidateSettings(Settings):
-    """Describe validation while training."""
+    """Validation while training."""
 
     every: int = Field(default=100, ge=0, description="Steps between validations; 0: only after the last step.")
     rows: int = Field(default=256, ge=0, description="Rows of the validation split to score, evenly spaced; 0: all.")
 
 
 class SampleSettings(Settings):
-    """Describe the texts sampled while training."""
+    """The texts sampled while training."""
 
     every: int = Field(default=0, ge=0, description="Steps between samples, the last step included; 0: never.")
     prompts: list[str] = Field(default_factory=lambda: ["def "], description="Beginnings to be continued.")
@@ -100,7 +100,7 @@ class SampleSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """Describe how often the run can be taken up again."""
+    """How often checkpoints are written, and how many are kept."""
 
     every: int = Field(
         default=500, ge=0, description="Steps between checkpoints; 0: only on interruption and at the end."

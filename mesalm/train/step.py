@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import compile_regions
 from torch import nn
 
+from mesalm.interrupts import SIGNALS
 from mesalm.model.operator_inputs import unchecked_values
-from mesalm.train.interrupts import SIGNALS
 from mesalm.train.randomness import preserved_randomness
 
 Batch = dict[str, torch.Tensor]

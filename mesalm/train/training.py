@@ -10,11 +10,11 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from torch import nn
 
+from mesalm.interrupts import Interrupted
 from mesalm.journal import Journal
 from mesalm.runs import RunFiles, step_of
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard
-from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import broadcast
 from mesalm.train.loop import Loop, Outcome, Probe, Stream
 from mesalm.train.optim import OptimSettings, build_optimiser

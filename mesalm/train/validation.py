@@ -1,4 +1,4 @@
-"""Validation while training: the mean loss over held-out rows, in nats a token and bits a byte."""
+"""Validation while training: the mean loss over held-out rows, in nats per token and bits per byte."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mesalm.data.stream import epoch_batches
 
 
 def mean_loss(model: nn.Module, rows: Any, micro_rows: int, accelerator: Accelerator, share: tuple[int, int]) -> float:
-    """Return the mean loss in nats a token over all rows, each scored once by those of a share (`data_share`).
+    """Return the mean loss in nats per token over all rows, each scored once by those of a share (`data_share`).
 
     The rows must be of one length, so that each counts alike.
     """
@@ -28,7 +28,7 @@ def mean_loss(model: nn.Module, rows: Any, micro_rows: int, accelerator: Acceler
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """Turn a loss in nats a token into bits a byte of text."""
+    """Turn a loss in nats per token into bits per byte of text."""
     return loss / math.log(2) / bytes_per_token
 
 

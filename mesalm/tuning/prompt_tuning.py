@@ -34,7 +34,7 @@ Row = tuple[list[int], int]
 
 
 class TuneSettings(Settings):
-    """The settings by which a soft prefix is learnt."""
+    """The settings by which a soft prefix is learned."""
 
     vectors: int = Field(default=16, gt=0, description="Vectors of the prefix.")
     init: Literal["shots", "vocabulary"] = Field(
@@ -43,9 +43,9 @@ class TuneSettings(Settings):
     shots: list[Annotated[int, Field(ge=0)]] = Field(
         default_factory=lambda: [0, 1, 2, 4],
         min_length=1,
-        description="Numbers of demonstrations in the prompts it is learnt from.",
+        description="Numbers of demonstrations in the prompts it is learned from.",
     )
-    rows: int = Field(default=2_000, gt=0, description="Prompts it is learnt from.")
+    rows: int = Field(default=2_000, gt=0, description="Prompts it is learned from.")
     valid_rows: int = Field(default=64, gt=0, description="Further prompts on which the loss is watched.")
     steps: int = Field(default=300, gt=0, description="Optimiser steps.")
     batch_rows: int = Field(default=16, gt=0, description="Prompts of a step.")

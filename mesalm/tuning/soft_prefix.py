@@ -1,4 +1,4 @@
-"""A soft prefix: vectors learnt for a task that a frozen language model reads before every sequence.
+"""A soft prefix: vectors learned for a task that a frozen language model reads before every sequence.
 
 Prompt tuning of Lester et al. 2021 (arXiv 2104.08691); von Oswald et al. 2023 (arXiv 2309.05858, section 6) tune such
 a prefix to bring in-context learning out. It serves any causal language model of transformers, whatever its mixers.
@@ -22,7 +22,7 @@ RECORD_FILE = "prefix.json"
 
 
 class PrefixedModel(nn.Module):
-    """Read ``prefix`` [n, hidden], then the tokens; only the prefix can be trained.
+    """A language model that reads ``prefix`` [n, hidden] before the tokens; only the prefix can be trained.
 
     From outside it is the language model itself: token ids in, logits of the same positions out. A call with a cache
     continues a sequence whose prefix was read with its first tokens.
@@ -32,7 +32,7 @@ class PrefixedModel(nn.Module):
         super().__init__()
         self.model: Any = model.requires_grad_(False).eval()
         self.prefix = nn.Parameter(prefix.detach().clone().float())
-        # decay would pull the vectors towards 0, where no token of the model lies
+        # decay would pull the vectors towards 0, where the model has no token
         self.prefix._no_weight_decay = True  # type: ignore[attr-defined]
 
     @property
@@ -42,7 +42,7 @@ class PrefixedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Return where the model and the prefix lie."""
+        """Return the device of the model and the prefix."""
         return self.prefix.device
 
     def train(self, mode: bool = True) -> Self:
@@ -91,13 +91,13 @@ class PrefixedModel(nn.Module):
 
 
 def embedding_digest(model: Any) -> str:
-    """Return the sha256 of the input embeddings, which tells one trained model from another."""
+    """Return the sha256 of the input embeddings, by which trained models differ."""
     weight = model.get_input_embeddings().weight.detach().cpu().float().contiguous()
     return hashlib.sha256(weight.numpy().tobytes()).hexdigest()
 
 
 def save_prefix(prefixed: PrefixedModel, folder: Path, record: dict[str, Any]) -> None:
-    """Write the vectors, the model's configuration and ``record`` (``base``: where the model lies) into a folder."""
+    """Write the vectors, the model's configuration and ``record`` (``base``: the model's place) into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"prefix": prefixed.prefix.detach().cpu().contiguous()}, folder / VECTORS_FILE)
     prefixed.config.save_pretrained(folder)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mesalm.data import build
 from mesalm.data.bpe import Encoder
+from mesalm.data.corpora import SOURCES
 from mesalm.data.data_settings import DataSettings
-from mesalm.data.documents import DataError
+from mesalm.data.documents import DataError, Document, Faults
 from mesalm.data.prepare import prepare
 from mesalm.data.prepared import Prepared
+from mesalm.data.read_files import FileSource
 
 Records = Callable[..., list[dict[str, Any]]]
 Writer = Callable[..., Path]
@@ -142,11 +143,12 @@ def test_the_cache_is_hit_until_something_that_matters_changes(
     path = write_jsonl("x.jsonl", rows)
     first = prepare(data(path), quiet=True)
 
-    def refused(self: build.Build) -> None:
-        raise AssertionError("built again")
+    class Refusing(FileSource):
+        def documents(self, faults: Faults) -> Iterator[Document]:
+            raise AssertionError("built again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(build.Build, "run", refused)
+        patch.setitem(SOURCES, "files", Refusing)
         assert prepare(data(path), quiet=True).path == first.path
         # Neither the folder of the file nor the number of processes changes the data.
         (tmp_path / "copy").mkdir()
@@ -179,14 +181,13 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     records: Records, write_jsonl: Writer, data: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_jsonl("x.jsonl", records(30))
-    run = build.Build.run
 
-    def changing(self: build.Build) -> Any:
-        found = run(self)
-        path.write_bytes(path.read_bytes() + b"\n")
-        return found
+    class Changing(FileSource):
+        def documents(self, faults: Faults) -> Iterator[Document]:
+            yield from super().documents(faults)
+            path.write_bytes(path.read_bytes() + b"\n")
 
-    monkeypatch.setattr(build.Build, "run", changing)
+    monkeypatch.setitem(SOURCES, "files", Changing)
     with pytest.raises(DataError, match="changed while it was being read"):
         prepare(data(path), quiet=True)
 

@@ -59,7 +59,7 @@ def test_the_card_tells_what_the_journal_knows(run: Path, tmp_path: Path) -> Non
         "files (shelf.jsonl.gz)",
         "1,300 tokens in 10 steps; training loss at the end 3.1250",
         "from 5.5000 at step 1",
-        "held-out loss 3.2500 nats a token, 2.5000 bits a byte, after 1,234 tokens (4.5000 after 600)",
+        "held-out loss 3.2500 nats per token, 2.5000 bits per byte, after 1,234 tokens (4.5000 after 600)",
         "hardware: cpu: small, 2 processes; 12 seconds",
         "licence of the weights: apache-2.0",
         "versions: torch 2",

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,13 +18,18 @@ from mesalm.hub.open_model import open_model, open_tokenizer
 from mesalm.hub.publish import publish
 from mesalm.hub.sample import sample
 
-STRANGER = """
+NOBODY = """
 import json, sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("mesalm", "mesa_eval", "mesa_kernels"):
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
+"""
+
+STRANGER = (
+    NOBODY
+    + """
 import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
@@ -51,14 +57,11 @@ assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.
 assert "mesalm" not in sys.modules
 print(json.dumps({"output": output[0].tolist(), "logits": logits, "losses": losses}))
 """
+)
 
-STRANGER_CLASSIFIER = """
-import json, sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("mesalm", "mesa_eval", "mesa_kernels"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
+STRANGER_CLASSIFIER = (
+    NOBODY
+    + """
 import torch
 from transformers import AutoModelForSequenceClassification
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
@@ -66,6 +69,7 @@ with torch.no_grad():
     print(json.dumps(model(torch.arange(2, 11)[None]).logits[0].tolist()))
 assert "mesalm" not in sys.modules
 """
+)
 
 NEIGHBOUR = """
 import importlib.util, sys
@@ -106,20 +110,23 @@ print(json.dumps([score(model) for model in models]))
 """
 
 
+def run_apart(code: str, *arguments: Path, at: Path, path: Sequence[Path | str] = ()) -> str:
+    """Run code in a new process in the folder `at`, with `path` for PYTHONPATH; return what it prints."""
+    environment = {"HF_HOME": str(at / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=at, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 def test_a_stranger_loads_generates_and_trains(run: Path, tmp_path: Path) -> None:
     folder = publish(str(run), tmp_path / "published" / "tiny")
     assert (folder / "model.safetensors").is_file()
     assert not list(folder.glob("*.bin"))
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STRANGER, str(folder), str(tmp_path / "saved")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    seen = json.loads(result.stdout.splitlines()[-1])
+    printed = run_apart(STRANGER, folder, tmp_path / "saved", at=tmp_path)
+    seen = json.loads(printed.splitlines()[-1])
     model, words = open_model(str(run)), open_tokenizer(str(folder))
     inputs = words("a b", return_tensors="pt")
     with torch.no_grad():
@@ -149,18 +156,10 @@ def test_a_classifier_keeps_its_head(tokenizer: PreTrainedTokenizerFast, tmp_pat
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: text-classification" in card
     assert "AutoModelForSequenceClassification" in card
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STRANGER_CLASSIFIER, str(folder)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    printed = run_apart(STRANGER_CLASSIFIER, folder, at=tmp_path)
     with torch.no_grad():
         expected = model(torch.arange(2, 11)[None]).logits[0]
-    torch.testing.assert_close(torch.tensor(json.loads(result.stdout.splitlines()[-1])), expected)
+    torch.testing.assert_close(torch.tensor(json.loads(printed.splitlines()[-1])), expected)
 
 
 def test_the_code_of_the_folder_uses_kernels_that_are_installed(run: Path, tmp_path: Path) -> None:
@@ -171,21 +170,8 @@ def test_the_code_of_the_folder_uses_kernels_that_are_installed(run: Path, tmp_p
     (kernels / "__init__.py").write_text(
         "def supports(*operands, **settings):\n    return False, 'asked the kernels'\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", NEIGHBOUR, str(folder)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_OFFLINE": "1",
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *sys.path]),
-        },
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "asked the kernels" in result.stdout
+    printed = run_apart(NEIGHBOUR, folder, at=tmp_path, path=[tmp_path / "site", *sys.path])
+    assert "asked the kernels" in printed
 
 
 def test_a_published_tokenizer_begins_texts_as_training_did(run: Path, tmp_path: Path) -> None:
@@ -212,21 +198,8 @@ def test_each_folder_runs_its_own_code(run: Path, tmp_path: Path) -> None:
         code = (folder / file).read_text()
         assert old in code
         (folder / file).write_text(code.replace(old, new))
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", REVISED, *map(str, folders), str(tmp_path / "saved")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_OFFLINE": "1",
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    first, second, third, again, saved, saved_second, edited = json.loads(result.stdout.splitlines()[-1])
+    printed = run_apart(REVISED, *folders, tmp_path / "saved", at=tmp_path, path=sys.path)
+    first, second, third, again, saved, saved_second, edited = json.loads(printed.splitlines()[-1])
     assert first == again == saved
     assert second == saved_second == edited
     assert len({first, second, third}) == 3

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from mesalm import MesaForCausalLM
 
-peft = pytest.importorskip("peft")
+peft = pytest.importorskip("peft", reason="in the extra dev")
 # peft asks for an attribute by the name it had before transformers 5.20
 pytestmark = pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing` is deprecated:FutureWarning")
 

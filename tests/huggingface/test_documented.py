@@ -16,6 +16,6 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: re.sub(r"\W+", " ", text)[:40])
 def test_an_example_runs(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "peft" in example:
-        pytest.importorskip("peft")
+        pytest.importorskip("peft", reason="in the extra dev")
     monkeypatch.chdir(tmp_path)
     exec(compile(example, str(PAGE), "exec"), {})

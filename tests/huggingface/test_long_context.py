@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
+from tiny import TINY
 
 # a process of its own, whose peak is that of this run alone; each context is read in pieces, then written on from
 READ = """
-import resource, sys
+import json, resource, sys
 import torch
 from mesalm import MesaConfig, MesaForCausalLM
 from mesalm.model.cache_mesa import CACHE
 from transformers import DynamicCache
 torch.manual_seed(0)
-model = MesaForCausalLM(MesaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=2, mixers=sys.argv[1], pad_token_id=0)).eval()
+model = MesaForCausalLM(MesaConfig(vocab_size=64, **json.loads(sys.argv[2]), mixers=sys.argv[1], pad_token_id=0)).eval()
 tokens = torch.randint(2, 64, (1, 65536), generator=torch.Generator().manual_seed(1))
 def size(cache):
     held = [part for layer in cache.layers for value in vars(layer).values()
@@ -35,7 +36,10 @@ for length in (2048, 4096, 65536):
 @pytest.mark.parametrize("mixer", ["mesa", "linear", "softmax"])
 def test_64k_tokens_need_the_memory_of_4k(mixer: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", READ, mixer], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", READ, mixer, json.dumps(TINY)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     rows = [[int(word) for word in line.split()] for line in result.stdout.splitlines()[-3:]]

@@ -10,8 +10,11 @@ from typing import Any
 import datasets
 import pytest
 import torch
+import yaml
 from tiny import SPECIAL, tiny_model
 from transformers import PreTrainedTokenizerFast
+
+from mesalm.lab.claims import TABLE
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +53,17 @@ def text_file(tmp_path: Path) -> str:
         lines.append(f'{{"id": "{name}", "text": "{text}"}}\n')
     path.write_text("".join(lines), encoding="utf-8")
     return str(path)
+
+
+@pytest.fixture
+def claims_file(tmp_path: Path) -> Callable[[str, dict[str, Any]], Path]:
+    """Return a function that writes the table with other small sizes of one claim to a file."""
+
+    def write(name: str, small: dict[str, Any]) -> Path:
+        table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+        table[name]["small"] = small
+        path = tmp_path / "claims.yaml"
+        path.write_text(yaml.safe_dump(table), encoding="utf-8")
+        return path
+
+    return write

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import NARROW
 from torch import nn
 
 from mesalm.cli import main
@@ -31,7 +32,7 @@ TINY = {"steps": 4, "batch": 8, "learning_rate": 1e-2}
 
 
 def recipe(seed: int = 0, **changes: object) -> NetRecipe:
-    return net_recipe(LinearDynamics(size=2, length=5), {**TINY, **changes}, seed, {"hidden_size": 8, "head_dim": 4})
+    return net_recipe(LinearDynamics(size=2, length=5), {**TINY, **changes}, seed, NARROW)
 
 
 def test_there_are_twenty_claims_and_every_experiment_is_one() -> None:
@@ -46,11 +47,9 @@ def test_the_claims_of_theory_are_reproduced(name: str, tmp_path: Path, capsys: 
     assert "NOT" not in capsys.readouterr().out
 
 
-def test_the_curse_of_dimension_is_reproduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    claims = load_claims()
-    claims["dimension-curse"].small = {"sizes": [4, 40], "rows": 48, "ridge": 1e-3}
-    monkeypatch.setattr(claim_runs, "load_claims", lambda: claims)
-    assert claim_runs.run_claims(["14"], out=tmp_path, nets=tmp_path) == {"dimension-curse": True}
+def test_the_curse_of_dimension_is_reproduced(tmp_path: Path, claims_file: Any) -> None:
+    table = claims_file("dimension-curse", {"sizes": [4, 40], "rows": 48, "ridge": 1e-3})
+    assert claim_runs.run_claims(["14"], out=tmp_path, nets=tmp_path, table=table) == {"dimension-curse": True}
 
 
 @pytest.mark.slow

@@ -125,18 +125,15 @@ def test_a_claim_that_fails_does_not_stop_the_others(
     assert "leaves nothing to run" in capsys.readouterr().err
 
 
-def test_the_page_shows_what_has_no_result_and_the_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    claims = load_claims()
-    claims["copy-layer"].small = sizes_of("attention-maps")
-    monkeypatch.setattr(claim_runs, "load_claims", lambda: claims)
-    assert claim_runs.run_claims(["attention-maps"], out=tmp_path, nets=tmp_path, quiet=True) == {
-        "attention-maps": True
-    }
-    page = write_page(tmp_path).read_text(encoding="utf-8")
+def test_the_page_shows_what_has_no_result_and_the_studies(tmp_path: Path, claims_file: Any) -> None:
+    table = claims_file("copy-layer", sizes_of("attention-maps"))
+    found = claim_runs.run_claims(["attention-maps"], out=tmp_path, nets=tmp_path, quiet=True, table=table)
+    assert found == {"attention-maps": True}
+    page = write_page(tmp_path, table=table).read_text(encoding="utf-8")
     assert "20 not run" in page
     assert "Where does the first softmax layer look?" in page
     assert "share on the sub-diagonal" in page
-    for name, claim in claims.items():
+    for name, claim in load_claims(table).items():
         assert f'<h2 id="{name}">' in page
         for criterion in claim.criteria:
             assert criterion.words() in page
@@ -145,24 +142,21 @@ def test_the_page_shows_what_has_no_result_and_the_studies(tmp_path: Path, monke
         assert f"var({variable}" in page
 
 
-def test_a_study_stands_beside_what_its_claim_asks_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    claims = load_claims()
-    small = claims["fixed-teacher"].small
-    claims["fixed-teacher"].small = {
-        **small,
-        **{key: value for key, value in TINY.items() if key in small},
-        "learning_rate": 0.1,
-    }
-    monkeypatch.setattr(claim_runs, "load_claims", lambda: claims)
+def test_a_study_stands_beside_what_its_claim_asks_and_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claims_file: Any
+) -> None:
+    small = load_claims()["fixed-teacher"].small
+    small = {**small, **{key: value for key, value in TINY.items() if key in small}, "learning_rate": 0.1}
+    table = claims_file("fixed-teacher", small)
     study = replace(STUDIES["fixed-teacher-longer"], changes={"steps": 3})
     monkeypatch.setitem(STUDIES, "fixed-teacher-longer", study)
-    claim_runs.run_claims(["fixed-teacher-longer"], out=tmp_path, nets=tmp_path, quiet=True)
-    alone = write_page(tmp_path).read_text(encoding="utf-8")
+    claim_runs.run_claims(["fixed-teacher-longer"], out=tmp_path, nets=tmp_path, quiet=True, table=table)
+    alone = write_page(tmp_path, table=table).read_text(encoding="utf-8")
     assert "</a>, but steps 3</p>" in alone
     assert "in the claim's own run" not in alone
-    claim_runs.run_claims(["fixed-teacher"], out=tmp_path, nets=tmp_path, quiet=True)
-    page = write_page(tmp_path).read_text(encoding="utf-8")
-    found = claim_runs.read_results(tmp_path, "small")
+    claim_runs.run_claims(["fixed-teacher"], out=tmp_path, nets=tmp_path, quiet=True, table=table)
+    page = write_page(tmp_path, table=table).read_text(encoding="utf-8")
+    found = claim_runs.read_results(tmp_path, "small", table)
     quantity = "loss relative to the best gradient step"
     longer, claimed = (found[name][0].values[quantity] for name in ("fixed-teacher-longer", "fixed-teacher"))
     assert longer != claimed

@@ -102,7 +102,7 @@ def whole_grid() -> list[Case]:
 class Operands(NamedTuple):
     """Hold the arguments of one call in float64: six tensors, the initial state, and the bounds of packed sequences.
 
-    tokens: query, key, value, log_forget, input_gate and ridge `[G, K]`; state: gram and cross, a row a sequence.
+    tokens: query, key, value, log_forget, input_gate and ridge `[G, K]`; state: gram and cross, one row per sequence.
     """
 
     tokens: tuple[Tensor, ...]

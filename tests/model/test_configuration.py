@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import pydoc
 import re
 from pathlib import Path
 
@@ -84,6 +86,17 @@ def test_every_field_has_a_rule() -> None:
         assert own == set(config.field_rules)
         assert all(rule.meaning.endswith(".") for rule in config.field_rules.values())
         assert not [name for name, rule in config.field_rules.items() if rule.fault(getattr(config, name)) is not None]
+
+
+@pytest.mark.parametrize("config", [MesaConfig, RegressorConfig])
+def test_help_lists_every_field(config: type[MesaConfig]) -> None:
+    page = " ".join(pydoc.plain(pydoc.render_doc(config)).replace("|", " ").split())
+    for field in dataclasses.fields(config):
+        if field.name in config.field_rules:
+            meaning = config.field_rules[field.name].meaning.replace("|", " ")
+            kind = str(field.type).replace("|", " ")
+            entry = f"{field.name} ({kind}, default {field.default!r}): {meaning}"
+            assert " ".join(entry.split()) in page, field.name
 
 
 def test_the_auto_classes_know_mesa() -> None:

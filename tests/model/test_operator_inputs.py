@@ -122,7 +122,7 @@ def test_mesa_refuses(name: str, bad: Any, pattern: str) -> None:
 
 def test_linear_refuses_its_state() -> None:
     text = message(linear_attention, initial_state=torch.zeros(2, 2, 3, 3))
-    assert text == "initial_state is of shape [2, 2, 3, 3]: must be [B, G, K, V] = [2, 2, 3, 6], a row a sequence"
+    assert text == "initial_state is of shape [2, 2, 3, 3]: must be [B, G, K, V] = [2, 2, 3, 6], one row per sequence"
 
 
 @pytest.mark.parametrize("bounds", [[1, 5], [0, 4], [0, 6], [0, 3, 2, 5], [5]])

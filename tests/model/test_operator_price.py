@@ -71,7 +71,7 @@ def test_reference_lies_in_the_middle_of_every_segment() -> None:
     log_forget[1, 20] = -math.inf
     log_forget[1, 50] = -1e30
     made = freeze_decay(log_forget, torch.float32)
-    assert made.segment[1, [0, 19, 20, 49, 50, 63]].tolist() == [0, 0, 1, 1, 2, 2]
+    assert made.restarts[1, [0, 19, 20, 49, 50, 63]].tolist() == [0, 0, 1, 1, 2, 2]
     for row, begin, end in ((0, 0, 63), (1, 0, 19), (1, 20, 49), (1, 50, 63)):
         ends = made.log_ratio[row, [begin, end]]
         assert float(ends.sum()) == pytest.approx(0.0, abs=1e-12)

@@ -16,6 +16,7 @@ import torch
 import yaml
 from tiny import TINY
 
+from mesalm.interrupts import Interrupted
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
 from mesalm.synthetic.grid import run_grid
@@ -28,7 +29,6 @@ from mesalm.synthetic.recipe import (
     synthetic_help,
 )
 from mesalm.synthetic.results import read_results, write_results
-from mesalm.train.interrupts import Interrupted
 from mesalm.train.recipe import recipe_names
 
 GRID: dict[str, Any] = {
@@ -234,17 +234,18 @@ def test_a_cell_that_another_process_holds_is_left_to_it(load: Any) -> None:
 
 def test_fresh_rows_never_come_twice(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from mesalm.data.synthetic.associative_recall import AssociativeRecall
+    from mesalm.data.synthetic.tasks import TASKS
 
     seen: list[bytes] = []
-    plain = AssociativeRecall.row
 
-    def watched(task: AssociativeRecall, random: Any, split: Any) -> Any:
-        row = plain(task, random, split)
-        if split == "train":
-            seen.append(row["input_ids"].tobytes())
-        return row
+    class Watched(AssociativeRecall):
+        def row(self, random: Any, split: Any) -> Any:
+            row = super().row(random, split)
+            if split == "train":
+                seen.append(row["input_ids"].tobytes())
+            return row
 
-    monkeypatch.setattr(AssociativeRecall, "row", watched)
+    monkeypatch.setitem(TASKS, GRID["task"]["name"], Watched)
     run_grid(load(task={**GRID["task"], "train_rows": 0}), Scoring(), quiet=True)
     assert len(seen) == len(set(seen)) == 6 * 4
 

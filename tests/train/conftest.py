@@ -18,12 +18,12 @@ import torch
 import yaml
 
 from mesalm.data.stream import Position, RowStream
+from mesalm.interrupts import Interrupted
 from mesalm.journal import Journal
 from mesalm.runs import step_of
 from mesalm.train import training
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard
-from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import make_accelerator
 from mesalm.train.loop import Loop, Outcome, Probe
 from mesalm.train.pretrain import pretrain

@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mesalm.data.prepare import prepare
+from mesalm.interrupts import Interrupted
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
 from mesalm.train import training
 from mesalm.train.checkpoint import Checkpoints
-from mesalm.train.interrupts import Interrupted
 from mesalm.train.loop import Outcome, Probe
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe

@@ -14,10 +14,10 @@ import torch
 from tiny import tiny_model
 
 from mesalm.hub.open_model import open_model
+from mesalm.interrupts import Interrupted
 from mesalm.model.cache_mesa import returned_cache
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.settings import SettingsError
-from mesalm.train.interrupts import Interrupted
 from mesalm.tuning.prompt_tuning import TuneSettings, collate_pairs, scored_loss, tune_prefix, tune_settings
 from mesalm.tuning.soft_prefix import PrefixedModel, load_prefix
 

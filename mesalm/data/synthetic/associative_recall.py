@@ -11,7 +11,7 @@ from .token_task import NOT_SCORED, Row, Split, TokenTask
 
 
 class AssociativeRecall(TokenTask):
-    """Show key-value pairs, then ask for the value of each key once.
+    """Key-value pairs, then each key once, whose value is asked for.
 
     Token 0 is filler, keys are the rest of the lower half of the vocabulary, values the upper half, both drawn
     without replacement. After the pairs each key stands once more as a query at an even distance; how far is drawn

@@ -1,4 +1,4 @@
-"""Random regular languages, one a row (Akyurek et al. 2024, In-context language learning, arXiv 2401.12973)."""
+"""Random regular languages, one per row (Akyurek et al. 2024, In-context language learning, arXiv 2401.12973)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARES: dict[str, tuple[int, int]] = {"train": (0, 80), "valid": (80, 90), "test
 
 @dataclass(frozen=True)
 class Automaton:
-    """Hold the minimal automaton of a language of strings and their beginnings: every state accepts.
+    """The minimal automaton of a language of strings and their beginnings: every state accepts.
 
     States are numbered as a breadth-first search in ascending order of symbols meets them, so two automata are equal
     where their languages are.
@@ -66,7 +66,7 @@ def minimal_automaton(edges: Edges) -> Automaton:
 
 
 class Automata(TokenTask):
-    """Show strings of a language that is another one in every row; each next symbol is to be predicted.
+    """Strings of a language that differs in every row; each next symbol is to be predicted.
 
     An automaton has ``states_min`` to ``states`` states, each with 1 to ``edges`` outgoing edges under different
     symbols of the row's own alphabet to random states; it is minimised, and drawn again if too few states are left.

@@ -11,7 +11,7 @@ from .token_task import NOT_SCORED, Row, Split, TokenTask
 
 
 class Compression(TokenTask):
-    """Read random tokens, then tell all of them from the state after the last token, which is always the same.
+    """Random tokens, all to be decoded from the state after the last token, which is always the same.
 
     ``labels[t]`` is token t itself, read out by a decoder that sees that one state and t; the last position, which
     holds the closing token (the last id), is not scored.

@@ -11,7 +11,7 @@ from .token_task import Row, Split, TokenTask, scored_labels
 
 
 class ContextRecall(TokenTask):
-    """Show keys with values, drawn anew each time but constant in a row, and ask for those of keys seen before.
+    """Keys with values that are constant in a row and drawn anew per row; asked for are those of keys seen before.
 
     A row is a chain of pairs of two tokens; the last pair repeats a key. In training every next token is a label; in
     valid and test only values of keys seen before. The vocabulary without noise tokens is half keys, half values.

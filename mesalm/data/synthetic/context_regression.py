@@ -11,7 +11,7 @@ from .vector_task import Batch, VectorTask, normal, orthogonal, uniform
 
 
 class Pairs(NamedTuple):
-    """Hold the pairs of a batch: x [B, pairs, size], noisy y [B, pairs, outputs], the map of each pair's task
+    """The pairs of a batch: x [B, pairs, size], noisy y [B, pairs, outputs], the map of each pair's task
     [B, tasks, outputs, size], tasks in order."""
 
     x: torch.Tensor
@@ -20,7 +20,7 @@ class Pairs(NamedTuple):
 
 
 class ContextRegression(VectorTask):
-    """Show x_1, y_1, x_2, y_2, ... with y_i = W x_i + noise, W of each sequence's own; asked for is y_i at x_i.
+    """Sequences x_1, y_1, x_2, y_2, ... with y_i = W x_i + noise, W of each sequence's own; asked for is y_i at x_i.
 
     A separator, if any, stands after each pair and is learned vector 1; ``prefix`` further learned vectors stand
     before the first pair. ``second_pairs`` pairs of a second task follow, with a map of their own. Only the positions

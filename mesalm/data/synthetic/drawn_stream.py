@@ -17,14 +17,14 @@ ODD = 0x9E3779B1
 
 
 class Drawn(Protocol):
-    """Draw a batch of ``rows`` sequences on the generator's device; see `vector_task.VectorTask`."""
+    """A source of batches of ``rows`` sequences on the generator's device; see `vector_task.VectorTask`."""
 
     def draw(self, rows: int, generator: torch.Generator) -> Batch: ...
 
 
 @dataclass(frozen=True)
 class StepPosition:
-    """Say where a run stands: the next batch is that of optimiser step ``step``."""
+    """The place of a run: the next batch is that of optimiser step ``step``."""
 
     seed: int
     step: int = 0
@@ -60,7 +60,7 @@ def drawn_batch(
 
 
 class DrawnStream:
-    """Iterate for ever over the micro-batches of one process, none seen twice.
+    """The micro-batches of one process, without end, none seen twice.
 
     Each optimiser step draws a batch of ``global_rows`` sequences; process ``rank`` of ``world`` draws all of it and
     keeps the rank-th contiguous slice, cut into micro-batches of ``micro_rows`` (None: the whole slice).

@@ -19,7 +19,7 @@ SLOWEST, FASTEST = 0.9, 0.3
 
 
 class Trajectory(NamedTuple):
-    """Hold sequences with what made them: states [B, T + 1, hidden], observations [B, T + 1, size], the map
+    """Sequences with what made them: states [B, T + 1, hidden], observations [B, T + 1, size], the map
     [B, hidden, hidden] and the read-out [B, size, hidden] (None where the state itself is seen)."""
 
     states: torch.Tensor
@@ -29,7 +29,7 @@ class Trajectory(NamedTuple):
 
 
 class LinearDynamics(VectorTask):
-    """Follow s_{t+1} = W s_t + noise; seen is the state, or o_t = C s_t + noise.
+    """The dynamics s_{t+1} = W s_t + noise; seen is the state, or o_t = C s_t + noise.
 
     W is drawn afresh for each sequence: orthogonal by the Haar measure, or contracting with real eigenvalues; or it
     is one orthogonal teacher for all. The state starts uniform on [-1, 1]. A partial view's C is drawn for each

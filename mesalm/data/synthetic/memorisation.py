@@ -13,7 +13,7 @@ from .token_task import NOT_SCORED, Row, Split, TokenTask
 
 
 class Memorisation(TokenTask):
-    """Ask for the values of keys that are never shown with them: one map, the same in every row and split.
+    """Keys whose values are asked for and never shown: one map, the same in every row and split.
 
     A row is key, asking token, key, asking token ...; the label of an asking token's position is the key's value. The
     last token id asks; of the others half are keys, half values, each key with a value of its own.

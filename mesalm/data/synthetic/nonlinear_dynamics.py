@@ -19,7 +19,7 @@ START = 0.25
 
 
 class FeatureTrajectory(NamedTuple):
-    """Hold sequences with what made them: states and their features [B, T + 1, size], the map [B, size, size]."""
+    """Sequences with what made them: states and their features [B, T + 1, size], the map [B, size, size]."""
 
     states: torch.Tensor
     features: torch.Tensor
@@ -27,7 +27,7 @@ class FeatureTrajectory(NamedTuple):
 
 
 class NonlinearDynamics(VectorTask):
-    """Follow s_{t+1} = W f(s_t) + noise with f(s) = g(s) / |g(s)|, g(s) = GELU(s A) B.
+    """The dynamics s_{t+1} = W f(s_t) + noise with f(s) = g(s) / |g(s)|, g(s) = GELU(s A) B.
 
     W is an orthogonal matrix of each sequence's own, A and B are one for all. The state starts uniform on
     [-1/4, 1/4]. von Oswald et al. 2023 (arXiv 2309.05858), section 3; the features' unit length is in the authors'

@@ -11,7 +11,7 @@ from .token_task import NOT_SCORED, Row, Split, TokenTask
 
 
 class SelectiveCopy(TokenTask):
-    """Show tokens scattered among blanks, then ask for them in order.
+    """Tokens scattered among blanks, to be repeated in order.
 
     The last token id asks, the last but one is blank. After the asking token stand as many blanks as there are tokens
     to copy; while reading the k-th of these (the asking token is the 0-th) the model says the (k + 1)-th token.

@@ -1,4 +1,4 @@
-"""The table of synthetic tasks: one line a task."""
+"""The table of synthetic tasks: one line per task."""
 
 from __future__ import annotations
 

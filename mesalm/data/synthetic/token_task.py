@@ -24,7 +24,7 @@ NOT_SCORED = -100
 
 
 class TokenTask(Settings):
-    """Describe a task whose rows are token ids; subclasses give ``name`` and the three methods that raise here.
+    """A task whose rows are token ids; subclasses give ``name`` and the three methods that raise here.
 
     A row is ``input_ids`` and ``labels``, int64 [length]. ``labels[t]`` is to be predicted from the tokens before
     position t, which is how causal language models of transformers shift them; -100 is not scored.
@@ -53,9 +53,9 @@ class TokenTask(Settings):
 
 
 class TokenRows:
-    """Hold the rows of one split, each drawn when it is first asked for.
+    """The rows of one split, each drawn when it is first asked for.
 
-    ``count`` rows; those of a training set that is seen more than once are kept (``keep``), 8 bytes a token.
+    ``count`` rows; those of a training set that is seen more than once are kept (``keep``), 8 bytes per token.
     """
 
     def __init__(self, task: TokenTask, split: Split, seed: int, count: int, *, keep: bool = True) -> None:

@@ -10,7 +10,7 @@ from mesalm.settings import Settings
 
 
 class VectorTask(Settings):
-    """Describe a task whose sequences are vectors; subclasses give ``name``, `draw` and the length.
+    """A task whose sequences are vectors; subclasses give ``name``, `draw` and the length.
 
     A batch of B sequences holds
 

@@ -1,1 +1,1 @@
-"""Try the paper's claims, one function a claim."""
+"""Experiments on the paper's claims, one function per claim."""

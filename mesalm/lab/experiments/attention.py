@@ -1,4 +1,4 @@
-"""The attention maps of a net's first layer: where it looks when it lays a token beside the ones before it."""
+"""The attention maps of a net's first layer: where it looks when it copies earlier tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mesalm.lab.claims import Curve, Findings
 from mesalm.lab.experiments.softmax import LAGS, plain_net
 from mesalm.lab.inspection.reach import attention_watched
 from mesalm.lab.workbench import Workbench
-from mesalm.synthetic.regressor_mesa import MesaRegressor
+from mesalm.regressor.regressor_mesa import MesaRegressor
 
 Sizes = dict[str, Any]
 ROWS_A_PASS = 256
@@ -22,7 +22,7 @@ def attention_maps(bench: Workbench, sizes: Sizes) -> Findings:
     """Average the first softmax layer's attention over sequences: its shares by lag, and the maps as pictures.
 
     The net is that of claim 11 or, where ``hidden`` is among the sizes, of claim 12. Shares are means over heads and
-    over the positions that have every lag of the figure; a map that looks everywhere alike stands beside them.
+    over the positions that have every lag of the figure; a uniform map is shown beside them.
     """
     task = LinearDynamics(size=sizes["size"], hidden=sizes.get("hidden"), length=sizes["length"])
     net = bench.net(plain_net(bench, sizes, task, list(sizes["mixers"]), len(sizes["mixers"])))

@@ -24,12 +24,12 @@ from mesalm.train.recipe import Recipe
 
 Sizes = dict[str, Any]
 ARMS = ("softmax", "linear", "mesa")
-"""What stands behind the first layer."""
+"""The mixer after the first layer."""
 
 
 def language_recipe(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Recipe:
     """Return the recipe of one model, with the paper's choices: nothing forgotten, keys and queries of unit length, one
-    ridge a head that starts at 1, no convolution, no norm of the read-out, an MLP in blocks of the deeper nets alone.
+    ridge per head that starts at 1, no convolution, no norm of the read-out, an MLP in blocks of the deeper nets alone.
     """
     steps, width = sizes["steps"], sizes["width"]
     device = "cpu" if bench.device == "cpu" else "auto"

@@ -16,7 +16,7 @@ from mesalm.lab.preconditioners import learned_coefficients, momentum_inverse, m
 from mesalm.lab.predictors import best_step, mean_loss, pairs, position_losses, previous
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 from mesalm.least_squares import best_rate, gradient_predictions, ridge_predictions, running_gram
-from mesalm.synthetic.configuration_regressor import SLOTS
+from mesalm.regressor.configuration_regressor import SLOTS
 
 Sizes = dict[str, Any]
 RIDGE = 1e-3
@@ -112,8 +112,8 @@ def interpolation(bench: Workbench, sizes: Sizes) -> Findings:
             "loss of the interpolated relative to the net": losses["average of both"][-1] / losses["trained net"][-1],
         },
         controls={
-            "numbers a head, compressed": kept,
-            "numbers a head, trained": trained,
+            "numbers per head, compressed": kept,
+            "numbers per head, trained": trained,
             "loss of the net": losses["trained net"][-1],
         },
         curves=[

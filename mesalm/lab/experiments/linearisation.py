@@ -15,7 +15,7 @@ Sizes = dict[str, Any]
 
 
 def linearised(bench: Workbench, sizes: Sizes, base: NetRecipe, layer: int) -> NetRecipe:
-    """Return the recipe of a net with one layer linear, which has learnt to give what the base's layer gives.
+    """Return the recipe of a net with one layer linear, trained to give what the base's layer gives.
 
     It starts from the softmax layer's own weights.
     """
@@ -39,7 +39,7 @@ def loss_ratios(bench: Workbench, sizes: Sizes, base: NetRecipe) -> list[float]:
 
 
 def linearisation(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 13: nets of softmax layers, four positions an entry of the state; ratios are means over the sizes."""
+    """Claim 13: nets of softmax layers, four positions per entry of the state; ratios are means over the sizes."""
     ratios = {}
     for size in sizes["sizes"]:
         task = LinearDynamics(size=size, length=4 * size)

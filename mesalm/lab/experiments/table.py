@@ -1,4 +1,4 @@
-"""The table of experiments: one line a claim."""
+"""The table of experiments: one line per claim."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def batch_ridge(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def mesa_by_solve(query: Tensor, key: Tensor, value: Tensor, inverse_ridge: float) -> Tensor:
-    """Return the mesa layer's output by one dense solve a token, all at once; shapes as `sherman_morrison`'s."""
+    """Return the mesa layer's output by one dense solve per token, all at once; shapes as `sherman_morrison`'s."""
     gram = (key.unsqueeze(-1) * key.unsqueeze(-2)).cumsum(dim=1)
     gram = gram + torch.eye(key.shape[-1], dtype=key.dtype) / inverse_ridge
     cross = (value.unsqueeze(-1) * key.unsqueeze(-2)).cumsum(dim=1)
@@ -143,7 +143,7 @@ def mesa_by_solve(query: Tensor, key: Tensor, value: Tensor, inverse_ridge: floa
 
 
 def mesa_gradients(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 4: the operator's gradients, lambda's and gamma's too, against autodiff of a dense solve a token."""
+    """Claim 4: the operator's gradients, lambda's and gamma's too, against autodiff of a dense solve per token."""
     found = {}
     for dtype, name, tolerance in ((torch.float32, "float32", 1e-6), (torch.float64, "float64", 1e-13)):
         exact = _gradients(bench.seed, sizes, torch.float64, "exact", 1e-4)
@@ -159,10 +159,10 @@ def mesa_gradients(bench: Workbench, sizes: Sizes) -> Findings:
         found,
         curves=[
             Curve("the operator", [float(length) for length in lengths], kept),
-            Curve("a matrix a token, as autodiff keeps", [float(length) for length in lengths], [1.0] * len(lengths)),
+            Curve("one matrix per token (autodiff)", [float(length) for length in lengths], [1.0] * len(lengths)),
         ],
         x_label="tokens",
-        y_label="matrices kept a token",
+        y_label="matrices kept per token",
         notes=["gradients of query, key, value, log gamma, beta and ridge; the worst is shown"],
     )
 
@@ -227,5 +227,5 @@ def dimension_curse(bench: Workbench, sizes: Sizes) -> Findings:
             Curve("ridge with all pairs", x, fresh_losses),
         ],
         x_label="dimension",
-        y_label="loss a dimension",
+        y_label="loss per dimension",
     )

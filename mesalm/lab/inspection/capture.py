@@ -1,4 +1,4 @@
-"""See what the mixers of a model hand to their operators while it runs."""
+"""What the mixers of a model pass to their operators while it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mesalm.model.mixers import MIXERS
 
 
 class Reading(NamedTuple):
-    """Hold the operands of one layer in one forward pass, on the model's device.
+    """The operands of one layer in one forward pass, on the model's device.
 
     query `[B, T, H, K]`, key and value `[B, T, G, K]`, log_forget and input_gate `[B, T, G]` (0 and 1 for a layer
     without gates), ridge `[G, K]` and steps `[B, N, H]` by chunk of 64 tokens (both None for a layer that solves
@@ -52,7 +52,7 @@ def watched(model: nn.Module, see: Callable[[Reading], None]) -> Iterator[None]:
     """Call `see` with the operands of every mesa and linear layer as often as it runs; the model is left as it was."""
     mixers = [mixer for mixer in mixers_of(model) if is_recurrent(mixer)]
     for mixer in mixers:
-        mixer.read = _telling(mixer, see)
+        mixer.read = _watched_read(mixer, see)
     try:
         yield
     finally:
@@ -60,16 +60,16 @@ def watched(model: nn.Module, see: Callable[[Reading], None]) -> Iterator[None]:
             del mixer.read  # the method of the class shows again
 
 
-def _telling(mixer: Any, see: Callable[[Reading], None]) -> Callable[..., Any]:
-    """Wrap a mixer's `read` so that it tells what it was given."""
+def _watched_read(mixer: Any, see: Callable[[Reading], None]) -> Callable[..., Any]:
+    """Wrap a mixer's `read` so that `see` gets its operands."""
     read = mixer.read
 
-    def told(operands: Any, *rest: Any, **named: Any) -> Any:
+    def reading(operands: Any, *rest: Any, **named: Any) -> Any:
         result = read(operands, *rest, **named)
         see(_reading(mixer, operands))
         return result
 
-    return told
+    return reading
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The figure of an inspection: gates and condition numbers of every head, one row of panels a layer."""
+"""The figure of an inspection: gates and condition numbers of every head, one row of panels per layer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TITLE_PAD = 30
 def draw_inspection(heads: Sequence[HeadNumbers], title: str) -> str:
     """Return an SVG document that refers to nothing outside it, with a title above.
 
-    A row of three panels a layer, a line a key head in each: the histogram of -log gamma over tokens (bins of equal
-    width in the logarithm), that of beta, and the condition numbers of the sampled tokens as median and range.
+    One row of three panels per layer, one line per key head in each: the histogram of -log gamma over tokens (bins of
+    equal width in the logarithm), that of beta, and the condition numbers of the sampled tokens as median and range.
     """
     layers = [(layer, list(group)) for layer, group in groupby(heads, key=lambda head: head.layer)]
     rows = [len(group) for _, group in layers]
@@ -60,7 +60,7 @@ def _layer(row: Any, layer: int, group: list[HeadNumbers]) -> None:
 
 
 def _ridge(axes: Any, place: int, edges: np.ndarray, counts: list[int], colour: str) -> None:
-    """Draw one head's histogram standing on its line, the fullest bin as high as every other head's fullest."""
+    """Draw one head's histogram on its line; the fullest bins of all heads are equally high."""
     height = OVERLAP * np.asarray(counts) / max(1, *counts)
     axes.stairs(place - height, edges, baseline=place, fill=True, color=colour, alpha=0.6)
     axes.axhline(place, color=GRID, linewidth=0.6)

@@ -1,4 +1,4 @@
-"""Numbers that say how hard a trained layer is to solve: gates, memory, ridge, condition numbers, steps.
+"""How hard a trained layer is to solve: gates, memory, ridge, condition numbers, steps.
 
 All of them belong to a key head: the query heads that read it share its state, and their steps are averaged.
 """
@@ -21,14 +21,14 @@ LATE_TOKENS = 8
 SPAN = 1 / 16
 """The decay over a chunk above which one factorisation serves all its tokens well."""
 FORGET_EDGES = np.logspace(-5, 2, 57)
-"""Borders of the bins of -log gamma, eight a decade; what lies outside counts in the outermost bin."""
+"""Borders of the bins of -log gamma, eight per decade; values outside count in the outermost bin."""
 INPUT_EDGES = np.linspace(0, 1, 41)
 """Borders of the bins of beta."""
 
 
 @dataclass(frozen=True)
 class HeadNumbers:
-    """Hold the numbers of one key head over all windows.
+    """The numbers of one key head over all windows.
 
     log_gamma: the 5, 50 and 95 % quantiles; memory: -1 / mean(log gamma) in tokens, None if it never forgets; ridge:
     least, mean, largest; condition, scaled: condition numbers of H_t + ridge and of the form that the solver sees,
@@ -59,7 +59,7 @@ class HeadNumbers:
 
 @dataclass
 class LayerSamples:
-    """Collect what one layer showed, window by window; each array's last axis is the key head."""
+    """What one layer showed, window by window; each array's last axis is the key head."""
 
     layer: int
     mixer: str

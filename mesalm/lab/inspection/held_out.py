@@ -1,4 +1,4 @@
-"""Windows of held-out text to show a model: a run's own validation split, or files."""
+"""Windows of held-out text: a run's own validation split, or files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mesalm.data.prepared import Prepared
 from mesalm.data.read_files import FileSource
 from mesalm.data.source_settings import SourceSettings
 
-CHARACTERS_A_TOKEN = 32
-"""Most characters read for each token wanted of a document, so that one huge file costs no more than its beginning."""
+CHARACTERS_PER_TOKEN = 32
+"""Most characters read for each token wanted of a document, so that of a huge file only the beginning is read."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def cut_windows(text: HeldOut, tokenizer: PreTrainedTokenizerBase, length: int, 
         raise ValueError("the tokenizer has neither bos nor eos, so a document has no beginning; use another model")
     first, later = Windows(), Windows()
     longest = 0
-    for name, tokens in _encoded(text.documents, tokenizer, length * count * CHARACTERS_A_TOKEN):
+    for name, tokens in _encoded(text.documents, tokenizer, length * count * CHARACTERS_PER_TOKEN):
         longest = max(longest, len(tokens))
         for begin in range(0, len(tokens) - length + 1, length):
             chosen = later if begin else first

@@ -13,7 +13,7 @@ from mesalm.lab.inspection.reach import LAGS, Reach
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found: numbers a key head of the recurrent layers, the reach of every key head, and `notes`."""
+    """What was found: numbers per key head of the recurrent layers, the reach of every key head, and `notes`."""
 
     model: str
     device: str

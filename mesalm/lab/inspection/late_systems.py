@@ -1,4 +1,4 @@
-"""What a recurrent head has gathered late in a window: how many directions, how well conditioned, where it reads.
+"""The state of a recurrent head late in a window: effective rank, condition, and where it reads.
 
 The keys seen so far are a head's in-context data, its state H_t their (decayed, gated) second moment, and o_t a
 weighted sum of the values,
@@ -20,7 +20,7 @@ from mesalm.lab.inspection.reach import lag_shares
 
 
 class LateSystems(NamedTuple):
-    """Hold what S tokens' systems are like, by key head, float64.
+    """Properties of the systems of S tokens, by key head, float64.
 
     rank `[S, G]`: the effective rank of H_t, exp of the entropy of its normalised eigenvalues (Roy and Vetterli 2007).
     lags `[S, G, L]`: the shares of |weight| by distance in the read-out (`reach.LAGS`), averaged over the query heads
@@ -39,7 +39,7 @@ class LateSystems(NamedTuple):
 def survey(
     query: Tensor, key: Tensor, log_forget: Tensor, input_gate: Tensor, ridge: Tensor | None, tokens: list[int]
 ) -> LateSystems:
-    """Compute what the systems of some tokens are like.
+    """Compute properties of the systems of some tokens.
 
     Args:
         query: `[T, H, K]`; key: `[T, G, K]`; log_forget, input_gate: `[T, G]`; all float64 on the CPU.
@@ -77,7 +77,7 @@ def survey(
 def effective_rank(gram: Tensor) -> Tensor:
     """Return exp of the entropy of the normalised eigenvalues of positive semidefinite `[..., K, K]`; 0 for zeros.
 
-    It lies between 1 and the rank, which it reaches where all eigenvalues that are not 0 are equal.
+    It is between 1 and the rank, which it reaches where all eigenvalues that are not 0 are equal.
     """
     eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0.0)
     whole = eigenvalues.sum(-1, keepdim=True)

@@ -27,7 +27,7 @@ BINDS = 0.5
 
 @dataclass(frozen=True)
 class Reach:
-    """Hold where one key head reads from.
+    """Where one key head reads from.
 
     lags: shares of the read-out's |weights| by distance, late in the window, in the bins of `LAGS`. key_taps: shares of
     the |weights| of the convolution of the head's key channels by lag, None without a convolution.
@@ -48,7 +48,7 @@ class Reach:
 
 @dataclass
 class ReachSamples:
-    """Collect the shares of one layer's key heads, `[S, G, L]` a window."""
+    """The shares of one layer's key heads, `[S, G, L]` per window."""
 
     layer: int
     mixer: str

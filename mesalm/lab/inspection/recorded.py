@@ -81,7 +81,7 @@ def save_recorded(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def load_recorded(path: str | Path) -> list[dict[str, Tensor]]:
-    """Load recorded operands, one dictionary a layer, ready for `mesa_attention(**operands)`.
+    """Load recorded operands, one dictionary per layer, ready for `mesa_attention(**operands)`.
 
     All float32: query `[1, T, H, K]`, key and value `[1, T, G, K]`, log_forget and input_gate `[1, T, G]`, ridge
     `[G, K]`. Queries and keys of a model that scales them to unit length are scaled again, which float16 undid.
@@ -103,7 +103,7 @@ def load_recorded(path: str | Path) -> list[dict[str, Tensor]]:
 
 
 def recorded_metadata(path: str | Path) -> dict[str, Any]:
-    """Return what the file says of itself: model, tokens, tolerance, heads by layer, text, command, unit_norm.
+    """Return the file's metadata: model, tokens, tolerance, heads by layer, text, command, unit_norm.
 
     Raises:
         ValueError: the file is no record of operands.

@@ -1,4 +1,4 @@
-"""Inspect a trained model: run held-out text through it and look at what its mesa layers are given to solve."""
+"""Inspect a trained model: run held-out text through it and measure what its mesa layers solve."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def inspect_model(
     trust_remote_code: bool = False,
     quiet: bool = False,
 ) -> Inspection:
-    """Run held-out text through a model, print a row a layer and head, and write `inspect.json` and `inspect.svg`.
+    """Run held-out text through a model, print one row per layer and head, and write `inspect.json` and `inspect.svg`.
 
     Args:
         model: a run folder, a saved or published model's folder, one of a run's checkpoints, or a Hub name.

@@ -19,7 +19,7 @@ Row = tuple[str, ...]
 
 
 def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
-    """Print the tables, a row a layer and head, then what was read and what the columns mean."""
+    """Print the tables, one row per layer and head, then what was read and what the columns mean."""
     out = console or Console()
     out.print(table_of("Gates", GATES, inspection.heads))
     solved = [head for head in inspection.heads if head.ridge is not None]
@@ -106,7 +106,7 @@ REACH = (
 
 
 def table_of(title: str, kind: tuple[tuple[str, ...], Callable[[Any], Row]], heads: Sequence[Any]) -> Table:
-    """Make a table with a row a head, named LAYER.HEAD, and a line between layers; it fits into 80 columns."""
+    """Make a table with one row per head, named LAYER.HEAD, and a line between layers; it fits into 80 columns."""
     headings, cells = kind
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:

@@ -8,17 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mesalm.cli import main
-from mesalm.train.interrupts import SIGNALS, Interrupted, Interrupts, cleared_away
+from mesalm.data.corpora import SOURCES
+from mesalm.data.documents import Document, Faults
+from mesalm.data.read_files import FileSource
+from mesalm.interrupts import SIGNALS, Interrupted, Interrupts, cleared_away
 
 SCRIPT = """
 import os, signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever it was to who runs the tests
-from mesalm.train.interrupts import Interrupts
+from mesalm.interrupts import Interrupts
 with Interrupts() as interrupts:
     os.kill(os.getpid(), signal.SIGINT)
     assert interrupts.received == signal.SIGINT
@@ -75,11 +79,13 @@ def test_what_was_ignored_stays_ignored() -> None:
 def test_a_command_is_ended_in_one_line_by_any_signal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def interrupted(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        time.sleep(10)
+    class Interrupting(FileSource):
+        def documents(self, faults: Faults) -> Iterator[Document]:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(10)
+            yield from super().documents(faults)
 
-    monkeypatch.setattr("mesalm.data.build.Build.run", interrupted)
+    monkeypatch.setitem(SOURCES, "files", Interrupting)
     text = tmp_path / "text.jsonl"
     text.write_text('{"text": "a line of text"}\n')
     recipe = tmp_path / "tiny.yaml"

@@ -5,19 +5,20 @@ from __future__ import annotations
 from huggingface_hub.dataclasses import strict
 
 from mesalm.model.configuration_mesa import MesaConfig
-from mesalm.model.field_rules import choice, not_negative, truth, whole
+from mesalm.model.field_rules import choice, documented, not_negative, truth, whole
 
 TOKENS = ("plain", "constructed")
 SLOTS = 4
 """Parts of a constructed token, each as wide as an input."""
 
 
+@documented
 @strict
 class RegressorConfig(MesaConfig):
-    r"""Describe a model that reads vectors and predicts a vector after each.
+    """Configuration of a model that reads vectors and predicts the next vector after each.
 
-    All else is `MesaConfig`'s, with the defaults of the experiments of von Oswald et al. 2023 (arXiv 2309.05858):
-    mixers without gates, convolution, norms and MLP, one ridge a head that starts at 1.
+    It adds its fields to those of `MesaConfig`. The defaults are those of the experiments of von Oswald et al. 2023
+    (arXiv 2309.05858): mixers without gates, convolution, norms and MLP, and one ridge per head that starts at 1.
 
     Raises:
         ValueError: kinds of tokens that do not exist, a width that constructed tokens do not have.
@@ -59,10 +60,8 @@ class RegressorConfig(MesaConfig):
         "positions": truth(
             "Whether the first mixer's query and key maps read sinusoidal positions beside their input."
         ),
-        "learned_vectors": whole(
-            0, "Vectors of the model's own that stand at the places a batch names (separator, prefix)."
-        ),
-        "learned_range": not_negative("Standard deviation of the learned vectors at the start."),
+        "learned_vectors": whole(0, "Number of learned vectors, which stand where a batch says (separator, prefix)."),
+        "learned_range": not_negative("Initial standard deviation of the learned vectors."),
     }
 
     def check(self) -> None:

@@ -20,7 +20,7 @@ ECHO_SECONDS = 2.0
 
 
 class Interrupted(SystemExit):
-    """End the process after a signal: exit code 128 plus its number, 130 after Ctrl-C, 143 after SIGTERM."""
+    """The end of the process after a signal: exit code 128 plus its number, 130 after Ctrl-C, 143 after SIGTERM."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(128 + signal_number)
@@ -28,7 +28,7 @@ class Interrupted(SystemExit):
 
 
 class Interrupts:
-    """Note the first of `SIGNALS` while this context is open; a second Ctrl-C ends the process at once.
+    """A context that notes the first of `SIGNALS`; a second Ctrl-C ends the process at once.
 
     Set ``answered`` when the run has stopped for what was noted; else the signal is given, at the end of the context,
     to whoever handled it before. A signal that was ignored before, as SIGHUP under nohup, stays ignored. Outside the
@@ -103,7 +103,7 @@ def _put_back(earlier: dict[int, Any]) -> None:
 
 
 def _in_a_child(process: int, number: int) -> bool:
-    """Say whether this is a process forked to read data, which SIGTERM ends; all else is its parent's business."""
+    """Return whether this is a process forked to read data, which only SIGTERM ends."""
     if os.getpid() == process:
         return False
     if number == signal.SIGTERM:

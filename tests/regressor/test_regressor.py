@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import NARROW
 from transformers import AutoModel
 
 from mesalm import MesaConfig, MesaForCausalLM, MesaRegressor, RegressorConfig
 from mesalm.data.synthetic.context_regression import ContextRegression
-from mesalm.synthetic.regressor_mesa import half_squared_error, sinusoids
+from mesalm.regressor.regressor_mesa import half_squared_error, sinusoids
 
 CASES = [
     *[pytest.param({"mixers": name}, id=name) for name in ("linear", "mesa", "softmax")],
@@ -24,7 +25,7 @@ CASES = [
 
 def build(**changes: Any) -> MesaRegressor:
     torch.manual_seed(0)
-    options = {"input_size": 4, "hidden_size": 16, "head_dim": 8, "initializer_range": 0.3, "tolerance": 1e-6}
+    options = {"input_size": 4, **NARROW, "initializer_range": 0.3, "tolerance": 1e-6}
     return MesaRegressor(RegressorConfig(**{**options, **changes})).eval()
 
 
@@ -162,7 +163,7 @@ def test_the_loss_is_half_the_summed_square() -> None:
 
 
 def test_blocks_are_the_language_models() -> None:
-    options = {"num_hidden_layers": 2, "mixers": ["softmax", "mesa"], "hidden_size": 16, "head_dim": 8}
+    options = {"num_hidden_layers": 2, "mixers": ["softmax", "mesa"], **NARROW}
     regressor = build(**options, positions=False)
     language = MesaForCausalLM(
         MesaConfig(
@@ -178,14 +179,14 @@ def test_blocks_are_the_language_models() -> None:
     ("options", "words"),
     [
         ({"tokens": "other"}, "tokens"),
-        ({"tokens": "constructed", "positions": False, "hidden_size": 20}, "hidden_size"),
+        ({"tokens": "constructed", "positions": False, "input_size": 5}, "hidden_size"),
         ({"tokens": "constructed"}, "positions"),
         ({"residual_clip": 0.0}, "residual_clip"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_in_one_line(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
-        RegressorConfig(**{"input_size": 4, "hidden_size": 16, **options})
+        RegressorConfig(**{"input_size": 4, **NARROW, **options})
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="shape"):
         build()(torch.zeros(1, 3, 5))

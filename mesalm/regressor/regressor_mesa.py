@@ -16,13 +16,13 @@ from transformers.utils.generic import ModelOutput
 
 from mesalm.model.mixer_mesa import OLD_RIDGE, RIDGE
 from mesalm.model.modeling_mesa import MesaBlock, MesaPreTrainedModel, residual_norm
-from mesalm.synthetic.configuration_regressor import RegressorConfig
+from mesalm.regressor.configuration_regressor import RegressorConfig
 
 
 @dataclass
 class RegressionOutput(ModelOutput):
-    """Hold the mean loss where targets were given, the predictions [B, T, D], and if asked for the residual stream
-    before the first block and after each, every one [B, T, hidden]."""
+    """The mean loss where targets were given, the predictions [B, T, D], and if asked for the residual stream before
+    the first block and after each, every one [B, T, hidden]."""
 
     loss: torch.Tensor | None = None
     predictions: torch.Tensor | None = None
@@ -30,7 +30,7 @@ class RegressionOutput(ModelOutput):
 
 
 class PositionedLinear(nn.Linear):
-    """Map tokens with their sinusoidal positions beside them, y_t = W [h_t, p_t]."""
+    """A linear map of tokens with their sinusoidal positions beside them, y_t = W [h_t, p_t]."""
 
     def __init__(self, width: int, outputs: int):
         super().__init__(2 * width, outputs, bias=False)
@@ -65,7 +65,7 @@ def half_squared_error(
 
 
 class MesaRegressor(MesaPreTrainedModel):
-    """Predict a vector after each vector of a sequence.
+    """A model that predicts the next vector after each vector of a sequence.
 
     Args:
         config: the model's configuration; `mixers` says which mixer each block has.

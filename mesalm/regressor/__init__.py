@@ -1,0 +1,1 @@
+"""The model of continuous tokens, which synthetic tasks and the laboratory train."""
