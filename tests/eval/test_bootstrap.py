@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mesa_eval.protocols import find_protocol
+from mesa_eval.measures.protocols import find_protocol
 from mesa_eval.uncertainty.bootstrap import effective_units, group_sums, mean_of, resample, resampled_sums
 from mesa_eval.uncertainty.intervals import FEW_UNITS, Interval
 

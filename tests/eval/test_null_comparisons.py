@@ -7,8 +7,8 @@ import pytest
 
 from mesa_eval.comparison.record import NOT_TOLD
 from mesa_eval.comparison.rows import build_comparison
+from mesa_eval.measures.scores import Measure, ModelCard, Part, Scores, TaskRecord
 from mesa_eval.report.wording import summarise
-from mesa_eval.scores import Measure, ModelCard, Part, Scores, TaskRecord
 from mesa_eval.uncertainty.bootstrap import resample
 
 TASKS, QUERIES, DRAWN, DOCUMENTS, DOMAINS = 30, 25, 2, 40, 12

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from mesa_eval.evaluate import evaluate
+from mesa_eval.measures.scores import Scores
 from mesa_eval.reading.scoring import Scorer
-from mesa_eval.scores import Scores
 
 
 def test_what_is_stored_is_not_measured_again(

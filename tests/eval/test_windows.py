@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.windows import BYTES_A_TOKEN, collect_windows, share_out
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.encoding import TextEncoder
 
 WINDOW = 32

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from mesa_eval.comparison.arms import Arm
-from mesa_eval.scores import Scores, Statistic
+from mesa_eval.measures.scores import Scores, Statistic
 from mesa_eval.uncertainty.intervals import Interval, holm
 
 PRIMARY = "primary_average"

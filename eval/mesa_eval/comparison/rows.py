@@ -13,8 +13,8 @@ import numpy as np
 
 from mesa_eval.comparison.arms import NO_COMMON_SEED, Arm, find_arms, pairs
 from mesa_eval.comparison.record import PRIMARY, Comparison, Difference, Row, ordered_keys
-from mesa_eval.documents import stable_number
-from mesa_eval.scores import Measure, Scores, Statistic
+from mesa_eval.measures.scores import Measure, Scores, Statistic
+from mesa_eval.reading.documents import stable_number
 from mesa_eval.uncertainty.bootstrap import Resampled, Transform, mean_of, resample, seeds_and_units
 from mesa_eval.uncertainty.intervals import Interval, t_interval
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mesa_eval.measures.scores import Measure
 from mesa_eval.reading.reader import Reader
-from mesa_eval.scores import Measure
 
 
 @dataclass(frozen=True)

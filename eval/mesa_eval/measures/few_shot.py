@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from mesa_eval.measures.nulls import null_scores
+from mesa_eval.measures.scores import TaskRecord
 from mesa_eval.reading.encoding import Pair
 from mesa_eval.reading.reader import Likelihood, Reader
-from mesa_eval.scores import TaskRecord
 from mesa_eval.tasks.task import FewShotProtocol, Query, Task
 
 MOST = "most"

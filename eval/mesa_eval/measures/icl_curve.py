@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument
+from mesa_eval.measures.scores import Measure
 from mesa_eval.measures.windows import collect_windows
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.reader import Reader
-from mesa_eval.scores import Measure
 from mesa_eval.uncertainty.bootstrap import group_sums
 
 SCORE_NAME = "in-context score (490-510 less 45-55)"

@@ -14,11 +14,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.icl_curve import LEAST_WINDOW, by_document
+from mesa_eval.measures.scores import Measure
 from mesa_eval.measures.windows import collect_windows
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.reader import Reader
-from mesa_eval.scores import Measure
 
 TIMES = 8
 

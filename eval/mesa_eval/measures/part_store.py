@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mesa_eval.measures.scores import FORMAT, ModelCard, Part
 from mesa_eval.reading.processes import Processes
-from mesa_eval.scores import FORMAT, ModelCard, Part
 from mesalm.files import write_text
 
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument
+from mesa_eval.measures.scores import Measure
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.reader import Reader, uniform_nats
-from mesa_eval.scores import Measure
 from mesa_eval.uncertainty.bootstrap import effective_units
 
 

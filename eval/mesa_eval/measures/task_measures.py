@@ -24,7 +24,7 @@ import numpy as np
 
 from mesa_eval.measures.few_shot import MOST, Level, TaskScores
 from mesa_eval.measures.nulls import null, shares
-from mesa_eval.scores import Measure
+from mesa_eval.measures.scores import Measure
 from mesa_eval.tasks.task import GAINING, SHUFFLED, TWICE, VARIED
 
 UNITS = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mesa_eval.measures.icl_curve import PositionScores
-from mesa_eval.scores import Measure
+from mesa_eval.measures.scores import Measure
 from mesa_eval.uncertainty.bootstrap import group_sums
 
 RARE_PER_TOKEN = 1e-6

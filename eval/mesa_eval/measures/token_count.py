@@ -14,7 +14,7 @@ from rich.table import Table
 
 from mesa_eval.measures.forecast import Forecast, forecast
 from mesa_eval.measures.parts import Subject, questions
-from mesa_eval.plan import EvaluationPlan
+from mesa_eval.measures.plan import EvaluationPlan
 from mesa_eval.reading.batches import Batch
 from mesa_eval.reading.model_source import declared_vocabulary, load_tokenizer, tokenizer_fingerprint
 from mesa_eval.reading.reader import Reader, TokenScores
@@ -100,18 +100,14 @@ class ModelCount:
         return part.seconds + self.forecasts[model].seconds(part.batches, part.tokens, part.steps)
 
 
-def count_tokens(
-    plan: EvaluationPlan,
-    batch_tokens: int = 8192,
-    trust_remote_code: bool = False,
-    quiet: bool = False,
-    device: str | None = None,
-) -> list[ModelCount]:
+def count_tokens(plan: EvaluationPlan, *, timed: bool = False) -> list[ModelCount]:
     """Count what the models of a plan read; models that read the same are counted once.
 
-    With a device each model is opened there and reads a few batches, see `mesa_eval.measures.forecast`. Nothing
-    stored is taken into account, and generation counts in full. Raises ValueError as `evaluate` does.
+    With `timed` each model is opened and reads a few batches, see `mesa_eval.measures.forecast`. Nothing stored is
+    taken into account, and generation counts in full. Raises ValueError as `evaluate` does.
     """
+    device, trust_remote_code = plan.request.device, plan.request.trust_remote_code
+    batch_tokens, quiet = plan.request.batch_tokens, plan.request.quiet
     alike: dict[tuple[str, int, int], list[str]] = {}
     readers: dict[tuple[str, int, int], TokenCounter] = {}
     seen: dict[tuple[str, int, int], list[Forecast]] = {}
@@ -120,7 +116,7 @@ def count_tokens(
         vocabulary = declared_vocabulary(source, tokenizer, trust_remote_code)
         key = (tokenizer_fingerprint(tokenizer), window, vocabulary)
         alike.setdefault(key, []).append(source.name)
-        if device is not None:
+        if timed:
             seen.setdefault(key, []).append(forecast(source, window, device, batch_tokens, trust_remote_code))
         readers[key] = TokenCounter(tokenizer, source.name, vocabulary, batch_tokens, quiet)
     return [
@@ -133,7 +129,7 @@ def count_tokens(
 
 def count_parts(reader: TokenCounter, plan: EvaluationPlan, window: int, quiet: bool) -> list[PartCount]:
     """Ask the counter everything, and return what each part would read."""
-    subject = Subject(reader, window, plan.protocol, plan.seed, plan.documents, plan.sample, plan.tasks, plan.missing)
+    subject = Subject(reader, window, plan)
     counts = []
     asked = questions(subject, None)
     console = Console(stderr=True)

@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mesa_eval.documents import HeldOutDocument, in_turn
+from mesa_eval.reading.documents import HeldOutDocument, in_turn
 from mesa_eval.reading.encoding import TextEncoder
 
 BYTES_A_TOKEN = 32

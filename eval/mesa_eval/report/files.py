@@ -11,26 +11,26 @@ from typing import Any
 from mesa_eval.comparison.record import CORRECTION, FAMILY, LEAST, Comparison
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
-from mesa_eval.report.wording import summarise
+from mesa_eval.report.wording import Summary
 from mesa_eval.uncertainty.bootstrap import DRAWS
 from mesalm.files import write_text
 
 
-def write_report(comparison: Comparison, folder: Path) -> Path:
+def write_report(comparison: Comparison, summary: Summary, folder: Path) -> Path:
     """Write the three files into `folder`, each atomically, and return the path of the page."""
-    write_text(folder / "report.json", json.dumps(report_data(comparison), allow_nan=False))
-    write_text(folder / "report.md", render_markdown(comparison))
+    write_text(folder / "report.json", json.dumps(report_data(comparison, summary), allow_nan=False))
+    write_text(folder / "report.md", render_markdown(comparison, summary))
     page = folder / "report.html"
-    write_text(page, render_page(comparison))
+    write_text(page, render_page(comparison, summary))
     return page
 
 
-def report_data(comparison: Comparison) -> dict[str, Any]:
+def report_data(comparison: Comparison, summary: Summary) -> dict[str, Any]:
     """Return everything the page says as plain data, and all raw scores, from which `--from-scores` rebuilds it."""
     return {
         "format": 2,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "summary": dataclasses.asdict(summarise(comparison)),
+        "summary": dataclasses.asdict(summary),
         "baseline": comparison.base,
         "bootstrap_draws": DRAWS,
         "arms": [

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from mesa_eval.comparison.record import Comparison, Row
 from mesa_eval.report.tables import chance_words, count_words, state_words
-from mesa_eval.report.wording import bracket, claim_name, claim_score, number, spread_words, summarise
+from mesa_eval.report.wording import Summary, bracket, claim_name, claim_score, number, spread_words
 from mesalm.hub.markdown import code, plain
 
 
-def render_markdown(comparison: Comparison) -> str:
+def render_markdown(comparison: Comparison, summary: Summary) -> str:
     """Return the report as Markdown: summary, the tests, models, every row by section, provenance."""
-    summary = summarise(comparison)
     parts = [f"# {plain(' and '.join(comparison.names))}", plain(summary.compared)]
     parts.append(_list(summary.sentences))
     parts.append(plain(" ".join(summary.limits)))

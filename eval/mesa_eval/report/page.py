@@ -10,10 +10,12 @@ import numpy as np
 from markupsafe import Markup
 
 from mesa_eval.comparison.record import PRIMARY, Comparison, Row
+from mesa_eval.measures.scores import TaskRecord
 from mesa_eval.report.figures import claims_figure, position_figure, task_figure, text_figure, training_figure
 from mesa_eval.report.tables import chance_words, count_words, state_words
 from mesa_eval.report.templating import render
 from mesa_eval.report.wording import (
+    Summary,
     bracket,
     claim_name,
     claim_score,
@@ -21,9 +23,7 @@ from mesa_eval.report.wording import (
     number,
     p_words,
     spread_words,
-    summarise,
 )
-from mesa_eval.scores import TaskRecord
 from mesa_eval.uncertainty.bootstrap import DRAWS, effective_units
 from mesa_eval.uncertainty.intervals import Interval
 
@@ -31,7 +31,7 @@ DASH = "\u2013"
 GLANCE = (PRIMARY, "bits_per_byte", "perplexity", "in_context", "length_growth", "copy_score", "copy_accuracy")
 
 
-def render_page(comparison: Comparison) -> str:
+def render_page(comparison: Comparison, summary: Summary) -> str:
     """Return the page as HTML text without any reference to a resource outside it."""
     first = comparison.scores[0]
     tasks = _tasks(comparison)
@@ -46,7 +46,7 @@ def render_page(comparison: Comparison) -> str:
         base=comparison.base,
         baseline=comparison.baseline,
         seeded=comparison.seeded,
-        summary=summarise(comparison),
+        summary=summary,
         notes=comparison.notes,
         models=[_model_row(comparison, index) for index in range(len(comparison.arms))],
         runs=[_run_row(comparison, place) for place in range(len(comparison.scores))],

@@ -7,14 +7,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from mesa_eval.comparison.record import CORRECTION, NOT_TOLD, Comparison, Row
-from mesa_eval.report.wording import claim_name, claim_score, number, p_words, plural, spread_words, summarise
+from mesa_eval.report.wording import Summary, claim_name, claim_score, number, p_words, plural, spread_words
 
 STYLES = {"better": "green", "worse": "red", NOT_TOLD: "dim"}
 MARKS = {"better": " +", "worse": " -"}  # colours alone do not reach every reader or every log
 SHOWN = ("accuracy", "greedy", "contains", "exact", "answer")  # of a task; exact match where none before it is there
 
 
-def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+def print_comparison(comparison: Comparison, summary: Summary, console: Console | None = None) -> None:
     """Print models, text, context and few-shot tables, then the summary in words."""
     out = console or Console()
     out.print(_models(comparison))
@@ -35,7 +35,6 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         out.print("Differences with 95 % intervals, each by itself.", style="dim", markup=False)
     if comparison.family:
         out.print(_family(comparison))
-    summary = summarise(comparison)
     limits = [summary.family, *summary.limits] if comparison.compared else []
     for line in [summary.compared, *summary.sentences, *limits, *comparison.notes]:
         out.print(f"- {line}", highlight=False, markup=False)

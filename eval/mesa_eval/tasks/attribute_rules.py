@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.tasks.task import FewShotProtocol, Query, Task
 from mesa_eval.tasks.word_labels import EPISODES, random_state
 from mesalm.data.episode_words import ATTRIBUTES

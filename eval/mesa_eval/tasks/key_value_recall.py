@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from mesa_eval.documents import HeldOutDocument
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.tasks.task import TWICE, FewShotProtocol, Item, Task
 from mesa_eval.tasks.text_words import choose_words
 

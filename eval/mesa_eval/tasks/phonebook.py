@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mesa_eval.documents import HeldOutDocument
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
 from mesa_eval.tasks.text_words import choose_words
 

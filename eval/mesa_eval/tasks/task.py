@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mesa_eval.documents import stable_number
+from mesa_eval.reading.documents import stable_number
 
 QUESTION, ANSWER = "{input}", " {output}"
 SHUFFLED = "shuffled"

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument, stable_number
+from mesa_eval.reading.documents import HeldOutDocument, stable_number
 from mesa_eval.tasks.task import FewShotProtocol, Query, Task
 from mesalm.data.episodes import HELD_OUT, EpisodeSettings, Example, Pool, Recall, draw_examples, draw_mapping
 
