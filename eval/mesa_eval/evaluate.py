@@ -1,8 +1,8 @@
 """Measure models, or read stored scores, and report the differences from a baseline with 95 % intervals.
 
 Runs of one recipe that differ by their training seed are one arm. Units resampled: documents for text and for loss by
-position, random sequences for copying, queries for few-shot tasks. Only bits per byte compares models whose tokenizers
-differ; every other row then says why it does not.
+position, random sequences for copying, queries for few-shot tasks. Only bits per byte compares models with different
+tokenizers; every other row then says why it does not.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def compare(
 
     models, suite and `how`: as in `evaluate`. out: the folder of `report.html`, `report.md`, `report.json` and
     `scores/` (default `reports/<A>-vs-<B>`). baseline: "first", "last" (as None), the name of an arm, or the name or
-    argument of a model. arms: `NAME=MODEL,MODEL,...` for models that are one arm but whose recipes do not say so.
+    argument of a model. arms: `NAME=MODEL,MODEL,...` for models of one arm with recipes that do not say so.
     Prints tables on the terminal. Raises ValueError in one line for bad input.
     """
     request = Request(models=named_models(models, arms), suite=suite, **how)

@@ -1,4 +1,4 @@
-"""Take one step of decoding: a token enters the states, one system a query head is solved, and the states are read.
+"""Take one step of decoding: a token enters the states, one system per query head is solved, and the states are read.
 
     H = gamma H + beta k k'      G = gamma G + beta k v'      o = G' (H + diag(ridge))^-1 q
 

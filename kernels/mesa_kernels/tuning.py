@@ -25,7 +25,7 @@ def has_tile(name: str, sizes: Shapes) -> bool:
 
 
 class Choice(NamedTuple):
-    """Hold the tile of a kernel's loops, the precision of its products, its warps and the stages of its pipelines."""
+    """The tile of a kernel's loops, the precision of its products, its warps and the stages of its pipelines."""
 
     tile: int
     dot: str
@@ -39,7 +39,7 @@ class Choice(NamedTuple):
 
 
 class Shapes(Protocol):
-    """Say what a choice depends on: key and value size, whether inputs are of 16 bits, and where they are."""
+    """What a choice depends on: key and value size, whether inputs are of 16 bits, and where they are."""
 
     @property
     def K(self) -> int:  # noqa: N802

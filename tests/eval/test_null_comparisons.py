@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mesa_eval.comparison.record import NOT_TOLD
+from mesa_eval.comparison.record import NOT_SIGNIFICANT
 from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.measures.scores import Measure, ModelCard, Part, Scores, TaskRecord
 from mesa_eval.report.wording import summarise
@@ -68,8 +68,8 @@ def test_models_of_one_law_are_seldom_called_different(
         assert len(comparison.rows) >= 190
         assert len(comparison.family) == TASKS + 2
         verdicts = [comparison.verdict(row, 0) for row in comparison.rows]
-        called += any(words not in ("", NOT_TOLD) for words in verdicts)
-        assert bool(summarise(comparison).told) == any(words not in ("", NOT_TOLD) for words in verdicts)
+        called += any(words not in ("", NOT_SIGNIFICANT) for words in verdicts)
+        assert bool(summarise(comparison).significant) == any(words not in ("", NOT_SIGNIFICANT) for words in verdicts)
         alone += any(row.differences[0].decisive.tells for row in comparison.rows)
     # nominally 5 %; a sample of so few trials may lie two standard errors above 5 %
     assert called <= 0.05 * trials + 2 * (0.05 * 0.95 * trials) ** 0.5

@@ -184,8 +184,8 @@ def test_a_model_against_itself_differs_by_nothing(scores: list[Scores]) -> None
         assert interval is not None
         assert (interval.value, interval.tells) == (0.0, False)
     sentences = summarise(comparison).sentences
-    assert not summarise(comparison).told
-    assert all("no difference can be told" in sentence.lower() for sentence in sentences)
+    assert not summarise(comparison).significant
+    assert all("no significant difference" in sentence.lower() for sentence in sentences)
 
 
 def test_the_summary_says_lower_and_better_only_when_the_interval_does(scores: list[Scores]) -> None:
@@ -194,14 +194,14 @@ def test_the_summary_says_lower_and_better_only_when_the_interval_does(scores: l
     measure.numerator = [[0.9 * row[0]] for row in measure.numerator]
     better.model.name = "trained"
     comparison = build_comparison([better, scores[0]], baseline=1)
-    assert summarise(comparison).told[0].startswith("trained is lower than first by ")
-    assert "better" in summarise(comparison).told[0]
+    assert summarise(comparison).significant[0].startswith("trained is lower than first by ")
+    assert "better" in summarise(comparison).significant[0]
     reverse = build_comparison([better, scores[0]], baseline=0)
-    assert summarise(reverse).told[0].startswith("first is higher than trained by ")
-    assert "worse" in summarise(reverse).told[0]
+    assert summarise(reverse).significant[0].startswith("first is higher than trained by ")
+    assert "worse" in summarise(reverse).significant[0]
     row = comparison.row("bits_per_byte")
     size = number(abs(row.differences[0].interval.value), 4)
-    assert f" by {size} [" in summarise(comparison).told[0]
+    assert f" by {size} [" in summarise(comparison).significant[0]
     assert (number(-0.00001, 3), number(-2.5, 1), number(2.5, 1, signed=True)) == ("0.000", "\u22122.5", "+2.5")
 
 

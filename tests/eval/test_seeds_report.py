@@ -109,7 +109,7 @@ def test_seeds_are_paired_and_shown() -> None:
     assert difference.joint.low <= difference.interval.low < difference.interval.high <= difference.joint.high
     assert comparison.verdict(row, 0) == "better"
     assert row.values[0].freedom == 2
-    assert "mesa is lower than softmax by " in summarise(comparison).told[0]
+    assert "mesa is lower than softmax by " in summarise(comparison).significant[0]
     assert any("Student" in words for words in summarise(comparison).limits)
 
 
@@ -135,7 +135,7 @@ def test_seeds_that_disagree_tell_nothing() -> None:
     comparison = build_comparison(scores, 1)
     difference = comparison.row("bits_per_byte").differences[0]
     assert difference.items.tells  # these three runs are better on any documents
-    assert comparison.verdict(comparison.row("bits_per_byte"), 0) == "no difference told"
+    assert comparison.verdict(comparison.row("bits_per_byte"), 0) == "not significant"
 
 
 def test_one_pair_is_compared_over_its_units() -> None:
@@ -182,9 +182,9 @@ def test_claims_are_corrected_for_their_number() -> None:
     # the average rests on the one task that differs, so both have one p value: the first step of four, held at the next
     assert claims["pairs"].p == pytest.approx(claims[PRIMARY].p, rel=0.2)
     assert claims["pairs"].adjusted == pytest.approx(4 * min(claims["pairs"].p, claims[PRIMARY].p), rel=0.2)
-    assert (claims["pairs"].verdict, claims["labels"].verdict) == ("better", "no difference told")
+    assert (claims["pairs"].verdict, claims["labels"].verdict) == ("better", "not significant")
     assert claims["labels"].adjusted == 1.0
-    assert "better than b on 1 (pairs)" in " ".join(summarise(comparison).told)
+    assert "better than b on 1 (pairs)" in " ".join(summarise(comparison).significant)
 
 
 def words_of_verdict(text: str) -> list[str]:

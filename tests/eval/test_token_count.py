@@ -83,9 +83,9 @@ def test_the_seconds_are_those_of_a_run(save_model, text_file: str, pair_file: s
     plan = make_plan(Request(models=[model], **how))
     (count,) = count_tokens(plan, timed=True)
     (scores,) = run_plan(plan, None)
-    foretold = [count.seconds(0, part) for part in count.parts if not part.at_most]
+    expected = [count.seconds(0, part) for part in count.parts if not part.at_most]
     took = [part.seconds for part, known in zip(scores.parts, count.parts, strict=True) if not known.at_most]
-    assert 0.5 < sum(foretold) / sum(took) < 2
+    assert 0.5 < sum(expected) / sum(took) < 2
     bounded = [
         (count.seconds(0, part), found.seconds)
         for part, found in zip(count.parts, scores.parts, strict=True)

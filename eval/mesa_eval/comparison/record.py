@@ -1,7 +1,7 @@
 """What a comparison holds: arms, rows of values and differences, and the declared family of tests.
 
 Rows are many and say what was found; words are few and say what was tested. Only the tests of the family, fixed before
-any model is seen and corrected together for their number, are called better, worse or not told apart.
+any model is seen and corrected together for their number, are called better, worse or not significant.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from mesa_eval.uncertainty.intervals import Interval, holm
 PRIMARY = "primary_average"
 FAMILY = ("bits_per_byte", PRIMARY, "demonstration_gain/pairing")  # and the claim row of each task, for every arm
 CORRECTION = "Holm"
-LEAST = 0.05  # p values adjusted for the whole family tell a difference below this
-NOT_TOLD = "no difference told"
+LEAST = 0.05  # a p value below this, adjusted for the whole family, is significant
+NOT_SIGNIFICANT = "not significant"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Difference:
 
     @property
     def decisive(self) -> Interval | None:
-        """Return the interval whose p value is tested: all sources of chance that were measured."""
+        """Return the interval of the tested p value: all sources of chance that were measured."""
         return self.joint or self.interval
 
 
@@ -74,9 +74,9 @@ class FamilyTest:
 
     @property
     def verdict(self) -> str:
-        """Return "better", "worse" or "no difference told"."""
+        """Return "better", "worse" or "not significant"."""
         if self.adjusted >= LEAST:
-            return NOT_TOLD
+            return NOT_SIGNIFICANT
         found = self.row.differences[self.arm].decisive
         assert found is not None
         return "better" if (found.value < 0) == (self.row.better == "lower") else "worse"

@@ -96,7 +96,7 @@ class _Table:
         return [self._pooled(first, chosen, self._normalised)]
 
     def gains(self) -> list[Row]:
-        """Return what demonstrations are worth, pooled over tasks: the gain in bits, and what lies in their pairing.
+        """Return what demonstrations are worth, pooled over tasks: the gain in bits, and that of their pairing.
 
         Every task weighs the same. One that a model lacks, or of which it was asked something else, is left out for
         all, and a note says so.

@@ -28,8 +28,11 @@ LEAST_WINDOW = 8  # tokens
 
 @dataclass(frozen=True)
 class PositionScores:
-    """Hold, for each window, its document and tokens [N, window + 1], and for each position its nats and whether the
-    token was the likeliest, `losses` and `hits` [N, window]."""
+    """Windows and their scores.
+
+    For each window: its document and tokens [N, window + 1]. For each position: its nats and whether the token was the
+    likeliest, `losses` and `hits` [N, window].
+    """
 
     window: int
     owners: tuple[str, ...]
@@ -102,7 +105,7 @@ def by_document(
     first: int | None = None,
     last: int | None = None,
 ) -> Measure:
-    """Make a measure, in nats per token, of one value a window: a document with several windows is one unit.
+    """Make a measure, in nats per token, of one value per window: a document with several windows is one unit.
 
     first, last: a bin of positions, both ends included; it is drawn at their geometric mean.
     """

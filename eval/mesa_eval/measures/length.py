@@ -25,7 +25,7 @@ TIMES = 8
 
 @dataclass(frozen=True)
 class LengthScores:
-    """Hold, for each window of 8 T tokens, its document, and the nats of positions T/2 + 1 to 8 T [N, ...]."""
+    """For each window of 8 T tokens: its document, and the nats of positions T/2 + 1 to 8 T [N, ...]."""
 
     window: int
     owners: tuple[str, ...]

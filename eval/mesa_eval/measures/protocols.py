@@ -19,7 +19,7 @@ from mesa_eval.tasks.task import FewShotProtocol
 
 @dataclass(frozen=True)
 class Protocol:
-    """Fix the sizes of a suite.
+    """The sizes of a suite.
 
     text_bytes, document_bytes: bytes of text scored (None: all) and the most taken of one document, so that long ones
     do not stand for all; longest_window: bound on the window length, in tokens; position_tokens, position_windows:

@@ -50,7 +50,7 @@ def run_plan(plan: EvaluationPlan, out: Path | None) -> list[Scores]:
             if folder is None:
                 raise
             raise KeyboardInterrupt(
-                f"what was measured lies in {folder}, and the same command goes on from there"
+                f"what was measured is in {folder}, and the same command goes on from there"
             ) from None
         if folder is not None and processes.main:
             path = scores.write(folder)

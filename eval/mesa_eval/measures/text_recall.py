@@ -1,8 +1,8 @@
-"""Recall on natural text: the loss on tokens that the window itself could have told.
+"""Recall on natural text: the loss on tokens that the window itself could predict.
 
 A target is *repeated* when it and the token before it stood next to each other earlier in the window; an associative
 look-up of the previous token then finds it (Arora et al. 2024, Zoology). Where the training text is known, repeated
-targets are split further: a pair that is *rare in training* cannot have been learnt there. Rare is a pair seen at most
+targets are split further: a pair that is *rare in training* cannot have been learned there. Rare is a pair seen at most
 once in a million training tokens (never, in a training text shorter than that), counted in up to the first 2^28.
 """
 
@@ -38,7 +38,7 @@ def repeated(tokens: np.ndarray) -> np.ndarray:
 
 
 def count_pairs(prepared: Path, codes: np.ndarray, rows_at_once: int = ROWS_AT_ONCE) -> tuple[np.ndarray, int]:
-    """Count how often each pair of tokens stands in the training rows of prepared data; and the tokens looked at."""
+    """Count how often each pair of tokens occurs in the training rows of prepared data; and the tokens looked at."""
     from mesalm.data.prepared import Prepared
 
     rows = Prepared(prepared).rows("train")

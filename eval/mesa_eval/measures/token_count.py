@@ -21,9 +21,9 @@ from mesa_eval.reading.reader import Reader, TokenScores
 
 
 class TokenCounter(Reader):
-    """Stand in for a model with a cache that knows nothing: every log P is 0 and no answer is the likeliest.
+    """A stand-in for a model with a cache that knows nothing: every log P is 0 and no answer is the likeliest.
 
-    at_most: whether something was to be written whose length only the model knows, so that the count is a bound;
+    at_most: whether something was to be written and only the model knows its length, so that the count is a bound;
     batches, steps: forward passes over what is given, and those that write a token each.
     """
 
@@ -83,7 +83,7 @@ class PartCount:
 
 @dataclass(frozen=True)
 class ModelCount:
-    """Hold what each of `models`, which share a tokenizer and a window, reads; and what each was seen to need."""
+    """What each of `models`, which share a tokenizer and a window, reads; and what each was seen to need."""
 
     models: tuple[str, ...]
     window: int
@@ -167,7 +167,7 @@ def print_counts(plan: EvaluationPlan, counts: Sequence[ModelCount]) -> None:
             table.add_row(part.task or part.name, *words)
         table.add_section()
         sums = [sum(count.seconds(place, part) for part in count.parts) for place in timed]
-        table.add_row("sum, a model", f"{bound}{count.tokens:,}", *(f"{bound}{total:,.1f}" for total in sums))
+        table.add_row("sum per model", f"{bound}{count.tokens:,}", *(f"{bound}{total:,.1f}" for total in sums))
         table.add_row(f"budget of {plan.protocol.name}", "none" if budget is None else f"{budget:,}")
         if count.forecasts:
             peaks = [f"{seen.peak_bytes / 1e6:,.0f} MB" for seen in count.forecasts]
@@ -175,6 +175,6 @@ def print_counts(plan: EvaluationPlan, counts: Sequence[ModelCount]) -> None:
         Console().print(table)
     if any(count.forecasts for count in counts):
         print(
-            "Seconds are foretold from a few batches of random tokens, read by one process. What a model writes counts"
+            "Seconds are estimated from a few batches of random tokens, read by one process. What a model writes counts"
             " in full, so where it writes tokens and seconds are bounds."
         )

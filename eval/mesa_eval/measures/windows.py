@@ -26,7 +26,7 @@ LONGEST_WORD = 256  # a piece begins at the first white space among so many char
 
 @dataclass(frozen=True)
 class _Window:
-    """Hold a window's tokens and, about, the byte of the document where it begins."""
+    """A window's tokens and, roughly, the byte of the document where it begins."""
 
     place: int
     tokens: list[int]

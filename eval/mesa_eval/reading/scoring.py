@@ -39,7 +39,7 @@ LOGITS_AT_ONCE = 2**28  # 1 GiB of float32: a row with more of them is read in p
 
 
 class Scorer(Reader):
-    """Score text with one causal language model.
+    """A causal language model that scores text.
 
     `model` maps `input_ids` [B, T] to an object with `.logits` [B, T, V]; `tokenizer` is a Hugging Face
     tokenizer. `max_length` is the number of tokens the model was trained to read at once.
@@ -166,7 +166,7 @@ class Scorer(Reader):
         what: str,
         total: int,
     ) -> dict[int, Any]:
-        """Run every so-manieth batch in each process and return the results of all of them."""
+        """Run this process's share of the batches, and return the results of all processes."""
         found: dict[int, Any] = {}
         error = ""
         with self._progress(what, total) as progress:
@@ -328,7 +328,7 @@ class Scorer(Reader):
 
 
 def _has_position_table(model: Any, limit: int) -> bool:
-    """Return whether a model looks its positions up: a table of them, learnt or not, of as many rows or two more."""
+    """Return whether a model looks its positions up: a table of them, learned or not, with as many rows or two more."""
     words = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     tables = [
         module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not words

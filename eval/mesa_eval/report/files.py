@@ -30,7 +30,13 @@ def report_data(comparison: Comparison, summary: Summary) -> dict[str, Any]:
     return {
         "format": 2,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "summary": dataclasses.asdict(summary),
+        "summary": {
+            "compared": summary.compared,
+            "family": summary.family,
+            "told": summary.significant,
+            "untold": summary.insignificant,
+            "limits": summary.limits,
+        },
         "baseline": comparison.base,
         "bootstrap_draws": DRAWS,
         "arms": [

@@ -37,7 +37,7 @@ def render_markdown(comparison: Comparison, summary: Summary) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
-    """Return a table whose columns from `numbers` on are numbers, set to the right; cells are Markdown."""
+    """Return a table with numbers, set to the right, from column `numbers` on; cells are Markdown."""
     rule = ["---" if place < numbers else "---:" for place in range(len(headings))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [headings, rule, *rows])
 

@@ -79,7 +79,7 @@ def render_page(comparison: Comparison, summary: Summary) -> str:
 
 
 def _records(comparison: Comparison) -> dict[str, TaskRecord]:
-    """Return one record a task: of the first model that could be asked, else of one that could not."""
+    """Return one record per task: of the first model that could be asked, else of one that could not."""
     records: dict[str, TaskRecord] = {}
     for scores in comparison.scores:
         for task in scores.tasks:
@@ -218,7 +218,7 @@ def _claims(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _seed_rows(comparison: Comparison, rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Return one line a measure, arm and seed: the single differences behind the intervals."""
+    """Return one line per measure, arm and seed: the single differences behind the intervals."""
     found = []
     for row in rows:
         for index in comparison.compared:

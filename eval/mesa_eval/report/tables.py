@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mesa_eval.comparison.record import CORRECTION, NOT_TOLD, Comparison, Row
+from mesa_eval.comparison.record import CORRECTION, NOT_SIGNIFICANT, Comparison, Row
 from mesa_eval.report.wording import Summary, claim_name, claim_score, number, p_words, plural, spread_words
 
-STYLES = {"better": "green", "worse": "red", NOT_TOLD: "dim"}
+STYLES = {"better": "green", "worse": "red", NOT_SIGNIFICANT: "dim"}
 MARKS = {"better": " +", "worse": " -"}  # colours alone do not reach every reader or every log
 SHOWN = ("accuracy", "greedy", "contains", "exact", "answer")  # of a task; exact match where none before it is there
 

@@ -49,7 +49,7 @@ def predictions(model: nn.Module, task: TokenTask, input_ids: torch.Tensor) -> t
 
 
 def score_guesses(task: SyntheticTask, rows: int, *, seed: int) -> dict[str, SyntheticScores]:
-    """Score the guesses that need no model, by name, on the test rows; for tasks whose guesses look at the row."""
+    """Score the guesses that need no model, by name, on the test rows; for tasks with guesses that look at the row."""
     if isinstance(task, VectorTask):
         return vector_guesses(task, rows, seed=seed)
     if not isinstance(task, Automata):

@@ -22,10 +22,10 @@ RIDGE = 1.0
 
 @dataclass(frozen=True)
 class RuleTask(Task):
-    """Ask for the label of a thing whose combination of attributes the episode has not shown.
+    """A task of rules: the label of a thing with a combination of attributes that the episode has not shown.
 
     Every query has an episode and a rule of its own, and held-out words for its things, so recall does not help; the
-    rule has to be learnt from the examples. The candidates are the two labels of the episode.
+    rule has to be learned from the examples. The candidates are the two labels of the episode.
     """
 
     rule: Literal["one", "linear"] = "one"

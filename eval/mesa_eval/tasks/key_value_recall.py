@@ -13,7 +13,7 @@ from mesa_eval.tasks.text_words import choose_words
 
 @dataclass(frozen=True)
 class RecallTask(Task):
-    """Ask again for the answer of one of the demonstrations."""
+    """Recall of the answer of one of the demonstrations."""
 
     kind: ClassVar[str] = "recall"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact", "contains")
