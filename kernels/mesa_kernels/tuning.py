@@ -59,8 +59,8 @@ class Shapes(Protocol):
 
 
 DEFAULTS = {
-    # kernel: (largest size, tile, warps, stages), the first row whose size holds K and V; of float32 always one stage,
-    # as registers hold no more
+    # kernel: (largest size, tile, warps, stages), the first row of a size that holds K and V; of float32 always one
+    # stage, as registers hold no more
     "gates": ((256, 64, 8, 1),),
     "gram": ((64, 64, 4, 3), (128, 64, 8, 3), (256, 64, 8, 2)),
     "cross": ((64, 64, 4, 3), (256, 64, 8, 3)),

@@ -14,7 +14,6 @@ from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.evaluate import evaluate
 from mesa_eval.measures.length import length_bins, length_measures, score_length
 from mesa_eval.measures.scores import Note
-from mesa_eval.reading import scoring
 from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.scoring import Scorer
 from mesa_eval.report.figures import position_figure
@@ -121,7 +120,7 @@ def test_what_raises_and_what_is_too_short_is_told(make, tokenizer) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mesa", "llama"])
-def test_a_long_row_is_read_in_pieces(make, save_mesa, tokenizer, tmp_path, kind, monkeypatch) -> None:
+def test_a_long_row_is_read_in_pieces(make, save_mesa, tokenizer, tmp_path, kind) -> None:
     """A model's own maximum, 128 and 64 positions, does not keep it from reading on."""
     if kind == "mesa":
         scorer = Scorer.open(save_mesa(tmp_path / "mesa", tokenizer), device="cpu", quiet=True)
@@ -132,7 +131,7 @@ def test_a_long_row_is_read_in_pieces(make, save_mesa, tokenizer, tmp_path, kind
     scorer.model.register_forward_pre_hook(
         lambda model, args, named: lengths.append(named["input_ids"].shape[1]), with_kwargs=True
     )
-    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 100 * 258)
+    scorer.logits_at_once = 100 * 258
     pieces = score_length(scorer, LONG, 64, 2, 2, seed=0)
     assert [length for length in lengths if length not in (2, 512)] == [50] * 10 + [12]  # two rows at once
     np.testing.assert_allclose(pieces.losses, whole.losses, atol=2e-4)

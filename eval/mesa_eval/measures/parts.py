@@ -96,15 +96,18 @@ def _ask_text(subject: Subject) -> Answer:
 
 
 def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) -> Answer:
+    from mesalm.data.prepared import Prepared
+
     plan, window = subject.plan, subject.window
     most = plan.protocol.document_windows
     scores = score_positions(subject.scorer, plan.documents, window, wanted, most, plan.seed)
     if scores is None:
         reason = f"no document has {window + 1} tokens" if window >= 8 else f"a window of {window} tokens is too short"
         return Answer([], notes=[Note(f"loss by position and recall are not measured: {reason}", own=True)])
-    rare = None if training_data is None else rare_in_training(scores.tokens, training_data)
-    notes = []
-    if rare is None:
+    rare, notes = None, []
+    if training_data is not None:
+        rare = rare_in_training(scores.tokens, Prepared(training_data).rows("train"))
+    else:
         words = "recall is not split by what is rare in training: the training text is not known"
         notes.append(Note(words, own=True))
     raw = {"window": window, "owners": list(scores.owners), "nats": np.round(scores.losses, 4).tolist()}

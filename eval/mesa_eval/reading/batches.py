@@ -18,8 +18,8 @@ HELD = 4  # a batch behind prefixes may hold this many times the tokens it reads
 class Batch:
     """The tokens that one forward pass reads.
 
-    rows: indices of rows. cut: tokens of each row that were read before, 0 for none; heads: the rows whose first
-    `cut` tokens are the prefixes, read together beforehand; slots: for each row, which of the heads it continues.
+    rows: indices of rows. cut: tokens of each row that were read before, 0 for none; heads: the rows with
+    prefixes in their first `cut` tokens, read together beforehand; slots: for each row, which of the heads it continues.
     """
 
     rows: tuple[int, ...]

@@ -38,8 +38,9 @@ class TextEncoder:
     `start_token` is what every document and every prompt begins with: the tokenizer's bos, else its eos, else None.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, most_known: int = MOST_KNOWN) -> None:
         self.tokenizer = tokenizer
+        self.most_known = most_known
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.start_token: int | None = bos if bos is not None else eos
         self._by_lines = cuts_before_line_ends(tokenizer)
@@ -54,7 +55,7 @@ class TextEncoder:
         if not self._by_lines:
             return self._encode_whole(texts)
         cut = [LINE_ENDS.split(text) for text in texts]
-        if len(self._known) > MOST_KNOWN:
+        if len(self._known) > self.most_known:
             self._known.clear()
         new = list(dict.fromkeys(line for lines in cut for line in lines if line not in self._known))
         self._known.update(zip(new, self._encode_whole(new), strict=True))

@@ -63,6 +63,7 @@ class Scorer(Reader):
         super().__init__(tokenizer, self.source.name, vocab_size, batch_tokens, quiet)
         self.model = model.to(device).eval()
         self.device = device
+        self.logits_at_once = LOGITS_AT_ONCE
         self.processes = processes or Processes()
         self.max_length = (
             max_length or self.source.sequence_length or declared_length(getattr(model, "config", None), tokenizer)
@@ -277,7 +278,7 @@ class Scorer(Reader):
             inputs[number, : len(row) - 1] = tokens[:-1]
             targets[number, : len(row) - 1] = tokens[1:]
         keep = longest - (min(first) - 1)
-        step = LOGITS_AT_ONCE // (len(own) * self.vocab_size)
+        step = self.logits_at_once // (len(own) * self.vocab_size)
         step = max(1, step) if step < keep and self.shares_prefixes() else longest
         options: dict[str, Any] = {"use_cache": bool(batch.cut) or step < longest} if self._caches else {}
         if self._keeps_logits and keep < longest == step:

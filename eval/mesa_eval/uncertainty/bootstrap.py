@@ -141,13 +141,14 @@ def seeds_and_units(parts: Sequence[Resampled]) -> Interval:
     return joint_interval([part.value for part in parts], max(0.0, mean.variance - rest), mean.weighed)
 
 
-def resampled_sums(values: np.ndarray, draws: int = DRAWS, seed: Seed = 0) -> np.ndarray:
+def resampled_sums(values: np.ndarray, draws: int = DRAWS, seed: Seed = 0, kept: int = KEPT_COUNTS) -> np.ndarray:
     """Draw U of U units with replacement `draws` times and sum each column: [U, C] -> [draws, C].
 
-    All columns of one draw share its units, which is what pairs models, bins and shots.
+    All columns of one draw share its units, which is what pairs models, bins and shots. Counts of up to `kept` units
+    times draws are kept for the next statistic.
     """
     units = len(values)
-    drawn = _kept_counts if units * draws <= KEPT_COUNTS else _counts
+    drawn = _kept_counts if units * draws <= kept else _counts
     return np.concatenate([counts.astype(float) @ values for counts in drawn(units, draws, seed)])
 
 
