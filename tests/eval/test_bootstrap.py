@@ -1,4 +1,4 @@
-"""Intervals that cover what they claim, and pairing that narrows them."""
+"""Intervals that cover what they test, and pairing that narrows them."""
 
 from __future__ import annotations
 

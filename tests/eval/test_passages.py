@@ -196,8 +196,8 @@ def test_passages_stand_in_a_comparison_by_name(save_model, text_file: str, tmp_
     scores = evaluate(models, texts=[text_file], tasks=[*tasks, "phonebook"], quiet=True, device="cpu")
     comparison = build_comparison(scores, 1)
     rows = {row.key: row for row in comparison.rows}
-    assert comparison.claim_row("words") == rows["task/words/0/greedy"]
-    assert comparison.claim_row("facts") == rows["task/facts/0/contains"]
+    assert comparison.tested_row("words") == rows["task/words/0/greedy"]
+    assert comparison.tested_row("facts") == rows["task/facts/0/contains"]
     assert rows["task/words/0/perplexity"].differences[0].interval is not None
     assert not any(row.primary for row in comparison.rows if row.section.startswith("task/"))
     shown = io.StringIO()

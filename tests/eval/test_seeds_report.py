@@ -172,18 +172,18 @@ def test_the_average_takes_the_shots_that_all_have() -> None:
 
 def test_claims_are_corrected_for_their_number() -> None:
     comparison = build_comparison([made("a", 0, hits=20), made("b", 0, hits=12)], 1)
-    assert [(claim.task, claim.row.key) for claim in comparison.family] == [
+    assert [(test.task, test.row.key) for test in comparison.family] == [
         ("", "bits_per_byte"),
         ("", PRIMARY),
         ("pairs", "task/pairs/4/accuracy"),
         ("labels", "task/labels/4/accuracy"),
     ]
-    claims = {claim.task or claim.row.key: claim for claim in comparison.claims(0)}
+    tests = {test.task or test.row.key: test for test in comparison.tests(0)}
     # the average rests on the one task that differs, so both have one p value: the first step of four, held at the next
-    assert claims["pairs"].p == pytest.approx(claims[PRIMARY].p, rel=0.2)
-    assert claims["pairs"].adjusted == pytest.approx(4 * min(claims["pairs"].p, claims[PRIMARY].p), rel=0.2)
-    assert (claims["pairs"].verdict, claims["labels"].verdict) == ("better", "not significant")
-    assert claims["labels"].adjusted == 1.0
+    assert tests["pairs"].p == pytest.approx(tests[PRIMARY].p, rel=0.2)
+    assert tests["pairs"].adjusted == pytest.approx(4 * min(tests["pairs"].p, tests[PRIMARY].p), rel=0.2)
+    assert (tests["pairs"].verdict, tests["labels"].verdict) == ("better", "not significant")
+    assert tests["labels"].adjusted == 1.0
     assert "better than b on 1 (pairs)" in " ".join(summarise(comparison).significant)
 
 
@@ -202,7 +202,7 @@ def test_only_the_family_bears_verdicts(capsys: pytest.CaptureFixture[str]) -> N
         context = measure("context", "in_context", BITS + move)
         model.parts.append(Part("more", "", [gain, pairing, context]))
     comparison = build_comparison(models, 1)
-    family = [(claim.row.key, claim.arm) for claim in comparison.family]
+    family = [(test.row.key, test.arm) for test in comparison.family]
     keys = ["bits_per_byte", PRIMARY, "demonstration_gain/pairing", "task/pairs/4/accuracy", "task/labels/4/accuracy"]
     assert family == [(key, arm) for arm in (0, 2) for key in keys]
     for row in comparison.rows:
@@ -290,8 +290,7 @@ MODELS = {
 
 @pytest.mark.parametrize("models", MODELS)
 def test_the_page_of_any_number_of_models(models: str, tmp_path: Path) -> None:
-    scores = MODELS[models]
-    comparison = build_comparison(scores, 0)
+    comparison = build_comparison(MODELS[models], 0)
     several = len(comparison.arms) > 1
     text = write_report(comparison, summarise(comparison), tmp_path).read_text(encoding="utf-8")
     page = Page(text)
@@ -302,7 +301,7 @@ def test_the_page_of_any_number_of_models(models: str, tmp_path: Path) -> None:
     assert not re.search(r"https?://|@import|url\((?!#)", text)
     assert not re.search(r"#0[1-4]0\d0", text)
     assert page.bare == 0
-    for item in scores:
+    for item in comparison.scores:
         assert item.model.fingerprint in text
         assert item.protocol["command"] in text
     assert ("Every training seed" in text) == comparison.seeded

@@ -19,7 +19,7 @@ class Batch:
     """The tokens that one forward pass reads.
 
     rows: indices of rows. cut: tokens of each row that were read before, 0 for none; heads: the rows with
-    prefixes in their first `cut` tokens, read together beforehand; slots: for each row, which of the heads it continues.
+    prefixes in their first `cut` tokens, read together beforehand; slots: which of the heads each row continues.
     """
 
     rows: tuple[int, ...]

@@ -55,11 +55,11 @@ def text_figure(comparison: Comparison) -> str | None:
     return _forest(comparison, entries, "bits per byte", "left") if len(entries) > 1 else None
 
 
-def claims_figure(comparison: Comparison) -> str | None:
+def tested_figure(comparison: Comparison) -> str | None:
     """Draw the difference of every task, by the score it is judged by, and of the average, as a forest."""
     entries: list[tuple[str, Row]] = [(row.label, row) for row in comparison.section("primary")]
     for task in comparison.tasks:
-        row = comparison.claim_row(task)
+        row = comparison.tested_row(task)
         if row is not None and row.better == "higher":
             entries.append((f"{task}, {row.label}", row))
     return _forest(comparison, entries, "score", "right") if entries else None

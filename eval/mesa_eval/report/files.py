@@ -55,14 +55,14 @@ def report_data(comparison: Comparison, summary: Summary) -> dict[str, Any]:
             "level": LEAST,
             "claims": [
                 {
-                    "arm": comparison.names[claim.arm],
-                    "task": claim.task,
-                    "key": claim.row.key,
-                    "p": claim.p,
-                    "adjusted": claim.adjusted,
-                    "verdict": claim.verdict,
+                    "arm": comparison.names[test.arm],
+                    "task": test.task,
+                    "key": test.row.key,
+                    "p": test.p,
+                    "adjusted": test.adjusted,
+                    "verdict": test.verdict,
                 }
-                for claim in comparison.family
+                for test in comparison.family
             ],
         },
         "notes": comparison.notes,

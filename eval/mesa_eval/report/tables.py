@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mesa_eval.comparison.record import CORRECTION, NOT_SIGNIFICANT, Comparison, Row
-from mesa_eval.report.wording import Summary, claim_name, claim_score, number, p_words, plural, spread_words
+from mesa_eval.report.wording import Summary, number, p_words, plural, spread_words, tested_name, tested_score
 
 STYLES = {"better": "green", "worse": "red", NOT_SIGNIFICANT: "dim"}
 MARKS = {"better": " +", "worse": " -"}  # colours alone do not reach every reader or every log
@@ -50,15 +50,15 @@ def _family(comparison: Comparison) -> Table:
     for heading in (f"less {comparison.base}", "p", f"p, {CORRECTION}"):
         table.add_column(escape(heading), justify="right")
     table.add_column("verdict")
-    for claim in comparison.family:
+    for test in comparison.family:
         table.add_row(
-            escape(claim_name(claim)),
-            *([escape(comparison.names[claim.arm])] if several else []),
-            escape(claim_score(claim)),
-            _difference(comparison, claim.row, claim.arm),
-            p_words(claim.p),
-            p_words(claim.adjusted),
-            claim.verdict,
+            escape(tested_name(test)),
+            *([escape(comparison.names[test.arm])] if several else []),
+            escape(tested_score(test)),
+            _difference(comparison, test.row, test.arm),
+            p_words(test.p),
+            p_words(test.adjusted),
+            test.verdict,
         )
     return table
 

@@ -84,21 +84,21 @@ def summarise(comparison: Comparison) -> Summary:
             if not row.task:
                 known = comparison.verdict(row, index) not in ("", NOT_SIGNIFICANT)
                 (significant if known else insignificant).append(_sentence(comparison, row, index))
-        claims = [claim for claim in comparison.claims(index) if claim.task]
-        if claims:
-            decided = any(claim.verdict != NOT_SIGNIFICANT for claim in claims)
-            (significant if decided else insignificant).append(_claims_sentence(comparison, index, claims))
+        tests = [test for test in comparison.tests(index) if test.task]
+        if tests:
+            decided = any(test.verdict != NOT_SIGNIFICANT for test in tests)
+            (significant if decided else insignificant).append(_tasks_sentence(comparison, index, tests))
     return Summary(_compared(comparison), _family(comparison), significant, insignificant, _limits(comparison))
 
 
-def claim_name(claim: FamilyTest) -> str:
+def tested_name(test: FamilyTest) -> str:
     """Return what a test of the family is called: its task, or its row."""
-    return claim.task or ("bits per byte, all text" if claim.row.key == "bits_per_byte" else claim.row.label)
+    return test.task or ("bits per byte, all text" if test.row.key == "bits_per_byte" else test.row.label)
 
 
-def claim_score(claim: FamilyTest) -> str:
+def tested_score(test: FamilyTest) -> str:
     """Return the score that a test of the family looks at."""
-    return f"{claim.row.unit}, {claim.row.label}" if claim.task else claim.row.unit
+    return f"{test.row.unit}, {test.row.label}" if test.task else test.row.unit
 
 
 def p_words(p: float) -> str:
@@ -204,19 +204,19 @@ def _sentence(comparison: Comparison, row: Row, index: int) -> str:
     return f"{name} is {direction} than {base} by {amount} {what}, which is {verdict}."
 
 
-def _claims_sentence(comparison: Comparison, index: int, claims: list[FamilyTest]) -> str:
+def _tasks_sentence(comparison: Comparison, index: int, tests: list[FamilyTest]) -> str:
     """Count the tasks with a significant difference after the correction over the whole family, and name them."""
-    better = [claim.task for claim in claims if claim.verdict == "better"]
-    worse = [claim.task for claim in claims if claim.verdict == "worse"]
+    better = [test.task for test in tests if test.verdict == "better"]
+    worse = [test.task for test in tests if test.verdict == "worse"]
 
     def listed(tasks: list[str]) -> str:
         return f"{len(tasks)} ({', '.join(tasks)})" if tasks else "0"
 
-    lead = f"Task by task, {plural(len(claims), 'task')}:"
+    lead = f"Task by task, {plural(len(tests), 'task')}:"
     name, base = comparison.names[index], comparison.base
     if not better and not worse:
         return f"{lead} no significant difference between {name} and {base} on any."
-    rest = len(claims) - len(better) - len(worse)
+    rest = len(tests) - len(better) - len(worse)
     return (
         f"{lead} {name} is better than {base} on {listed(better)}, worse on {listed(worse)}; on {rest} no significant"
         " difference."
