@@ -1,8 +1,8 @@
 """Measure models, or read stored scores, and report the differences from a baseline with 95 % intervals.
 
 Runs of one recipe that differ by their training seed are one arm. Units resampled: documents for text and for loss by
-position, random sequences for copying, queries for few-shot tasks. Only bits per byte compares models whose tokenizers
-differ; every other row then says why it does not.
+position, random sequences for copying, queries for few-shot tasks. Only bits per byte compares models with different
+tokenizers; every other row then says why it does not.
 """
 
 from __future__ import annotations
@@ -10,44 +10,31 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mesa_eval.comparison.arms import Arm, find_arms, find_baseline, read_groups
 from mesa_eval.comparison.rows import build_comparison
+from mesa_eval.measures.plan import Request, make_plan
 from mesa_eval.measures.run import run_plan
-from mesa_eval.plan import make_plan
+from mesa_eval.measures.scores import Scores
 from mesa_eval.reading.processes import join_processes
 from mesa_eval.report.files import write_report
 from mesa_eval.report.tables import print_comparison
-from mesa_eval.scores import Scores
+from mesa_eval.report.wording import summarise
 
 
-def evaluate(
-    models: Sequence[str],
-    suite: str = "quick",
-    *,
-    texts: Sequence[str] = (),
-    split: str = "valid",
-    tasks: Sequence[str] = (),
-    out: Path | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    batch_tokens: int = 8192,
-    trust_remote_code: bool = False,
-    quiet: bool = False,
-) -> list[Scores]:
+def evaluate(models: Sequence[str], suite: str = "quick", *, out: Path | None = None, **how: Any) -> list[Scores]:
     """Measure models under one protocol and print a table of the scores.
 
-    models: run folders, model folders or Hub names. texts: files to score; without them, the documents of
-    `split` of the first run among the models. tasks: built-in names, files or datasets, see
-    `mesa_eval.tasks.find_tasks` (none given: the suite's own; "none": no task). out: a folder for
-    `scores/<model>.json` and, as soon as each is measured, `scores/parts/`; what lies there already is not measured
-    again. Under `accelerate launch` the processes share each model's batches. Raises ValueError in one line for bad
-    input.
+    models, suite and `how`: the fields of `mesa_eval.measures.plan.Request`. out: a folder for `scores/<model>.json`
+    and, as soon as each part is measured, `scores/parts/`; stored parts are not measured again. Under `accelerate
+    launch` the processes share each model's batches. Raises ValueError in one line for bad input.
     """
-    plan = make_plan(models, suite, texts, split, tasks, seed, trust_remote_code)
-    scores = run_plan(plan, out, device, batch_tokens, trust_remote_code, quiet)
-    if not quiet and join_processes(device).main:
-        print_comparison(build_comparison(scores, differences=False))
+    request = Request(models=models, suite=suite, **how)
+    scores = run_plan(make_plan(request), out)
+    if not request.quiet and join_processes(request.device).main:
+        comparison = build_comparison(scores, differences=False)
+        print_comparison(comparison, summarise(comparison))
     return scores
 
 
@@ -55,33 +42,27 @@ def compare(
     models: Sequence[str],
     suite: str = "quick",
     *,
-    texts: Sequence[str] = (),
-    split: str = "valid",
-    tasks: Sequence[str] = (),
     out: Path | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    batch_tokens: int = 8192,
     baseline: str | None = None,
     arms: Sequence[str] = (),
-    trust_remote_code: bool = False,
-    quiet: bool = False,
+    **how: Any,
 ) -> Path:
     """Measure models, compare each arm with the baseline, and return the path of `report.html`.
 
-    Arguments as in `evaluate`; `baseline` is "first", "last" (as None), or the name of an arm, the name
-    or argument of a model; `arms` are `NAME=MODEL,MODEL,...` for models that are one arm but whose recipes do not say
-    so; `out` is the folder of `report.html`, `report.md`, `report.json` and `scores/` (default `reports/<A>-vs-<B>`).
+    models, suite and `how`: as in `evaluate`. out: the folder of `report.html`, `report.md`, `report.json` and
+    `scores/` (default `reports/<A>-vs-<B>`). baseline: "first", "last" (as None), the name of an arm, or the name or
+    argument of a model. arms: `NAME=MODEL,MODEL,...` for models of one arm with recipes that do not say so.
     Prints tables on the terminal. Raises ValueError in one line for bad input.
     """
-    plan = make_plan(named_models(models, arms), suite, texts, split, tasks, seed, trust_remote_code)
+    request = Request(models=named_models(models, arms), suite=suite, **how)
+    plan = make_plan(request)
     found = find_arms(plan.sources, read_groups(arms))
     base = find_baseline(found, plan.sources, baseline)  # before hours of measuring
     folder = Path(out) if out is not None else Path("reports") / "-vs-".join(arm.name for arm in found)
-    scores = run_plan(plan, folder, device, batch_tokens, trust_remote_code, quiet)
-    if not join_processes(device).main:
+    scores = run_plan(plan, folder)
+    if not join_processes(request.device).main:
         return folder / "report.html"
-    return _write(scores, found, base, folder, quiet)
+    return _write(scores, found, base, folder, request.quiet)
 
 
 def named_models(models: Sequence[str], arms: Sequence[str]) -> list[str]:
@@ -106,9 +87,10 @@ def report(
 
 def _write(scores: list[Scores], arms: list[Arm], baseline: int, folder: Path, quiet: bool) -> Path:
     comparison = build_comparison(scores, baseline, arms=arms)
+    summary = summarise(comparison)
     if not quiet:
-        print_comparison(comparison)
-    page = write_report(comparison, folder)
+        print_comparison(comparison, summary)
+    page = write_report(comparison, summary, folder)
     if not quiet:
         print(f"report: {page}")
     return page

@@ -44,7 +44,7 @@ def register() -> type:
         ) from error
 
     class StartTokenLM(HFLM):
-        """Encode plain text, with the start token before every context."""
+        """The harness's `hf` model on plain text, with the start token before every context."""
 
         _whole_documents = False
 

@@ -1,4 +1,4 @@
-"""The prompts a soft prefix is learnt from: questions and demonstrations of the tasks' pools, never their queries."""
+"""The prompts a soft prefix is learned from: questions and demonstrations of the tasks' pools, never their queries."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Row = tuple[list[int], int]
 
 
 def tuning_tasks(names: Sequence[str], seed: int) -> list[Task]:
-    """Return the tasks of few-shot files or folders of them that a prefix can be learnt from.
+    """Return the tasks of few-shot files or folders of them that a prefix can be learned from.
 
-    Those without a pool of demonstrations are left out, and episodes, whose labels mean something else each time.
+    Those without a pool of demonstrations are left out, and episodes, where labels mean something else each time.
     Raises ValueError where a name leaves none, or two tasks bear one name.
     """
     tasks: list[Task] = []
@@ -26,7 +26,7 @@ def tuning_tasks(names: Sequence[str], seed: int) -> list[Task]:
         usable = [task for task in found if task.pool and not isinstance(task, EpisodeTask)]
         if not usable:
             words = ", ".join(task.name for task in found)
-            raise ValueError(f"task {name}: a prefix is learnt from a pool of demonstrations; {words} has none")
+            raise ValueError(f"task {name}: a prefix is learned from a pool of demonstrations; {words} has none")
         tasks.extend(usable)
     titles = [task.name for task in tasks]
     twice = sorted({title for title in titles if titles.count(title) > 1})
@@ -43,7 +43,7 @@ def tuning_rows(scorer: Scorer, tasks: Sequence[Task], shots: Sequence[int], cou
     out. Raises ValueError if there are fewer rows than tasks, a pool is too small or nothing of a task fits.
     """
     if count < len(tasks):
-        raise ValueError(f"{count} prompts of {len(tasks)} tasks: ask for at least one a task")
+        raise ValueError(f"{count} prompts of {len(tasks)} tasks: ask for at least one per task")
     each, more = divmod(count, len(tasks))
     return [
         row for place, task in enumerate(tasks) for row in _task_rows(scorer, task, shots, each + (place < more), seed)

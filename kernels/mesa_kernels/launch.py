@@ -21,7 +21,7 @@ REGISTERS = 65536
 
 
 class Sizes(NamedTuple):
-    """Hold the sizes of one call, and whether its inputs are of 16 bits."""
+    """The sizes of one call, and whether its inputs are of 16 bits."""
 
     B: int
     T: int
@@ -88,7 +88,7 @@ class Call(NamedTuple):
 
 
 class Gates(NamedTuple):
-    """Hold what `gates.gate_kernel` makes."""
+    """The results of `gates.gate_kernel`."""
 
     high: Tensor
     low: Tensor
@@ -100,7 +100,7 @@ class Gates(NamedTuple):
 
 
 class Scanned(NamedTuple):
-    """Hold what both passes read: inputs laid out, gates summed, states at the chunks' starts, and the final ones.
+    """What both passes read: inputs laid out, gates summed, states at the chunks' starts, and the final ones.
 
     gram and cross are kept in two float16 planes, beside their units (`tiles.load_state`). root: sqrt(ridge).
     """

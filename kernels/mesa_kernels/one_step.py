@@ -1,4 +1,4 @@
-"""Take one step of decoding: a token enters the states, one system a query head is solved, and the states are read.
+"""Take one step of decoding: a token enters the states, one system per query head is solved, and the states are read.
 
     H = gamma H + beta k k'      G = gamma G + beta k v'      o = G' (H + diag(ridge))^-1 q
 
@@ -17,8 +17,8 @@ import triton.language as tl
 from .tiles import factor
 
 STEPS_A_SIZE = 2
-"""Steps of conjugate gradients at most, over the key size: exact arithmetic needs one, and a factorisation, whose
-columns wait for one another as steps do, costs about that many."""
+"""Steps of conjugate gradients at most, over the key size: exact arithmetic needs one, and a factorisation costs
+about that many, since its columns wait for one another as steps do."""
 HELD_SIZE = 128
 """Largest power of two that holds the keys for which A stays in registers."""
 RESTARTS = 4
@@ -32,7 +32,7 @@ sums are rounded too."""
 def update_gram(
     gram, stride, key, gamma, beta, scale, out, out_stride, K, HELD: tl.constexpr, BK: tl.constexpr, BI: tl.constexpr
 ):
-    """Write the new gram `[K, K]`, of whose predecessor the symmetric part counts; give A `[BK, BK]` if HELD, else 0.
+    """Write the new gram `[K, K]` from the symmetric part of the one before; give A `[BK, BK]` if HELD, else 0.
 
     HELD: A stays in registers, and BI is BK.
     """

@@ -1,7 +1,7 @@
 """Solve the rows of a chunk by conjugate gradients that stay on chip, and read the states in the same program.
 
 All rows of a problem together are the system A P = P + diag(a) P H + (P k' * Z) k, in which H is the scaled gram at the
-chunk's start, k the scaled keys and Z the decays: three products whose right factors never change, so they stay in
+chunk's start, k the scaled keys and Z the decays: three products with right factors that never change, so they stay in
 shared memory, and everything else in registers.
 
 A *pass* solves A d = r with float16 operands and float32 sums until r has shrunk to `GAIN` of its size (or to half the
@@ -13,7 +13,7 @@ What keeps the loop on chip, found by compiling without it: four warps, so that 
 d, r and p in float16 and the mask too; rows summed only of tiles that come out of a product, for a tile from memory
 brings its own layout along; the direction made at the head of the loop, and two loops, of which the inner one looks at
 nothing. What a pass needs beside d, and what follows the loops, is addressed and loaded there: registers that are held
-through the loops spill, and on a card spills go past the cache, whose place shared memory takes.
+through the loops spill, and on a card spills go past the cache, since shared memory takes its place.
 """
 
 from __future__ import annotations

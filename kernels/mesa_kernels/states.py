@@ -21,7 +21,7 @@ LEAST = 1e-30
 
 @triton.jit
 def bound_entries(matrix, root, K, D, SQUARE: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr):
-    """Give the largest |entry| of a matrix `[K, D]` whose rows (SQUARE: and columns) are scaled by root `[K]`."""
+    """Give the largest |entry| of a matrix `[K, D]` with rows (SQUARE: and columns) scaled by root `[K]`."""
     largest = tl.zeros([BI], tl.float32)
     for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)

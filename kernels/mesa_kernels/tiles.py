@@ -5,8 +5,8 @@ p = (b * G + g) * N + n. Inside a chunk the state after token t is, with c_t the
 
     S_t = e^{c_t} S_0 + sum_{s <= t} e^{c_t - c_s} beta_s (token s's contribution).
 
-The sums c are float64, kept as two float32 numbers `high` and `low`: a chunk may hold many gates of -60, whose size
-would otherwise eat the digits of the mild ones beside them.
+The sums c are float64, kept as two float32 numbers `high` and `low`: a chunk may hold many gates of -60, and their
+size would otherwise eat the digits of the mild ones beside them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def ceil_power(x):
 
 @triton.jit
 def split(x):
-    """Give float16 halves whose sum is x to about 22 bits."""
+    """Give float16 halves with the sum x to about 22 bits."""
     high = x.to(tl.float16)
     return high, (x - high.to(tl.float32)).to(tl.float16)
 
@@ -150,7 +150,7 @@ def score(
     """Multiply rows R by scaled vectors X, both `[C, K]` in memory, and weigh: W = R diag(scale) X' * Z.
 
     Rows of R lie beside one another; row s of X, of which `left` exist, lies at s * stride. memory holds W and after
-    it Z, both `[C, C]`. W goes through memory because a product whose operand is another's result would tie all warps
+    it Z, both `[C, C]`. W goes through memory because a product with another's result as operand would tie all warps
     to the rows of the tile, and because `multiply_system` needs all of it for every tile.
     """
     tl.debug_barrier()

@@ -83,7 +83,7 @@ def load_start(planes, unit, p, rows, columns, K, D, HALF: tl.constexpr):
 def load_gradient(
     gradient, unit, p, row, column, K, D, HALF: tl.constexpr, SIDE: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
-    """Load a tile `[BI, BJ]` of the gradient `[P, K, D]` of a plain state, which lies in one block, and its unit.
+    """Load a tile `[BI, BJ]` of the gradient `[P, K, D]` of a plain state, which is one block, and its unit.
 
     HALF: float16 over powers of two `[P, K / SIDE, D / SIDE]`, of which there is one for every block.
     """

@@ -25,7 +25,7 @@ def has_tile(name: str, sizes: Shapes) -> bool:
 
 
 class Choice(NamedTuple):
-    """Hold the tile of a kernel's loops, the precision of its products, its warps and the stages of its pipelines."""
+    """The tile of a kernel's loops, the precision of its products, its warps and the stages of its pipelines."""
 
     tile: int
     dot: str
@@ -39,7 +39,7 @@ class Choice(NamedTuple):
 
 
 class Shapes(Protocol):
-    """Say what a choice depends on: key and value size, whether inputs are of 16 bits, and where they are."""
+    """What a choice depends on: key and value size, whether inputs are of 16 bits, and where they are."""
 
     @property
     def K(self) -> int:  # noqa: N802
@@ -59,8 +59,8 @@ class Shapes(Protocol):
 
 
 DEFAULTS = {
-    # kernel: (largest size, tile, warps, stages), the first row whose size holds K and V; of float32 always one stage,
-    # as registers hold no more
+    # kernel: (largest size, tile, warps, stages), the first row of a size that holds K and V; of float32 always one
+    # stage, as registers hold no more
     "gates": ((256, 64, 8, 1),),
     "gram": ((64, 64, 4, 3), (128, 64, 8, 3), (256, 64, 8, 2)),
     "cross": ((64, 64, 4, 3), (256, 64, 8, 3)),

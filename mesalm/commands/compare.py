@@ -48,4 +48,4 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError("--from-scores: name the folder to write to with --out")
         report(scores, folder, baseline=options.baseline, arms=options.arm)
         return
-    compare_models(options.models, options.suite, **asked(options), baseline=options.baseline, arms=options.arm)
+    compare_models(options.models, **asked(options), out=options.out, baseline=options.baseline, arms=options.arm)

@@ -45,12 +45,12 @@ def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") ->
 
 
 def asked(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what `evaluate_models` and `compare_models` are both asked beyond models and suite."""
+    """Return what is measured, and how, beyond the models; see `mesa_eval.measures.plan.Request`."""
     return {
+        "suite": options.suite,
         "texts": options.texts,
         "split": options.split,
         "tasks": options.tasks,
-        "out": options.out,
         "seed": options.seed,
         "device": options.device,
         "batch_tokens": options.batch_tokens,
@@ -60,12 +60,11 @@ def asked(options: argparse.Namespace) -> dict[str, Any]:
 
 def print_plan(options: argparse.Namespace, models: Sequence[str]) -> None:
     """Print what measuring models will need."""
+    from mesa_eval.measures.plan import Request, make_plan
     from mesa_eval.measures.token_count import count_tokens, print_counts
-    from mesa_eval.plan import make_plan
 
-    chosen = options.suite, options.texts, options.split, options.tasks, options.seed, options.trust_remote_code
-    plan = make_plan(models, *chosen)
-    print_counts(plan, count_tokens(plan, options.batch_tokens, options.trust_remote_code, device=options.device))
+    plan = make_plan(Request(models=models, **asked(options)))
+    print_counts(plan, count_tokens(plan, timed=True))
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -81,4 +80,4 @@ def run(options: argparse.Namespace) -> None:
         return
     from mesa_eval.evaluate import evaluate as evaluate_models
 
-    evaluate_models(options.models, options.suite, **asked(options))
+    evaluate_models(options.models, **asked(options), out=options.out)

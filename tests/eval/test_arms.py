@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from mesa_eval.comparison.arms import Arm, find_arms, pairs, read_groups
+from mesa_eval.measures.scores import ModelCard
 from mesa_eval.reading.model_source import find_model
-from mesa_eval.scores import ModelCard
 
 
 def card(name: str, recipe: str = "", seed: int | None = None) -> ModelCard:

@@ -42,7 +42,7 @@ def test_paired_bootstrap_over_units(units: int, spread: float) -> None:
 
 @pytest.mark.parametrize("draws", [1, 2])
 def test_paired_bootstrap_over_right_and_wrong(draws: int) -> None:
-    """Scores of 0 or 1 in 25 queries: few values, and the plain tail of the draws claims four times too much."""
+    """Scores of 0 or 1 in 25 queries: few values, and the plain tail of the draws tests four times too much."""
     generator = np.random.default_rng(draws)
     ones, seldom, covered = np.ones((25, 1)), 0, 0
     for trial in range(TRIALS):

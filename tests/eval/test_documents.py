@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mesa_eval.documents import HeldOutDocument, in_turn, read_documents, subsample, text_fingerprint
+from mesa_eval.reading.documents import HeldOutDocument, in_turn, read_documents, subsample, text_fingerprint
 from mesa_eval.reading.model_source import find_model
 
 

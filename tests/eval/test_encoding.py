@@ -57,20 +57,23 @@ def test_lines_put_together_are_the_tokens_of_the_whole(make) -> None:
         assert any("ĊĊ" in token for token in vocabulary)
 
 
-def test_a_line_is_encoded_once(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = TextEncoder(tokenizer)
+def test_a_line_is_encoded_once(tokenizer) -> None:
     seen: list[str] = []
-    plain = TextEncoder._encode_whole
-    monkeypatch.setattr(TextEncoder, "_encode_whole", lambda self, lines: seen.extend(lines) or plain(self, lines))
+
+    class Watched(TextEncoder):
+        def _encode_whole(self, texts):
+            seen.extend(texts)
+            return super()._encode_whole(texts)
+
+    encoder = Watched(tokenizer)
     shown = "Q: up\nA: down\n\n"
     encoder.encode_pairs([(f"{shown * count}Q: in\nA:", f" {word}") for count in (1, 2, 3) for word in ("out", "up")])
     assert sorted(seen) == sorted(set(seen))
     assert set(seen) == {"Q: up", "\nA: down", "\n\nQ: up", "\n\nQ: in", "\nA:", "\nA: out", "\nA: up"}
 
 
-def test_memory_of_lines_is_bounded(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesa_eval.reading.encoding.MOST_KNOWN", 3)
-    encoder = TextEncoder(tokenizer)
+def test_memory_of_lines_is_bounded(tokenizer) -> None:
+    encoder = TextEncoder(tokenizer, most_known=3)
     for number in range(20):
         text = f"a\nb{number}\nc{number}"
         assert encoder.encode(text) == whole(tokenizer, text)

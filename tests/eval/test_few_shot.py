@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from mesa_eval.documents import HeldOutDocument, read_documents
 from mesa_eval.measures.few_shot import CannotAskError, score_task
 from mesa_eval.measures.task_measures import task_measures
+from mesa_eval.reading.documents import HeldOutDocument, read_documents
 from mesa_eval.reading.scoring import Scorer
 from mesa_eval.tasks import find_tasks
 from mesa_eval.tasks.key_value_recall import RecallTask

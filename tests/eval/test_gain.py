@@ -11,13 +11,14 @@ import torch
 from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.measures.few_shot import TaskScores, score_task
 from mesa_eval.measures.parts import Subject, questions
+from mesa_eval.measures.plan import EvaluationPlan, Request
+from mesa_eval.measures.protocols import find_protocol
+from mesa_eval.measures.scores import ModelCard, Part, Scores
 from mesa_eval.measures.task_measures import task_measures
 from mesa_eval.measures.token_count import TokenCounter
-from mesa_eval.protocols import find_protocol
 from mesa_eval.reading.encoding import Pair
 from mesa_eval.reading.reader import Likelihood
 from mesa_eval.reading.scoring import Scorer
-from mesa_eval.scores import ModelCard, Part, Scores
 from mesa_eval.tasks.classification import ClassTask
 from mesa_eval.tasks.extractive import ChoiceTask
 from mesa_eval.tasks.key_value_recall import RecallTask
@@ -197,7 +198,8 @@ def test_texts_are_read_twice_to_the_letter(make, tokenizer) -> None:
     assert measures["task/facts/0/answer-twice"].units == ["0"]
     assert measures["task/facts/0/answer-twice"].unit == "answer, bits per byte, read twice"
     assert measures["task/facts/0/answer"].units == ["0", "1"]
-    subject = Subject(scorer, 60, find_protocol("quick"), 0, [], [], [task])
+    plan = EvaluationPlan(Request(models=[]), find_protocol("quick"), (), (), (), (), (task,), {}, ())
+    subject = Subject(scorer, 60, plan)
     (asked,) = [question for question in questions(subject, None) if question.name == "task/facts"]
     assert "facts, read twice: 1 of 2 left out, with their answer they exceed 60 tokens" in [
         note.text for note in asked.ask().notes

@@ -148,8 +148,8 @@ def test_no_figure_depends_on_the_batch(
 def test_whole_documents_agree_too(save_model) -> None:
     from lm_eval.api.instance import Instance
 
-    from mesa_eval.documents import HeldOutDocument
     from mesa_eval.harness import register
+    from mesa_eval.reading.documents import HeldOutDocument
 
     model = save_model("model", 8, length=128)
     text = "a document that fits one window"
@@ -238,8 +238,8 @@ def test_passages_agree_to_the_last_item(make, save_mesa, tmp_path: Path) -> Non
     """Last words as the harness asks LAMBADA, and what is written behind a text up to the end of the line."""
     from mesa_eval.harness import run_tasks
     from mesa_eval.measures.few_shot import score_task
+    from mesa_eval.measures.protocols import find_protocol
     from mesa_eval.measures.task_measures import task_measures
-    from mesa_eval.protocols import find_protocol
     from mesa_eval.tasks import find_tasks
 
     tokenizer = make.tokenizer(merges_from="the end of a long line\n" * 30, size=290)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.icl_curve import (
     position_bins,
     position_measures,
@@ -13,6 +12,7 @@ from mesa_eval.measures.icl_curve import (
     score_ranges,
 )
 from mesa_eval.measures.windows import collect_windows
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.scoring import Scorer
 
 

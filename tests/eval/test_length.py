@@ -11,15 +11,15 @@ from tiny import TINY
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from mesa_eval.comparison.rows import build_comparison
-from mesa_eval.documents import HeldOutDocument
 from mesa_eval.evaluate import evaluate
 from mesa_eval.measures.length import length_bins, length_measures, score_length
-from mesa_eval.reading import scoring
+from mesa_eval.measures.scores import Note
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.scoring import Scorer
 from mesa_eval.report.figures import position_figure
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
-from mesa_eval.scores import Note
+from mesa_eval.report.wording import summarise
 
 LONG = [
     HeldOutDocument(name, "x", "".join(chr(97 + (n * n + n // 7 + shift) % 26) for n in range(700)))
@@ -120,7 +120,7 @@ def test_what_raises_and_what_is_too_short_is_told(make, tokenizer) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mesa", "llama"])
-def test_a_long_row_is_read_in_pieces(make, save_mesa, tokenizer, tmp_path, kind, monkeypatch) -> None:
+def test_a_long_row_is_read_in_pieces(make, save_mesa, tokenizer, tmp_path, kind) -> None:
     """A model's own maximum, 128 and 64 positions, does not keep it from reading on."""
     if kind == "mesa":
         scorer = Scorer.open(save_mesa(tmp_path / "mesa", tokenizer), device="cpu", quiet=True)
@@ -131,7 +131,7 @@ def test_a_long_row_is_read_in_pieces(make, save_mesa, tokenizer, tmp_path, kind
     scorer.model.register_forward_pre_hook(
         lambda model, args, named: lengths.append(named["input_ids"].shape[1]), with_kwargs=True
     )
-    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 100 * 258)
+    scorer.logits_at_once = 100 * 258
     pieces = score_length(scorer, LONG, 64, 2, 2, seed=0)
     assert [length for length in lengths if length not in (2, 512)] == [50] * 10 + [12]  # two rows at once
     np.testing.assert_allclose(pieces.losses, whole.losses, atol=2e-4)
@@ -144,9 +144,9 @@ def test_the_report_shows_it(save_model, text_file: str) -> None:
     row = comparison.row("length_growth")
     assert row.better == "lower"
     assert comparison.verdict(row, 1) == ""  # it is none of the declared tests
-    assert "## Loss past the window" in render_markdown(comparison)
+    assert "## Loss past the window" in render_markdown(comparison, summarise(comparison))
     assert "one from " in position_figure(comparison, "length", "Loss past the window")
-    page = render_page(comparison)
+    page = render_page(comparison, summarise(comparison))
     assert "4 windows of 256 tokens from 4 documents (effective number 4.0)" in page
     assert "An effective number of fewer than 10 documents stands behind: section length." in page
 

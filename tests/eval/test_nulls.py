@@ -11,11 +11,11 @@ import pytest
 from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.measures.few_shot import score_task
 from mesa_eval.measures.nulls import null, null_scores
+from mesa_eval.measures.scores import ModelCard, Part, Scores
 from mesa_eval.measures.task_measures import task_measures
 from mesa_eval.measures.token_count import TokenCounter
 from mesa_eval.reading.encoding import Pair
 from mesa_eval.reading.reader import Likelihood
-from mesa_eval.scores import ModelCard, Part, Scores
 from mesa_eval.tasks.classification import CONTENT_FREE, ClassTask
 from mesa_eval.tasks.episodes import EpisodeTask
 from mesa_eval.tasks.extractive import ChoiceTask

@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 import pytest
 
-from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.overlap import overlap_notes, passages, shared_passages
+from mesa_eval.reading.documents import HeldOutDocument
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.prepare import prepare
 

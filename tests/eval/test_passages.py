@@ -16,10 +16,11 @@ from rich.console import Console
 from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.evaluate import evaluate
 from mesa_eval.measures.few_shot import CannotAskError, contains, score_task
+from mesa_eval.measures.scores import Measure
 from mesa_eval.measures.task_measures import task_measures
 from mesa_eval.reading.scoring import Scorer
 from mesa_eval.report.tables import print_comparison
-from mesa_eval.scores import Measure
+from mesa_eval.report.wording import summarise
 from mesa_eval.tasks import find_tasks
 from mesa_eval.tasks.key_value_recall import RecallTask
 from mesa_eval.tasks.passages import LastWordTask, TextRecallTask
@@ -195,12 +196,12 @@ def test_passages_stand_in_a_comparison_by_name(save_model, text_file: str, tmp_
     scores = evaluate(models, texts=[text_file], tasks=[*tasks, "phonebook"], quiet=True, device="cpu")
     comparison = build_comparison(scores, 1)
     rows = {row.key: row for row in comparison.rows}
-    assert comparison.claim_row("words") == rows["task/words/0/greedy"]
-    assert comparison.claim_row("facts") == rows["task/facts/0/contains"]
+    assert comparison.tested_row("words") == rows["task/words/0/greedy"]
+    assert comparison.tested_row("facts") == rows["task/facts/0/contains"]
     assert rows["task/words/0/perplexity"].differences[0].interval is not None
     assert not any(row.primary for row in comparison.rows if row.section.startswith("task/"))
     shown = io.StringIO()
-    print_comparison(comparison, Console(file=shown, width=200))
+    print_comparison(comparison, summarise(comparison), Console(file=shown, width=200))
     stands = "text as it stands"
     for line in (f"words, {stands}: accuracy, greedy", f"facts, {stands}: answer contained", "  answer, bits per byte"):
         assert f"│ {line} " in shown.getvalue()

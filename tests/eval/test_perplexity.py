@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.perplexity import bits_per_byte, cut_windows, perplexity, score_documents
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.scoring import Scorer
 
 

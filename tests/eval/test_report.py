@@ -19,16 +19,16 @@ from transformers import PreTrainedTokenizerFast
 
 from mesa_eval.comparison.arms import Arm, find_baseline
 from mesa_eval.comparison.rows import OTHER_TOKENIZER, build_comparison
-from mesa_eval.documents import stable_number
 from mesa_eval.evaluate import compare, evaluate
-from mesa_eval.plan import make_plan
+from mesa_eval.measures.plan import Request, make_plan
+from mesa_eval.measures.scores import Note, Scores
+from mesa_eval.reading.documents import stable_number
 from mesa_eval.reading.model_source import ModelSource
 from mesa_eval.report.files import write_report
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
 from mesa_eval.report.tables import print_comparison, state_words
 from mesa_eval.report.wording import number, summarise
-from mesa_eval.scores import Note, Scores
 from mesa_eval.uncertainty.bootstrap import resample
 from mesalm.cli import main
 
@@ -184,8 +184,8 @@ def test_a_model_against_itself_differs_by_nothing(scores: list[Scores]) -> None
         assert interval is not None
         assert (interval.value, interval.tells) == (0.0, False)
     sentences = summarise(comparison).sentences
-    assert not summarise(comparison).told
-    assert all("no difference can be told" in sentence.lower() for sentence in sentences)
+    assert not summarise(comparison).significant
+    assert all("no significant difference" in sentence.lower() for sentence in sentences)
 
 
 def test_the_summary_says_lower_and_better_only_when_the_interval_does(scores: list[Scores]) -> None:
@@ -194,14 +194,14 @@ def test_the_summary_says_lower_and_better_only_when_the_interval_does(scores: l
     measure.numerator = [[0.9 * row[0]] for row in measure.numerator]
     better.model.name = "trained"
     comparison = build_comparison([better, scores[0]], baseline=1)
-    assert summarise(comparison).told[0].startswith("trained is lower than first by ")
-    assert "better" in summarise(comparison).told[0]
+    assert summarise(comparison).significant[0].startswith("trained is lower than first by ")
+    assert "better" in summarise(comparison).significant[0]
     reverse = build_comparison([better, scores[0]], baseline=0)
-    assert summarise(reverse).told[0].startswith("first is higher than trained by ")
-    assert "worse" in summarise(reverse).told[0]
+    assert summarise(reverse).significant[0].startswith("first is higher than trained by ")
+    assert "worse" in summarise(reverse).significant[0]
     row = comparison.row("bits_per_byte")
     size = number(abs(row.differences[0].interval.value), 4)
-    assert f" by {size} [" in summarise(comparison).told[0]
+    assert f" by {size} [" in summarise(comparison).significant[0]
     assert (number(-0.00001, 3), number(-2.5, 1), number(2.5, 1, signed=True)) == ("0.000", "\u22122.5", "+2.5")
 
 
@@ -214,7 +214,7 @@ def test_a_state_is_told_with_the_text_it_holds() -> None:
 def test_the_page_is_whole_and_stands_alone(scores: list[Scores], tmp_path: Path) -> None:
     scores[0].model.training = {"valid": [[1e6, 3.0], [2e6, 2.5]]}
     comparison = build_comparison(scores, baseline=1)
-    path = write_report(comparison, tmp_path)
+    path = write_report(comparison, summarise(comparison), tmp_path)
     html = path.read_text(encoding="utf-8")
     page = Page()
     page.feed(html)
@@ -257,13 +257,13 @@ def test_names_are_text_in_the_report(scores: list[Scores], capsys) -> None:
             for measure in part.measures:
                 measure.label += " <i>|"
     comparison = build_comparison(named)
-    page = MarkdownIt("commonmark").enable("table").render(render_markdown(comparison))
+    page = MarkdownIt("commonmark").enable("table").render(render_markdown(comparison, summarise(comparison)))
     assert not re.findall("<(?:b|i|a|em|strong|img)[ >]", re.sub("<strong>[+\u2212]?[0-9][^<]*</strong>", "", page))
     columns = {row.count("</td>") + row.count("</th>") for row in page.split("<table>")[-1].split("</tr>")[:-1]}
     assert columns == {5}
     for name in odd:
         assert html.escape(name) in page
-    print_comparison(comparison, Console(width=400))
+    print_comparison(comparison, summarise(comparison), Console(width=400))
     printed = capsys.readouterr().out
     assert all(name in printed for name in odd)
 
@@ -292,20 +292,20 @@ def test_a_short_text_is_measured_as_far_as_it_goes(save_model, tmp_path: Path) 
     assert any("no document has 65 tokens" in note.text for note in item.part("positions").notes)
     comparison = build_comparison([item], differences=False)
     assert comparison.row("bits_per_byte").values[0].low is None
-    assert "<svg" not in render_page(comparison)
+    assert "<svg" not in render_page(comparison, summarise(comparison))
 
 
 def test_bad_input_gets_one_line(save_model, text_file: str, tmp_path: Path) -> None:
     model = save_model("one", 1)
     cases = [
-        (([], "quick", [text_file], "valid", [], 0), "no model given"),
-        (([model], "big", [text_file], "valid", [], 0), "must be one of quick, full"),
-        (([model], "quick", [], "valid", [], 0), "no text"),
-        (([str(tmp_path / "gone")], "quick", [text_file], "valid", [], 0), "no such folder"),
+        (([], "quick", [text_file]), "no model given"),
+        (([model], "big", [text_file]), "must be one of quick, full"),
+        (([model], "quick", []), "no text"),
+        (([str(tmp_path / "gone")], "quick", [text_file]), "no such folder"),
     ]
-    for arguments, message in cases:
+    for (given, suite, texts), message in cases:
         with pytest.raises(ValueError, match=message) as caught:
-            make_plan(*arguments)
+            make_plan(Request(models=given, suite=suite, texts=texts))
         assert "\n" not in str(caught.value)
     arms = [Arm("a", (0, 2), (0, 1)), Arm("b", (1,), (None,))]
     known = [ModelSource(f"x/{name}", name, "") for name in ("a-s0", "b", "a-s1")]
@@ -317,7 +317,7 @@ def test_bad_input_gets_one_line(save_model, text_file: str, tmp_path: Path) -> 
 
 def test_models_of_one_name_are_told_apart(save_model, text_file: str, tmp_path: Path) -> None:
     one = save_model("one", 1)
-    plan = make_plan([one, one], "quick", [text_file], "valid", ["none"], 0)
+    plan = make_plan(Request(models=[one, one], texts=[text_file], tasks=["none"]))
     assert [source.name for source in plan.sources] == ["one", "one-2"]
     scores = evaluate([one, one], texts=[text_file], tasks=["none"], out=tmp_path / "out", quiet=True, device="cpu")
     assert [item.model.name for item in scores] == ["one", "one-2"]
@@ -329,7 +329,8 @@ def test_a_report_on_one_task_opens_with_its_figure(scores: list[Scores]) -> Non
     for item in scores:
         first = next(part for part in item.parts if part.task is not None and part.measures)
         kept.append(replace(item, parts=[part for part in item.parts if part.task is None or part is first]))
-    several, one = (render_page(build_comparison(chosen, baseline=1)) for chosen in (scores, kept))
+    made = [build_comparison(chosen, baseline=1) for chosen in (scores, kept)]
+    several, one = (render_page(comparison, summarise(comparison)) for comparison in made)
     assert several.index("by number of shots") > several.index('id="tasks"')
     assert one.count("by number of shots") == 1
     assert one.index("by number of shots") < one.index('id="models"')

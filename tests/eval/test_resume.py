@@ -12,35 +12,33 @@ from pathlib import Path
 import pytest
 
 from mesa_eval.evaluate import evaluate
-from mesa_eval.reading.scoring import Scorer
-from mesa_eval.scores import Scores
+from mesa_eval.measures.scores import Scores
 
 
-def test_what_is_stored_is_not_measured_again(
-    save_model, text_file: str, pair_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_stored_is_not_measured_again(save_model, text_file: str, pair_file: str, tmp_path: Path) -> None:
     model = save_model("one", 1)
     options = {"texts": [text_file], "quiet": True, "device": "cpu", "out": tmp_path / "out"}
     (first,) = evaluate([model], tasks=["copying"], **options)
     assert all(part.key for part in first.parts)
-    calls: list[str] = []
-    plain = Scorer.token_scores
+    seen: set[Path] = set()
 
-    def counted(self, rows, firsts=None, what="", shared=None):
-        calls.append(what)
-        return plain(self, rows, firsts, what, shared)
+    def measured() -> list[str]:
+        """Return the names of the parts written since the last call."""
+        new = set((tmp_path / "out/scores/parts").glob("*.json")) - seen
+        seen.update(new)
+        return sorted(json.loads(path.read_text())["name"] for path in new)
 
-    monkeypatch.setattr(Scorer, "token_scores", counted)
+    assert measured() == ["copying", "length", "positions", "task/copying", "text"]
+    written = {path: path.stat().st_mtime_ns for path in seen}
     (second,) = evaluate([model], tasks=["copying", pair_file], **options)
-    assert calls == ["letters"]
+    assert measured() == ["task/letters"]
+    assert {path: path.stat().st_mtime_ns for path in written} == written
     assert second.parts[:5] == first.parts
     assert Scores.read(tmp_path / "out" / "scores" / "one.json") == second
-    calls.clear()
     evaluate([model], tasks=["copying"], seed=1, **options)
-    assert calls == ["text", "positions", "copying", "copying"]
-    calls.clear()
+    assert measured() == ["copying", "length", "positions", "task/copying", "text"]
     evaluate([save_model("two", 2)], tasks=["none"], **options)
-    assert calls == ["text", "positions", "copying"]
+    assert measured() == ["copying", "length", "positions", "text"]
 
 
 def stopped_midway(arguments: list[str], sent: signal.Signals) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mesa_eval.scores import ModelCard, Note, Scores
+from mesa_eval.measures.scores import ModelCard, Note, Scores
 
 COMMITTED = Path(__file__).parents[2] / "docs/results/context/report.json.gz"
 MEASURE = {"label": "l", "unit": "u", "better": "", "digits": 3, "resampled": "query"}

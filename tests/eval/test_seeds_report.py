@@ -16,12 +16,12 @@ from rich.console import Console
 from mesa_eval.comparison.record import PRIMARY
 from mesa_eval.comparison.rows import OTHER_ITEMS, OTHER_TOKENIZER, OTHER_WINDOW, build_comparison
 from mesa_eval.evaluate import read_scores, report
+from mesa_eval.measures.scores import Measure, ModelCard, Part, Scores, TaskRecord
 from mesa_eval.report.files import report_data, write_report
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
 from mesa_eval.report.tables import print_comparison
 from mesa_eval.report.wording import summarise
-from mesa_eval.scores import Measure, ModelCard, Part, Scores, TaskRecord
 from mesa_eval.uncertainty.intervals import paired_t
 from mesalm.cli import main
 
@@ -109,7 +109,7 @@ def test_seeds_are_paired_and_shown() -> None:
     assert difference.joint.low <= difference.interval.low < difference.interval.high <= difference.joint.high
     assert comparison.verdict(row, 0) == "better"
     assert row.values[0].freedom == 2
-    assert "mesa is lower than softmax by " in summarise(comparison).told[0]
+    assert "mesa is lower than softmax by " in summarise(comparison).significant[0]
     assert any("Student" in words for words in summarise(comparison).limits)
 
 
@@ -135,7 +135,7 @@ def test_seeds_that_disagree_tell_nothing() -> None:
     comparison = build_comparison(scores, 1)
     difference = comparison.row("bits_per_byte").differences[0]
     assert difference.items.tells  # these three runs are better on any documents
-    assert comparison.verdict(comparison.row("bits_per_byte"), 0) == "no difference told"
+    assert comparison.verdict(comparison.row("bits_per_byte"), 0) == "not significant"
 
 
 def test_one_pair_is_compared_over_its_units() -> None:
@@ -172,19 +172,19 @@ def test_the_average_takes_the_shots_that_all_have() -> None:
 
 def test_claims_are_corrected_for_their_number() -> None:
     comparison = build_comparison([made("a", 0, hits=20), made("b", 0, hits=12)], 1)
-    assert [(claim.task, claim.row.key) for claim in comparison.family] == [
+    assert [(test.task, test.row.key) for test in comparison.family] == [
         ("", "bits_per_byte"),
         ("", PRIMARY),
         ("pairs", "task/pairs/4/accuracy"),
         ("labels", "task/labels/4/accuracy"),
     ]
-    claims = {claim.task or claim.row.key: claim for claim in comparison.claims(0)}
+    tests = {test.task or test.row.key: test for test in comparison.tests(0)}
     # the average rests on the one task that differs, so both have one p value: the first step of four, held at the next
-    assert claims["pairs"].p == pytest.approx(claims[PRIMARY].p, rel=0.2)
-    assert claims["pairs"].adjusted == pytest.approx(4 * min(claims["pairs"].p, claims[PRIMARY].p), rel=0.2)
-    assert (claims["pairs"].verdict, claims["labels"].verdict) == ("better", "no difference told")
-    assert claims["labels"].adjusted == 1.0
-    assert "better than b on 1 (pairs)" in " ".join(summarise(comparison).told)
+    assert tests["pairs"].p == pytest.approx(tests[PRIMARY].p, rel=0.2)
+    assert tests["pairs"].adjusted == pytest.approx(4 * min(tests["pairs"].p, tests[PRIMARY].p), rel=0.2)
+    assert (tests["pairs"].verdict, tests["labels"].verdict) == ("better", "not significant")
+    assert tests["labels"].adjusted == 1.0
+    assert "better than b on 1 (pairs)" in " ".join(summarise(comparison).significant)
 
 
 def words_of_verdict(text: str) -> list[str]:
@@ -202,20 +202,21 @@ def test_only_the_family_bears_verdicts(capsys: pytest.CaptureFixture[str]) -> N
         context = measure("context", "in_context", BITS + move)
         model.parts.append(Part("more", "", [gain, pairing, context]))
     comparison = build_comparison(models, 1)
-    family = [(claim.row.key, claim.arm) for claim in comparison.family]
+    family = [(test.row.key, test.arm) for test in comparison.family]
     keys = ["bits_per_byte", PRIMARY, "demonstration_gain/pairing", "task/pairs/4/accuracy", "task/labels/4/accuracy"]
     assert family == [(key, arm) for arm in (0, 2) for key in keys]
     for row in comparison.rows:
         assert bool(comparison.verdict(row, 0)) == (row.key in keys)
-    print_comparison(comparison, Console(width=300))
+    summary = summarise(comparison)
+    print_comparison(comparison, summary, Console(width=300))
     printed = capsys.readouterr().out
-    data = report_data(comparison)
+    data = report_data(comparison, summary)
+    paper, page = render_markdown(comparison, summary), render_page(comparison, summary)
     assert data["family"]["tests"] == len(family) == 10
     assert data["family"]["correction"] == "Holm"
-    for text in (printed, render_markdown(comparison), render_page(comparison), json.dumps(data["summary"])):
+    for text in (printed, paper, page, json.dumps(data["summary"])):
         assert "Declared family of tests: " in text
         assert "for each of 2 models; 10 tests, p values adjusted by Holm over all of them at once" in text
-    paper, page = render_markdown(comparison), render_page(comparison)
     outside = [
         printed.split("Use of the context")[1].split("Few-shot tasks")[0],
         printed.split("Loss by position")[1].split("Use of the context")[0],
@@ -244,7 +245,7 @@ def test_what_may_not_be_compared_says_why() -> None:
     text = comparison.row("bits_per_byte")
     assert [entry.reason for entry in text.differences] == ["", "", "", OTHER_ITEMS]
     assert OTHER_WINDOW in " ".join(summarise(comparison).limits)
-    assert OTHER_TOKENIZER in render_page(comparison)
+    assert OTHER_TOKENIZER in render_page(comparison, summarise(comparison))
 
 
 class Page(HTMLParser):
@@ -289,10 +290,9 @@ MODELS = {
 
 @pytest.mark.parametrize("models", MODELS)
 def test_the_page_of_any_number_of_models(models: str, tmp_path: Path) -> None:
-    scores = MODELS[models]
-    comparison = build_comparison(scores, 0)
+    comparison = build_comparison(MODELS[models], 0)
     several = len(comparison.arms) > 1
-    text = write_report(comparison, tmp_path).read_text(encoding="utf-8")
+    text = write_report(comparison, summarise(comparison), tmp_path).read_text(encoding="utf-8")
     page = Page(text)
     # training, positions, two tasks; the two forests need something to differ from
     assert page.counts["svg"] == page.counts["figure"] == len(set(page.labels)) == 4 + 2 * several
@@ -301,7 +301,7 @@ def test_the_page_of_any_number_of_models(models: str, tmp_path: Path) -> None:
     assert not re.search(r"https?://|@import|url\((?!#)", text)
     assert not re.search(r"#0[1-4]0\d0", text)
     assert page.bare == 0
-    for item in scores:
+    for item in comparison.scores:
         assert item.model.fingerprint in text
         assert item.protocol["command"] in text
     assert ("Every training seed" in text) == comparison.seeded
@@ -358,7 +358,7 @@ def luminance(colour: str) -> float:
 
 
 def test_colours_stand_out_on_both_grounds() -> None:
-    text = render_page(build_comparison(MODELS["two"], 1))
+    text = render_page(made := build_comparison(MODELS["two"], 1), summarise(made))
     parts = text.split("prefers-color-scheme: dark")[:2]
     least = {f"series-{n}": 3.0 for n in range(1, 9)} | {"ink": 7.0, "muted": 4.5, "better": 4.5, "worse": 4.5}
     for palette in (dict(re.findall(r"--([\w-]+): (#\w{6})", part)) for part in parts):
@@ -376,7 +376,7 @@ def test_colours_stand_out_on_both_grounds() -> None:
 @pytest.mark.parametrize("scheme", [0, 1])
 def test_a_browser_shows_sorts_and_prints_the_page(tmp_path: Path, scheme: int) -> None:
     """Run the page's script in a browser: press a heading twice, read the rows; draw it dark (0) and light (1)."""
-    text = render_page(build_comparison(campaign(), 1))
+    text = render_page(made := build_comparison(campaign(), 1), summarise(made))
     press = "<script>const b = document.querySelectorAll('#text th button'); b[1].click(); b[1].click();</script>"
     page = tmp_path / "page.html"
     page.write_text(text.replace("</body>", f"{press}</body>"), encoding="utf-8")

@@ -12,13 +12,13 @@ import pytest
 from mesa_eval.comparison.record import Difference
 from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.evaluate import evaluate
+from mesa_eval.measures.plan import Request, make_plan
+from mesa_eval.measures.protocols import PROTOCOLS, SUITES, find_protocol
+from mesa_eval.measures.scores import Scores
 from mesa_eval.measures.token_count import TokenCounter, count_parts
-from mesa_eval.plan import make_plan
-from mesa_eval.protocols import PROTOCOLS, SUITES, find_protocol
 from mesa_eval.reading.batches import Batch
 from mesa_eval.reading.model_source import find_model, load_tokenizer
 from mesa_eval.reading.reader import TokenScores
-from mesa_eval.scores import Scores
 from mesalm.cli import main
 
 FROZEN = Path(__file__).with_name("frozen_suites.json")
@@ -63,7 +63,7 @@ def asked_tokens(version: str, save_model, folder: Path) -> str:
     (folder / "moods.labels.json").write_text('["glad", "sad"]')
     tasks = [*ASKED, *(str(folder / f"{name}.jsonl") for name in ("pairs", "moods"))]
     model = save_model("model", 1, length=256)
-    plan = make_plan([model], version, [str(folder / "text.jsonl")], "valid", tasks, 0)
+    plan = make_plan(Request(models=[model], suite=version, texts=[str(folder / "text.jsonl")], tasks=tasks))
     tokenizer = load_tokenizer(find_model(model))
     recorder = Recorder(tokenizer, "none", len(tokenizer), 8192, quiet=True)
     asked = count_parts(recorder, plan, plan.windows[0], True)
@@ -96,12 +96,11 @@ def test_a_version_asks_the_same(version: str, save_model, tmp_path: Path) -> No
     check(version, "items", asked_tokens(version, save_model, tmp_path))
 
 
-def test_a_suite_is_its_newest_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suite_is_its_newest_version() -> None:
     assert set(SUITES) == {"quick", "full", "paper"}
     assert find_protocol("full-1") is PROTOCOLS["full-1"]
-    monkeypatch.setitem(PROTOCOLS, "full-9", PROTOCOLS["full-1"])
-    monkeypatch.setitem(PROTOCOLS, "full-10", PROTOCOLS["quick-1"])
-    assert find_protocol("full") is PROTOCOLS["quick-1"]  # number 10 comes after number 9
+    more = {**PROTOCOLS, "full-9": PROTOCOLS["full-1"], "full-10": PROTOCOLS["quick-1"]}
+    assert find_protocol("full", more) is PROTOCOLS["quick-1"]  # number 10 comes after number 9
 
 
 def test_results_name_the_version(
@@ -131,4 +130,6 @@ def test_versions_are_not_compared(save_model, text_file: str) -> None:
     comparison = build_comparison([old, new], 0)
     reason = "suites differ: quick-2 and quick-1; measure one again"
     assert {row.differences[1] for row in comparison.rows} == {Difference(reason=reason)}
-    assert make_plan([save_model("c", 1)], "quick", [text_file], "valid", ["none"], 0).record["name"] == "quick-1"
+    assert (
+        make_plan(Request(models=[save_model("c", 1)], texts=[text_file], tasks=["none"])).record["name"] == "quick-1"
+    )

@@ -11,7 +11,7 @@ import torch
 
 from mesa_eval.synthetic.ngrams import ngram_distributions
 from mesa_eval.synthetic.row_scores import SyntheticScores
-from mesa_eval.synthetic.scores import score_guesses, score_model
+from mesa_eval.synthetic.scores import score_guesses, score_logits, score_model
 from mesalm.data.synthetic.tasks import TASKS
 from mesalm.data.synthetic.token_task import TokenRows, TokenTask, collate_rows
 
@@ -62,16 +62,11 @@ def test_a_model_that_names_the_symbol_drawn_is_legal_but_not_the_distribution()
     assert 0.2 < distance.value < 0.9
 
 
-def test_the_true_distribution_has_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_true_distribution_has_no_distance() -> None:
     task: Any = TASKS["automata"].build(SMALL["automata"])
-
-    def truth(tokens: np.ndarray, symbols: int, order: int) -> np.ndarray:
-        row = next(index for index in range(10) if np.array_equal(rows[index]["input_ids"], tokens))
-        return task.next_symbols(task.automaton(rows.random(row), "test"), tokens)
-
     rows = TokenRows(task, "test", 5, 10)
-    monkeypatch.setattr("mesa_eval.synthetic.scores.ngram_distributions", truth)
-    legal, distance = score_guesses(task, 10, seed=5)["bigram"].measures
+    truth = [task.next_symbols(task.automaton(rows.random(row), "test"), rows[row]["input_ids"]) for row in range(10)]
+    legal, distance = score_logits(task, rows, (np.log(np.maximum(one, 1e-300)) for one in truth)).measures
     assert legal.value == 1.0
     assert distance.value == pytest.approx(0.0, abs=1e-12)
 

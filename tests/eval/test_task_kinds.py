@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from mesa_eval.documents import read_documents
 from mesa_eval.measures.few_shot import Level, TaskScores, digits_right, score_task
+from mesa_eval.measures.scores import Measure, TaskRecord
 from mesa_eval.measures.task_measures import task_measures
+from mesa_eval.reading.documents import read_documents
 from mesa_eval.reading.scoring import Scorer
-from mesa_eval.scores import Measure, TaskRecord
 from mesa_eval.tasks import find_tasks
 from mesa_eval.tasks.classification import ClassTask
 from mesa_eval.tasks.episodes import EpisodeTask

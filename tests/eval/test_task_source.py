@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mesa_eval.plan import make_plan
+from mesa_eval.measures.plan import Request, make_plan
 from mesa_eval.tasks import find_tasks
 
 
@@ -110,16 +110,17 @@ def test_scrambles_of_a_folder_are_asked_where_they_are_named(
     write_lines(folder / "mixed.jsonl", mixed)
     model = save_model("one", 1)
     for suite, names in (("quick", ["letters"]), ("full", ["letters"]), ("paper", ["letters", "mixed"])):
-        plan = make_plan([model], suite, [text_file], "valid", [str(folder)], 0)
+        plan = make_plan(Request(models=[model], suite=suite, texts=[text_file], tasks=[str(folder)]))
         assert [task.name for task in plan.tasks] == names
         assert (f"not asked in {suite}-1, unless their files are named: mixed" in plan.notes) == (len(names) == 1)
-    named = make_plan([model], "quick", [text_file], "valid", [str(folder), str(folder / "mixed.jsonl")], 0)
+    tasks = [str(folder), str(folder / "mixed.jsonl")]
+    named = make_plan(Request(models=[model], texts=[text_file], tasks=tasks))
     assert [task.name for task in named.tasks] == ["letters", "mixed"]
 
 
 def test_the_phonebook_is_asked_by_name_and_in_paper(save_model, text_file: str) -> None:
     model = save_model("one", 1)
     for suite in ("quick", "full", "paper"):
-        tasks = [task.name for task in make_plan([model], suite, [text_file], "valid", [], 0).tasks]
+        tasks = [task.name for task in make_plan(Request(models=[model], suite=suite, texts=[text_file])).tasks]
         assert tasks[:3] == ["copying", "key_value_recall", "case_change"]
         assert ("phonebook" in tasks) == (suite == "paper")

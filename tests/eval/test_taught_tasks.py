@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from mesa_eval.protocols import find_protocol
+from mesa_eval.measures.protocols import find_protocol
 from mesa_eval.tasks import find_tasks
 from mesalm.data.episode_words import ATTRIBUTES, LABELS
 from mesalm.data.episodes import HELD_OUT

@@ -1,11 +1,10 @@
-"""Targets that the window could have told, and what is rare in training."""
+"""Targets that the window could predict, and what is rare in training."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from mesa_eval.measures import text_recall
 from mesa_eval.measures.icl_curve import PositionScores
@@ -18,20 +17,8 @@ def test_a_pair_is_repeated_from_its_second_time_on() -> None:
     assert repeated(windows).tolist() == expected
 
 
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    """Stand in for prepared data of three rows."""
-
-    class Rows(list):
-        def __getitem__(self, span):
-            return {"input_ids": list.__getitem__(self, span)}
-
-    rows = Rows([[1, 2, 3, 4], [2, 3, 9, 9], [1, 2, 3, 1]])
-    monkeypatch.setattr("mesalm.data.prepared.Prepared", lambda path: SimpleNamespace(rows=lambda split: rows))
-    return tmp_path
-
-
-def test_pairs_are_counted_in_the_training_rows(training) -> None:
+def test_pairs_are_counted_in_the_training_rows() -> None:
+    training = Dataset.from_dict({"input_ids": [[1, 2, 3, 4], [2, 3, 9, 9], [1, 2, 3, 1]]})
     windows = np.array([[1, 2, 3, 7], [9, 9, 2, 1]])
     counts, looked = count_pairs(training, text_recall.pair_codes(windows), rows_at_once=2)
     assert counts.tolist() == [[2, 3, 0], [1, 0, 0]]

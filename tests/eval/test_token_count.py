@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mesa_eval.measures.plan import Request, make_plan
+from mesa_eval.measures.protocols import find_protocol
 from mesa_eval.measures.run import run_plan
 from mesa_eval.measures.token_count import count_tokens
-from mesa_eval.plan import make_plan
-from mesa_eval.protocols import find_protocol
 from mesalm.cli import main
 
 
@@ -23,10 +23,10 @@ def test_the_count_is_what_is_read(save_model, text_file: str, pair_file: str, c
     texts = [text_file, str(tmp_path / "long.txt")]
     tasks = ["copying", "key_value_recall", pair_file, class_file, str(tmp_path / "words.jsonl")]
     models = [save_model(name, 1, length=128) for name in ("one", "two")]
-    plan = make_plan(models, "quick", texts, "valid", tasks, 0)
-    (counted,) = count_tokens(plan, batch_tokens=500, quiet=True)
+    how = {"texts": texts, "tasks": tasks, "device": "cpu", "batch_tokens": 500, "quiet": True}
+    (counted,) = count_tokens(make_plan(Request(models=models, **how)))
     assert counted.models == ("one", "two")
-    (scores,) = run_plan(make_plan(models[:1], "quick", texts, "valid", tasks, 0), None, "cpu", 500, quiet=True)
+    (scores,) = run_plan(make_plan(Request(models=models[:1], **how)), None)
     assert [part.name for part in counted.parts] == [part.name for part in scores.parts]
     for part, count in zip(scores.parts, counted.parts, strict=True):
         if count.at_most:
@@ -79,12 +79,13 @@ def test_the_seconds_are_those_of_a_run(save_model, text_file: str, pair_file: s
     """A model of 6 million parameters, so that its arithmetic and not Python's decides; within a factor of 2."""
     tasks = ["copying", "key_value_recall", pair_file, class_file]
     model = save_model("large", 1, length=256, hidden_size=256, num_hidden_layers=6)
-    plan = make_plan([model], "quick", [text_file], "valid", tasks, 0)
-    (count,) = count_tokens(plan, batch_tokens=2048, quiet=True, device="cpu")
-    (scores,) = run_plan(plan, None, "cpu", 2048, quiet=True)
-    foretold = [count.seconds(0, part) for part in count.parts if not part.at_most]
+    how = {"texts": [text_file], "tasks": tasks, "device": "cpu", "batch_tokens": 2048, "quiet": True}
+    plan = make_plan(Request(models=[model], **how))
+    (count,) = count_tokens(plan, timed=True)
+    (scores,) = run_plan(plan, None)
+    expected = [count.seconds(0, part) for part in count.parts if not part.at_most]
     took = [part.seconds for part, known in zip(scores.parts, count.parts, strict=True) if not known.at_most]
-    assert 0.5 < sum(foretold) / sum(took) < 2
+    assert 0.5 < sum(expected) / sum(took) < 2
     bounded = [
         (count.seconds(0, part), found.seconds)
         for part, found in zip(count.parts, scores.parts, strict=True)

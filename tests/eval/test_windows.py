@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.windows import BYTES_A_TOKEN, collect_windows, share_out
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.encoding import TextEncoder
 
 WINDOW = 32
@@ -73,14 +73,16 @@ def test_documents_weigh_as_equally_as_they_can(tokenizer) -> None:
     assert len({frozenset(counts(2, seed=seed)) for seed in range(9)}) > 1
 
 
-def test_of_a_long_text_pieces_are_encoded(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_long_text_pieces_are_encoded(tokenizer) -> None:
     """A book of some 1,500 windows, of which four are wanted."""
-    encoder, book = TextEncoder(tokenizer), numbered("book", 49_995)
     encoded: list[int] = []
-    plain = TextEncoder.encode_all
-    monkeypatch.setattr(
-        TextEncoder, "encode_all", lambda own, texts: encoded.append(sum(map(len, texts))) or plain(own, texts)
-    )
+
+    class Watched(TextEncoder):
+        def encode_all(self, texts):
+            encoded.append(sum(map(len, texts)))
+            return super().encode_all(texts)
+
+    encoder, book = Watched(tokenizer), numbered("book", 49_995)
     windows = [tokens for _, tokens in collect_windows(encoder, [book], WINDOW, 4, 4, seed=0)]
     assert 0 < sum(encoded) <= 4 * BYTES_A_TOKEN * (WINDOW + 1)
     begins = [places(encoder, tokens, book).start for tokens in windows]

@@ -34,7 +34,7 @@ class Named(Protocol):
 class Arm:
     """One thing compared: a name, the places of its models among all, and each one's training seed.
 
-    A seed is None for a model whose run is not known, such as one from the Hub.
+    A seed is None for a model without a known run, such as one from the Hub.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Arm:
 def find_arms(cards: Sequence[Named], groups: Mapping[str, Sequence[str]] | None = None) -> list[Arm]:
     """Gather models into arms, in the order in which their first ones come.
 
-    Runs whose recipes and data are equal but for name, seed and output folder are one arm. `groups` names arms by hand:
+    Runs with equal recipes and data but for name, seed and output folder are one arm. `groups` names arms by hand:
     name -> arguments or names of models; where their seeds are not known or not distinct, the order counts as seed.
     Raises ValueError in one line for a group that names no model, or one that another group has.
     """

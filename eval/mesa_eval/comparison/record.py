@@ -1,7 +1,7 @@
 """What a comparison holds: arms, rows of values and differences, and the declared family of tests.
 
 Rows are many and say what was found; words are few and say what was tested. Only the tests of the family, fixed before
-any model is seen and corrected together for their number, are called better, worse or not told apart.
+any model is seen and corrected together for their number, are called better, worse or not significant.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from mesa_eval.comparison.arms import Arm
-from mesa_eval.scores import Scores, Statistic
+from mesa_eval.measures.scores import Scores, Statistic
 from mesa_eval.uncertainty.intervals import Interval, holm
 
 PRIMARY = "primary_average"
-FAMILY = ("bits_per_byte", PRIMARY, "demonstration_gain/pairing")  # and the claim row of each task, for every arm
+FAMILY = ("bits_per_byte", PRIMARY, "demonstration_gain/pairing")  # and the test row of each task, for every arm
 CORRECTION = "Holm"
-LEAST = 0.05  # p values adjusted for the whole family tell a difference below this
-NOT_TOLD = "no difference told"
+LEAST = 0.05  # a p value below this, adjusted for the whole family, is significant
+NOT_SIGNIFICANT = "not significant"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Difference:
 
     @property
     def decisive(self) -> Interval | None:
-        """Return the interval whose p value is tested: all sources of chance that were measured."""
+        """Return the interval of the tested p value: all sources of chance that were measured."""
         return self.joint or self.interval
 
 
@@ -74,9 +74,9 @@ class FamilyTest:
 
     @property
     def verdict(self) -> str:
-        """Return "better", "worse" or "no difference told"."""
+        """Return "better", "worse" or "not significant"."""
         if self.adjusted >= LEAST:
-            return NOT_TOLD
+            return NOT_SIGNIFICANT
         found = self.row.differences[self.arm].decisive
         assert found is not None
         return "better" if (found.value < 0) == (self.row.better == "lower") else "worse"
@@ -133,7 +133,7 @@ class Comparison:
         """Return the rows of one few-shot task."""
         return [row for row in self.rows if row.task == task]
 
-    def claim_row(self, task: str) -> Row | None:
+    def tested_row(self, task: str) -> Row | None:
         """Return the row by which a task is judged: its primary one, else accuracy at the most shots.
 
         For the last word of texts accuracy is the greedy one, for values in texts that the answer is contained.
@@ -146,7 +146,7 @@ class Comparison:
 
     def family_rows(self) -> list[Row]:
         """Return the rows of the declared family: those over all text or all tasks, then one of each task."""
-        rows = [*(self.row(key) for key in FAMILY), *(self.claim_row(task) for task in self.tasks)]
+        rows = [*(self.row(key) for key in FAMILY), *(self.tested_row(task) for task in self.tasks)]
         return [row for row in rows if row is not None]
 
     @cached_property
@@ -164,9 +164,9 @@ class Comparison:
         adjusted = holm([p for *_, p in tests])
         return [FamilyTest(*test, after) for test, after in zip(tests, adjusted, strict=True)]
 
-    def claims(self, index: int) -> list[FamilyTest]:
+    def tests(self, index: int) -> list[FamilyTest]:
         """Return the tests of the family that are about one arm."""
-        return [claim for claim in self.family if claim.arm == index]
+        return [test for test in self.family if test.arm == index]
 
     def verdict(self, row: Row, index: int) -> str:
         """Return what the family says of a row and an arm; "" for a row that is not one of its tests."""
@@ -174,7 +174,7 @@ class Comparison:
 
     @cached_property
     def _verdicts(self) -> dict[tuple[str, int], str]:
-        return {(claim.row.key, claim.arm): claim.verdict for claim in self.family}
+        return {(test.row.key, test.arm): test.verdict for test in self.family}
 
 
 def _judges(row: Row) -> bool:

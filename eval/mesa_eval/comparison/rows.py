@@ -13,9 +13,9 @@ import numpy as np
 
 from mesa_eval.comparison.arms import NO_COMMON_SEED, Arm, find_arms, pairs
 from mesa_eval.comparison.record import PRIMARY, Comparison, Difference, Row, ordered_keys
-from mesa_eval.documents import stable_number
-from mesa_eval.scores import Measure, Scores, Statistic
-from mesa_eval.uncertainty.bootstrap import Resampled, Transform, mean_of, resample, seeds_and_units
+from mesa_eval.measures.scores import Measure, Scores, Statistic
+from mesa_eval.reading.documents import stable_number
+from mesa_eval.uncertainty.bootstrap import DRAWS, Resampled, Transform, mean_of, resample, seeds_and_units
 from mesa_eval.uncertainty.intervals import Interval, t_interval
 
 OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
@@ -34,13 +34,14 @@ def build_comparison(
     *,
     differences: bool = True,
     arms: Sequence[Arm] | None = None,
+    draws: int = DRAWS,
 ) -> Comparison:
     """Make every row from raw scores; `baseline` is an arm's index. Without `differences` arms stand for themselves.
 
-    `arms` are those of `find_arms` where none is given.
+    `arms` are those of `find_arms` where none is given; `draws` are those of the bootstrap.
     """
     arms = list(arms or find_arms([item.model for item in scores]))
-    table = _Table(scores, arms, baseline if differences and len(arms) > 1 else -1)
+    table = _Table(scores, arms, baseline if differences and len(arms) > 1 else -1, draws)
     keys = ordered_keys([[(measure.section, measure.key) for measure in item.measures] for item in scores])
     rows = table.average() + table.gains() + [table.row(key) for key in keys]
     return Comparison(scores, arms, table.baseline, rows, [*table.notes, *_gathered_notes(scores)])
@@ -57,7 +58,8 @@ def _gathered_notes(scores: Sequence[Scores]) -> list[str]:
 
 
 class _Table:
-    def __init__(self, scores: Sequence[Scores], arms: Sequence[Arm], baseline: int) -> None:
+    def __init__(self, scores: Sequence[Scores], arms: Sequence[Arm], baseline: int, draws: int) -> None:
+        self.draws = draws
         self.scores = scores
         self.arms = arms
         self.baseline = baseline
@@ -96,7 +98,7 @@ class _Table:
         return [self._pooled(first, chosen, self._normalised)]
 
     def gains(self) -> list[Row]:
-        """Return what demonstrations are worth, pooled over tasks: the gain in bits, and what lies in their pairing.
+        """Return what demonstrations are worth, pooled over tasks: the gain in bits, and that of their pairing.
 
         Every task weighs the same. One that a model lacks, or of which it was asked something else, is left out for
         all, and a note says so.
@@ -151,7 +153,7 @@ class _Table:
         """Resample one statistic; sections draw apart, for query 3 of one task is not query 3 of another."""
         seed = (self.seed, stable_number(measure.section))
         numerator, denominator = np.array(measure.numerator), np.array(measure.denominator)
-        return resample(numerator, denominator, transform=TRANSFORMS[measure.transform], seed=seed)
+        return resample(numerator, denominator, transform=TRANSFORMS[measure.transform], draws=self.draws, seed=seed)
 
     def _row(
         self,

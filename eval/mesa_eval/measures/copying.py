@@ -2,9 +2,9 @@
 
 A row shows a random sequence twice; its control shows another one before it. Tokens are drawn without replacement from
 the vocabulary without its special tokens. Copy score: the mean loss of the sequence where it is fresh less that where
-it is repeated, the same tokens at the same positions, so that a model whose sharpness changes with the position scores
-0. Copy accuracy counts the tokens of the repeat that were the likeliest; a model that needs to see a token of the
-repeat before it knows of it reaches (n - 1) / n.
+it is repeated, the same tokens at the same positions. So a model that is sharper at later positions scores 0. Copy
+accuracy counts the tokens of the repeat that were the likeliest. A model that needs to see a token of the repeat
+before it knows of it reaches (n - 1) / n.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mesa_eval.measures.scores import Measure
 from mesa_eval.reading.reader import Reader
-from mesa_eval.scores import Measure
 
 
 @dataclass(frozen=True)
 class CopyScores:
-    """Hold, for each random sequence, its mean nats where it is fresh and where it is repeated, and the accuracy of
-    the repeat."""
+    """For each random sequence: its mean nats where it is fresh and where it is repeated, and the accuracy of the
+    repeat."""
 
     length: int
     fresh: list[float]
@@ -60,7 +60,7 @@ def score_copying(scorer: Reader, window: int, windows: int, seed: int, length: 
 
 
 def copy_measures(scores: CopyScores) -> list[Measure]:
-    """Return the copy score and the copy accuracy, one unit a random sequence."""
+    """Return the copy score and the copy accuracy, one unit per random sequence."""
     gain = np.subtract(scores.fresh, scores.repeated).tolist()
     name = f"copy score, {scores.length} random tokens fresh less repeated"
     units = [f"{scores.length}/{number}" for number in range(len(gain))]

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from mesa_eval.measures.nulls import null_scores
+from mesa_eval.measures.scores import TaskRecord
 from mesa_eval.reading.encoding import Pair
 from mesa_eval.reading.reader import Likelihood, Reader
-from mesa_eval.scores import TaskRecord
 from mesa_eval.tasks.task import FewShotProtocol, Query, Task
 
 MOST = "most"
@@ -27,12 +27,12 @@ T = TypeVar("T")
 
 
 class CannotAskError(ValueError):
-    """Say in one line why a task cannot be asked of a model."""
+    """The reason, in one line, why a task cannot be asked of a model."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """Hold one number of shots of one variant: arrays [query][draw].
+    """One number of shots of one variant: arrays [query][draw].
 
     queries: what was asked, in order; key: the number of shots, or "most" where it is as many as fit; nats: of the
     answer; bytes: of the answer; exact: whether greedy decoding writes it; ranked: log P of each candidate; truth:
@@ -61,7 +61,7 @@ class Level:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """Hold what one task gave: its record, the queries asked, and levels by variant ("" is the plain one).
+    """What one task gave: its record, the queries asked, and levels by variant ("" is the plain one).
 
     primary: the number of shots that counts, the most that fit up to the protocol's; left_out: by variant, how many of
     the queries are longer than the window, in a task that goes on without those, or all where a variant does not fit;
@@ -80,7 +80,7 @@ class TaskScores:
 
 @dataclass
 class _Asked:
-    """Hold what is asked at one number of shots: queries and content-free ones [query][draw], encoded pairs."""
+    """What is asked at one number of shots: queries and content-free ones [query][draw], encoded pairs."""
 
     task: Task
     queries: list[int]
@@ -93,6 +93,10 @@ class _Asked:
     shared: list[str]
     ceiling: float | None
 
+    def queries_in_turn(self) -> list[Query]:
+        """Return the queries one after another, those of one item together."""
+        return [query for row in self.grid for query in row]
+
 
 def score_task(reader: Reader, task: Task, protocol: FewShotProtocol, window: int, seed: int) -> TaskScores:
     """Score one task at every number of shots that fits the window.
@@ -101,30 +105,34 @@ def score_task(reader: Reader, task: Task, protocol: FewShotProtocol, window: in
     """
     chosen = task.queries(protocol, seed)
     queries = _short_enough(reader, task, chosen, window, seed)
-    asked = {"": _fitting(reader, task, protocol, queries, window, seed) if queries else []}
-    if not asked[""]:
+    plain = _fitting(reader, task, protocol, queries, window, seed) if queries else []
+    if not plain:
         raise CannotAskError(f"no prompt fits the window of {window} tokens")
-    plain = [level.shots for level in asked[""] if level.key != MOST]
-    primary = max(shots for shots in plain if shots <= max(protocol.primary_shots, plain[0]))
-    left_out = {"": len(chosen) - len(queries)}
+    shots = [level.shots for level in plain if level.key != MOST]
+    primary = max(count for count in shots if count <= max(protocol.primary_shots, shots[0]))
+    asked, left_out = {"": plain}, {"": len(chosen) - len(queries)}
     for other in task.variants(primary, protocol, seed):
         short = _short_enough(reader, other, queries, window, seed)
         level = _encode(reader, other, protocol, short, primary, window, seed) if short else None
-        asked[other.variant] = [] if level is None else [level]
-        left_out[other.variant] = len(queries) - (0 if level is None else len(short))
-    flat = [level for levels in asked.values() for level in levels]
+        asked[other.variant] = [level] if level else []
+        left_out[other.variant] = len(queries) - (len(short) if level else 0)
+    levels = _answer(reader, task, asked, window)
+    flat = [level for own in asked.values() for level in own]
+    record = _record(task, protocol, queries, flat, plain)
+    answers = sorted({query.answer for level in flat for query in level.queries_in_turn()})
+    lost = reader.lost(answers, reader.encode_all(answers))
+    return TaskScores(task, record, queries, levels, primary, left_out, lost, len(answers))
+
+
+def _answer(reader: Reader, task: Task, asked: dict[str, list[_Asked]], window: int) -> dict[str, list[Level]]:
+    """Read everything that is asked in one go, and return the levels of each variant."""
+    flat = [level for own in asked.values() for level in own]
     pairs = [pair for level in flat for pair in level.pairs.values()]
     scored = iter(reader.likelihoods(pairs, task.name, [label for level in flat for label in level.shared]))
     tables = [dict(zip(level.pairs, scored, strict=False)) for level in flat]
     written = _write(reader, task, flat, tables, window)
-    in_turn = iter(tables)
-    levels = {
-        variant: [_level(reader, level, next(in_turn), written) for level in own] for variant, own in asked.items()
-    }
-    answers = sorted({query.answer for level in flat for row in level.grid for query in row})
-    record = _record(task, protocol, queries, flat, pairs, asked[""])
-    lost = reader.lost(answers, reader.encode_all(answers))
-    return TaskScores(task, record, queries, levels, primary, left_out, lost, len(answers))
+    levels = iter([_level(reader, level, table, written) for level, table in zip(flat, tables, strict=True)])
+    return {variant: [next(levels) for _ in own] for variant, own in asked.items()}
 
 
 def _record(
@@ -132,16 +140,16 @@ def _record(
     protocol: FewShotProtocol,
     queries: list[int],
     asked: Sequence[_Asked],
-    pairs: Sequence[Pair],
     plain: Sequence[_Asked],
 ) -> TaskRecord:
+    pairs = [pair for level in asked for pair in level.pairs.values()]
     shown = next((level for level in asked if level.shots), asked[0]).grid[0][0]
     return TaskRecord(
         name=task.name,
         kind=task.kind,
         queries=len(queries),
         draws=task.draws(protocol),
-        candidates=max(len(query.candidates) for level in asked for row in level.grid for query in row),
+        candidates=max(len(query.candidates) for level in asked for query in level.queries_in_turn()),
         majority=task.majority(queries),
         cut=sorted(set(task.levels(protocol)) - {level.shots for level in plain}),
         pairs_joint=sum(pair.joint for pair in pairs),
@@ -151,7 +159,7 @@ def _record(
 
 
 def _short_enough(reader: Reader, task: Task, queries: list[int], window: int, seed: int) -> list[int]:
-    """Return the queries whose prompt and answer fit the window, all where the task leaves none out."""
+    """Return the queries that fit the window with their answers, all where the task leaves none out."""
     if not task.leaves_out_long:
         return queries
     asked = [task.query(index, 0, 0, 1, seed) for index in queries]
@@ -182,7 +190,7 @@ def _write(
     if not reader.writes():
         return written
     for level, table in zip(asked, tables, strict=True):
-        for query in () if "contains" not in level.task.scored else (query for row in level.grid for query in row):
+        for query in level.queries_in_turn() if "contains" in level.task.scored else ():
             pair, found = level.pairs[query.prompt, query.answer], table[query.prompt, query.answer]
             if found.greedy and STOP not in query.answer and len(pair.tokens) - pair.start <= WRITTEN:
                 written[query.prompt] = query.answer
@@ -300,7 +308,7 @@ def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str])
 
 
 def contains(text: str, answer: str) -> float:
-    """Return 1 if the answer stands in the text, in whatever case, else 0: the measure of Arora et al. (2024)."""
+    """Return 1 if the text contains the answer, in any case, else 0: the measure of Arora et al. (2024)."""
     return float(answer.strip().lower() in text.lower())
 
 

@@ -1,4 +1,4 @@
-"""Foretell how long a model takes for what is asked, and what memory: it is opened, and reads a few batches."""
+"""Estimate the time and memory that a model needs for what is asked: it is opened, and reads a few batches."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mesa_eval.reading.scoring import Scorer
 
 TIMED_SECONDS = 2.0  # at least this long, or so many batches, whichever comes first
 TIMED_BATCHES = 3
-SHORT = 16  # tokens of a short row, whose time is mostly that of a forward pass as such
+SHORT = 16  # tokens of a short row, which takes about as long as an empty forward pass
 WRITTEN = 8
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Hold what a model was seen to need: seconds a forward pass, a token read and a token written; bytes at the peak.
+    """What a model was seen to need: seconds per forward pass, per token read and per token written; bytes at the peak.
 
     peak_bytes: weights and the largest batch; on a GPU what torch had allocated at most, on a CPU by how much the
     process grew.
@@ -93,7 +93,7 @@ def _seconds(read: Callable[[], object]) -> float:
 
 
 class _Growth:
-    """Watch by how much the process grows; on a GPU torch itself counts from here on."""
+    """The growth of the process while this is open; on a GPU torch itself counts from here on."""
 
     def __enter__(self) -> _Growth:
         if torch.cuda.is_available():

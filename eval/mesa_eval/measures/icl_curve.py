@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument
+from mesa_eval.measures.scores import Measure
 from mesa_eval.measures.windows import collect_windows
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.reader import Reader
-from mesa_eval.scores import Measure
 from mesa_eval.uncertainty.bootstrap import group_sums
 
 SCORE_NAME = "in-context score (490-510 less 45-55)"
@@ -28,8 +28,11 @@ LEAST_WINDOW = 8  # tokens
 
 @dataclass(frozen=True)
 class PositionScores:
-    """Hold, for each window, its document and tokens [N, window + 1], and for each position its nats and whether the
-    token was the likeliest, `losses` and `hits` [N, window]."""
+    """Windows and their scores.
+
+    For each window: its document and tokens [N, window + 1]. For each position: its nats and whether the token was the
+    likeliest, `losses` and `hits` [N, window].
+    """
 
     window: int
     owners: tuple[str, ...]
@@ -102,7 +105,7 @@ def by_document(
     first: int | None = None,
     last: int | None = None,
 ) -> Measure:
-    """Make a measure, in nats per token, of one value a window: a document with several windows is one unit.
+    """Make a measure, in nats per token, of one value per window: a document with several windows is one unit.
 
     first, last: a bin of positions, both ends included; it is drawn at their geometric mean.
     """

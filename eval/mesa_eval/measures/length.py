@@ -14,18 +14,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument
 from mesa_eval.measures.icl_curve import LEAST_WINDOW, by_document
+from mesa_eval.measures.scores import Measure
 from mesa_eval.measures.windows import collect_windows
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.reader import Reader
-from mesa_eval.scores import Measure
 
 TIMES = 8
 
 
 @dataclass(frozen=True)
 class LengthScores:
-    """Hold, for each window of 8 T tokens, its document, and the nats of positions T/2 + 1 to 8 T [N, ...]."""
+    """For each window of 8 T tokens: its document, and the nats of positions T/2 + 1 to 8 T [N, ...]."""
 
     window: int
     owners: tuple[str, ...]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from mesa_eval.measures.scores import ModelCard
 from mesa_eval.reading.model_source import tokenizer_fingerprint
 from mesa_eval.reading.scoring import Scorer
-from mesa_eval.scores import ModelCard
 
 VERSIONED = ("mesalm", "torch", "transformers", "tokenizers", "numpy", "datasets")
 

@@ -38,33 +38,35 @@ def null_scores(
 
     grid: queries [query][draw]; tokens: how many tokens a candidate has behind a query's prompt.
     """
-    pool = Counter(f" {item.output}" for item in task.pool)
     queries = [query for row in grid for query in row]
+    pool = Counter(f" {item.output}" for item in task.pool)
     asked = Counter(text for query in queries for text in query.candidates)
     models: dict[str, Model] = {
-        "even": lambda query: [0.0 for _ in query.candidates],
+        "even": _by_text(lambda text: 0),
         UNIFORM: lambda query: [-float(tokens(query, text)) for text in query.candidates],
-        "commonest in the pool": lambda query: [float(pool[text]) for text in query.candidates],
-        "commonest candidate": lambda query: [float(asked[text]) for text in query.candidates],
+        "commonest in the pool": _by_text(pool.__getitem__),
+        "commonest candidate": _by_text(asked.__getitem__),
     }
     same = {frozenset(query.candidates) for query in queries}
     if len(same) == 1 < len(queries):
-        models.update((f"always{label}", _always(label)) for label in sorted(same.pop()))
+        models |= {f"always{label}": _by_text(label.__eq__) for label in sorted(same.pop())}
     if task.listed:
-        places = range(max(len(query.candidates) for query in queries))
-        models.update((f"place {place + 1}", _at(place)) for place in places)
-    return {
-        name: [sum(shares(score(query))[query.candidates.index(query.answer)] for query in row) for row in grid]
-        for name, score in models.items()
-    }
+        longest = max(len(query.candidates) for query in queries)
+        models |= {f"place {place + 1}": _at(place) for place in range(longest)}
+    return {name: [sum(_right(model, query) for query in row) for row in grid] for name, model in models.items()}
 
 
-def _always(label: str) -> Model:
-    return lambda query: [float(text == label) for text in query.candidates]
+def _by_text(value: Callable[[str], float]) -> Model:
+    return lambda query: [float(value(text)) for text in query.candidates]
 
 
 def _at(place: int) -> Model:
     return lambda query: [float(number == place) for number in range(len(query.candidates))]
+
+
+def _right(model: Model, query: Query) -> float:
+    """Return the share of the decision that the right candidate wins."""
+    return shares(model(query))[query.candidates.index(query.answer)]
 
 
 def null(scores: Mapping[str, Sequence[float]], draws: Sequence[float], calibrated: bool = False) -> float:

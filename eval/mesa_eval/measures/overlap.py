@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument
+from mesa_eval.reading.documents import HeldOutDocument
 from mesalm.data.read_packages import COPIED_SHARE
 
 PASSAGE_BYTES = 50

@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mesa_eval.measures.scores import FORMAT, ModelCard, Part
 from mesa_eval.reading.processes import Processes
-from mesa_eval.scores import FORMAT, ModelCard, Part
 from mesalm.files import write_text
 
 
 class PartStore:
-    """Write each part as soon as it is measured, and read it when the same is asked again.
+    """A store of measured parts: each is written at once, and read when the same is asked again.
 
     folder: of `parts/<key>.json`, None to keep nothing; `taken` counts the parts that were read.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,32 +11,27 @@ from typing import Any
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument, text_fingerprint
 from mesa_eval.measures.copying import copy_measures, score_copying
 from mesa_eval.measures.few_shot import CannotAskError, score_task
 from mesa_eval.measures.icl_curve import position_measures, score_positions
 from mesa_eval.measures.length import length_measures, score_length
 from mesa_eval.measures.perplexity import score_documents, text_measures
+from mesa_eval.measures.plan import EvaluationPlan
+from mesa_eval.measures.scores import Measure, Note, TaskRecord
 from mesa_eval.measures.task_measures import VARIANTS, task_measures
 from mesa_eval.measures.text_recall import rare_in_training, recall_measures
-from mesa_eval.protocols import Protocol
+from mesa_eval.reading.documents import text_fingerprint
 from mesa_eval.reading.reader import Reader
-from mesa_eval.scores import Measure, Note, TaskRecord
 from mesa_eval.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and everything that it is asked."""
+    """A model, its window, and the plan of what it is asked."""
 
     scorer: Reader
     window: int
-    protocol: Protocol
-    seed: int
-    documents: Sequence[HeldOutDocument]
-    sample: Sequence[HeldOutDocument]
-    tasks: Sequence[Task]
-    missing: Sequence[tuple[str, str]] = ()
+    plan: EvaluationPlan
 
 
 @dataclass(frozen=True)
@@ -61,18 +56,18 @@ class Question:
 
 def questions(subject: Subject, training_data: Path | None) -> list[Question]:
     """Return everything that a model is asked, in order; `training_data` tells which pairs of tokens are rare in it."""
-    protocol, seed = subject.protocol, subject.seed
+    plan, protocol, seed = subject.plan, subject.plan.protocol, subject.plan.seed
     wanted = min(protocol.position_windows, max(1, protocol.position_tokens // subject.window))
     return [
-        Question("text", text_fingerprint(subject.sample), partial(_ask_text, subject)),
+        Question("text", text_fingerprint(plan.sample), partial(_ask_text, subject)),
         Question(
             "positions",
-            [text_fingerprint(subject.documents), wanted, protocol.document_windows, seed, str(training_data)],
+            [text_fingerprint(plan.documents), wanted, protocol.document_windows, seed, str(training_data)],
             partial(_ask_positions, subject, wanted, training_data),
         ),
         Question(
             "length",
-            [text_fingerprint(subject.documents), protocol.length_windows, protocol.document_windows, seed],
+            [text_fingerprint(plan.documents), protocol.length_windows, protocol.document_windows, seed],
             partial(_ask_length, subject),
         ),
         Question("copying", [protocol.copy_windows, seed], partial(_ask_copying, subject)),
@@ -83,34 +78,36 @@ def questions(subject: Subject, training_data: Path | None) -> list[Question]:
                 partial(_ask_task, subject, task),
                 task.name,
             )
-            for task in subject.tasks
+            for task in plan.tasks
         ),
         *(
             Question(f"task/{name}", reason, partial(_not_asked, name, "built in", reason), name)
-            for name, reason in subject.missing
+            for name, reason in plan.missing
         ),
     ]
 
 
 def _ask_text(subject: Subject) -> Answer:
-    scores = score_documents(subject.scorer, subject.sample, subject.window)
+    scores = score_documents(subject.scorer, subject.plan.sample, subject.window)
     raw = {"documents": [dataclasses.asdict(score) for score in scores]}
     lost = sum(score.lost for score in scores)
     notes = [_lost("text: no bits per byte", lost, len(scores), "documents")] if lost else []
-    return Answer(text_measures(scores, text_fingerprint(subject.sample)), raw, notes=notes)
+    return Answer(text_measures(scores, text_fingerprint(subject.plan.sample)), raw, notes=notes)
 
 
 def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) -> Answer:
-    window = subject.window
-    scores = score_positions(
-        subject.scorer, subject.documents, window, wanted, subject.protocol.document_windows, subject.seed
-    )
+    from mesalm.data.prepared import Prepared
+
+    plan, window = subject.plan, subject.window
+    most = plan.protocol.document_windows
+    scores = score_positions(subject.scorer, plan.documents, window, wanted, most, plan.seed)
     if scores is None:
         reason = f"no document has {window + 1} tokens" if window >= 8 else f"a window of {window} tokens is too short"
         return Answer([], notes=[Note(f"loss by position and recall are not measured: {reason}", own=True)])
-    rare = None if training_data is None else rare_in_training(scores.tokens, training_data)
-    notes = []
-    if rare is None:
+    rare, notes = None, []
+    if training_data is not None:
+        rare = rare_in_training(scores.tokens, Prepared(training_data).rows("train"))
+    else:
         words = "recall is not split by what is rare in training: the training text is not known"
         notes.append(Note(words, own=True))
     raw = {"window": window, "owners": list(scores.owners), "nats": np.round(scores.losses, 4).tolist()}
@@ -118,10 +115,10 @@ def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) ->
 
 
 def _ask_length(subject: Subject) -> Answer:
-    protocol, scorer, window = subject.protocol, subject.scorer, subject.window
-    wanted, most = protocol.length_windows, protocol.document_windows
+    plan, scorer, window = subject.plan, subject.scorer, subject.window
+    wanted, most = plan.protocol.length_windows, plan.protocol.document_windows
     try:
-        scores = score_length(scorer, subject.documents, window, wanted, most, subject.seed)
+        scores = score_length(scorer, plan.documents, window, wanted, most, plan.seed)
     except ValueError as error:
         reason = str(error).removeprefix(f"{scorer.name}: ")
         return Answer([], notes=[Note(f"loss past the window is not measured: {reason}", own=True)])
@@ -129,7 +126,8 @@ def _ask_length(subject: Subject) -> Answer:
 
 
 def _ask_copying(subject: Subject) -> Answer:
-    scores = score_copying(subject.scorer, subject.window, subject.protocol.copy_windows, subject.seed)
+    plan = subject.plan
+    scores = score_copying(subject.scorer, subject.window, plan.protocol.copy_windows, plan.seed)
     if scores is None:
         reason = "the window or the vocabulary is too small"
         return Answer([], notes=[Note(f"copying is not measured: {reason}", own=True)])
@@ -137,9 +135,9 @@ def _ask_copying(subject: Subject) -> Answer:
 
 
 def _ask_task(subject: Subject, task: Task) -> Answer:
-    window = subject.window
+    plan, window = subject.plan, subject.window
     try:
-        scores = score_task(subject.scorer, task, subject.protocol.few_shot, window, subject.seed)
+        scores = score_task(subject.scorer, task, plan.protocol.few_shot, window, plan.seed)
     except CannotAskError as error:
         return _not_asked(task.name, task.kind, str(error))
     raw = {

@@ -20,15 +20,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument
+from mesa_eval.measures.scores import Measure
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.reader import Reader, uniform_nats
-from mesa_eval.scores import Measure
 from mesa_eval.uncertainty.bootstrap import effective_units
 
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """Hold one document's size, its negative log-likelihood in nats, and whether its tokens decode to another text."""
+    """A document's size, its negative log-likelihood in nats, and whether its tokens decode to another text."""
 
     identifier: str
     domain: str
@@ -41,7 +41,7 @@ class DocumentScore:
 
 @dataclass(frozen=True)
 class Window:
-    """Say which tokens of a row are read (`begin` to `end` - 1) and from which on they are scored."""
+    """The tokens of a row that are read (`begin` to `end` - 1), and the first that is scored."""
 
     begin: int
     first_scored: int
@@ -97,7 +97,7 @@ def score_documents(scorer: Reader, documents: Sequence[HeldOutDocument], window
 
 
 def perplexity(scores: Sequence[DocumentScore]) -> float:
-    """Return exp of the mean nats a token over all documents together."""
+    """Return exp of the mean nats per token over all documents together."""
     return math.exp(sum(score.nats for score in scores) / sum(score.tokens for score in scores))
 
 
@@ -107,7 +107,7 @@ def bits_per_byte(scores: Sequence[DocumentScore]) -> float:
 
 
 def text_measures(scores: Sequence[DocumentScore], items: str = "") -> list[Measure]:
-    """Return bits per byte over all text, by domain and by file, and the perplexity a token over all text.
+    """Return bits per byte over all text, by domain and by file, and the perplexity per token over all text.
 
     Domains and files are listed where there are several of them, files only where they cut the text otherwise than
     the domains do. There are no bits per byte where a document was lost.

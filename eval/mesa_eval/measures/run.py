@@ -12,29 +12,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mesa_eval.documents import text_fingerprint
 from mesa_eval.measures.model_record import describe_model, installed_versions
 from mesa_eval.measures.overlap import overlap_notes
 from mesa_eval.measures.part_store import PartStore
 from mesa_eval.measures.parts import Subject, questions
-from mesa_eval.plan import EvaluationPlan
+from mesa_eval.measures.plan import EvaluationPlan
+from mesa_eval.measures.scores import Note, Part, Scores
+from mesa_eval.reading.documents import text_fingerprint
 from mesa_eval.reading.model_source import tokenizer_fingerprint
 from mesa_eval.reading.processes import Processes, join_processes
 from mesa_eval.reading.scoring import Scorer
-from mesa_eval.scores import Note, Part, Scores
 
 
-def run_plan(
-    plan: EvaluationPlan,
-    out: Path | None,
-    device: str = "auto",
-    batch_tokens: int = 8192,
-    trust_remote_code: bool = False,
-    quiet: bool = False,
-) -> list[Scores]:
+def run_plan(plan: EvaluationPlan, out: Path | None) -> list[Scores]:
     """Score every model of a plan, one after another, and write each one's scores as soon as they are there."""
-    processes = join_processes(device)
-    quiet = quiet or not processes.main
+    request = plan.request
+    processes = join_processes(request.device)
+    quiet = request.quiet or not processes.main
     prepared = [source.prepared for source in plan.sources if source.prepared is not None]
     plan = dataclasses.replace(plan, notes=(*plan.notes, *overlap_notes(prepared, plan.sample)))
     folder = None if out is None else Path(out) / "scores"
@@ -43,9 +37,9 @@ def run_plan(
     for source, window in zip(plan.sources, plan.windows, strict=True):
         scorer = Scorer.open(
             source,
-            device=device,
-            batch_tokens=batch_tokens,
-            trust_remote_code=trust_remote_code,
+            device=request.device,
+            batch_tokens=request.batch_tokens,
+            trust_remote_code=request.trust_remote_code,
             quiet=quiet,
             processes=processes,
         )
@@ -56,7 +50,7 @@ def run_plan(
             if folder is None:
                 raise
             raise KeyboardInterrupt(
-                f"what was measured lies in {folder}, and the same command goes on from there"
+                f"what was measured is in {folder}, and the same command goes on from there"
             ) from None
         if folder is not None and processes.main:
             path = scores.write(folder)
@@ -71,7 +65,7 @@ def score_model(scorer: Scorer, plan: EvaluationPlan, window: int, store: PartSt
     """Measure one model as the plan says; parts that the store holds are not measured again."""
     store = store or PartStore(None, Processes())
     card = describe_model(scorer, window)
-    subject = Subject(scorer, window, plan.protocol, plan.seed, plan.documents, plan.sample, plan.tasks, plan.missing)
+    subject = Subject(scorer, window, plan)
     asked = questions(subject, _training_data(plan, card.tokenizer))
     parts: list[Part] = []
     for number, question in enumerate(asked, 1):

@@ -8,7 +8,7 @@
 - exact: every token of the answer is the likeliest one, which is what greedy decoding would write;
 - greedy: the same where one word is asked for (LAMBADA's accuracy);
 - perplexity: the exponential of the mean nats of an answer;
-- contains: the answer stands in what the model writes greedily up to a line end, 48 tokens at most, in whatever case;
+- contains: what the model writes greedily, up to a line end and 48 tokens at most, contains the answer in any case;
 - digits: the share of digits that are the likeliest, the right ones before them given.
 
 Queries (episodes, pairs) are the units; the draws of a query are summed within it.
@@ -24,7 +24,7 @@ import numpy as np
 
 from mesa_eval.measures.few_shot import MOST, Level, TaskScores
 from mesa_eval.measures.nulls import null, shares
-from mesa_eval.scores import Measure
+from mesa_eval.measures.scores import Measure
 from mesa_eval.tasks.task import GAINING, SHUFFLED, TWICE, VARIED
 
 UNITS = {
@@ -75,10 +75,10 @@ def task_measures(scores: TaskScores) -> list[Measure]:
 
 
 def gain_measures(scores: TaskScores) -> list[Measure]:
-    """Return what the demonstrations are worth, in bits of the answer, and what of it lies in how they are paired.
+    """Return what the demonstrations are worth, in bits of the answer, and how much of it their pairing gives.
 
     gain: bits at 0 shots less bits at the primary number of shots; gain-pairing: bits with the answers shuffled among
-    the demonstrations less bits with the true ones, at that number of shots. A model that learns no more than which
+    the demonstrations less bits with the true ones, at that number of shots. A model that learns only which
     answers there are, or the format, gains, but nothing by the pairing.
     """
     plain = {level.shots: level for level in scores.levels[""] if level.key != MOST}
@@ -142,7 +142,7 @@ def _measure(scores: TaskScores, level: Level, metric: str, variant: str, column
 
 
 def _by_group(scores: TaskScores, level: Level, whole: Measure) -> list[Measure]:
-    """Return one measure a paradigm where there are several."""
+    """Return one measure per paradigm where there are several."""
     groups: dict[str, list[int]] = {}
     for place, index in enumerate(level.queries):
         groups.setdefault(scores.task.group(index), []).append(place)

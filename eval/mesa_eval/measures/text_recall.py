@@ -1,20 +1,20 @@
-"""Recall on natural text: the loss on tokens that the window itself could have told.
+"""Recall on natural text: the loss on tokens that the window itself could predict.
 
 A target is *repeated* when it and the token before it stood next to each other earlier in the window; an associative
 look-up of the previous token then finds it (Arora et al. 2024, Zoology). Where the training text is known, repeated
-targets are split further: a pair that is *rare in training* cannot have been learnt there. Rare is a pair seen at most
+targets are split further: a pair that is *rare in training* cannot have been learned there. Rare is a pair seen at most
 once in a million training tokens (never, in a training text shorter than that), counted in up to the first 2^28.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mesa_eval.measures.icl_curve import PositionScores
-from mesa_eval.scores import Measure
+from mesa_eval.measures.scores import Measure
 from mesa_eval.uncertainty.bootstrap import group_sums
 
 RARE_PER_TOKEN = 1e-6
@@ -37,11 +37,8 @@ def repeated(tokens: np.ndarray) -> np.ndarray:
     return seen
 
 
-def count_pairs(prepared: Path, codes: np.ndarray, rows_at_once: int = ROWS_AT_ONCE) -> tuple[np.ndarray, int]:
-    """Count how often each pair of tokens stands in the training rows of prepared data; and the tokens looked at."""
-    from mesalm.data.prepared import Prepared
-
-    rows = Prepared(prepared).rows("train")
+def count_pairs(rows: Any, codes: np.ndarray, rows_at_once: int = ROWS_AT_ONCE) -> tuple[np.ndarray, int]:
+    """Count how often each pair of tokens occurs in rows, such as `Prepared.rows`; and the tokens looked at."""
     wanted, place = np.unique(codes, return_inverse=True)
     counts = np.zeros(len(wanted), dtype=np.int64)
     looked = 0
@@ -56,9 +53,9 @@ def count_pairs(prepared: Path, codes: np.ndarray, rows_at_once: int = ROWS_AT_O
     return counts[place].reshape(codes.shape), looked
 
 
-def rare_in_training(tokens: np.ndarray, prepared: Path) -> np.ndarray:
+def rare_in_training(tokens: np.ndarray, rows: Any) -> np.ndarray:
     """Return, for windows [N, T + 1], which of the T targets end a pair that is rare in the training rows."""
-    counts, looked = count_pairs(prepared, pair_codes(tokens))
+    counts, looked = count_pairs(rows, pair_codes(tokens))
     return np.asarray(counts <= looked * RARE_PER_TOKEN)
 
 

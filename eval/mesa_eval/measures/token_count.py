@@ -14,16 +14,16 @@ from rich.table import Table
 
 from mesa_eval.measures.forecast import Forecast, forecast
 from mesa_eval.measures.parts import Subject, questions
-from mesa_eval.plan import EvaluationPlan
+from mesa_eval.measures.plan import EvaluationPlan
 from mesa_eval.reading.batches import Batch
 from mesa_eval.reading.model_source import declared_vocabulary, load_tokenizer, tokenizer_fingerprint
 from mesa_eval.reading.reader import Reader, TokenScores
 
 
 class TokenCounter(Reader):
-    """Stand in for a model with a cache that knows nothing: every log P is 0 and no answer is the likeliest.
+    """A stand-in for a model with a cache that knows nothing: every log P is 0 and no answer is the likeliest.
 
-    at_most: whether something was to be written whose length only the model knows, so that the count is a bound;
+    at_most: whether something was to be written and only the model knows its length, so that the count is a bound;
     batches, steps: forward passes over what is given, and those that write a token each.
     """
 
@@ -83,7 +83,7 @@ class PartCount:
 
 @dataclass(frozen=True)
 class ModelCount:
-    """Hold what each of `models`, which share a tokenizer and a window, reads; and what each was seen to need."""
+    """What each of `models`, which share a tokenizer and a window, reads; and what each was seen to need."""
 
     models: tuple[str, ...]
     window: int
@@ -100,18 +100,14 @@ class ModelCount:
         return part.seconds + self.forecasts[model].seconds(part.batches, part.tokens, part.steps)
 
 
-def count_tokens(
-    plan: EvaluationPlan,
-    batch_tokens: int = 8192,
-    trust_remote_code: bool = False,
-    quiet: bool = False,
-    device: str | None = None,
-) -> list[ModelCount]:
+def count_tokens(plan: EvaluationPlan, *, timed: bool = False) -> list[ModelCount]:
     """Count what the models of a plan read; models that read the same are counted once.
 
-    With a device each model is opened there and reads a few batches, see `mesa_eval.measures.forecast`. Nothing
-    stored is taken into account, and generation counts in full. Raises ValueError as `evaluate` does.
+    With `timed` each model is opened and reads a few batches, see `mesa_eval.measures.forecast`. Nothing stored is
+    taken into account, and generation counts in full. Raises ValueError as `evaluate` does.
     """
+    device, trust_remote_code = plan.request.device, plan.request.trust_remote_code
+    batch_tokens, quiet = plan.request.batch_tokens, plan.request.quiet
     alike: dict[tuple[str, int, int], list[str]] = {}
     readers: dict[tuple[str, int, int], TokenCounter] = {}
     seen: dict[tuple[str, int, int], list[Forecast]] = {}
@@ -120,7 +116,7 @@ def count_tokens(
         vocabulary = declared_vocabulary(source, tokenizer, trust_remote_code)
         key = (tokenizer_fingerprint(tokenizer), window, vocabulary)
         alike.setdefault(key, []).append(source.name)
-        if device is not None:
+        if timed:
             seen.setdefault(key, []).append(forecast(source, window, device, batch_tokens, trust_remote_code))
         readers[key] = TokenCounter(tokenizer, source.name, vocabulary, batch_tokens, quiet)
     return [
@@ -133,7 +129,7 @@ def count_tokens(
 
 def count_parts(reader: TokenCounter, plan: EvaluationPlan, window: int, quiet: bool) -> list[PartCount]:
     """Ask the counter everything, and return what each part would read."""
-    subject = Subject(reader, window, plan.protocol, plan.seed, plan.documents, plan.sample, plan.tasks, plan.missing)
+    subject = Subject(reader, window, plan)
     counts = []
     asked = questions(subject, None)
     console = Console(stderr=True)
@@ -171,7 +167,7 @@ def print_counts(plan: EvaluationPlan, counts: Sequence[ModelCount]) -> None:
             table.add_row(part.task or part.name, *words)
         table.add_section()
         sums = [sum(count.seconds(place, part) for part in count.parts) for place in timed]
-        table.add_row("sum, a model", f"{bound}{count.tokens:,}", *(f"{bound}{total:,.1f}" for total in sums))
+        table.add_row("sum per model", f"{bound}{count.tokens:,}", *(f"{bound}{total:,.1f}" for total in sums))
         table.add_row(f"budget of {plan.protocol.name}", "none" if budget is None else f"{budget:,}")
         if count.forecasts:
             peaks = [f"{seen.peak_bytes / 1e6:,.0f} MB" for seen in count.forecasts]
@@ -179,6 +175,6 @@ def print_counts(plan: EvaluationPlan, counts: Sequence[ModelCount]) -> None:
         Console().print(table)
     if any(count.forecasts for count in counts):
         print(
-            "Seconds are foretold from a few batches of random tokens, read by one process. What a model writes counts"
+            "Seconds are estimated from a few batches of random tokens, read by one process. What a model writes counts"
             " in full, so where it writes tokens and seconds are bounds."
         )

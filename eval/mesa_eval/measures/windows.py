@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mesa_eval.documents import HeldOutDocument, in_turn
+from mesa_eval.reading.documents import HeldOutDocument, in_turn
 from mesa_eval.reading.encoding import TextEncoder
 
 BYTES_A_TOKEN = 32
@@ -26,7 +26,7 @@ LONGEST_WORD = 256  # a piece begins at the first white space among so many char
 
 @dataclass(frozen=True)
 class _Window:
-    """Hold a window's tokens and, about, the byte of the document where it begins."""
+    """A window's tokens and, roughly, the byte of the document where it begins."""
 
     place: int
     tokens: list[int]

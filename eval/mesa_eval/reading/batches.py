@@ -16,10 +16,10 @@ HELD = 4  # a batch behind prefixes may hold this many times the tokens it reads
 
 @dataclass(frozen=True)
 class Batch:
-    """Say what one forward pass reads.
+    """The tokens that one forward pass reads.
 
-    rows: indices of rows. cut: tokens of each row that were read before, 0 for none; heads: the rows whose first
-    `cut` tokens are the prefixes, read together beforehand; slots: for each row, which of the heads it continues.
+    rows: indices of rows. cut: tokens of each row that were read before, 0 for none; heads: the rows with
+    prefixes in their first `cut` tokens, read together beforehand; slots: which of the heads each row continues.
     """
 
     rows: tuple[int, ...]
@@ -103,7 +103,7 @@ def _common_prefix(rows: Sequence[Sequence[int]], limit: int) -> int:
 
 
 def _buckets(groups: Sequence[_Group], budget: int) -> list[list[_Group]]:
-    """Put groups together whose prefixes are about as long and can be read in one pass."""
+    """Put groups together that have prefixes of about one length and can be read in one pass."""
     buckets: list[list[_Group]] = []
     for group in sorted(groups, key=lambda group: -group.cut):
         if buckets:
@@ -118,7 +118,7 @@ def _buckets(groups: Sequence[_Group], budget: int) -> list[list[_Group]]:
 def _by_length(
     chosen: Sequence[int], lengths: Sequence[int], budget: int, held: int = 0, most_held: int = 0
 ) -> list[list[int]]:
-    """Cut indices, longest first, into batches whose padded tokens stay within the budget."""
+    """Cut indices, longest first, into batches with padded tokens within the budget."""
     order = sorted(chosen, key=lambda index: -lengths[index])
     batches = []
     position = 0

@@ -1,4 +1,4 @@
-"""Turn text into tokens: plain text, and (context, continuation) pairs whose boundary is exact.
+"""Turn text into tokens: plain text, and (context, continuation) pairs with an exact boundary.
 
 Few-shot prompts hold the same lines thousands of times. Where a tokenizer is known to cut at every line end anyway,
 each different line is encoded once and the lines are put together, which gives the tokens of the whole.
@@ -21,7 +21,7 @@ MOST_KNOWN = 2**17  # lines remembered at once
 
 @dataclass(frozen=True)
 class Pair:
-    """Hold an encoded (context, continuation): `tokens[start:]` is the continuation.
+    """An encoded (context, continuation): `tokens[start:]` is the continuation.
 
     `joint` is False where encoding context and continuation together did not begin with the tokens of the
     context alone, so that the two were encoded apart.
@@ -33,13 +33,14 @@ class Pair:
 
 
 class TextEncoder:
-    """Encode text with a Hugging Face tokenizer.
+    """A Hugging Face tokenizer that encodes text and pairs as plain text.
 
     `start_token` is what every document and every prompt begins with: the tokenizer's bos, else its eos, else None.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, most_known: int = MOST_KNOWN) -> None:
         self.tokenizer = tokenizer
+        self.most_known = most_known
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.start_token: int | None = bos if bos is not None else eos
         self._by_lines = cuts_before_line_ends(tokenizer)
@@ -54,7 +55,7 @@ class TextEncoder:
         if not self._by_lines:
             return self._encode_whole(texts)
         cut = [LINE_ENDS.split(text) for text in texts]
-        if len(self._known) > MOST_KNOWN:
+        if len(self._known) > self.most_known:
             self._known.clear()
         new = list(dict.fromkeys(line for lines in cut for line in lines if line not in self._known))
         self._known.update(zip(new, self._encode_whole(new), strict=True))
@@ -110,7 +111,7 @@ class TextEncoder:
 def cuts_before_line_ends(tokenizer: Any) -> bool:
     """Return whether the tokenizer surely cuts between a visible ASCII sign and the line end behind it.
 
-    So does byte-level BPE with GPT-2's pattern, whose words hold no line end but one that they begin with, and which
+    So does byte-level BPE with GPT-2's pattern: its words hold no line end but one that they begin with, and it
     looks at nothing before a word; also where digits stand alone, and where long words are cut afterwards. It must not
     change the text (a normalizer, a space before it), drop merges at random, or know added tokens that are not special,
     which could reach over a line end. All other tokenizers encode whole texts.

@@ -69,7 +69,7 @@ def recipe_fingerprint(recipe: dict[str, Any], data: Any) -> str:
 
 
 def training_curve(events: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """Return `{"loss": [[tokens, nats a token]...], "valid": [[tokens, bits per byte]...]}` of a journal."""
+    """Return `{"loss": [[tokens, nats per token]...], "valid": [[tokens, bits per byte]...]}` of a journal."""
     curve: dict[str, list[list[float]]] = {"loss": [], "valid": []}
     for event in events:
         tokens = event.get("tokens")
@@ -83,7 +83,7 @@ def training_curve(events: list[dict[str, Any]]) -> dict[str, list[list[float]]]
 
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer that lies beside a model; raise ValueError in one line if there is none."""
+    """Load the tokenizer beside a model; raise ValueError in one line if there is none."""
     from transformers import AutoTokenizer
 
     return load(AutoTokenizer, source.load_from, "tokenizer", name=source.argument, trust_remote_code=trust_remote_code)

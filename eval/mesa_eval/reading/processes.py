@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Processes:
-    """Say which of how many processes this is; one process alone needs no accelerate."""
+    """This process among all; one process alone needs no accelerate."""
 
     index: int = 0
     count: int = 1
@@ -38,7 +38,7 @@ class Processes:
 
 
 def join_processes(device: str = "auto", environment: Mapping[str, str] = os.environ) -> Processes:
-    """Return this process among those that a launcher started, told by WORLD_SIZE; one alone otherwise.
+    """Return this process among those that a launcher started, as WORLD_SIZE says; one alone otherwise.
 
     Raises ValueError in one line when accelerate sees fewer processes than were launched: each would measure
     everything by itself.

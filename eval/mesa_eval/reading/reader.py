@@ -20,7 +20,7 @@ LOGITS_PER_BATCH = 2**26  # 256 MiB of float32: a large vocabulary then gets sma
 
 
 class TokenScores(NamedTuple):
-    """Hold, for the scored tokens of one row: log P in nats, whether the token was the likeliest, and which was."""
+    """For the scored tokens of one row: log P in nats, whether the token was the likeliest, and which was."""
 
     nats: np.ndarray
     hits: np.ndarray
@@ -29,7 +29,7 @@ class TokenScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Hold log P(continuation | context) in nats, whether every token of it was the likeliest one, and those that
+    """log P(continuation | context) in nats, whether every token of it was the likeliest one, and those that
     were, each after the right ones before it."""
 
     nats: float
@@ -38,7 +38,7 @@ class Likelihood:
 
 
 class Reader(TextEncoder, ABC):
-    """Read rows of tokens in batches of at most `batch_tokens`; `tokens_run` counts what was read.
+    """A reader of rows of tokens in batches of at most `batch_tokens`; `tokens_run` counts what was read.
 
     name: shown in reports and errors; vocab_size: rows of the output layer; quiet: show no progress. A subclass says
     what becomes of the batches.

@@ -39,7 +39,7 @@ LOGITS_AT_ONCE = 2**28  # 1 GiB of float32: a row with more of them is read in p
 
 
 class Scorer(Reader):
-    """Score text with one causal language model.
+    """A causal language model that scores text.
 
     `model` maps `input_ids` [B, T] to an object with `.logits` [B, T, V]; `tokenizer` is a Hugging Face
     tokenizer. `max_length` is the number of tokens the model was trained to read at once.
@@ -63,6 +63,7 @@ class Scorer(Reader):
         super().__init__(tokenizer, self.source.name, vocab_size, batch_tokens, quiet)
         self.model = model.to(device).eval()
         self.device = device
+        self.logits_at_once = LOGITS_AT_ONCE
         self.processes = processes or Processes()
         self.max_length = (
             max_length or self.source.sequence_length or declared_length(getattr(model, "config", None), tokenizer)
@@ -166,7 +167,7 @@ class Scorer(Reader):
         what: str,
         total: int,
     ) -> dict[int, Any]:
-        """Run every so-manieth batch in each process and return the results of all of them."""
+        """Run this process's share of the batches, and return the results of all processes."""
         found: dict[int, Any] = {}
         error = ""
         with self._progress(what, total) as progress:
@@ -277,7 +278,7 @@ class Scorer(Reader):
             inputs[number, : len(row) - 1] = tokens[:-1]
             targets[number, : len(row) - 1] = tokens[1:]
         keep = longest - (min(first) - 1)
-        step = LOGITS_AT_ONCE // (len(own) * self.vocab_size)
+        step = self.logits_at_once // (len(own) * self.vocab_size)
         step = max(1, step) if step < keep and self.shares_prefixes() else longest
         options: dict[str, Any] = {"use_cache": bool(batch.cut) or step < longest} if self._caches else {}
         if self._keeps_logits and keep < longest == step:
@@ -328,7 +329,7 @@ class Scorer(Reader):
 
 
 def _has_position_table(model: Any, limit: int) -> bool:
-    """Return whether a model looks its positions up: a table of them, learnt or not, of as many rows or two more."""
+    """Return whether a model looks its positions up: a table of them, learned or not, with as many rows or two more."""
     words = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     tables = [
         module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mesa_eval.comparison.rows import build_comparison
-from mesa_eval.scores import Scores
+from mesa_eval.measures.scores import Scores
 from mesalm.hub.model_card import Evaluation
 
 

@@ -55,18 +55,18 @@ def text_figure(comparison: Comparison) -> str | None:
     return _forest(comparison, entries, "bits per byte", "left") if len(entries) > 1 else None
 
 
-def claims_figure(comparison: Comparison) -> str | None:
+def tested_figure(comparison: Comparison) -> str | None:
     """Draw the difference of every task, by the score it is judged by, and of the average, as a forest."""
     entries: list[tuple[str, Row]] = [(row.label, row) for row in comparison.section("primary")]
     for task in comparison.tasks:
-        row = comparison.claim_row(task)
+        row = comparison.tested_row(task)
         if row is not None and row.better == "higher":
             entries.append((f"{task}, {row.label}", row))
     return _forest(comparison, entries, "score", "right") if entries else None
 
 
 def _forest(comparison: Comparison, entries: Sequence[tuple[str, Row]], what: str, better: str) -> str | None:
-    """Draw one line an entry: each arm's difference, its deciding interval, and every training seed as a point."""
+    """Draw one line per entry: each arm's difference, its deciding interval, and every training seed as a point."""
     others = comparison.compared
     if not any(row.differences[index].interval for _, row in entries for index in others):
         return None
@@ -87,7 +87,7 @@ def _forest(comparison: Comparison, entries: Sequence[tuple[str, Row]], what: st
         if len(others) > 1:
             figure.legend(loc="outside upper left", ncols=min(4, len(others)), fontsize=9)
 
-    told = [
+    verdicts = [
         f"{label}, {comparison.names[index]}: {words}"
         for label, row in entries
         for index in others
@@ -96,7 +96,7 @@ def _forest(comparison: Comparison, entries: Sequence[tuple[str, Row]], what: st
     return draw_svg(
         draw,
         (7.2, 1.0 + (0.3 + 0.13 * len(others)) * len(entries) + (0.3 if len(others) > 1 else 0)),
-        f"Difference in {what} from {comparison.base}. {'; '.join(told)}",
+        f"Difference in {what} from {comparison.base}. {'; '.join(verdicts)}",
     )
 
 
@@ -118,31 +118,30 @@ def position_figure(comparison: Comparison, section: str, title: str) -> str | N
     rows = [row for row in comparison.section(section) if row.x is not None]
     if not rows:
         return None
-    centres = [row.x or 1.0 for row in rows]
     others = [i for i in comparison.compared if any(row.differences[i].interval for row in rows)]
+    curves = _curves(comparison, rows)
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(2 if others else 1, 1, sharex=True, squeeze=False)[:, 0]
-        for index, name in enumerate(comparison.names):
-            shown = [(row.x or 1.0, value) for row, value in _known(rows, index)]
-            if shown:
-                mark = series_marker(index)
-                panels[0].plot(*zip(*shown, strict=True), marker=mark, color=series_colour(index), label=name)
-        panels[0].set_ylabel("nats per token")
+        for index, known in curves:
+            places, values = [row.x for row, _ in known], [value for _, value in known]
+            style = {"marker": series_marker(index), "color": series_colour(index), "label": comparison.names[index]}
+            panels[0].plot(places, values, **style)
         panels[0].set_title(title)
         panels[0].legend()
-        for index in others:
-            _position_difference(panels[1], centres, rows, index)
         if others:
+            for index in others:
+                _position_difference(panels[1], rows, index)
             panels[1].axhline(0, color=INK, linewidth=1)
-            panels[1].set_ylabel("nats per token")
             panels[1].set_title(f"Difference from {comparison.base}, with 95 % band (below 0 is better)")
+        for axes in panels:
+            axes.set_ylabel("nats per token")
         _position_axis(panels[-1], rows)
 
-    ends = []
-    for index, name in enumerate(comparison.names):
-        shown = _known(rows, index)
-        ends += [f"{name} from {number(shown[0][1], 2)} to {number(shown[-1][1], 2)}"] if shown else []
+    ends = [
+        f"{comparison.names[index]} from {number(known[0][1], 2)} to {number(known[-1][1], 2)}"
+        for index, known in curves
+    ]
     return draw_svg(draw, (7.2, 5.6 if others else 3.3), f"{title}, nats per token: {'; '.join(ends)}")
 
 
@@ -154,14 +153,18 @@ def _position_axis(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_xlabel("position in the window, tokens")
 
 
-def _known(rows: Sequence[Row], index: int) -> list[tuple[Row, float]]:
-    """Return the rows that an arm has a value for, and the values."""
-    return [(row, value.value) for row in rows if (value := row.values[index]) is not None]
+def _curves(comparison: Comparison, rows: Sequence[Row]) -> list[tuple[int, list[tuple[Row, float]]]]:
+    """Return each arm's index with the rows that it has a value for, and the values; arms without one are left out."""
+    known = [
+        [(row, value.value) for row in rows if (value := row.values[index]) is not None]
+        for index in range(len(comparison.names))
+    ]
+    return [(index, curve) for index, curve in enumerate(known) if curve]
 
 
-def _position_difference(axes: Any, centres: Sequence[float], rows: Sequence[Row], index: int) -> None:
+def _position_difference(axes: Any, rows: Sequence[Row], index: int) -> None:
     colour = series_colour(index)
-    cells = [(x, row.differences[index]) for x, row in zip(centres, rows, strict=True)]
+    cells = [(row.x, row.differences[index]) for row in rows]
     known = [(x, difference, found) for x, difference in cells if (found := difference.decisive) is not None]
     bands = [(x, found.low, found.high) for x, _, found in known if found.low is not None]
     if bands:
@@ -184,24 +187,28 @@ def task_figure(comparison: Comparison, task: str) -> str | None:
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        panels = [(left, found, found[0].unit.capitalize()), (right, answer, "Answer, bits per byte")]
-        for axes, chosen, title in panels:
-            for index, name in enumerate(comparison.names):
-                _shots_line(axes, chosen, index, len(comparison.names), name)
-            axes.set_title(title)
-            axes.set_xlabel("shots")
-            axes.set_xticks(range(len(chosen)), [str(row.shots) for row in chosen])
+        _shots_panel(left, comparison, found, found[0].unit.capitalize())
+        _shots_panel(right, comparison, answer, "Answer, bits per byte")
         chance = [next((value for value in row.chance if value is not None), None) for row in found]
         _bound(left, chance, "null", linestyle=(0, (4, 3)), color=MUTED)
         _bound(left, [row.ceiling for row in found], "knows the kind of rule", linestyle=(0, (1, 2)), color=INK)
         left.set_ylim(-0.03, 1.03)
         left.legend(fontsize=9)
 
-    ends = []
-    for index, arm in enumerate(comparison.names):
-        shown = _known(found, index)
-        ends += [f"{arm} {number(shown[-1][1], 2)} at {shown[-1][0].label}"] if shown else []
+    ends = [
+        f"{comparison.names[index]} {number(known[-1][1], 2)} at {known[-1][0].label}"
+        for index, known in _curves(comparison, found)
+    ]
     return draw_svg(draw, (7.2, 2.9), f"{task}, {found[0].unit} by number of shots: {', '.join(ends)}")
+
+
+def _shots_panel(axes: Any, comparison: Comparison, rows: Sequence[Row], title: str) -> None:
+    """Draw one score of every arm by number of shots."""
+    for index, name in enumerate(comparison.names):
+        _shots_line(axes, rows, index, len(comparison.names), name)
+    axes.set_title(title)
+    axes.set_xlabel("shots")
+    axes.set_xticks(range(len(rows)), [str(row.shots) for row in rows])
 
 
 def _bound(axes: Any, values: Sequence[float | None], label: str, **style: Any) -> None:
@@ -212,7 +219,7 @@ def _bound(axes: Any, values: Sequence[float | None], label: str, **style: Any) 
 
 
 def _shots_line(axes: Any, rows: Sequence[Row], index: int, models: int, name: str) -> None:
-    """Draw one arm's line; arms stand a little apart so that their intervals and seeds can be told apart."""
+    """Draw one arm's line; arms are drawn a little apart, so that intervals and seeds stay visible."""
     shift = 0.06 * (index - (models - 1) / 2)
     points = [(x + shift, row, value) for x, row in enumerate(rows) if (value := row.values[index]) is not None]
     colour = series_colour(index)

@@ -11,26 +11,32 @@ from typing import Any
 from mesa_eval.comparison.record import CORRECTION, FAMILY, LEAST, Comparison
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
-from mesa_eval.report.wording import summarise
+from mesa_eval.report.wording import Summary
 from mesa_eval.uncertainty.bootstrap import DRAWS
 from mesalm.files import write_text
 
 
-def write_report(comparison: Comparison, folder: Path) -> Path:
+def write_report(comparison: Comparison, summary: Summary, folder: Path) -> Path:
     """Write the three files into `folder`, each atomically, and return the path of the page."""
-    write_text(folder / "report.json", json.dumps(report_data(comparison), allow_nan=False))
-    write_text(folder / "report.md", render_markdown(comparison))
+    write_text(folder / "report.json", json.dumps(report_data(comparison, summary), allow_nan=False))
+    write_text(folder / "report.md", render_markdown(comparison, summary))
     page = folder / "report.html"
-    write_text(page, render_page(comparison))
+    write_text(page, render_page(comparison, summary))
     return page
 
 
-def report_data(comparison: Comparison) -> dict[str, Any]:
+def report_data(comparison: Comparison, summary: Summary) -> dict[str, Any]:
     """Return everything the page says as plain data, and all raw scores, from which `--from-scores` rebuilds it."""
     return {
         "format": 2,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "summary": dataclasses.asdict(summarise(comparison)),
+        "summary": {
+            "compared": summary.compared,
+            "family": summary.family,
+            "told": summary.significant,
+            "untold": summary.insignificant,
+            "limits": summary.limits,
+        },
         "baseline": comparison.base,
         "bootstrap_draws": DRAWS,
         "arms": [
@@ -49,14 +55,14 @@ def report_data(comparison: Comparison) -> dict[str, Any]:
             "level": LEAST,
             "claims": [
                 {
-                    "arm": comparison.names[claim.arm],
-                    "task": claim.task,
-                    "key": claim.row.key,
-                    "p": claim.p,
-                    "adjusted": claim.adjusted,
-                    "verdict": claim.verdict,
+                    "arm": comparison.names[test.arm],
+                    "task": test.task,
+                    "key": test.row.key,
+                    "p": test.p,
+                    "adjusted": test.adjusted,
+                    "verdict": test.verdict,
                 }
-                for claim in comparison.family
+                for test in comparison.family
             ],
         },
         "notes": comparison.notes,

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from mesa_eval.comparison.record import Comparison, Row
 from mesa_eval.report.tables import chance_words, count_words, state_words
-from mesa_eval.report.wording import bracket, claim_name, claim_score, number, spread_words, summarise
+from mesa_eval.report.wording import Summary, bracket, number, spread_words, tested_name, tested_score
 from mesalm.hub.markdown import code, plain
 
 
-def render_markdown(comparison: Comparison) -> str:
+def render_markdown(comparison: Comparison, summary: Summary) -> str:
     """Return the report as Markdown: summary, the tests, models, every row by section, provenance."""
-    summary = summarise(comparison)
     parts = [f"# {plain(' and '.join(comparison.names))}", plain(summary.compared)]
     parts.append(_list(summary.sentences))
     parts.append(plain(" ".join(summary.limits)))
@@ -38,7 +37,7 @@ def render_markdown(comparison: Comparison) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
-    """Return a table whose columns from `numbers` on are numbers, set to the right; cells are Markdown."""
+    """Return a table with numbers, set to the right, from column `numbers` on; cells are Markdown."""
     rule = ["---" if place < numbers else "---:" for place in range(len(headings))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [headings, rule, *rows])
 
@@ -91,15 +90,15 @@ def _difference(comparison: Comparison, row: Row, index: int) -> str:
 def _family(comparison: Comparison) -> str:
     rows = [
         [
-            plain(comparison.names[claim.arm]),
-            plain(claim_name(claim)),
-            plain(claim_score(claim)),
-            _difference(comparison, claim.row, claim.arm),
-            f"{claim.p:.2g}",
-            f"{claim.adjusted:.2g}",
-            claim.verdict,
+            plain(comparison.names[test.arm]),
+            plain(tested_name(test)),
+            plain(tested_score(test)),
+            _difference(comparison, test.row, test.arm),
+            f"{test.p:.2g}",
+            f"{test.adjusted:.2g}",
+            test.verdict,
         ]
-        for claim in comparison.family
+        for test in comparison.family
     ]
     return _table(["model", "test", "score", "difference", "p", "p after Holm", "verdict"], rows, 3)
 

@@ -10,20 +10,20 @@ import numpy as np
 from markupsafe import Markup
 
 from mesa_eval.comparison.record import PRIMARY, Comparison, Row
-from mesa_eval.report.figures import claims_figure, position_figure, task_figure, text_figure, training_figure
+from mesa_eval.measures.scores import TaskRecord
+from mesa_eval.report.figures import position_figure, task_figure, tested_figure, text_figure, training_figure
 from mesa_eval.report.tables import chance_words, count_words, state_words
 from mesa_eval.report.templating import render
 from mesa_eval.report.wording import (
+    Summary,
     bracket,
-    claim_name,
-    claim_score,
     documents_words,
     number,
     p_words,
     spread_words,
-    summarise,
+    tested_name,
+    tested_score,
 )
-from mesa_eval.scores import TaskRecord
 from mesa_eval.uncertainty.bootstrap import DRAWS, effective_units
 from mesa_eval.uncertainty.intervals import Interval
 
@@ -31,7 +31,7 @@ DASH = "\u2013"
 GLANCE = (PRIMARY, "bits_per_byte", "perplexity", "in_context", "length_growth", "copy_score", "copy_accuracy")
 
 
-def render_page(comparison: Comparison) -> str:
+def render_page(comparison: Comparison, summary: Summary) -> str:
     """Return the page as HTML text without any reference to a resource outside it."""
     first = comparison.scores[0]
     tasks = _tasks(comparison)
@@ -46,7 +46,7 @@ def render_page(comparison: Comparison) -> str:
         base=comparison.base,
         baseline=comparison.baseline,
         seeded=comparison.seeded,
-        summary=summarise(comparison),
+        summary=summary,
         notes=comparison.notes,
         models=[_model_row(comparison, index) for index in range(len(comparison.arms))],
         runs=[_run_row(comparison, place) for place in range(len(comparison.scores))],
@@ -62,14 +62,14 @@ def render_page(comparison: Comparison) -> str:
         recall=_table(comparison, comparison.section("recall")),
         tasks=tasks,
         opening_figure=opening,
-        claims=_claims(comparison),
+        tests=_tests(comparison),
         skipped=_skipped(comparison),
         seeds=_seed_rows(comparison, glance),
         training_figure=_markup(training_figure(comparison)),
         text_figure=_markup(text_figure(comparison)),
         position_figure=_markup(position_figure(comparison, "position", "Loss by position")),
         length_figure=_markup(position_figure(comparison, "length", "Loss past the window")),
-        claims_figure=_markup(claims_figure(comparison)),
+        tested_figure=_markup(tested_figure(comparison)),
         protocol=first.protocol,
         versions=first.versions,
         text_fingerprint=first.text_fingerprint,
@@ -79,7 +79,7 @@ def render_page(comparison: Comparison) -> str:
 
 
 def _records(comparison: Comparison) -> dict[str, TaskRecord]:
-    """Return one record a task: of the first model that could be asked, else of one that could not."""
+    """Return one record per task: of the first model that could be asked, else of one that could not."""
     records: dict[str, TaskRecord] = {}
     for scores in comparison.scores:
         for task in scores.tasks:
@@ -196,29 +196,29 @@ def _difference(comparison: Comparison, row: Row, index: int) -> dict[str, Any]:
     }
 
 
-def _claims(comparison: Comparison) -> list[dict[str, Any]]:
+def _tests(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
-            "arm": claim.arm,
-            "model": comparison.names[claim.arm],
-            "name": claim_name(claim),
-            "score": claim_score(claim),
-            "chance": chance_words(claim.row) or DASH,
-            "own": _value(claim.row, claim.row.values[claim.arm]),
-            "base": _value(claim.row, claim.row.values[comparison.baseline]),
-            "difference": _difference(comparison, claim.row, claim.arm),
-            "p": p_words(claim.p),
-            "holm": p_words(claim.adjusted),
-            "p_sort": repr(claim.p),
-            "holm_sort": repr(claim.adjusted),
-            "verdict": claim.verdict,
+            "arm": test.arm,
+            "model": comparison.names[test.arm],
+            "name": tested_name(test),
+            "score": tested_score(test),
+            "chance": chance_words(test.row) or DASH,
+            "own": _value(test.row, test.row.values[test.arm]),
+            "base": _value(test.row, test.row.values[comparison.baseline]),
+            "difference": _difference(comparison, test.row, test.arm),
+            "p": p_words(test.p),
+            "holm": p_words(test.adjusted),
+            "p_sort": repr(test.p),
+            "holm_sort": repr(test.adjusted),
+            "verdict": test.verdict,
         }
-        for claim in comparison.family
+        for test in comparison.family
     ]
 
 
 def _seed_rows(comparison: Comparison, rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Return one line a measure, arm and seed: the single differences behind the intervals."""
+    """Return one line per measure, arm and seed: the single differences behind the intervals."""
     found = []
     for row in rows:
         for index in comparison.compared:

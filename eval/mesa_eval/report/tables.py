@@ -6,15 +6,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mesa_eval.comparison.record import CORRECTION, NOT_TOLD, Comparison, Row
-from mesa_eval.report.wording import claim_name, claim_score, number, p_words, plural, spread_words, summarise
+from mesa_eval.comparison.record import CORRECTION, NOT_SIGNIFICANT, Comparison, Row
+from mesa_eval.report.wording import Summary, number, p_words, plural, spread_words, tested_name, tested_score
 
-STYLES = {"better": "green", "worse": "red", NOT_TOLD: "dim"}
+STYLES = {"better": "green", "worse": "red", NOT_SIGNIFICANT: "dim"}
 MARKS = {"better": " +", "worse": " -"}  # colours alone do not reach every reader or every log
 SHOWN = ("accuracy", "greedy", "contains", "exact", "answer")  # of a task; exact match where none before it is there
 
 
-def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+def print_comparison(comparison: Comparison, summary: Summary, console: Console | None = None) -> None:
     """Print models, text, context and few-shot tables, then the summary in words."""
     out = console or Console()
     out.print(_models(comparison))
@@ -35,7 +35,6 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         out.print("Differences with 95 % intervals, each by itself.", style="dim", markup=False)
     if comparison.family:
         out.print(_family(comparison))
-    summary = summarise(comparison)
     limits = [summary.family, *summary.limits] if comparison.compared else []
     for line in [summary.compared, *summary.sentences, *limits, *comparison.notes]:
         out.print(f"- {line}", highlight=False, markup=False)
@@ -51,15 +50,15 @@ def _family(comparison: Comparison) -> Table:
     for heading in (f"less {comparison.base}", "p", f"p, {CORRECTION}"):
         table.add_column(escape(heading), justify="right")
     table.add_column("verdict")
-    for claim in comparison.family:
+    for test in comparison.family:
         table.add_row(
-            escape(claim_name(claim)),
-            *([escape(comparison.names[claim.arm])] if several else []),
-            escape(claim_score(claim)),
-            _difference(comparison, claim.row, claim.arm),
-            p_words(claim.p),
-            p_words(claim.adjusted),
-            claim.verdict,
+            escape(tested_name(test)),
+            *([escape(comparison.names[test.arm])] if several else []),
+            escape(tested_score(test)),
+            _difference(comparison, test.row, test.arm),
+            p_words(test.p),
+            p_words(test.adjusted),
+            test.verdict,
         )
     return table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mesa_eval.comparison.record import CORRECTION, LEAST, NOT_TOLD, Comparison, Difference, FamilyTest, Row
+from mesa_eval.comparison.record import CORRECTION, LEAST, NOT_SIGNIFICANT, Comparison, Difference, FamilyTest, Row
 from mesa_eval.uncertainty.intervals import FEW_UNITS, Interval
 
 MINUS = "\u2212"
@@ -24,18 +24,18 @@ SEVERAL_SEEDS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """Hold a comparison in words: what was compared and tested, what can be told, what not, how far to trust it."""
+    """A comparison in words: what was compared and tested, what is significant, what is not, how far to trust it."""
 
     compared: str
     family: str
-    told: list[str]
-    untold: list[str]
+    significant: list[str]
+    insignificant: list[str]
     limits: list[str]
 
     @property
     def sentences(self) -> list[str]:
-        """Return what can and what cannot be told, one sentence after another."""
-        return [*self.told, *self.untold]
+        """Return what is significant and what is not, one sentence after another."""
+        return [*self.significant, *self.insignificant]
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
@@ -76,29 +76,29 @@ def spread_words(row: Row, difference: Difference) -> list[tuple[str, str]]:
 
 
 def summarise(comparison: Comparison) -> Summary:
-    """Say what the declared family tells of each arm against the baseline, and nothing of any other row."""
-    told: list[str] = []
-    untold: list[str] = []
+    """Say what the declared family finds of each arm against the baseline, and nothing of any other row."""
+    significant: list[str] = []
+    insignificant: list[str] = []
     for index in comparison.compared:
         for row in comparison.family_rows():
             if not row.task:
-                known = comparison.verdict(row, index) not in ("", NOT_TOLD)
-                (told if known else untold).append(_sentence(comparison, row, index))
-        claims = [claim for claim in comparison.claims(index) if claim.task]
-        if claims:
-            decided = any(claim.verdict != NOT_TOLD for claim in claims)
-            (told if decided else untold).append(_claims_sentence(comparison, index, claims))
-    return Summary(_compared(comparison), _family(comparison), told, untold, _limits(comparison))
+                known = comparison.verdict(row, index) not in ("", NOT_SIGNIFICANT)
+                (significant if known else insignificant).append(_sentence(comparison, row, index))
+        tests = [test for test in comparison.tests(index) if test.task]
+        if tests:
+            decided = any(test.verdict != NOT_SIGNIFICANT for test in tests)
+            (significant if decided else insignificant).append(_tasks_sentence(comparison, index, tests))
+    return Summary(_compared(comparison), _family(comparison), significant, insignificant, _limits(comparison))
 
 
-def claim_name(claim: FamilyTest) -> str:
+def tested_name(test: FamilyTest) -> str:
     """Return what a test of the family is called: its task, or its row."""
-    return claim.task or ("bits per byte, all text" if claim.row.key == "bits_per_byte" else claim.row.label)
+    return test.task or ("bits per byte, all text" if test.row.key == "bits_per_byte" else test.row.label)
 
 
-def claim_score(claim: FamilyTest) -> str:
+def tested_score(test: FamilyTest) -> str:
     """Return the score that a test of the family looks at."""
-    return f"{claim.row.unit}, {claim.row.label}" if claim.task else claim.row.unit
+    return f"{test.row.unit}, {test.row.label}" if test.task else test.row.unit
 
 
 def p_words(p: float) -> str:
@@ -117,8 +117,8 @@ def _family(comparison: Comparison) -> str:
     arms = f", for each of {len(comparison.compared)} models" if len(comparison.compared) > 1 else ""
     return (
         f"Declared family of tests: {_listed(named)}{arms}; {plural(len(comparison.family), 'test')}, p values adjusted"
-        f" by {CORRECTION} over all of them at once, told below {LEAST:g}. Other rows are shown without a verdict:"
-        " among many intervals of 95 % some leave 0 out by chance."
+        f" by {CORRECTION} over all of them at once, significant below {LEAST:g}. Other rows are shown without a"
+        " verdict: among many intervals of 95 % some exclude 0 by chance."
     )
 
 
@@ -196,28 +196,28 @@ def _sentence(comparison: Comparison, row: Row, index: int) -> str:
     if found is None:
         return f"{name} against {base}, {what}: not compared ({difference.reason})."
     amount = f"{number(found.value, row.digits, signed=True)} {bracket(found, row.digits, signed=True)}"
-    if verdict in ("", NOT_TOLD) or found.low is None or found.high is None:
-        return f"No difference can be told between {name} and {base}: {amount} {what}."
+    if verdict in ("", NOT_SIGNIFICANT) or found.low is None or found.high is None:
+        return f"No significant difference between {name} and {base}: {amount} {what}."
     direction = "lower" if found.value < 0 else "higher"
     low, high = (found.low, found.high) if found.value > 0 else (-found.high, -found.low)
     amount = f"{number(abs(found.value), row.digits)} [{number(low, row.digits)}, {number(high, row.digits)}]"
     return f"{name} is {direction} than {base} by {amount} {what}, which is {verdict}."
 
 
-def _claims_sentence(comparison: Comparison, index: int, claims: list[FamilyTest]) -> str:
-    """Count the tasks whose score differs after the correction over the whole family, and name them."""
-    better = [claim.task for claim in claims if claim.verdict == "better"]
-    worse = [claim.task for claim in claims if claim.verdict == "worse"]
+def _tasks_sentence(comparison: Comparison, index: int, tests: list[FamilyTest]) -> str:
+    """Count the tasks with a significant difference after the correction over the whole family, and name them."""
+    better = [test.task for test in tests if test.verdict == "better"]
+    worse = [test.task for test in tests if test.verdict == "worse"]
 
     def listed(tasks: list[str]) -> str:
         return f"{len(tasks)} ({', '.join(tasks)})" if tasks else "0"
 
-    lead = f"Task by task, {plural(len(claims), 'task')}:"
+    lead = f"Task by task, {plural(len(tests), 'task')}:"
     name, base = comparison.names[index], comparison.base
     if not better and not worse:
-        return f"{lead} no difference can be told between {name} and {base} on any."
-    rest = len(claims) - len(better) - len(worse)
+        return f"{lead} no significant difference between {name} and {base} on any."
+    rest = len(tests) - len(better) - len(worse)
     return (
-        f"{lead} {name} is better than {base} on {listed(better)}, worse on {listed(worse)}; on {rest} no difference"
-        " can be told."
+        f"{lead} {name} is better than {base} on {listed(better)}, worse on {listed(worse)}; on {rest} no significant"
+        " difference."
     )

@@ -25,7 +25,7 @@ from mesalm.files import write_text
 
 @dataclass(frozen=True)
 class SeedRun:
-    """Hold one trained model of a setting; ``scores`` is None where its training diverged."""
+    """One trained model of a setting; ``scores`` is None where its training diverged."""
 
     seed: int
     steps: int | None
@@ -34,7 +34,7 @@ class SeedRun:
 
 @dataclass(frozen=True)
 class ReportedSetting:
-    """Hold one arm at one point of the grid, at its best learning rate."""
+    """One arm at one point of the grid, at its best learning rate."""
 
     arm: str
     point: dict[str, str]
@@ -55,7 +55,7 @@ class ReportedSetting:
 
 @dataclass(frozen=True)
 class Grid:
-    """Hold all of a grid: arms in order, axes with their values in order, settings, and how many runs are missing."""
+    """A whole grid: arms in order, axes with their values in order, settings, and how many runs are missing."""
 
     name: str
     folder: Path
@@ -81,7 +81,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Line:
-    """Hold one statistic of one arm at one point: its mean over seeds, every seed, and how sure it is.
+    """One statistic of one arm at one point: its mean over seeds, every seed, and how sure it is.
 
     ``spread`` is the least and the greatest of several seeds, or the 95 % interval over rows of a single one.
     ``difference`` is from the first arm: over seeds paired by t, over rows by the bootstrap where there is one seed.

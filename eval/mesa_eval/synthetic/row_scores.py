@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RowScores:
-    """Hold one statistic row by row: numerator and denominator [U][C], one column a place of ``places``.
+    """One statistic row by row: numerator and denominator [U][C], one column per place of ``places``.
 
     label, unit: what a reader sees; better: "higher" or "lower"; places: positions or numbers of shots, one a
     column, empty for a statistic with one column.
@@ -39,7 +39,7 @@ class RowScores:
 
 @dataclass(frozen=True)
 class SyntheticScores:
-    """Hold the statistics of one model; the first is the one that counts."""
+    """The statistics of one model; the first is the one that counts."""
 
     measures: list[RowScores]
 

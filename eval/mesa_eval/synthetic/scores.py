@@ -37,7 +37,7 @@ def score_model(
             with torch.no_grad():
                 yield from predictions(model, task, batch["input_ids"].to(device)).float().cpu().numpy()
 
-    return _score(task, data, logits())
+    return score_logits(task, data, logits())
 
 
 def predictions(model: nn.Module, task: TokenTask, input_ids: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ def predictions(model: nn.Module, task: TokenTask, input_ids: torch.Tensor) -> t
 
 
 def score_guesses(task: SyntheticTask, rows: int, *, seed: int) -> dict[str, SyntheticScores]:
-    """Score the guesses that need no model, by name, on the test rows; for tasks whose guesses look at the row."""
+    """Score the guesses that need no model, by name, on the test rows; for tasks with guesses that look at the row."""
     if isinstance(task, VectorTask):
         return vector_guesses(task, rows, seed=seed)
     if not isinstance(task, Automata):
@@ -57,12 +57,13 @@ def score_guesses(task: SyntheticTask, rows: int, *, seed: int) -> dict[str, Syn
     data = TokenRows(task, "test", seed, rows, keep=False)
     orders = {"uniform": 0, "bigram": 2, "trigram": 3}
     return {
-        name: _score(task, data, (_ngram_logits(task, data[index]["input_ids"], order) for index in range(rows)))
+        name: score_logits(task, data, (_ngram_logits(task, data[index]["input_ids"], order) for index in range(rows)))
         for name, order in orders.items()
     }
 
 
-def _score(task: TokenTask, data: TokenRows, logits_of_rows: Iterable[np.ndarray]) -> SyntheticScores:
+def score_logits(task: TokenTask, data: TokenRows, logits_of_rows: Iterable[np.ndarray]) -> SyntheticScores:
+    """Score the logits [T, V] of each row, in order."""
     if isinstance(task, Automata):
         return _language_scores(task, data, logits_of_rows)
     right, scored = [], []

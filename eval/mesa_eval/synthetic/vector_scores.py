@@ -66,7 +66,7 @@ def vector_guesses(task: VectorTask, rows: int, *, seed: int) -> dict[str, Synth
 
 
 def best_ridge(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Return the one of `RIDGES` whose predictions have the least squared error on these sequences, float64."""
+    """Return the one of `RIDGES` with the least squared error of predictions on these sequences, float64."""
     return min(RIDGES, key=lambda ridge: float((ridge_predictions(x, y, x, ridge, lag=1) - y).square().sum()))
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.tasks.task import FewShotProtocol, Query, Task
 from mesa_eval.tasks.word_labels import EPISODES, random_state
 from mesalm.data.episode_words import ATTRIBUTES
@@ -22,10 +22,10 @@ RIDGE = 1.0
 
 @dataclass(frozen=True)
 class RuleTask(Task):
-    """Ask for the label of a thing whose combination of attributes the episode has not shown.
+    """A task of rules: the label of a thing with a combination of attributes that the episode has not shown.
 
     Every query has an episode and a rule of its own, and held-out words for its things, so recall does not help; the
-    rule has to be learnt from the examples. The candidates are the two labels of the episode.
+    rule has to be learned from the examples. The candidates are the two labels of the episode.
     """
 
     rule: Literal["one", "linear"] = "one"

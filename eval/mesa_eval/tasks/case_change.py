@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument, stable_number
+from mesa_eval.reading.documents import HeldOutDocument, stable_number
 from mesa_eval.tasks.task import Item, Task
 from mesa_eval.tasks.text_words import choose_words
 

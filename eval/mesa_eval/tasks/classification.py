@@ -15,7 +15,7 @@ SYMBOLS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class ClassTask(Task):
-    """Ask for one of `labels`. A number of shots is one of demonstrations of each label.
+    """A classification into `labels`. A number of shots is one of demonstrations of each label.
 
     Scores are given plain and calibrated: less the score of the label where the input is "N/A" (Zhao et al. 2021,
     Calibrate before use). At the primary number of shots asked also with the labels permuted, by a permutation that

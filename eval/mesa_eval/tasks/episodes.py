@@ -12,7 +12,7 @@ from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
 
 @dataclass(frozen=True)
 class EpisodeTask(Task):
-    """Ask which of `ways` classes, shown by letters A, B, ... with `shots` demonstrations each, a text belongs to.
+    """Episodes of `ways` classes, shown by letters A, B, ... with `shots` demonstrations each; a text is classified.
 
     Every query is an episode with its own classes, letters and demonstrations, so that nothing but the prompt can
     tell the answer.

@@ -13,7 +13,7 @@ SEPARATOR = ", "
 
 @dataclass(frozen=True)
 class ChoiceTask(Task):
-    """Ask for one of the words listed in the question, which are the candidates."""
+    """A choice among the words listed in the question, which are the candidates."""
 
     kind: ClassVar[str] = "choice"
     listed: ClassVar[bool] = True

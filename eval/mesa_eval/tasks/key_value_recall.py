@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from mesa_eval.documents import HeldOutDocument
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.tasks.task import TWICE, FewShotProtocol, Item, Task
 from mesa_eval.tasks.text_words import choose_words
 
 
 @dataclass(frozen=True)
 class RecallTask(Task):
-    """Ask again for the answer of one of the demonstrations."""
+    """Recall of the answer of one of the demonstrations."""
 
     kind: ClassVar[str] = "recall"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact", "contains")

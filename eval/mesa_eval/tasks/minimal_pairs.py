@@ -10,7 +10,7 @@ from mesa_eval.tasks.task import FewShotProtocol, Query, Task
 
 @dataclass(frozen=True)
 class MinimalPairTask(Task):
-    """Ask, without demonstrations, whether P(input) > P(output); `Item.group` is the paradigm.
+    """Minimal pairs, without demonstrations: whether P(input) > P(output); `Item.group` is the paradigm.
 
     A sentence's score is the sum of its tokens' log-probabilities behind the start token, as in
     lm-evaluation-harness (Warstadt et al. 2020). A control of grammar, not of learning in context, so it stays out of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mesa_eval.documents import HeldOutDocument
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.tasks.task import Task
 from mesa_eval.tasks.word_labels import WordLabelTask
 from mesalm.data.episodes import HELD_OUT_LABELS

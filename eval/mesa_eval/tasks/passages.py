@@ -11,7 +11,7 @@ from mesa_eval.tasks.task import TWICE, FewShotProtocol, Item, Task
 
 @dataclass(frozen=True)
 class PassageTask(Task):
-    """Ask each text once, without demonstrations; those longer than the window are left out and counted."""
+    """Texts, each asked once without demonstrations; those longer than the window are left out and counted."""
 
     template: str = "{input} {output}"
 
@@ -42,10 +42,10 @@ class PassageTask(Task):
 
 @dataclass(frozen=True)
 class TextRecallTask(PassageTask):
-    """Ask for a value that stands in the text, as SWDE, FDA and SQuAD are asked in Arora et al. (2024, Based).
+    """Recall of a value from a text, as SWDE, FDA and SQuAD are asked in Arora et al. (2024, Based).
 
     The text ends where the value is to follow. The model writes on greedily to the end of the line, 48 tokens at most,
-    and is right if the value stands in what it writes.
+    and is right if the text it writes contains the value.
     """
 
     kind: ClassVar[str] = "text recall"
@@ -62,7 +62,7 @@ class TextRecallTask(PassageTask):
 
 @dataclass(frozen=True)
 class LastWordTask(PassageTask):
-    """Ask for the last word of a text, behind a space (Paperno et al. 2016, LAMBADA).
+    """The last word of a text, after a space (Paperno et al. 2016, LAMBADA).
 
     As in lm-evaluation-harness: the perplexity of the word, and whether each of its tokens is the likeliest.
     """

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mesa_eval.documents import HeldOutDocument
+from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
 from mesa_eval.tasks.text_words import choose_words
 
@@ -16,7 +16,7 @@ SOLVED = 2
 
 @dataclass(frozen=True)
 class PhonebookTask(Task):
-    """List N lines `Name Name: number`, look two of them up, and ask for a third.
+    """A phonebook of N lines `Name Name: number`: two are looked up, a third is asked for.
 
     Every query has a book of its own: names are two words of the text that need not have stood together, numbers are
     random. "digits" counts the digits that the likeliest token holds in the right place, the right digits before it

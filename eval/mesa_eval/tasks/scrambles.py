@@ -12,7 +12,7 @@ from mesa_eval.tasks.task import FewShotProtocol, Item, Task
 
 @dataclass(frozen=True)
 class ScrambleTask(Task):
-    """Ask for the word behind a scramble, in the form of Brown et al. (2020, appendix G).
+    """Scrambled words to restore, in the form of Brown et al. (2020, appendix G).
 
     Exact match is what counts and its chance is 0; besides the declared numbers of shots, as many as fit are asked.
     """

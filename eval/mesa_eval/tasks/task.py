@@ -16,13 +16,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from mesa_eval.documents import stable_number
+from mesa_eval.reading.documents import stable_number
 
 QUESTION, ANSWER = "{input}", " {output}"
 SHUFFLED = "shuffled"
 TWICE = "twice"
 GAINING = ("pair", "choice", "class", "recall")
-"""Kinds whose demonstrations are also shown with shuffled answers, and whose gain is pooled."""
+"""Kinds that also show demonstrations with shuffled answers, and pool their gain."""
 
 
 VARIED = {
@@ -36,12 +36,12 @@ VARIED = {
 
 @dataclass(frozen=True)
 class FewShotProtocol:
-    """Fix what is asked before any model is seen.
+    """What few-shot tasks ask, fixed before any model is seen.
 
     shots: demonstrations (for classes: a label); draws: sets of demonstrations of each query; queries: items asked;
     candidates: how many answers are ranked; entries: lines of a phonebook; episodes, ways, episode_shots: N-way
-    episodes, N, and demonstrations a class; group_pairs:
-    minimal pairs a paradigm (None: all); passages: texts asked for a value or their last word (None: all);
+    episodes, N, and demonstrations per class; group_pairs:
+    minimal pairs per paradigm (None: all); passages: texts asked for a value or their last word (None: all);
     scramble_shots: shots of word scrambles, besides as many as fit up to
     `most_shots`; variants: other ways in which tasks are asked, at the primary number of shots only; primary_shots: the
     average and the gain take each task at the most shots that fit up to these; named_only: kinds that are asked where
@@ -68,7 +68,7 @@ class FewShotProtocol:
 
 @dataclass(frozen=True)
 class Item:
-    """Hold one question and its answer; `group` names the paradigm of a minimal pair."""
+    """One question and its answer; `group` names the paradigm of a minimal pair."""
 
     input: str
     output: str
@@ -77,7 +77,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Query:
-    """Hold one prompt: its text, the right continuation, and every candidate (the right one among them).
+    """One prompt: its text, the right continuation, and every candidate (the right one among them).
 
     shared: what of the prompt stands before the question.
     """
@@ -90,7 +90,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Task:
-    """Describe a task of pairs: an answer is ranked among other answers of the evaluation items.
+    """A task of pairs: an answer is ranked among other answers of the evaluation items.
 
     pool: items that demonstrations come from; evaluation: items that are asked; header: what every prompt begins
     with; template: how one item is written, with `{input}` and ` {output}`; variant: "" for the plain task.

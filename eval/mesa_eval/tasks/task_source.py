@@ -43,14 +43,14 @@ HUB = "hub:"
 
 
 class TaskSettings(Settings):
-    """Describe a task that lies in a file or a dataset."""
+    """The description of a task in a file or a dataset."""
 
     dataset: str | None = Field(default=None, description="Name on the Hub or local folder; needed without a file.")
     subset: str | None = Field(default=None, description="The dataset's configuration.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of the dataset.")
     name: str | None = Field(default=None, description="What the task is called in reports.")
     kind: Literal["pair", "choice", "scramble", "class", "minimal", "text-recall", "last-word"] | None = Field(
-        default=None, description="What is scored; told from the items where it is not given."
+        default=None, description="What is scored; found from the items where it is not given."
     )
     input: str | None = Field(
         default=None,
@@ -124,7 +124,7 @@ def _from_file(path: Path) -> list[Task]:
     labels = settings.labels or (_read_labels(labels_path) if labels_path.is_file() else None)
     splits: dict[str, list[Item]] = {"pool": [], "eval": []}
     (_, first), *_ = read_records(path, [])
-    settings = _told_from(first, settings)
+    settings = _found_from(first, settings)
     question, answer = settings.columns(settings.kind)
     if settings.kind in PASSAGES:
         records = [(f"{path}:{number}", record) for number, record in read_records(path, [question, answer])]
@@ -203,7 +203,7 @@ def make_tasks(
     return tasks
 
 
-def _told_from(first: dict[str, Any], settings: TaskSettings) -> TaskSettings:
+def _found_from(first: dict[str, Any], settings: TaskSettings) -> TaskSettings:
     """Return the settings with what the first line of a file tells: whether it is a passage, and its columns."""
     if not isinstance(first, dict):
         return settings  # and the line is refused where all are read

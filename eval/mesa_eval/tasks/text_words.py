@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument, stable_number
+from mesa_eval.reading.documents import HeldOutDocument, stable_number
 
 WORD = re.compile(r"(?<![A-Za-z0-9_'])[A-Za-z]{4,10}(?![A-Za-z0-9_'])")
 LEAST = 80

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mesa_eval.documents import HeldOutDocument, stable_number
+from mesa_eval.reading.documents import HeldOutDocument, stable_number
 from mesa_eval.tasks.task import FewShotProtocol, Query, Task
 from mesalm.data.episodes import HELD_OUT, EpisodeSettings, Example, Pool, Recall, draw_examples, draw_mapping
 
@@ -21,7 +21,7 @@ LINES = 24
 
 @dataclass(frozen=True)
 class WordLabelTask(Task):
-    """Ask for the label of a held-out word that the episode has shown as often as there are shots.
+    """The label of a held-out word that the episode has shown as often as there are shots.
 
     Every query has an episode of its own, of words that no training episode holds. The candidates are the labels of
     the episode; "exact" asks that the right label be the likeliest of all tokens. A shown label is wrong with

@@ -35,7 +35,7 @@ CHUNK_NUMBERS = 4_000_000  # counts held as float64 at once: 32 MB
 
 @dataclass(frozen=True)
 class Resampled:
-    """Hold a statistic with its value in each draw: [draws], or None where one unit leaves nothing to resample.
+    """A statistic with its value in each draw: [draws], or None where one unit leaves nothing to resample.
 
     effective: how many units of equal weight would tell as much; None where the weights are equal.
     """
@@ -94,8 +94,8 @@ def resample(
 ) -> Resampled:
     """Resample the mean over columns of sum(numerator) / sum(denominator), both [U, C].
 
-    `transform`, such as `numpy.exp` for a perplexity, is applied to the mean. A column whose denominator sums to 0,
-    such as a class that a draw does not hold, is left out of it.
+    `transform`, such as `numpy.exp` for a perplexity, is applied to the mean. A column with a denominator that sums
+    to 0, such as a class that a draw does not hold, is left out of it.
     """
     apply = transform or np.asarray
     both = np.concatenate([numerator, denominator], axis=1, dtype=float)
@@ -141,13 +141,14 @@ def seeds_and_units(parts: Sequence[Resampled]) -> Interval:
     return joint_interval([part.value for part in parts], max(0.0, mean.variance - rest), mean.weighed)
 
 
-def resampled_sums(values: np.ndarray, draws: int = DRAWS, seed: Seed = 0) -> np.ndarray:
+def resampled_sums(values: np.ndarray, draws: int = DRAWS, seed: Seed = 0, kept: int = KEPT_COUNTS) -> np.ndarray:
     """Draw U of U units with replacement `draws` times and sum each column: [U, C] -> [draws, C].
 
-    All columns of one draw share its units, which is what pairs models, bins and shots.
+    All columns of one draw share its units, which is what pairs models, bins and shots. Counts of up to `kept` units
+    times draws are kept for the next statistic.
     """
     units = len(values)
-    drawn = _kept_counts if units * draws <= KEPT_COUNTS else _counts
+    drawn = _kept_counts if units * draws <= kept else _counts
     return np.concatenate([counts.astype(float) @ values for counts in drawn(units, draws, seed)])
 
 
@@ -177,7 +178,7 @@ def group_sums(values: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, l
 
 
 def _mean_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Return the mean over the last axis of the ratios whose denominator is not 0; NaN where there is none."""
+    """Return the mean over the last axis of the ratios with a denominator other than 0; NaN where there is none."""
     there = denominator != 0
     ratios = np.divide(numerator, denominator, out=np.zeros_like(numerator), where=there)
     return ratios.sum(-1) / there.sum(-1)

@@ -29,7 +29,7 @@ FEW_UNITS = 10  # effective units below which no interval has been shown to cove
 
 @dataclass(frozen=True)
 class Interval:
-    """Hold an estimate with its 95 % interval and a two-sided p value against 0.
+    """An estimate with its 95 % interval and a two-sided p value against 0.
 
     `low`, `high` and `p` are None when fewer than two units leave nothing to tell the spread by. `units` counts what
     was resampled, or the training seeds of a t interval; `freedom` are the degrees of freedom of a t interval;
@@ -66,7 +66,7 @@ def paired_t(values: Sequence[float], base: Sequence[float]) -> Interval:
 
 
 def joint_interval(values: Sequence[float], items: float, units: float) -> Interval:
-    """Return the mean of one value a seed with an interval for new seeds and new units together.
+    """Return the mean of one value per seed with an interval for new seeds and new units together.
 
     values: one difference a training seed. items: the variance of their mean by the units, without what neither seed
     nor unit explains, which the spread over seeds holds already. units: how many there are, by their weights. With

@@ -16,7 +16,7 @@ from mesalm.data.source_settings import SourceSettings
 
 @dataclass(frozen=True)
 class HeldOutDocument:
-    """Hold one document; `identifier` is unique within a collection, `file` the name of the file it came from."""
+    """A document; `identifier` is unique within a collection, `file` the name of the file it came from."""
 
     identifier: str
     domain: str
@@ -34,7 +34,7 @@ def read_documents(paths: Sequence[str], notes: list[str] | None = None) -> list
 
     A record may carry `domain` and `id`; without a domain the file's name serves. Raises ValueError in one line
     naming file and line for a missing file, a broken line, a wrong encoding or a file without text; files without
-    text that a glob matches among others are left out, and told in ``notes``.
+    text that a glob matches among others are left out, and named in ``notes``.
     """
     documents: list[HeldOutDocument] = []
     for pattern in paths:

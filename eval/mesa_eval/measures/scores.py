@@ -1,7 +1,7 @@
 """Scores of one model: measures that a comparison resamples and the raw numbers behind them, as JSON.
 
 Every statistic is one record, `Measure`: a mean over columns of sum(numerator) / sum(denominator), both summed over
-the units that are resampled. A mean has denominators 1; bits per byte divide bits by bytes; macro-F1 has a column a
+the units that are resampled. A mean has denominators 1; bits per byte divide bits by bytes; macro-F1 has one column per
 class, 2 TP over 2 TP + FP + FN; a perplexity is the exponential of nats by tokens.
 """
 
@@ -34,9 +34,9 @@ KEYS_3 = {
 
 @dataclass
 class ModelCard:
-    """Say what was measured: where it lies, what it weighs, how long it was trained.
+    """The model that was measured: where it is, its weights, how long it was trained.
 
-    seed, recipe: the training seed, and a sha256 that runs share whose recipes and data differ by nothing else;
+    seed, recipe: the training seed, and a sha256 shared by runs with the same recipe and data otherwise;
     seconds_trained: of the run's journal, on whatever machine it ran.
     """
 
@@ -146,7 +146,7 @@ class Note:
 
 @dataclass
 class TaskRecord:
-    """Describe how one few-shot task was asked: sizes, one prompt with its answer, and what was left out.
+    """How one few-shot task was asked: sizes, one prompt with its answer, and what was left out.
 
     cut: numbers of shots left out because a prompt would not fit or the items run out; skipped: why the task could
     not run at all, else ""; majority: share of the commonest label; pairs_joint, pairs_apart: see
@@ -168,7 +168,7 @@ class TaskRecord:
 
 @dataclass
 class Part:
-    """Hold everything that came of one thing asked: measures, raw numbers, and what it cost.
+    """Everything that came of one thing asked: measures, raw numbers, and what it cost.
 
     name: "text", "positions", "length", "copying" or "task/NAME"; key: sha256 over the model, the items and how they
     were asked, so that a stored part is used again only where nothing differs.
@@ -197,7 +197,7 @@ class Part:
 
 @dataclass
 class Scores:
-    """Hold everything measured of one model under one protocol."""
+    """Everything measured of one model under one protocol."""
 
     model: ModelCard
     protocol: dict[str, Any]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mesa_eval.documents import HeldOutDocument, held_out_documents, read_documents, subsample
-from mesa_eval.protocols import Protocol, find_protocol
+from mesa_eval.measures.protocols import Protocol, find_protocol
+from mesa_eval.reading.documents import HeldOutDocument, held_out_documents, read_documents, subsample
 from mesa_eval.reading.model_source import (
     ModelSource,
     find_model,
@@ -26,6 +27,27 @@ from mesa_eval.tasks import BUILT_IN, find_tasks
 from mesa_eval.tasks.task import Task
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to measure, and how it is run.
+
+    models: run folders, model folders or Hub names. texts: files to score; without them, the documents of `split` of
+    the first run among the models. tasks: built-in names, files or datasets, see `mesa_eval.tasks.find_tasks` (none
+    given: the suite's own; "none": no task). batch_tokens: tokens per forward pass. quiet: whether nothing is printed.
+    """
+
+    models: Sequence[str]
+    suite: str = "quick"
+    texts: Sequence[str] = ()
+    split: str = "valid"
+    tasks: Sequence[str] = ()
+    seed: int = 0
+    device: str = "auto"
+    batch_tokens: int = 8192
+    trust_remote_code: bool = False
+    quiet: bool = False
+
+
 @dataclass(frozen=True)
 class EvaluationPlan:
     """What every model is asked: the documents, the tasks and each model's window; and what could not be made.
@@ -33,8 +55,8 @@ class EvaluationPlan:
     missing: (task, reason) of built-in tasks for which there is too little text.
     """
 
+    request: Request
     protocol: Protocol
-    seed: int
     sources: tuple[ModelSource, ...]
     windows: tuple[int, ...]
     documents: tuple[HeldOutDocument, ...]
@@ -44,57 +66,58 @@ class EvaluationPlan:
     notes: tuple[str, ...]
     missing: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def seed(self) -> int:
+        """Return the seed of every choice."""
+        return self.request.seed
 
-def make_plan(
-    models: Sequence[str],
-    suite: str,
-    texts: Sequence[str],
-    split: str,
-    tasks: Sequence[str],
-    seed: int,
-    trust_remote_code: bool = False,
-) -> EvaluationPlan:
-    """Fix text, windows and tasks for all models; see `mesa_eval.evaluate` for the arguments and errors."""
-    if not models:
+
+def make_plan(request: Request) -> EvaluationPlan:
+    """Fix text, windows and tasks for all models; ValueError in one line for bad input."""
+    if not request.models:
         raise ValueError("no model given; name at least one run, model folder or Hub name")
-    protocol = find_protocol(suite)
-    sources = _named_apart([find_model(model) for model in models])
-    tokenizers = [load_tokenizer(source, trust_remote_code) for source in sources]
+    protocol, seed = find_protocol(request.suite), request.seed
+    sources = _named_apart([find_model(model) for model in request.models])
+    windows = _windows(sources, protocol.longest_window, request.trust_remote_code)
     notes: list[str] = []
-    documents = read_documents(texts, notes) if texts else _held_out(sources, split, notes)
+    documents = read_documents(request.texts, notes) if request.texts else _held_out(sources, request.split, notes)
     sample = subsample(documents, total_bytes=protocol.text_bytes, document_bytes=protocol.document_bytes, seed=seed)
     if not sample:
         raise ValueError("no text: every document is empty; name other files with --text")
-    names = list(protocol.tasks) if not tasks else [name for name in tasks if name != "none"]
-    built, missing = _build_tasks(names, documents, seed, protocol, notes)
-    repeated = {task.name for task in built if [other.name for other in built].count(task.name) > 1}
-    if repeated:
-        raise ValueError(f"two tasks are named {min(repeated)!r}; rename one of the files")
-    keys, lengths = [], []
-    for source, tokenizer in zip(sources, tokenizers, strict=True):
-        keys.append(tokenizer_fingerprint(tokenizer))
-        lengths.append(min(training_length(source, tokenizer, trust_remote_code), protocol.longest_window))
-    windows = tuple(min(length for key, length in zip(keys, lengths, strict=True) if key == own) for own in keys)
+    names = [name for name in request.tasks or protocol.tasks if name != "none"]
+    tasks, missing = _build_tasks(names, documents, seed, protocol, notes)
     record = {
         **protocol.record(),
         "seed": seed,
-        "text": [str(text) for text in texts] or f"{split} split of the run's prepared data",
+        "text": [str(text) for text in request.texts] or f"{request.split} split of the run's prepared data",
         "documents_available": len(documents),
         "tasks": names,
         "command": " ".join(_versioned(sys.argv, protocol.name)),
     }
     return EvaluationPlan(
-        protocol=protocol,
-        seed=seed,
-        sources=sources,
-        windows=windows,
-        documents=tuple(documents),
-        sample=tuple(sample),
-        tasks=tuple(built),
-        record=record,
-        notes=tuple(notes),
-        missing=tuple(missing),
+        request,
+        protocol,
+        sources,
+        windows,
+        tuple(documents),
+        tuple(sample),
+        tuple(tasks),
+        record,
+        tuple(notes),
+        tuple(missing),
     )
+
+
+def _windows(sources: Sequence[ModelSource], longest: int, trust_remote_code: bool) -> tuple[int, ...]:
+    """Return each model's window: the least training length of the models that share its tokenizer."""
+    keys: list[str] = []
+    least: dict[str, int] = {}
+    for source in sources:
+        tokenizer = load_tokenizer(source, trust_remote_code)
+        key = tokenizer_fingerprint(tokenizer)
+        keys.append(key)
+        least[key] = min(least.get(key, longest), training_length(source, tokenizer, trust_remote_code))
+    return tuple(least[key] for key in keys)
 
 
 def _versioned(arguments: Sequence[str], version: str) -> list[str]:
@@ -110,7 +133,7 @@ def _versioned(arguments: Sequence[str], version: str) -> list[str]:
 def _build_tasks(
     names: Sequence[str], documents: Sequence[HeldOutDocument], seed: int, protocol: Protocol, notes: list[str]
 ) -> tuple[list[Task], list[tuple[str, str]]]:
-    """Make the tasks; a built-in one that the text is too short for is told in the report, a wrong file is an error.
+    """Make the tasks, and return the built-in ones that the text is too short for; a wrong file is an error.
 
     Tasks of a folder that the suite asks by name only are left out, and a note says so.
     """
@@ -119,17 +142,21 @@ def _build_tasks(
     for name in names:
         try:
             found = find_tasks(name, documents, seed)
-            if Path(name).expanduser().is_dir():
-                left = [task for task in found if task.kind in protocol.few_shot.named_only]
-                found = [task for task in found if task not in left]
-                if left:
-                    tasks = ", ".join(task.name for task in left)
-                    notes.append(f"not asked in {protocol.name}, unless their files are named: {tasks}")
-            built.extend(found)
         except ValueError as error:
             if name not in BUILT_IN:
                 raise
             missing.append((name, str(error)))
+            continue
+        if Path(name).expanduser().is_dir():
+            left = [task.name for task in found if task.kind in protocol.few_shot.named_only]
+            found = [task for task in found if task.kind not in protocol.few_shot.named_only]
+            if left:
+                notes.append(f"not asked in {protocol.name}, unless their files are named: {', '.join(left)}")
+        built.extend(found)
+    counts = Counter(task.name for task in built)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise ValueError(f"two tasks are named {min(repeated)!r}; rename one of the files")
     return built, missing
 
 

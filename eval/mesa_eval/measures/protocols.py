@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from mesa_eval.tasks.task import FewShotProtocol
 
 @dataclass(frozen=True)
 class Protocol:
-    """Fix the sizes of a suite.
+    """The sizes of a suite.
 
     text_bytes, document_bytes: bytes of text scored (None: all) and the most taken of one document, so that long ones
     do not stand for all; longest_window: bound on the window length, in tokens; position_tokens, position_windows:
@@ -123,16 +124,16 @@ PROTOCOLS = {protocol.name: protocol for protocol in _VERSIONS}
 SUITES = tuple(dict.fromkeys(name.rpartition("-")[0] for name in PROTOCOLS))
 
 
-def find_protocol(suite: str) -> Protocol:
+def find_protocol(suite: str, protocols: Mapping[str, Protocol] = PROTOCOLS) -> Protocol:
     """Return the protocol of a version, such as "full-1", or the newest of a suite, such as "full".
 
     Raises ValueError in one line for any other name.
     """
-    if suite in PROTOCOLS:
-        return PROTOCOLS[suite]
+    if suite in protocols:
+        return protocols[suite]
     if suite not in SUITES:
         raise ValueError(
-            f"--suite {suite!r}: unknown; it must be one of {', '.join(SUITES)}, or a version: {', '.join(PROTOCOLS)}"
+            f"--suite {suite!r}: unknown; it must be one of {', '.join(SUITES)}, or a version: {', '.join(protocols)}"
         )
-    versions = [name for name in PROTOCOLS if name.rpartition("-")[0] == suite]
-    return PROTOCOLS[max(versions, key=lambda name: int(name.rpartition("-")[2]))]
+    versions = [name for name in protocols if name.rpartition("-")[0] == suite]
+    return protocols[max(versions, key=lambda name: int(name.rpartition("-")[2]))]
