@@ -10,6 +10,7 @@ from mesalm.commands.lab import add_lab
 from mesalm.commands.prepare import add_prepare
 from mesalm.commands.publish import add_publish
 from mesalm.commands.sample import add_sample
+from mesalm.commands.smoke import add_smoke
 from mesalm.commands.synth import add_synth
 from mesalm.commands.train import add_train
 from mesalm.commands.tune import add_tune
@@ -17,6 +18,7 @@ from mesalm.commands.tune import add_tune
 COMMANDS = (
     add_prepare,
     add_train,
+    add_smoke,
     add_sample,
     add_eval,
     add_compare,
