@@ -13,6 +13,7 @@ from mesalm.commands import (
     prepare,
     publish,
     sample,
+    smoke,
     synth,
     train,
     tune,
@@ -21,6 +22,7 @@ from mesalm.commands import (
 COMMANDS: dict[str, ModuleType] = {
     "prepare": prepare,
     "train": train,
+    "smoke": smoke,
     "sample": sample,
     "eval": evaluate,
     "compare": compare,

@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from mesalm.commands.words import add_recipe
+from mesalm.commands.words import add_recipe, count
+
+if TYPE_CHECKING:
+    from mesalm.train.recipe import Recipe
 
 HELP = "train a recipe's model, or each of its arms"
 
@@ -31,6 +36,15 @@ def arguments(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="go on from this run's newest checkpoint: auto if there is one, must, or never (sets the old run aside)",
     )
+    plan = command.add_argument_group("plan", "what the runs will need, without training")
+    plan.add_argument("--plan", action="store_true", help="print memory, operations and time of every run, and end")
+    plan.add_argument("--probe", action="store_true", help="measure the speed here, where no earlier run tells it")
+    plan.add_argument("--hardware", metavar="NAME", help="calculate for this card: H100, H200, A100 or 4090")
+    plan.add_argument("--gpus", type=count, metavar="N", help="calculate for that many of them (default 1)")
+    plan.add_argument("--fsdp", action="store_true", help="share out weights and optimiser (FSDP2), not DDP")
+    plan.add_argument(
+        "--assume", action="append", default=[], metavar="key=value", help="another assumption, such as maps=0.5"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -42,6 +56,12 @@ def run(options: argparse.Namespace) -> None:
     seeds = None if options.seeds is None else read_seeds(options.seeds)
     failed = []
     runs = planned_runs(options.recipe, options.overrides, options.arm, seeds)
+    if options.plan:
+        show_plans(runs, options)
+        return
+    for name in ("probe", "hardware", "gpus", "fsdp", "assume"):
+        if getattr(options, name):
+            raise ValueError(f"--{name}: belongs to --plan; add --plan, or leave it out")
     if os.environ.get("RANK", "0") == "0":
         print(f"to train: {plan_line(runs)}", file=sys.stderr)
     for recipe in runs:
@@ -51,3 +71,23 @@ def run(options: argparse.Namespace) -> None:
             failed.append(f"{recipe.name}: {error}")  # the later runs were asked for too
     if failed:
         raise NonFiniteError("; ".join(failed))
+
+
+def show_plans(runs: Sequence[Recipe], options: argparse.Namespace) -> None:
+    """Print what each run will need."""
+    from mesalm.train.hardware import read_assumptions
+    from mesalm.train.plan import plan_recipe
+
+    if (options.gpus or options.fsdp) and not options.hardware:
+        raise ValueError("--hardware: is missing; name the card, such as --hardware H100")
+    assumptions = read_assumptions(options.assume)
+    for recipe in runs:
+        plan = plan_recipe(
+            recipe,
+            assumptions,
+            cards=options.gpus or 1,
+            hardware=options.hardware,
+            sharded=options.fsdp,
+            probe=options.probe,
+        )
+        print("\n".join(plan.lines()))

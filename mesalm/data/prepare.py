@@ -78,6 +78,21 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
     return prepared
 
 
+def already_prepared(settings: DataSettings) -> Prepared | None:
+    """Return the prepared data of ``settings`` where the cache has them, None where it has not.
+
+    Sources of kind hub are not asked, which would need the network: their data count as not prepared.
+    """
+    if any(source.name == "hub" for source in settings.sources) or settings.tokenizer not in ("train", "none"):
+        return None
+    try:
+        identities = [SOURCES[source.name](source).identity() for source in settings.sources]
+    except ValueError:
+        return None
+    folder = settings.cache_folder() / "prepared" / _cache_key(settings, identities, None)[:24]
+    return Prepared(folder) if _is_whole(folder) else None
+
+
 def check_inputs(settings: DataSettings, expected: Mapping[str, Any]) -> None:
     """Raise ChangedDataError where what `prepare` would read is not what ``expected`` was made from."""
     identities = [SOURCES[source.name](source).identity() for source in settings.sources]

@@ -20,7 +20,8 @@ from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.studies import STUDIES
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
-from mesalm.train.pretrain import device_name, versions
+from mesalm.train.pretrain import versions
+from mesalm.train.speeds import device_name
 
 RESULTS = Path("reports/lab")
 NETS = Path("runs/lab")

@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesalm.data.prepare import ChangedDataError, check_inputs, prepare
@@ -25,11 +25,13 @@ from mesalm.train.context import data_share, share_rows
 from mesalm.train.initial import earlier_config, initial_model
 from mesalm.train.launch import broadcast, check_shared, end_run, launch_precision, make_accelerator
 from mesalm.train.loop import Outcome, Probe
+from mesalm.train.plan import make_plan
 from mesalm.train.progress import Display, without_bars
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import Resume, Resumption, RunFolder
 from mesalm.train.sampling import sampling
+from mesalm.train.speeds import device_name, earlier_rate
 from mesalm.train.validation import validation
 
 PACKAGES = ("mesalm", "torch", "transformers", "accelerate", "datasets", "tokenizers")
@@ -94,7 +96,7 @@ def _run(
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model.to(accelerator.device)
     share_rows(model, recipe.parallelism.context)
-    display.say(f"{recipe.name}: {_parameters(model):,} parameters, {device_name(accelerator.device)}")
+    display.say(f"{recipe.name}: on {device_name(accelerator.device)}")
     # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
     seed_everything(recipe.seed + accelerator.process_index + 1)
     stream = _stream(recipe, prepared, share)
@@ -103,7 +105,12 @@ def _run(
     with Journal(run.journal if accelerator.is_main_process else None) as journal:
         if plan.resume_from is not None:
             display.say(f"{run.path}: going on from {plan.resume_from.name}" + (plan.note and f" to {plan.note}"))
-        display.say(f"{recipe.name}: {_amount(recipe, stream.total)}")
+        if display.enabled:
+            world, sharded = accelerator.num_processes, accelerator.distributed_type == DistributedType.FSDP
+            rate = earlier_rate(recipe, device_name(accelerator.device), world)
+            expected = make_plan(recipe, model.config, rows=stream.total, rate=rate, processes=world, sharded=sharded)
+            for line in expected.lines():
+                display.say(line)
         outcome = train(
             model,
             stream,
@@ -129,13 +136,6 @@ def _weights_at_hand(recipe: Recipe, run: RunFolder, plan: Resumption) -> Recipe
         return recipe
     Checkpoints(run.checkpoints).read_state(plan.resume_from)  # so that damage is named before the library reads it
     return recipe.model_copy(update={"init_from": str(plan.resume_from)})
-
-
-def _amount(recipe: Recipe, rows: int) -> str:
-    """Say how much will be read, and how often."""
-    batch_rows, length = recipe.train.batch_rows, recipe.data.sequence_length
-    epochs = recipe.steps * batch_rows / rows
-    return f"{recipe.steps:,} steps of {batch_rows:,} rows of {length:,} tokens, {epochs:.4g} epochs of {rows:,} rows"
 
 
 def _prepared(
@@ -253,13 +253,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def device_name(device: torch.device) -> str:
-    """Return a device with the name of its hardware where that is known."""
-    if device.type == "cuda":
-        return f"{device}: {torch.cuda.get_device_name(device)}"
-    return f"{device}: {platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:

@@ -23,13 +23,13 @@ class Display:
     def __init__(self, name: str, steps: int, *, enabled: bool = True, console: Console | None = None) -> None:
         self._name = name
         self._steps = steps
-        self._enabled = enabled
+        self.enabled = enabled
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        if self._enabled and self._console.is_interactive:
+        if self.enabled and self._console.is_interactive:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
@@ -62,7 +62,7 @@ class Display:
 
         ``logged``: whether the step gets a line of its own where there is no terminal.
         """
-        if not self._enabled:
+        if not self.enabled:
             return
         state = f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {clock_text(left)} left"
         if epochs is not None:
@@ -74,7 +74,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        if self._enabled:
+        if self.enabled:
             self._console.print(text, markup=False)
 
 

@@ -165,9 +165,17 @@ def test_a_log_file_gets_plain_lines_that_count_the_epochs(load: Load, capfd: py
     pretrain(recipe)
     shown = capfd.readouterr().err
     assert "\r" not in shown
+    plan = [line.split(":")[0] for line in shown.splitlines() if not line.startswith("tiny: ")]
+    assert [word for word in plan if word in ("memory", "work", "time", "assumed")] == [
+        "memory",
+        "work",
+        "time",
+        "assumed",
+    ]
     lines = [line for line in shown.splitlines() if line.startswith("tiny: ")]
-    assert lines.pop(0).startswith("tiny: 7,408 parameters, cpu")
-    assert lines[0] == "tiny: 4 steps of 67 rows of 32 tokens, 2 epochs of 134 rows"
+    assert lines.pop(0).startswith("tiny: on cpu")
+    first = "tiny: 7,408 parameters, 4 steps of 67 rows of 32 tokens, 8,576 in all, 2 epochs of 134 rows"
+    assert lines[0] == first
     assert [line.split("  ")[:2] for line in lines[1:]] == [
         ["tiny: step 2/4", "epoch 1.00"],
         ["tiny: step 4/4", "epoch 2.00"],

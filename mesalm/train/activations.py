@@ -1,0 +1,73 @@
+"""How much memory a training step of a model takes beside weights, gradients and optimiser."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.model.modeling_mesa import MesaForCausalLM
+from mesalm.train.randomness import preserved_randomness
+
+PROBED = (128, 192, 256)
+"""Lengths at which activations are counted; what a block saves is a polynomial of degree two in the length."""
+
+
+def activation_bytes(
+    config: MesaConfig, rows: int, length: int, *, bf16: bool, recompute: bool = False, copies: bool = True
+) -> float:
+    """Return the most bytes beside weights, gradients and optimiser in the forward and backward pass of [rows, length].
+
+    One block of each mixer runs in its own width over a few tokens on the CPU, and what autograd saves is counted. To
+    this comes the gradient of the logits, twice in float32, with which the backward pass begins. ``copies``: whether
+    autocast keeps a 16-bit copy of the weights; ``recompute``: whether blocks are run again in the backward pass.
+    """
+    kinds = list(dict.fromkeys(config.layer_mixers))
+    small = copy.deepcopy(config)
+    small.num_hidden_layers, small.mixers = len(kinds), kinds
+    with preserved_randomness():
+        model = MesaForCausalLM(small)
+        counted = [_saved_bytes(model, tokens, bf16) for tokens in PROBED]
+    parts = {}
+    for part in counted[0]:
+        square, linear, constant = np.polyfit(PROBED, [saved[part] for saved in counted], 2)
+        parts[part] = copies * constant + rows * length * (linear + square * length)
+    blocks = [parts[kinds.index(mixer)] for mixer in config.layer_mixers]
+    if recompute:
+        blocks = [4.0 * rows * length * config.hidden_size * len(blocks), max(blocks)]
+    return float(sum(blocks) + parts[len(kinds)] + 8.0 * rows * length * config.vocab_size)
+
+
+def _saved_bytes(model: MesaForCausalLM, length: int, bf16: bool) -> dict[int, int]:
+    """Count what autograd saves in each block, and under the number of blocks what it saves outside of them."""
+    outside = len(model.model.layers)
+    place, found = outside, defaultdict(int, {outside: 0})
+    seen = {weight.untyped_storage().data_ptr(): weight.untyped_storage() for weight in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen[storage.data_ptr()] = storage
+            found[place] += storage.nbytes()
+        return tensor
+
+    def enter(number: int) -> Any:
+        def hook(*_: Any) -> None:
+            nonlocal place
+            place = number
+
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(enter(number)) for number, layer in enumerate(model.model.layers)]
+    hooks += [layer.register_forward_hook(enter(outside)) for layer in model.model.layers]
+    ids = torch.randint(model.config.vocab_size, (1, length))
+    documents = torch.arange(length)[None] % (length // 2)  # two, as rows hold several
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved), torch.autocast("cpu", enabled=bf16):
+        model(input_ids=ids, position_ids=documents, labels=ids)
+    for hook in hooks:
+        hook.remove()
+    return found

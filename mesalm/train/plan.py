@@ -1,0 +1,250 @@
+"""What a run will need, before it begins: memory, operations, time, and what these numbers rest on."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+from mesalm.data.bpe import load_tokenizer
+from mesalm.data.prepare import already_prepared
+from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.model.modeling_mesa import MesaForCausalLM
+from mesalm.settings import SettingsError, one_of
+from mesalm.train.activations import activation_bytes
+from mesalm.train.hardware import CARDS, Assumptions, Rate, calculated_rate
+from mesalm.train.initial import earlier_config
+from mesalm.train.meters import clock_text
+from mesalm.train.optim import build_optimiser
+from mesalm.train.randomness import preserved_randomness
+from mesalm.train.recipe import Recipe
+from mesalm.train.speeds import earlier_rate, local_device, probed_rate
+
+
+def outline(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a model without memory behind its weights."""
+    with torch.device("meta"), preserved_randomness():
+        return AutoModelForCausalLM.from_config(config)
+
+
+def optimiser_bytes(recipe: Recipe, model: PreTrainedModel) -> int:
+    """Return the bytes that the recipe's optimiser keeps of an outline's weights."""
+    optimiser = build_optimiser(model, recipe.optim)
+    for weight in model.parameters():
+        weight.grad = torch.empty_like(weight)
+    optimiser.step()
+    states = [value for state in optimiser.state.values() for value in state.values()]
+    return sum(value.nbytes for value in states if isinstance(value, torch.Tensor) and value.ndim)
+
+
+def work(model: Any, length: int, solver_steps: float) -> dict[str, float]:
+    """Return the operations per token of a training step, those of the linear maps and those of each mixer."""
+    if not isinstance(model, MesaForCausalLM):
+        return {"maps": 6.0 * model.num_parameters()}
+    found: dict[str, float] = defaultdict(float)
+    for layer in model.model.layers:
+        if hasattr(layer.mixer, "solver_steps"):
+            layer.mixer.solver_steps = torch.tensor(solver_steps)
+        found[layer.mixer.name] += 3.0 * layer.mixer.flops(length)
+    return {"maps": model.flops_per_token(length) - sum(found.values()), **found}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a run: bytes per process, operations per token, tokens per second and seconds of the whole."""
+
+    recipe: Recipe
+    parameters: int
+    rows: int | None
+    processes: int
+    hardware: str | None
+    memory: dict[str, float]
+    peak: float
+    flops: dict[str, float]
+    checkpoint: float
+    rate: Rate | None
+    assumed: dict[str, float]
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens of the whole run."""
+        return self.recipe.steps * self.recipe.train.batch_rows * self.recipe.data.sequence_length
+
+    @property
+    def seconds(self) -> float | None:
+        """Return the time of the run, its validations and checkpoints included; None where no speed is known."""
+        if self.rate is None:
+            return None
+        every, saves = self.recipe.validate.every, self.recipe.checkpoint.every
+        validations = 1 + ((self.recipe.steps - 1) // every if every else 0)
+        # a forward pass is a third of the work
+        scored = validations * self.recipe.validate.rows * self.recipe.data.sequence_length / 3
+        saved = 1 + ((self.recipe.steps - 1) // saves if saves else 0)
+        return (self.tokens + scored) / self.rate.tokens_per_second + saved * self.checkpoint / self.assumed["disk"]
+
+    def lines(self) -> list[str]:
+        """Return the plan in five lines."""
+        recipe, train = self.recipe, self.recipe.train
+        batch = f"{recipe.steps:,} steps of {train.batch_rows:,} rows of {recipe.data.sequence_length:,} tokens"
+        epochs = "epochs are known when the data are prepared"
+        if self.rows is not None:
+            epochs = f"{recipe.steps * train.batch_rows / self.rows:.4g} epochs of {self.rows:,} rows"
+        parts = ", ".join(f"{part} {_short(size)}B" for part, size in self.memory.items())
+        room = CARDS[self.hardware].memory if self.hardware else None
+        fits = "" if room is None else f"; {'fits' if self.peak < room else 'DOES NOT FIT'} into {_short(room)}B"
+        work = ", ".join(f"{part} {_short(count)}" for part, count in self.flops.items())
+        time = "time: not known without an earlier run of this shape or --plan --probe"
+        if self.rate is not None and self.seconds is not None:
+            time = (
+                f"time: {clock_text(self.seconds)} at {self.rate.tokens_per_second:,.0f} tokens/s, {self.rate.source}"
+            )
+        total = sum(self.flops.values())
+        return [
+            f"{recipe.name}: {self.parameters:,} parameters, {batch}, {self.tokens:,} in all, {epochs}",
+            f"memory: {_short(self.peak)}B a process at its peak: {parts}{fits}",
+            f"work: {_short(total)}FLOP per token: {work}; {total * self.tokens:.3g} in all",
+            f"{time}; a checkpoint is {_short(self.checkpoint)}B",
+            "assumed: " + ", ".join(f"{name} {value:g}" for name, value in self.assumed.items()),
+        ]
+
+
+def make_plan(
+    recipe: Recipe,
+    config: PreTrainedConfig,
+    assumptions: Assumptions | None = None,
+    *,
+    rows: int | None = None,
+    rate: Rate | None = None,
+    processes: int = 1,
+    hardware: str | None = None,
+    sharded: bool = False,
+) -> Plan:
+    """Return what a run will need, here at a measured ``rate``, or on ``processes`` cards named ``hardware``.
+
+    ``rows`` is the number of prepared rows. With ``sharded`` the processes share out weights, gradients and optimiser
+    (FSDP2), else each holds all of them (DDP). Raises SettingsError where the batch does not divide among them.
+    """
+    if hardware is not None:
+        one_of(hardware, CARDS, "a card in the table")
+    assumptions = assumptions or Assumptions()
+    train, length = recipe.train, recipe.data.sequence_length
+    micro_rows = train.micro_rows or max(train.batch_rows // processes, 1)
+    if train.batch_rows % (processes * micro_rows):
+        raise SettingsError(
+            f"train.batch_rows: {train.batch_rows} must be a multiple of {processes} processes times train.micro_rows "
+            f"{micro_rows}; change the one or the other"
+        )
+    model, bf16 = outline(config), train.precision == "bf16"
+    solver_steps = assumptions.solver_steps
+    if rate is not None and rate.solver_steps is not None:
+        solver_steps = rate.solver_steps
+    flops = work(model, length, solver_steps)
+    weights, kept = 4.0 * model.num_parameters(), float(optimiser_bytes(recipe, model))
+    share, wire = (processes if sharded else 1), (2.0 if bf16 else 4.0) / 4.0 * weights
+    memory = {"weights": weights / share, "gradients": weights / share, "optimiser": kept / share}
+    if processes > 1:
+        table = wire * config.vocab_size * config.hidden_size / model.num_parameters()
+        layers = getattr(config, "num_hidden_layers", 1)
+        memory["exchange"] = 2 * table + 3 * (wire - table) / layers if sharded else weights
+    peak = sum(memory.values())
+    if isinstance(config, MesaConfig):
+        recompute = train.gradient_checkpointing
+        active = activation_bytes(config, micro_rows, length, bf16=bf16, recompute=recompute, copies=not sharded)
+        memory["activations"] = active
+        # the gradients of earlier micro-batches are there, or none are while the activations are
+        accumulates = train.batch_rows > processes * micro_rows
+        peak += active if accumulates else max(0.0, active - memory["gradients"])
+    assumed = assumptions.model_dump(include={"disk"})
+    if "mesa" in flops:
+        assumed["solver_steps"] = round(solver_steps, 1)
+    if hardware is not None:
+        assumed |= assumptions.model_dump(include={"maps", "link", "overlap", "machine"})
+        assumed |= {
+            f"mixers.{name}": assumptions.mixers.get(name, assumptions.maps) for name in flops if name != "maps"
+        }
+        assumed["network"] = assumptions.network or CARDS[hardware].network
+        rate = calculated_rate(
+            flops if not train.gradient_checkpointing else {part: 4 / 3 * count for part, count in flops.items()},
+            hardware=hardware,
+            processes=processes,
+            tokens=train.batch_rows * length // processes,
+            update=3 * memory["weights"] + 2 * memory["optimiser"],
+            exchange=_exchanged(processes, weights, wire, train.batch_rows // (processes * micro_rows), sharded),
+            assumptions=assumptions,
+        )
+    return Plan(
+        recipe=recipe,
+        parameters=model.num_parameters(),
+        rows=rows,
+        processes=processes,
+        hardware=hardware,
+        memory=memory,
+        peak=peak,
+        flops=flops,
+        checkpoint=weights + kept,
+        rate=rate,
+        assumed=assumed,
+    )
+
+
+def _exchanged(processes: int, weights: float, wire: float, micro_batches: int, sharded: bool) -> float:
+    """Return the bytes that a process sends in a step: a ring's sums of gradients, or gathered and scattered weights.
+
+    DDP adds up the float32 gradients once a step. FSDP2 gathers the weights twice per micro-batch, for the forward and
+    the backward pass, and scatters the gradients; both in the precision of the arithmetic.
+    """
+    ring = (processes - 1) / processes
+    return ring * 3 * wire * micro_batches if sharded else ring * 2 * weights
+
+
+def _short(number: float) -> str:
+    """Return a number with three digits and a letter for its thousands."""
+    for power, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= power:
+            return f"{number / power:.3g} {letter}"
+    return f"{number:.3g} "
+
+
+def plan_recipe(
+    recipe: Recipe,
+    assumptions: Assumptions | None = None,
+    *,
+    cards: int = 1,
+    hardware: str | None = None,
+    sharded: bool = False,
+    probe: bool = False,
+) -> Plan:
+    """Return the plan of a recipe that is not running: for this machine, or for cards that need not be here.
+
+    Nothing is downloaded but a tokenizer that ``data.tokenizer`` names, and only where ``model.vocab_size`` is not
+    given. With ``probe`` the speed is measured here, where no earlier run of the same shape tells it.
+    """
+    prepared = already_prepared(recipe.data)
+    if recipe.init_from is None:
+        words = _vocabulary(recipe) if prepared is None else prepared.vocab_size
+        fields = {"vocab_size": words, "max_position_embeddings": max(recipe.data.sequence_length, 2048)}
+        config: PreTrainedConfig = MesaConfig(**{**fields, **copy.deepcopy(recipe.model)})
+    else:
+        config = earlier_config(recipe)
+    rows = None if prepared is None else prepared.rows("train")
+    rate = None
+    if hardware is None:
+        rate = earlier_rate(recipe, local_device(recipe), 1)
+        if rate is None and probe:
+            rate = probed_rate(recipe, config, rows)
+    number = None if rows is None else len(rows)
+    return make_plan(
+        recipe, config, assumptions, rows=number, rate=rate, processes=cards, hardware=hardware, sharded=sharded
+    )
+
+
+def _vocabulary(recipe: Recipe) -> int:
+    """Return the number of tokens of data that are not prepared."""
+    if recipe.data.tokenizer in ("train", "none"):
+        return recipe.data.vocab_size
+    return int(recipe.model.get("vocab_size") or len(load_tokenizer(recipe.data.tokenizer)))

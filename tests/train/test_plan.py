@@ -1,0 +1,207 @@
+"""Plans against what torch counts, what a process holds and what a run took."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mesalm import MesaConfig, MesaForCausalLM
+from mesalm.cli import main
+from mesalm.journal import read_journal
+from mesalm.train.activations import activation_bytes
+from mesalm.train.hardware import CARDS, Assumptions, calculated_rate, read_assumptions
+from mesalm.train.plan import make_plan, optimiser_bytes, outline, plan_recipe, work
+from mesalm.train.pretrain import pretrain
+from mesalm.train.recipe import Recipe, load_recipe
+
+Load = Callable[..., Recipe]
+WIDE: dict[str, Any] = {
+    "vocab_size": 2048,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "logit_softcap": 30.0,
+}
+
+
+def step(config: MesaConfig, rows: int, length: int, bf16: bool = False) -> MesaForCausalLM:
+    model = MesaForCausalLM(config)
+    ids = torch.randint(config.vocab_size, (rows, length))
+    documents = torch.arange(length).expand(rows, length) % (length // 2)
+    with torch.autocast("cpu", enabled=bf16):
+        loss = model(input_ids=ids, position_ids=documents, labels=ids).loss
+    loss.backward()
+    return model
+
+
+@pytest.mark.parametrize("mixers", ["softmax", "linear", "mesa"])
+def test_operations_of_the_maps_are_those_that_torch_counts(mixers: str) -> None:
+    # torch does not look into the operators themselves; tests/kernels/test_bench_measures.py counts those
+    config = MesaConfig(**WIDE, mixers=mixers, tolerance=1e-3)
+    with FlopCounterMode(display=False) as counter:
+        model = step(config, 1, 256)
+    flops = work(outline(config), 256, model.solver_steps() or 0.0)
+    # but for norms, gates and the convolution, which are no products of matrices
+    assert flops["maps"] == pytest.approx(counter.get_total_flops() / 256, rel=1e-2)
+
+
+def test_operations_of_softmax_are_half_of_what_torch_counts_without_its_kernel() -> None:
+    config = MesaConfig(**WIDE, mixers="softmax", attn_implementation="eager")
+    with FlopCounterMode(display=False) as counter:
+        step(config, 1, 256)
+    flops = work(outline(config), 256, 0.0)
+    assert flops["maps"] + 2 * flops["softmax"] == pytest.approx(counter.get_total_flops() / 256, rel=1e-2)
+
+
+def test_solver_steps_are_counted_as_products_with_the_state() -> None:
+    model = outline(MesaConfig(**WIDE, mixers="mesa"))
+    none, ten = (work(model, 256, steps)["mesa"] for steps in (0.0, 10.0))
+    assert ten - none == 3 * 3 * 2 * 10 * 2 * (64 * 64 + 2 * 64 * 64)  # passes, layers, heads, steps
+
+
+@pytest.mark.parametrize("mixers", ["softmax", ["mesa", "mesa", "linear"]])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_activations_are_those_that_torch_tracks(mixers: Any, bf16: bool) -> None:
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    config = MesaConfig(**WIDE, mixers=mixers, tolerance=1e-3)
+    model = MesaForCausalLM(config)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    ids = torch.randint(config.vocab_size, (2, 384))
+    documents = torch.arange(384).expand(2, 384) % 192
+    tracker = MemTracker()
+    tracker.track_external(model, *(weight.grad for weight in model.parameters()))
+    with tracker:
+        with torch.autocast("cpu", enabled=bf16):
+            loss = model(input_ids=ids, position_ids=documents, labels=ids).loss
+        loss.backward()
+    held = 2 * sum(weight.nbytes for weight in model.parameters())
+    peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"] - held
+    assert activation_bytes(config, 2, 384, bf16=bf16) == pytest.approx(peak, rel=0.04)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_optimiser_keeps_what_the_plan_says(load: Load, name: str) -> None:
+    from mesalm.train.optim import build_optimiser
+
+    recipe = load(f"optim.name={name}")
+    model = step(MesaConfig(**WIDE, mixers="softmax"), 1, 8)
+    optimiser = build_optimiser(model, recipe.optim)
+    optimiser.step()
+    kept = [value for state in optimiser.state.values() for value in state.values() if torch.is_tensor(value)]
+    assert optimiser_bytes(recipe, outline(model.config)) == sum(value.nbytes for value in kept if value.ndim)
+
+
+def test_a_plan_takes_its_speed_from_an_earlier_run_and_meets_its_time(load: Load) -> None:
+    changes = ("train.steps=30", "train.precision=fp32", "validate.every=10", "checkpoint.every=0")
+    first = pretrain(load(*changes, "name=first"), quiet=True)
+    plan = plan_recipe(load(*changes, "name=second"))
+    assert plan.rate is not None
+    assert plan.rate.source == f"as {first}"
+    assert plan.rows == 134
+    (end,) = [event for event in read_journal(first / "journal.jsonl") if event["event"] == "end"]
+    assert plan.seconds == pytest.approx(end["seconds"], rel=0.5)  # steps of milliseconds; the slow test is closer
+    other = plan_recipe(load(*changes, "name=third", "train.micro_rows=2"))
+    assert other.rate is None
+    assert "--probe" in other.lines()[3]
+
+
+def test_cards_exchange_what_ddp_and_fsdp2_do() -> None:
+    recipe = load_recipe("mesa-140m", arm="softmax")
+    config = MesaConfig(**{**recipe.model, "num_hidden_layers": 2, "vocab_size": 512})
+    alone, eight, sharded = (
+        make_plan(recipe, config, processes=cards, hardware="H100", sharded=fsdp)
+        for cards, fsdp in ((1, False), (8, False), (8, True))
+    )
+    assert alone.rate is not None
+    assert eight.rate is not None
+    assert sharded.rate is not None
+    assert 4 < eight.rate.tokens_per_second / alone.rate.tokens_per_second < 8
+    assert sharded.memory["optimiser"] == eight.memory["optimiser"] / 8 == alone.memory["optimiser"] / 8
+    assert "calculation" in eight.rate.source
+    # by hand: 1e12 operations at half of 1e15 are 2 ms, 10 GB over 450 GB/s 22 ms; hidden are 2/3 of the 2 ms
+    one = calculated_rate(
+        {"maps": 1e9},
+        hardware="H100",
+        processes=8,
+        tokens=1000,
+        update=0.0,
+        exchange=10e9,
+        assumptions=Assumptions(maps=0.5, link=1.0, overlap=1.0),
+    )
+    seconds = 1e12 / (0.5 * CARDS["H100"].peak)
+    assert one.tokens_per_second == pytest.approx(8000 / (seconds / 3 + 10e9 / 450e9))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plan", "--hardware", "H10"], "'H10' is not a card in the table; did you mean 'H100'?"),
+        (["--plan", "--gpus", "8"], "--hardware: is missing; name the card, such as --hardware H100"),
+        (["--plan", "--assume", "map=1"], "map: unknown key; did you mean 'maps'?"),
+        (["--plan", "--assume", "mixers.mess=1"], "mixers: 'mess' is not a mixer; did you mean 'mesa'?"),
+        (["--probe"], "--probe: belongs to --plan; add --plan, or leave it out"),
+        (["--plan", "--hardware", "H100", "--gpus", "512"], "train.batch_rows: 256 must be a multiple of 512"),
+    ],
+)
+def test_a_wrong_plan_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "mesa-140m", "--arm", "linear", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_assumptions_are_read_over_the_defaults() -> None:
+    read = read_assumptions(["maps=0.5", "mixers.mesa=0.1"])
+    assert (read.maps, read.mixers["mesa"], read.mixers["softmax"]) == (0.5, 0.1, 0.44)
+
+
+MEASURE = """
+import json, sys
+from mesalm.journal import read_journal
+from mesalm.train.plan import plan_recipe
+from mesalm.train.pretrain import pretrain
+from mesalm.train.recipe import load_recipe
+
+def held(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+path, *changes = sys.argv[1:]
+pretrain(load_recipe(path, ["name=warm", "train.steps=1"]), quiet=True)  # so that libraries are loaded
+recipe = load_recipe(path, changes)
+before = held("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+run = pretrain(recipe, quiet=True)
+peak = held("VmHWM") - before
+plan = plan_recipe(recipe, probe=True)
+(end,) = [event for event in read_journal(run / "journal.jsonl") if event["event"] == "end"]
+print(json.dumps([plan.peak, peak, plan.seconds, end["seconds"]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("mixers", ["softmax", "mesa"])
+def test_a_run_takes_the_memory_and_the_time_of_its_plan(recipe_file: Path, mixers: str) -> None:
+    sizes = {"vocab_size": 4096, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
+    changes = [
+        *(f"model.{name}={size}" for name, size in sizes.items()),
+        f"model.mixers={mixers}",
+        *("data.sequence_length=128", "train.batch_rows=32", "train.steps=12", "train.precision=bf16", "name=wide"),
+        *("validate.every=6", "checkpoint.every=0"),
+    ]
+    child = [sys.executable, "-W", "ignore", "-c", MEASURE, str(recipe_file), *changes]
+    result = subprocess.run(child, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    planned, peak, seconds, took = json.loads(result.stdout.splitlines()[-1])
+    assert planned == pytest.approx(peak, rel=0.1), (planned, peak)
+    assert seconds == pytest.approx(took, rel=0.15), (seconds, took)
