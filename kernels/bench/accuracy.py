@@ -17,15 +17,15 @@ WHOLE_TRUTH = 4096
 LAST_TOKENS = 512
 """Tokens compared at the end of a longer sequence, where the systems are hardest."""
 GRADIENT_TOKENS = 512
-"""Tokens that gradients are compared on: the exact ones hold a state a token."""
+"""Tokens that gradients are compared on: the exact ones hold a state per token."""
 GRADIENT_BYTES = 2**31
-"""Bytes of one state a token of the heads whose exact gradients are computed together on a card."""
+"""Bytes of one state per token of the heads whose exact gradients are computed together on a card."""
 TABLED_GRADIENTS = ("query", "key", "log_forget")
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Hold what is true of some operands, in float64: the output from token `first` on, and gradients.
+    """What is true of some operands, in float64: the output from token `first` on, and gradients.
 
     gradients: for an upstream gradient `upstream` of the output of the first tokens, by operand; None where a case asks
     for no gradients.
@@ -39,7 +39,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Errors:
-    """Hold relative errors in the 2-norm.
+    """Relative errors in the 2-norm.
 
     output: of the whole output; quantile, worst: of its tokens and heads, the 99 % quantile and the largest.
     from_token: the first token compared. gradients: by operand, empty where none were asked for.

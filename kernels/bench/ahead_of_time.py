@@ -26,7 +26,7 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 @dataclass(frozen=True)
 class Launch:
-    """Hold one launch: the kernel, its arguments by name, and the compiler's options."""
+    """One launch: the kernel, its arguments by name, and the compiler's options."""
 
     kernel: Any
     arguments: dict[str, Any]
@@ -55,7 +55,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Reading:
-    """Hold what the compiler made of one kernel.
+    """What the compiler made of one kernel.
 
     registers and bytes of stack a thread; shared memory in bytes a program; local loads and stores in the code, all,
     those inside loops, and those inside the loops that lie deepest in others; tensor-core
@@ -76,7 +76,7 @@ class Reading:
 
 
 class Card:
-    """Stand in for the driver of a card that need not be there, as far as compiling asks for it."""
+    """A stand-in for the driver of a card that need not be there, as far as compiling asks for it."""
 
     def __init__(self, capability: int) -> None:
         """Be a card of a compute capability, 90 for sm_90."""

@@ -31,7 +31,7 @@ PREFILL = 2048
 
 @dataclass
 class Writer:
-    """Hold a model that has read a context, and its cache: what it costs to go on by single tokens."""
+    """A model that has read a context, and its cache: what it costs to go on by single tokens."""
 
     model: MesaForCausalLM
     token: torch.Tensor
@@ -138,7 +138,7 @@ def name_backend(arguments: argparse.Namespace) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """Hold what was measured of one model after one context: a token, the context's reading, the cache."""
+    """What was measured of one model after one context: a token, the context's reading, the cache."""
 
     token: Spread
     read_s: float

@@ -40,7 +40,7 @@ AGREEMENT_TOKENS = 512
 
 @dataclass(frozen=True)
 class Row:
-    """Hold what was measured of one variant on one case."""
+    """What was measured of one variant on one case."""
 
     name: str
     forward: Spread | None
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def rate(self) -> float | None:
-        """Return the operations a second over both passes."""
+        """Return the operations per second over both passes."""
         if self.work is None or self.both is None:
             return None
         return (self.work.forward + self.work.backward) / self.both.median

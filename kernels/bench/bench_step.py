@@ -28,7 +28,7 @@ TWIN = "softmax"
 
 @dataclass
 class Trainee:
-    """Hold a model, its optimiser and the tokens `[rows, T]` that it makes steps on."""
+    """A model, its optimiser and the tokens `[rows, T]` that it makes steps on."""
 
     name: str
     model: MesaForCausalLM

@@ -41,7 +41,7 @@ LIMIT = 56 * 2**20
 
 
 class Pass(NamedTuple):
-    """Name a forward and backward pass whose kernels are compiled; wide: with float32 results, as errors are found."""
+    """A forward and backward pass with kernels to compile; wide: with float32 results, as errors are found."""
 
     dtype: str
     batch: int

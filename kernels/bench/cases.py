@@ -25,7 +25,7 @@ QUERY_OVERLAP = 0.5
 
 
 class Operands(NamedTuple):
-    """Hold what mesa attention reads.
+    """What mesa attention reads.
 
     query, key `[B, T, H, K]`, value `[B, T, H, V]`, log_forget, input_gate `[B, T, H]`, ridge `[H, K]`. Gates and
     ridge are float32 or better, the others of the case's dtype.
@@ -62,7 +62,7 @@ class Operands(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """Describe operands: synthetic ones by `keys` and the mean `gamma`, or those of the file `recorded`.
+    """Operands described: synthetic ones by `keys` and the mean `gamma`, or those of the file `recorded`.
 
     Of a recorded case, made by `recorded_case`, sizes and gamma are what the file has; all its layers' heads stand side
     by side.

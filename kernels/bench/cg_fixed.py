@@ -34,7 +34,7 @@ BLOCK_NUMBERS = 1 << 19
 
 
 class Cut(NamedTuple):
-    """Hold the chunked operands, scaled by the ridge: P problems of C tokens, as in `mesalm.model.chunk_states`."""
+    """The chunked operands, scaled by the ridge: P problems of C tokens, as in `mesalm.model.chunk_states`."""
 
     key: Tensor
     value: Tensor
@@ -105,7 +105,7 @@ def _iterate(
 
 
 class _FixedSteps(torch.autograd.Function):
-    """Differentiate implicitly: the adjoint is solved with as many steps (docs/mathematics.md, "Backward")."""
+    """An implicit derivative: the adjoint is solved with as many steps (docs/mathematics.md, "Backward")."""
 
     @staticmethod
     def forward(

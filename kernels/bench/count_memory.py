@@ -27,7 +27,7 @@ COLUMNS = ("held", "forward", "backward", "traffic")
 
 
 class Ledger(TorchDispatchMode):
-    """Keep account of all storages made inside: the bytes that live, and the most that ever did.
+    """An account of all storages made inside: the bytes that live, and the most that ever did.
 
     known: storages that lived before and do not count.
     """

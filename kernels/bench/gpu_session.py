@@ -51,7 +51,7 @@ LEAST = 5.0
 
 @dataclass(frozen=True)
 class Session:
-    """Hold where steps write, what was carried here, whether the run is a rehearsal, and the environment of steps."""
+    """Where steps write, what was carried here, whether the run is a rehearsal, and the environment of steps."""
 
     folder: Path
     carried: Path

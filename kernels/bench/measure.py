@@ -18,7 +18,7 @@ CLEAR = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Spread:
-    """Hold the median, the quartiles and the least of repeated measurements, in seconds."""
+    """The median, the quartiles and the least of repeated measurements, in seconds."""
 
     median: float
     lower: float
@@ -80,7 +80,7 @@ def interleave(actions: dict[str, Callable[[], object]], repeats: int, warmup: i
 
 
 def matmul_rate(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, repeats: int) -> float:
-    """Measure the best rate, in operations a second, of P products of `[M, N]` by `[N, L]`; shape is (P, M, N, L)."""
+    """Measure the best rate, in operations per second, of P products of `[M, N]` by `[N, L]`; shape is (P, M, N, L)."""
     P, M, N, L = shape
     left, right = torch.randn(P, M, N, device=device).to(dtype), torch.randn(P, N, L, device=device).to(dtype)
     out = torch.empty(P, M, L, dtype=dtype, device=device)
@@ -95,7 +95,7 @@ def matmul_rate(shape: tuple[int, int, int, int], dtype: torch.dtype, device: st
 
 
 def peak_rates(size: int, dtype: torch.dtype, device: str, quick: bool = False) -> dict[str, float]:
-    """Measure two limits, in operations a second: one large product, and a batch of products of a chunk's size.
+    """Measure two limits, in operations per second: one large product, and a batch of products of a chunk's size.
 
     The first is the machine's peak; the second, `[64, size]` by `[size, size]` in the batch that suits the machine best
     (on a CPU one that stays in the cache), is what chunked methods can reach.

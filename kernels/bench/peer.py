@@ -20,7 +20,7 @@ PROGRAM = Path(__file__).resolve().with_name("peer_reference.py")
 
 @dataclass(frozen=True)
 class PeerResult:
-    """Hold what the peer computed `[B, T, H, V]`, how long its forward pass took, and which function it was."""
+    """What the peer computed `[B, T, H, V]`, how long its forward pass took, and which function it was."""
 
     output: Tensor
     seconds: Spread

@@ -20,7 +20,7 @@ MULTIPROCESSORS, SHARED = 132, 232448
 
 
 class Hopper(Card):
-    """Stand in for a card whose properties the peer reads when it is imported."""
+    """A stand-in for a card with the properties that the peer reads when it is imported."""
 
     @property
     def utils(self) -> Hopper:

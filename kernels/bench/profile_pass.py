@@ -27,7 +27,7 @@ from variants import ALL, find, spell
 
 
 class Share(NamedTuple):
-    """Hold a kernel's launches and microseconds in one pass."""
+    """A kernel's launches and microseconds in one pass."""
 
     kernel: str
     launches: float

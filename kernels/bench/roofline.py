@@ -21,7 +21,7 @@ CPU_BYTES, CUDA_BYTES = 1 << 28, 1 << 30
 
 @dataclass(frozen=True)
 class Roof:
-    """Hold a machine's limits: operations a second of one large product, and bytes a second of a copy."""
+    """A machine's limits: operations per second of one large product, and bytes per second of a copy."""
 
     flops_per_s: float
     bytes_per_s: float
@@ -32,7 +32,7 @@ class Roof:
 
 
 def copy_rate(device: str, quick: bool = False) -> float:
-    """Measure the bandwidth of a device in bytes a second, read and written bytes counted, by copying a large block."""
+    """Measure the bandwidth of a device in bytes per second, read and written ones, by copying a large block."""
     size = 1 << 20 if quick else CUDA_BYTES if torch.device(device).type == "cuda" else CPU_BYTES
     source = torch.ones(size // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)

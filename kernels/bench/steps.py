@@ -23,7 +23,7 @@ AIMED = ("--length", "4096", "--size", "128", "--gamma", "0.99")
 
 @dataclass(frozen=True)
 class Step:
-    """Name one thing to do: what it finds out, and the words of its command after the interpreter.
+    """One thing to do: what it finds out, and the words of its command after the interpreter.
 
     limit: seconds after which it is interrupted where time is short. card, rehearsal: words that are added on a card,
     and on a CPU, where it only shows whether it runs. figures: whether the program takes --out for JSON lines.

@@ -20,7 +20,7 @@ OURS, PEER, SOFTMAX = "mesa", "fla", "softmax"
 
 @dataclass(frozen=True)
 class Target:
-    """Say what is aimed at and by which step it is measured.
+    """What is aimed at and by which step it is measured.
 
     find: from that step's JSON lines by (length, variant's word), the figure and whether it is good enough; None where
     a line is missing.

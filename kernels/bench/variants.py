@@ -37,7 +37,7 @@ QUADRATIC = ("softmax",)
 
 @dataclass(frozen=True)
 class Work:
-    """Say how much work one call is: operations forward and backward.
+    """The work of one call: operations forward and backward.
 
     steps: of the solver, on average (None: no solve). factored: the share of chunks and heads that used the shared
     factor.
@@ -51,7 +51,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Variant:
-    """Offer one way to compute attention: `run(operands)` returns `[B, T, H, V]`.
+    """One way to compute attention: `run(operands)` returns `[B, T, H, V]`.
 
     solves: whether it computes mesa attention, so that its output has an error. reads: the operands that it reads, by
     place; the others get no gradient.

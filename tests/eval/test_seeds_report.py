@@ -190,7 +190,7 @@ def test_claims_are_corrected_for_their_number() -> None:
 def words_of_verdict(text: str) -> list[str]:
     """Return the verdicts in a text; "lower is better" says which way a measure points."""
     plain = re.sub("(lower|higher) is better", "", text.lower())
-    return re.findall(r"\b(?:better|worse|differs|no difference)\b", plain)
+    return re.findall(r"\b(?:better|worse|differs|significant)\b", plain)
 
 
 def test_only_the_family_bears_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
