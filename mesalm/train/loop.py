@@ -199,6 +199,8 @@ class Loop:
         self.stream.position = type(self.stream.position).from_dict(state["position"])
         self.guard.load_state_dict(state["guard"])
         self.tally = Tally(**state["tally"])
+        if self.checkpoints is not None and folder.parent != self.checkpoints.folder:
+            return  # another run's, which this one leaves
         self._saved_at = self.tally.step
         if not self.journal.holds("checkpoint", self.tally.step):  # killed before the line could be written
             self._write("checkpoint", folder=folder.name)

@@ -123,6 +123,7 @@ def _run(
             probes=_probes(recipe, prepared, tokenizer, stream, accelerator, display),
             decorate=lambda folder: _save_tokenizer(tokenizer, folder),
             facts={"data": prepared.contents()},
+            origin=None if recipe.branch_from is None else Path(recipe.branch_from),
         )
         if accelerator.is_main_process:
             _finish(run, model, tokenizer, journal, outcome)

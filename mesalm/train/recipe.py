@@ -65,6 +65,11 @@ with warnings.catch_warnings():
             description="Weights to begin from: a run folder, a checkpoint, a published folder or a Hub name; "
             "none: fresh weights.",
         )
+        branch_from: str | None = Field(
+            default=None,
+            description="Checkpoint of another run that this one begins at, optimiser and data position "
+            "too; set by --branch.",
+        )
         data: DataSettings = Field(default_factory=DataSettings, description="Corpus, tokenizer and rows.")
         model: ModelFields = Field(
             default_factory=dict, description="Fields of MesaConfig; vocab_size is the tokenizer's if left out."

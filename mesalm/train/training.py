@@ -53,8 +53,11 @@ def run(
     enough: Callable[[], bool] | None = None,
     decorate: Callable[[Path], None] | None = None,
     facts: Mapping[str, Any] | None = None,
+    origin: Path | None = None,
 ) -> Outcome:
     """Train a model to the end of its run, from the newest of the run's checkpoints if there is one.
+
+    Without one it begins at ``origin``, a checkpoint of another run, or afresh.
 
     ``start`` holds what the journal's line of that name tells beside the step; ``decorate`` and ``facts`` are those of
     `Checkpoints`, ``probes``, ``count_items`` and ``enough`` those of `Loop`.
@@ -63,7 +66,7 @@ def run(
     """
     every, keep = settings.checkpoint.every, settings.checkpoint.keep
     checkpoints = Checkpoints(files.checkpoints, every=every, keep=keep, decorate=decorate, facts=facts)
-    newest: Path | None = broadcast(accelerator, checkpoints.newest())
+    newest: Path | None = broadcast(accelerator, checkpoints.newest() or origin)
     step = 0 if newest is None else step_of(newest)
     journal.write("start", step=step, steps=settings.steps, **start)
 
