@@ -18,6 +18,7 @@ from mesalm.data.prepare import ChangedDataError, check_inputs, prepare
 from mesalm.data.prepared import Prepared
 from mesalm.data.stream import Position, RowStream
 from mesalm.journal import Journal
+from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.settings import SettingsError
 from mesalm.train import training
 from mesalm.train.checkpoint import Checkpoints, whole_folder
@@ -32,6 +33,7 @@ from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import Resume, Resumption, RunFolder
 from mesalm.train.sampling import sampling
 from mesalm.train.speeds import device_name, earlier_rate
+from mesalm.train.token_loss import TokenLoss
 from mesalm.train.validation import validation
 
 PACKAGES = ("mesalm", "torch", "transformers", "accelerate", "datasets", "tokenizers")
@@ -100,6 +102,7 @@ def _run(
     # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
     seed_everything(recipe.seed + accelerator.process_index + 1)
     stream = _stream(recipe, prepared, share)
+    _set_loss(recipe, model, stream.micro_rows)
     if recipe.track:
         accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()})
     with Journal(run.journal if accelerator.is_main_process else None) as journal:
@@ -186,6 +189,16 @@ def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowSt
         micro_rows=micro_rows,
         workers=recipe.train.workers,
     )
+
+
+def _set_loss(recipe: Recipe, model: PreTrainedModel, micro_rows: int) -> None:
+    """Let the model make its loss in parts where its logits are many, and with z-loss where that is asked for."""
+    train, logits = recipe.train, micro_rows * recipe.data.sequence_length * model.config.vocab_size
+    if isinstance(model, MesaForCausalLM):
+        if train.z_loss or logits > train.logits_at_once:
+            model.token_loss = TokenLoss(train.logits_at_once, train.z_loss)
+    elif train.z_loss:
+        raise SettingsError(f"train.z_loss: {type(model).__name__} has no z-loss; set it to 0")
 
 
 def _probes(

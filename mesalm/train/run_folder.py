@@ -34,6 +34,7 @@ HARMLESS = (
     "train.device",
     "train.gradient_checkpointing",
     "train.log_every",
+    "train.logits_at_once",
     "train.max_skipped",
     "train.micro_rows",
     "train.workers",

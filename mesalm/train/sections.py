@@ -32,6 +32,14 @@ class TrainSettings(Settings):
     clip: float | None = Field(
         default=1.0, gt=0, description="Largest global norm of the gradient; longer ones are scaled down. none: off."
     )
+    logits_at_once: int = Field(
+        default=2**28,
+        gt=0,
+        description="Logits held at once; those of a longer batch are made in parts, and again in the backward pass.",
+    )
+    z_loss: float = Field(
+        default=0.0, ge=0, description="Weight of the mean squared logarithm of the softmax's divisor in the loss."
+    )
     device: Literal["auto", "cpu"] = Field(
         default="auto", description="auto: the accelerator if there is one; cpu: never (also for several processes)."
     )
