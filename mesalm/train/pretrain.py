@@ -21,6 +21,7 @@ from mesalm.journal import Journal
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.settings import SettingsError
 from mesalm.train import training
+from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints, whole_folder
 from mesalm.train.context import data_share, share_rows
 from mesalm.train.initial import earlier_config, initial_model
@@ -103,6 +104,13 @@ def _run(
     seed_everything(recipe.seed + accelerator.process_index + 1)
     stream = _stream(recipe, prepared, share)
     _set_loss(recipe, model, stream.micro_rows)
+    average = None if recipe.train.average is None else WeightAverage(model, recipe.train.average)
+
+    def decorate(folder: Path) -> None:
+        _save_tokenizer(tokenizer, folder)
+        if average is not None:
+            average.save(folder)
+
     if recipe.track:
         accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()})
     with Journal(run.journal if accelerator.is_main_process else None) as journal:
@@ -123,12 +131,17 @@ def _run(
             accelerator=accelerator,
             display=display,
             start=_start(recipe, prepared, model, accelerator),
-            probes=_probes(recipe, prepared, tokenizer, stream, accelerator, display),
-            decorate=lambda folder: _save_tokenizer(tokenizer, folder),
+            probes=_probes(recipe, prepared, tokenizer, stream, accelerator, display, average),
+            decorate=decorate,
             facts={"data": prepared.contents()},
             origin=None if recipe.branch_from is None else Path(recipe.branch_from),
+            average=average,
         )
         if accelerator.is_main_process:
+            if average is not None:
+                with whole_folder(run.path / "final-average") as partial, without_bars():
+                    average.model.save_pretrained(partial)
+                    _save_tokenizer(tokenizer, partial)
             _finish(run, model, tokenizer, journal, outcome)
         accelerator.wait_for_everyone()
         display.say(f"{run.path}: finished, the model is in {run.final}")
@@ -208,6 +221,7 @@ def _probes(
     stream: RowStream,
     accelerator: Accelerator,
     display: Display,
+    average: WeightAverage | None,
 ) -> list[Probe]:
     probes = []
     rows = prepared.rows("valid")
@@ -219,6 +233,8 @@ def _probes(
         per_token = prepared.manifest["splits"]["valid"]["bytes_per_token"]
         run = validation(rows, stream.micro_rows, per_token, accelerator, (stream.rank, stream.world))
         probes.append(Probe("valid", recipe.validate.every, run))
+        if average is not None:
+            probes.append(Probe("valid_average", recipe.validate.every, lambda _, step: run(average.model, step)))
     else:
         display.say("data: the valid split has not one full row, so there is no validation")
     if recipe.sample.every:

@@ -138,9 +138,9 @@ class RunFolder(RunFiles):
         """Delete what a process killed meanwhile has left beside the checkpoints."""
         for leftover in self.path.glob("*recipe.yaml.*"):
             leftover.unlink()
-        for name in ("final.partial", "final.replaced"):
-            if (self.path / name).is_dir():
-                shutil.rmtree(self.path / name)
+        for pattern in ("final*.partial", "final*.replaced"):
+            for leftover in self.path.glob(pattern):
+                shutil.rmtree(leftover)
 
     def _longer(self, old: Recipe, new: Recipe, newest: Path | None) -> str:
         """Say what becomes of a run of another length. Raises SettingsError where it cannot have it."""

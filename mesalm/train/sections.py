@@ -40,6 +40,12 @@ class TrainSettings(Settings):
     z_loss: float = Field(
         default=0.0, ge=0, description="Weight of the mean squared logarithm of the softmax's divisor in the loss."
     )
+    average: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Decay of a running average of the weights, validated too and written to final-average; none: off.",
+    )
     device: Literal["auto", "cpu"] = Field(
         default="auto", description="auto: the accelerator if there is one; cpu: never (also for several processes)."
     )

@@ -13,6 +13,7 @@ from torch import nn
 from mesalm.interrupts import Interrupted
 from mesalm.journal import Journal
 from mesalm.runs import RunFiles, step_of
+from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard
 from mesalm.train.launch import broadcast
@@ -54,10 +55,11 @@ def run(
     decorate: Callable[[Path], None] | None = None,
     facts: Mapping[str, Any] | None = None,
     origin: Path | None = None,
+    average: WeightAverage | None = None,
 ) -> Outcome:
     """Train a model to the end of its run, from the newest of the run's checkpoints if there is one.
 
-    Without one it begins at ``origin``, a checkpoint of another run, or afresh.
+    Without one it begins at ``origin``, a checkpoint of another run, or afresh. ``average`` follows the weights.
 
     ``start`` holds what the journal's line of that name tells beside the step; ``decorate`` and ``facts`` are those of
     `Checkpoints`, ``probes``, ``count_items`` and ``enough`` those of `Loop`.
@@ -73,10 +75,16 @@ def run(
     def learning_rate(step: int) -> float:
         return settings.optim.learning_rate * learning_rate_factor(settings.schedule, step, settings.steps)
 
+    optimiser = build_optimiser(model, settings.optim)
+    if average is not None:
+        average.follow(optimiser)
+        if newest is not None:
+            checkpoints.read_state(newest)  # damage is named before it is read
+            average.load(newest)
     outcome = Loop(
         model,
         stream,
-        build_optimiser(model, settings.optim),
+        optimiser,
         accelerator=accelerator,
         steps=settings.steps,
         learning_rate=learning_rate,
