@@ -222,7 +222,7 @@ class Loop:
         due = self._due(self.tally.step + 1)
         rate = self.learning_rate(self.tally.step)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_scale", 1.0)
         with preserved_randomness(devices=False):
             micro = [moved(next(self._batches), self.accelerator.device) for _ in range(self.stream.micro_batches)]
         solver = self._watch_solver(due, micro[0])
