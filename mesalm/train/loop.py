@@ -269,7 +269,7 @@ class Loop:
             if accepted:
                 self._wrapped_optimiser.step()
         else:
-            update_where_finite(self._wrapped_optimiser, self.optimiser, loss, norm)
+            update_where_finite(self._wrapped_optimiser, self.optimiser, loss, norm, self.guard.bound)
         self._wrapped_optimiser.zero_grad(set_to_none=True)
         return heard
 
@@ -283,9 +283,21 @@ class Loop:
             if not accepted:
                 self._verify()
                 self.guard.judge(self.accelerator, self.model, micro, step)
-                self.display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; skipped")
+                self._refuse(step, loss, norm)
         self._unread.clear()
+        self.guard.renew_bound()
         return accepted, heard
+
+    def _refuse(self, step: int, loss: float, norm: float) -> None:
+        """Do what the guard says of a step that may not update the weights, and tell it."""
+        newest = None if self.checkpoints is None else self.checkpoints.newest()
+        done = "skipped"
+        if self.guard.verdict(loss, step) == "rollback" and newest is not None:
+            load_weights(self.model, newest)
+            load_optimiser(self.optimiser, newest)
+            done = f"rolled back to {newest.name}"
+        self.journal.write("refused", step=step, loss=loss, gradient_norm=norm, done=done)
+        self.display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {done}")
 
     def _show(self, due: Due, rate: float, norm: torch.Tensor, micro: list[Batch], solver: Any) -> None:
         """Write the line of a step that is logged, and bring the display up to date."""

@@ -253,6 +253,7 @@ def _settings(recipe: Recipe) -> training.RunSettings:
         checkpoint=recipe.checkpoint,
         clip=recipe.train.clip,
         max_skipped=recipe.train.max_skipped,
+        spikes=recipe.train.spikes,
         log_every=recipe.train.log_every,
         compile_model=recipe.train.compile,
     )

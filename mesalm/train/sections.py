@@ -69,6 +69,12 @@ class TrainSettings(Settings):
         description="Steps in a row with a loss or gradient that is not finite after which the run stops.",
     )
 
+    spikes: Literal["accept", "skip", "rollback", "stop"] = Field(
+        default="accept",
+        description="What a loss far above the last ones does: accept: it updates the weights; skip: the step is left "
+        "out; rollback: weights and optimiser go back to the last checkpoint, the data on; stop: the run ends.",
+    )
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.tokens is None) == (self.steps is None):

@@ -15,7 +15,7 @@ from mesalm.journal import Journal
 from mesalm.runs import RunFiles, step_of
 from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints
-from mesalm.train.guard import Guard
+from mesalm.train.guard import Guard, Verdict
 from mesalm.train.launch import broadcast
 from mesalm.train.loop import Loop, Outcome, Probe, Stream
 from mesalm.train.optim import OptimSettings, build_optimiser
@@ -35,6 +35,7 @@ class RunSettings:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     clip: float | None = 1.0
     max_skipped: int = 10
+    spikes: Verdict = "accept"
     log_every: int = 10
     compile_model: bool | Literal["blocks"] = False
 
@@ -89,7 +90,7 @@ def run(
         steps=settings.steps,
         learning_rate=learning_rate,
         clip=settings.clip,
-        guard=Guard(settings.max_skipped),
+        guard=Guard(settings.max_skipped, settings.spikes),
         probes=probes,
         journal=journal,
         log_every=settings.log_every,
