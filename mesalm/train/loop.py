@@ -51,7 +51,9 @@ class Stream(Protocol):
 
     position: Any
     world: int
-    micro_batches: int
+
+    @property
+    def micro_batches(self) -> int: ...
 
     def __iter__(self) -> Iterator[Batch]: ...
 

@@ -182,12 +182,13 @@ def _prepared(
 
 
 def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowStream:
-    (rank, world), batch_rows, context = share, recipe.train.batch_rows, recipe.parallelism.context
+    (rank, world), batch_rows, context = share, recipe.ramp.rows(0), recipe.parallelism.context
     micro_rows = recipe.train.micro_rows or max(batch_rows // world, 1)
     if batch_rows % (world * micro_rows):
+        first = " of a first step" if recipe.ramp.over else ""
         readers = "processes" if context == 1 else f"groups of {context} processes"
         raise SettingsError(
-            f"train.batch_rows: {batch_rows} must be a multiple of {world} {readers} times train.micro_rows "
+            f"train.batch_rows: {batch_rows}{first} must be a multiple of {world} {readers} times train.micro_rows "
             f"{micro_rows}; change the one or the other"
         )
     rows = prepared.rows("train")
@@ -196,11 +197,12 @@ def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowSt
     return RowStream(
         rows,
         Position(recipe.seed),
-        batch_rows,
+        recipe.train.batch_rows,
         rank=rank,
         world=world,
         micro_rows=micro_rows,
         workers=recipe.train.workers,
+        ramp=recipe.ramp.over,
     )
 
 

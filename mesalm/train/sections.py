@@ -21,8 +21,16 @@ class TrainSettings(Settings):
     batch_rows: int = Field(
         default=32, gt=0, description="Rows of one optimiser step, over all processes and micro-batches together."
     )
+    ramp_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="First tokens over which a step grows: a quarter of batch_rows for a third of them, then a half, "
+        "then three quarters.",
+    )
     micro_rows: int | None = Field(
-        default=None, gt=0, description="Rows one process runs at once; none: its whole share of batch_rows."
+        default=None,
+        gt=0,
+        description="Rows one process runs at once; none: its whole share of a step, the first of a ramp.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
@@ -79,6 +87,8 @@ class TrainSettings(Settings):
     def _one_length(self) -> Self:
         if (self.tokens is None) == (self.steps is None):
             raise ValueError("give exactly one of tokens and steps")
+        if self.ramp_tokens and self.batch_rows % 4:
+            raise ValueError(f"batch_rows: {self.batch_rows} must be a multiple of 4 where train.ramp_tokens is given")
         return self
 
 
