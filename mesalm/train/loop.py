@@ -19,10 +19,11 @@ from torch import nn
 
 from mesalm.interrupts import Interrupts
 from mesalm.journal import Journal
+from mesalm.train.alarms import Alarms
 from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_states, load_weights
 from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.meters import Speedometer, Tally
-from mesalm.train.progress import Display
+from mesalm.train.progress import Display, event_line
 from mesalm.train.randomness import preserved_randomness, random_state, restore_random_state
 from mesalm.train.step import (
     Batch,
@@ -143,6 +144,7 @@ class Loop:
         self.tally = Tally()
         self._unread: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._saved_at: int | None = None
+        self._alarms = Alarms()
 
     def fit(self) -> Outcome:
         """Train to the end, or to a signal.
@@ -310,6 +312,8 @@ class Loop:
             shown = fields["loss"]
             self.journal.write("step", **fields)
             _track(self.accelerator, "train", fields, tally.step)
+            for alarm in self._alarms.raised(fields):
+                self._tell("alarm", alarm)
             tally.window_loss, tally.window_steps, tally.window_tokens = 0.0, 0, 0
         left = self._speed.left(self.steps - tally.step)
         self.display.update(tally.step, shown, self._speed.tokens_per_second, left, self._epochs(), logged=due.logged)
@@ -340,10 +344,7 @@ class Loop:
             self.model.eval()
             with preserved_randomness(), torch.no_grad(), self.accelerator.autocast():
                 for fields in probe.run(self.model, self.tally.step):
-                    self._write(probe.event, **fields)
-                    _track(self.accelerator, probe.event, fields, self.tally.step)
-                    shown = "  ".join(f"{name} {_short(value)}" for name, value in fields.items())
-                    self.display.say(f"step {self.tally.step}  {probe.event}  {shown}")
+                    self._tell(probe.event, fields)
             self.model.train()
         self._speed.pause(time.perf_counter() - begun)
 
@@ -371,6 +372,12 @@ class Loop:
     def _verify(self, way_on: str | None = None) -> None:
         self.guard.verify(self.accelerator, self.model, self.optimiser, self.tally.step, way_on)
 
+    def _tell(self, event: str, fields: dict[str, Any]) -> None:
+        """Write a line of the journal, and show and track it."""
+        self._write(event, **fields)
+        _track(self.accelerator, event, fields, self.tally.step)
+        self.display.say(event_line(self.tally.step, event, fields))
+
     def _write(self, event: str, **fields: Any) -> None:
         """Write a line of the journal, with the step and the tokens so far."""
         self.journal.write(event, step=self.tally.step, tokens=self.tally.tokens, **fields)
@@ -380,10 +387,6 @@ def _other_start(resume_from: Path | None) -> str:
     if resume_from is None:
         return "begin from other weights"
     return f"delete {resume_from} to go on from the checkpoint before it"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _track(accelerator: Accelerator, event: str, fields: dict[str, Any], step: int) -> None:

@@ -129,6 +129,8 @@ def solver_fields(model: nn.Module, sampled: Any) -> dict[str, Any]:
         "solver_head": None if sample is None else sample.head,
         "solver_misses": None if sample is None else sample.misses,
         "solver_residual": None if sample is None else sample.residual,
+        "input_gate": None if sample is None else sample.input_gate,
+        "forget_gate": None if sample is None else sample.forget_gate,
     }
 
 
