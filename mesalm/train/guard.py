@@ -55,7 +55,8 @@ class Guard:
         """Return whether a step with this loss and gradient norm may update the weights, and count it if not."""
         if math.isfinite(loss) and math.isfinite(norm) and loss <= self.bound:
             self.in_row = 0
-            self._recent.append(loss)
+            if self.spikes != "accept":
+                self._recent.append(loss)
             return True
         self.skipped += 1
         self.in_row += 1
@@ -63,7 +64,7 @@ class Guard:
 
     def renew_bound(self) -> None:
         """Set the bound by the losses accepted so far."""
-        if self.spikes != "accept" and len(self._recent) >= FEWEST:
+        if len(self._recent) >= FEWEST:
             self.bound = statistics.fmean(self._recent) + SPIKE * statistics.pstdev(self._recent)
 
     def verdict(self, loss: float, step: int) -> Verdict:
