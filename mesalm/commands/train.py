@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     failed = []
     runs = planned_runs(options.recipe, options.overrides, options.arm, seeds)
     if options.branch is not None:
-        runs = [branch(run, options.branch) for run in runs]
+        runs = [branch(recipe, options.branch) for recipe in runs]
     if options.plan:
         show_plans(runs, options)
         return
