@@ -10,7 +10,20 @@ import pytest
 
 from mesalm.cli import main, parse, parser
 
-COMMANDS = ["prepare", "train", "sample", "eval", "compare", "synth", "tune", "publish", "inspect", "convert", "lab"]
+COMMANDS = [
+    "prepare",
+    "train",
+    "sweep",
+    "sample",
+    "eval",
+    "compare",
+    "synth",
+    "tune",
+    "publish",
+    "inspect",
+    "convert",
+    "lab",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

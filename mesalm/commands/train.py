@@ -31,6 +31,11 @@ def arguments(command: argparse.ArgumentParser) -> None:
         "--seeds", metavar="N", help="train with several seeds, <name>-<arm>-s<seed>: 0,1,2 those, 3 the first three"
     )
     command.add_argument(
+        "--branch",
+        metavar="RUN/step-N",
+        help="begin a new run at this checkpoint of a wsd run, and let the rate decay over schedule.decay_steps",
+    )
+    command.add_argument(
         "--resume",
         choices=("auto", "must", "never"),
         default="auto",
@@ -49,6 +54,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train a recipe, every arm of it in turn, with every seed."""
+    from mesalm.train.branch import branch
     from mesalm.train.guard import NonFiniteError
     from mesalm.train.pretrain import pretrain
     from mesalm.train.seeds import plan_line, planned_runs, read_seeds
@@ -56,6 +62,8 @@ def run(options: argparse.Namespace) -> None:
     seeds = None if options.seeds is None else read_seeds(options.seeds)
     failed = []
     runs = planned_runs(options.recipe, options.overrides, options.arm, seeds)
+    if options.branch is not None:
+        runs = [branch(recipe, options.branch) for recipe in runs]
     if options.plan:
         show_plans(runs, options)
         return

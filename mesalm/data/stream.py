@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .packing import segment_positions
+from .ramp import RowRamp
 
 Batch = dict[str, torch.Tensor]
 Collate = Callable[[list[Any]], Batch]
@@ -74,8 +75,9 @@ class RowStream:
 
     Each optimiser step takes ``global_rows`` rows from ``position`` on, across the end of an epoch into
     the next; process ``rank`` of ``world`` takes the rank-th contiguous slice of them, cut into
-    ``micro_batches`` micro-batches of ``micro_rows`` rows. ``rows`` is any dataset with ``len`` and ``[]``;
-    ``collate`` turns a list of its items into a batch. ``workers`` processes read ahead (0: none).
+    ``micro_batches`` micro-batches of ``micro_rows`` rows. Steps of the first ``ramp`` rows are smaller,
+    as `RowRamp` says. ``rows`` is any dataset with ``len`` and ``[]``; ``collate`` turns a list of its
+    items into a batch. ``workers`` processes read ahead (0: none).
     ``position`` is that of the first step not yet handed out whole; a new ``iter`` begins there.
 
     Raises ValueError when the rows of a step do not divide evenly or the position lies outside the data.
@@ -92,22 +94,22 @@ class RowStream:
         micro_rows: int,
         workers: int = 0,
         collate: Collate = collate_tokens,
+        ramp: int = 0,
     ) -> None:
         self.total = len(rows)
         if self.total == 0:
             raise ValueError("the data have no rows; give more text or a shorter sequence_length")
-        check_shares(global_rows, rank, world, micro_rows)
+        self.ramp = RowRamp(global_rows, ramp)
+        check_shares(self.ramp.rows(0), rank, world, micro_rows)
         if position.seed < 0 or position.epoch < 0 or not 0 <= position.row < self.total:
             raise ValueError(f"{position} lies outside the data of {self.total} rows; were they prepared anew?")
         self.rows = rows
         self.position = position
-        self.global_rows = global_rows
         self.rank = rank
         self.world = world
         self.micro_rows = micro_rows
         self.workers = workers
         self.collate = collate
-        self.micro_batches = global_rows // (world * micro_rows)
         self._orders: dict[int, np.ndarray] = {}
 
     def __iter__(self) -> Iterator[Batch]:
@@ -116,8 +118,13 @@ class RowStream:
             handed += 1
             if handed == self.micro_batches:
                 handed = 0
-                self.position = self.position.advance(self.global_rows, self.total)
+                self.position = self.position.advance(self._step_rows(self.position), self.total)
             yield batch
+
+    @property
+    def micro_batches(self) -> int:
+        """Return how many micro-batches the next step has."""
+        return self._step_rows(self.position) // (self.world * self.micro_rows)
 
     @property
     def epochs(self) -> float:
@@ -125,13 +132,17 @@ class RowStream:
         return self.position.epoch + self.position.row / self.total
 
     def _indices(self, position: Position) -> Iterator[list[int]]:
-        share = self.global_rows // self.world
         while True:
+            rows = self._step_rows(position)
+            share = rows // self.world
             mine = position.advance(self.rank * share, self.total)
             chosen = self._slice(mine, share)
             for begin in range(0, share, self.micro_rows):
                 yield chosen[begin : begin + self.micro_rows].tolist()
-            position = position.advance(self.global_rows, self.total)
+            position = position.advance(rows, self.total)
+
+    def _step_rows(self, position: Position) -> int:
+        return self.ramp.rows(position.epoch * self.total + position.row)
 
     def _slice(self, position: Position, count: int) -> np.ndarray:
         """Return the indices of the ``count`` rows from ``position`` on."""

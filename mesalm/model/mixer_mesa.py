@@ -22,13 +22,16 @@ class SolverSample(NamedTuple):
     """How one layer solved the systems of one row and one key head.
 
     misses: share of chunks of 64 tokens and query heads that hold a solution out of tolerance, measured in float64;
-    residual: the largest |q - (H + ridge) x| / |q|.
+    residual: the largest |q - (H + ridge) x| / |q|;
+    input_gate, forget_gate: means of the head's gates over the row, None without gates.
     """
 
     layer: int
     head: int
     misses: float
     residual: float
+    input_gate: float | None
+    forget_gate: float | None
 
 
 class MesaMixer(GatedMixer):
@@ -104,7 +107,9 @@ class MesaMixer(GatedMixer):
             return_report=True,
         )
         misses = float((~report.converged).float().mean())
-        return SolverSample(self.layer_idx, head, misses, float(report.residual.max()))
+        written = None if input_gate is None else float(input_gate[0, :, head].mean())
+        kept = None if log_forget is None else float(log_forget[0, :, head].exp().mean())
+        return SolverSample(self.layer_idx, head, misses, float(report.residual.max()), written, kept)
 
     @property
     def state_columns(self) -> int:

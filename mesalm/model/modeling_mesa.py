@@ -286,7 +286,15 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         self.model = MesaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.token_loss: Any = None  # called as in `forward`, it makes the loss, and no logits are returned beside it
         self.post_init()
+
+    def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the logits [..., vocabulary] of hidden states [..., hidden]."""
+        logits = self.lm_head(hidden_states)
+        if self.config.logit_softcap is not None:
+            logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
+        return logits
 
     @can_return_tuple
     def forward(
@@ -339,12 +347,14 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
             hidden_states = hidden_states[:, logits_to_keep]
         elif logits_to_keep:
             hidden_states = hidden_states[:, -logits_to_keep:]
-        logits = self.lm_head(hidden_states)
-        if self.config.logit_softcap is not None:
-            logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
-        loss = None
-        if scored:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_options)
+        loss = logits = None
+        loss_options["vocab_size"] = self.config.vocab_size
+        if scored and self.token_loss is not None:
+            loss = self.token_loss(self.logits, hidden_states, labels, **loss_options)
+        else:
+            logits = self.logits(hidden_states)
+            if scored:
+                loss = self.loss_function(logits=logits, labels=labels, **loss_options)
         returned: dict[str, Any] = {CACHE: getattr(outputs, CACHE)}
         return CausalLMOutputWithPast(
             loss=loss,

@@ -137,6 +137,7 @@ class CellRun:
             checkpoint=run.checkpoint,
             clip=run.train.clip,
             max_skipped=run.train.max_skipped,
+            spikes=run.train.spikes,
             log_every=run.train.log_every,
             compile_model=run.train.compile,
         )

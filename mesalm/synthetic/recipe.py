@@ -72,6 +72,9 @@ class TaskRun(Settings):
     def _counted_in_steps(self) -> Self:
         if self.train.steps is None:
             raise ValueError("train.steps: must be given, for these runs are counted in steps, not in tokens")
+        for section, name in (("train", "average"), ("train", "z_loss"), ("optim", "base_width")):
+            if getattr(getattr(self, section), name):
+                raise ValueError(f"{section}.{name}: is for runs of language models only; leave it out")
         check_warmup(self.schedule, self.train.steps)
         return self
 

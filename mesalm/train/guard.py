@@ -1,10 +1,12 @@
-"""The guard that keeps what is not finite out of weights and checkpoints, and says where it arose."""
+"""The guard that keeps what is not finite, or a spike, out of weights and checkpoints, and says where it arose."""
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -19,29 +21,62 @@ class NonFiniteError(FloatingPointError):
     """A run that cannot go on, in one line: the step, what was not finite and where, and what to do."""
 
 
+Verdict = Literal["accept", "skip", "rollback", "stop"]
+
+SPIKE = 6.0
+"""Standard deviations above the mean of the last accepted losses from which a loss is a spike."""
+WINDOW, FEWEST = 100, 20
+"""How many last losses are looked at, and how many there must be."""
+
+
 class Guard:
-    """The refusal of steps whose loss or gradient is not finite; it stops the run where that does not help.
+    """The refusal of steps whose loss is not finite or a spike, or whose gradient is not finite.
+
+    It stops the run where that does not help. ``spikes`` is the verdict on a spike: it updates the weights, the step is
+    skipped, the weights go back to the last checkpoint, or the run stops. ``bound`` is the largest loss that is none.
+    It changes when losses are read, so that the device can refuse the steps between.
 
     All processes see the same loss and gradient, and what one of them finds in its weights goes to all, so that
     they stop together.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, spikes: Verdict = "accept") -> None:
         """Allow fewer than ``limit`` refused steps in a row."""
         if limit < 1:
             raise ValueError(f"limit: must be at least 1, not {limit}")
         self.limit = limit
         self.skipped = 0
         self.in_row = 0
+        self.spikes = spikes
+        self.bound = math.inf
+        self._recent: deque[float] = deque(maxlen=WINDOW)
 
     def accepts(self, loss: float, norm: float) -> bool:
         """Return whether a step with this loss and gradient norm may update the weights, and count it if not."""
-        if math.isfinite(loss) and math.isfinite(norm):
+        if math.isfinite(loss) and math.isfinite(norm) and loss <= self.bound:
             self.in_row = 0
+            if self.spikes != "accept":
+                self._recent.append(loss)
             return True
         self.skipped += 1
         self.in_row += 1
         return False
+
+    def renew_bound(self) -> None:
+        """Set the bound by the losses accepted so far."""
+        if len(self._recent) >= FEWEST:
+            self.bound = statistics.fmean(self._recent) + SPIKE * statistics.pstdev(self._recent)
+
+    def verdict(self, loss: float, step: int) -> Verdict:
+        """Return what follows from the refusal of a step. Raises NonFiniteError for a spike that stops the run."""
+        if not loss > self.bound or not math.isfinite(loss):
+            return "skip"
+        if self.spikes == "stop":
+            raise NonFiniteError(
+                f"step {step}: loss {loss:.4g} is a spike, above {self.bound:.4g}; set train.spikes=skip or rollback, "
+                f"or {WAY_ON}"
+            )
+        return self.spikes
 
     def verify(
         self,
@@ -66,19 +101,22 @@ class Guard:
             return
         place = _first(accelerator, _fault_in_outputs(accelerator, model, micro) or _fault_in_gradients(model))
         seen = f", now first in {place}" if place else ""
+        what = "not finite" if self.bound == math.inf else "refused"
         raise NonFiniteError(
-            f"step {step}: loss or gradient were not finite in {self.in_row} steps in a row{seen}; check the data, "
+            f"step {step}: loss or gradient were {what} in {self.in_row} steps in a row{seen}; check the data, "
             f"raise train.max_skipped, or {WAY_ON}"
         )
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the counters for a checkpoint."""
-        return {"skipped": self.skipped, "in_row": self.in_row}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters and the last losses for a checkpoint."""
+        return {"skipped": self.skipped, "in_row": self.in_row, "recent": list(self._recent)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take up the counters of a checkpoint."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned; earlier versions kept no losses."""
         self.skipped = int(state["skipped"])
         self.in_row = int(state["in_row"])
+        self._recent.extend(state.get("recent", []))
+        self.renew_bound()
 
 
 WAY_ON = "lower optim.learning_rate (under another name; init_from takes a checkpoint's weights)"

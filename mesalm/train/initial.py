@@ -18,6 +18,7 @@ from mesalm.runs import resolve
 from mesalm.settings import SettingsError
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
+from mesalm.train.width import scale_first_weights
 
 
 def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
@@ -40,7 +41,10 @@ def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToken
         "eos_token_id": special["eos_token_id"],
         "pad_token_id": special["pad_token_id"],
     }
-    return MesaForCausalLM(MesaConfig(**{**fields, **copy.deepcopy(recipe.model)}))
+    model = MesaForCausalLM(MesaConfig(**{**fields, **copy.deepcopy(recipe.model)}))
+    if recipe.optim.base_width is not None:
+        scale_first_weights(model, recipe.optim.base_width)
+    return model
 
 
 def earlier_config(recipe: Recipe) -> PreTrainedConfig:

@@ -19,10 +19,11 @@ from torch import nn
 
 from mesalm.interrupts import Interrupts
 from mesalm.journal import Journal
+from mesalm.train.alarms import Alarms
 from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_states, load_weights
 from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.meters import Speedometer, Tally
-from mesalm.train.progress import Display
+from mesalm.train.progress import Display, event_line
 from mesalm.train.randomness import preserved_randomness, random_state, restore_random_state
 from mesalm.train.step import (
     Batch,
@@ -51,7 +52,9 @@ class Stream(Protocol):
 
     position: Any
     world: int
-    micro_batches: int
+
+    @property
+    def micro_batches(self) -> int: ...
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -141,6 +144,7 @@ class Loop:
         self.tally = Tally()
         self._unread: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._saved_at: int | None = None
+        self._alarms = Alarms()
 
     def fit(self) -> Outcome:
         """Train to the end, or to a signal.
@@ -199,6 +203,8 @@ class Loop:
         self.stream.position = type(self.stream.position).from_dict(state["position"])
         self.guard.load_state_dict(state["guard"])
         self.tally = Tally(**state["tally"])
+        if self.checkpoints is not None and folder.parent != self.checkpoints.folder:
+            return  # another run's, which this one leaves
         self._saved_at = self.tally.step
         if not self.journal.holds("checkpoint", self.tally.step):  # killed before the line could be written
             self._write("checkpoint", folder=folder.name)
@@ -220,7 +226,7 @@ class Loop:
         due = self._due(self.tally.step + 1)
         rate = self.learning_rate(self.tally.step)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_scale", 1.0)
         with preserved_randomness(devices=False):
             micro = [moved(next(self._batches), self.accelerator.device) for _ in range(self.stream.micro_batches)]
         solver = self._watch_solver(due, micro[0])
@@ -267,7 +273,7 @@ class Loop:
             if accepted:
                 self._wrapped_optimiser.step()
         else:
-            update_where_finite(self._wrapped_optimiser, self.optimiser, loss, norm)
+            update_where_finite(self._wrapped_optimiser, self.optimiser, loss, norm, self.guard.bound)
         self._wrapped_optimiser.zero_grad(set_to_none=True)
         return heard
 
@@ -281,9 +287,21 @@ class Loop:
             if not accepted:
                 self._verify()
                 self.guard.judge(self.accelerator, self.model, micro, step)
-                self.display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; skipped")
+                self._refuse(step, loss, norm)
         self._unread.clear()
+        self.guard.renew_bound()
         return accepted, heard
+
+    def _refuse(self, step: int, loss: float, norm: float) -> None:
+        """Do what the guard says of a step that may not update the weights, and tell it."""
+        newest = None if self.checkpoints is None else self.checkpoints.newest()
+        done = "skipped"
+        if self.guard.verdict(loss, step) == "rollback" and newest is not None:
+            load_weights(self.model, newest)
+            load_optimiser(self.optimiser, newest)
+            done = f"rolled back to {newest.name}"
+        self.journal.write("refused", step=step, loss=loss, gradient_norm=norm, done=done)
+        self.display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {done}")
 
     def _show(self, due: Due, rate: float, norm: torch.Tensor, micro: list[Batch], solver: Any) -> None:
         """Write the line of a step that is logged, and bring the display up to date."""
@@ -294,6 +312,8 @@ class Loop:
             shown = fields["loss"]
             self.journal.write("step", **fields)
             _track(self.accelerator, "train", fields, tally.step)
+            for alarm in self._alarms.raised(fields):
+                self._tell("alarm", alarm)
             tally.window_loss, tally.window_steps, tally.window_tokens = 0.0, 0, 0
         left = self._speed.left(self.steps - tally.step)
         self.display.update(tally.step, shown, self._speed.tokens_per_second, left, self._epochs(), logged=due.logged)
@@ -324,10 +344,7 @@ class Loop:
             self.model.eval()
             with preserved_randomness(), torch.no_grad(), self.accelerator.autocast():
                 for fields in probe.run(self.model, self.tally.step):
-                    self._write(probe.event, **fields)
-                    _track(self.accelerator, probe.event, fields, self.tally.step)
-                    shown = "  ".join(f"{name} {_short(value)}" for name, value in fields.items())
-                    self.display.say(f"step {self.tally.step}  {probe.event}  {shown}")
+                    self._tell(probe.event, fields)
             self.model.train()
         self._speed.pause(time.perf_counter() - begun)
 
@@ -355,6 +372,12 @@ class Loop:
     def _verify(self, way_on: str | None = None) -> None:
         self.guard.verify(self.accelerator, self.model, self.optimiser, self.tally.step, way_on)
 
+    def _tell(self, event: str, fields: dict[str, Any]) -> None:
+        """Write a line of the journal, and show and track it."""
+        self._write(event, **fields)
+        _track(self.accelerator, event, fields, self.tally.step)
+        self.display.say(event_line(self.tally.step, event, fields))
+
     def _write(self, event: str, **fields: Any) -> None:
         """Write a line of the journal, with the step and the tokens so far."""
         self.journal.write(event, step=self.tally.step, tokens=self.tally.tokens, **fields)
@@ -364,10 +387,6 @@ def _other_start(resume_from: Path | None) -> str:
     if resume_from is None:
         return "begin from other weights"
     return f"delete {resume_from} to go on from the checkpoint before it"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _track(accelerator: Accelerator, event: str, fields: dict[str, Any], step: int) -> None:

@@ -34,6 +34,12 @@ class OptimSettings(Settings):
     weight_decay: float = Field(
         default=0.1, ge=0, description="Decoupled weight decay of matrices; gains, biases and ridges never decay."
     )
+    base_width: int | None = Field(
+        default=None,
+        gt=0,
+        description="hidden_size for which learning_rate was chosen; it then carries over to other widths with "
+        "heads of the same size (muP). none: one rate for all weights.",
+    )
     decay_embeddings: bool = Field(default=False, description="Whether weight decay acts on embeddings too.")
 
     @field_validator("name")
@@ -51,7 +57,7 @@ class OptimSettings(Settings):
 
 def adamw(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
     """Build AdamW for all parameters."""
-    return _adamw(parameter_groups(model, settings.weight_decay, settings.decay_embeddings), settings)
+    return _adamw(_groups(model, settings), settings)
 
 
 def muon(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
@@ -65,7 +71,8 @@ def muon(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
     from mesalm.train.joined import JoinedOptimiser, hidden_matrices
 
     hidden = hidden_matrices(model)
-    groups = parameter_groups(model, settings.weight_decay, settings.decay_embeddings)
+    # an orthogonal update of the same root mean square has a norm that grows with the square root of the width
+    groups = _groups(model, settings, power=0.5)
     matrices = _narrowed(groups, lambda weight: id(weight) in hidden)
     others = _narrowed(groups, lambda weight: id(weight) not in hidden)
     if not matrices:
@@ -74,6 +81,13 @@ def muon(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
         matrices, lr=settings.learning_rate, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw"
     )
     return JoinedOptimiser([first, *([_adamw(others, settings)] if others else [])])
+
+
+def _groups(model: nn.Module, settings: OptimSettings, power: float = 1.0) -> list[dict[str, Any]]:
+    from mesalm.train.width import scaled_groups
+
+    groups = parameter_groups(model, settings.weight_decay, settings.decay_embeddings)
+    return scaled_groups(groups, model, settings.base_width, power)
 
 
 def _narrowed(groups: list[dict[str, Any]], wanted: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:

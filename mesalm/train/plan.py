@@ -73,7 +73,7 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Return the tokens of the whole run."""
-        return self.recipe.steps * self.recipe.train.batch_rows * self.recipe.data.sequence_length
+        return self.recipe.planned_tokens
 
     @property
     def seconds(self) -> float | None:
@@ -93,7 +93,7 @@ class Plan:
         batch = f"{recipe.steps:,} steps of {train.batch_rows:,} rows of {recipe.data.sequence_length:,} tokens"
         epochs = "epochs are known when the data are prepared"
         if self.rows is not None:
-            epochs = f"{recipe.steps * train.batch_rows / self.rows:.4g} epochs of {self.rows:,} rows"
+            epochs = f"{recipe.ramp.total(recipe.steps) / self.rows:.4g} epochs of {self.rows:,} rows"
         parts = ", ".join(f"{part} {_short(size)}B" for part, size in self.memory.items())
         room = CARDS[self.hardware].memory if self.hardware else None
         fits = "" if room is None else f"; {'fits' if self.peak < room else 'DOES NOT FIT'} into {_short(room)}B"
@@ -133,7 +133,7 @@ def make_plan(
         one_of(hardware, CARDS, "a card in the table")
     assumptions = assumptions or Assumptions()
     train, length = recipe.train, recipe.data.sequence_length
-    micro_rows = train.micro_rows or max(train.batch_rows // processes, 1)
+    micro_rows = train.micro_rows or max(recipe.ramp.rows(0) // processes, 1)
     if train.batch_rows % (processes * micro_rows):
         raise SettingsError(
             f"train.batch_rows: {train.batch_rows} must be a multiple of {processes} processes times train.micro_rows "

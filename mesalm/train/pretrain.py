@@ -18,8 +18,10 @@ from mesalm.data.prepare import ChangedDataError, check_inputs, prepare
 from mesalm.data.prepared import Prepared
 from mesalm.data.stream import Position, RowStream
 from mesalm.journal import Journal
+from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.settings import SettingsError
 from mesalm.train import training
+from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints, whole_folder
 from mesalm.train.context import data_share, share_rows
 from mesalm.train.initial import earlier_config, initial_model
@@ -32,6 +34,7 @@ from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import Resume, Resumption, RunFolder
 from mesalm.train.sampling import sampling
 from mesalm.train.speeds import device_name, earlier_rate
+from mesalm.train.token_loss import TokenLoss
 from mesalm.train.validation import validation
 
 PACKAGES = ("mesalm", "torch", "transformers", "accelerate", "datasets", "tokenizers")
@@ -100,6 +103,14 @@ def _run(
     # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
     seed_everything(recipe.seed + accelerator.process_index + 1)
     stream = _stream(recipe, prepared, share)
+    _set_loss(recipe, model, stream.micro_rows)
+    average = None if recipe.train.average is None else WeightAverage(model, recipe.train.average)
+
+    def decorate(folder: Path) -> None:
+        _save_tokenizer(tokenizer, folder)
+        if average is not None:
+            average.save(folder)
+
     if recipe.track:
         accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()})
     with Journal(run.journal if accelerator.is_main_process else None) as journal:
@@ -120,11 +131,17 @@ def _run(
             accelerator=accelerator,
             display=display,
             start=_start(recipe, prepared, model, accelerator),
-            probes=_probes(recipe, prepared, tokenizer, stream, accelerator, display),
-            decorate=lambda folder: _save_tokenizer(tokenizer, folder),
+            probes=_probes(recipe, prepared, tokenizer, stream, accelerator, display, average),
+            decorate=decorate,
             facts={"data": prepared.contents()},
+            origin=None if recipe.branch_from is None else Path(recipe.branch_from),
+            average=average,
         )
         if accelerator.is_main_process:
+            if average is not None:
+                with whole_folder(run.path / "final-average") as partial, without_bars():
+                    average.model.save_pretrained(partial)
+                    _save_tokenizer(tokenizer, partial)
             _finish(run, model, tokenizer, journal, outcome)
         accelerator.wait_for_everyone()
         display.say(f"{run.path}: finished, the model is in {run.final}")
@@ -165,12 +182,13 @@ def _prepared(
 
 
 def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowStream:
-    (rank, world), batch_rows, context = share, recipe.train.batch_rows, recipe.parallelism.context
+    (rank, world), batch_rows, context = share, recipe.ramp.rows(0), recipe.parallelism.context
     micro_rows = recipe.train.micro_rows or max(batch_rows // world, 1)
     if batch_rows % (world * micro_rows):
+        first = " of a first step" if recipe.ramp.over else ""
         readers = "processes" if context == 1 else f"groups of {context} processes"
         raise SettingsError(
-            f"train.batch_rows: {batch_rows} must be a multiple of {world} {readers} times train.micro_rows "
+            f"train.batch_rows: {batch_rows}{first} must be a multiple of {world} {readers} times train.micro_rows "
             f"{micro_rows}; change the one or the other"
         )
     rows = prepared.rows("train")
@@ -179,12 +197,23 @@ def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowSt
     return RowStream(
         rows,
         Position(recipe.seed),
-        batch_rows,
+        recipe.train.batch_rows,
         rank=rank,
         world=world,
         micro_rows=micro_rows,
         workers=recipe.train.workers,
+        ramp=recipe.ramp.over,
     )
+
+
+def _set_loss(recipe: Recipe, model: PreTrainedModel, micro_rows: int) -> None:
+    """Let the model make its loss in parts where its logits are many, and with z-loss where that is asked for."""
+    train, logits = recipe.train, micro_rows * recipe.data.sequence_length * model.config.vocab_size
+    if isinstance(model, MesaForCausalLM):
+        if train.z_loss or logits > train.logits_at_once:
+            model.token_loss = TokenLoss(train.logits_at_once, train.z_loss)
+    elif train.z_loss:
+        raise SettingsError(f"train.z_loss: {type(model).__name__} has no z-loss; set it to 0")
 
 
 def _probes(
@@ -194,6 +223,7 @@ def _probes(
     stream: RowStream,
     accelerator: Accelerator,
     display: Display,
+    average: WeightAverage | None,
 ) -> list[Probe]:
     probes = []
     rows = prepared.rows("valid")
@@ -205,6 +235,8 @@ def _probes(
         per_token = prepared.manifest["splits"]["valid"]["bytes_per_token"]
         run = validation(rows, stream.micro_rows, per_token, accelerator, (stream.rank, stream.world))
         probes.append(Probe("valid", recipe.validate.every, run))
+        if average is not None:
+            probes.append(Probe("valid_average", recipe.validate.every, lambda _, step: run(average.model, step)))
     else:
         display.say("data: the valid split has not one full row, so there is no validation")
     if recipe.sample.every:
@@ -223,6 +255,7 @@ def _settings(recipe: Recipe) -> training.RunSettings:
         checkpoint=recipe.checkpoint,
         clip=recipe.train.clip,
         max_skipped=recipe.train.max_skipped,
+        spikes=recipe.train.spikes,
         log_every=recipe.train.log_every,
         compile_model=recipe.train.compile,
     )

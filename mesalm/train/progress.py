@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -88,3 +88,9 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def event_line(step: int, event: str, fields: Mapping[str, Any]) -> str:
+    """Return an event's fields in one line."""
+    shown = (f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in fields.items())
+    return "  ".join([f"step {step}", event, *shown])

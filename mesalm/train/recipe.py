@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 import mesalm
 from mesalm.data.data_settings import DataSettings
+from mesalm.data.ramp import RowRamp
 from mesalm.recipe_yaml import read_mapping, write_yaml
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError, nearest, unknown_key, without_none_words
 from mesalm.train.optim import OptimSettings
@@ -64,6 +65,11 @@ with warnings.catch_warnings():
             default=None,
             description="Weights to begin from: a run folder, a checkpoint, a published folder or a Hub name; "
             "none: fresh weights.",
+        )
+        branch_from: str | None = Field(
+            default=None,
+            description="Checkpoint of another run that this one begins at, optimiser and data position "
+            "too; set by --branch.",
         )
         data: DataSettings = Field(default_factory=DataSettings, description="Corpus, tokenizer and rows.")
         model: ModelFields = Field(
@@ -142,7 +148,17 @@ with warnings.catch_warnings():
             if self.train.steps is not None:
                 return self.train.steps
             tokens = self.train.tokens or 0
-            return math.ceil(tokens / (self.train.batch_rows * self.data.sequence_length))
+            return self.ramp.steps(math.ceil(tokens / self.data.sequence_length))
+
+        @property
+        def ramp(self) -> RowRamp:
+            """Return how many rows each step takes."""
+            return RowRamp(self.train.batch_rows, math.ceil(self.train.ramp_tokens / self.data.sequence_length))
+
+        @property
+        def planned_tokens(self) -> int:
+            """Return the tokens of all steps together."""
+            return self.ramp.total(self.steps) * self.data.sequence_length
 
         def plain(self) -> dict[str, Any]:
             """Return the recipe with all defaults written out, as plain data."""

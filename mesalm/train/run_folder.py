@@ -13,7 +13,7 @@ from typing import Any, Literal
 from mesalm.files import write_text
 from mesalm.locks import locked
 from mesalm.recipe_yaml import read_mapping
-from mesalm.runs import RunFiles, step_of
+from mesalm.runs import RunFiles, complete_checkpoints, step_of
 from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.recipe import Recipe
@@ -34,6 +34,7 @@ HARMLESS = (
     "train.device",
     "train.gradient_checkpointing",
     "train.log_every",
+    "train.logits_at_once",
     "train.max_skipped",
     "train.micro_rows",
     "train.workers",
@@ -95,15 +96,18 @@ class RunFolder(RunFiles):
                 raise SettingsError(f"{self.path}: is not empty and no run folder; change name or output_dir")
             if resume == "must":
                 raise SettingsError(f"{self.path}: there is no run to resume; leave out --resume must to begin one")
-            self._write_recipe(recipe)
-            return Resumption()
+            return self._enter_anew(recipe)
         newest = Checkpoints(self.checkpoints).newest()
         if newest is None and resume == "must" and not self.final.is_dir():
             raise SettingsError(f"{self.checkpoints}: there is no complete checkpoint to resume")
         if newest is None and not self.final.is_dir() and not self.journal.exists():
-            self._write_recipe(recipe)  # it never began, and nothing is lost
-            return Resumption()
+            return self._enter_anew(recipe)  # it never began, and nothing is lost
         return self._enter_again(recipe, newest)
+
+    def _enter_anew(self, recipe: Recipe) -> Resumption:
+        origin = _origin(recipe)
+        self._write_recipe(recipe)
+        return Resumption(resume_from=origin, trained_on=_trained_on(origin))
 
     def _enter_again(self, recipe: Recipe, newest: Path | None) -> Resumption:
         there = read_run_recipe(self.path)
@@ -116,10 +120,11 @@ class RunFolder(RunFiles):
                     f"{self.path}: is finished, with data from another place, and has no checkpoint to compare them "
                     "with; give this run another name"
                 )
-            return Resumption(finished=True, trained_on=self._trained_on(newest))
+            return Resumption(finished=True, trained_on=_trained_on(newest))
         note = self._longer(there, recipe, newest) if there.steps != recipe.steps else ""
         aside = self.path / f"final-{step_of(newest)}" if newest is not None and self.final.is_dir() else None
-        return Resumption(resume_from=newest, trained_on=self._trained_on(newest), note=note, final_aside=aside)
+        start = newest or _origin(recipe)
+        return Resumption(resume_from=start, trained_on=_trained_on(start), note=note, final_aside=aside)
 
     def go_on(self, recipe: Recipe, plan: Resumption) -> None:
         """Make the folder that of ``recipe``, now that nothing speaks against it. For the main process only."""
@@ -133,12 +138,9 @@ class RunFolder(RunFiles):
         """Delete what a process killed meanwhile has left beside the checkpoints."""
         for leftover in self.path.glob("*recipe.yaml.*"):
             leftover.unlink()
-        for name in ("final.partial", "final.replaced"):
-            if (self.path / name).is_dir():
-                shutil.rmtree(self.path / name)
-
-    def _trained_on(self, checkpoint: Path | None) -> dict[str, Any] | None:
-        return None if checkpoint is None else Checkpoints(self.checkpoints).read_numbers(checkpoint)["data"]
+        for pattern in ("final*.partial", "final*.replaced"):
+            for leftover in self.path.glob(pattern):
+                shutil.rmtree(leftover)
 
     def _longer(self, old: Recipe, new: Recipe, newest: Path | None) -> str:
         """Say what becomes of a run of another length. Raises SettingsError where it cannot have it."""
@@ -188,6 +190,21 @@ class RunFolder(RunFiles):
                 f"{self.path}: holds a run of another recipe, {key} is {old!r} there and {new!r} now; give this run "
                 "another name, or start afresh with --resume never, which sets the old folder aside"
             )
+
+
+def _origin(recipe: Recipe) -> Path | None:
+    """Return the checkpoint of another run that a run begins at, None without one."""
+    if recipe.branch_from is None:
+        return None
+    origin = Path(recipe.branch_from)
+    if origin not in (there := complete_checkpoints(origin.parent)):
+        names = ", ".join(path.name for path in there) or "none"
+        raise SettingsError(f"branch_from: there is no checkpoint {origin}; there are {names}")
+    return origin
+
+
+def _trained_on(checkpoint: Path | None) -> dict[str, Any] | None:
+    return None if checkpoint is None else Checkpoints(checkpoint.parent).read_numbers(checkpoint)["data"]
 
 
 def read_run_recipe(folder: Path) -> Recipe:

@@ -26,6 +26,9 @@ class ScheduleSettings(Settings):
     decay_fraction: float = Field(
         default=0.2, ge=0, le=1, description="Share of all steps in which wsd falls linearly at the end."
     )
+    decay_steps: int | None = Field(
+        default=None, ge=0, description="Steps of wsd's decay; takes the place of decay_fraction when given."
+    )
 
     @field_validator("name")
     @classmethod
@@ -38,10 +41,11 @@ def check_warmup(settings: ScheduleSettings, steps: int) -> None:
     wanted = settings.warmup_steps
     if wanted is not None and wanted > steps:
         raise ValueError(f"schedule.warmup_steps: {wanted} are more than the run's {steps} steps; give at most {steps}")
-    decay = round(settings.decay_fraction * steps) if settings.name == "wsd" else 0
+    decay = decay_steps(settings, steps) if settings.name == "wsd" else 0
     if warmup_steps(settings, steps) + decay > steps:
+        key = "decay_fraction" if settings.decay_steps is None else "decay_steps"
         raise ValueError(
-            f"schedule.decay_fraction: {warmup_steps(settings, steps)} steps of warm-up and {decay} of decay are more "
+            f"schedule.{key}: {warmup_steps(settings, steps)} steps of warm-up and {decay} of decay are more "
             f"than the run's {steps}; shorten the one or the other"
         )
 
@@ -52,6 +56,11 @@ def warmup_steps(settings: ScheduleSettings, steps: int) -> int:
     if wanted is None:
         wanted = round(settings.warmup_fraction * steps)
     return min(wanted, steps)
+
+
+def decay_steps(settings: ScheduleSettings, steps: int) -> int:
+    """Return the number of decay steps of a wsd run of ``steps`` steps."""
+    return round(settings.decay_fraction * steps) if settings.decay_steps is None else settings.decay_steps
 
 
 def constant(settings: ScheduleSettings, done: int, warmup: int, steps: int) -> float:
@@ -66,8 +75,8 @@ def cosine(settings: ScheduleSettings, done: int, warmup: int, steps: int) -> fl
 
 
 def wsd(settings: ScheduleSettings, done: int, warmup: int, steps: int) -> float:
-    """Hold the peak, then fall linearly to ``final_fraction`` over the last ``decay_fraction`` of the run."""
-    decay = min(round(settings.decay_fraction * steps), steps - warmup)
+    """Hold the peak, then fall linearly to ``final_fraction`` over the run's `decay_steps`."""
+    decay = min(decay_steps(settings, steps), steps - warmup)
     left = steps - done
     if left >= decay:
         return 1.0
@@ -82,11 +91,14 @@ SCHEDULES: dict[str, Callable[[ScheduleSettings, int, int, int], float]] = {
 """Name -> function(settings, updates done counting this one, warm-up steps, all steps) -> factor in [0, 1]."""
 
 
-def agreement(settings: ScheduleSettings, steps: int, others: int) -> int:
-    """Return how many first steps have the same rate in a run of ``steps`` steps as in one of ``others``."""
+def agreement(settings: ScheduleSettings, steps: int, others: int, other: ScheduleSettings | None = None) -> int:
+    """Return how many first steps have the same rate in a run of ``steps`` steps as in one of ``others``.
+
+    The other run has the same schedule, or that of ``other``.
+    """
     shared = min(steps, others)
     same = (
-        learning_rate_factor(settings, step, steps) == learning_rate_factor(settings, step, others)
+        learning_rate_factor(settings, step, steps) == learning_rate_factor(other or settings, step, others)
         for step in range(shared)
     )
     return next((step for step, equal in enumerate(same) if not equal), shared)

@@ -21,8 +21,16 @@ class TrainSettings(Settings):
     batch_rows: int = Field(
         default=32, gt=0, description="Rows of one optimiser step, over all processes and micro-batches together."
     )
+    ramp_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="First tokens over which a step grows: a quarter of batch_rows for a third of them, then a half, "
+        "then three quarters.",
+    )
     micro_rows: int | None = Field(
-        default=None, gt=0, description="Rows one process runs at once; none: its whole share of batch_rows."
+        default=None,
+        gt=0,
+        description="Rows one process runs at once; none: its whole share of a step, the first of a ramp.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
@@ -31,6 +39,20 @@ class TrainSettings(Settings):
     )
     clip: float | None = Field(
         default=1.0, gt=0, description="Largest global norm of the gradient; longer ones are scaled down. none: off."
+    )
+    logits_at_once: int = Field(
+        default=2**28,
+        gt=0,
+        description="Logits held at once; those of a longer batch are made in parts, and again in the backward pass.",
+    )
+    z_loss: float = Field(
+        default=0.0, ge=0, description="Weight of the mean squared logarithm of the softmax's divisor in the loss."
+    )
+    average: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Decay of a running average of the weights, validated too and written to final-average; none: off.",
     )
     device: Literal["auto", "cpu"] = Field(
         default="auto", description="auto: the accelerator if there is one; cpu: never (also for several processes)."
@@ -55,10 +77,18 @@ class TrainSettings(Settings):
         description="Steps in a row with a loss or gradient that is not finite after which the run stops.",
     )
 
+    spikes: Literal["accept", "skip", "rollback", "stop"] = Field(
+        default="accept",
+        description="What a loss far above the last ones does: accept: it updates the weights; skip: the step is left "
+        "out; rollback: weights and optimiser go back to the last checkpoint, the data on; stop: the run ends.",
+    )
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.tokens is None) == (self.steps is None):
             raise ValueError("give exactly one of tokens and steps")
+        if self.ramp_tokens and self.batch_rows % 4:
+            raise ValueError(f"batch_rows: {self.batch_rows} must be a multiple of 4 where train.ramp_tokens is given")
         return self
 
 

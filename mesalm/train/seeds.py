@@ -60,9 +60,7 @@ def planned_runs(
 
 def plan_line(runs: Sequence[Recipe]) -> str:
     """Return in one line what will be trained: how many runs, their names, steps and tokens."""
-    lengths = [
-        f"{run.steps:,} steps, {run.steps * run.train.batch_rows * run.data.sequence_length:,} tokens" for run in runs
-    ]
+    lengths = [f"{run.steps:,} steps, {run.planned_tokens:,} tokens" for run in runs]
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     if len(set(lengths)) == 1:
         return f"{count} of {lengths[0]}: {', '.join(run.name for run in runs)}"

@@ -66,12 +66,14 @@ def can_refuse(optimiser: torch.optim.Optimizer) -> bool:
     return getattr(optimiser, "_step_supports_amp_scaling", False)
 
 
-def update_where_finite(wrapped: Any, optimiser: torch.optim.Optimizer, loss: torch.Tensor, norm: torch.Tensor) -> None:
-    """Step, unless loss or norm are not finite, without asking the device which it is.
+def update_where_finite(
+    wrapped: Any, optimiser: torch.optim.Optimizer, loss: torch.Tensor, norm: torch.Tensor, bound: float = math.inf
+) -> None:
+    """Step, unless loss or norm are not finite or the loss is above ``bound``, without asking the device which it is.
 
     As for a gradient scaler, the fused kernel reads ``found_inf``; ``wrapped`` is accelerate's form of the optimiser.
     """
-    finite = loss.isfinite() & norm.isfinite()
+    finite = loss.isfinite() & norm.isfinite() & (loss <= bound)
     optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
     try:
         wrapped.step()
@@ -127,6 +129,8 @@ def solver_fields(model: nn.Module, sampled: Any) -> dict[str, Any]:
         "solver_head": None if sample is None else sample.head,
         "solver_misses": None if sample is None else sample.misses,
         "solver_residual": None if sample is None else sample.residual,
+        "input_gate": None if sample is None else sample.input_gate,
+        "forget_gate": None if sample is None else sample.forget_gate,
     }
 
 

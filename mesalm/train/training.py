@@ -13,8 +13,9 @@ from torch import nn
 from mesalm.interrupts import Interrupted
 from mesalm.journal import Journal
 from mesalm.runs import RunFiles, step_of
+from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints
-from mesalm.train.guard import Guard
+from mesalm.train.guard import Guard, Verdict
 from mesalm.train.launch import broadcast
 from mesalm.train.loop import Loop, Outcome, Probe, Stream
 from mesalm.train.optim import OptimSettings, build_optimiser
@@ -34,6 +35,7 @@ class RunSettings:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     clip: float | None = 1.0
     max_skipped: int = 10
+    spikes: Verdict = "accept"
     log_every: int = 10
     compile_model: bool | Literal["blocks"] = False
 
@@ -53,8 +55,12 @@ def run(
     enough: Callable[[], bool] | None = None,
     decorate: Callable[[Path], None] | None = None,
     facts: Mapping[str, Any] | None = None,
+    origin: Path | None = None,
+    average: WeightAverage | None = None,
 ) -> Outcome:
     """Train a model to the end of its run, from the newest of the run's checkpoints if there is one.
+
+    Without one it begins at ``origin``, a checkpoint of another run, or afresh. ``average`` follows the weights.
 
     ``start`` holds what the journal's line of that name tells beside the step; ``decorate`` and ``facts`` are those of
     `Checkpoints`, ``probes``, ``count_items`` and ``enough`` those of `Loop`.
@@ -63,22 +69,28 @@ def run(
     """
     every, keep = settings.checkpoint.every, settings.checkpoint.keep
     checkpoints = Checkpoints(files.checkpoints, every=every, keep=keep, decorate=decorate, facts=facts)
-    newest: Path | None = broadcast(accelerator, checkpoints.newest())
+    newest: Path | None = broadcast(accelerator, checkpoints.newest() or origin)
     step = 0 if newest is None else step_of(newest)
     journal.write("start", step=step, steps=settings.steps, **start)
 
     def learning_rate(step: int) -> float:
         return settings.optim.learning_rate * learning_rate_factor(settings.schedule, step, settings.steps)
 
+    optimiser = build_optimiser(model, settings.optim)
+    if average is not None:
+        average.follow(optimiser)
+        if newest is not None:
+            checkpoints.read_state(newest)  # damage is named before it is read
+            average.load(newest)
     outcome = Loop(
         model,
         stream,
-        build_optimiser(model, settings.optim),
+        optimiser,
         accelerator=accelerator,
         steps=settings.steps,
         learning_rate=learning_rate,
         clip=settings.clip,
-        guard=Guard(settings.max_skipped),
+        guard=Guard(settings.max_skipped, settings.spikes),
         probes=probes,
         journal=journal,
         log_every=settings.log_every,

@@ -267,6 +267,8 @@ def test_fresh_rows_never_come_twice(load: Any, monkeypatch: pytest.MonkeyPatch)
         ({"task": {"name": "regression"}, "score": {"longer": [8]}}, "score.longer: regression is not tested at other"),
         ({"seeds": [1, 1]}, "seeds: names a value twice"),
         ({"train": {"tokens": 100}}, "train.steps: must be given"),
+        ({"train": {"steps": 1, "z_loss": 0.1}}, "train.z_loss: is for runs of language models only"),
+        ({"optim": {"base_width": 8}}, "optim.base_width: is for runs of language models only"),
         ({"nam": "x"}, "nam: unknown key; did you mean 'name'"),
     ],
 )

@@ -136,7 +136,7 @@ def test_state_holds_what_the_run_needs(train_regression: Train) -> None:
     state = json.loads((run.checkpoints.newest() / "state.json").read_text())
     assert state["step"] == state["tally"]["step"] == 12
     assert state["position"] == run.stream.position.to_dict()
-    assert state["guard"] == {"skipped": 0, "in_row": 0}
+    assert state["guard"] == {"skipped": 0, "in_row": 0, "recent": []}
     assert set(state["files"]) == {"model.safetensors", "optimiser.pt", "random.pt"}
 
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from mesalm.cli import main
 from mesalm.data import prepare as prepare_module
 from mesalm.data.bpe import train_tokenizer
 from mesalm.data.documents import DataError
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
+from mesalm.train.branch import branch
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
@@ -302,3 +304,69 @@ def test_a_length_below_what_is_done_is_refused(load: Load, stopped: Load) -> No
     with pytest.raises(SettingsError, match=r"finished and has no checkpoint to go on from; .*init_from="):
         pretrain(load("train.steps=9"), quiet=True)
     assert pretrain(load("train.steps=6"), quiet=True)
+
+
+TRUNK = ("schedule.name=wsd", "schedule.decay_fraction=0.3", "checkpoint.keep=9", "train.steps=20")
+
+
+@pytest.fixture
+def trunk(load: Load, stopped: Load) -> Path:
+    """A wsd run of 20 steps, stopped after its tenth; its warm-up is a fraction of its length."""
+    return stopped(load(*TRUNK, "name=trunk", "schedule.warmup_fraction=0.1"), 10).folder
+
+
+def test_a_branch_is_the_undisturbed_run_whose_decay_begins_there(
+    load: Load, trunk: Path, recipe_file: Path, stopped: Load
+) -> None:
+    planned = branch(load(*TRUNK, "schedule.warmup_fraction=0.1", "schedule.decay_steps=5"), f"{trunk}/step-8")
+    stopped(planned, 11)
+    words = [*TRUNK, "schedule.warmup_fraction=0.1", "schedule.decay_steps=5", "arms={}"]
+    shutil.rmtree(trunk / "checkpoints")  # a branch that has a checkpoint of its own needs no other
+    assert main(["train", str(recipe_file), "--branch", f"{trunk}/step-8", *words]) == 0
+    fixed = ("schedule.warmup_steps=2", "schedule.decay_steps=5", "train.steps=13", "name=whole")
+    whole = pretrain(load(*TRUNK, *fixed), quiet=True)
+    run = planned.folder
+    assert run.name == "tiny-branch-8"
+    assert digests(run) == digests(whole)
+    lines = [line for line in history(whole) if line[1] > 8 and line[0] in ("step", "valid", "end")]
+    assert [line for line in history(run) if line[0] in ("step", "valid", "end")] == lines
+    assert next(line[4] for line in history(run) if line[0] == "checkpoint") == "step-00000011"
+    rates = [line[3] for line in lines if line[0] == "step"]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0.1 * planned.optim.learning_rate)
+
+
+def test_the_journal_names_the_origin(load: Load, trunk: Path) -> None:
+    run = pretrain(branch(load(*TRUNK, "schedule.warmup_steps=2"), f"{trunk}/checkpoints/step-00000008"), quiet=True)
+    first = (run / "journal.jsonl").read_text().splitlines()[0]
+    assert f'"branch_from": "{trunk}/checkpoints/step-00000008"' in first
+    assert '"step": 8' in first
+    assert len([line for line in history(run) if line[0] == "step"]) == 6  # 0.3 of the trunk's 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "at", "said"),
+    [
+        ((), "trunk/step-7", r"branch_from: there is no checkpoint .*step-00000007; there are step-00000004, step-00"),
+        ((), "trunk", "names no checkpoint; give RUN/step-N"),
+        ((), "other/step-8", "other"),
+        (("schedule.name=cosine",), "trunk/step-8", "cosine has no decay of its own; a branch needs wsd"),
+        (("schedule.decay_steps=0",), "trunk/step-8", "at least 1 step of decay"),
+        (("optim.weight_decay=0.2",), "trunk/step-8", "optim.weight_decay is 0.1 in .* and 0.2 now"),
+        (("optim.learning_rate=1",), "trunk/step-8", "optim.learning_rate is 0.001 in"),
+    ],
+)
+def test_what_cannot_be_a_branch_is_refused(
+    load: Load, trunk: Path, changes: tuple[str, ...], at: str, said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said) as caught:
+        pretrain(branch(load(*TRUNK, "schedule.warmup_fraction=0.1", *changes), str(trunk.parent / at)), quiet=True)
+    assert "\n" not in str(caught.value)
+    assert not (trunk.parent / "tiny-branch-8").exists()
+
+
+def test_a_run_in_its_decay_is_not_left(load: Load) -> None:
+    run = pretrain(load(*TRUNK, "train.steps=8"), quiet=True)
+    with pytest.raises(SettingsError, match="before its decay for 6 steps only"):
+        branch(load(*TRUNK), f"{run}/step-8")
+    assert branch(load(*TRUNK), f"{run}/step-4").steps == 6

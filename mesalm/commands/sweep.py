@@ -1,0 +1,45 @@
+"""Sweep settings of a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+HELP = "train a recipe with several values of some settings, and say which validates best"
+
+
+def fields() -> str:
+    """Return the fields of a recipe."""
+    from mesalm.train.recipe import help_text
+
+    return help_text()
+
+
+def arguments(command: argparse.ArgumentParser) -> None:
+    """Add a recipe, settings with their values, and arms."""
+    command.add_argument("recipe", help="a YAML file or the name of a packaged recipe")
+    command.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=a,b",
+        help="settings with the values to try, for instance optim.learning_rate=1e-3,2e-3; key=value sets all runs",
+    )
+    command.add_argument("--arm", action="append", metavar="NAME", help="sweep this arm only; may be given again")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train every cell that has not finished, then print the table and where it and the figure lie."""
+    from mesalm.train.pretrain import pretrain
+    from mesalm.train.seeds import plan_line
+    from mesalm.train.sweep import plan_sweep, report_sweep, run_sweep
+
+    plan = plan_sweep(options.recipe, options.overrides, options.arm)
+    main = os.environ.get("RANK", "0") == "0"
+    if main:
+        print(f"to train: {plan_line([cell.recipe for cell in plan.cells])}", file=sys.stderr)
+    losses = run_sweep(plan, pretrain)
+    if main:
+        print(report_sweep(plan, losses), end="")
+        print(f"report: {plan.files}.md and .svg")

@@ -1,0 +1,47 @@
+"""What the numbers of a logged step warn of."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+STEEP, FEWEST = 10.0, 10
+"""A gradient norm is an alarm above so many times the median of the last logged ones, if there are so many of them."""
+MISSES = 0.01
+"""Share of solutions out of tolerance that is an alarm."""
+SHUT = 0.01
+"""Mean of a gate over a row below which its head is dead: it writes nothing, or keeps nothing."""
+
+
+class Alarms:
+    """Alarms on gradient norm, solver and gates, each told once for the whole model or for a head."""
+
+    def __init__(self) -> None:
+        self._norms: deque[float] = deque(maxlen=50)
+        self._told: set[tuple[Any, ...]] = set()
+
+    def raised(self, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return what is new in a step's journal line: the alarm, its value and, where it is a head's, its place."""
+        found = []
+        norm = fields["gradient_norm"]
+        if len(self._norms) >= FEWEST and norm > STEEP * statistics.median(self._norms):
+            found.append({"alarm": "gradient norm", "value": norm})
+        self._norms.append(norm)
+        place = {"layer": fields["solver_layer"], "head": fields["solver_head"]}
+        for name, key, bad in (
+            ("solutions out of tolerance", "solver_misses", lambda value: value > MISSES),
+            ("input gate shut", "input_gate", lambda value: value < SHUT),
+            ("forget gate shut", "forget_gate", lambda value: value < SHUT),
+        ):
+            value = fields[key]
+            if value is not None and bad(value):
+                found.append({"alarm": name, "value": value, **place})
+        fresh = [alarm for alarm in found if self._key(alarm) not in self._told]
+        self._told |= {self._key(alarm) for alarm in fresh}
+        return fresh
+
+    @staticmethod
+    def _key(alarm: Mapping[str, Any]) -> tuple[Any, ...]:
+        return alarm["alarm"], alarm.get("layer"), alarm.get("head")

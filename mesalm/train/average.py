@@ -1,0 +1,41 @@
+"""A running average of a model's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mesalm.train.checkpoint import load_weights, save_weights
+
+FOLDER = "average"
+"""The folder of a checkpoint that holds the average."""
+
+
+class WeightAverage:
+    """The exponential average of a model's weights over its optimiser steps, beginning at the weights after the first.
+
+    Each step the average moves by 1 - ``decay`` towards the weights. ``model`` is a copy that holds it.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._source = model
+        self._averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.model: Any = self._averaged.module.eval()
+
+    def follow(self, optimiser: torch.optim.Optimizer) -> None:
+        """Update the average after each step of an optimiser."""
+        optimiser.register_step_post_hook(lambda *_: self._averaged.update_parameters(self._source))
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the average into the folder of a checkpoint."""
+        (checkpoint / FOLDER).mkdir()
+        save_weights(self.model, checkpoint / FOLDER)
+
+    def load(self, checkpoint: Path) -> None:
+        """Take up the average of a checkpoint."""
+        load_weights(self.model, checkpoint / FOLDER)
+        self._averaged.n_averaged.fill_(1)  # it has begun; how many there were makes no difference

@@ -1,0 +1,69 @@
+"""The running average of the weights: its value, its resume, and where it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from mesalm.journal import read_journal
+from mesalm.train.average import WeightAverage
+from mesalm.train.checkpoint import CheckpointError, Checkpoints
+from mesalm.train.optim import OptimSettings, build_optimiser
+from mesalm.train.pretrain import pretrain
+from mesalm.train.recipe import Recipe
+
+Load = Callable[..., Recipe]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_average_is_the_exponential_one(name: str) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    average = WeightAverage(model, 0.75)
+    optimiser = build_optimiser(model, OptimSettings(name=name, learning_rate=0.1))
+    average.follow(optimiser)
+    wanted = None
+    for _ in range(4):
+        model(torch.randn(5, 3)).square().mean().backward()
+        optimiser.step()
+        weight = model[0].weight.detach().double()
+        wanted = weight.clone() if wanted is None else 0.75 * wanted + 0.25 * weight
+    assert torch.allclose(average.model[0].weight.double(), wanted, atol=1e-7)
+    assert not torch.allclose(average.model[0].weight, model[0].weight, atol=1e-3)
+
+
+def averages(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "final-average" / "model.safetensors")
+
+
+def lines(run: Path, event: str) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_journal(run / "journal.jsonl") if line["event"] == event]
+
+
+def test_a_run_writes_validates_and_resumes_its_average(load: Load, stopped: Load) -> None:
+    plain = pretrain(load("name=plain"), quiet=True)
+    whole = pretrain(load("name=whole", "train.average=0.5"), quiet=True)
+    assert lines(whole, "step") == lines(plain, "step")
+    assert lines(whole, "valid") == lines(plain, "valid")
+    run = pretrain(stopped(load("train.average=0.5"), 6), quiet=True)
+    for one, other in zip(averages(run).values(), averages(whole).values(), strict=True):
+        assert torch.equal(one, other)
+    assert lines(run, "valid_average") == lines(whole, "valid_average")
+    assert [step for step, _ in lines(whole, "valid_average")] == [4, 8, 12]
+    assert lines(whole, "valid_average") != lines(whole, "valid")
+    model = AutoModelForCausalLM.from_pretrained(whole / "final-average")
+    assert torch.equal(model.model.norm.weight, averages(whole)["model.norm.weight"])
+
+
+def test_a_damaged_average_is_named(load: Load, stopped: Load) -> None:
+    recipe = stopped(load("train.average=0.5", "checkpoint.every=0"), 3)
+    newest = Checkpoints(recipe.folder / "checkpoints").newest()
+    assert newest is not None
+    (newest / "average" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"average.model\.safetensors is damaged; delete"):
+        pretrain(recipe, quiet=True)

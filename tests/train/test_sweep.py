@@ -1,0 +1,103 @@
+"""A sweep of settings: what is planned, that finished cells stay, and what is said about the grid's edges."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from mesalm.cli import main
+from mesalm.journal import read_journal
+from mesalm.settings import SettingsError
+from mesalm.train.sweep import Sweep, plan_sweep, report_sweep
+
+
+def plan(recipe_file: Path, *words: str, arms: list[str] | None = None) -> Sweep:
+    return plan_sweep(str(recipe_file), words, arms or ["fast"])
+
+
+def test_a_run_is_planned_for_each_combination_and_arm(recipe_file: Path) -> None:
+    words = ("optim.learning_rate=1e-3,2e-3", "model.mixers=mesa,softmax", "optim.betas=[0.9,0.95]", "train.steps=3")
+    cells = plan(recipe_file, *words, arms=["mesa", "fast"]).cells
+    assert [cell.recipe.name for cell in cells][:3] == [
+        "tiny-mesa-optim.learning_rate-0.001-model.mixers-mesa",
+        "tiny-fast-optim.learning_rate-0.001-model.mixers-mesa",
+        "tiny-mesa-optim.learning_rate-0.001-model.mixers-softmax",
+    ]
+    assert len(cells) == 8
+    for cell in cells:
+        assert (cell.recipe.optim.learning_rate, cell.recipe.model["mixers"]) == cell.values
+        assert cell.recipe.steps == 3
+        assert cell.recipe.optim.betas == (0.9, 0.95)
+    pairs = plan(recipe_file, "optim.betas=[0.9,0.95],[0.8,0.9]").cells
+    assert [cell.recipe.optim.betas for cell in pairs] == [(0.9, 0.95), (0.8, 0.9)]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train.steps=3"], "nothing is swept"),
+        (["train.steps=3,3"], "two runs would be named"),
+        (["train.steps=3,,4"], "train.steps"),
+        (["train.stepps=3,4"], "did you mean 'steps'"),
+        (["train.steps=3,none"], "give exactly one of tokens and steps"),
+    ],
+)
+def test_a_bad_grid_is_refused_in_one_line(recipe_file: Path, words: list[str], said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as caught:
+        plan(recipe_file, *words)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_same_command_trains_only_what_is_missing(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", str(recipe_file), "--arm", "fast", "train.steps=2"]
+    assert main([*command, "optim.learning_rate=1e-2,1e-1"]) == 0
+    runs = tmp_path / "runs"
+    journals = {path: path.read_bytes() for path in runs.glob("*/journal.jsonl")}
+    assert len(journals) == 2
+    capsys.readouterr()
+    assert main([*command, "optim.learning_rate=1e-3,1e-2,1e-1"]) == 0
+    assert all(path.read_bytes() == content for path, content in journals.items())
+    losses = [
+        next(event["loss"] for event in read_journal(path) if event["event"] == "valid")
+        for rate in ("0.001", "0.01", "0.1")
+        for path in [runs / f"tiny-fast-optim.learning_rate-{rate}" / "journal.jsonl"]
+    ]
+    printed = capsys.readouterr().out
+    shown = [line.split("|")[-2].strip(" *") for line in printed.splitlines() if line.startswith("| tiny")]
+    assert shown == [f"{loss:.4f}" for loss in losses]
+    table = (runs / "tiny-sweep-optim.learning_rate.md").read_text()
+    assert table in printed
+    figure = (runs / "tiny-sweep-optim.learning_rate.svg").read_text()
+    assert figure.count("<use ") >= 3
+    assert "optim.learning_rate" in figure
+
+
+@pytest.mark.parametrize(
+    ("word", "losses", "said"),
+    [
+        ("optim.learning_rate=1e-3,2e-3,4e-3", (3, 2, 1), "best at 0.004, the largest tried; try 0.008"),
+        ("optim.learning_rate=4e-3,1e-3,2e-3", (3, 1, 2), "best at 0.001, the least tried; try 0.0005"),
+        ("optim.learning_rate=1e-3,2e-3,4e-3", (3, 1, 2), ""),
+        ("optim.learning_rate=1e-3,2e-3,4e-3", (3, 1, math.inf), ""),
+        ("model.num_hidden_layers=1,2", (1, 2), "best at 1, the least tried\n"),
+        ("model.num_hidden_layers=1,2", (2, 1), "best at 2, the largest tried; try 4"),
+        ("optim.weight_decay=0,0.1", (2, 1), "best at 0.1, the largest tried; try 0.2"),
+        ("optim.weight_decay=0,0.1", (1, 2), "best at 0, the least tried\n"),
+        ("model.mixers=mesa,softmax", (1, 2), ""),
+        ("optim.learning_rate=1e-3,2e-3", (math.inf, math.inf), ""),
+    ],
+)
+def test_a_best_value_at_the_edge_of_the_grid_is_said(
+    recipe_file: Path, tmp_path: Path, word: str, losses: tuple[float, ...], said: str
+) -> None:
+    (tmp_path / "runs").mkdir()
+    sweep = plan(recipe_file, word)
+    named = {cell.recipe.name: loss for cell, loss in zip(sweep.cells, losses, strict=True)}
+    text = report_sweep(sweep, named)
+    assert said in text
+    assert ("tried" in text) == bool(said)
+    assert text.count("diverged") == sum(map(math.isinf, losses))
