@@ -35,6 +35,7 @@ HARMLESS = (
     "train.log_every",
     "train.max_skipped",
     "train.micro_rows",
+    "train.timeout",
     "train.workers",
     "validate",
 )

@@ -55,6 +55,13 @@ class TrainSettings(Settings):
         description="Steps in a row with a loss or gradient that is not finite after which the run stops.",
     )
 
+    timeout: float = Field(
+        default=30.0,
+        ge=1,
+        description="Seconds without a sign of life after which one of several processes counts as lost, and all end. "
+        "A slow step or a long save does not count.",
+    )
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.tokens is None) == (self.steps is None):

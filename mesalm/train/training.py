@@ -63,7 +63,8 @@ def run(
     """
     every, keep = settings.checkpoint.every, settings.checkpoint.keep
     checkpoints = Checkpoints(files.checkpoints, every=every, keep=keep, decorate=decorate, facts=facts)
-    newest: Path | None = broadcast(accelerator, checkpoints.newest())
+    name: str | None = broadcast(accelerator, (newest := checkpoints.newest()) and newest.name)
+    newest = None if name is None else checkpoints.folder / name
     step = 0 if newest is None else step_of(newest)
     journal.write("start", step=step, steps=settings.steps, **start)
 
