@@ -59,6 +59,8 @@ def pretrain(
         device=recipe.train.device, precision=precision, track=recipe.track, folder=run.path, sharding=True
     )
     try:
+        if accelerator.is_fsdp2 and recipe.train.compile:
+            raise SettingsError("train.compile: does not go with FSDP; set it to false, or launch without FSDP")
         display = Display(recipe.name, recipe.steps, enabled=accelerator.is_main_process and not quiet)
         if launched:
             display.say(f"train.precision: {precision}, as accelerate launch says")

@@ -5,23 +5,28 @@ from __future__ import annotations
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed import DistError, TCPStore
 
+from mesalm.train.interrupts import Interrupted
 from mesalm.train.launch import LaunchError
 
 BEATS = 10
 """Signs of life that a process gives in the time after which it counts as lost."""
 
 WAY_ON = "the run has ended; see to that process, then give the same command to go on from the newest checkpoint"
+
+SILENT = "no sign of life"
+
+LEFT = "left: "
+"""What stands before the reason in the last word of a process; there is none where all went well."""
 
 
 class Watch:
@@ -38,8 +43,12 @@ class Watch:
         (self.name,) = broadcast_object_list([f"mesalm-{os.getpid()}-{time.time_ns()}"])
         # A connection of its own: the one of the group may be waiting.
         self.store = TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=timeout)
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            timeout=timedelta(seconds=timeout),
+            wait_for_workers=False,
         )
+        self.keys = [f"{self.name}/alive-{rank}" for rank in range(self.world)]
         self.beat = 0
         self.meetings = 0
         self.ended = threading.Event()
@@ -57,56 +66,65 @@ class Watch:
             time.sleep(0.2)
 
     def lost(self) -> list[int]:
-        """Return the processes that have not said, a short time after this one, that they lost another."""
+        """Return the processes that have ended, else those that have not lost another as this one has."""
         self.store.set(f"{self.name}/waiting-{self.rank}", "")
-        time.sleep(min(5.0, self.timeout / 2))
-        return [rank for rank in range(self.world) if not self.store.check([f"{self.name}/waiting-{rank}"])]
+        before = self.store.multi_get(self.keys)
+        end = time.monotonic() + min(3 * self.timeout / BEATS, 10.0)
+        while (left := end - time.monotonic()) > 0:
+            with suppress(Interrupted):  # launchers send a signal to the others when one is gone
+                time.sleep(left)
+        after = self.store.multi_get(self.keys)
+        absent = [rank for rank in range(self.world) if not self.store.check([f"{self.name}/waiting-{rank}"])]
+        return [rank for rank in absent if before[rank] == after[rank]] or absent
 
     def described(self, ranks: list[int]) -> str:
         """Name processes with their machines."""
         return ", ".join(f"process {rank} on {self.places[rank][0]}" for rank in ranks)
 
-    def end(self) -> None:
-        """Stop watching."""
+    def end(self, reason: str = "") -> None:
+        """Stop watching, and tell the others why, where something was wrong."""
         self.ended.set()
         self.thread.join()
-
-    def _key(self, rank: int) -> str:
-        return f"{self.name}/alive-{rank}"
+        with suppress(DistError):
+            self.store.set(self.keys[self.rank], f"{LEFT}{reason}")
 
     def _say_alive(self) -> None:
         self.beat += 1
-        self.store.set(self._key(self.rank), str(self.beat))
+        self.store.set(self.keys[self.rank], str(self.beat))
 
     def _watch(self) -> None:
-        keys = [self._key(rank) for rank in range(self.world)]
         seen, still = [b""] * self.world, [0] * self.world
         try:
             while not self.ended.wait(self.timeout / BEATS):
                 self._say_alive()
-                now = self.store.multi_get(keys)
+                now = self.store.multi_get(self.keys)
                 still = [count + 1 if new == old else 0 for new, old, count in zip(now, seen, still, strict=True)]
                 seen = now
-                silent = [rank for rank, count in enumerate(still) if count >= BEATS]
+                silent = {
+                    rank: now[rank].decode().removeprefix(LEFT) if now[rank].startswith(LEFT.encode()) else SILENT
+                    for rank, count in enumerate(still)
+                    if count >= BEATS and now[rank] != LEFT.encode()
+                }
                 if silent:
                     self._give_up(silent)
         except DistError:
             if not self.ended.is_set():
                 self._leave(f"the store of the processes at {os.environ['MASTER_ADDR']} does not answer; {WAY_ON}")
 
-    def _give_up(self, silent: list[int]) -> None:
+    def _give_up(self, silent: dict[int, str]) -> None:
         host, parent, _ = self.places[self.rank]
         beside = [rank for rank, place in enumerate(self.places) if place[0] == host and rank not in silent]
-        for rank in silent:
-            if self.places[rank][:2] == (host, parent):  # the launcher would wait for it
-                os.kill(self.places[rank][2], signal.SIGKILL)
-        message = f"{self.described(silent)}: no sign of life for {self.timeout:g} seconds; {WAY_ON}"
-        self._leave(message if self.rank == beside[0] else "")
+        for rank, reason in silent.items():
+            if reason == SILENT and self.places[rank][:2] == (host, parent):  # the launcher would wait for it
+                with suppress(ProcessLookupError):
+                    os.kill(self.places[rank][2], signal.SIGKILL)
+        first = next(iter(silent))
+        reason = silent[first] if silent[first] != SILENT else f"{SILENT} for {self.timeout:g} seconds"
+        self._leave(f"{self.described(list(silent))}: {reason}; {WAY_ON}" if self.rank == beside[0] else "")
 
     def _leave(self, message: str) -> None:
         if message:
             os.write(2, f"mesalm: {message}\n".encode())
-        sys.stdout.flush()
         os._exit(2)
 
 
@@ -123,12 +141,12 @@ def watching(accelerator: Accelerator, timeout: float) -> Iterator[Watch | None]
     watch = Watch(accelerator, timeout)
     try:
         yield watch
-    except RuntimeError as error:
-        if not isinstance(error, DistError) and "gloo" not in str(error):
-            raise
-        lost = watch.lost()
-        if not lost:
-            raise
-        raise LaunchError(f"{watch.described(lost)}: is gone or does not answer; {WAY_ON}") from error
-    finally:
         watch.end()
+    except BaseException as error:
+        met = error.__context__ if isinstance(error, Interrupted) else error
+        lost = watch.lost() if isinstance(met, DistError) or "gloo" in str(met) else []
+        fault = f"{watch.described(lost)}: is gone or does not answer; {WAY_ON}" if lost else ""
+        watch.end("has ended, " + (fault or " ".join(str(error).split()) or type(error).__name__))
+        if fault:
+            raise LaunchError(fault) from error
+        raise
