@@ -9,6 +9,7 @@ import time
 
 import torch
 
+from mesalm.train.interrupts import cleared_away
 from mesalm.train.launch import make_accelerator
 from mesalm.train.watch import watching
 
@@ -36,7 +37,8 @@ def work(how: str) -> None:
 
 if __name__ == "__main__":
     try:
-        work(sys.argv[1])
+        with cleared_away():  # as every command of mesalm
+            work(sys.argv[1])
     except ValueError as error:
         print(f"process {os.environ['RANK']} says: {error}", file=sys.stderr)
         sys.exit(2)

@@ -72,20 +72,25 @@ def test_two_processes_shard_and_one_goes_on(load: Load, start: Start) -> None:
 
 
 @pytest.mark.slow
-def test_one_then_two_then_four_processes(load: Load, start: Start) -> None:
-    changes = ("sample.every=4", "sample.tokens=4", *SAME)
-    whole = pretrain(load("name=whole", "train.steps=9", *changes), quiet=True)
-    run = pretrain(load("name=run", "train.steps=3", *changes), quiet=True)
-    finish(start("name=run", "train.steps=6", *changes, launcher=torchrun(2), environment=FSDP))
-    finish(start("name=run", "train.steps=9", *changes, launcher=torchrun(4), environment=FSDP))
-    steps = [line for line in losses(run) if line[0] == "step"]
-    expected = [line for line in losses(whole) if line[0] == "step"]
-    assert [line[1] for line in steps] == list(range(1, 10))
-    for there, here in zip(expected, steps, strict=True):
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 4)])
+def test_more_processes_go_on(load: Load, start: Start, first: int, then: int) -> None:
+    changes = ("sample.every=3", "sample.tokens=4", *SAME)
+    whole = pretrain(load("name=whole", "train.steps=6", *changes), quiet=True)
+    if first == 1:
+        pretrain(load("name=run", "train.steps=3", *changes), quiet=True)
+    else:
+        finish(start("name=run", "train.steps=3", *changes, launcher=torchrun(first), environment=FSDP))
+    finish(start("name=run", "train.steps=6", *changes, launcher=torchrun(then), environment=FSDP))
+    run = load("name=run", *changes).folder
+    expected, found = ([line for line in losses(folder) if line[0] == "step"] for folder in (whole, run))
+    for there, here in zip(expected, found, strict=True):
+        assert here[:2] == there[:2]
         assert here[2:] == pytest.approx(there[2:], abs=1e-5), here[:2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("changes", "tolerance"),
     [
