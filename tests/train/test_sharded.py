@@ -37,7 +37,7 @@ def torchrun(processes: int) -> tuple[str, ...]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     return errors
 
