@@ -3,7 +3,7 @@
 A checkpoint is a folder ``step-00000100`` with
 
 - ``model.safetensors`` and, for a model of transformers, ``config.json``: a folder `from_pretrained` reads;
-- ``optimiser.pt``: the optimiser's state;
+- ``optimiser.pt``: the optimiser's state; of a sharded run the folder ``optimiser``, by torch.distributed.checkpoint;
 - ``random.pt``: the random state of every process;
 - ``state.json``: step, data position and all other numbers, and size and digest of the files above.
 
@@ -27,9 +27,11 @@ from torch import nn
 from mesalm.files import sync, writing
 from mesalm.fingerprints import SealError, fingerprints, first_damaged, read_sealed, write_sealed
 from mesalm.runs import STATE_FILE, complete_checkpoints, step_of
+from mesalm.train.sharded import full_state, is_sharded, load_shards, save_shards, sharded_like
 
 MODEL_FILE = "model.safetensors"
 OPTIMISER_FILE = "optimiser.pt"
+OPTIMISER_SHARDS = "optimiser"
 RANDOM_FILE = "random.pt"
 
 
@@ -83,13 +85,20 @@ class Checkpoints:
         random_states: list[dict[str, Any]],
         state: dict[str, Any],
     ) -> Path:
-        """Write one checkpoint and delete those beyond ``keep``; return its folder. For the main process only."""
+        """Write one checkpoint and delete those beyond ``keep``; return its folder.
+
+        For the main process only; where the model is sharded, the others call `save_part` at the same time.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        target = self.folder / f"step-{step:08d}"
+        target = self._target(step)
         self.tidy()
+        weights = full_state(model)
         with whole_folder(target) as partial:
-            save_weights(model, partial)
-            _save(optimiser.state_dict(), partial / OPTIMISER_FILE)
+            save_weights(model, partial, weights)
+            if is_sharded(model):
+                save_shards(model, optimiser, partial / OPTIMISER_SHARDS)
+            else:
+                _save(optimiser.state_dict(), partial / OPTIMISER_FILE)
             _save(random_states, partial / RANDOM_FILE)
             if self.decorate is not None:
                 self.decorate(partial)
@@ -97,6 +106,15 @@ class Checkpoints:
             write_sealed(partial / STATE_FILE, content)
         self.tidy()
         return target
+
+    def save_part(self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        """Write what this process holds of a checkpoint that the main process saves, if the model is sharded."""
+        if is_sharded(model):
+            full_state(model)
+            save_shards(model, optimiser, partial_of(self._target(step)) / OPTIMISER_SHARDS)
+
+    def _target(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
     def tidy(self) -> None:
         """Delete all but the newest ``keep`` checkpoints, and what a process killed meanwhile has left."""
@@ -144,10 +162,13 @@ def _save(content: Any, path: Path) -> None:
         torch.save(content, file)
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write a model's state as safetensors, weights that share memory once, and its configuration if it has one."""
+def save_weights(model: nn.Module, folder: Path, state: dict[str, Any] | None = None) -> None:
+    """Write a model's state as safetensors, weights that share memory once, and its configuration if it has one.
+
+    ``state`` is the state if the model does not hold the whole of it.
+    """
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
-    state = model.state_dict()
+    state = model.state_dict() if state is None else state
     kept: dict[tuple[Any, ...], str] = {}
     # The names a model calls tied come last, so that the name from_pretrained looks for is the one written.
     for name in sorted(state, key=lambda name: name in tied):
@@ -173,14 +194,23 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, folder: Path) -> None:
-    """Load the optimiser's state from a checkpoint."""
-    optimiser.load_state_dict(torch.load(folder / OPTIMISER_FILE, map_location="cpu", weights_only=True))
+def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:
+    """Load the optimiser's state from a checkpoint, whether that or the model is sharded or not."""
+    if (folder / OPTIMISER_SHARDS).is_dir():
+        load_shards(model, optimiser, folder / OPTIMISER_SHARDS)
+    else:
+        state = torch.load(folder / OPTIMISER_FILE, map_location="cpu", weights_only=True)
+        optimiser.load_state_dict(sharded_like(optimiser, state))
 
 
 def load_random_states(folder: Path) -> list[dict[str, Any]]:
     """Return the random state of every process of the run that wrote the checkpoint."""
     return torch.load(folder / RANDOM_FILE, map_location="cpu", weights_only=True)
+
+
+def partial_of(target: Path) -> Path:
+    """Return the folder in which `whole_folder` fills ``target``."""
+    return target.with_name(target.name + ".partial")
 
 
 @contextmanager
@@ -189,7 +219,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
     A folder that has the name already is replaced; where an error comes first, nothing is left.
     """
-    partial = target.with_name(target.name + ".partial")
+    partial = partial_of(target)
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir()

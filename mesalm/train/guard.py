@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 
 from mesalm.model.operator_inputs import unchecked_values
+from mesalm.train.sharded import local
 
 
 class NonFiniteError(FloatingPointError):
@@ -176,11 +177,8 @@ def _fault_in_outputs(accelerator: Accelerator, model: nn.Module, micro: list[di
 @torch.no_grad()
 def _first_non_finite(named: Iterable[tuple[str, Any]]) -> str | None:
     """Return the name of the first floating tensor that is not finite; None, after one reduction, if all are."""
-    kept = [
-        (name, tensor.detach())
-        for name, tensor in named
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.numel()
-    ]
+    held = ((name, local(tensor.detach())) for name, tensor in named if isinstance(tensor, torch.Tensor))
+    kept = [(name, tensor) for name, tensor in held if tensor.is_floating_point() and tensor.numel()]
     if not kept or math.isfinite(float(get_total_norm([tensor for _, tensor in kept], math.inf))):
         return None
     return next(name for name, tensor in kept if not bool(tensor.isfinite().all()))

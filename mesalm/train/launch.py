@@ -18,9 +18,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 
 from mesalm.settings import SettingsError
+from mesalm.train.sharded import fsdp_plugin, use_fsdp
 
-PATIENCE = timedelta(hours=2)
-"""How long processes wait for each other; the main one may be preparing a large corpus."""
+PATIENCE = timedelta(minutes=10)
+"""How long processes wait for each other in a step, or for one that saves."""
 
 WORLD_VARIABLES = (
     "WORLD_SIZE",
@@ -39,16 +40,23 @@ REPLICATED = (
     DistributedType.MULTI_XPU,
     DistributedType.MULTI_NPU,
 )
-"""The kinds of run that keep a whole copy of the model in each process, which checkpoints rely on."""
+"""The kinds of run that keep a whole copy of the model in each process."""
 
 
-SHARDED = {
-    "ACCELERATE_USE_FSDP": "FSDP (--use_fsdp)",
+FSDP = "ACCELERATE_USE_FSDP"
+SPLIT = {
+    FSDP: "FSDP (--use_fsdp)",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (--use_deepspeed)",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (--use_megatron_lm)",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (--use_parallelism_config)",
 }
 """Ways of splitting a model over processes, by the variable in which accelerate launch hands them on."""
+
+NOT_WITH_FSDP = {
+    "FSDP_OFFLOAD_PARAMS": "",
+    "FSDP_ACTIVATION_CHECKPOINTING": "and, for the same, train.gradient_checkpointing=true",
+}
+"""Options of FSDP that are refused, with another way."""
 
 
 class LaunchError(SettingsError):
@@ -56,17 +64,20 @@ class LaunchError(SettingsError):
 
 
 def make_accelerator(
-    *, device: str, precision: str, track: Sequence[str] = (), folder: Path | None = None
+    *, device: str, precision: str, track: Sequence[str] = (), folder: Path | None = None, sharding: bool = False
 ) -> Accelerator:
     """Return an Accelerator for this process.
 
     ``device`` is "auto" or "cpu"; ``precision`` "fp32" or "bf16"; ``track`` names trackers of accelerate, whose
-    files go under ``folder``. Raises LaunchError when accelerate sees other processes than the launcher was asked
-    for and when the launcher asks for another precision or for what is not supported; SettingsError for a tracker
-    that is not installed.
+    files go under ``folder``. With ``sharding``, the launcher may ask for FSDP2.
+
+    Raises LaunchError when accelerate sees other processes than the launcher was asked for, when the launcher asks for
+    another precision or for what is not supported, and where accelerate does not shard though it was asked to;
+    SettingsError for a tracker that is not installed.
     """
-    check_options(os.environ)
+    check_options(os.environ, sharding=sharding)
     launch_precision(precision, os.environ)
+    plugin = fsdp_plugin(os.environ) if is_set(os.environ, FSDP) else None
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in track:
         if name not in available:
@@ -77,10 +88,18 @@ def make_accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=list(track) or None,
         project_dir=None if folder is None else str(folder),
+        fsdp_plugin=plugin,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     check_processes(os.environ, accelerator.num_processes)
-    if accelerator.distributed_type not in REPLICATED:
+    if plugin is not None:
+        use_fsdp(accelerator, plugin)
+        if not accelerator.is_fsdp2:
+            raise LaunchError(
+                f"accelerate: FSDP was asked for but accelerate gives {accelerator.distributed_type.value} to "
+                f"{accelerator.num_processes} processes; launch several, or leave FSDP out, with {FSDP} unset"
+            )
+    elif accelerator.distributed_type not in REPLICATED:
         raise LaunchError(
             f"accelerate: {accelerator.distributed_type.value} is not supported; launch with --multi_gpu, one whole "
             "copy of the model in each process"
@@ -106,14 +125,29 @@ def launch_precision(precision: str, environment: Mapping[str, str]) -> str:
     return "bf16"
 
 
-def check_options(environment: Mapping[str, str]) -> None:
-    """Raise LaunchError for options of accelerate launch that would change the run, or be ignored by it."""
-    for variable, what in SHARDED.items():
-        if environment.get(variable, "").lower() in ("1", "true", "yes"):
+def is_set(environment: Mapping[str, str], variable: str) -> bool:
+    """Say whether a variable of the launcher's says yes."""
+    return environment.get(variable, "").lower() in ("1", "true", "yes")
+
+
+def check_options(environment: Mapping[str, str], *, sharding: bool = False) -> None:
+    """Raise LaunchError for options of accelerate launch that would change the run, or be ignored by it.
+
+    FSDP2 is let pass with ``sharding``.
+    """
+    for variable, what in SPLIT.items():
+        if is_set(environment, variable) and not (sharding and variable == FSDP):
             raise LaunchError(
                 f"accelerate: {what} is not supported; launch with --multi_gpu, one whole copy of the model in each "
                 f"process, with {variable} unset"
             )
+    if is_set(environment, FSDP):
+        if environment.get("FSDP_VERSION", "2") != "2":
+            raise LaunchError("accelerate: FSDP 1 (--use_fsdp) is not supported; set fsdp_version: 2")
+        for variable, way_on in NOT_WITH_FSDP.items():
+            if is_set(environment, variable):
+                option = variable.lower()
+                raise LaunchError(f"accelerate: {option} is not supported; set {option}: false {way_on}".rstrip())
     parts = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if parts != "1":
         raise LaunchError(
@@ -133,28 +167,21 @@ def broadcast(accelerator: Accelerator, value: Any) -> Any:
     return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
 
 
-def check_shared(accelerator: Accelerator, folder: Path, setting: str) -> None:
-    """Raise LaunchError, on all processes, where one of them does not see the main process's ``folder``.
-
-    Processes on several machines need a disk that they share. ``setting`` names what decides the folder.
-    """
+def blind_to(accelerator: Accelerator, folder: Path) -> list[str]:
+    """Return, on all processes, the machines of those that do not see the main process's ``folder``."""
     if accelerator.num_processes == 1:
-        return
-    token = broadcast(accelerator, uuid.uuid4().hex)
-    path = folder / f".seen-by-all-{token}"
+        return []
+    path = folder / f".seen-by-all-{broadcast(accelerator, uuid.uuid4().hex)}"
     try:
         if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
             path.touch()
         accelerator.wait_for_everyone()
-        blind = [host for host in gather_object([None if path.exists() else platform.node()]) if host is not None]
+        return [host for host in gather_object([None if path.exists() else platform.node()]) if host is not None]
     finally:
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             path.unlink(missing_ok=True)
-    if blind:
-        raise LaunchError(
-            f"{folder}: is not there on {blind[0]}; several machines need a disk that they share, set {setting} to a "
-            "folder on it"
-        )
 
 
 def check_processes(environment: Mapping[str, str], world: int) -> None:

@@ -179,6 +179,7 @@ class Loop:
         self._wrapped: Any = compiled(self.model, self.compile_model)
         self._wrapped, self._wrapped_optimiser = self.accelerator.prepare(self._wrapped, self.optimiser)
         if self.resume_from is not None:
+            load_optimiser(self.model, self.optimiser, self.resume_from)
             # Last of all, since compiling and wrapping may draw random numbers.
             states = load_random_states(self.resume_from)
             if self.accelerator.process_index < len(states):
@@ -196,10 +197,9 @@ class Loop:
         self._wrapped.train()  # compiled by blocks, it is a module of its own around them
 
     def _take_up(self, folder: Path) -> None:
-        """Load a checkpoint, all but its random state."""
+        """Load a checkpoint, all but the states of optimiser and random numbers."""
         state = (self.checkpoints or Checkpoints(folder.parent)).read_state(folder)
         load_weights(self.model, folder)
-        load_optimiser(self.optimiser, folder)
         self.stream.position = type(self.stream.position).from_dict(state["position"])
         self.guard.load_state_dict(state["guard"])
         self.tally = Tally(**state["tally"])
@@ -298,7 +298,7 @@ class Loop:
         done = "skipped"
         if self.guard.verdict(loss, step) == "rollback" and newest is not None:
             load_weights(self.model, newest)
-            load_optimiser(self.optimiser, newest)
+            load_optimiser(self.model, self.optimiser, newest)
             done = f"rolled back to {newest.name}"
         self.journal.write("refused", step=step, loss=loss, gradient_norm=norm, done=done)
         self.display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {done}")
@@ -366,6 +366,8 @@ class Loop:
             self.journal.sync()
             folder = self.checkpoints.save(self.tally.step, self.model, self.optimiser, states, state)
             self._write("checkpoint", folder=folder.name)
+        else:
+            self.checkpoints.save_part(self.tally.step, self.model, self.optimiser)
         self.accelerator.wait_for_everyone()
         self._speed.pause(time.perf_counter() - begun)
 

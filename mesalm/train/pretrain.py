@@ -6,10 +6,12 @@ import os
 import platform
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,17 +27,20 @@ from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints, whole_folder
 from mesalm.train.context import data_share, share_rows
 from mesalm.train.initial import earlier_config, initial_model
-from mesalm.train.launch import broadcast, check_shared, end_run, launch_precision, make_accelerator
+from mesalm.train.launch import LaunchError, blind_to, broadcast, end_run, launch_precision, make_accelerator
 from mesalm.train.loop import Outcome, Probe
+from mesalm.train.machines import prepared_on_each, send_folder
 from mesalm.train.plan import make_plan
 from mesalm.train.progress import Display, without_bars
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import Resume, Resumption, RunFolder
 from mesalm.train.sampling import sampling
+from mesalm.train.sharded import full_state
 from mesalm.train.speeds import device_name, earlier_rate
 from mesalm.train.token_loss import TokenLoss
 from mesalm.train.validation import validation
+from mesalm.train.watch import Watch, watching
 
 PACKAGES = ("mesalm", "torch", "transformers", "accelerate", "datasets", "tokenizers")
 
@@ -57,29 +62,49 @@ def pretrain(
     launched = precision != "fp32" and recipe.train.precision == "auto"
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
     run = RunFolder(recipe.folder)
-    accelerator = make_accelerator(device=recipe.train.device, precision=precision, track=recipe.track, folder=run.path)
+    accelerator = make_accelerator(
+        device=recipe.train.device, precision=precision, track=recipe.track, folder=run.path, sharding=True
+    )
     try:
         share = data_share(accelerator, recipe.parallelism.context)
+        if accelerator.is_fsdp2:
+            _check_sharded(recipe)
         display = Display(recipe.name, recipe.steps, enabled=accelerator.is_main_process and not quiet)
         if launched:
             display.say(f"train.precision: {precision}, as accelerate launch says")
-        with run.locked() if accelerator.is_main_process else nullcontext():
-            plan: Resumption = broadcast(
-                accelerator, run.enter(recipe, resume) if accelerator.is_main_process else None
-            )
+        with (
+            run.locked() if accelerator.is_main_process else nullcontext(),
+            watching(accelerator, recipe.train.timeout) as watch,
+        ):
+            plan = _entered(recipe, run, resume, accelerator)
             if recipe.init_from is not None and plan == Resumption():
                 earlier_config(recipe)  # what is wrong there is told before hours of preparing
-            prepared = _prepared(recipe, run, plan, accelerator, quiet)
+            prepared = _prepared(recipe, run, plan, accelerator, watch, quiet)
             if prepared is None:
                 display.say(f"{run.path}: this run is finished; --resume never trains it afresh")
             else:
                 if accelerator.is_main_process:
                     run.go_on(recipe, plan)
-                check_shared(accelerator, run.path, "output_dir")
+                if plan.resume_from is not None:
+                    send_folder(accelerator, plan.resume_from)
                 _run(recipe, run, plan, prepared, accelerator, share, display, train)
     finally:
         end_run(accelerator)
     return run.path
+
+
+def _entered(recipe: Recipe, run: RunFolder, resume: Resume, accelerator: Accelerator) -> Resumption:
+    """Enter the run folder on the main process; return to all what is to be done, the checkpoint by their own path."""
+    plan: Resumption = broadcast(accelerator, run.enter(recipe, resume) if accelerator.is_main_process else None)
+    blind = blind_to(accelerator, run.path)
+    if blind and accelerator.is_fsdp2:
+        raise LaunchError(
+            f"{run.path}: is not there on {blind[0]}; with FSDP all write checkpoints, set output_dir to a folder on a "
+            "disk that the machines share"
+        )
+    if plan.resume_from is None or str(plan.resume_from) == recipe.branch_from:
+        return plan
+    return replace(plan, resume_from=run.checkpoints / plan.resume_from.name)
 
 
 def _run(
@@ -137,12 +162,13 @@ def _run(
             origin=None if recipe.branch_from is None else Path(recipe.branch_from),
             average=average,
         )
+        weights = full_state(model)
         if accelerator.is_main_process:
             if average is not None:
                 with whole_folder(run.path / "final-average") as partial, without_bars():
                     average.model.save_pretrained(partial)
                     _save_tokenizer(tokenizer, partial)
-            _finish(run, model, tokenizer, journal, outcome)
+            _finish(run, model, weights, tokenizer, journal, outcome)
         accelerator.wait_for_everyone()
         display.say(f"{run.path}: finished, the model is in {run.final}")
 
@@ -155,30 +181,37 @@ def _weights_at_hand(recipe: Recipe, run: RunFolder, plan: Resumption) -> Recipe
     return recipe.model_copy(update={"init_from": str(plan.resume_from)})
 
 
-def _prepared(
-    recipe: Recipe, run: RunFolder, plan: Resumption, accelerator: Accelerator, quiet: bool
-) -> Prepared | None:
-    """Prepare and check the data on the main process while the others wait, then open them on every one.
+def _check_sharded(recipe: Recipe) -> None:
+    """Refuse settings that a sharded model cannot have."""
+    for key, value, other in (
+        ("train.compile", recipe.train.compile, "false"),
+        ("train.average", recipe.train.average, "none"),
+        ("train.spikes", recipe.train.spikes == "rollback", "skip"),
+    ):
+        if value:
+            raise SettingsError(f"{key}: does not go with FSDP; set {key}={other}, or launch without FSDP")
 
-    None for a finished run, whose data are only checked.
-    """
-    path = None
-    if accelerator.is_main_process:
+
+def _prepared(
+    recipe: Recipe, run: RunFolder, plan: Resumption, accelerator: Accelerator, watch: Watch | None, quiet: bool
+) -> Prepared | None:
+    """Prepare and check the data, then open them on every process; None for a finished run, which only checks them."""
+
+    def make() -> Path | None:
         try:
             if not plan.finished:
-                path = prepare(recipe.data, quiet=quiet, expected=plan.trained_on).path.resolve()
-            elif plan.trained_on is not None:
+                return prepare(recipe.data, quiet=quiet, expected=plan.trained_on).path.resolve()
+            if plan.trained_on is not None:
                 check_inputs(recipe.data, plan.trained_on)
         except ChangedDataError as error:
             raise SettingsError(
                 f"{run.path}: was trained on other data, {error}; give them back as they were, give this run another "
                 "name, or start afresh with --resume never, which sets the old folder aside"
             ) from error
-    path = broadcast(accelerator, path)
-    if path is None:
         return None
-    check_shared(accelerator, path.parent, "data.cache_dir")
-    return Prepared(path, checked=True)
+
+    path = prepared_on_each(accelerator, watch, recipe.data.cache_folder(), make)
+    return None if path is None else Prepared(path, checked=True)
 
 
 def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowStream:
@@ -296,6 +329,7 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> 
 def _finish(
     run: RunFolder,
     model: PreTrainedModel,
+    weights: dict[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase | None,
     journal: Journal,
     outcome: Outcome,
@@ -303,7 +337,7 @@ def _finish(
     """Write ``final``; it appears last and whole, so that a folder that has it is a finished run."""
     with whole_folder(run.final) as partial:
         with without_bars():
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, state_dict=weights)
             _save_tokenizer(tokenizer, partial)
         journal.write(
             "end",

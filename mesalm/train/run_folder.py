@@ -37,6 +37,7 @@ HARMLESS = (
     "train.logits_at_once",
     "train.max_skipped",
     "train.micro_rows",
+    "train.timeout",
     "train.workers",
     "validate",
 )

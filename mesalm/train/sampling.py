@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mesalm.train.randomness import seed_everything
 from mesalm.train.sections import SampleSettings
+from mesalm.train.sharded import is_sharded
 
 
 def sampling(
@@ -18,11 +19,13 @@ def sampling(
 ) -> Callable[[nn.Module, int], Iterable[dict[str, Any]]]:
     """Return what `Probe` runs: a line with prompt and text for each prompt, on the main process only.
 
+    All processes sample from a sharded model, and all get the same texts.
+
     The samples of a step depend on the weights, the seed and the step alone.
     """
 
     def run(model: nn.Module, step: int) -> Iterator[dict[str, Any]]:
-        if not main_process:
+        if not main_process and not is_sharded(model):
             return
         for number, prompt in enumerate(settings.prompts):
             seed_everything(seed + 1_000_003 * step + number)
@@ -45,7 +48,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
 def continuation(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int, temperature: float) -> str:
     """Return the text that the model puts after a prompt, up to ``tokens`` tokens; temperature 0 is greedy."""
     ids = prompt_ids(tokenizer, prompt).to(next(model.parameters()).device)
-    made = model.generate(ids, **_generation(tokenizer, ids, tokens, temperature))
+    options = _generation(tokenizer, ids, tokens, temperature)
+    made = model.generate(ids, synced_gpus=is_sharded(model), **options)
     return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
 
 

@@ -76,11 +76,16 @@ class TrainSettings(Settings):
         gt=0,
         description="Steps in a row with a loss or gradient that is not finite after which the run stops.",
     )
-
     spikes: Literal["accept", "skip", "rollback", "stop"] = Field(
         default="accept",
         description="What a loss far above the last ones does: accept: it updates the weights; skip: the step is left "
         "out; rollback: weights and optimiser go back to the last checkpoint, the data on; stop: the run ends.",
+    )
+    timeout: float = Field(
+        default=30.0,
+        ge=1,
+        description="Seconds without a sign of life after which one of several processes counts as lost, and all end. "
+        "A slow step or a long save does not count.",
     )
 
     @model_validator(mode="after")

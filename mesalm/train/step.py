@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import compile_regions
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mesalm.interrupts import SIGNALS
 from mesalm.model.operator_inputs import unchecked_values
@@ -33,7 +34,8 @@ def backward(
     for place, (batch, weight) in enumerate(zip(micro, weights, strict=True)):
         alone = place + 1 < len(micro)
         with accelerator.no_sync(model) if alone else nullcontext(), unchecked_values():
-            part = model(**batch).loss * weight
+            with accelerator.autocast():  # sharded, a model does not bring its own
+                part = model(**batch).loss * weight
             accelerator.backward(part)
         loss += part.detach()
     if accelerator.num_processes > 1:
@@ -58,7 +60,7 @@ def _weights(
 def clip_gradient(accelerator: Accelerator, model: nn.Module, clip: float | None) -> torch.Tensor:
     """Bound the global norm of the gradient; return what it was before, on its device."""
     norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip)
-    return cast(torch.Tensor, norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else cast(torch.Tensor, norm)
 
 
 def can_refuse(optimiser: torch.optim.Optimizer) -> bool:

@@ -69,7 +69,8 @@ def run(
     """
     every, keep = settings.checkpoint.every, settings.checkpoint.keep
     checkpoints = Checkpoints(files.checkpoints, every=every, keep=keep, decorate=decorate, facts=facts)
-    newest: Path | None = broadcast(accelerator, checkpoints.newest() or origin)
+    name: str | None = broadcast(accelerator, (found := checkpoints.newest()) and found.name)
+    newest = origin if name is None else checkpoints.folder / name
     step = 0 if newest is None else step_of(newest)
     journal.write("start", step=step, steps=settings.steps, **start)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from mesalm.data.stream import epoch_batches
+from mesalm.train.sharded import is_sharded
+from mesalm.train.step import moved
 
 
 def mean_loss(model: nn.Module, rows: Any, micro_rows: int, accelerator: Accelerator, share: tuple[int, int]) -> float:
@@ -19,10 +22,15 @@ def mean_loss(model: nn.Module, rows: Any, micro_rows: int, accelerator: Acceler
     The rows must be of one length, so that each counts alike.
     """
     total = torch.zeros(2, device=accelerator.device)
+    left = math.ceil(math.ceil(len(rows) / share[1]) / micro_rows)
     for batch in epoch_batches(rows, micro_rows, *share):
-        on_device = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         count = len(batch["input_ids"])
-        total += torch.stack([model(**on_device).loss.float() * count, total.new_tensor(float(count))])
+        loss = model(**moved(batch, accelerator.device)).loss.float()
+        total += torch.stack([loss * count, total.new_tensor(float(count))])
+        left -= 1
+    if is_sharded(model):  # its processes must run it equally often
+        for batch in islice(epoch_batches(rows, 1), left):
+            model(**moved(batch, accelerator.device))
     total = accelerator.reduce(total, "sum")
     return float(total[0] / total[1])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launch
 
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
-from mesalm.train.launch import LaunchError, check_options, check_processes, check_shared, launch_precision
+from mesalm.train.launch import LaunchError, check_options, check_processes, launch_precision
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import read_run_recipe
@@ -186,18 +185,3 @@ def test_a_run_in_the_launcher_s_precision_records_it(
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     with pytest.raises(SettingsError, match=r"train\.precision is 'bf16' there and 'fp32' now"):
         pretrain(recipe, quiet=True)
-
-
-def test_a_disk_that_is_not_shared_is_refused_on_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    blind: list[str | None] = ["node7"]
-    monkeypatch.setattr("mesalm.train.launch.broadcast", lambda accelerator, value: value)
-    monkeypatch.setattr("mesalm.train.launch.gather_object", lambda mine: [*mine, *blind])
-    main = SimpleNamespace(num_processes=2, is_main_process=True, wait_for_everyone=lambda: None)
-    with pytest.raises(LaunchError, match=r"is not there on node7; .* set output_dir"):
-        check_shared(main, tmp_path, "output_dir")
-    blind[0] = None
-    check_shared(main, tmp_path, "output_dir")
-    assert list(tmp_path.iterdir()) == []
-    other = SimpleNamespace(num_processes=2, is_main_process=False, wait_for_everyone=lambda: None)
-    with pytest.raises(LaunchError, match="is not there on"):
-        check_shared(other, tmp_path, "output_dir")  # the main process's token lies on another disk

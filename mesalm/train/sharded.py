@@ -1,0 +1,98 @@
+"""Weights, gradients and optimiser sharded over the processes: torch's FSDP2, by accelerate's own code.
+
+A sharded parameter is a DTensor. Everything else of a run is as without sharding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed import barrier
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def fsdp_plugin(environment: Mapping[str, str]) -> FullyShardedDataParallelPlugin:
+    """Return the plugin that the launcher's FSDP settings ask for; blocks are the units unless they say otherwise.
+
+    Each process draws or reads the initial weights itself, so that they are those of a run without sharding.
+    """
+    policy = environment.get("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+    return FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy=policy, cpu_ram_efficient_loading=False)
+
+
+def use_fsdp(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    """Have an Accelerator shard: accelerate forgets the plugin where the processes are CPU processes.
+
+    Weights stay in float32 and autocast runs in 16 bits, as without sharding: the plugin casts nothing.
+    """
+    state = accelerator.state
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+    plugin.mixed_precision_policy = None
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Say whether a model's parameters are sharded."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what this process holds of a tensor: its shard, or all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full_state(model: nn.Module) -> dict[str, Any]:
+    """Return the state of the whole model; where it is sharded, on the main process and on the CPU.
+
+    All processes call it where the model is sharded; the others get an empty dict.
+    """
+    if not is_sharded(model):
+        return model.state_dict()
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(parameter), name)
+        if name in state:
+            state[name] = state[first]  # weights that are tied share their memory again
+    return state
+
+
+def save_shards(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:
+    """Write an optimiser's state, each process its shards, when all processes are here."""
+    barrier()
+    dcp.save(get_optimizer_state_dict(model, optimiser), checkpoint_id=folder)
+
+
+def load_shards(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:
+    """Read what `save_shards` wrote, by any number of processes, the model sharded or not. All of them call it."""
+    state = get_optimizer_state_dict(model, optimiser)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is")  # said where one process reads
+        dcp.load(state, checkpoint_id=folder)
+    set_optimizer_state_dict(model, optimiser, state)
+
+
+def sharded_like(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of an optimiser with whole tensors as one whose tensors are sharded as its parameters are."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    for number, kept in state["state"].items():
+        like = parameters[number]
+        for key, value in kept.items():
+            if isinstance(like, DTensor) and isinstance(value, torch.Tensor) and value.shape == like.shape:
+                value = value.to(like.device)
+                kept[key] = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return state

@@ -1,0 +1,152 @@
+"""Noticing that one of several processes hangs or is gone, and saying which."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch.distributed import DistError, TCPStore
+
+from mesalm.interrupts import Interrupted
+from mesalm.train.launch import LaunchError
+
+BEATS = 10
+"""Signs of life that a process gives in the time after which it counts as lost."""
+
+WAY_ON = "the run has ended; see to that process, then give the same command to go on from the newest checkpoint"
+
+SILENT = "no sign of life"
+
+LEFT = "left: "
+"""What stands before the reason in the last word of a process; there is none where all went well."""
+
+
+class Watch:
+    """The signs of life of the processes of a run: a thread of each writes its own to a store and reads the others'.
+
+    A process that is slow gives them all the same; one that is stopped, or whose machine is gone, does not.
+    ``timeout`` is in seconds without one, counted in this process's own beats: while it sleeps it accuses nobody.
+    """
+
+    def __init__(self, accelerator: Accelerator, timeout: float) -> None:
+        self.rank, self.world, self.timeout = accelerator.process_index, accelerator.num_processes, timeout
+        self.places = gather_object([(platform.node(), os.getppid(), os.getpid())])
+        # Arms and seeds are runs one after another, with one store.
+        (self.name,) = broadcast_object_list([f"mesalm-{os.getpid()}-{time.time_ns()}"])
+        # A connection of its own: the one of the group may be waiting.
+        self.store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            timeout=timedelta(seconds=timeout),
+            wait_for_workers=False,
+        )
+        self.keys = [f"{self.name}/alive-{rank}" for rank in range(self.world)]
+        self.beat = 0
+        self.meetings = 0
+        self.ended = threading.Event()
+        self._say_alive()
+        accelerator.wait_for_everyone()
+        self.thread = threading.Thread(target=self._watch, name="mesalm-watch", daemon=True)
+        self.thread.start()
+
+    def meet(self) -> None:
+        """Wait until all processes are here, for as long as it takes."""
+        self.meetings += 1
+        name = f"{self.name}/meeting-{self.meetings}"
+        self.store.add(name, 1)
+        while self.store.add(name, 0) < self.world:
+            time.sleep(0.2)
+
+    def lost(self) -> list[int]:
+        """Return the processes that have ended, else those that have not lost another as this one has."""
+        self.store.set(f"{self.name}/waiting-{self.rank}", "")
+        before = self.store.multi_get(self.keys)
+        end = time.monotonic() + min(3 * self.timeout / BEATS, 10.0)
+        while (left := end - time.monotonic()) > 0:
+            with suppress(Interrupted):  # launchers send a signal to the others when one is gone
+                time.sleep(left)
+        after = self.store.multi_get(self.keys)
+        absent = [rank for rank in range(self.world) if not self.store.check([f"{self.name}/waiting-{rank}"])]
+        return [rank for rank in absent if before[rank] == after[rank]] or absent
+
+    def described(self, ranks: list[int]) -> str:
+        """Name processes with their machines."""
+        return ", ".join(f"process {rank} on {self.places[rank][0]}" for rank in ranks)
+
+    def end(self, reason: str = "") -> None:
+        """Stop watching, and tell the others why, where something was wrong."""
+        self.ended.set()
+        self.thread.join()
+        with suppress(DistError):
+            self.store.set(self.keys[self.rank], f"{LEFT}{reason}")
+
+    def _say_alive(self) -> None:
+        self.beat += 1
+        self.store.set(self.keys[self.rank], str(self.beat))
+
+    def _watch(self) -> None:
+        seen, still = [b""] * self.world, [0] * self.world
+        try:
+            while not self.ended.wait(self.timeout / BEATS):
+                self._say_alive()
+                now = self.store.multi_get(self.keys)
+                still = [count + 1 if new == old else 0 for new, old, count in zip(now, seen, still, strict=True)]
+                seen = now
+                silent = {
+                    rank: now[rank].decode().removeprefix(LEFT) if now[rank].startswith(LEFT.encode()) else SILENT
+                    for rank, count in enumerate(still)
+                    if count >= BEATS and now[rank] != LEFT.encode()
+                }
+                if silent:
+                    self._give_up(silent)
+        except DistError:
+            if not self.ended.is_set():
+                self._leave(f"the store of the processes at {os.environ['MASTER_ADDR']} does not answer; {WAY_ON}")
+
+    def _give_up(self, silent: dict[int, str]) -> None:
+        host, parent, _ = self.places[self.rank]
+        beside = [rank for rank, place in enumerate(self.places) if place[0] == host and rank not in silent]
+        for rank, reason in silent.items():
+            if reason == SILENT and self.places[rank][:2] == (host, parent):  # the launcher would wait for it
+                with suppress(ProcessLookupError):
+                    os.kill(self.places[rank][2], signal.SIGKILL)
+        first = next(iter(silent))
+        reason = silent[first] if silent[first] != SILENT else f"{SILENT} for {self.timeout:g} seconds"
+        self._leave(f"{self.described(list(silent))}: {reason}; {WAY_ON}" if self.rank == beside[0] else "")
+
+    def _leave(self, message: str) -> None:
+        if message:
+            os.write(2, f"mesalm: {message}\n".encode())
+        os._exit(2)
+
+
+@contextmanager
+def watching(accelerator: Accelerator, timeout: float) -> Iterator[Watch | None]:
+    """Watch over the processes of a run while the block runs, if there are several; ``timeout`` as in `Watch`.
+
+    A process that is lost ends all, with a line that names it: where it is silent, from the thread; where talking to
+    it fails, as LaunchError.
+    """
+    if accelerator.num_processes == 1:
+        yield None
+        return
+    watch = Watch(accelerator, timeout)
+    try:
+        yield watch
+        watch.end()
+    except BaseException as error:
+        met = error.__context__ if isinstance(error, Interrupted) else error
+        lost = watch.lost() if isinstance(met, DistError) or "gloo" in str(met) else []
+        fault = f"{watch.described(lost)}: is gone or does not answer; {WAY_ON}" if lost else ""
+        watch.end("has ended, " + (fault or " ".join(str(error).split()) or type(error).__name__))
+        if fault:
+            raise LaunchError(fault) from error
+        raise

@@ -1,0 +1,152 @@
+"""Models sharded over CPU processes by FSDP2: trained as by one process, and taken up by other numbers of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
+from transformers import AutoModelForCausalLM
+
+from mesalm.journal import read_journal
+from mesalm.train.launch import LaunchError, check_options
+from mesalm.train.pretrain import pretrain
+from mesalm.train.recipe import Recipe
+
+Load = Callable[..., Recipe]
+Start = Callable[..., "subprocess.Popen[str]"]
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+SAME = (
+    "model.attention_dropout=0",
+    "model.num_hidden_layers=2",
+    "model.mixers=[mesa, softmax]",
+    "schedule.name=constant",
+    "schedule.warmup_steps=0",
+    "train.micro_rows=1",
+    "validate.rows=7",  # not the same number on each process
+)
+
+
+def torchrun(processes: int) -> tuple[str, ...]:
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def losses(run: Path) -> list[tuple[str, int, float, float]]:
+    lines = [line for line in read_journal(run / "journal.jsonl") if line["event"] in ("step", "valid")]
+    return [(line["event"], line["step"], line["loss"], line.get("gradient_norm", 0.0)) for line in lines]
+
+
+def assert_alike(one: Path, other: Path, tolerance: float = 1e-5) -> None:
+    for expected, found in zip(losses(one), losses(other), strict=True):
+        assert found[:2] == expected[:2]
+        assert found[2:] == pytest.approx(expected[2:], abs=tolerance), found[:2]
+    weights, others = (load_file(run / "final" / "model.safetensors") for run in (one, other))
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, atol=tolerance, rtol=0)
+
+
+def test_two_processes_shard_and_one_goes_on(load: Load, start: Start) -> None:
+    process = start("name=run", "train.steps=4", *SAME, launcher=torchrun(2), environment=FSDP)
+    whole = pretrain(load("name=whole", "train.steps=8", *SAME), quiet=True)
+    finish(process)
+    run = load("name=run", *SAME).folder
+    kept = FileSystemReader(run / "checkpoints" / "step-00000004" / "optimiser").read_metadata().state_dict_metadata
+    chunks = [about.chunks for name, about in kept.items() if name.endswith("exp_avg") and len(about.size) == 2]
+    assert chunks
+    assert all(len(parts) == 2 for parts in chunks)  # each process has a half
+    assert AutoModelForCausalLM.from_pretrained(run / "final").config.architectures == ["MesaForCausalLM"]
+    pretrain(load("name=run", "train.steps=8", *SAME), quiet=True)
+    assert_alike(whole, run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 4)])
+def test_more_processes_go_on(load: Load, start: Start, first: int, then: int) -> None:
+    changes = ("sample.every=3", "sample.tokens=4", *SAME)
+    whole = pretrain(load("name=whole", "train.steps=6", *changes), quiet=True)
+    if first == 1:
+        pretrain(load("name=run", "train.steps=3", *changes), quiet=True)
+    else:
+        finish(start("name=run", "train.steps=3", *changes, launcher=torchrun(first), environment=FSDP))
+    finish(start("name=run", "train.steps=6", *changes, launcher=torchrun(then), environment=FSDP))
+    run = load("name=run", *changes).folder
+    expected, found = ([line for line in losses(folder) if line[0] == "step"] for folder in (whole, run))
+    for there, here in zip(expected, found, strict=True):
+        assert here[:2] == there[:2]
+        assert here[2:] == pytest.approx(there[2:], abs=1e-5), here[:2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        # both run in bfloat16, in which sums of other order differ in the last of 8 bits, scaled by the rate
+        (("optim.name=muon",), 1e-3),
+        (("train.precision=bf16", "train.gradient_checkpointing=true"), 1e-3),
+        (("train.clip=0.01", "optim.decay_embeddings=true", "model.tie_word_embeddings=false"), 1e-5),
+    ],
+)
+def test_other_settings_shard_too(load: Load, start: Start, changes: tuple[str, ...], tolerance: float) -> None:
+    settings = ("train.steps=6", *SAME, *changes)
+    process = start("name=two", *settings, launcher=torchrun(2), environment=FSDP)
+    one = pretrain(load("name=one", *settings), quiet=True)
+    finish(process)
+    assert_alike(one, load("name=two", *settings).folder, tolerance)
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_is_refused_on_all_shards(tmp_path: Path, start: Start) -> None:
+    """A step read at once and one that the fused optimiser refuses by itself; every other step is made."""
+    script = Path(__file__).with_name("sharded_regression.py")
+    found = []
+    for processes, environment in ((1, {}), (2, FSDP)):
+        target = tmp_path / f"{processes}.pt"
+        launcher = torchrun(processes) if processes > 1 else ()
+        command = [sys.executable, *launcher, str(script), str(target)]
+        clean = {"OMP_NUM_THREADS": "1", "PATH": "", **environment}
+        done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        found.append(torch.load(target))
+    one, two = found
+    assert one["skipped"] == two["skipped"] == 2
+    assert one["sharded"] is False
+    assert two["sharded"] is True
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], weight, atol=1e-5, rtol=0)
+
+
+def test_one_process_cannot_shard(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**FSDP, "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LaunchError, match=r"FSDP was asked for but accelerate gives NO to 1 processes"):
+        pretrain(load(), quiet=True)
+    assert not load().folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"FSDP_VERSION": "1"}, "FSDP 1"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "set fsdp_offload_params: false"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, r"train\.gradient_checkpointing=true"),
+    ],
+)
+def test_what_sharding_does_not_do_is_refused(environment: dict[str, str], words: str) -> None:
+    check_options(FSDP, sharding=True)
+    with pytest.raises(LaunchError, match=words) as caught:
+        check_options({**FSDP, **environment}, sharding=True)
+    assert "\n" not in str(caught.value)
