@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from .mixture import Mixture
 from .packing import segment_positions
 
 Batch = dict[str, torch.Tensor]
@@ -40,13 +41,6 @@ class Position:
         return Position(self.seed, self.epoch + epochs, row)
 
 
-def epoch_order(seed: int, epoch: int, total: int) -> np.ndarray:
-    """Return the order of ``total`` rows in one epoch, int64 [total], from the seed and epoch only."""
-    # RandomState, not Generator: NumPy promises never to change its stream, so old runs can be resumed.
-    words = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, epoch]
-    return np.random.RandomState(words).permutation(total)
-
-
 def collate_tokens(items: Sequence[Mapping[str, Any]]) -> Batch:
     """Make a batch of packed rows: input_ids, position_ids and labels, int64 [B, T].
 
@@ -72,10 +66,10 @@ def check_shares(global_rows: int, rank: int, world: int, micro_rows: int) -> No
 class RowStream:
     """Iterate for ever over the micro-batches of one process.
 
-    Each optimiser step takes ``global_rows`` rows from ``position`` on, across the end of an epoch into
-    the next; process ``rank`` of ``world`` takes the rank-th contiguous slice of them, cut into
-    ``micro_batches`` micro-batches of ``micro_rows`` rows. ``rows`` is any dataset with ``len`` and ``[]``;
-    ``collate`` turns a list of its items into a batch. ``workers`` processes read ahead (0: none).
+    Each optimiser step takes ``global_rows`` rows from ``position`` on, across the end of an epoch into the next, or of
+    the parts of a ``mixture`` by their weights; process ``rank`` of ``world`` takes the rank-th contiguous slice of
+    them, cut into ``micro_batches`` micro-batches of ``micro_rows`` rows. ``rows`` is any dataset with ``len`` and
+    ``[]``; ``collate`` turns a list of its items into a batch. ``workers`` processes read ahead (0: none).
     ``position`` is that of the first step not yet handed out whole; a new ``iter`` begins there.
 
     Raises ValueError when the rows of a step do not divide evenly or the position lies outside the data.
@@ -92,6 +86,7 @@ class RowStream:
         micro_rows: int,
         workers: int = 0,
         collate: Collate = collate_tokens,
+        mixture: Mixture | None = None,
     ) -> None:
         self.total = len(rows)
         if self.total == 0:
@@ -108,7 +103,7 @@ class RowStream:
         self.workers = workers
         self.collate = collate
         self.micro_batches = global_rows // (world * micro_rows)
-        self._orders: dict[int, np.ndarray] = {}
+        self._mixture = mixture or Mixture([self.total], [1.0])
 
     def __iter__(self) -> Iterator[Batch]:
         handed = 0
@@ -128,29 +123,10 @@ class RowStream:
         share = self.global_rows // self.world
         while True:
             mine = position.advance(self.rank * share, self.total)
-            chosen = self._slice(mine, share)
+            chosen = self._mixture.rows(mine.seed, mine.epoch * self.total + mine.row, share)
             for begin in range(0, share, self.micro_rows):
                 yield chosen[begin : begin + self.micro_rows].tolist()
             position = position.advance(self.global_rows, self.total)
-
-    def _slice(self, position: Position, count: int) -> np.ndarray:
-        """Return the indices of the ``count`` rows from ``position`` on."""
-        parts = []
-        while count:
-            order = self._order(position.seed, position.epoch)
-            part = order[position.row : position.row + count]
-            parts.append(part)
-            count -= len(part)
-            position = position.advance(len(part), self.total)
-        return np.concatenate(parts)
-
-    def _order(self, seed: int, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            # Two are enough: a slice leaves one epoch for the next and does not come back.
-            for old in sorted(self._orders)[:-1]:
-                del self._orders[old]
-            self._orders[epoch] = epoch_order(seed, epoch, self.total)
-        return self._orders[epoch]
 
 
 def epoch_batches(

@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from mesalm.journal import Journal
-from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_states, load_weights
+from mesalm.train.checkpoint import CheckpointError, Checkpoints, load_optimiser, load_random_states, load_weights
 from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.interrupts import Interrupts
 from mesalm.train.meters import Speedometer, Tally
@@ -44,8 +44,9 @@ from mesalm.train.step import (
 class Stream(Protocol):
     """The micro-batches of one process without end, and where in the data the next step begins.
 
-    ``position`` has ``to_dict`` and ``from_dict``; setting it moves the stream. A stream that goes through rows again
-    and again says in ``epochs`` how often it has done so. See mesalm.data.stream.RowStream.
+    ``position`` has ``to_dict`` and ``from_dict``; setting it moves the stream. It may differ between processes. A
+    stream that goes through rows again and again says in ``epochs`` how often it has done so. See
+    mesalm.data.stream.RowStream.
     """
 
     position: Any
@@ -194,7 +195,13 @@ class Loop:
         state = (self.checkpoints or Checkpoints(folder.parent)).read_state(folder)
         load_weights(self.model, folder)
         load_optimiser(self.optimiser, folder)
-        self.stream.position = type(self.stream.position).from_dict(state["position"])
+        saved, rank = state["position"], self.accelerator.process_index
+        if isinstance(saved, list):
+            saved = saved[min(rank, len(saved) - 1)]
+        try:
+            self.stream.position = type(self.stream.position).from_dict(saved)
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: {error}") from None
         self.guard.load_state_dict(state["guard"])
         self.tally = Tally(**state["tally"])
         self._saved_at = self.tally.step
@@ -338,10 +345,11 @@ class Loop:
         begun = time.perf_counter()
         self.tally.seconds = self._speed.seconds
         states = gather_object([random_state()])
+        positions = gather_object([self.stream.position.to_dict()])
         if self.accelerator.is_main_process:
             state = {
                 "tally": asdict(self.tally),
-                "position": self.stream.position.to_dict(),
+                "position": positions[0] if positions == positions[:1] * len(positions) else positions,
                 "guard": self.guard.state_dict(),
             }
             self.journal.sync()

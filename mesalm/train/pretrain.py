@@ -14,9 +14,12 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mesalm.data.corpus_card import CARD, corpus_card
 from mesalm.data.prepare import ChangedDataError, check_inputs, prepare
 from mesalm.data.prepared import Prepared
 from mesalm.data.stream import Position, RowStream
+from mesalm.data.text_stream import TextStream, text_stream
+from mesalm.files import write_text
 from mesalm.journal import Journal
 from mesalm.settings import SettingsError
 from mesalm.train import training
@@ -90,6 +93,8 @@ def _run(
         # the name before transformers 5.23 is the second
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model.to(accelerator.device)
+    if accelerator.is_main_process:
+        write_text(run.path / CARD, corpus_card(prepared.manifest))
     display.say(f"{recipe.name}: {_parameters(model):,} parameters, {device_name(accelerator.device)}")
     # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
     seed_everything(recipe.seed + accelerator.process_index + 1)
@@ -99,7 +104,7 @@ def _run(
     with Journal(run.journal if accelerator.is_main_process else None) as journal:
         if plan.resume_from is not None:
             display.say(f"{run.path}: going on from {plan.resume_from.name}" + (plan.note and f" to {plan.note}"))
-        display.say(f"{recipe.name}: {_amount(recipe, stream.total)}")
+        display.say(f"{recipe.name}: {_amount(recipe, getattr(stream, 'total', None))}")
         outcome = train(
             model,
             stream,
@@ -127,11 +132,13 @@ def _weights_at_hand(recipe: Recipe, run: RunFolder, plan: Resumption) -> Recipe
     return recipe.model_copy(update={"init_from": str(plan.resume_from)})
 
 
-def _amount(recipe: Recipe, rows: int) -> str:
-    """Say how much will be read, and how often."""
+def _amount(recipe: Recipe, rows: int | None) -> str:
+    """Say how much will be read, and how often where the number of rows is known."""
     batch_rows, length = recipe.train.batch_rows, recipe.data.sequence_length
-    epochs = recipe.steps * batch_rows / rows
-    return f"{recipe.steps:,} steps of {batch_rows:,} rows of {length:,} tokens, {epochs:.4g} epochs of {rows:,} rows"
+    steps = f"{recipe.steps:,} steps of {batch_rows:,} rows of {length:,} tokens"
+    if rows is None:
+        return f"{steps}, streamed"
+    return f"{steps}, {recipe.steps * batch_rows / rows:.4g} epochs of {rows:,} rows"
 
 
 def _prepared(
@@ -160,7 +167,7 @@ def _prepared(
     return Prepared(path, checked=True)
 
 
-def _stream(recipe: Recipe, prepared: Prepared, accelerator: Accelerator) -> RowStream:
+def _stream(recipe: Recipe, prepared: Prepared, accelerator: Accelerator) -> RowStream | TextStream:
     world, batch_rows = accelerator.num_processes, recipe.train.batch_rows
     micro_rows = recipe.train.micro_rows or max(batch_rows // world, 1)
     if batch_rows % (world * micro_rows):
@@ -168,6 +175,11 @@ def _stream(recipe: Recipe, prepared: Prepared, accelerator: Accelerator) -> Row
             f"train.batch_rows: {batch_rows} must be a multiple of {world} processes times train.micro_rows "
             f"{micro_rows}; change the one or the other"
         )
+    if recipe.data.stream:
+        if recipe.train.workers:
+            raise SettingsError("train.workers: a streamed corpus is read in the loop; set it to 0")
+        rank = accelerator.process_index
+        return text_stream(recipe.data, prepared, batch_rows, rank=rank, world=world, micro_rows=micro_rows)
     rows = prepared.rows("train")
     if len(rows) == 0:
         raise SettingsError("data: the train split has not one full row; give more text or a shorter sequence_length")
@@ -179,6 +191,7 @@ def _stream(recipe: Recipe, prepared: Prepared, accelerator: Accelerator) -> Row
         world=world,
         micro_rows=micro_rows,
         workers=recipe.train.workers,
+        mixture=prepared.mixture(),
     )
 
 
