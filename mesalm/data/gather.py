@@ -128,9 +128,9 @@ class Gathering:
     def result(self, path: Path) -> Gathered:
         """Assign the splits once everything has been read. Raises DataError without documents."""
         if not self.uses:
-            empty = len(self.faults.empty_files)
+            empty = self.faults.empty_files
             counted = [f"{self.faults.count} bad records were skipped"] if self.faults.count else []
-            counted += [f"{empty} empty files"] if empty else []
+            counted += [f"{len(empty)} empty files, such as {empty[0]}"] if empty else []
             told = f" ({', '.join(counted)})" if counted else ""
             raise DataError(f"the sources hold no documents{told}; look at data.sources")
         return Gathered(

@@ -94,7 +94,8 @@ class FileSource:
         except (EOFError, OSError, zlib.error) as error:
             if path.suffix not in PACKED:
                 raise
-            faults.bad(f"{path}:{number + 1}: broken {PACKED[path.suffix]} file ({error}); get the file again")
+            place = f"{path}:{number + 1}" if ".jsonl" in path.suffixes else str(path)
+            faults.bad(f"{place}: broken {PACKED[path.suffix]} file ({error}); get the file again")
             yield None
 
     def _txt(self, file: IO[bytes], path: Path, faults: Faults) -> Iterator[Record]:

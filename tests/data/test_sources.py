@@ -172,11 +172,14 @@ def test_hub_reads_a_local_dataset(tmp_path: Path, streaming: bool) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()
     rows = [{**GOOD, "id": str(number), "other": number} for number in range(5)]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train-00000.parquet")
+    for number, part in enumerate((rows[:3], rows[3:])):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(part), folder / f"train-0000{number}.parquet")
     settings = {"name": "hub", "dataset": str(folder), "streaming": streaming}
     documents, _ = read(**settings)
     assert documents == [Document(str(number), "books", GOOD["text"]) for number in range(5)]
     assert len(read(**settings, limit=2)[0]) == 2
+    parts = shards(SOURCES["hub"](SourceSettings.build(settings)))
+    assert [list(part.documents(Faults())) for part in parts] == [documents[:3], documents[3:]]
     with pytest.raises(DataError, match=r"corpus: row 1: no column 'body' \(columns: .*other"):
         read(**settings, text_column="body")
     with pytest.raises(DataError, match=r"corpus: the dataset cannot be loaded \(.*split"):
