@@ -196,9 +196,9 @@ train r.yaml  arms.mesa.nosuch=3 | arms.mesa: nosuch: unknown key
 prepare r.yaml  --skip-bad | no option --skip-bad
 prepare r.yaml  data.sources.0.files=*.x | *.x: no such file
 prepare r.yaml  data.sources.0.files=gone.txt | gone.txt: no such file
-prepare r.yaml  data.sources.0.files=void | void: a folder
-prepare r.yaml  data.sources.0.files=empty.txt | empty.txt: the file is empty
-prepare r.yaml  data.sources.0.files=table.csv | table.csv: unknown kind
+prepare r.yaml  data.sources.0.files=void | void: no file in this folder
+prepare r.yaml  data.sources.0.files=empty.txt | no documents (1 empty files, such as empty.txt)
+prepare r.yaml  data.sources.0.files=table.csv | table.csv: no column 'text' (columns: a, b)
 prepare r.yaml  data.sources.0.files=latin.txt | latin.txt:1: not UTF-8
 prepare r.yaml  data.sources.0.files=with space ü.txt | with space ü.txt
 prepare r.yaml  data.sources.0.files=int.jsonl | set data.skip_bad=true

@@ -62,8 +62,11 @@ class Build:
         splits: dict[str, Any] = {}
         self._say(f"packing {int(lengths.sum()):,} tokens into rows of {self.settings.sequence_length}")
         for split in SPLITS:
-            packer = self._pack(tokens, gathered.members(split), split, work)
+            parts = self._parts(gathered, split)
+            packer, rows = self._pack(tokens, parts, split, work)
             splits[split] = _describe(gathered, lengths, split, packer)
+            if len(parts) > 1:
+                splits[split]["parts"] = rows
             if split != "train" and self.settings.tokenizer != "none":
                 chosen = np.flatnonzero(gathered.splits == SPLITS.index(split))
                 kept = documents.select_columns(["id", "domain", "text"]).select(chosen)
@@ -82,6 +85,11 @@ class Build:
             "bad": {"count": gathered.faults.count, "examples": gathered.faults.examples},
             "undecodable": gathered.faults.undecodable,
             "near_copies": gathered.faults.near_copies,
+            "contamination": gathered.contamination,
+            "licences": [
+                settings.licence or getattr(source, "licence", None)
+                for settings, source in zip(self.settings.sources, self.sources, strict=True)
+            ],
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("datasets", "tokenizers", "transformers")},
@@ -172,15 +180,26 @@ class Build:
             wanted = 1 if size < MANY_BYTES else os.cpu_count() or 1
         return max(1, min(wanted, documents))
 
-    def _pack(self, tokens: datasets.Dataset, members: np.ndarray, split: str, work: Path) -> Packer:
+    def _parts(self, gathered: Gathered, split: str) -> list[np.ndarray]:
+        """Return the documents of a split: all together, or for training by weight those of each source."""
+        weighted = [number for number, source in enumerate(self.settings.sources) if source.weight is not None]
+        if split != "train" or not weighted:
+            return [gathered.members(split)]
+        return [gathered.members(split, source) for source in weighted]
+
+    def _pack(
+        self, tokens: datasets.Dataset, parts: list[np.ndarray], split: str, work: Path
+    ) -> tuple[Packer, list[int]]:
+        """Write the rows of a split, those of each part behind those of the part before; return how many each has."""
         import datasets
         from datasets.utils import tqdm
 
         length = self.settings.sequence_length
         packer = Packer(length)
-        bar = tqdm(total=len(members), desc=f"Packing {split}", unit=" documents", leave=False)
+        ends = [0]
+        bar = tqdm(total=sum(map(len, parts)), desc=f"Packing {split}", unit=" documents", leave=False)
 
-        def groups() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        def groups(members: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             chosen = tokens.select(members).with_format("arrow")
             for table in chosen.iter(batch_size=ENCODE_BATCH):
                 column = table.column("input_ids").combine_chunks()
@@ -189,15 +208,17 @@ class Build:
 
         def tables() -> Iterator[pyarrow.Table]:
             yield _rows_table(_no_rows(length))
-            for rows in packer.pack(groups()):
-                yield _rows_table(rows)
+            for members in parts:
+                for rows in packer.pack(groups(members)):
+                    yield _rows_table(rows)
+                ends.append(packer.rows)
 
         path = work / f"{split}.arrow"
         with bar:
             write_arrow(path, tables())
         _save(datasets.Dataset.from_file(str(path)), self.folder / "rows" / split)
         path.unlink()
-        return packer
+        return packer, np.diff(ends).tolist()
 
     def _check_rows(self, splits: dict[str, Any]) -> None:
         # The test split serves evaluation by documents, so that it may be shorter than a row.
@@ -209,6 +230,12 @@ class Build:
                     f"{self.settings.sequence_length}; give more text, shorten sequence_length, or change "
                     "valid_fraction"
                 )
+        if 0 in splits["train"].get("parts", []):
+            source = self.settings.training_sources()[splits["train"]["parts"].index(0)]
+            raise DataError(
+                f"source {source.name!r} has a weight but not one row of {self.settings.sequence_length} tokens; give "
+                "it more text, or leave it out"
+            )
 
 
 @dataclass(frozen=True)

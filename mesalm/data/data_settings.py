@@ -35,7 +35,7 @@ class DataSettings(Settings):
     sources: list[KnownSource] = Field(
         default_factory=lambda: [KnownSource(name="python-stdlib")],
         min_length=1,
-        description="Corpora, read one after another.",
+        description="Corpora.",
     )
     tokenizer: str = Field(
         default="train",
@@ -62,6 +62,30 @@ class DataSettings(Settings):
         default=None, ge=1, description="Processes that tokenise; none: one for small corpora, else one a core."
     )
     skip_bad: bool = Field(default=False, description="Count and skip bad files and records instead of stopping.")
+    deduplicate: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="Drop a document whose runs of five words have this Jaccard similarity or more with one before it, "
+        "estimated by MinHash; 0.8 is usual. none: exact copies alone.",
+    )
+    decontaminate: list[str] = Field(
+        default_factory=list,
+        description="Evaluation files; a training document that shares 13 words in a row with one is dropped.",
+    )
+    stream: bool = Field(
+        default=False,
+        description="Read training text while training and write no rows of it; tokenizer and held-out rows come from "
+        "stream_sample.",
+    )
+    stream_sample: int = Field(
+        default=10_000, ge=1, description="stream: documents of each source that are prepared beforehand."
+    )
+    prepared: str | None = Field(
+        default=None,
+        description="Folder that mesalm prepare wrote, used as it is; the other settings of data but sequence_length, "
+        "and the sources, are not looked at.",
+    )
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of the split and of the order of documents.")
     cache_dir: str | None = Field(
         default=None, description="Folder of prepared data; none: $MESALM_CACHE, else ~/.cache/mesalm."
@@ -83,7 +107,42 @@ class DataSettings(Settings):
             )
         if self.tokenizer == "none" and not all(source.ids_column for source in self.sources):
             raise ValueError("tokenizer 'none' needs ids_column in every source; set a tokenizer or 'train'")
+        self._check_weights()
+        if self.stream:
+            self._check_stream()
         return self
+
+    def _check_weights(self) -> None:
+        training = self.training_sources()
+        for source in self.sources:
+            if source.weight is not None and source not in training:
+                raise ValueError(f"source {source.name!r} is for {source.use} alone; leave out its weight")
+        if 0 < sum(source.weight is not None for source in training) < len(training):
+            raise ValueError("some training sources have a weight and some none; give each a weight, or none of them")
+
+    def _check_stream(self) -> None:
+        training = self.training_sources()
+        if self.deduplicate is not None:
+            raise ValueError("deduplicate must see all documents first; leave it out, or set stream to false")
+        if any(source.ids_column for source in self.sources):
+            raise ValueError("stream reads text; leave out ids_column, or set stream to false")
+        if any(source.limit for source in training):
+            raise ValueError("a streamed training source has no limit; leave it out, or set stream to false")
+        if len(training) > 1 and training[0].weight is None:
+            raise ValueError("streamed sources are mixed by weight; give each training source a weight")
+
+    def training_sources(self) -> list[KnownSource]:
+        """Return the sources with text to train on."""
+        return [source for source in self.sources if source.use in ("split", "train")]
+
+    def sampled(self) -> Self:
+        """Return the settings of what is prepared: with ``stream``, the first documents of each training source."""
+        if not self.stream:
+            return self
+        sample = {"limit": self.stream_sample, "streaming": True}
+        training = self.training_sources()
+        sources = [source.model_copy(update=sample) if source in training else source for source in self.sources]
+        return self.model_copy(update={"sources": sources})
 
     def cache_folder(self) -> Path:
         """Return the folder under which prepared data are kept."""

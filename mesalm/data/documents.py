@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from .source_settings import SourceSettings
 
@@ -30,7 +30,7 @@ class Faults:
     """Bad records: the first raises, or with ``skip_bad`` all are counted; also counts of what sources leave out.
 
     ``way_out`` ends every message; it says how to skip bad records, where that can be asked for. ``empty_files`` are
-    those that a pattern matched and that hold nothing.
+    those that hold nothing.
     """
 
     skip_bad: bool = False
@@ -60,6 +60,19 @@ class Source(Protocol):
 
     def documents(self, faults: Faults) -> Iterator[Document]:
         """Yield the documents in a fixed order; hand what cannot be read to ``faults``."""
+
+
+@runtime_checkable
+class ShardedSource(Source, Protocol):
+    """A source that can be read in parts."""
+
+    def shards(self) -> list[Source]:
+        """Return sources whose documents are, one after the other, all of this one's, ``limit`` aside."""
+
+
+def shards(source: Source) -> list[Source]:
+    """Return the parts in which a source can be read; itself where it has none."""
+    return source.shards() if isinstance(source, ShardedSource) else [source]
 
 
 def file_hash(path: Path) -> str:

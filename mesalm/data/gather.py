@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .contamination import Contamination
 from .data_settings import DataSettings
 from .documents import DataError, Document, Faults, Source
+from .near_copies import NearCopies
 from .splits import SPLITS, assign_splits, content_digest, split_and_order
 
 if TYPE_CHECKING:
@@ -26,23 +28,25 @@ BATCH_DOCUMENTS = 1000
 class Gathered:
     """The documents of ``path`` (columns id, domain, text, input_ids), one entry per document.
 
-    ``splits`` int8 indexes SPLITS; ``order`` uint64 is the rank key within a split; ``sizes`` int64 are
-    UTF-8 bytes; ``domains`` int32 index ``domain_names``.
+    ``splits`` int8 indexes SPLITS; ``sources`` int32 index the sources of the settings; ``order`` uint64 is the rank
+    key within a split; ``sizes`` int64 are UTF-8 bytes; ``domains`` int32 index ``domain_names``.
     """
 
     path: Path
     splits: np.ndarray
+    sources: np.ndarray
     order: np.ndarray
     sizes: np.ndarray
     domains: np.ndarray
     domain_names: list[str]
     duplicates: int
     empty: int
+    contamination: list[dict[str, Any]]
     faults: Faults
 
-    def members(self, split: str) -> np.ndarray:
-        """Return the numbers of a split's documents in the order of the rows, int64."""
-        chosen = np.flatnonzero(self.splits == SPLITS.index(split))
+    def members(self, split: str, source: int | None = None) -> np.ndarray:
+        """Return the numbers of a split's documents, of one source or of all, in the order of the rows, int64."""
+        chosen = np.flatnonzero((self.splits == SPLITS.index(split)) & (source is None or self.sources == source))
         return chosen[np.argsort(self.order[chosen], kind="stable")]
 
 
@@ -61,6 +65,7 @@ class Gathering:
         self.faults = Faults(settings.skip_bad, "; or set data.skip_bad=true to count and skip it")
         self.seen: set[bytes] = set()
         self.uses: list[str] = []
+        self.sources: list[int] = []
         self.numbers: list[float] = []
         self.order: list[int] = []
         self.sizes: list[int] = []
@@ -68,17 +73,18 @@ class Gathering:
         self.domain_codes: dict[str, int] = {}
         self.duplicates = 0
         self.empty = 0
+        self.near_copies = None if settings.deduplicate is None else NearCopies(settings.deduplicate)
+        self.contamination = Contamination(settings.decontaminate) if settings.decontaminate else None
 
     def kept(self, sources: Sequence[Source]) -> Iterator[Document]:
         """Yield the documents that are kept, in reading order, and note what is known of each."""
-        pairs = list(zip(self.settings.sources, sources, strict=True))
         for use in READING_ORDER:
-            for source_settings, source in pairs:
-                if source_settings.use == use:
+            for number, source in enumerate(sources):
+                if self.settings.sources[number].use == use:
                     for document in source.documents(self.faults):
-                        yield from self._kept(document, use)
+                        yield from self._kept(document, use, number)
 
-    def _kept(self, document: Document, use: str) -> Iterator[Document]:
+    def _kept(self, document: Document, use: str, source: int) -> Iterator[Document]:
         if not document.text and not document.input_ids:
             self.empty += 1
             return
@@ -97,31 +103,47 @@ class Gathering:
             self.duplicates += 1
             return
         self.seen.add(digest)
+        if self._is_dropped(document.text, use):
+            return
         number, order = split_and_order(digest, self.settings.seed)
         self.uses.append(use)
+        self.sources.append(source)
         self.numbers.append(number)
         self.order.append(order)
         self.sizes.append(len((document.text or "").encode("utf-8")))
         self.domains.append(self.domain_codes.setdefault(document.domain, len(self.domain_codes)))
         yield document
 
+    def _is_dropped(self, text: str | None, use: str) -> bool:
+        """Tell whether a text is contaminated or a near-copy, and count it."""
+        if text is None:
+            return False
+        if self.contamination is not None and use in ("split", "train") and self.contamination.holds(text):
+            return True
+        if self.near_copies is None or self.near_copies.add(text):
+            return False
+        self.faults.near_copies += 1
+        return True
+
     def result(self, path: Path) -> Gathered:
         """Assign the splits once everything has been read. Raises DataError without documents."""
         if not self.uses:
-            empty = len(self.faults.empty_files)
+            empty = self.faults.empty_files
             counted = [f"{self.faults.count} bad records were skipped"] if self.faults.count else []
-            counted += [f"{empty} empty files"] if empty else []
+            counted += [f"{len(empty)} empty files, such as {empty[0]}"] if empty else []
             told = f" ({', '.join(counted)})" if counted else ""
             raise DataError(f"the sources hold no documents{told}; look at data.sources")
         return Gathered(
             path,
             assign_splits(self.uses, self.numbers, self.settings),
+            np.array(self.sources, dtype=np.int32),
             np.array(self.order, dtype=np.uint64),
             np.array(self.sizes, dtype=np.int64),
             np.array(self.domains, dtype=np.int32),
             list(self.domain_codes),
             self.duplicates,
             self.empty,
+            [] if self.contamination is None else self.contamination.counts,
             self.faults,
         )
 
@@ -135,7 +157,7 @@ def gather(
     decode: Callable[[list[int]], str] | None = None,
     progress: Callable[[Iterable[Document]], Iterable[Document]],
 ) -> Gathered:
-    """Read every source into the Arrow file ``path``, dropping empty documents and exact duplicates.
+    """Read every source into the Arrow file ``path``, without empty documents, copies and contaminated text.
 
     ``vocab_size`` bounds ready-made ids and ``decode`` gives their text; ``progress`` wraps the iterator
     of documents. Raises DataError for bad records (unless skipped) and when no documents remain.

@@ -22,9 +22,9 @@ class PackedRows:
 class Packer:
     """A packer of documents into rows of ``length`` tokens.
 
-    A row that begins inside a document begins a new segment there. After the last row, ``dropped`` is
-    the number of tokens that did not fill a row, ``rows`` the number of rows, and ``digest`` a sha256 of all that the
-    rows hold, whatever files they lie in.
+    A row that begins inside a document begins a new segment there, and each call of `pack` a new row. At the end,
+    ``dropped`` is the number of tokens that did not fill a row, ``rows`` the number of rows, and ``digest`` a sha256 of
+    all that the rows hold, whatever files they lie in.
     """
 
     def __init__(self, length: int, rows_at_once: int = 2048) -> None:
@@ -62,7 +62,7 @@ class Packer:
         if end:
             flat, begins = np.concatenate(waiting), np.concatenate(starts)
             yield self._cut(flat[:end], begins[begins < end])
-        self.dropped = held - end
+        self.dropped += held - end
 
     def _cut(self, flat: np.ndarray, begins: np.ndarray) -> PackedRows:
         rows = len(flat) // self.length

@@ -13,21 +13,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mesalm.files import writing
+from mesalm.files import write_text, writing
 from mesalm.fingerprints import fingerprints, write_sealed
 from mesalm.locks import locked
+from mesalm.settings import SettingsError
 
 from .corpora import SOURCES
+from .corpus_card import CARD, corpus_card
 from .data_settings import DataSettings
-from .documents import DataError, Source
+from .documents import DataError, Source, file_hash
 from .prepared import FORMAT, MANIFEST, Prepared, changed_sources
+from .read_files import matching_files
 from .stages import hidden_bars, seen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # These change where and how fast the work is done, not its result; contents stand for file names.
-NOT_IN_KEY = {"cache_dir", "processes", "sources"}
+NOT_IN_KEY = {"cache_dir", "decontaminate", "prepared", "processes", "sources"}
 
 
 class ChangedDataError(DataError):
@@ -39,13 +42,17 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
 
     The folder is named by a hash of the contents of the sources, the settings and the tokenizer. It
     appears under its name only when it is whole; of processes that want the same data, one builds them
-    and the others wait. What the cache has is compared with its digests. ``quiet`` shows nothing; else there is a
+    and the others wait. What the cache has is compared with its digests, as is the folder that ``settings.prepared``
+    names, which takes its place. ``quiet`` shows nothing; else there is a
     line a stage, and on a terminal a bar.
 
     Raises DataError for sources that cannot be read or hold too little and for damaged data, SettingsError for
     settings; and ChangedDataError where ``expected``, the `Prepared.contents` of earlier ones, are others, if possible
     before anything is built.
     """
+    if settings.prepared is not None:
+        return _given(settings, expected)
+    settings = settings.sampled()
     sources = [SOURCES[source.name](source) for source in settings.sources]
     identities = [source.identity() for source in sources]
     tokenizer = _given_tokenizer(settings)
@@ -83,6 +90,10 @@ def already_prepared(settings: DataSettings) -> Prepared | None:
 
     Sources of kind hub are not asked, which would need the network: their data count as not prepared.
     """
+    if settings.prepared is not None:
+        folder = Path(settings.prepared).expanduser()
+        return Prepared(folder) if _is_whole(folder) else None
+    settings = settings.sampled()
     if any(source.name == "hub" for source in settings.sources) or settings.tokenizer not in ("train", "none"):
         return None
     try:
@@ -93,8 +104,29 @@ def already_prepared(settings: DataSettings) -> Prepared | None:
     return Prepared(folder) if _is_whole(folder) else None
 
 
+def _given(settings: DataSettings, expected: Mapping[str, Any] | None) -> Prepared:
+    """Return the folder that ``settings.prepared`` names, whatever has become of its sources."""
+    prepared = Prepared(Path(str(settings.prepared)).expanduser())
+    if prepared.sequence_length != settings.sequence_length:
+        raise SettingsError(
+            f"data.sequence_length: is {settings.sequence_length}, but the rows of {prepared.path} have "
+            f"{prepared.sequence_length} tokens; set it to {prepared.sequence_length}"
+        )
+    prepared.check()
+    prepared.checked = True
+    if expected is not None:
+        change = changed_sources(expected["sources"], prepared.contents()["sources"])
+        if change is not None:
+            raise ChangedDataError(change)
+        _compare_results(prepared.contents(), expected)
+    return prepared
+
+
 def check_inputs(settings: DataSettings, expected: Mapping[str, Any]) -> None:
     """Raise ChangedDataError where what `prepare` would read is not what ``expected`` was made from."""
+    if settings.prepared is not None:
+        _given(settings, expected)
+        return
     identities = [SOURCES[source.name](source).identity() for source in settings.sources]
     _compare_inputs(settings, identities, _given_tokenizer(settings), expected)
 
@@ -161,8 +193,9 @@ def _build(
             "settings": settings.model_dump(mode="json"),
             "sources": _named(settings, identities),
             **found,
-            "files": fingerprints(temporary),
         }
+        write_text(temporary / CARD, corpus_card(manifest))
+        manifest["files"] = fingerprints(temporary)
         write_sealed(temporary / MANIFEST, manifest)
         os.chmod(temporary, 0o755)
         os.replace(temporary, folder)
@@ -181,6 +214,7 @@ def _cache_key(
             for source, identity in zip(settings.sources, identities, strict=True)
         ],
         "tokenizer": settings.tokenizer if tokenizer is None else folder_hash(tokenizer),
+        "decontaminate": [file_hash(path) for path in matching_files(settings.decontaminate)],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mesalm.fingerprints import SealError, first_damaged, read_sealed
 
 from .documents import DataError
+from .mixture import Mixture
 
 if TYPE_CHECKING:
     import datasets
@@ -29,9 +30,10 @@ class Prepared:
     ``manifest`` holds: hash, settings, sources, tokenizer (kind, vocab_size, bos_token_id, eos_token_id,
     pad_token_id, sha256), splits (documents, bytes, tokens, rows, sha256, dropped_tokens, bytes_per_token,
     domains, and of those held out lost: the documents that a given tokenizer does not bring back, with which
-    there are no bytes_per_token), duplicates, empty, bad, undecodable, near_copies, bytes_per_token, versions,
-    files (bytes, sha256). Tokens count the one that begins each document, so nats per token over log(2) times
-    bytes_per_token are bits per byte of the stream.
+    there are no bytes_per_token), duplicates, empty, bad, undecodable, near_copies, contamination (of each
+    evaluation file: name, sha256, texts, short ones, documents dropped), licences, bytes_per_token, versions, files
+    (bytes, sha256). Where sources have weights, splits.train has parts, the rows of each. Tokens count the one that
+    begins each document, so nats per token over log(2) times bytes_per_token are bits per byte of the stream.
     """
 
     def __init__(self, path: str | Path, *, checked: bool = False) -> None:
@@ -102,6 +104,12 @@ class Prepared:
         self._split(split)
         return datasets.load_from_disk(self._open(f"rows/{split}")).with_format("numpy")
 
+    def mixture(self) -> Mixture | None:
+        """Return how the rows of train are drawn where the sources have weights, else None."""
+        sizes = self._split("train").get("parts")
+        weights = [source.get("weight") for source in self.manifest["settings"]["sources"]]
+        return None if sizes is None else Mixture(sizes, [weight for weight in weights if weight is not None])
+
     def documents(self, split: str) -> datasets.Dataset:
         """Open the held-out documents of split valid or test: columns id, domain, text."""
         import datasets
@@ -135,6 +143,7 @@ class Prepared:
                 )
         left_out = {word: self.manifest[word] for word in ("duplicates", "empty", "undecodable")}
         left_out["near copies"] = self.manifest["near_copies"]
+        left_out["contaminated"] = sum(file["documents"] for file in self.manifest.get("contamination", []))
         left_out["bad"] = self.manifest["bad"]["count"]
         counted = [f"{count:,} {word}" for word, count in left_out.items() if count]
         lines.append(f"  left out: {', '.join(counted) or 'nothing'}")

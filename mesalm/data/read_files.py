@@ -1,9 +1,11 @@
-"""Local files: .txt (a whole file is one document), .jsonl (one object a line), both also .gz; .parquet."""
+"""Local files: .txt (one document), .jsonl, .json and .csv (one a record), each also .gz or .zst; .parquet; folders."""
 
 from __future__ import annotations
 
+import csv
 import glob
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
@@ -12,20 +14,32 @@ from typing import IO, Any, cast
 
 from mesalm.settings import SettingsError
 
-from .documents import DataError, Document, Faults, file_hash, record_document
+from .documents import DataError, Document, Faults, Source, file_hash, record_document
 from .source_settings import SourceSettings
 
-ENDINGS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
-BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+PACKED = {".gz": "gzip", ".zst": "zstd"}
+ENDINGS = (*(kind + pack for kind in (".txt", ".jsonl", ".json", ".csv") for pack in ("", *PACKED)), ".parquet")
+LONGEST_CELL = 2**31 - 1
+
+Record = tuple[str, str, dict[str, Any]] | None
+"""Where a record stands, its name and its columns; None for something that cannot be read."""
 
 
 class FileSource:
-    """The documents of local files, in the order of the patterns and sorted within a pattern."""
+    """The documents of local files, in the order of the patterns and sorted within a pattern.
 
-    def __init__(self, settings: SourceSettings) -> None:
+    `records` gives the columns that documents are made of, or with ``every_column`` all.
+    """
+
+    def __init__(self, settings: SourceSettings, *, every_column: bool = False) -> None:
         self.settings = settings
-        self.named = matching_files(settings.file_patterns())
-        self.paths = list(self.named)
+        self.column = settings.ids_column or settings.text_column
+        self.every_column = every_column
+        if not settings.file_patterns():
+            raise SettingsError(
+                "source 'files' has no files; set its files, for instance data.sources.0.files=texts/*.txt"
+            )
+        self.paths = matching_files(settings.file_patterns())
         for path in self.paths:
             if not path.name.endswith(ENDINGS):
                 raise DataError(f"{path}: unknown kind of file; give one of {', '.join(ENDINGS)}")
@@ -35,6 +49,10 @@ class FileSource:
     def identity(self) -> dict[str, Any]:
         """Return the names and sha256 of the files."""
         return {"files": [{"name": path.name, "sha256": file_hash(path)} for path in self.paths]}
+
+    def shards(self) -> list[Source]:
+        """Return a source for each file."""
+        return [FileSource(self.settings.model_copy(update={"files": [str(path)]})) for path in self.paths]
 
     def documents(self, faults: Faults) -> Iterator[Document]:
         """Yield up to ``limit`` documents."""
@@ -47,65 +65,94 @@ class FileSource:
                     return
 
     def file(self, path: Path, faults: Faults) -> Iterator[Document]:
-        """Yield the documents of one of the files."""
-        if path.stat().st_size == 0:
-            self._empty(path, faults)
-        elif path.name.endswith(".parquet"):
-            yield from self._parquet(path, faults)
-        elif ".jsonl" in path.suffixes:
-            yield from self._jsonl(path, faults)
-        else:
-            yield from self._txt(path, faults)
-
-    def _empty(self, path: Path, faults: Faults) -> None:
-        """Note a file without documents: among many that a pattern matched it is no fault."""
-        if self.named[path]:
-            faults.bad(f"{path}: the file is empty; leave it out")
-        else:
+        """Yield the documents of one of the files; a file that holds none is noted as empty."""
+        empty = True
+        for record in self.records(path, faults):
+            empty = False
+            if record is not None:
+                where, name, columns = record
+                document = record_document(columns, where, name, self.settings, faults)
+                if document is not None:
+                    yield document
+        if empty:
             faults.empty_files.append(str(path))
 
-    def _txt(self, path: Path, faults: Faults) -> Iterator[Document]:
-        try:
-            with _opened(path) as file:
-                content = file.read()
-        except BROKEN_GZIP as error:
-            faults.bad(f"{path}: broken gzip file ({error}); get the file again")
+    def records(self, path: Path, faults: Faults) -> Iterator[Record]:
+        """Yield the records of one of the files."""
+        if path.stat().st_size == 0:
             return
-        if not content.strip():
-            self._empty(path, faults)
+        if path.name.endswith(".parquet"):
+            yield from self._parquet(path, faults)
             return
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            faults.bad(f"{path}:{line}: not UTF-8 ({_byte(error)}); convert the file to UTF-8")
-            return
-        yield Document(path.name, self.settings.domain or self.settings.name, text=text)
-
-    def _jsonl(self, path: Path, faults: Faults) -> Iterator[Document]:
-        records = 0
+        kinds = {".txt": self._txt, ".jsonl": self._jsonl, ".json": self._json, ".csv": self._csv}
+        read = next(kinds[suffix] for suffix in reversed(path.suffixes) if suffix in kinds)
         number = 0
         try:
             with _opened(path) as file:
-                for number, line in enumerate(file, 1):
-                    if not line.strip():
-                        continue
-                    records += 1
-                    where = f"{path}:{number}"
-                    record = _json_object(line, where, faults)
-                    if record is None:
-                        continue
-                    name = f"{path.name}:{number}"
-                    document = record_document(record, where, name, self.settings, faults)
-                    if document is not None:
-                        yield document
-        except BROKEN_GZIP as error:
-            faults.bad(f"{path}:{number + 1}: broken gzip file ({error}); get the file again")
-            return
-        if records == 0:
-            self._empty(path, faults)
+                for number, record in enumerate(read(file, path, faults), 1):  # noqa: B007
+                    yield record
+        except (EOFError, OSError, zlib.error) as error:
+            if path.suffix not in PACKED:
+                raise
+            place = f"{path}:{number + 1}" if ".jsonl" in path.suffixes else str(path)
+            faults.bad(f"{place}: broken {PACKED[path.suffix]} file ({error}); get the file again")
+            yield None
 
-    def _parquet(self, path: Path, faults: Faults) -> Iterator[Document]:
+    def _txt(self, file: IO[bytes], path: Path, faults: Faults) -> Iterator[Record]:
+        content = file.read()
+        if content.strip():
+            text = _decoded(content, path, faults)
+            yield None if text is None else (str(path), path.name, {self.column: text})
+
+    def _jsonl(self, file: IO[bytes], path: Path, faults: Faults) -> Iterator[Record]:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                record = _json_object(line, f"{path}:{number}", faults)
+                yield None if record is None else (f"{path}:{number}", f"{path.name}:{number}", record)
+
+    def _json(self, file: IO[bytes], path: Path, faults: Faults) -> Iterator[Record]:
+        """Yield the objects of a JSON array, or the one object of the file."""
+        content = file.read()
+        if not content.strip():
+            return
+        text = _decoded(content, path, faults)
+        if text is None:
+            yield None
+            return
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            faults.bad(f"{path}: broken JSON ({error}); correct the file")
+            yield None
+            return
+        for number, record in enumerate(value if isinstance(value, list) else [value], 1):
+            where = f"{path}: record {number}"
+            if not isinstance(record, dict):
+                faults.bad(f"{where}: must be a JSON object, not {type(record).__name__}; correct the file")
+            yield (where, f"{path.name}:{number}", record) if isinstance(record, dict) else None
+
+    def _csv(self, file: IO[bytes], path: Path, faults: Faults) -> Iterator[Record]:
+        """Yield the lines under the header as text: a library of tables would read NA as null and 1984 as a number."""
+        csv.field_size_limit(LONGEST_CELL)
+        text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+        reader = csv.DictReader(text, strict=True)
+        try:
+            names = reader.fieldnames or []
+            if names and self.column not in names and not self.every_column:
+                yield str(path), path.name, dict.fromkeys(names)
+                return
+            for number, record in enumerate(reader, 1):
+                where = f"{path}:{reader.line_num}"
+                if None in record:
+                    faults.bad(f"{where}: has more cells than the header; correct the line")
+                yield None if None in record else (where, f"{path.name}:{number}", record)
+        except (csv.Error, UnicodeDecodeError) as error:
+            faults.bad(f"{path}:{reader.line_num + 1}: not a CSV file in UTF-8 ({error}); correct the file")
+            yield None
+        finally:
+            text.detach()
+
+    def _parquet(self, path: Path, faults: Faults) -> Iterator[Record]:
         import pyarrow
         import pyarrow.parquet
 
@@ -114,59 +161,69 @@ class FileSource:
             table = pyarrow.parquet.ParquetFile(path)
         except (pyarrow.ArrowException, OSError) as error:
             faults.bad(f"{path}: not a parquet file ({str(error).splitlines()[0]}); get the file again")
+            yield None
             return
         with table:
             names = table.schema_arrow.names
-            column = settings.ids_column or settings.text_column
-            if column not in names:
+            if self.column not in names and not self.every_column:
                 # The whole file lacks the column: one fault, not one per row.
-                record_document(dict.fromkeys(names), str(path), path.name, settings, faults)
+                yield str(path), path.name, dict.fromkeys(names)
                 return
-            if table.metadata.num_rows == 0:
-                self._empty(path, faults)
-                return
-            wanted = [name for name in (column, settings.domain_column, settings.id_column) if name in names]
+            wanted = [name for name in (self.column, settings.domain_column, settings.id_column) if name in names]
+            wanted = names if self.every_column else wanted
             number = 0
             try:
                 for batch in table.iter_batches(batch_size=256, columns=wanted):
                     for record in batch.to_pylist():
                         number += 1
-                        where, name = f"{path}: row {number}", f"{path.name}:{number}"
-                        document = record_document(record, where, name, settings, faults)
-                        if document is not None:
-                            yield document
+                        yield f"{path}: row {number}", f"{path.name}:{number}", record
             except (pyarrow.ArrowException, UnicodeDecodeError) as error:
                 reason = str(error).splitlines()[0]
                 faults.bad(f"{path}: unreadable after row {number} ({reason}); get the file again")
+                yield None
 
 
-def matching_files(patterns: list[str]) -> dict[Path, bool]:
-    """Return the files named by paths and globs (``**`` goes into folders), each once, and whether by its own path.
+def matching_files(patterns: list[str]) -> list[Path]:
+    """Return the files named by paths, globs (``**`` goes into folders) and folders, each once.
 
-    Raises SettingsError without a pattern, DataError for a pattern that matches no file.
+    Raises DataError for a pattern that matches no file.
     """
-    if not patterns:
-        raise SettingsError("source 'files' has no files; set its files, for instance data.sources.0.files=texts/*.txt")
-    found: dict[Path, bool] = {}
+    found: dict[Path, None] = {}
     for pattern in patterns:
-        expanded = str(Path(pattern).expanduser())
-        path = Path(expanded)
-        # A file whose own name holds a bracket must not be taken for a pattern.
         if not pattern.strip():
             raise DataError("an empty file name was given; name a file")
-        own = path.is_file()
-        hits = [path] if own else [Path(hit) for hit in sorted(glob.glob(expanded, recursive=True))]
+        path = Path(pattern).expanduser()
+        # A file whose own name holds a bracket must not be taken for a pattern.
+        if path.is_file():
+            hits = [path]
+        elif path.is_dir():
+            inside = glob.glob(f"{glob.escape(str(path))}/**/*", recursive=True)
+            hits = [Path(hit) for hit in sorted(inside) if hit.endswith(ENDINGS)]
+        else:
+            hits = [Path(hit) for hit in sorted(glob.glob(str(path), recursive=True))]
         hits = [hit for hit in hits if hit.is_file()]
         if not hits:
-            what = "a folder; name the files in it, such as" if path.is_dir() else "no such file; look at"
-            example = f"{pattern}/*.jsonl" if path.is_dir() else "the path, from the folder you run in"
-            raise DataError(f"{pattern}: {what} {example}")
-        found |= {hit: own or found.get(hit, False) for hit in hits}
-    return found
+            reason = f"no file in this folder ends in {', '.join(ENDINGS)}" if path.is_dir() else "no such file"
+            raise DataError(f"{pattern}: {reason}; look at the path, from the folder you run in")
+        found |= dict.fromkeys(hits)
+    return list(found)
 
 
 def _opened(path: Path) -> IO[bytes]:
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+def _decoded(content: bytes, path: Path, faults: Faults) -> str | None:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        faults.bad(f"{path}:{line}: not UTF-8 ({_byte(error)}); convert the file to UTF-8")
+        return None
 
 
 def _json_object(line: bytes, where: str, faults: Faults) -> dict[str, Any] | None:

@@ -8,18 +8,25 @@ from typing import Any
 
 from mesalm.settings import SettingsError
 
-from .documents import DataError, Document, Faults, file_hash, record_document
+from .documents import DataError, Document, Faults, Source, file_hash, record_document
 from .source_settings import SourceSettings
 
 
 class HubSource:
-    """The rows of one split of a dataset, loaded or streamed."""
+    """The rows of one split of a dataset, loaded or streamed; or of ``part`` (count, index) of a streamed one."""
 
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: SourceSettings, part: tuple[int, int] | None = None) -> None:
         if not settings.dataset:
             raise SettingsError("source 'hub' has no dataset; set dataset to a Hub name or a local folder")
         self.settings = settings
         self.files = settings.file_patterns() or None
+        self.part = part
+
+    def shards(self) -> list[Source]:
+        """Return a source for each file of the streamed dataset, which opens it when its turn comes."""
+        streamed = self.settings.model_copy(update={"streaming": True})
+        count = self._call("load_dataset", split=self.settings.split, streaming=True).num_shards
+        return [HubSource(streamed, (count, index)) for index in range(count)]
 
     def identity(self) -> dict[str, Any]:
         """Return the dataset's name with the hash of each local file, or each remote file's address.
@@ -38,6 +45,11 @@ class HubSource:
         files = [entry for group in chosen for entry in zip(group, group.origin_metadata, strict=True)]
         return {**named, "files": [_file_identity(str(file), origin) for file, origin in files]}
 
+    @property
+    def licence(self) -> str | None:
+        """The licence that the dataset's card states, if any."""
+        return self._call("load_dataset_builder").info.license or None
+
     def documents(self, faults: Faults) -> Iterator[Document]:
         """Yield up to ``limit`` documents in the dataset's order."""
         import datasets
@@ -45,6 +57,8 @@ class HubSource:
         settings = self.settings
         name = str(settings.dataset)
         rows = self._call("load_dataset", split=settings.split, streaming=settings.streaming)
+        if self.part is not None:
+            rows = rows.shard(*self.part)
         columns = rows.column_names
         main = settings.ids_column or settings.text_column
         if columns is not None and main in columns:

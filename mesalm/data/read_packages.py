@@ -24,10 +24,11 @@ COPIED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Package:
-    """An installed distribution: its name as asked for, its version, and its files by their path in it."""
+    """An installed distribution: name as asked for, version, licence if stated, and files by their path in it."""
 
     name: str
     version: str
+    licence: str | None
     files: dict[str, Path]
 
 
@@ -46,6 +47,11 @@ class PackageSource:
         if not settings.packages:
             raise SettingsError("source 'packages' has no packages; set packages, such as ['sympy==1.14.0']")
         self.packages = [find_package(asked) for asked in settings.packages]
+
+    @property
+    def licence(self) -> str | None:
+        """The licences that the packages state."""
+        return ", ".join(f"{package.name} {package.licence}" for package in self.packages if package.licence) or None
 
     def identity(self) -> dict[str, Any]:
         """Return name, version and a sha256 over names and contents of the files of each package."""
@@ -86,7 +92,10 @@ def find_package(asked: str) -> Package:
     files = _python_files(found)
     if not files:
         raise DataError(f"packages: {name} has no Python source here; install a wheel of it, or leave it out")
-    return Package(name, found.version, files)
+    classifiers = found.metadata.get_all("Classifier") or []
+    named = [line.rpartition(":: ")[2] for line in classifiers if line.startswith("License ::")]
+    licences = found.metadata.get_all("License-Expression") or named
+    return Package(name, found.version, ", ".join(licences) or None, files)
 
 
 def telling_lines(text: str) -> set[bytes]:

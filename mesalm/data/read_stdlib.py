@@ -29,6 +29,8 @@ class StandardLibrarySource:
     did not choose these files and cannot mend them.
     """
 
+    licence = "PSF-2.0"
+
     def __init__(self, settings: SourceSettings) -> None:
         self.settings = settings
         self.root = Path(sysconfig.get_paths()["stdlib"])

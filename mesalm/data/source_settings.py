@@ -17,8 +17,8 @@ class SourceSettings(Settings):
     name: str = Field(description="Kind of source.")
     files: str | list[str] = Field(
         default_factory=list,
-        description="files: paths or globs of .txt, .jsonl, .parquet (.txt and .jsonl also with .gz). "
-        "hub: data files, when dataset is a format such as json or parquet.",
+        description="files: paths, globs and folders of .txt, .jsonl, .json, .csv (each also with .gz or .zst) and "
+        ".parquet. hub: data files, when dataset is a format such as json or parquet.",
     )
     packages: list[str] = Field(
         default_factory=list,
@@ -38,6 +38,14 @@ class SourceSettings(Settings):
     domain_column: str = Field(default="domain", description="Column that names a document's domain, if present.")
     id_column: str = Field(default="id", description="Column that names a document, if present.")
     domain: str | None = Field(default=None, description="Domain of every document; overrides domain_column.")
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Share of the training rows, relative to the other weights; a source that runs out is read again. "
+        "none: sources are read once an epoch, mixed as they are large.",
+    )
+    licence: str | None = Field(default=None, description="Licence of the text, for the corpus card.")
     use: Literal["split", "train", "valid", "test"] = Field(
         default="split", description="Where documents go: split by the fractions, or all into one split."
     )

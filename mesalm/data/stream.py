@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from .mixture import Mixture
 from .packing import segment_positions
 from .ramp import RowRamp
 
@@ -41,13 +42,6 @@ class Position:
         return Position(self.seed, self.epoch + epochs, row)
 
 
-def epoch_order(seed: int, epoch: int, total: int) -> np.ndarray:
-    """Return the order of ``total`` rows in one epoch, int64 [total], from the seed and epoch only."""
-    # RandomState, not Generator: NumPy promises never to change its stream, so old runs can be resumed.
-    words = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, epoch]
-    return np.random.RandomState(words).permutation(total)
-
-
 def collate_tokens(items: Sequence[Mapping[str, Any]]) -> Batch:
     """Make a batch of packed rows: input_ids, position_ids and labels, int64 [B, T].
 
@@ -73,11 +67,11 @@ def check_shares(global_rows: int, rank: int, world: int, micro_rows: int) -> No
 class RowStream:
     """The micro-batches of one process, without end.
 
-    Each optimiser step takes ``global_rows`` rows from ``position`` on, across the end of an epoch into
-    the next; process ``rank`` of ``world`` takes the rank-th contiguous slice of them, cut into
-    ``micro_batches`` micro-batches of ``micro_rows`` rows. Steps of the first ``ramp`` rows are smaller,
-    as `RowRamp` says. ``rows`` is any dataset with ``len`` and ``[]``; ``collate`` turns a list of its
-    items into a batch. ``workers`` processes read ahead (0: none).
+    Each optimiser step takes ``global_rows`` rows from ``position`` on, across the end of an epoch into the next, or of
+    the parts of a ``mixture`` by their weights; process ``rank`` of ``world`` takes the rank-th contiguous slice of
+    them, cut into ``micro_batches`` micro-batches of ``micro_rows`` rows. Steps of the first ``ramp`` rows are smaller,
+    as `RowRamp` says. ``rows`` is any dataset with ``len`` and ``[]``; ``collate`` turns a list of its items into a
+    batch. ``workers`` processes read ahead (0: none).
     ``position`` is that of the first step not yet handed out whole; a new ``iter`` begins there.
 
     Raises ValueError when the rows of a step do not divide evenly or the position lies outside the data.
@@ -95,6 +89,7 @@ class RowStream:
         workers: int = 0,
         collate: Collate = collate_tokens,
         ramp: int = 0,
+        mixture: Mixture | None = None,
     ) -> None:
         self.total = len(rows)
         if self.total == 0:
@@ -110,7 +105,7 @@ class RowStream:
         self.micro_rows = micro_rows
         self.workers = workers
         self.collate = collate
-        self._orders: dict[int, np.ndarray] = {}
+        self._mixture = mixture or Mixture([self.total], [1.0])
 
     def __iter__(self) -> Iterator[Batch]:
         handed = 0
@@ -136,32 +131,13 @@ class RowStream:
             rows = self._step_rows(position)
             share = rows // self.world
             mine = position.advance(self.rank * share, self.total)
-            chosen = self._slice(mine, share)
+            chosen = self._mixture.rows(mine.seed, mine.epoch * self.total + mine.row, share)
             for begin in range(0, share, self.micro_rows):
                 yield chosen[begin : begin + self.micro_rows].tolist()
             position = position.advance(rows, self.total)
 
     def _step_rows(self, position: Position) -> int:
         return self.ramp.rows(position.epoch * self.total + position.row)
-
-    def _slice(self, position: Position, count: int) -> np.ndarray:
-        """Return the indices of the ``count`` rows from ``position`` on."""
-        parts = []
-        while count:
-            order = self._order(position.seed, position.epoch)
-            part = order[position.row : position.row + count]
-            parts.append(part)
-            count -= len(part)
-            position = position.advance(len(part), self.total)
-        return np.concatenate(parts)
-
-    def _order(self, seed: int, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            # Two are enough: a slice leaves one epoch for the next and does not come back.
-            for old in sorted(self._orders)[:-1]:
-                del self._orders[old]
-            self._orders[epoch] = epoch_order(seed, epoch, self.total)
-        return self._orders[epoch]
 
 
 def epoch_batches(

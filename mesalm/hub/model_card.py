@@ -11,8 +11,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedModel
 
-from mesalm.hub.markdown import plain
 from mesalm.hub.training_record import training_lines
+from mesalm.markdown import plain
 
 CARD = """---
 {front}

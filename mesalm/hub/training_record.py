@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mesalm.hub.markdown import code, plain
+from mesalm.data.corpus_card import corpus_lines
+from mesalm.markdown import plain
 from mesalm.runs import RunRecord
 
 
@@ -35,23 +36,7 @@ def _data_lines(start: dict[str, Any]) -> list[str]:
         sources = start["recipe"]["data"]["sources"]
         return [f"- data: {plain('; '.join(_place(source) for source in sources))}"]
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    lines = [f"- data: {_identity(source)}" for source in manifest["sources"]]
-    for split in ("train", "valid"):
-        counts = manifest["splits"].get(split)
-        if counts:
-            lines.append(
-                f"- {split} split: {counts['documents']:,} documents, {counts['bytes']:,} bytes, "
-                f"{counts['tokens']:,} tokens"
-            )
-    return [*lines, f"- sha256 of the prepared data: {code(manifest['hash'])}"]
-
-
-def _identity(source: dict[str, Any]) -> str:
-    files = source.get("files", [])
-    if files:
-        return "; ".join(f"{plain(file['name'])} (sha256 {code(file['sha256'])})" for file in files)
-    rest = [f"{key} {value}" for key, value in source.items() if key != "name" and isinstance(value, (str, int))]
-    return plain(f"{source['name']} ({', '.join(rest)})" if rest else str(source["name"]))
+    return corpus_lines(manifest)
 
 
 def _place(source: dict[str, Any]) -> str:

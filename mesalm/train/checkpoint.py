@@ -203,6 +203,16 @@ def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, folder: P
         optimiser.load_state_dict(sharded_like(optimiser, state))
 
 
+def move_stream(stream: Any, saved: Any, process: int, folder: Path) -> None:
+    """Move a stream to the position that a checkpoint has saved, of all processes or in a list one for each."""
+    if isinstance(saved, list):
+        saved = saved[min(process, len(saved) - 1)]
+    try:
+        stream.position = type(stream.position).from_dict(saved)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
 def load_random_states(folder: Path) -> list[dict[str, Any]]:
     """Return the random state of every process of the run that wrote the checkpoint."""
     return torch.load(folder / RANDOM_FILE, map_location="cpu", weights_only=True)

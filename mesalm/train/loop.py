@@ -20,7 +20,7 @@ from torch import nn
 from mesalm.interrupts import Interrupts
 from mesalm.journal import Journal
 from mesalm.train.alarms import Alarms
-from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_states, load_weights
+from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_states, load_weights, move_stream
 from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.meters import Speedometer, Tally
 from mesalm.train.progress import Display, event_line
@@ -46,8 +46,8 @@ class Stream(Protocol):
     """The micro-batches of one process without end, and where in the data the next step begins.
 
     A step's rows are split into ``world`` shares; processes that read the same share see the same batches.
-    ``position`` has ``to_dict`` and ``from_dict``; setting it moves the stream. A stream that goes through rows again
-    and again says in ``epochs`` how often it has done so. See mesalm.data.stream.RowStream.
+    ``position`` has ``to_dict`` and ``from_dict``; setting it moves the stream. It may differ between processes. A
+    stream that goes through rows again and again says in ``epochs`` how often it has. See mesalm.data.stream.RowStream.
     """
 
     position: Any
@@ -200,7 +200,7 @@ class Loop:
         """Load a checkpoint, all but the states of optimiser and random numbers."""
         state = (self.checkpoints or Checkpoints(folder.parent)).read_state(folder)
         load_weights(self.model, folder)
-        self.stream.position = type(self.stream.position).from_dict(state["position"])
+        move_stream(self.stream, state["position"], self.accelerator.process_index, folder)
         self.guard.load_state_dict(state["guard"])
         self.tally = Tally(**state["tally"])
         if self.checkpoints is not None and folder.parent != self.checkpoints.folder:
@@ -357,10 +357,11 @@ class Loop:
         begun = time.perf_counter()
         self.tally.seconds = self._speed.seconds
         states = gather_object([random_state()])
+        positions = gather_object([self.stream.position.to_dict()])
         if self.accelerator.is_main_process:
             state = {
                 "tally": asdict(self.tally),
-                "position": self.stream.position.to_dict(),
+                "position": positions[0] if positions == positions[:1] * len(positions) else positions,
                 "guard": self.guard.state_dict(),
             }
             self.journal.sync()

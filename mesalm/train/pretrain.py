@@ -16,9 +16,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mesalm.data.corpus_card import CARD, corpus_card
 from mesalm.data.prepare import ChangedDataError, check_inputs, prepare
 from mesalm.data.prepared import Prepared
 from mesalm.data.stream import Position, RowStream
+from mesalm.data.text_stream import TextStream, text_stream
+from mesalm.files import write_text
 from mesalm.journal import Journal
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.settings import SettingsError
@@ -124,6 +127,8 @@ def _run(
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model.to(accelerator.device)
     share_rows(model, recipe.parallelism.context)
+    if accelerator.is_main_process:
+        write_text(run.path / CARD, corpus_card(prepared.manifest))
     display.say(f"{recipe.name}: on {device_name(accelerator.device)}")
     # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
     seed_everything(recipe.seed + accelerator.process_index + 1)
@@ -144,7 +149,9 @@ def _run(
         if display.enabled:
             world, sharded = accelerator.num_processes, accelerator.distributed_type == DistributedType.FSDP
             rate = earlier_rate(recipe, device_name(accelerator.device), world)
-            expected = make_plan(recipe, model.config, rows=stream.total, rate=rate, processes=world, sharded=sharded)
+            expected = make_plan(
+                recipe, model.config, rows=getattr(stream, "total", None), rate=rate, processes=world, sharded=sharded
+            )
             for line in expected.lines():
                 display.say(line)
         outcome = train(
@@ -214,7 +221,7 @@ def _prepared(
     return None if path is None else Prepared(path, checked=True)
 
 
-def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowStream:
+def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowStream | TextStream:
     (rank, world), batch_rows, context = share, recipe.ramp.rows(0), recipe.parallelism.context
     micro_rows = recipe.train.micro_rows or max(batch_rows // world, 1)
     if batch_rows % (world * micro_rows):
@@ -224,6 +231,12 @@ def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowSt
             f"train.batch_rows: {batch_rows}{first} must be a multiple of {world} {readers} times train.micro_rows "
             f"{micro_rows}; change the one or the other"
         )
+    if recipe.data.stream:
+        if recipe.train.workers:
+            raise SettingsError("train.workers: a streamed corpus is read in the loop; set it to 0")
+        if recipe.ramp.over:
+            raise SettingsError("train.ramp_tokens: a streamed corpus has steps of one size; set it to 0")
+        return text_stream(recipe.data, prepared, batch_rows, rank=rank, world=world, micro_rows=micro_rows)
     rows = prepared.rows("train")
     if len(rows) == 0:
         raise SettingsError("data: the train split has not one full row; give more text or a shorter sequence_length")
@@ -236,6 +249,7 @@ def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowSt
         micro_rows=micro_rows,
         workers=recipe.train.workers,
         ramp=recipe.ramp.over,
+        mixture=prepared.mixture(),
     )
 
 
@@ -253,7 +267,7 @@ def _probes(
     recipe: Recipe,
     prepared: Prepared,
     tokenizer: PreTrainedTokenizerBase | None,
-    stream: RowStream,
+    stream: RowStream | TextStream,
     accelerator: Accelerator,
     display: Display,
     average: WeightAverage | None,

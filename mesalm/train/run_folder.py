@@ -25,6 +25,7 @@ HARMLESS = (
     "arms",
     "checkpoint",
     "data.cache_dir",
+    "data.prepared",
     "data.processes",
     "output_dir",
     "parallelism",
@@ -236,7 +237,11 @@ def decisive(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _places(recipe: Recipe) -> Any:
-    return recipe.data.tokenizer, [(source.files, source.dataset) for source in recipe.data.sources]
+    return (
+        recipe.data.prepared,
+        recipe.data.tokenizer,
+        [(source.files, source.dataset) for source in recipe.data.sources],
+    )
 
 
 def _placeless(settings: dict[str, Any]) -> dict[str, Any]:

@@ -210,8 +210,7 @@ def test_bad_records_are_counted(records: Records, write_jsonl: Writer, data: Ma
     (tmp_path / "y.txt").touch()
     sources = [{"name": "files", "files": [str(path), str(tmp_path / "y.txt")]}]
     prepared = prepare(data("", sources=sources, skip_bad=True), quiet=True)
-    assert prepared.manifest["bad"]["count"] == 3
-    assert "y.txt" in prepared.manifest["bad"]["examples"][2]
+    assert (prepared.manifest["bad"]["count"], prepared.manifest["empty"]) == (2, 1)
     assert sum(split["documents"] for split in prepared.manifest["splits"].values()) == 40
 
 

@@ -40,6 +40,15 @@ class Outer(Settings):
         ({"valid_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
         ({"sources": [{"name": "files", "ids_column": "ids"}]}, "has its own tokenizer"),
         ({"tokenizer": "none"}, "tokenizer 'none' needs ids_column"),
+        ({"sources": [{"name": "files", "use": "valid", "weight": 1}]}, "is for valid alone; leave out its weight"),
+        ({"sources": [{"name": "files", "weight": 1}, {"name": "hub"}]}, "some training sources have a weight"),
+        ({"stream": True, "deduplicate": 0.8}, "deduplicate must see all documents first"),
+        ({"stream": True, "sources": [{"name": "files", "limit": 3}]}, "a streamed training source has no limit"),
+        ({"stream": True, "sources": [{"name": "files"}, {"name": "hub"}]}, "streamed sources are mixed by weight"),
+        (
+            {"stream": True, "tokenizer": "t", "sources": [{"name": "files", "ids_column": "i"}]},
+            "stream reads text; leave out ids_column",
+        ),
         (["sources"], "data: must be a mapping of settings"),
     ],
 )

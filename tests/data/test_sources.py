@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from mesalm.data.corpora import SOURCES
-from mesalm.data.documents import DataError, Document, Faults
+from mesalm.data.documents import DataError, Document, Faults, shards
 from mesalm.data.read_stdlib import StandardLibrarySource
 from mesalm.data.source_settings import SourceSettings
 from mesalm.settings import SettingsError
@@ -24,6 +24,10 @@ def read(skip_bad: bool = False, **settings: Any) -> tuple[list[Document], Fault
     faults = Faults(skip_bad)
     chosen = SourceSettings.build({"name": "files", **settings})
     return list(SOURCES[chosen.name](chosen).documents(faults)), faults
+
+
+def packed(content: bytes) -> bytes:
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
 
 
 def line(record: Any) -> bytes:
@@ -59,12 +63,16 @@ def test_every_kind_of_file_gives_its_documents(tmp_path: Path) -> None:
         ("x.jsonl", line(GOOD) + line({"text": None}), ":2: ", "must be text, not null"),
         ("x.jsonl", line(GOOD) + b'{"text": "\\ud800"}\n', ":2: ", "half a surrogate pair"),
         ("x.jsonl", line(GOOD) + '{"text": "é"}\n'.encode("latin-1"), ":2: ", "not UTF-8 (byte 0xe9"),
-        ("x.jsonl", b"", ": ", "the file is empty"),
-        ("x.jsonl", b"\n\n", ": ", "the file is empty"),
         ("x.jsonl.gz", gzip.compress(line(GOOD) * 999, mtime=0)[:-20], ":", "broken gzip file"),
         ("x.jsonl.gz", b"not gzip at all", ":1: ", "broken gzip file"),
-        ("x.txt", b"", ": ", "the file is empty"),
-        ("x.txt.gz", gzip.compress(b"", mtime=0), ": ", "the file is empty"),
+        ("x.jsonl.zst", packed(line(GOOD) * 999)[:-20], ":", "broken zstd file"),
+        ("x.json", b'[{"text": "one"}, {"text"', ": ", "broken JSON"),
+        ("x.json", line([GOOD, "text"]), ": record 2: ", "must be a JSON object, not str"),
+        ("x.json", '["é"]'.encode("latin-1"), ":1: ", "not UTF-8 (byte 0xe9"),
+        ("x.csv", b"body\nx\n", ": ", "no column 'text' (columns: body)"),
+        ("x.csv", b"text,id\nx,1\ny\n" + b"z,2,3\n", ":4: ", "has more cells than the header"),
+        ("x.csv", b"id,text\n1\n", ":2: ", "must be text, not null"),
+        ("x.csv", b'text\nx\n"half\n', ":3: ", "not a CSV file in UTF-8"),
         ("x.txt", "one\ntwo\nthré\n".encode("utf-16-le"), ":3: ", "not UTF-8"),
         ("x.parquet", b"PAR1 no", ": ", "not a parquet file"),
     ],
@@ -82,6 +90,49 @@ def test_a_bad_file_is_named_or_counted(tmp_path: Path, name: str, content: byte
     assert what in faults.examples[0]
 
 
+def test_tables_arrays_and_packed_files_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "[1]" / "deeper"
+    folder.mkdir(parents=True)
+    long = "x" * 200_000  # longer than the cells that python's csv reads by itself
+    (folder / "a.csv").write_text(f'id,text\n1,"two\nlines, NA"\n2,1984\n3,NA\n4,{long}\n')
+    (folder / "b.json").write_text(json.dumps([GOOD, {"text": "no names"}]))
+    (folder / "c.json.gz").write_bytes(gzip.compress(line(GOOD)))
+    (folder / "d.txt.zst").write_bytes(packed("Zeilen mit ü\n".encode()))
+    (folder / "e.jsonl.zst").write_bytes(packed(line(GOOD) * 2))
+    (folder / "f.csv.zst").write_bytes(packed(b"text\nend\n"))
+    (folder / "README.md").write_text("of another kind")
+    documents, _ = read(files=str(tmp_path / "[1]"))
+    texts = [document.text for document in documents]
+    good = GOOD["text"]
+    expected = ["two\nlines, NA", "1984", "NA", long, good, "no names", good, "Zeilen mit ü\n", good, good, "end"]
+    assert texts == expected
+    assert [document.id for document in documents[:6]] == ["1", "2", "3", "4", "one", "b.json:2"]
+    source = SOURCES["files"](SourceSettings(name="files", files=str(tmp_path / "[1]")))
+    assert [document for part in shards(source) for document in part.documents(Faults())] == documents
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.jsonl", b""),
+        ("x.jsonl", b"\n\n"),
+        ("x.txt", b""),
+        ("x.txt.gz", gzip.compress(b"", mtime=0)),
+        ("x.json", b"[]"),
+        ("x.csv", b"id,text\n"),
+        ("x.parquet", None),
+    ],
+)
+def test_an_empty_file_is_counted_and_named(tmp_path: Path, name: str, content: bytes | None) -> None:
+    path = tmp_path / name
+    if content is None:
+        pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), path)
+    else:
+        path.write_bytes(content)
+    documents, faults = read(files=str(path))
+    assert (documents, faults.empty_files, faults.count) == ([], [str(path)], 0)
+
+
 def test_bad_parquet_columns(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"body": ["a", "b"]}), path)
@@ -92,18 +143,15 @@ def test_bad_parquet_columns(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None]}), path)
     with pytest.raises(DataError, match="row 2: column 'text' must be text, not null"):
         read(files=str(path))
-    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), path)
-    with pytest.raises(DataError, match="the file is empty"):
-        read(files=str(path))
 
 
 def test_files_that_cannot_be_chosen(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("a,b\n")
+    (tmp_path / "x.pdf").write_text("a,b\n")
     with pytest.raises(DataError, match=r"unknown kind of file; give one of \.txt"):
-        read(files=str(tmp_path / "x.csv"))
+        read(files=str(tmp_path / "x.pdf"))
     with pytest.raises(DataError, match="no such file"):
         read(files=str(tmp_path / "*.jsonl"))
-    with pytest.raises(DataError, match="a folder; name the files in it"):
+    with pytest.raises(DataError, match=r"no file in this folder ends in \.txt"):
         read(files=str(tmp_path))
     with pytest.raises(SettingsError, match="has no files"):
         read()
@@ -124,11 +172,14 @@ def test_hub_reads_a_local_dataset(tmp_path: Path, streaming: bool) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()
     rows = [{**GOOD, "id": str(number), "other": number} for number in range(5)]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train-00000.parquet")
+    for number, part in enumerate((rows[:3], rows[3:])):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(part), folder / f"train-0000{number}.parquet")
     settings = {"name": "hub", "dataset": str(folder), "streaming": streaming}
     documents, _ = read(**settings)
     assert documents == [Document(str(number), "books", GOOD["text"]) for number in range(5)]
     assert len(read(**settings, limit=2)[0]) == 2
+    parts = shards(SOURCES["hub"](SourceSettings.build(settings)))
+    assert [list(part.documents(Faults())) for part in parts] == [documents[:3], documents[3:]]
     with pytest.raises(DataError, match=r"corpus: row 1: no column 'body' \(columns: .*other"):
         read(**settings, text_column="body")
     with pytest.raises(DataError, match=r"corpus: the dataset cannot be loaded \(.*split"):

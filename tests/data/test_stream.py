@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mesalm.data.stream import Position, RowStream, epoch_batches, epoch_order
+from mesalm.data.mixture import epoch_order
+from mesalm.data.stream import Position, RowStream, epoch_batches
 
 
 class Numbers:

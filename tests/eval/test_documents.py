@@ -24,7 +24,7 @@ def test_files_of_every_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "empty"), (b"{broken\n", "a.jsonl:1"), (b'{"text": 3}\n', "a.jsonl:1"), (b'{"text": " "}\n', "no text")],
+    [(b"", "no text"), (b"{broken\n", "a.jsonl:1"), (b'{"text": 3}\n', "a.jsonl:1"), (b'{"text": " "}\n', "no text")],
 )
 def test_a_bad_file_gets_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)

@@ -33,6 +33,7 @@ from mesalm.train.run_folder import RunFolder, read_run_recipe
 from mesalm.train.sampling import continuation, sampling
 from mesalm.train.sections import SampleSettings
 
+STREAMED = ("data.stream=true", "data.stream_sample=20", "train.micro_rows=20")
 Load = Callable[..., Recipe]
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -69,14 +70,15 @@ def test_run_folder_is_complete(load: Load) -> None:
     recipe = load("train.log_every=4", "train.precision=fp32", *samples, arm="mesa")
     run = pretrain(recipe, quiet=True)
     assert run == recipe.folder
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "final", "journal.jsonl", "recipe.yaml"]
+    files = ["checkpoints", "corpus.md", "final", "journal.jsonl", "recipe.yaml"]
+    assert sorted(path.name for path in run.iterdir()) == files
     assert read_run_recipe(run) == recipe
     assert [path.name for path in Checkpoints(run / "checkpoints").complete()] == ["step-00000008", "step-00000012"]
 
     (start,) = journal(run, "start")
     assert start["step"] == 0
     assert start["world"] == 1
-    assert Path(start["prepared"], "manifest.json").is_file()
+    assert Path(start["prepared"], "corpus.md").read_text() == (run / "corpus.md").read_text()
     assert {"python", "torch", "mesalm"} <= start["versions"].keys()
     assert Recipe.build(start["recipe"]) == recipe
     steps = journal(run, "step")
@@ -110,7 +112,7 @@ def test_training_learns(load: Load) -> None:
     assert valid[-1] < valid[0] - 1
 
 
-@pytest.mark.parametrize("changes", [("model.mixers=mesa",), ("train.micro_rows=1",)])
+@pytest.mark.parametrize("changes", [("model.mixers=mesa",), ("train.micro_rows=1",), STREAMED])
 def test_interrupted_and_resumed_equals_uninterrupted(load: Load, stopped: Load, changes: tuple[str, ...]) -> None:
     # 134 rows an epoch: with 40 rows a step, step 4 and step 7 cross the end of an epoch
     changes = ("train.batch_rows=40", "train.steps=10", "sample.every=3", "sample.tokens=3", *changes)

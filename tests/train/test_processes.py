@@ -14,6 +14,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launch
 
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
+from mesalm.train.checkpoint import CheckpointError
 from mesalm.train.launch import LaunchError, check_options, check_processes, launch_precision
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
@@ -45,10 +46,13 @@ def test_two_processes_train_as_one(load: Load, start: Start) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_stopped_and_taken_up_end_as_if_they_had_not_been(load: Load, start: Start) -> None:
+@pytest.mark.parametrize("data", [(), ("data.stream=true", "data.stream_sample=20")])
+def test_two_processes_stopped_and_taken_up_end_as_if_they_had_not_been(
+    load: Load, start: Start, data: tuple[str, ...]
+) -> None:
     def run(name: str, steps: int) -> Path:
         changes = (f"name={name}", f"train.steps={steps}", "schedule.name=constant", "schedule.warmup_steps=0")
-        process = start(*changes, launcher=TORCHRUN)
+        process = start(*changes, *data, launcher=TORCHRUN)
         _, errors = process.communicate(timeout=150)
         assert process.returncode == 0, errors
         return load(f"name={name}").folder
@@ -60,6 +64,9 @@ def test_two_processes_stopped_and_taken_up_end_as_if_they_had_not_been(load: Lo
     # the tiny recipe has dropout, so each process must have found its own random state again
     files = ["final/model.safetensors", *(f"checkpoints/step-00000008/{name}.pt" for name in ("optimiser", "random"))]
     assert [(whole / file).read_bytes() for file in files] == [(parts / file).read_bytes() for file in files]
+    if data:
+        with pytest.raises(CheckpointError, match="of 2 processes that each read a part of the stream"):
+            pretrain(load("name=parts", "train.steps=9", *data), quiet=True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs accelerate starts what it is asked for")

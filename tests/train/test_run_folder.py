@@ -205,7 +205,8 @@ def test_a_folder_killed_before_its_recipe_was_there_begins(load: Load) -> None:
     recipe.folder.mkdir(parents=True)
     (recipe.folder / "recipe.yaml.partial").touch()
     run = pretrain(recipe, quiet=True)
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "final", "journal.jsonl", "recipe.yaml"]
+    files = ["checkpoints", "corpus.md", "final", "journal.jsonl", "recipe.yaml"]
+    assert sorted(path.name for path in run.iterdir()) == files
 
 
 def test_what_kills_leave_is_swept_and_written(load: Load, stopped: Load) -> None:

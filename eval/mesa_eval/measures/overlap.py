@@ -2,7 +2,7 @@
 
 The training text is kept as rows of tokens, so passages are runs of tokens, of about 50 bytes. Each scored document is
 cut into such runs, one behind the other, and every place of the training rows is looked at; a passage that begins
-anywhere is found as long as its tokens are cut alike. Digests are polynomials modulo 2^64, so a chance hit is as rare.
+anywhere is found as long as its tokens are cut alike.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from mesa_eval.reading.documents import HeldOutDocument
+from mesalm.data.contamination import passages
 from mesalm.data.read_packages import COPIED_SHARE
 
 PASSAGE_BYTES = 50
 MOST_TRAINING_TOKENS = 20_000_000
 TOKENS_AT_ONCE = 1_000_000
-FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def overlap_notes(prepared: Iterable[Path], documents: Sequence[HeldOutDocument]) -> list[str]:
@@ -41,6 +41,8 @@ def overlap_notes(prepared: Iterable[Path], documents: Sequence[HeldOutDocument]
         shares, looked = shared_passages(texts, rows, length)
         touched, copies = sum(share > 0 for share in shares), sum(share > COPIED_SHARE for share in shares)
         part = "" if looked >= len(rows) else f", of which {looked:,} of {len(rows):,} rows were read"
+        if data.manifest["settings"].get("stream"):
+            part += ", of whose stream the first documents alone are kept"
         notes.append(
             f"text: {touched} of {len(documents)} documents share a passage of {length} tokens (about {PASSAGE_BYTES}"
             f" bytes) with the training text in {place.name}{part}; {copies} share more than half of their passages"
@@ -75,12 +77,3 @@ def shared_passages(
         looked, read = looked + step, read + len(tokens)
     shares = [float(found[np.searchsorted(wanted, hashes)].mean()) if len(hashes) else 0.0 for hashes in own]
     return shares, min(looked, len(rows)) if len(wanted) else len(rows)
-
-
-def passages(tokens: np.ndarray, length: int) -> np.ndarray:
-    """Return a digest of the `length` tokens from each place on: int64 [T] -> uint64 [T - length + 1]."""
-    places = max(0, len(tokens) - length + 1)
-    digests = np.zeros(places, dtype=np.uint64)
-    for shift in range(length if places else 0):
-        digests = digests * FACTOR + tokens[shift : shift + places].astype(np.uint64) + np.uint64(1)
-    return digests

@@ -30,24 +30,22 @@ class HeldOutDocument:
 
 
 def read_documents(paths: Sequence[str], notes: list[str] | None = None) -> list[HeldOutDocument]:
-    """Read the files that training can read: `.txt` (one document), `.jsonl`, both also `.gz`, `.parquet`, globs.
+    """Read the files that training can read (see `mesalm.data.read_files`), by path, glob or folder.
 
     A record may carry `domain` and `id`; without a domain the file's name serves. Raises ValueError in one line
-    naming file and line for a missing file, a broken line, a wrong encoding or a file without text; files without
-    text that a glob matches among others are left out, and named in ``notes``.
+    naming file and line for a missing file, a broken line, a wrong encoding or nothing but files without text; one
+    among others is left out, and named in ``notes``.
     """
     documents: list[HeldOutDocument] = []
     for pattern in paths:
         source, began = FileSource(SourceSettings.build({"name": "files", "files": [pattern]})), len(documents)
         for path in source.paths:
-            stem = path.name.removesuffix(".gz").rsplit(".", 1)[0]
+            stem = path.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[0]
             before = len(documents)
             for document in source.file(path, Faults()):
                 if document.text and document.text.strip():
                     domain = stem if document.domain == "files" else document.domain
                     documents.append(HeldOutDocument(document.id, domain, document.text, stem))
-            if len(documents) == before and source.named[path]:
-                raise ValueError(f"{path}: holds no text")
             if len(documents) == before and notes is not None:
                 notes.append(f"{path} holds no text and was left out")
         if len(documents) == began:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mesa_eval.comparison.record import Comparison, Row
 from mesa_eval.report.tables import chance_words, count_words, state_words
 from mesa_eval.report.wording import Summary, bracket, number, spread_words, tested_name, tested_score
-from mesalm.hub.markdown import code, plain
+from mesalm.markdown import code, plain
 
 
 def render_markdown(comparison: Comparison, summary: Summary) -> str:

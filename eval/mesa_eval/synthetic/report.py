@@ -18,7 +18,7 @@ from mesa_eval.synthetic.grid import Grid, Line, lines, read_grid
 from mesa_eval.synthetic.row_scores import RowScores
 from mesa_eval.uncertainty.bootstrap import DRAWS
 from mesalm.files import write_text
-from mesalm.hub.markdown import plain
+from mesalm.markdown import plain
 
 DIGITS = 3
 DASH = "\u2013"

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from mesalm.hub.markdown import code, plain
+from mesalm.markdown import code, plain
 
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 ODD = [

@@ -1,0 +1,90 @@
+"""Passages that texts share: digests of runs of tokens, and training text that holds passages of evaluation files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .documents import Faults, file_hash
+from .read_files import FileSource, matching_files
+from .source_settings import SourceSettings
+
+FACTOR = np.uint64(0x9E3779B97F4A7C15)
+PASSAGE_WORDS = 13
+"""The length in words of a passage that marks contamination, after Brown et al. 2020, appendix C."""
+
+WORD = re.compile(r"\w+")
+
+
+def passages(tokens: np.ndarray, length: int) -> np.ndarray:
+    """Return a digest of the ``length`` tokens from each place on: int64 [T] -> uint64 [T - length + 1].
+
+    Digests are polynomials modulo 2^64, so a chance hit is as rare.
+    """
+    places = max(0, len(tokens) - length + 1)
+    digests = np.zeros(places, dtype=np.uint64)
+    for shift in range(length if places else 0):
+        digests = digests * FACTOR + tokens[shift : shift + places].astype(np.uint64) + np.uint64(1)
+    return digests
+
+
+class Contamination:
+    """The passages of evaluation files, and the count of the texts that were found to hold one.
+
+    Words are compared in lower case and without punctuation. A record of a .jsonl, .json, .csv or .parquet file is the
+    text of all its columns. Raises DataError for a file that cannot be read.
+    """
+
+    def __init__(self, files: list[str]) -> None:
+        self._words: dict[str, int] = {}
+        paths = matching_files(files)
+        self.counts: list[dict[str, Any]] = [
+            {"name": path.name, "sha256": file_hash(path), "texts": 0, "short": 0, "documents": 0} for path in paths
+        ]
+        digests, owners = [], []
+        for number, path in enumerate(paths):
+            for text in evaluation_texts(path):
+                ids = [self._words.setdefault(word, len(self._words) + 1) for word in _words(text)]
+                found = passages(np.array(ids, dtype=np.int64), PASSAGE_WORDS)
+                self.counts[number]["texts"] += 1
+                self.counts[number]["short"] += len(found) == 0
+                digests.append(found)
+                owners.append(np.full(len(found), number))
+        self._digests, first = np.unique(np.concatenate(digests), return_index=True)
+        self._owners = np.concatenate(owners)[first]
+
+    def holds(self, text: str) -> bool:
+        """Tell whether a text shares a passage with the files, and count it at the file of its first one."""
+        # A word that no evaluation file has is 0, and no passage there has a 0.
+        ids = np.array([self._words.get(word, 0) for word in _words(text)], dtype=np.int64)
+        here = passages(ids, PASSAGE_WORDS)
+        shared = here[np.isin(here, self._digests)]
+        if len(shared):
+            self.counts[self._owners[np.searchsorted(self._digests, shared[0])]]["documents"] += 1
+        return len(shared) > 0
+
+
+def evaluation_texts(path: Path) -> Iterator[str]:
+    """Yield the texts of an evaluation file: a .txt whole, and of other files all strings of each record."""
+    source = FileSource(SourceSettings(name="files", files=[str(path)]), every_column=True)
+    for record in source.records(path, Faults()):
+        if record is not None:
+            yield " ".join(_strings(record[2].values()))
+
+
+def _strings(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            yield from _strings(value.values())
+        elif isinstance(value, list):
+            yield from _strings(value)
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.lower())

@@ -1,0 +1,232 @@
+"""Rows of tokens made from text while a model trains, for corpora that are larger than the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from .build import Tokenise
+from .contamination import Contamination
+from .corpora import SOURCES
+from .data_settings import DataSettings
+from .documents import DataError, Document, Faults, Source, shards
+from .mixture import picks
+from .prepared import Prepared
+from .splits import content_digest
+from .stages import say
+from .stream import Batch, check_shares, collate_tokens
+
+if TYPE_CHECKING:
+    import datasets
+
+ENCODE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class StreamPosition:
+    """Where process ``rank`` of ``world`` stands: the rows that all have had, and for each source its place.
+
+    A place holds ``passes`` through the source, the state of its `datasets.IterableDataset` before the document that
+    is next, and how many tokens of that document were ``used``.
+    """
+
+    rank: int
+    world: int
+    rows: int
+    places: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the position as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Make a position from what `to_dict` gave. Raises ValueError for other keys."""
+        if set(data) != {"rank", "world", "rows", "places"}:
+            raise ValueError(f"a position in a stream must hold rank, world, rows and places, not {', '.join(data)}")
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """Turn a batch of texts into tokens, without those that are empty, contaminated or ``held_out`` by their digest."""
+
+    tokenise: Tokenise
+    held_out: set[bytes]
+    contamination: Contamination | None
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return the tokens of the texts that are trained on."""
+        texts = [text for text in batch["text"] if text and self._is_new(text)]
+        return self.tokenise({"text": texts, "input_ids": [None] * len(texts)})
+
+    def _is_new(self, text: str) -> bool:
+        contaminated = self.contamination is not None and self.contamination.holds(text)
+        return not contaminated and content_digest(Document("", "", text)) not in self.held_out
+
+
+class SourceRows:
+    """The rows of one source, without end, that belong to process ``rank`` of ``world``.
+
+    ``encode`` turns texts into tokens and leaves out those that are not trained on. `datasets` gives each process
+    shards of its own where their number is a multiple of ``world``; else it gives each every world-th document.
+    """
+
+    def __init__(
+        self, source: Source, encode: TrainingText, length: int, faults: Faults, *, rank: int = 0, world: int = 1
+    ) -> None:
+        self.length = length
+        self._documents = _encoded(source, encode, faults, rank, world)
+        self.place = {"passes": 0, "documents": None, "used": 0}
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """The place of the next row; setting it moves there."""
+        return {"passes": self._passes, "documents": self._before, "used": self._used}
+
+    @place.setter
+    def place(self, place: Mapping[str, Any]) -> None:
+        self._passes, self._before, self._used = place["passes"], place["documents"], place["used"]
+        self._documents.set_epoch(self._passes)
+        self._documents.load_state_dict(self._before)
+        self._iterator: Iterator[dict[str, Any]] = iter(self._documents)
+        self._fresh = self._used == 0
+        self._document: list[int] = [] if self._fresh else next(self._iterator)["input_ids"]
+
+    def take(self) -> dict[str, list[int]]:
+        """Return the next row: input_ids (``length`` of them) and the lengths of its segments.
+
+        Raises DataError where the source holds nothing for this process.
+        """
+        row: dict[str, list[int]] = {"input_ids": [], "segments": []}
+        while missing := self.length - len(row["input_ids"]):
+            if self._used == len(self._document):
+                self._next_document()
+            piece = self._document[self._used : self._used + missing]
+            self._used += len(piece)
+            row["input_ids"] += piece
+            row["segments"].append(len(piece))
+        return row
+
+    def _next_document(self) -> None:
+        for _ in range(2):
+            if not self._fresh:
+                self._before = self._documents.state_dict()
+            document = next(self._iterator, None)
+            if document is not None:
+                self._document, self._used, self._fresh = document["input_ids"], 0, False
+                return
+            self.place = {"passes": self._passes + 1, "documents": None, "used": 0}
+        raise DataError("a streamed source holds no text to train on, or fewer documents than there are processes")
+
+
+class TextStream:
+    """Iterate for ever over the micro-batches of one process, as `mesalm.data.stream.RowStream` does over rows on disk.
+
+    ``parts`` are the rows of each source, of which each step takes ``global_rows`` by ``weights``, `picks` of them in
+    a row for each process. ``position`` is that of the first step not yet handed out whole; setting it moves there,
+    and raises ValueError for the position of another number of processes.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[SourceRows],
+        weights: Sequence[float],
+        global_rows: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        micro_rows: int,
+    ) -> None:
+        check_shares(global_rows, rank, world, micro_rows)
+        self.parts = parts
+        self.weights = weights
+        self.global_rows = global_rows
+        self.rank = rank
+        self.world = world
+        self.micro_rows = micro_rows
+        self.micro_batches = global_rows // (world * micro_rows)
+        self._position = self._here(0)
+
+    def _here(self, rows: int) -> StreamPosition:
+        return StreamPosition(self.rank, self.world, rows, [part.place for part in self.parts])
+
+    @property
+    def position(self) -> StreamPosition:
+        """Where the next step begins."""
+        return self._position
+
+    @position.setter
+    def position(self, position: StreamPosition) -> None:
+        if (position.rank, position.world) != (self.rank, self.world):
+            raise ValueError(
+                f"the checkpoint is of {position.world} processes that each read a part of the stream; go on with as "
+                "many"
+            )
+        self._position = position
+        for part, place in zip(self.parts, position.places, strict=True):
+            part.place = place
+
+    def __iter__(self) -> Iterator[Batch]:
+        share = self.global_rows // self.world
+        while True:
+            chosen, _ = picks(self.weights, self._position.rows + self.rank * share, share)
+            for begin in range(0, share, self.micro_rows):
+                rows = [self.parts[part].take() for part in chosen[begin : begin + self.micro_rows]]
+                if begin + self.micro_rows == share:
+                    self._position = self._here(self._position.rows + self.global_rows)
+                yield collate_tokens(rows)
+
+
+def _encoded(source: Source, encode: TrainingText, faults: Faults, rank: int, world: int) -> datasets.IterableDataset:
+    """Return the tokens of a source's documents as a dataset whose state can be saved."""
+    import datasets
+    from datasets.distributed import split_dataset_by_node
+
+    documents = datasets.IterableDataset.from_generator(
+        _texts,
+        features=datasets.Features(text=datasets.Value("string")),
+        gen_kwargs={"parts": shards(source), "faults": faults},
+    )
+    return split_dataset_by_node(documents, rank, world).map(
+        encode,
+        batched=True,
+        batch_size=ENCODE_BATCH,
+        remove_columns=["text"],
+        features=datasets.Features(input_ids=datasets.List(datasets.Value("int32"))),
+    )
+
+
+def _texts(parts: list[Source], faults: Faults) -> Iterator[dict[str, Any]]:
+    for part in parts:
+        before = faults.count
+        for document in part.documents(faults):
+            yield {"text": document.text}
+        if faults.count > before:
+            say(f"skipped {faults.count - before:,} bad records of the stream, such as {faults.examples[-1]}")
+
+
+def text_stream(
+    settings: DataSettings, prepared: Prepared, global_rows: int, *, rank: int = 0, world: int = 1, micro_rows: int
+) -> TextStream:
+    """Return the stream of the training sources of ``settings``, without the documents that are held out.
+
+    ``prepared`` is the folder of their sample. Raises DataError for sources that cannot be read.
+    """
+    held_out = {
+        content_digest(Document("", "", text))
+        for split in ("valid", "test")
+        for text in prepared.documents(split)["text"]
+    }
+    trained = prepared.manifest["tokenizer"]["kind"] == "trained"
+    contamination = Contamination(settings.decontaminate) if settings.decontaminate else None
+    encode = TrainingText(Tokenise(prepared.tokenizer(), trained), held_out, contamination)
+    faults = Faults(settings.skip_bad, "; or set data.skip_bad=true to skip it")
+    training = settings.training_sources()
+    parts = [
+        SourceRows(SOURCES[source.name](source), encode, prepared.sequence_length, faults, rank=rank, world=world)
+        for source in training
+    ]
+    weights = [source.weight or 1.0 for source in training]
+    return TextStream(parts, weights, global_rows, rank=rank, world=world, micro_rows=micro_rows)
