@@ -37,7 +37,7 @@ FLAG = re.compile(r"(?<![\w(-])(?<!var\()--[a-z][a-z_-]*|(?<=[^r]\()--[a-z][a-z_
 KEY = re.compile(rf"(?<![\w./])(?:{SECTIONS})\.(?!config\b)[a-z_][\w.]*\w\b(?!\()")
 SETTING = re.compile(r"(?<![\w./?&-])[a-z_]+(?:\.\w+)*=(?:[^\s,;:)`'=]+)")
 PLACEHOLDERS = ("dotted.key=value",)
-FILES = re.compile(r"\.(?:safetensors|json|jsonl|yaml|py|md)$")
+FILES = re.compile(r"\.(?:safetensors|json|jsonl|parquet|yaml|py|md)$")
 SHOWN = "\x00"
 """Stands for what an f-string fills in."""
 

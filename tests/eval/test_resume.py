@@ -70,7 +70,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
         assert done.returncode == -signal.SIGKILL, done.stderr
     else:
         assert done.returncode == 130, done.stderr
-        said = f"mesalm eval: interrupted; what was measured lies in {out / 'scores'}, and the same command goes on"
+        said = f"mesalm eval: interrupted; what was measured is in {out / 'scores'}, and the same command goes on"
         # what else is there, transformers' bar of weights loaded, ends before it
         assert done.stderr.splitlines()[-1] == f"{said} from there"
         assert "Traceback" not in done.stderr

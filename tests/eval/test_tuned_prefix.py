@@ -54,7 +54,7 @@ def test_a_mixture_holds_as_many_prompts_of_each_task(
     assert begins == ["te"] * 11 + ["Q:"] * 10
     assert rows[:11] == tuning_rows(scorer, tasks[:1], [0, 1], 11, seed=1)
     assert rows[11:] == tuning_rows(scorer, tasks[1:], [0, 1], 10, seed=1)
-    with pytest.raises(ValueError, match="at least one a task"):
+    with pytest.raises(ValueError, match="at least one per task"):
         tuning_rows(scorer, tasks, [0], 1, seed=0)
     with pytest.raises(ValueError, match="two tasks are named 'letters'"):
         tuning_tasks([str(folder), pair_file], 0)

@@ -68,7 +68,7 @@ def test_a_forget_gate_near_one_survives_bfloat16(build: Build, tmp_path: Path) 
         mixer.forget_proj.bias.fill_(8.0)  # gamma = 0.99966, which bfloat16 rounds to 1
     model.save_pretrained(tmp_path)
     half = MesaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    log_forget, _ = half.model.layers[0].mixer._gates(torch.zeros(1, 1, 32, dtype=torch.bfloat16), None, None)
+    log_forget, _ = half.model.layers[0].mixer._gates(torch.zeros(1, 1, 32, dtype=torch.bfloat16), None, None, None)
     torch.testing.assert_close(log_forget.exp(), torch.full((1, 1, 2), 0.99966), atol=1e-5, rtol=0.0)
 
 
