@@ -93,6 +93,7 @@ def accepted(setting: str) -> bool:
         text = setting.replace(SHOWN, value)
         for load in (
             lambda text: load_recipe("mixed-cpu", [text]),
+            lambda text: load_recipe("mesa-1b", [text]),
             lambda text: load_synthetic_recipe("mqar-cpu", [text]),
         ):
             try:
