@@ -101,8 +101,8 @@ def test_states_before_four_stretches_are_those_of_the_operator() -> None:
     stretches = [InOneProcess([None] * 4, rank, 4, 20) for rank in range(4)]
     noted = [leave_behind(*(x[:, each.begin : each.begin + 20] for x in operands)) for each in stretches]
     for stretch in stretches:
-        stretch.group[:] = [torch.cat((state.flatten(2), decay.unsqueeze(-1)), dim=-1) for state, decay in noted]
-        found = stretch.state_before(*(stretch.cut(x) for x in operands))
+        stretch.group[:] = [torch.cat((state.flatten(2), decay.flatten(2)), dim=-1) for state, decay in noted]
+        found = stretch.state_before(*noted[stretch.rank])
         before = [x[:, : stretch.begin] for x in operands]
         _, state = linear_attention(before[0], *before, return_state=True, backend="exact")
         torch.testing.assert_close(found, state, atol=1e-12, rtol=1e-12)
