@@ -22,16 +22,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache_mesa import (
-    CACHE,
-    CountedTokens,
-    MesaCache,
-    check_cache,
-    count_tokens,
-    counting,
-    one_cache,
-    tokens_seen,
-)
+from .cache_mesa import CACHE, CountedTokens, MesaCache, check_cache, count_tokens, counting, one_cache, tokens_seen
 from .configuration_mesa import MesaConfig
 from .context_parallel import share_of_loss
 from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, attention_keywords, check_keywords
