@@ -15,11 +15,15 @@ from tqdm import tqdm
 
 from mesalm.hub.moments import Moments, solve_held_out
 from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.model.layers import GateProjection
 from mesalm.model.mixer_gated import GatedMixer
 from mesalm.model.modeling_mesa import MesaForCausalLM
 
 FORGET_BIASES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)
 """Forget biases that each key head chooses from: memories of 2 to 400 tokens."""
+
+OPEN = 1.2784645
+"""What an output gate's bias is given: silu(OPEN) = 1."""
 
 ROWS_AT_ONCE = 8
 
@@ -47,6 +51,7 @@ def swap_layers(
     - the convolution passes each token's query and key through, scaled to a root mean square of one;
     - the input gates are half open and the forget gates the same for every token, each key head's being the one of
       `FORGET_BIASES` from whose read-out the old head's output is best predicted, linearly;
+    - the output gates, where a mixer has them, are open;
     - the output norm's gain is the root mean square of what the old output projection read;
     - the output projection is the least-squares map from the new read-outs to what brings the residual stream to
       where it was after the old layer, layer by layer in their order, so that a layer makes up for those before it.
@@ -172,9 +177,12 @@ def _start_projections(old: Any, new: GatedMixer, inputs: Sequence[Tensor]) -> N
         projection.weight.mul_(gain.unsqueeze(1))
         if projection.bias is not None:
             projection.bias.mul_(gain)
-    if hasattr(new, "forget_proj"):
-        new.forget_proj.weight.zero_()
-        new.input_proj.weight.zero_()
+    for module in new.modules():
+        if isinstance(module, GateProjection):
+            module.weight.zero_()
+    if new.gate_proj is not None:
+        new.gate_proj.weight.zero_()
+        new.gate_proj.bias.fill_(OPEN)
     if new.conv is None or old.conv is not None:
         return
     squares = [

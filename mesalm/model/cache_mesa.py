@@ -13,6 +13,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .operator_transforms import transforms_active
 
+ATTENTION = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding"}
+"""transformers' types of layers that keep keys and values, without and with what a convolution saw last."""
+
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 """How transformers names the cache in calls and outputs: `past_key_values` before release 5.24."""
 
@@ -83,7 +86,7 @@ def check_cache(cache: Cache, layer_types: list[str]) -> None:
     if len(cache.layers) != len(layer_types):
         raise ValueError(f"cache: this one has {len(cache.layers)} layers and the model {len(layer_types)}; {remedy}")
     for number, (layer, kind) in enumerate(zip(cache.layers, layer_types, strict=True)):
-        if kind != "full_attention" and not hasattr(layer, "conv_states"):
+        if kind not in ATTENTION and not hasattr(layer, "conv_states"):
             raise ValueError(f"cache: its layer {number} holds keys and values, and the model's a state; {remedy}")
 
 

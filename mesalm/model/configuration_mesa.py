@@ -11,6 +11,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
 
+from .cache_mesa import ATTENTION
 from .field_rules import (
     choice,
     documented,
@@ -97,6 +98,7 @@ class MesaConfig(PreTrainedConfig):
     mlp_bias: bool = False
     attention_bias: bool = False
     qk_norm: bool = False
+    window: int = 128
     max_position_embeddings: int = 2048
     rope_parameters: dict | None = None
     attention_dropout: float = 0.0
@@ -139,7 +141,7 @@ class MesaConfig(PreTrainedConfig):
             f"the mixer's default, {', '.join(f'{row.conv_size} for {name}' for name, row in MIXERS.items())}.",
             none="the mixer's default",
         ),
-        "gates": truth("Whether recurrent mixers have a forget gate and an input gate per token; else both are 1."),
+        "gates": truth("Whether recurrent mixers have gates per token; else gamma and beta are 1, and outputs pass."),
         "forget_bias": number(
             "", lambda value: True, "Initial bias of the forget gate; gamma starts near sigmoid(forget_bias)."
         ),
@@ -179,13 +181,12 @@ class MesaConfig(PreTrainedConfig):
         "hidden_act": choice(sorted(ACT2FN), "The MLP's activation."),
         "mlp_bias": truth("Whether the MLP's maps have biases."),
         "attention_bias": truth("Whether the maps to queries, keys, values and outputs of every mixer have biases."),
-        "qk_norm": truth(
-            "Whether softmax mixers pass queries and keys through an RMS norm with a gain before rotating."
-        ),
+        "qk_norm": truth("Whether attention passes queries and keys through an RMS norm with a gain before rotating."),
+        "window": whole(2, "Tokens that window mixers see, the token itself among them."),
         "max_position_embeddings": whole(1, "The longest sequence the model is meant for."),
-        "rope_parameters": table("Rotary embedding of softmax mixers."),
+        "rope_parameters": table("Rotary embedding of softmax and window mixers."),
         "attention_dropout": number(
-            "of at least 0 and below 1", lambda value: 0 <= value < 1, "Dropout of softmax attention weights."
+            "of at least 0 and below 1", lambda value: 0 <= value < 1, "Dropout of attention weights."
         ),
         "rms_norm_eps": positive("Epsilon of the RMS norms."),
         "initializer_range": not_negative(
@@ -274,9 +275,31 @@ class MesaConfig(PreTrainedConfig):
         return [names[layer % len(names)] for layer in range(self.num_hidden_layers)]
 
     @property
+    def attention_kinds(self) -> list[str]:
+        """Return the layer types of the masks that the layers need, each once."""
+        kinds = [MIXERS[name].attention for name in self.layer_mixers]
+        return [kind for kind in ATTENTION if kind in kinds]
+
+    @property
     def has_attention(self) -> bool:
         """Tell whether a layer keeps keys and values, and so needs causal masks and rotary positions."""
-        return not all(MIXERS[name].recurrent for name in self.layer_mixers)
+        return bool(self.attention_kinds)
+
+    @property
+    def has_states(self) -> bool:
+        """Tell whether a layer is recurrent or convolves, and so keeps a state that no token can be taken from."""
+        return any(kind not in ATTENTION for kind in self.layer_types)
+
+    @property
+    def sliding_window(self) -> int:
+        """Return `window` where transformers looks for it; AttributeError, as of other models, without such a layer."""
+        if "sliding_attention" not in self.attention_kinds:
+            raise AttributeError("sliding_window: no layer has one")
+        return self.window
+
+    @sliding_window.setter
+    def sliding_window(self, window: int) -> None:
+        self.window = window
 
     @property
     def head_shape(self) -> tuple[int, int, int]:

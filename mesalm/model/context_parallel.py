@@ -1,7 +1,7 @@
 """Read rows that are spread over processes: each reads one stretch, and hands on what later stretches need.
 
-A state of constant size is handed on whole, [B, G, K, D] and a decay per key head, whatever the length; a convolution
-hands on its last inputs, softmax attention all its keys and values. All go through one exchange, `_Gather`.
+A state of constant size is handed on whole, [B, G, K, D] and a decay or a matrix per key head, whatever the length; a
+convolution hands on its last inputs, softmax attention all its keys and values. All go through one exchange, `_Gather`.
 """
 
 from __future__ import annotations
@@ -65,25 +65,23 @@ class Stretch:
         """Return [B, heads, length, D] of this and all earlier stretches, [B, heads, begin + length, D]."""
         return torch.cat(self._gather(inputs)[: self.rank + 1], dim=2)
 
-    def state_before(
-        self, key: Tensor, written: Tensor, log_forget: Tensor | None, input_gate: Tensor | None
-    ) -> Tensor:
+    def state_before(self, own: Tensor, transition: Tensor) -> Tensor:
         """Return the state after all earlier stretches, [B, G, K, D], float32 or better.
 
-        Each process computes what its tokens leave of an empty state, and the factor by which they shrink an earlier
-        one; the states before all stretches follow from those, for the recurrence is linear.
+        The states before all stretches follow from what each leaves, for the recurrence is linear.
 
         Args:
-            key: [B, length, G, K].
-            written: what a token writes beside its key, [B, length, G, D].
-            log_forget: [B, length, G], at most 0. None: no forgetting.
-            input_gate: [B, length, G]. None: 1.
+            own: what this stretch's tokens leave of an empty state, [B, G, K, D].
+            transition: what takes an earlier state to their end: a matrix, [B, G, K, K], or a factor, [B, G, 1, 1].
         """
-        own, decay = leave_behind(key, written, log_forget, input_gate)
-        parts = self._gather(torch.cat((own.flatten(2), decay.unsqueeze(-1)), dim=-1))
+        parts = self._gather(torch.cat((own.flatten(2), transition.flatten(2)), dim=-1))
         states = [torch.zeros_like(own)]
         for part in parts[:-1]:
-            states.append(part[..., -1, None, None] * states[-1] + part[..., :-1].view_as(own))
+            left, factor = (
+                part[..., : own[0, 0].numel()].view_as(own),
+                part[..., own[0, 0].numel() :].view_as(transition),
+            )
+            states.append((factor * states[-1] if factor.shape[-1] == 1 else factor @ states[-1]) + left)
         # by an index, so that every process's gradients pass through the exchange
         return torch.stack(states)[self.rank]
 
@@ -95,11 +93,12 @@ class Stretch:
 def leave_behind(
     key: Tensor, written: Tensor, log_forget: Tensor | None, input_gate: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the state that tokens leave of an empty one, [B, G, K, D], and the decay of an earlier one, [B, G].
+    """Return the state that tokens leave of an empty one, [B, G, K, D], and an earlier one's decay, [B, G, 1, 1].
 
         S_T = sum_s (prod_{u > s} gamma_u) beta_s k_s w_s'      decay = prod_u gamma_u
 
-    Arguments as in `Stretch.state_before`; gates are clamped as `chunk_states.chunk_decay` says.
+    key [B, T, G, K]; written, what a token writes beside its key, [B, T, G, D]; gates [B, T, G] or None, as operators
+    take them. They are clamped as `chunk_states.chunk_decay` says.
     """
     dtype = compute_dtype(key.dtype)
     floor = gate_floor(dtype)
@@ -115,7 +114,7 @@ def leave_behind(
         if input_gate is not None:
             weight = weight * input_gate.to(dtype)
         state = torch.einsum("btgk,btgd->bgkd", key.to(dtype) * weight.unsqueeze(-1), written.to(dtype))
-    return state, factor(total[:, -1])
+    return state, factor(total[:, -1])[..., None, None]
 
 
 def share_of_loss(

@@ -7,6 +7,7 @@ The mesa layer without its solve; the chunks, the states and their gradients are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -77,7 +78,7 @@ def linear_exact(
         return torch.stack(outputs, 1).reshape(B, T, H, V).to(query.dtype), G_t
 
 
-def _cut(operands: LinearOperands, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Decay, Tensor, Tensor]:
+def cut(operands: LinearOperands, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Decay, Tensor, Tensor]:
     """Cut into problems and scan: keys, values, input gates, decay, cross at chunk starts, last cross."""
     G = operands.key.shape[2]
     keys, values = to_chunks(operands.key, G, dtype), to_chunks(operands.value, G, dtype)
@@ -95,7 +96,7 @@ def forward(operands: LinearOperands) -> LinearResults:
     G = operands.key.shape[2]
     dtype = compute_dtype(query.dtype)
     with torch.autocast(query.device.type, enabled=False):
-        keys, values, gate, decay, starts, last = _cut(operands, dtype)
+        keys, values, gate, decay, starts, last = cut(operands, dtype)
         output = read_states(to_chunks(query, G, dtype), keys, values * gate, starts, decay)
     return LinearResults(from_chunks(output, B, T, G, query.dtype), last)
 
@@ -107,7 +108,7 @@ def backward(upstreams: LinearUpstreams, operands: LinearOperands) -> LinearOper
     G = operands.key.shape[2]
     dtype = compute_dtype(query.dtype)
     with torch.autocast(query.device.type, enabled=False):
-        keys, values, gate, decay, starts, _ = _cut(operands, dtype)
+        keys, values, gate, decay, starts, _ = cut(operands, dtype)
         d, x = to_chunks(upstreams.upstream, G, dtype), to_chunks(query, G, dtype)
         d_query = read_states(d, values * gate, keys, starts.mT, decay)
         local, _ = local_adjoints(x, d, None, decay)
@@ -125,6 +126,48 @@ def backward(upstreams: LinearUpstreams, operands: LinearOperands) -> LinearOper
     )
 
 
+class Recurrence(NamedTuple):
+    """The functions that compute a recurrence of one matrix state.
+
+    exact: token by token, by autograd; forward: in chunks, an operator known to torch.compile, differentiable to any
+    order; backward: its gradients. They take and give the fields of their records one after the other; the chunked ones
+    need B and T of at least 1.
+    """
+
+    exact: Callable[..., tuple[Tensor, Tensor]]
+    forward: Any
+    backward: Any
+
+
+def make_recurrence(
+    name: str,
+    exact: Callable[..., tuple[Tensor, Tensor]],
+    forward: Callable[[LinearOperands], LinearResults],
+    backward: Callable[[LinearUpstreams, LinearOperands], LinearOperands],
+) -> Recurrence:
+    """Register the chunked passes of a recurrence under its name, and make them differentiable."""
+    forward_op = register(f"{name}_forward", forward, _forward_shapes)
+    backward_op = register(f"{name}_backward", backward, _backward_shapes)
+
+    def differentiate(ctx: Any, upstream: Tensor | None, cross: Tensor | None) -> tuple[Tensor, ...]:
+        operands = LinearOperands(*ctx.saved_tensors)
+        query, value = operands.query, operands.value
+        upstreams = LinearUpstreams(
+            query.new_zeros(*query.shape[:3], value.shape[-1]) if upstream is None else upstream,
+            torch.zeros_like(operands.cross) if cross is None else cross,
+        )
+        if gradient_is_differentiated():
+            return pull_back(exact, upstreams, operands)
+        gradients: tuple[Tensor, ...] = backward_op(*upstreams, *operands)
+        return gradients
+
+    forward_op.register_autograd(differentiate, setup_context=_save)
+    register_second_order(
+        backward_op, exact, upstreams=len(LinearUpstreams._fields), operands=len(LinearOperands._fields)
+    )
+    return Recurrence(exact, forward_op, backward_op)
+
+
 def _forward_shapes(operands: LinearOperands) -> LinearResults:
     query, value, cross = operands.query, operands.value, operands.cross
     output = query.new_empty(*query.shape[:3], value.shape[-1])
@@ -135,40 +178,10 @@ def _backward_shapes(upstreams: LinearUpstreams, operands: LinearOperands) -> Li
     return LinearOperands(*(x.new_empty(x.shape) for x in operands))
 
 
-_forward_op = register("linear_forward", forward, _forward_shapes)
-_backward_op = register("linear_backward", backward, _backward_shapes)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs)
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, upstream: Tensor | None, cross: Tensor | None) -> tuple[Tensor, ...]:
-    operands = LinearOperands(*ctx.saved_tensors)
-    query, value = operands.query, operands.value
-    upstreams = LinearUpstreams(
-        query.new_zeros(*query.shape[:3], value.shape[-1]) if upstream is None else upstream,
-        torch.zeros_like(operands.cross) if cross is None else cross,
-    )
-    if gradient_is_differentiated():
-        return pull_back(linear_exact, upstreams, operands)
-    gradients: tuple[Tensor, ...] = _backward_op(*upstreams, *operands)
-    return gradients
-
-
-_forward_op.register_autograd(_differentiate, setup_context=_save)
-register_second_order(
-    _backward_op,
-    linear_exact,
-    upstreams=len(LinearUpstreams._fields),
-    operands=len(LinearOperands._fields),
-)
-
-
-def linear_chunked(operands: LinearOperands) -> LinearResults:
-    """Compute gated linear attention in chunks, differentiably, as an operator known to torch.compile.
-
-    B and T are at least 1; gradients flow through both results.
-    """
-    return LinearResults(*_forward_op(*operands))
+LINEAR = make_recurrence("linear", linear_exact, forward, backward)
+"""Gated linear attention."""

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .cache_mesa import conv_state, recurrent_state, write_conv_state, write_recurrent_state
-from .context_parallel import Stretch
+from .context_parallel import Stretch, leave_behind
 from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp, same_segment
 
@@ -33,8 +33,8 @@ class GatedMixer(nn.Module):
 
     query, key: projection, causal convolution with SiLU, feature map if there is one, L2 norm; value: projection. The
     gates come from the token: gamma = sigmoid(forget) capped as `MesaConfig.forget_cap` says, beta = sigmoid(input),
-    one per key head. The read-out passes an RMS norm per head, unless `MesaConfig.read_norm` is off, and the output
-    projection (von Oswald et al. 2025, section 2).
+    one per key head. The read-out passes an RMS norm per head, unless `MesaConfig.read_norm` is off, an output gate if
+    the subclass `gates_output`, and the output projection (von Oswald et al. 2025, section 2).
 
     Args:
         config: a `MesaConfig`, which no mixer imports, since it reads the table of mixers.
@@ -42,6 +42,8 @@ class GatedMixer(nn.Module):
     """
 
     name: str
+    attention = None
+    gates_output = False
 
     def __init__(self, config: Any, layer_idx: int):
         super().__init__()
@@ -58,6 +60,7 @@ class GatedMixer(nn.Module):
         if config.gates:
             self.forget_proj = GateProjection(config.hidden_size, groups, start=config.forget_bias)
             self.input_proj = GateProjection(config.hidden_size, groups)
+        self.gate_proj = nn.Linear(config.hidden_size, heads * size) if config.gates and self.gates_output else None
         self.output_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps) if config.read_norm else nn.Identity()
 
     def forward(
@@ -89,13 +92,15 @@ class GatedMixer(nn.Module):
         value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim)
         projections = Projections(query, key, value, *self._gates(hidden_states, padding_mask, segments, stretch))
         if stretch is not None:
-            gates = projections.log_forget, projections.input_gate
-            state = stretch.state_before(key, self.written(projections), *gates)
-        output, state = self.read(projections, state, return_state=cache is not None)
+            state = stretch.state_before(*self.left_behind(projections))
+        more = self.more_gates(hidden_states)
+        output, state = self.read(projections, state, return_state=cache is not None, **more)
         if cache is not None and state is not None:
             write_recurrent_state(cache, self.layer_idx, state)
-        output = self.output_norm(output.to(hidden_states.dtype))
-        return self.o_proj(output.flatten(2)), None
+        output = self.output_norm(output.to(hidden_states.dtype)).flatten(2)
+        if self.gate_proj is not None:
+            output = output * nn.functional.silu(self.gate_proj(hidden_states))
+        return self.o_proj(output), None
 
     def read(
         self, projections: Projections, state: torch.Tensor | None, return_state: bool
@@ -106,6 +111,15 @@ class GatedMixer(nn.Module):
     def written(self, projections: Projections) -> torch.Tensor:
         """Return what each token writes into the state beside its key, [B, T, G, state_columns]."""
         return projections.value
+
+    def left_behind(self, projections: Projections) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what tokens leave of an empty state, and what takes an earlier one on; see `Stretch.state_before`."""
+        gates = projections.log_forget, projections.input_gate
+        return leave_behind(projections.key, self.written(projections), *gates)
+
+    def more_gates(self, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what else `read` is given of the tokens [B, T, hidden], by name."""
+        return {}
 
     @property
     def state_columns(self) -> int:

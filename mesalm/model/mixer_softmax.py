@@ -26,7 +26,9 @@ class SoftmaxMixer(nn.Module):
     """
 
     name = "softmax"
+    attention = "full_attention"
     is_causal = True
+    window: int | None = None
 
     def __init__(self, config: Any, layer_idx: int):
         super().__init__()
@@ -50,7 +52,7 @@ class SoftmaxMixer(nn.Module):
         padding_mask: torch.Tensor | None = None,
         segments: torch.Tensor | None = None,
         cache: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: dict[str, torch.Tensor | None] | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         stretch: Stretch | None = None,
         **kwargs: Any,
@@ -63,7 +65,7 @@ class SoftmaxMixer(nn.Module):
             segments: [B, T] integers, the document of each token; only the convolution needs it. With a stretch they
                 are those of the whole row.
             cache: transformers' cache; read and written when given.
-            attention_mask: the causal mask as transformers makes it for the attention back end in use.
+            attention_mask: the masks by layer type, as transformers makes them for the attention back end in use.
             position_embeddings: cosines and sines, [B, T, K] each. None: no rotary positions.
             stretch: the part of the rows that these tokens are, where processes share rows; the mask then has a
                 column per token up to the end of it.
@@ -98,9 +100,10 @@ class SoftmaxMixer(nn.Module):
             query,
             key,
             value,
-            attention_mask,
+            None if attention_mask is None else attention_mask[self.attention],
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.head_dim**-0.5,
+            sliding_window=self.window,
             **kwargs,
         )
         return self.o_proj(output.flatten(2)), weights

@@ -16,7 +16,9 @@ from transformers.masking_utils import (
     and_masks,
     causal_mask_function,
     create_causal_mask,
+    create_sliding_window_causal_mask,
     packed_sequence_mask_function,
+    sliding_window_causal_mask_function,
 )
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
@@ -63,17 +65,14 @@ def check_masks(attention_mask: Any, config: MesaConfig) -> None:
         ValueError: no tensor; more than two dimensions where layers are recurrent or convolve; masks by layer type
             without those of a type that the model has.
     """
-    kinds = set(config.layer_types or ())
     if isinstance(attention_mask, dict):
-        needed = [*(["full_attention"] if config.has_attention else [])]
-        needed += ["linear_attention"] if kinds != {"full_attention"} else []
-        for name in needed:
+        for name in [*config.attention_kinds, *(["linear_attention"] if config.has_states else [])]:
             if name not in attention_mask:
                 raise ValueError(f"attention_mask: masks by layer type need {name!r}, a mask or None")
         return
     if attention_mask is not None and not hasattr(attention_mask, "shape"):
         raise ValueError(f"attention_mask: it is a {type(attention_mask).__name__}, must be a tensor [B, T] of 0 and 1")
-    if attention_mask is not None and len(attention_mask.shape) != 2 and kinds != {"full_attention"}:
+    if attention_mask is not None and len(attention_mask.shape) != 2 and config.has_states:
         raise ValueError(
             f"attention_mask: it has {len(attention_mask.shape)} dimensions, but recurrent layers and convolutions can "
             "only leave out tokens, by a mask [B, T] of 0 and 1; keep documents apart by position_ids instead"
@@ -198,7 +197,7 @@ def find_stretch(
     return Stretch.of(context, length)
 
 
-def softmax_masks(
+def attention_masks(
     config: MesaConfig,
     inputs_embeds: Tensor,
     attention_mask: Any,
@@ -207,37 +206,43 @@ def softmax_masks(
     segments: Tensor | None,
     stretch: Stretch | None = None,
 ) -> dict[str, Any]:
-    """Return what softmax layers need to see neither padding nor other documents, as arguments of the mixer.
+    """Return what keeps softmax and window layers from padding and other documents, as arguments of the mixer.
 
     Raises:
         ValueError: padding in packed rows where flash attention is asked for, which takes the one or the other; flash
             attention where processes share rows.
     """
-    given = attention_mask.get("full_attention") if isinstance(attention_mask, dict) else attention_mask
     begin = 0
     if stretch is not None:
         begin = stretch.begin
         if segments is None:
             segments = torch.zeros(len(inputs_embeds), stretch.size * stretch.length, device=inputs_embeds.device)
-    if segments is None or (given is not None and len(given.shape) == 4):
-        # by place, since transformers 5.24 renames the cache
-        return {"attention_mask": create_causal_mask(config, inputs_embeds, given, cache)}
-    if not is_flash_attention_requested(config):
-        # transformers' own causal mask looks for documents only where there is no mask, even of ones
-        batch, length = inputs_embeds.shape[:2]
-        mask = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](
-            batch_size=batch,
-            q_length=length,
-            kv_length=begin + length,
-            q_offset=begin,
-            mask_function=and_masks(causal_mask_function, packed_sequence_mask_function(segments)),
-            attention_mask=tokens,
-            allow_is_causal_skip=False,
-            dtype=inputs_embeds.dtype,
-            config=config,
-            device=inputs_embeds.device,
-        )
-        return {"attention_mask": mask}
+    masks: dict[str, Any] = {}
+    for kind in config.attention_kinds:
+        mask = attention_mask.get(kind) if isinstance(attention_mask, dict) else attention_mask
+        sliding = kind == "sliding_attention"
+        if segments is None or (mask is not None and len(mask.shape) == 4):
+            create = create_sliding_window_causal_mask if sliding else create_causal_mask
+            # by place, since transformers 5.24 renames the cache
+            masks[kind] = create(config, inputs_embeds, mask, cache)
+        elif not is_flash_attention_requested(config):
+            # transformers' own causal mask looks for documents only where there is no mask, even of ones
+            batch, length = inputs_embeds.shape[:2]
+            causal = sliding_window_causal_mask_function(config.window) if sliding else causal_mask_function
+            masks[kind] = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](
+                batch_size=batch,
+                q_length=length,
+                kv_length=begin + length,
+                q_offset=begin,
+                mask_function=and_masks(causal, packed_sequence_mask_function(segments)),
+                attention_mask=tokens,
+                allow_is_causal_skip=False,
+                dtype=inputs_embeds.dtype,
+                config=config,
+                device=inputs_embeds.device,
+            )
+    if masks or segments is None:
+        return {"attention_mask": masks}
     if stretch is not None:
         raise ValueError("context: flash attention cannot read shared rows; use attn_implementation='sdpa'")
     if tokens is not None:

@@ -22,16 +22,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache_mesa import (
-    CACHE,
-    CountedTokens,
-    MesaCache,
-    check_cache,
-    count_tokens,
-    counting,
-    one_cache,
-    tokens_seen,
-)
+from .cache_mesa import CACHE, CountedTokens, MesaCache, check_cache, count_tokens, counting, one_cache, tokens_seen
 from .configuration_mesa import MesaConfig
 from .context_parallel import share_of_loss
 from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, attention_keywords, check_keywords
@@ -40,13 +31,13 @@ from .mixer_mesa import OLD_RIDGE, RIDGE, MesaMixer
 from .mixer_softmax import SoftmaxMixer
 from .mixers import MIXERS
 from .model_inputs import (
+    attention_masks,
     check_embeddings,
     check_ids,
     check_masks,
     find_stretch,
     find_tokens,
     read_segments,
-    softmax_masks,
 )
 from .versions import check_versions
 
@@ -103,7 +94,7 @@ class MesaPreTrainedModel(PreTrainedModel):
         config.check()
         super().__init__(config)
         # a recurrent state cannot be taken back by a token, which assisted generation needs
-        self._is_stateful = set(config.layer_types) != {"full_attention"}
+        self._is_stateful = config.has_states
         self._keep_in_fp32_modules_strict = {word for name in config.layer_mixers for word in MIXERS[name].float32}
 
     @torch.no_grad()
@@ -241,7 +232,7 @@ class MesaModel(MesaPreTrainedModel):
         if stretch is not None:
             mixing["stretch"] = stretch
         if self.rotary_emb is not None:
-            mixing |= softmax_masks(self.config, inputs_embeds, attention_mask, cache, tokens, segments, stretch)
+            mixing |= attention_masks(self.config, inputs_embeds, attention_mask, cache, tokens, segments, stretch)
             if position_ids is None:
                 position_ids = torch.arange(rows.shape[1], device=inputs_embeds.device).unsqueeze(0) + seen
             position_ids = position_ids if stretch is None else stretch.cut(position_ids)
@@ -266,8 +257,7 @@ class MesaModel(MesaPreTrainedModel):
         tokens = find_tokens(attention_mask, inputs_embeds, self._tokens_seen(cache))
         masks: dict[str, Any] = {"linear_attention": tokens}
         if self.has_attention:
-            causal = softmax_masks(self.config, inputs_embeds, attention_mask, cache, tokens, segments=None)
-            masks["full_attention"] = causal["attention_mask"]
+            masks |= attention_masks(self.config, inputs_embeds, attention_mask, cache, tokens, None)["attention_mask"]
         return masks
 
 

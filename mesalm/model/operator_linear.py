@@ -1,4 +1,4 @@
-"""Gated linear attention: mesa attention's states without its solve."""
+"""Gated linear attention and the gated delta rule, which read one matrix state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from .chunk_states import compute_dtype
-from .linear_chunked import LinearOperands, linear_chunked, linear_exact
+from .delta_chunked import DELTA
+from .linear_chunked import LINEAR, LinearOperands, Recurrence
 from .operator_inputs import (
     Tokens,
     check_choice,
@@ -52,6 +53,46 @@ def linear_attention(
     return_state. Raises ValueError as `mesa_attention` does. Source: Katharopoulos et al. 2020 (arXiv
     2006.16236), with the gates of MesaNet (arXiv 2506.05233).
     """
+    tokens = (query, key, value, log_forget, input_gate)
+    return _attend(LINEAR, *tokens, initial_state, return_state, cu_seqlens, backend)
+
+
+def delta_rule(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_forget: Tensor | None = None,
+    input_gate: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> Any:
+    """Read each query from a decaying memory that each token corrects (the gated delta rule).
+
+        G_t = gamma_t (I - beta_t k_t k_t') G_{t-1} + beta_t k_t v_t'      o_t = G_t' q_t
+
+    The arguments, the result and the errors are those of `linear_attention`. The state stays bounded where keys have
+    length 1, or less; no length is asked for. Source: Yang et al. 2024 (arXiv 2412.06464), equation 10; without gates
+    Schlag et al. 2021 (arXiv 2102.11174).
+    """
+    tokens = (query, key, value, log_forget, input_gate)
+    return _attend(DELTA, *tokens, initial_state, return_state, cu_seqlens, backend)
+
+
+def _attend(
+    recurrence: Recurrence,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_forget: Tensor | None,
+    input_gate: Tensor | None,
+    initial_state: Tensor | None,
+    return_state: bool,
+    cu_seqlens: Tensor | None,
+    backend: str,
+) -> Any:
     layout = check_projections(query, key, value, cu_seqlens)
     gates = complete_gates(log_forget, input_gate, layout, query)
     check_choice("backend", backend, BACKENDS)
@@ -67,9 +108,9 @@ def linear_attention(
 
     operands = LinearOperands(*tokens, state)
     if backend == "exact" or T <= 1 or B == 0:
-        output, last = linear_exact(*operands)
+        output, last = recurrence.exact(*operands)
     else:
-        output, last = linear_chunked(operands)
+        output, last = recurrence.forward(*operands)
     if padding is not None:
         output = padding.join(output)
     return (output, last) if return_state else output

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -64,20 +64,22 @@ def register(name: str, function: Callable[..., Any], shapes: Callable[..., Any]
     """Register `function` as the operator `name`, which takes and gives the fields of its records one after the other.
 
     shapes: a function of the same arguments that gives empty results of the true shapes and dtypes. Every parameter
-    and the result are annotated; the result is a record, or a tuple of records and tensors.
+    and the result are annotated; the result is a tensor, a record, or a tuple of records and tensors.
     """
     hints = get_type_hints(function)
     given = hints.pop("return")
-    gives = (given,) if _is_record(given) else get_args(given)
+    gives = get_args(given) if get_origin(given) is tuple else (given,)
     takes = tuple(hints.values())
     arguments = ", ".join(
         f"{kind.__name__} {field or parameter}" for parameter, hint in hints.items() for field, kind in _fields(hint)
     )
     results = ", ".join(kind.__name__ for hint in gives for _, kind in _fields(hint))
 
-    def flat(called: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
-        def call(*values: Any) -> tuple[Tensor, ...]:
+    def flat(called: Callable[..., Any]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+        def call(*values: Any) -> Tensor | tuple[Tensor, ...]:
             made = called(*split(values, *takes))
+            if isinstance(made, Tensor):
+                return made
             parts = (made,) if _is_record(given) else made
             return tuple(x for part in parts for x in (part if isinstance(part, tuple) else (part,)))
 

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
-from transformers.masking_utils import create_causal_mask
 from transformers.utils.generic import ModelOutput
 
 from mesalm.model.mixer_mesa import OLD_RIDGE, RIDGE
+from mesalm.model.model_inputs import attention_masks
 from mesalm.model.modeling_mesa import MesaBlock, MesaPreTrainedModel, residual_norm
 from mesalm.regressor.configuration_regressor import RegressorConfig
 
@@ -117,12 +117,11 @@ class MesaRegressor(MesaPreTrainedModel):
             ValueError: vectors of another size than the configuration's, places in a model without learned vectors.
         """
         hidden_states = self.embed(inputs, places)
-        mask = None
-        if self.config.has_attention:
-            mask = create_causal_mask(self.config, hidden_states, None, None)  # neither padding nor a cache
+        # neither padding nor a cache, nor documents
+        masks = attention_masks(self.config, hidden_states, None, None, None, None)
         stream = [hidden_states]
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask=mask)
+            hidden_states = layer(hidden_states, **masks)
             stream.append(hidden_states)
         hidden_states = self.norm(hidden_states)
         read = hidden_states[..., : self.config.input_size]

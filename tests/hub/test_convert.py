@@ -55,6 +55,13 @@ def test_a_swapped_layer_is_better_than_none(
     assert after < removed - share * (removed - before)
 
 
+def test_swapped_output_gates_are_open(copying_model: MesaForCausalLM, copying_rows: Rows) -> None:
+    swapped, _ = swap_layers(copying_model, [0], "delta", copying_rows(8, 1001), quiet=True)
+    mixer = swapped.model.layers[0].mixer
+    gates = torch.nn.functional.silu(mixer.gate_proj(torch.randn(3, swapped.config.hidden_size)))
+    torch.testing.assert_close(gates, torch.ones_like(gates))
+
+
 def test_a_converted_model_goes_on_learning(copying_model: MesaForCausalLM, copying_rows: Rows) -> None:
     swapped, _ = swap_layers(copying_model, [0], "mesa", copying_rows(64, 1001), quiet=True)
     unseen = copying_rows(64, 1002)

@@ -1,4 +1,4 @@
-"""transformers' own model tests over our four kinds of model; run by `test_mixins.py` in an interpreter of its own.
+"""transformers' own model tests over our kinds of model; run by `test_mixins.py` in an interpreter of its own.
 
 What is adapted, and why, stands beside it. Everything else is theirs as it is.
 """
@@ -11,6 +11,7 @@ import torch
 from transformers.models.auto import modeling_auto
 
 from mesalm import MesaConfig, MesaForCausalLM, MesaForSequenceClassification, MesaModel
+from mesalm.model.mixers import MIXERS
 from tests import causal_lm_tester
 
 # their tests tell base models and classifiers by these tables; the table of causal models knows ours by itself
@@ -54,7 +55,7 @@ class MesaTester(causal_lm_tester.CausalLMModelTester):
 
 
 class MesaShapes:
-    """Tell their cache checks the shapes of our states, and count only softmax layers' attention weights."""
+    """Tell their cache checks the shapes of our states, and count only attention weights that exist."""
 
     # their reason to leave this out is a model from before 2023, told by the year of the licence at the file's head
     test_can_init_all_missing_weights_before_2023 = True
@@ -65,15 +66,15 @@ class MesaShapes:
 
     def _get_recurrent_state_shape(self, batch_size: int, config: MesaConfig) -> tuple[int, ...]:
         _, groups, size = config.head_shape
-        return batch_size, groups, size, size if config.mixers == "linear" else 2 * size
+        return batch_size, groups, size, size if config.mixers in ("delta", "linear") else 2 * size
 
     def test_attention_outputs(self) -> None:
-        """Ask for attention weights by argument and by configuration: one a softmax layer, after the hidden states.
+        """Ask for attention weights by argument and by configuration: after the hidden states, where there are some.
 
         Theirs expects one a layer; the hybrids of the library replace it too.
         """
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        softmax_layers = config.layer_mixers.count("softmax")
+        layers = sum(MIXERS[name].attention is not None for name in config.layer_mixers)
         shape = (config.num_attention_heads, self.model_tester.seq_length, self.model_tester.seq_length)
         for model_class in self.all_model_classes:
             for by_argument in (True, False):
@@ -85,25 +86,30 @@ class MesaShapes:
                 with torch.no_grad():
                     plain = model(**arguments)
                     more = model(**arguments, output_hidden_states=True)
-                assert len(plain.attentions) == softmax_layers
+                assert len(plain.attentions) == layers
                 assert {weights.shape[-3:] for weights in plain.attentions} == {torch.Size(shape)}
                 assert len(more) == len(plain) + 1
                 assert list(more.keys())[-1] == "attentions"
 
     def test_retain_grad_hidden_states_attentions(self) -> None:
         """Run theirs with attention weights where there are any."""
-        self.has_attentions = "softmax" in self.model_tester.mixers
+        self.has_attentions = has_attention(self.model_tester.mixers)
         super().test_retain_grad_hidden_states_attentions()
+
+
+def has_attention(mixers: str | list[str]) -> bool:
+    """Tell whether a model with these mixers has attention weights."""
+    return MesaConfig(mixers=mixers).has_attention
 
 
 def suite(mixers: str | list[str]) -> type[unittest.TestCase]:
     """Return their tests over models with these mixers, in two layers."""
     inapplicable = {}
-    if "softmax" not in mixers:
+    if not has_attention(mixers):
         inapplicable |= WITHOUT_SOFTMAX
-    if mixers != "softmax":
+    if MesaConfig(mixers=mixers).has_states:
         inapplicable |= WITH_RECURRENCE
-    if mixers == "softmax":
+    else:
         inapplicable |= {"test_keep_in_fp32_modules_exist": NO_GATES}
     tester = type("Tester", (MesaTester,), {"mixers": mixers})
     body = {name: unittest.skip(reason)(lambda self: None) for name, reason in inapplicable.items()}
@@ -114,4 +120,7 @@ def suite(mixers: str | list[str]) -> type[unittest.TestCase]:
 TestMesa = suite("mesa")
 TestHybrid = suite(["mesa", "softmax"])
 TestLinear = suite("linear")
+TestDelta = suite("delta")
+TestKalman = suite("kalman")
 TestSoftmax = suite("softmax")
+TestWindow = suite("window")

@@ -133,15 +133,15 @@ SKIPPED = {
 """Reason: names, without their `test_`."""
 
 ONLY = {
-    ("hybrid", "linear", "mesa"): """
+    ("delta", "hybrid", "kalman", "linear", "mesa"): """
         assisted_decoding_matches_greedy_search_0_random assisted_decoding_matches_greedy_search_1_same
         assisted_decoding_sample custom_4d_attention_mask
     """,
-    ("linear", "mesa"): """
+    ("delta", "kalman", "linear", "mesa"): """
         attention_outputs model_rope_scaling_frequencies model_rope_scaling_from_config_0_linear
         model_rope_scaling_from_config_1_dynamic model_rope_scaling_from_config_2_yarn
     """,
-    ("softmax",): """
+    ("softmax", "window"): """
         keep_in_fp32_modules keep_in_fp32_modules_exist recurrent_layers_mask_padding_on_continued_forward
     """,
 }

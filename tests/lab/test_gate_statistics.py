@@ -19,7 +19,7 @@ from mesalm.lab.inspection.gate_statistics import (
 )
 from mesalm.lab.inspection.late_systems import effective_rank, survey
 from mesalm.lab.inspection.reach import LAGS, lag_shares
-from mesalm.model.operator_linear import linear_attention
+from mesalm.model.operator_linear import delta_rule, linear_attention
 
 T, G, K = 150, 3, 8
 
@@ -95,13 +95,15 @@ def test_the_read_out_is_the_sum_of_the_weighted_values() -> None:
     query = operands(1)[0]
     batch = [x.unsqueeze(0) for x in (query, key, torch.eye(T).double().unsqueeze(1).expand(T, G, T))]
     gates = [log_forget.unsqueeze(0), input_gate.unsqueeze(0)]
-    for solved in (True, False):
-        if solved:
-            weights = mesa_attention(*batch, *gates, ridge, backend="exact")  # values one-hot by token: o_t = weights
-        else:
-            weights = linear_attention(*batch, *gates, backend="exact")
-        found = survey(query, key, log_forget, input_gate, ridge if solved else None, [40, T - 1]).lags
-        for place, t in enumerate((40, T - 1)):
+    weights_of = {  # values one-hot by token: o_t = weights
+        "mesa": mesa_attention(*batch, *gates, ridge, backend="exact"),
+        "linear": linear_attention(*batch, *gates, backend="exact"),
+        "delta": delta_rule(*batch, *gates, backend="exact"),
+    }
+    for mixer, weights in weights_of.items():
+        solved, places = ridge if mixer == "mesa" else None, [40, T - 1]
+        found = survey(query, key, log_forget, input_gate, solved, places, corrects=mixer == "delta").lags
+        for place, t in enumerate(places):
             expected = lag_shares(weights[0, t, :, : t + 1])
             torch.testing.assert_close(found[place], expected, rtol=1e-9, atol=1e-12)
 

@@ -226,6 +226,7 @@ def test_a_run_is_read_at_its_own_length_from_its_own_text(
     [
         ("softmax", ["--text", "TEXT"], "no mesa layer"),
         ("linear", ["--text", "TEXT", "--record", "OUT/x.safetensors"], "no systems to record"),
+        ("kalman", ["--text", "TEXT"], "it has kalman layers"),
         ("mesa", [], "--text"),
         ("mesa", ["--text", "TEXT", "--length", "600"], "the longest has 501"),
         ("mesa", ["--text", "TEXT", "--length", "63"], "at least 64"),

@@ -87,7 +87,7 @@ def test_layer_types_of_saved_files_are_not_taken(tmp_path: Path, caplog: pytest
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"mixers": "nonsense"}, r"mixers: 'nonsense' is not a mixer; choose from linear, mesa, softmax"),
+        ({"mixers": "nonsense"}, "mixers: 'nonsense' is not a mixer; choose from delta, kalman, linear"),
         ({"num_attention_heads": 0}, r"num_attention_heads: 0 must be a whole number of at least 1"),
         ({"num_attention_heads": 3}, r"head_dim: hidden_size 32 is not a multiple of num_attention_heads 3"),
         ({"ridge_floor": 2.0}, r"ridge_init: 1.0 must be above ridge_floor 2.0"),

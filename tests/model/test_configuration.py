@@ -43,7 +43,7 @@ def test_the_configuration_survives_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mixers": "meas"}, "'meas' is not a mixer; choose from linear, mesa, softmax"),
+        ({"mixers": "meas"}, "'meas' is not a mixer; choose from delta, kalman, linear, mesa, softmax, window"),
         ({"mixers": []}, "the list is empty"),
         ({"mixers": ["mesa"] * 3, "num_hidden_layers": 2}, "3 names for 2 layers"),
         ({"hidden_size": 100, "num_attention_heads": 3}, "not a multiple of num_attention_heads"),

@@ -17,10 +17,13 @@ from mesalm.model.mixers import MIXERS
 from mesalm.model.model_inputs import find_stretch
 from mesalm.model.operator_linear import linear_attention
 
-HYBRID = {"mixers": [*MIXERS], "num_hidden_layers": len(MIXERS), "num_key_value_heads": 1, "conv_size": 4}
+HYBRIDS = [
+    {"mixers": [*MIXERS][first::2], "num_hidden_layers": 3, "num_key_value_heads": 1, "conv_size": 4}
+    for first in (0, 1)
+]
 CASES = [
     *({"mixers": name, "conv_size": size} for name in MIXERS for size in (0, 4)),
-    HYBRID,
+    *HYBRIDS,
     {"mixers": "mesa", "gates": False, "conv_size": 0},
     {"mixers": ["mesa", "linear"], "dpfp": 2},
     {"mixers": ["softmax", "mesa"], "attn_implementation": "eager"},
@@ -73,7 +76,8 @@ def compare(case: dict[str, Any], batch: dict[str, Any], checkpointed: bool = Fa
     for mean, wanted in [(part.loss.detach(), whole.loss.detach()), *((found[name], expected[name]) for name in found)]:
         dist.all_reduce(mean)
         error = float((mean / size - wanted).norm() / wanted.norm())
-        assert error < 1e-5, (case, error)
+        # kalman's systems have condition numbers up to 51, and float32 that many fewer digits
+        assert error < (1e-4 if "kalman" in case.get("mixers", ()) else 1e-5), (case, error)
 
 
 def count(case: dict[str, Any], length: int) -> int:
@@ -101,8 +105,8 @@ def test_states_before_four_stretches_are_those_of_the_operator() -> None:
     stretches = [InOneProcess([None] * 4, rank, 4, 20) for rank in range(4)]
     noted = [leave_behind(*(x[:, each.begin : each.begin + 20] for x in operands)) for each in stretches]
     for stretch in stretches:
-        stretch.group[:] = [torch.cat((state.flatten(2), decay.unsqueeze(-1)), dim=-1) for state, decay in noted]
-        found = stretch.state_before(*(stretch.cut(x) for x in operands))
+        stretch.group[:] = [torch.cat((state.flatten(2), decay.flatten(2)), dim=-1) for state, decay in noted]
+        found = stretch.state_before(*noted[stretch.rank])
         before = [x[:, : stretch.begin] for x in operands]
         _, state = linear_attention(before[0], *before, return_state=True, backend="exact")
         torch.testing.assert_close(found, state, atol=1e-12, rtol=1e-12)
@@ -115,10 +119,11 @@ def join(rank: int, size: int, file: str) -> None:
 
 def quick(rank: int, size: int, file: str) -> None:
     join(rank, size, file)
-    compare(HYBRID, rows(160, packed=True))
-    for name, columns in (("mesa", 16 + 16), ("linear", 16)):
+    for case in HYBRIDS:
+        compare(case, rows(160, packed=True))
+    for name, columns, transition in (("mesa", 16 + 16, 1), ("linear", 16, 1), ("delta", 16, 16 * 16)):
         case = {"mixers": name, "num_hidden_layers": 1, "conv_size": 4}
-        state, halo = 2 * (16 * columns + 1), 3 * (2 + 2) * 16  # two key heads of size 16
+        state, halo = 2 * (16 * columns + transition), 3 * (2 + 2) * 16  # two key heads of size 16
         # two rows of 4 bytes a number; own part and all parts; once forward and once backward
         assert count(case, 64) == count(case, 192) == 2 * 4 * (1 + size) * (state + halo) * 2
     assert count({"mixers": "softmax"}, 192) == 3 * count({"mixers": "softmax"}, 64)
@@ -130,7 +135,8 @@ def thorough(rank: int, size: int, file: str) -> None:
     for case in CASES:
         for packed in (True, False):
             compare(case, rows(160, packed))
-    compare(HYBRID, rows(160, packed=True), checkpointed=True)
+    for case in HYBRIDS:
+        compare(case, rows(160, packed=True), checkpointed=True)
     # stretches of two tokens, fewer than the convolution reads; without gates, whose gradients would be next to nothing
     compare({"mixers": ["softmax", "linear"], "gates": False, "conv_size": 4}, rows(2 * size, packed=False))
     model = tiny_model().bfloat16()

@@ -9,11 +9,11 @@ from transformers import DynamicCache
 
 from mesalm import MesaForCausalLM
 
-MIXERS = ["mesa", "linear", "softmax", ["mesa", "softmax"]]
+MIXERS = ["mesa", "delta", "linear", "softmax", "window", ["mesa", "softmax", "window"]]
 
 
 def build(mixers: object, **changes: object) -> MesaForCausalLM:
-    return tiny_model(mixers=mixers, pad_token_id=0, **changes)
+    return tiny_model(mixers=mixers, num_hidden_layers=3, window=5, pad_token_id=0, **changes)
 
 
 def prompt(length: int, seed: int = 1) -> torch.Tensor:
@@ -89,7 +89,7 @@ def test_generation_goes_on_from_a_cache_with_several_new_tokens(mixers: object)
     torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
 
 
-@pytest.mark.parametrize("mixers", ["mesa", "linear"])
+@pytest.mark.parametrize("mixers", ["mesa", "delta", "linear"])
 def test_the_state_does_not_grow(mixers: str) -> None:
     model = build(mixers)
 

@@ -19,7 +19,8 @@ from mesalm.model.mixers import MIXERS
 CASES = [
     *[pytest.param({"mixers": name, "conv_size": size}, id=f"{name}-conv{size}") for name in MIXERS for size in (0, 4)],
     pytest.param({"mixers": [*MIXERS], "num_hidden_layers": len(MIXERS)}, id="hybrid"),
-    pytest.param({"mixers": "mesa", "num_key_value_heads": 1}, id="mesa-grouped"),
+    *[pytest.param({"mixers": name, "num_key_value_heads": 1}, id=f"{name}-grouped") for name in ("mesa", "delta")],
+    pytest.param({"mixers": "window", "window": 9}, id="window-short"),
     pytest.param(
         {"mixers": "mesa", "gates": False, "conv_size": 0, "ridge_per_channel": False, "ridge_floor": 0.0},
         id="mesa-plain",

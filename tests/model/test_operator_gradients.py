@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mesalm.model import mesa_chunked
 from mesalm.model.chunk_states import CHUNK
 from mesalm.model.mesa_solver import Solving
-from mesalm.model.operator_linear import linear_attention
+from mesalm.model.operator_linear import delta_rule, linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 from mesalm.model.operator_records import Operands
 
@@ -55,9 +55,10 @@ def test_mesa_gradient_equals_differences(backend: str, T: int) -> None:
 
 
 @pytest.mark.parametrize("backend", ["exact", "torch"])
-def test_linear_gradient_equals_differences(backend: str) -> None:
+@pytest.mark.parametrize("attend", [linear_attention, delta_rule])
+def test_linear_gradient_equals_differences(attend: Callable[..., tuple[Tensor, Tensor]], backend: str) -> None:
     def call(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return linear_attention(*inputs[:5], initial_state=inputs[5], return_state=True, backend=backend)
+        return attend(*inputs[:5], initial_state=inputs[5], return_state=True, backend=backend)
 
     inputs = make_inputs(CHUNK + 2)
     operands = [x.requires_grad_() for x in (*inputs[:5], inputs[7])]
@@ -132,6 +133,7 @@ def test_restart_has_no_gradient() -> None:
     for gradient in (
         torch.autograd.grad(mesa_attention(*inputs[:3], leaf, *inputs[4:6]).sum(), leaf)[0],
         torch.autograd.grad(linear_attention(*inputs[:3], leaf, inputs[4]).sum(), leaf)[0],
+        torch.autograd.grad(delta_rule(*inputs[:3], leaf, inputs[4]).sum(), leaf)[0],
     ):
         assert torch.isfinite(gradient).all()
         assert bool((gradient[inputs[3] < -1e3] == 0).all())

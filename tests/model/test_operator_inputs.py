@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mesalm.model.operator_inputs import unchecked_values
-from mesalm.model.operator_linear import linear_attention
+from mesalm.model.operator_linear import delta_rule, linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
 
@@ -110,8 +110,8 @@ def message(operator: Any, **changes: Any) -> str:
 
 
 @pytest.mark.parametrize(("name", "bad", "pattern"), BOTH)
-@pytest.mark.parametrize("operator", [mesa_attention, linear_attention])
-def test_both_operators_refuse(operator: Any, name: str, bad: Any, pattern: str) -> None:
+@pytest.mark.parametrize("operator", [mesa_attention, linear_attention, delta_rule])
+def test_all_operators_refuse(operator: Any, name: str, bad: Any, pattern: str) -> None:
     assert re.search(pattern, message(operator, **{name: bad}))
 
 
@@ -126,14 +126,14 @@ def test_linear_refuses_its_state() -> None:
 
 
 @pytest.mark.parametrize("bounds", [[1, 5], [0, 4], [0, 6], [0, 3, 2, 5], [5]])
-@pytest.mark.parametrize("operator", [mesa_attention, linear_attention])
+@pytest.mark.parametrize("operator", [mesa_attention, linear_attention, delta_rule])
 def test_bounds_that_are_no_bounds(operator: Any, bounds: list[int]) -> None:
     one = {name: x[:1] for name, x in good().items()}
     with pytest.raises(ValueError, match=r"cu_seqlens is .*must be"):
         operator(**one, cu_seqlens=torch.tensor(bounds))
 
 
-@pytest.mark.parametrize("operator", [mesa_attention, linear_attention])
+@pytest.mark.parametrize("operator", [mesa_attention, linear_attention, delta_rule])
 def test_edges_of_the_ranges_are_fine(operator: Any) -> None:
     inputs = good()
     inputs["log_forget"] = torch.tensor([0.0, -0.0, -torch.inf, -1e38, -1e-45]).view(1, 5, 1).expand(2, 5, 2)
@@ -146,13 +146,13 @@ def test_edges_of_the_ranges_are_fine(operator: Any) -> None:
 
 @pytest.mark.parametrize("bad", [nan, inf])
 @pytest.mark.parametrize("name", ["query", "key", "value", "log_forget", "input_gate"])
-@pytest.mark.parametrize("operator", ["torch", "exact", "linear"])
+@pytest.mark.parametrize("operator", ["torch", "exact", "linear", "delta"])
 def test_unchecked_bad_values_reach_the_output_and_the_gradient(operator: str, name: str, bad: float) -> None:
     arguments = {**good(), name: put(name, bad)}
     arguments = {key: tensor.requires_grad_() for key, tensor in arguments.items()}
     with unchecked_values():
-        if operator == "linear":
-            output = linear_attention(**arguments)
+        if operator in ("linear", "delta"):
+            output = {"linear": linear_attention, "delta": delta_rule}[operator](**arguments)
         else:
             output = mesa_attention(**arguments, ridge=torch.ones(2, 3), backend=operator)
         output.sum().backward()

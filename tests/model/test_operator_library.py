@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mesalm.model import linear_chunked, mesa_chunked, mesa_triton, operator_records
-from mesalm.model.operator_linear import linear_attention
+from mesalm.model import mesa_chunked, mesa_triton, operator_records
+from mesalm.model.delta_chunked import DELTA
+from mesalm.model.linear_chunked import LINEAR
+from mesalm.model.operator_linear import delta_rule, linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
 FOLDER = Path(mesa_chunked.__file__).parent
@@ -37,8 +39,9 @@ def make_inputs(T: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 def block(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Use the operators as a model would, the light report included."""
     output, state, report = mesa_attention(*inputs, return_state=True, return_report="steps")
-    linear = linear_attention(*inputs[:5])
-    return (output.tanh() + linear).sum(-1), state.gram, report.steps
+    key = torch.nn.functional.normalize(inputs[1], dim=-1)
+    delta = delta_rule(inputs[0], key, *inputs[2:5])
+    return (output.tanh() + linear_attention(*inputs[:5]) + delta).sum(-1), state.gram, report.steps
 
 
 @pytest.mark.parametrize(("T", "dynamic"), [(1, False), (70, False), (70, True)])
@@ -94,21 +97,23 @@ def test_registration_is_consistent(dtype: torch.dtype) -> None:
     for settings in (*((1e-4, 30, *rest) for rest in others), mesa[-5:]):
         some = checks if settings[-1] else ("test_schema", "test_faketensor")
         torch.library.opcheck(mesa_chunked._forward_op, (*inputs, *states, *settings), test_utils=some)
-    torch.library.opcheck(linear_chunked._forward_op, (*inputs[:5], cross), test_utils=checks)
+    for recurrence in (LINEAR, DELTA):
+        torch.library.opcheck(recurrence.forward, (*inputs[:5], cross), test_utils=checks)
     with torch.no_grad():
         output, last_gram, last_cross, solution, _, *factors = mesa_chunked._forward_op(*mesa)
         backward = (output, last_gram, last_cross, *mesa[:8], solution, *factors, *mesa[-5:-1])
         backward = tuple(x.detach() if isinstance(x, Tensor) else x for x in backward)
         torch.library.opcheck(mesa_chunked._backward_op, backward, test_utils=("test_schema", "test_faketensor"))
         again = (output, last_cross, *(x.detach() for x in (*inputs[:5], cross)))
-        torch.library.opcheck(linear_chunked._backward_op, again, test_utils=("test_schema", "test_faketensor"))
+        for recurrence in (LINEAR, DELTA):
+            torch.library.opcheck(recurrence.backward, again, test_utils=("test_schema", "test_faketensor"))
 
 
 OPERANDS = (
     "Tensor query, Tensor key, Tensor value, Tensor log_forget, Tensor input_gate, Tensor ridge, Tensor gram, "
     "Tensor cross"
 )
-LINEAR = "Tensor query, Tensor key, Tensor value, Tensor log_forget, Tensor input_gate, Tensor cross"
+READ = "Tensor query, Tensor key, Tensor value, Tensor log_forget, Tensor input_gate, Tensor cross"
 SOLVING = "float tolerance, int max_steps, str method, str backend"
 SCHEMAS = {
     mesa_chunked._forward_op: ("mesa_forward", f"{OPERANDS}, {SOLVING}, bool keep", 7),
@@ -119,8 +124,10 @@ SCHEMAS = {
         8,
     ),
     mesa_triton._step_op: ("mesa_step", f"{OPERANDS}, float tolerance, int max_steps", 4),
-    linear_chunked._forward_op: ("linear_forward", LINEAR, 2),
-    linear_chunked._backward_op: ("linear_backward", f"Tensor upstream, Tensor cross_upstream, {LINEAR}", 6),
+    LINEAR.forward: ("linear_forward", READ, 2),
+    LINEAR.backward: ("linear_backward", f"Tensor upstream, Tensor cross_upstream, {READ}", 6),
+    DELTA.forward: ("delta_forward", READ, 2),
+    DELTA.backward: ("delta_backward", f"Tensor upstream, Tensor cross_upstream, {READ}", 6),
 }
 
 

@@ -1,19 +1,30 @@
-"""Compare gated linear attention in chunks with the recurrence, and with mesa under a huge ridge."""
+"""Compare gated linear attention and the gated delta rule in chunks with their recurrences."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from mesalm.model.operator_linear import linear_attention
+from mesalm.model.operator_linear import delta_rule, linear_attention
 from mesalm.model.operator_mesa import mesa_attention
+
+Attention = Callable[..., object]
+
+
+@pytest.fixture(params=[linear_attention, delta_rule], ids=["linear", "delta"])
+def attend(request: pytest.FixtureRequest) -> Attention:
+    """Give each operator in turn."""
+    return request.param
 
 
 def make_inputs(T: int, gates: str, B: int = 2, H: int = 4, G: int = 2, rows: int | None = None) -> list[Tensor]:
-    """Make query, key, value, log_forget, input_gate and state in float64."""
+    """Make query, key of length 1, value, log_forget, input_gate and state in float64."""
     generator = torch.Generator().manual_seed(5)
 
     def normal(*shape: int) -> Tensor:
@@ -30,15 +41,14 @@ def make_inputs(T: int, gates: str, B: int = 2, H: int = 4, G: int = 2, rows: in
     }[gates]
     gate = torch.rand(B, T, G, generator=generator, dtype=torch.float64)
     gate[:, ::5], gate[:, 1::5] = 0.0, 1.0
-    made = [normal(B, T, H, 3), normal(B, T, G, 3), normal(B, T, G, 5), log_forget, gate]
+    key = torch.nn.functional.normalize(normal(B, T, G, 3), dim=-1)
+    made = [normal(B, T, H, 3), key, normal(B, T, G, 5), log_forget, gate]
     return [x.requires_grad_() for x in (*made, normal(rows or B, G, 3, 5))]
 
 
-def run(inputs: list[Tensor], backend: str, **options: object) -> list[Tensor]:
+def run(attend: Attention, inputs: list[Tensor], backend: str, **options: object) -> list[Tensor]:
     """Return output, state, and the gradients of a fixed random function of both."""
-    output, state = linear_attention(
-        *inputs[:5], initial_state=inputs[5], return_state=True, backend=backend, **options
-    )
+    output, state = attend(*inputs[:5], initial_state=inputs[5], return_state=True, backend=backend, **options)
     generator = torch.Generator().manual_seed(7)
     weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in (output, state)]
     total = (weights[0] * output).sum() + (weights[1] * state).sum()
@@ -56,22 +66,22 @@ def assert_close(got: list[Tensor], wanted: list[Tensor], accuracy: float = 1e-1
 
 @pytest.mark.parametrize("gates", ["none", "mild", "strong", "restart", "every token", "very negative"])
 @pytest.mark.parametrize("T", [0, 1, 2, 63, 64, 65, 200])
-def test_chunked_equals_recurrence(gates: str, T: int) -> None:
+def test_chunked_equals_recurrence(attend: Attention, gates: str, T: int) -> None:
     inputs = make_inputs(T, gates)
-    got = run(inputs, "torch")
-    assert_close(got, run(inputs, "exact"))
+    got = run(attend, inputs, "torch")
+    assert_close(got, run(attend, inputs, "exact"))
     assert bool((got[5][torch.isinf(inputs[3])] == 0).all())
     assert got[0].is_contiguous()
 
 
 @pytest.mark.parametrize("bounds", [[0, 130], [0, 0, 1, 30, 64, 129, 130, 130]])
 @pytest.mark.parametrize("backend", ["torch", "exact"])
-def test_packed_sequences_equal_separate_ones(bounds: list[int], backend: str) -> None:
+def test_packed_sequences_equal_separate_ones(attend: Attention, bounds: list[int], backend: str) -> None:
     inputs = make_inputs(130, "mild", B=1, rows=len(bounds) - 1)
-    got = run(inputs, backend, cu_seqlens=torch.tensor(bounds))
+    got = run(attend, inputs, backend, cu_seqlens=torch.tensor(bounds))
     parts, states = [], []
     for s, (a, b) in enumerate(itertools.pairwise(bounds)):
-        output, state = linear_attention(
+        output, state = attend(
             *[x[:, a:b] for x in inputs[:5]],
             initial_state=inputs[5][s : s + 1],
             return_state=True,
@@ -80,18 +90,18 @@ def test_packed_sequences_equal_separate_ones(bounds: list[int], backend: str) -
         parts.append(output)
         states.append(state)
     assert_close(got[:2], [torch.cat(parts, 1), torch.cat(states)])
-    stateless = linear_attention(*inputs[:5], cu_seqlens=torch.tensor(bounds), backend=backend)
+    stateless = attend(*inputs[:5], cu_seqlens=torch.tensor(bounds), backend=backend)
     zeros = torch.zeros_like(inputs[5])
-    padded = linear_attention(*inputs[:5], initial_state=zeros, cu_seqlens=torch.tensor(bounds))
+    padded = attend(*inputs[:5], initial_state=zeros, cu_seqlens=torch.tensor(bounds))
     assert_close([stateless], [padded])
 
 
 @pytest.mark.parametrize("at", [1, 64, 100])
-def test_split_equals_whole(at: int) -> None:
+def test_split_equals_whole(attend: Attention, at: int) -> None:
     *tokens, state = (x.detach() for x in make_inputs(130, "restart"))
-    whole, last = linear_attention(*tokens, initial_state=state, return_state=True)
-    first, middle = linear_attention(*[x[:, :at] for x in tokens], initial_state=state, return_state=True)
-    second, end = linear_attention(*[x[:, at:] for x in tokens], initial_state=middle, return_state=True)
+    whole, last = attend(*tokens, initial_state=state, return_state=True)
+    first, middle = attend(*[x[:, :at] for x in tokens], initial_state=state, return_state=True)
+    second, end = attend(*[x[:, at:] for x in tokens], initial_state=middle, return_state=True)
     assert_close([torch.cat([first, second], 1), end], [whole, last])
 
 
@@ -104,13 +114,13 @@ def test_is_the_limit_of_mesa_for_a_large_ridge() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", ["torch", "exact"])
 @pytest.mark.parametrize("scale", [1.0, 1e-6])
-def test_dtypes_and_upstream_scales(dtype: torch.dtype, backend: str, scale: float) -> None:
+def test_dtypes_and_upstream_scales(attend: Attention, dtype: torch.dtype, backend: str, scale: float) -> None:
     if dtype == torch.float16 and scale < 1:
         pytest.skip("float16 cannot hold such a gradient")
     inputs = [x.detach().to(dtype).requires_grad_() for x in make_inputs(130, "restart")[:5]]
     doubles = [x.detach().double().requires_grad_() for x in inputs]
-    output, state = linear_attention(*inputs, return_state=True, backend=backend)
-    wide = linear_attention(*doubles, backend="exact")
+    output, state = attend(*inputs, return_state=True, backend=backend)
+    wide = attend(*doubles, backend="exact")
     assert output.dtype == dtype
     assert state.dtype == torch.float32
     accuracy = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
@@ -122,8 +132,51 @@ def test_dtypes_and_upstream_scales(dtype: torch.dtype, backend: str, scale: flo
         assert float((a.double() - b).norm() / b.norm()) < accuracy
 
 
-def test_autocast_does_not_lower_the_states() -> None:
+def test_autocast_does_not_lower_the_states(attend: Attention) -> None:
     inputs = [x.detach().float() for x in make_inputs(130, "mild")][:5]
-    wanted = linear_attention(*inputs)
+    wanted = attend(*inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(linear_attention(*inputs), wanted)
+        assert torch.equal(attend(*inputs), wanted)
+
+
+def test_delta_rule_is_the_equation_of_its_source() -> None:
+    query, key, value, log_forget, gate, state = (x.detach() for x in make_inputs(70, "restart", H=2))
+    got = delta_rule(query, key, value, log_forget, gate, initial_state=state, return_state=True)
+    S, outputs = state.mT, []
+    for t in range(70):
+        k, v = key[:, t].unsqueeze(-1), value[:, t].unsqueeze(-1)
+        gamma, beta = log_forget[:, t, :, None, None].exp(), gate[:, t, :, None, None]
+        # with values in the rows, as the paper has it
+        S = gamma * S @ (torch.eye(3) - beta * k @ k.mT) + beta * v @ k.mT
+        outputs.append((S @ query[:, t].unsqueeze(-1)).squeeze(-1))
+    assert_close(list(got), [torch.stack(outputs, 1), S.mT])
+
+
+def test_delta_rule_recalls_the_last_value_of_a_key() -> None:
+    keys, values = torch.eye(3).expand(1, 1, 3, 3).transpose(1, 2), torch.randn(1, 6, 1, 5)
+    twice = torch.cat((keys, keys), 1)
+    state = delta_rule(twice, twice, values, return_state=True)[1]
+    torch.testing.assert_close(state[0, 0], values[0, 3:, 0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", ["naive_recurrent_gated_delta_rule", "naive_chunk_gated_delta_rule"])
+def test_delta_rule_agrees_with_its_authors(function: str) -> None:
+    """Load the file of flash-linear-attention's references alone, since its package looks for a GPU."""
+    for needed in ("fla", "einops"):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed: pip install flash-linear-attention einops")
+    folders = importlib.util.find_spec("fla").submodule_search_locations
+    spec = importlib.util.spec_from_file_location("peer", Path(folders[0]) / "ops/gated_delta_rule/naive.py")
+    peer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(peer)
+    inputs = [x.detach().float().requires_grad_() for x in make_inputs(200, "mild", H=2)]
+    query, key, value, log_forget, gate, state = inputs
+    named = {"q": query, "k": key, "v": value, "g": log_forget, "beta": gate}
+    theirs = getattr(peer, function)(**named, scale=1.0, initial_state=state, output_final_state=True)
+    ours = delta_rule(*inputs[:5], initial_state=state, return_state=True)
+    got, wanted = (
+        [*results, *torch.autograd.grad(sum(x.square().sum() for x in results), inputs)] for results in (ours, theirs)
+    )
+    for a, b in zip(got, wanted, strict=True):
+        assert float((a - b).detach().norm() / b.detach().norm()) < 1e-5

@@ -15,14 +15,14 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, line
 
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
-from mesalm.model.operator_linear import linear_attention
+from mesalm.model.operator_linear import delta_rule, linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
 Function = Callable[..., Tensor]
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated"
 )  # torch's own, on its first dual number
-OPERATORS = ("mesa", "linear")
+OPERATORS = {"mesa": mesa_attention, "linear": linear_attention, "delta": delta_rule}
 
 
 def make(operator: str, T: int, layout: str = "plain", backend: str = "auto") -> tuple[Function, list[Tensor]]:
@@ -52,7 +52,7 @@ def make(operator: str, T: int, layout: str = "plain", backend: str = "auto") ->
         if operator == "mesa":
             result = mesa_attention(*tensors[:6], initial_state=state or None, **options)  # type: ignore[arg-type]
         else:
-            result = linear_attention(*tensors[:5], initial_state=state[0] if state else None, **options)  # type: ignore[arg-type]
+            result = OPERATORS[operator](*tensors[:5], initial_state=state[0] if state else None, **options)  # type: ignore[arg-type]
         if "state" not in layout:
             return result
         output, last = result
@@ -249,7 +249,7 @@ def test_compiled_transforms(operator: str) -> None:
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_other_back_ends_refuse(operator: str, backend: str) -> None:
-    if operator == "linear" and backend == "triton":
+    if operator != "mesa" and backend == "triton":
         return
     function, values = make(operator, 2, backend=backend)
     for call in (
@@ -263,8 +263,7 @@ def test_other_back_ends_refuse(operator: str, backend: str) -> None:
 
 
 def test_no_tokens_return_memory_of_their_own() -> None:
-    for operator in OPERATORS:
-        attention = {"mesa": mesa_attention, "linear": linear_attention}[operator]
+    for operator, attention in OPERATORS.items():
         for backend in ("auto", "exact", "torch"):
             _, values = make(operator, 0, "state")
             state = tuple(values[-2:]) if operator == "mesa" else values[-1]

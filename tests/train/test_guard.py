@@ -157,7 +157,7 @@ def test_a_poisoned_checkpoint_is_named_and_not_trained_on(train_regression: Tra
         train_regression("run", resume=True)
 
 
-@pytest.mark.parametrize("mixers", ["mesa", "linear", "softmax"])
+@pytest.mark.parametrize("mixers", ["mesa", "delta", "linear", "softmax"])
 def test_a_run_that_is_lost_is_one_line_and_exit_code_2(
     recipe_file: Path, tmp_path: Path, after_step: Any, capsys: pytest.CaptureFixture[str], mixers: str
 ) -> None:

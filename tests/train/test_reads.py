@@ -119,7 +119,9 @@ def test_an_optimiser_that_cannot_refuse_a_step_has_each_step_read(train_regress
     assert run.model.map.weight.isfinite().all()
 
 
-@pytest.mark.parametrize("mixers", ["mesa", "linear", "softmax", ["mesa", "softmax"]], ids=str)
+@pytest.mark.parametrize(
+    "mixers", ["mesa", "delta", "kalman", "linear", "softmax", "window", ["mesa", "softmax"]], ids=str
+)
 def test_a_model_reads_nothing_of_packed_rows(mixers: str | list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """On the device "meta" there are no values, so whatever looks at one raises."""
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **settings: nullcontext())  # it does not know "meta"

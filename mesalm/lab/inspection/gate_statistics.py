@@ -15,6 +15,7 @@ from torch import Tensor
 from mesalm.lab.inspection.capture import Reading
 from mesalm.lab.inspection.late_systems import survey
 from mesalm.model.chunk_states import CHUNK
+from mesalm.model.mixer_delta import DeltaMixer
 
 LATE_TOKENS = 8
 """Tokens of each window whose condition number is computed, spread over the window's last quarter."""
@@ -83,7 +84,8 @@ class LayerSamples:
         self.long_chunks.append(long_chunks(log_forget).numpy())
         query, key = _double(reading.query[0]), _double(reading.key[0])
         ridge = None if reading.ridge is None else _double(reading.ridge)
-        late = survey(query, key, log_forget, input_gate, ridge, late_tokens(len(key)))
+        corrects = self.mixer == DeltaMixer.name
+        late = survey(query, key, log_forget, input_gate, ridge, late_tokens(len(key)), corrects)
         self.rank.append(late.rank.numpy())
         self.lags.append(late.lags)
         if ridge is None:

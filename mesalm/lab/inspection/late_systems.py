@@ -6,7 +6,9 @@ weighted sum of the values,
     H_t = sum_{s <= t} zeta_ts beta_s k_s k_s'      o_t = sum_{s <= t} zeta_ts beta_s (k_s' x_t) v_s,
     x_t = (H_t + ridge)^-1 q_t for a mesa head, q_t for a linear one,
 
-with zeta_ts the product of the forget gates after s. All of it is computed densely in float64.
+with zeta_ts the product of the forget gates after s. In a delta head every token corrects what earlier ones wrote: the
+weight of v_s is beta_s k_s' x_s with x_t = q_t and x_{s-1} = gamma_s (x_s - beta_s k_s k_s' x_s). All of it is computed
+densely in float64.
 """
 
 from __future__ import annotations
@@ -37,7 +39,13 @@ class LateSystems(NamedTuple):
 
 
 def survey(
-    query: Tensor, key: Tensor, log_forget: Tensor, input_gate: Tensor, ridge: Tensor | None, tokens: list[int]
+    query: Tensor,
+    key: Tensor,
+    log_forget: Tensor,
+    input_gate: Tensor,
+    ridge: Tensor | None,
+    tokens: list[int],
+    corrects: bool = False,
 ) -> LateSystems:
     """Compute properties of the systems of some tokens.
 
@@ -45,6 +53,7 @@ def survey(
         query: `[T, H, K]`; key: `[T, G, K]`; log_forget, input_gate: `[T, G]`; all float64 on the CPU.
         ridge: `[G, K]`, None for heads that solve nothing.
         tokens: places t, S of them.
+        corrects: whether the heads are delta heads.
     """
     # far below what counts beside a token's own weight, and no difference of infinities arises
     total = log_forget.clamp(min=-700.0).cumsum(0)
@@ -66,12 +75,25 @@ def survey(
             condition.append(_condition(system))
             scaled.append(_condition(gram / (root.unsqueeze(-1) * root.unsqueeze(-2)) + identity))
             rows = solved
-        lags.append(lag_shares(rows @ written.mT).mean(1))
+        gates = (log_forget[: t + 1], input_gate[: t + 1])
+        weights = _corrected(rows, keys, *gates) if corrects else rows @ written.mT
+        lags.append(lag_shares(weights).mean(1))
     return LateSystems(
         torch.stack(rank),
         torch.stack(lags),
         *(torch.stack(numbers) if numbers else None for numbers in (dimension, condition, scaled)),
     )
+
+
+def _corrected(rows: Tensor, keys: Tensor, log_forget: Tensor, input_gate: Tensor) -> Tensor:
+    """Return the weights `[G, R, t + 1]` of a delta head's read-out by `rows`, queries `[G, R, K]` of token t."""
+    weights = []
+    for s in reversed(range(len(input_gate))):
+        key, gate = keys[:, s : s + 1], input_gate[s, :, None, None]
+        weight = gate * (rows * key).sum(-1, keepdim=True)
+        weights.append(weight)
+        rows = (rows - weight * key) * log_forget[s, :, None, None].exp()
+    return torch.cat(weights[::-1], -1)
 
 
 def effective_rank(gram: Tensor) -> Tensor:

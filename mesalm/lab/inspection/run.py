@@ -21,6 +21,7 @@ from mesalm.lab.inspection.reach import ReachSamples, attention_shares, attentio
 from mesalm.lab.inspection.recorded import choose_heads, parse_heads, record_tensors, save_recorded
 from mesalm.lab.inspection.tables import print_inspection
 from mesalm.model.chunk_states import CHUNK
+from mesalm.model.mixer_kalman import KalmanMixer
 from mesalm.runs import resolve
 
 LENGTH = 512
@@ -150,6 +151,8 @@ def _notes(model: Any, name: str) -> list[str]:
     if not any(is_recurrent(mixer) for mixer in mixers):
         kind = ", ".join(sorted({mixer.name for mixer in mixers})) or type(model).__name__
         raise ValueError(f"{name}: has no mesa layer to inspect ({kind}); name a model with mesa or linear mixers")
+    if any(mixer.name == KalmanMixer.name for mixer in mixers):
+        raise ValueError(f"{name}: it has kalman layers, whose systems are not shown; name a model without them")
     notes = [
         f"layer {mixer.layer_idx} is {mixer.name}: it has no gates and no systems"
         for mixer in mixers

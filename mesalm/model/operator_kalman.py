@@ -1,0 +1,126 @@
+"""Offer gated KalmaNet's attention: ridge regression in proportion to the state, by Chebyshev steps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .chunk_states import compute_dtype, from_chunks, read_states, to_chunks
+from .linear_chunked import LINEAR, LinearOperands, cut
+from .operator_inputs import check_projections, check_state, complete_gates
+from .operator_linear import linear_attention
+from .operator_mesa import MesaState
+from .operator_records import register
+
+RATIO, STEPS = 0.02, 30
+"""The source's ridge over the norm of H, and its number of steps."""
+
+
+def kalman_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_forget: Tensor | None = None,
+    input_gate: Tensor | None = None,
+    mix: Tensor | None = None,
+    *,
+    ratio: float = RATIO,
+    steps: int = STEPS,
+    initial_state: MesaState | None = None,
+    return_state: bool = False,
+) -> Any:
+    """Read a ridge regression whose ridge follows the norm of its state, mixed with the plain query.
+
+        x_t = (H_t + ratio |H_t| I)^-1 q_t      o_t = G_t' (q_t + mix_t (x_t - q_t))
+
+    H and G are the states of `mesa_attention`, whose other arguments these are; |H| is the Frobenius norm, so that no
+    system has a condition number above 1 + 1 / ratio. mix `[B, T, H]` in [0, 1] (None: 1). The solution is that of a
+    fixed number of Chebyshev steps, and the gradient, of first order in reverse mode, that of the exact solution, its
+    adjoint system solved by as many. ratio is above 0.
+
+    Returns output `[B, T, H, V]` in query's dtype; then the `MesaState` if return_state. Raises ValueError as
+    `mesa_attention` does. Source: Peng et al. 2025 (arXiv 2511.21016).
+    """
+    layout = check_projections(query, key, value, None)
+    log_forget, input_gate = complete_gates(log_forget, input_gate, layout, query)
+    dtype, R = compute_dtype(query.dtype), layout.H // layout.G
+    sizes = (layout.B, layout.G, layout.K)
+    gram, cross = initial_state or (query.new_zeros(*sizes, size, dtype=dtype) for size in (layout.K, layout.V))
+    check_state("initial_state.gram", gram, (*sizes, layout.K), "[B, G, K, K]", query)
+    check_state("initial_state.cross", cross, (*sizes, layout.V), "[B, G, K, V]", query)
+    with torch.autocast(query.device.type, enabled=False):
+        gram = 0.5 * (gram + gram.mT)
+        q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
+        gates = (log_forget.to(dtype), input_gate.to(dtype))
+        along, last_gram = linear_attention(k, k, k, *gates, initial_state=gram, return_state=True)
+        # |H_t|^2 = gamma_t^2 |H_{t-1}|^2 + beta_t (2 k_t' H_t k_t - beta_t |k_t|^4) is linear attention of size one
+        gained = 2.0 * (along * k).sum(-1) - gates[1] * k.square().sum(-1).square()
+        one, start = torch.ones_like(k[..., :1]), gram.square().sum((-2, -1))[..., None, None]
+        square = linear_attention(one, one, gained.unsqueeze(-1), 2.0 * gates[0], gates[1], initial_state=start)
+        norm = (square.clamp(min=0.0) + torch.finfo(dtype).eps ** 2).sqrt().repeat_interleave(R, 2)
+        solved = _solve_op(q, norm, k, *gates, gram, ratio, steps)
+        read = solved if mix is None else q + mix.to(dtype).unsqueeze(-1) * (solved - q)
+        output, last_cross = linear_attention(read, k, v, *gates, initial_state=cross, return_state=True)
+    output = output.to(query.dtype)
+    return (output, MesaState(last_gram, last_cross)) if return_state else output
+
+
+class System(NamedTuple):
+    """The tensors of one solve, (H_t + ratio norm_t) x_t = right_t, or their gradients.
+
+    right `[B, T, H, K]`, norm `[B, T, H, 1]` at least the Frobenius norm of H_t, key `[B, T, G, K]`, gates `[B, T, G]`,
+    initial state gram `[B, G, K, K]`, all of one dtype.
+    """
+
+    right: Tensor
+    norm: Tensor
+    key: Tensor
+    log_forget: Tensor
+    input_gate: Tensor
+    gram: Tensor
+
+
+def solve(system: System, ratio: float, steps: int) -> Tensor:
+    """Return the solutions `[B, T, H, K]`, by Chebyshev steps on [ratio norm_t, (1 + ratio) norm_t]."""
+    right, norm, key = system[:3]
+    if not right.numel():
+        return right.clone()
+    (B, T, G, _), dtype = key.shape, right.dtype
+    keys, _, gate, decay, starts, _ = cut(LinearOperands(right, key, key, *system[3:]), dtype)
+    written = keys * gate
+    wanted = to_chunks(right, G, dtype)
+    scale = to_chunks(norm, G, dtype).clamp_(min=torch.finfo(dtype).tiny)  # tokens past T have zeros
+    step, width = 1.0 / ((ratio + 0.5) * scale), 1.0 / (2.0 * ratio + 1.0)
+    x, before, omega = step * wanted, torch.zeros_like(wanted), 2.0
+    for _ in range(steps):
+        omega = 4.0 / (4.0 - width**2 * omega)
+        residual = wanted - read_states(x, keys, written, starts, decay) - ratio * scale * x
+        x, before = x + omega * step * residual + (omega - 1.0) * (x - before), x
+    return from_chunks(x, B, T, G, dtype)
+
+
+def _shapes(system: System, ratio: float, steps: int) -> Tensor:
+    return system.right.new_empty(system.right.shape)
+
+
+_solve_op = register("kalman_solve", solve, _shapes)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:6], output)
+    ctx.settings = inputs[6:]
+
+
+def _differentiate(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate the exact solution: y solves the adjoint system, and the matrix's gradient is -x_t y_t'."""
+    norm, key, log_forget, input_gate, gram, solution = ctx.saved_tensors
+    adjoint = _solve_op(upstream, norm, key, log_forget, input_gate, gram, *ctx.settings)
+    product = LinearOperands(solution, key, key, log_forget, input_gate, gram)
+    through = LinearOperands(*LINEAR.backward(-adjoint, torch.zeros_like(gram), *product))
+    d_norm = -ctx.settings[0] * (adjoint * solution).sum(-1, keepdim=True)
+    return adjoint, d_norm, through.key + through.value, *through[3:], None, None
+
+
+_solve_op.register_autograd(_differentiate, setup_context=_save)
