@@ -184,7 +184,14 @@ def test_loaded_in_bfloat16_stays_near_float32(case: dict, tmp_path: Path) -> No
     assert (rough.float() - exact).norm() / exact.norm() < 0.05
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = {*(f"{name}-conv4" for name in MIXERS), "hybrid"}
+"""The cases that are compiled in `make test`; the others in `make test-all`."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case if case.id in QUICK else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow) for case in CASES],
+)
 def test_compiled_equals_eager(case: dict) -> None:
     model, ids = build(**case).train(), tokens(2, 20)
     positions = torch.cat((torch.arange(12), torch.arange(8)))[None].expand(2, -1)
