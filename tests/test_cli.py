@@ -14,6 +14,7 @@ COMMANDS = [
     "prepare",
     "train",
     "sweep",
+    "plot",
     "sample",
     "eval",
     "compare",
