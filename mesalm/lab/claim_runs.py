@@ -31,6 +31,8 @@ def list_claims() -> None:
     """Print every claim with its number and criteria, then the studies."""
     for name, claim in load_claims().items():
         print(f"{claim.number:2d} {name}\n   {claim.claim}")
+        if claim.why:
+            print(f"   version {claim.version}: {claim.why}")
         for criterion in claim.criteria:
             print(f"   - {criterion.quantity}: {criterion.words()}")
     for name, study in STUDIES.items():

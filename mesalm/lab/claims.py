@@ -44,9 +44,11 @@ class Criterion(Settings):
 
 
 class Claim(Settings):
-    """One claim: what is claimed and where, its criteria, and the sizes it is tested at."""
+    """One version of a claim: what is claimed and where, its criteria, and the sizes it is tested at."""
 
-    number: int = Field(description="Place in the list of claims.")
+    number: int = Field(description="Place in the list of claims; the versions of one claim share it.")
+    version: int = Field(default=1, ge=1, description="Version of criteria and experiment; a new one is no weaker.")
+    why: str = Field(default="", description="What was wrong with the version before.")
     claim: str = Field(description="The claim in one sentence.")
     source: str = Field(description="Its place in the paper.")
     criteria: list[Criterion] = Field(min_length=1, description="What must hold.")
@@ -99,24 +101,27 @@ class Ruling:
 
 
 def load_claims(path: Path = TABLE) -> dict[str, Claim]:
-    """Return the claims by name, in the order of their numbers. Raises SettingsError for a fault in the file."""
+    """Return the claims by name, in the order of numbers and versions. Raises SettingsError for a fault in the file."""
     table = yaml.safe_load(path.read_text(encoding="utf-8"))
     claims = {name: Claim.build(entry, name) for name, entry in table.items()}
-    return dict(sorted(claims.items(), key=lambda item: item[1].number))
+    return dict(sorted(claims.items(), key=lambda item: (item[1].number, item[1].version)))
 
 
 def chosen(names: Sequence[str], claims: Mapping[str, Claim], studies: Sequence[str] = ()) -> list[str]:
     """Return the claims that names, numbers or "all" refer to, each once, in the order of the table.
 
-    Studies, which "all" leaves out, follow the claims. Raises SettingsError for a name that is no claim's or study's.
+    A number means every version of its claim. Studies, which "all" leaves out, follow the claims. Raises SettingsError
+    for a name that is no claim's or study's.
     """
-    by_number = {str(claim.number): name for name, claim in claims.items()}
-    wanted = set()
+    by_number: dict[str, set[str]] = {}
+    for name, claim in claims.items():
+        by_number.setdefault(str(claim.number), set()).add(name)
+    wanted: set[str] = set()
     for name in names:
         if name == "all":
             wanted |= set(claims)
         elif name in claims or name in by_number or name in studies:
-            wanted.add(by_number.get(name, name))
+            wanted |= by_number.get(name, {name})
         else:
             guess = nearest(name, [*claims, *studies])
             hint = f"did you mean {guess!r}?" if guess else "`mesalm lab list` shows them all"

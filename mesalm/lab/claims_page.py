@@ -69,15 +69,14 @@ def _item(name: str, claim: Claim, found: list[Findings] | None) -> dict[str, An
         blank = {"holds": "", "style": "none", "room": ""}
         empty: dict[str, Any] = {"closest": "", "room": "", "controls": [], "figure": "", "notes": []}
         return {**item, **empty, "rows": [{**row, **blank} for row in rows]}
+    asked = {criterion.quantity for criterion in claim.criteria}
     nearest = min(rulings, key=lambda ruling: room(ruling.criterion, ruling.mean))
     return {
         **item,
         "closest": f"{nearest.mean:.4g}, {nearest.criterion.words()}",
         "room": _percent(nearest),
         "rows": [_row(ruling, len(found)) for ruling in rulings],
-        "controls": _in_digits(
-            {key: mean for key, mean in mean_quantities(found).items() if key not in found[0].values}
-        ),
+        "controls": _in_digits({key: mean for key, mean in mean_quantities(found).items() if key not in asked}),
         "figure": draw_findings(found[0], name),
         "notes": found[0].notes,
     }

@@ -36,9 +36,29 @@ def recipe(seed: int = 0, **changes: object) -> NetRecipe:
 
 
 def test_there_are_twenty_claims_and_every_experiment_is_one() -> None:
-    assert [claim.number for claim in CLAIMS.values()] == list(range(1, 21))
-    assert set(EXPERIMENTS) == set(CLAIMS)
+    first = [claim for claim in CLAIMS.values() if claim.version == 1]
+    assert [claim.number for claim in first] == list(range(1, 21))
+    assert set(EXPERIMENTS) <= set(CLAIMS)
     assert all(set(claim.small) == set(claim.paper) for claim in CLAIMS.values())
+
+
+RENAMED = {"R2 of the features after the first MLP": "R2 of the unnormalised features after the first MLP"}
+
+
+@pytest.mark.parametrize("name", [name for name, claim in CLAIMS.items() if claim.version > 1])
+def test_a_new_version_says_why_and_is_no_weaker(name: str) -> None:
+    new = CLAIMS[name]
+    (old,) = (claim for claim in CLAIMS.values() if (claim.number, claim.version) == (new.number, new.version - 1))
+    assert new.why
+    assert (new.claim, new.source) == (old.claim, old.source)
+    bounds = {criterion.quantity: criterion for criterion in new.criteria}
+    for criterion in old.criteria:
+        ours = bounds[RENAMED.get(criterion.quantity, criterion.quantity)]
+        for least in ("at_least", "above"):
+            assert getattr(criterion, least) is None or getattr(ours, least) >= getattr(criterion, least)
+        for largest in ("at_most", "below"):
+            assert getattr(criterion, largest) is None or getattr(ours, largest) <= getattr(criterion, largest)
+    assert (new.criteria, new.small) != (old.criteria, old.small)
 
 
 @pytest.mark.parametrize("name", ["gradient-step", "preconditioning", "batch-ridge", "mesa-gradients"])
@@ -92,7 +112,7 @@ def test_the_mean_over_seeds_is_judged() -> None:
 
 
 def test_names_numbers_and_all_choose_claims() -> None:
-    assert chosen(["5", "gradient-step", "5"], CLAIMS) == ["gradient-step", "one-layer"]
+    assert chosen(["5", "gradient-step", "5"], CLAIMS) == ["gradient-step", "one-layer", "one-layer-v2"]
     assert chosen(["all"], CLAIMS) == list(CLAIMS)
     with pytest.raises(SettingsError, match="did you mean 'one-layer'"):
         chosen(["one-layr"], CLAIMS)
@@ -157,7 +177,7 @@ def test_results_come_back_and_make_a_page(tmp_path: Path, capsys: pytest.Captur
     assert isinstance(found["batch-ridge"][0], Findings)
     assert main(["lab", "report", *arguments]) == 0
     page = write_page(tmp_path).read_text(encoding="utf-8")
-    assert "2 claims reproduced, 0 not, 18 not run" in page
+    assert f"2 claims reproduced, 0 not, {len(CLAIMS) - 2} not run" in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
