@@ -10,7 +10,10 @@ from typing import IO, Any, Self
 
 from mesalm.files import writing
 
-HISTORY = ("step", "valid", "valid_average", "sample", "refused", "alarm", "checkpoint", "end", "stop")
+HISTORY = (
+    *("step", "valid", "valid_average", "evaluation", "sample", "refused", "alarm"),
+    *("checkpoint", "end", "stop"),
+)
 """Events that belong to a step and are dropped when a run goes back to an earlier one."""
 
 

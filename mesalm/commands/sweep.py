@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 
 HELP = "train a recipe with several values of some settings, and say which validates best"
 
@@ -31,6 +32,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train every cell that has not finished, then print the table and where it and the figure lie."""
+    from mesa_eval.measures.probe import make_probe
     from mesalm.train.pretrain import pretrain
     from mesalm.train.seeds import plan_line
     from mesalm.train.sweep import plan_sweep, report_sweep, run_sweep
@@ -39,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     main = os.environ.get("RANK", "0") == "0"
     if main:
         print(f"to train: {plan_line([cell.recipe for cell in plan.cells])}", file=sys.stderr)
-    losses = run_sweep(plan, pretrain)
+    losses = run_sweep(plan, partial(pretrain, evaluation=make_probe))
     if main:
         print(report_sweep(plan, losses), end="")
         print(f"report: {plan.files}.md and .svg")

@@ -54,6 +54,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train a recipe, every arm of it in turn, with every seed."""
+    from mesa_eval.measures.probe import make_probe
     from mesalm.train.branch import branch
     from mesalm.train.guard import NonFiniteError
     from mesalm.train.pretrain import pretrain
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"to train: {plan_line(runs)}", file=sys.stderr)
     for recipe in runs:
         try:
-            print(f"trained: {pretrain(recipe, resume=options.resume)}")
+            print(f"trained: {pretrain(recipe, resume=options.resume, evaluation=make_probe)}")
         except NonFiniteError as error:
             failed.append(f"{recipe.name}: {error}")  # the later runs were asked for too
     if failed:

@@ -393,6 +393,7 @@ def _other_start(resume_from: Path | None) -> str:
 
 
 def _track(accelerator: Accelerator, event: str, fields: dict[str, Any], step: int) -> None:
-    numbers = {f"{event}/{name}": value for name, value in fields.items() if isinstance(value, (int, float))}
+    where = "/".join([event, *(str(fields[name]) for name in ("task", "shots") if fields.get(name) is not None)])
+    numbers = {f"{where}/{name}": value for name, value in fields.items() if isinstance(value, (int, float))}
     if accelerator.trackers and numbers:
         accelerator.log(numbers, step=step)

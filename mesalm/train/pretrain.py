@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mesalm.data.corpus_card import CARD, corpus_card
@@ -45,17 +46,27 @@ from mesalm.train.token_loss import TokenLoss
 from mesalm.train.validation import validation
 from mesalm.train.watch import Watch, watching
 
+MakeProbe = Callable[..., Callable[[nn.Module, int], Iterable[dict[str, Any]]]]
+"""What makes the evaluation of a run: called with the prepared folder, the tokenizer, the length of a row, names of
+tasks, the number of prompts and (index, count) of the process, it returns what `Probe` runs."""
+
 PACKAGES = ("mesalm", "torch", "transformers", "accelerate", "datasets", "tokenizers")
 
 
 def pretrain(
-    recipe: Recipe, *, resume: Resume = "auto", quiet: bool = False, train: Callable[..., Outcome] = training.run
+    recipe: Recipe,
+    *,
+    resume: Resume = "auto",
+    quiet: bool = False,
+    train: Callable[..., Outcome] = training.run,
+    evaluation: MakeProbe | None = None,
 ) -> Path:
     """Train a language model by its recipe; return the run folder, ``<output_dir>/<name>``.
 
     ``resume``: "auto" goes on with an interrupted run of the same recipe and only reports a finished one; "must"
     refuses to begin anew; "never" sets an earlier folder aside and begins anew. ``quiet`` shows nothing. ``train`` is
-    called as `mesalm.train.training.run` is.
+    called as `mesalm.train.training.run` is. ``evaluation`` serves `evaluate.every`, such as
+    `mesa_eval.measures.probe.make_probe`.
 
     Raises Interrupted (a SystemExit) after Ctrl-C, SIGTERM and the like, a checkpoint written; SettingsError for a
     recipe, launch or run folder that does not serve; CheckpointError for a damaged checkpoint; NonFiniteError when
@@ -90,7 +101,7 @@ def pretrain(
                     run.go_on(recipe, plan)
                 if plan.resume_from is not None:
                     send_folder(accelerator, plan.resume_from)
-                _run(recipe, run, plan, prepared, accelerator, share, display, train)
+                _run(recipe, run, plan, prepared, accelerator, share, display, train, evaluation)
     finally:
         end_run(accelerator)
     return run.path
@@ -119,6 +130,7 @@ def _run(
     share: tuple[int, int],
     display: Display,
     train: Callable[..., Outcome],
+    evaluation: MakeProbe | None,
 ) -> None:
     tokenizer = prepared.tokenizer() if prepared.manifest["tokenizer"]["kind"] != "none" else None
     model = initial_model(_weights_at_hand(recipe, run, plan), prepared, tokenizer)
@@ -163,7 +175,7 @@ def _run(
             accelerator=accelerator,
             display=display,
             start=_start(recipe, prepared, model, accelerator),
-            probes=_probes(recipe, prepared, tokenizer, stream, accelerator, display, average),
+            probes=_probes(recipe, prepared, tokenizer, stream, accelerator, display, average, evaluation),
             decorate=decorate,
             facts={"data": prepared.contents()},
             origin=None if recipe.branch_from is None else Path(recipe.branch_from),
@@ -192,6 +204,7 @@ def _check_sharded(recipe: Recipe) -> None:
     """Refuse settings that a sharded model cannot have."""
     for key, value, other in (
         ("train.compile", recipe.train.compile, "false"),
+        ("evaluate.every", recipe.evaluate.every, "0"),
         ("train.average", recipe.train.average, "none"),
         ("train.spikes", recipe.train.spikes == "rollback", "skip"),
     ):
@@ -271,6 +284,7 @@ def _probes(
     accelerator: Accelerator,
     display: Display,
     average: WeightAverage | None,
+    evaluation: MakeProbe | None,
 ) -> list[Probe]:
     probes = []
     rows = prepared.rows("valid")
@@ -291,6 +305,13 @@ def _probes(
             raise SettingsError("sample.every: there is no tokenizer to write samples with; set it to 0")
         show = sampling(tokenizer, recipe.sample, recipe.seed, main_process=accelerator.is_main_process)
         probes.append(Probe("sample", recipe.sample.every, show))
+    if recipe.evaluate.every:
+        if tokenizer is None or evaluation is None:
+            missing = "tokenizer" if tokenizer is None else "evaluation here, as in `mesalm train`,"
+            raise SettingsError(f"evaluate.every: there is no {missing} to ask a model with; set it to 0")
+        how, place = recipe.evaluate, (accelerator.process_index, accelerator.num_processes)
+        ask = evaluation(prepared.path, tokenizer, recipe.data.sequence_length, how.tasks, how.prompts, place)
+        probes.append(Probe("evaluation", how.every, ask))
     return probes
 
 

@@ -24,6 +24,7 @@ from mesalm.train.schedule import ScheduleSettings, check_warmup
 from mesalm.train.sections import (
     TRACKERS,
     CheckpointSettings,
+    EvaluateSettings,
     ParallelismSettings,
     SampleSettings,
     TrainSettings,
@@ -85,6 +86,9 @@ with warnings.catch_warnings():
             default_factory=ValidateSettings, description="Validation while training."
         )
         sample: SampleSettings = Field(default_factory=SampleSettings, description="Samples while training.")
+        evaluate: EvaluateSettings = Field(
+            default_factory=EvaluateSettings, description="Few-shot tasks and copying while training."
+        )
         checkpoint: CheckpointSettings = Field(
             default_factory=CheckpointSettings, description="Checkpoints of the run."
         )
@@ -134,6 +138,8 @@ with warnings.catch_warnings():
                 )
             if self.train.compile:
                 raise ValueError("parallelism.context: goes without train.compile; set train.compile=false")
+            if self.evaluate.every:
+                raise ValueError("parallelism.context: goes without evaluations on the way; set evaluate.every=0")
             if self.model.get("attention_dropout"):
                 raise ValueError("parallelism.context: goes without attention dropout; set model.attention_dropout=0")
 

@@ -27,6 +27,7 @@ HARMLESS = (
     "data.cache_dir",
     "data.prepared",
     "data.processes",
+    "evaluate",
     "output_dir",
     "parallelism",
     "sample",

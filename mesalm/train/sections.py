@@ -134,6 +134,17 @@ class SampleSettings(Settings):
         return self
 
 
+class EvaluateSettings(Settings):
+    """Few-shot tasks and copying while training, by the measures of `mesalm eval`."""
+
+    every: int = Field(default=0, ge=0, description="Steps between evaluations, the last step included; 0: never.")
+    tasks: list[str] = Field(
+        default_factory=lambda: ["word_labels"],
+        description="Few-shot tasks, as mesalm eval --task names them; copying of random tokens is always measured.",
+    )
+    prompts: int = Field(default=10, gt=0, description="Items of each task, the first of suite quick.")
+
+
 class CheckpointSettings(Settings):
     """How often checkpoints are written, and how many are kept."""
 

@@ -89,6 +89,7 @@ def shrunk(recipe: Recipe, text: Path, folder: Path) -> Recipe:
         },
         "validate": {"every": STEPS // 2, "rows": ROWS},
         "sample": {**plain["sample"], "every": STEPS if plain["sample"]["every"] else 0, "tokens": 4},
+        "evaluate": {"every": 0},
         "checkpoint": {"every": STEPS // 2, "keep": 1},
     }
     return Recipe.build({**plain, **changes})
