@@ -52,7 +52,8 @@ def send_folder(accelerator: Accelerator, folder: Path) -> None:
     """Copy a checkpoint from the main process's machine to those that do not have it, under their ``folder``."""
     state = folder / STATE_FILE
     mine = fingerprint(state) if state.is_file() else None
-    lacks = accelerator.is_local_main_process and mine != broadcast(accelerator, mine)
+    differs = mine != broadcast(accelerator, mine)  # on every process, whether it is to write or not
+    lacks = accelerator.is_local_main_process and differs
     if not any(gather_object([lacks])):
         return
     main = accelerator.is_main_process
