@@ -8,11 +8,11 @@ from typing import Any
 
 from mesalm.lab.claims import Claim, Findings, Size
 from mesalm.lab.experiments.attention import attention_maps
+from mesalm.lab.experiments.copying import longer_binding
 from mesalm.lab.experiments.few_shot import continual_aided, few_shot_hybrid
 from mesalm.lab.experiments.language import language_order
 from mesalm.lab.experiments.linear import fixed_teacher
 from mesalm.lab.experiments.linearisation import linearisation
-from mesalm.lab.experiments.softmax import longer_binding
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
 

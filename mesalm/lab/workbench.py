@@ -60,6 +60,11 @@ class NetRecipe(Settings):
         ge=0,
         description="A layer, from 0, trained to give what the base's gives; all else stays.",
     )
+    fresh: bool = Field(
+        default=False,
+        exclude_if=lambda fresh: not fresh,  # so that recipes without it keep their keys
+        description="Whether that layer starts from random weights, not from the base's.",
+    )
 
     def key(self) -> str:
         """Return the name of the net's folder: a hash of all that decides its weights."""
@@ -77,12 +82,19 @@ def net_recipe(
     cosine: bool = False,
     base: NetRecipe | None = None,
     imitates: int | None = None,
+    fresh: bool = False,
 ) -> NetRecipe:
     """Make a recipe of an experiment's sizes: ``steps``, ``batch`` and ``learning_rate`` are read from them.
 
+    Without ``cosine`` the rate is constant behind a ``warmup`` in steps, if the sizes have one.
+
     AdamW as the authors have it; the gradient is clipped to norm 1 as a whole, theirs entry by entry.
     """
-    schedule = {"name": "cosine", "warmup_fraction": 0.1} if cosine else {"name": "constant", "warmup_steps": 0}
+    schedule = (
+        {"name": "cosine", "warmup_fraction": 0.1}
+        if cosine
+        else {"name": "constant", "warmup_steps": sizes.get("warmup", 0)}
+    )
     optim = {
         "learning_rate": sizes["learning_rate"],
         "betas": (0.9, 0.999),
@@ -99,6 +111,7 @@ def net_recipe(
         "seed": seed,
         "base": None if base is None else base.model_dump(),
         "imitates": imitates,
+        "fresh": fresh,
     }
     return NetRecipe.build(data)
 
@@ -158,7 +171,7 @@ class Workbench:
         config = RegressorConfig(input_size=recipe.task.input_size, **recipe.model)
         net = MesaRegressor(config)
         if base is not None:
-            _take_over(net, base)
+            _take_over(net, base, f"layers.{recipe.imitates}." if recipe.fresh else None)
         learner: nn.Module = net
         if recipe.imitates is not None:
             if base is None:
@@ -214,11 +227,15 @@ def fixed(net: Any, device: torch.device | str) -> MesaRegressor:
     return net.to(device).eval().requires_grad_(False)
 
 
-def _take_over(net: MesaRegressor, base: MesaRegressor) -> None:
-    """Give a net the weights of another and freeze them; learned vectors beyond the other's are what is left."""
+def _take_over(net: MesaRegressor, base: MesaRegressor, without: str | None) -> None:
+    """Give a net the weights of another and freeze them; learned vectors beyond the other's are what is left.
+
+    Weights whose name begins with ``without`` stay as they were drawn.
+    """
     own = net.state_dict()
     for name, tensor in base.state_dict().items():
-        own[name][: len(tensor)] = tensor.cpu()
+        if without is None or not name.startswith(without):
+            own[name][: len(tensor)] = tensor.cpu()
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name == "learned")
     if net.learned is not None and base.learned is not None:

@@ -20,6 +20,7 @@ from mesalm.journal import read_journal
 from mesalm.lab import claim_runs
 from mesalm.lab.claims import Criterion, Findings, chosen, judge, load_claims
 from mesalm.lab.claims_page import room, write_page
+from mesalm.lab.experiments.controls import shuffled
 from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 from mesalm.settings import SettingsError
@@ -38,7 +39,7 @@ def recipe(seed: int = 0, **changes: object) -> NetRecipe:
 def test_there_are_twenty_claims_and_every_experiment_is_one() -> None:
     first = [claim for claim in CLAIMS.values() if claim.version == 1]
     assert [claim.number for claim in first] == list(range(1, 21))
-    assert set(EXPERIMENTS) <= set(CLAIMS)
+    assert set(EXPERIMENTS) == set(CLAIMS)
     assert all(set(claim.small) == set(claim.paper) for claim in CLAIMS.values())
 
 
@@ -165,6 +166,14 @@ def test_learned_vectors_are_trained_and_all_else_stays(tmp_path: Path) -> None:
         assert all(torch.equal(net.state_dict()[name], tensor) for net in nets)
     assert torch.equal(nets[2].learned[:1], nets[1].learned)
     assert nets[2].learned[1:].abs().min() > 0
+
+
+def test_shuffled_weights_are_the_same_numbers_elsewhere(tmp_path: Path) -> None:
+    net = Workbench(0, tmp_path, quiet=True).net(recipe())
+    other = shuffled(net, 0)
+    for ours, theirs in zip(other.parameters(), net.parameters(), strict=True):
+        assert torch.equal(ours.flatten().sort().values, theirs.flatten().sort().values)
+    assert not torch.equal(other.output_map.weight, net.output_map.weight)
 
 
 def test_results_come_back_and_make_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

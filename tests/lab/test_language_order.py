@@ -82,6 +82,19 @@ def test_losses_are_those_of_held_out_rows_by_position(sizes: dict[str, Any], tm
     assert once.dtype == torch.float64
 
 
+def test_rates_are_tuned_for_each_arm_on_other_rows_than_are_scored(sizes: dict[str, Any], tmp_path: Path) -> None:
+    bench = Workbench(0, tmp_path / "nets", quiet=True)
+    del sizes["learning_rate"]
+    sizes |= {"learning_rates": [1e-6, 3e-2], "conv_size": 4, "seeds": 2, "steps": 8}
+    found = language_order(bench, sizes)
+    assert {found.controls[f"rate of {arm}"] for arm in ARMS} == {3e-2}  # with the other nothing is learned
+    linear, softmax, mesa = (found.controls[f"loss of {arm}"] for arm in ("linear", "softmax", "mesa"))
+    share = found.values["share of the gap from linear to softmax that mesa closes"]
+    assert share * (linear - softmax) == pytest.approx(linear - mesa)
+    config = MesaConfig(**language_recipe(bench, {**sizes, "learning_rate": 1e-2}, "mesa", 0).model)
+    assert [config.conv_size_of(mixer) for mixer in ("softmax", "mesa", "linear")] == [4, 4, 4]
+
+
 def test_statistics_by_hand() -> None:
     # mean 2, sd 1, three pairs: 2 / (1 / sqrt 3)
     assert in_standard_errors([1.0, 2.0, 3.0]) == pytest.approx(2 * 3**0.5)

@@ -13,7 +13,9 @@ from mesalm.journal import read_journal
 from mesalm.lab.experiments.linearisation import linearisation, linearised, loss_ratios
 from mesalm.lab.experiments.softmax import plain_net
 from mesalm.lab.workbench import Workbench
+from mesalm.regressor.regressor_mesa import MesaRegressor
 from mesalm.settings import SettingsError
+from mesalm.train.randomness import seed_everything
 
 SIZES: dict[str, Any] = {
     "layers": 2,
@@ -50,6 +52,22 @@ def test_a_layer_learns_what_the_softmax_layer_gives_and_all_else_stays(tmp_path
     assert (given - wanted).square().mean() < 2 * losses[-1] + 1e-9
 
 
+def test_a_fresh_layer_starts_from_random_weights_at_a_rate_that_is_held(tmp_path: Path) -> None:
+    bench = Workbench(0, tmp_path, quiet=True)
+    sizes = {**SIZES, "steps": 30}
+    base = plain_net(bench, sizes, TASK, "softmax", 2)
+    # a rate that changes nothing, so that the net shows what it started from
+    still = linearised(bench, {**sizes, "linear_rate": 1e-30}, base, 1)
+    net, before = bench.net(still), bench.net(base)
+    for (name, ours), theirs in zip(net.state_dict().items(), before.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs) != name.startswith("layers.1.mixer"), name
+    seed_everything(0)
+    drawn = MesaRegressor(net.config).layers[1].mixer.state_dict()
+    assert all(torch.allclose(ours, drawn[name]) for name, ours in net.layers[1].mixer.state_dict().items())
+    assert (still.schedule.name, still.schedule.warmup_steps, still.optim.learning_rate) == ("constant", 0, 1e-30)
+    assert "fresh" not in base.model_dump()  # nets of recipes without it are found again under their old keys
+
+
 def test_a_net_that_imitates_is_another_and_needs_a_base(tmp_path: Path) -> None:
     base = plain_net(Workbench(0, tmp_path), SIZES, TASK, "softmax", 2)
     assert base.model_copy(update={"imitates": 0}).key() != base.key()
@@ -62,10 +80,18 @@ def test_ratios_are_told_by_layer_and_size(tmp_path: Path) -> None:
     findings = linearisation(Workbench(0, tmp_path, quiet=True), sizes)
     first = [findings.controls[f"loss ratio of layer 1 at size {size}"] for size in (2, 4)]
     later = [findings.controls[f"loss ratio of layer 2 at size {size}"] for size in (2, 4)]
+    losses = []
+    for size in (2, 4):
+        task = LinearDynamics(size=size, length=4 * size)
+        bench = Workbench(0, tmp_path, quiet=True)
+        batch = bench.batch(task, 32)
+        error = bench.net(plain_net(bench, sizes, task, "softmax", 2))(batch["inputs"]).predictions - batch["targets"]
+        losses.append(float(error.square().sum() / batch["targets"].square().sum()))
     assert findings.values == pytest.approx(
         {
             "loss ratio of layer 1": sum(first) / 2,
             "mean loss ratio of later layers": sum(later) / 2,
             "mean loss ratio of later layers at size 4 over size 2": later[1] / later[0],
+            "largest loss of a net over predicting zero": max(losses),
         }
     )

@@ -53,9 +53,12 @@ class NonlinearDynamics(VectorTask):
 
     def features(self, states: torch.Tensor) -> torch.Tensor:
         """Return f(states), unit vectors of the same shape."""
+        return torch.nn.functional.normalize(self.raw_features(states), dim=-1)
+
+    def raw_features(self, states: torch.Tensor) -> torch.Tensor:
+        """Return g(states), the features before they are scaled to unit length, of the same shape."""
         first, second = self.network(states.device)
-        raw = torch.nn.functional.gelu(states @ first) @ second
-        return torch.nn.functional.normalize(raw, dim=-1)
+        return torch.nn.functional.gelu(states @ first) @ second
 
     def network(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Return A [size, width] and B [width, size]; drawn on the CPU, so that every device has the same."""

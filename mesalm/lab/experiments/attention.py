@@ -8,7 +8,7 @@ import torch
 
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.lab.claims import Curve, Findings
-from mesalm.lab.experiments.softmax import LAGS, plain_net
+from mesalm.lab.experiments.copying import LAGS, hybrid_net
 from mesalm.lab.inspection.reach import attention_watched
 from mesalm.lab.workbench import Workbench
 from mesalm.regressor.regressor_mesa import MesaRegressor
@@ -25,7 +25,7 @@ def attention_maps(bench: Workbench, sizes: Sizes) -> Findings:
     over the positions that have every lag of the figure; a uniform map is shown beside them.
     """
     task = LinearDynamics(size=sizes["size"], hidden=sizes.get("hidden"), length=sizes["length"])
-    net = bench.net(plain_net(bench, sizes, task, list(sizes["mixers"]), len(sizes["mixers"])))
+    net = hybrid_net(bench, sizes, task)
     maps = mean_maps(net, bench.batch(task, sizes["test_rows"])["inputs"])
     by_head = torch.stack([shares_by_lag(head) for head in maps])
     even = shares_by_lag(torch.ones_like(maps[0]).tril() / torch.arange(1, len(maps[0]) + 1).unsqueeze(-1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mesalm.data.synthetic.context_regression import ContextRegression
@@ -38,17 +39,26 @@ def pair_losses(bench: Workbench, recipe: NetRecipe, task: ContextRegression, ro
     return position_losses(predictions, batch["targets"])[list(task.query_positions())]
 
 
-def least_squares_losses(bench: Workbench, task: ContextRegression, rows: int, lag: int) -> tuple[Tensor, float]:
-    """Return the losses of ridge regression on all neighbouring tokens, false pairs too, with the best ridge."""
+def least_squares_losses(bench: Workbench, task: ContextRegression, rows: int, lag: int) -> dict[float, Tensor]:
+    """Return the losses of ridge regression on all neighbouring tokens, false pairs too, by ridge."""
     batch = bench.batch(task, rows)
-    losses = {
+    return {
         ridge: position_losses(ridge_predictions(*pairs(batch["inputs"].double()), ridge, lag), batch["targets"])[
             list(task.query_positions())
         ]
         for ridge in RIDGES
     }
-    best = min(losses, key=lambda ridge: float(losses[ridge].mean()))
-    return losses[best], best
+
+
+def best_ridge(losses: dict[float, Tensor]) -> float:
+    """Return the ridge with the least mean loss."""
+    return min(losses, key=lambda ridge: float(losses[ridge].mean()))
+
+
+def zero_loss(bench: Workbench, task: ContextRegression, rows: int) -> float:
+    """Return the loss of answering zero to every question."""
+    targets = bench.batch(task, rows)["targets"]
+    return float(position_losses(torch.zeros_like(targets), targets)[list(task.query_positions())].mean())
 
 
 def by_pair(label: str, losses: Tensor) -> Curve:
@@ -88,10 +98,20 @@ def learning_from_pairs(bench: Workbench, sizes: Sizes, base: NetRecipe) -> Find
     tasks = {name: task for name, (task, _) in ways.items()}
     found = [pair_losses(bench, recipe, task, rows) for task, recipe in ways.values()]
     plain, separated, prefixed = found
-    controls, curves = {}, [by_pair(name, losses) for name, losses in zip(tasks, found, strict=True)]
+    zero = zero_loss(bench, tasks["plain"], rows)
+    controls: dict[str, float] = {"loss of predicting zero": zero}
+    curves = [by_pair(name, losses) for name, losses in zip(tasks, found, strict=True)]
     for lag, name in ((0, "all pairs"), (1, "without the newest pair")):
-        losses, ridge = least_squares_losses(bench, tasks["plain"], rows, lag)
+        by_ridge = least_squares_losses(bench, tasks["plain"], rows, lag)
+        ridge = best_ridge(by_ridge)
+        losses = by_ridge[ridge]
         curves.append(by_pair(f"least squares, {name}", losses))
+        controls |= {
+            f"least squares, highest within the dimension over predicting zero, {name}, ridge {each:g}": float(
+                found[1:size].max() / zero
+            )
+            for each, found in by_ridge.items()
+        }
         controls[f"best ridge, {name}"] = ridge
         controls[f"least squares, highest within the dimension over the first, {name}"] = float(
             losses[1:size].max() / losses[0]
@@ -105,6 +125,9 @@ def learning_from_pairs(bench: Workbench, sizes: Sizes, base: NetRecipe) -> Find
             "loss with the prefix over the separator within the dimension": float(
                 prefixed[:size].mean() / separated[:size].mean()
             ),
+            "first plain loss over predicting zero": float(plain[0] / zero),
+            "highest plain loss within the dimension over predicting zero": float(plain[1:size].max() / zero),
+            "plain loss after four times the dimension over predicting zero": float(plain[4 * size - 1] / zero),
         },
         controls=controls,
         curves=curves,
@@ -117,16 +140,19 @@ def continual(bench: Workbench, sizes: Sizes) -> Findings:
     first = sizes["first_pairs"]
     task = pairs_task(sizes["size"], pairs=first, second_pairs=sizes["second_pairs"])
     losses = pair_losses(bench, base_net(bench, sizes), task, sizes["test_rows"])
-    control, ridge = least_squares_losses(bench, task, sizes["test_rows"], 0)
+    control = least_squares_losses(bench, task, sizes["test_rows"], 0)
+    ridge, zero = best_ridge(control), zero_loss(bench, task, sizes["test_rows"])
     return Findings(
         {
             "loss at the switch over the loss before": float(losses[first] / losses[first - 1]),
             "loss after four times the dimension over the loss at the switch": float(
                 losses[first + 4 * sizes["size"]] / losses[first]
             ),
+            "loss before the switch over predicting zero": float(losses[first - 1] / zero),
+            "loss after four times the dimension over predicting zero": float(losses[first + 4 * sizes["size"]] / zero),
         },
-        controls={"best ridge of the control": ridge},
-        curves=[by_pair("plain", losses), by_pair("least squares, all pairs", control)],
+        controls={"best ridge of the control": ridge, "loss of predicting zero": zero},
+        curves=[by_pair("plain", losses), by_pair("least squares, all pairs", control[ridge])],
         x_label="pair",
     )
 

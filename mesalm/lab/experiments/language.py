@@ -29,7 +29,8 @@ ARMS = ("softmax", "linear", "mesa")
 
 def language_recipe(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Recipe:
     """Return the recipe of one model, with the paper's choices: nothing forgotten, keys and queries of unit length, one
-    ridge per head that starts at 1, no convolution, no norm of the read-out, an MLP in blocks of the deeper nets alone.
+    ridge per head that starts at 1, no norm of the read-out, an MLP in blocks of the deeper nets alone; and no
+    convolution unless the sizes have a ``conv_size``, which every layer of every arm then has.
     """
     steps, width = sizes["steps"], sizes["width"]
     device = "cpu" if bench.device == "cpu" else "auto"
@@ -55,7 +56,7 @@ def language_recipe(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Reci
                 "num_attention_heads": sizes["heads"],
                 "max_position_embeddings": sizes["length"],
                 "gates": False,
-                "conv_size": 0,
+                "conv_size": sizes.get("conv_size", 0),
                 "read_norm": False,
                 "qk_l2_norm": True,
                 "dpfp": sizes["dpfp"],
@@ -74,13 +75,13 @@ def language_recipe(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Reci
     )
 
 
-def position_losses(bench: Workbench, recipe: Recipe, rows: int) -> Tensor:
+def position_losses(bench: Workbench, recipe: Recipe, rows: int, split: str = "valid") -> Tensor:
     """Train a model, or open the trained one, and return its loss on ``rows`` evenly spaced held-out rows at each
     position, [T - 1] nats, float64."""
     folder = pretrain(recipe, quiet=bench.quiet)
     run = RunRecord(folder)
     model = fixed(MesaForCausalLM.from_pretrained(run.final), bench.device)
-    held_out = Prepared(run.start["prepared"]).rows("valid")
+    held_out = Prepared(run.start["prepared"]).rows(split)
     chosen = held_out.select(np.linspace(0, len(held_out) - 1, min(rows, len(held_out)), dtype=int))
     sums, counts = torch.zeros(2, recipe.data.sequence_length - 1, dtype=torch.float64)
     for batch in epoch_batches(chosen, 32):
@@ -89,6 +90,26 @@ def position_losses(bench: Workbench, recipe: Recipe, rows: int) -> Tensor:
         sums += nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").double().sum(0)
         counts += (labels >= 0).sum(0)
     return sums / counts
+
+
+def at_the_best_rate(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Sizes:
+    """Return the sizes with the one of their ``learning_rates`` whose model has the least loss on the test rows.
+
+    Scores are of other rows, the valid ones. Sizes with one ``learning_rate`` stay as they are.
+    """
+    rates = sizes.get("learning_rates")
+    if rates is None:
+        return sizes
+    own = {name: value for name, value in sizes.items() if name != "learning_rates"}
+    tried = [{**own, "learning_rate": rate} for rate in rates]
+    if len(tried) == 1:
+        return tried[0]
+
+    def loss(each: Sizes) -> float:
+        recipe = language_recipe(bench, each, arm, seed)
+        return float(position_losses(bench, recipe, sizes["test_rows"], "test").mean())
+
+    return min(tried, key=loss)
 
 
 def in_context_score(losses: Tensor) -> float:
@@ -105,22 +126,30 @@ def in_standard_errors(differences: list[float]) -> float:
 def language_order(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 19: every arm with the same seeds, rows and order; differences are paired by seed."""
     seeds = range(bench.seed * sizes["seeds"], (bench.seed + 1) * sizes["seeds"])
+    own = {arm: at_the_best_rate(bench, sizes, arm, seeds[0]) for arm in ARMS}
     curves = {
-        arm: [position_losses(bench, language_recipe(bench, sizes, arm, seed), sizes["test_rows"]) for seed in seeds]
+        arm: [position_losses(bench, language_recipe(bench, own[arm], arm, seed), sizes["test_rows"]) for seed in seeds]
         for arm in ARMS
     }
     losses = {arm: [float(each.mean()) for each in found] for arm, found in curves.items()}
     scores = {arm: [in_context_score(each) for each in found] for arm, found in curves.items()}
 
-    def less_mesa(of: dict[str, list[float]], arm: str) -> list[float]:
-        return [other - mesa for other, mesa in zip(of[arm], of["mesa"], strict=True)]
+    def less(of: dict[str, list[float]], arm: str, than: str = "mesa") -> list[float]:
+        return [other - one for other, one in zip(of[arm], of[than], strict=True)]
+
+    linear, softmax, mesa = (statistics.fmean(losses[arm]) for arm in ("linear", "softmax", "mesa"))
 
     return Findings(
         {
-            f"loss of {arm} minus mesa in standard errors": in_standard_errors(less_mesa(losses, arm))
-            for arm in ("linear", "softmax")
+            **{
+                f"loss of {arm} minus mesa in standard errors": in_standard_errors(less(losses, arm))
+                for arm in ("linear", "softmax")
+            },
+            "loss of linear minus softmax in standard errors": in_standard_errors(less(losses, "linear", "softmax")),
+            "share of the gap from linear to softmax that mesa closes": (linear - mesa) / (linear - softmax),
         },
         controls={
+            **{f"rate of {arm}": own[arm]["learning_rate"] for arm in ARMS},
             **{f"loss of {arm}": statistics.fmean(losses[arm]) for arm in ARMS},
             **{
                 f"loss of {arm}, seed {seed}": loss
@@ -129,7 +158,7 @@ def language_order(bench: Workbench, sizes: Sizes) -> Findings:
             },
             **{f"in-context score of {arm}": statistics.fmean(scores[arm]) for arm in ARMS},
             **{
-                f"in-context score of {arm} minus mesa in standard errors": in_standard_errors(less_mesa(scores, arm))
+                f"in-context score of {arm} minus mesa in standard errors": in_standard_errors(less(scores, arm))
                 for arm in ("linear", "softmax")
             },
         },

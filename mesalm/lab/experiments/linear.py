@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 
+from mesalm.data.stream import Batch
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.lab.claims import Curve, Findings
 from mesalm.lab.compressed import averaged, compressed, counts, diagonal_mass, learned_rate, with_products
 from mesalm.lab.constructions import products_of
-from mesalm.lab.linear_decoders import decode
-from mesalm.lab.preconditioners import learned_coefficients, momentum_inverse, momentum_predictions
-from mesalm.lab.predictors import best_step, mean_loss, pairs, position_losses, previous
+from mesalm.lab.preconditioners import learned_coefficients, momentum_predictions
+from mesalm.lab.predictors import best_step, mean_loss, pairs, position_losses
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
-from mesalm.least_squares import best_rate, gradient_predictions, ridge_predictions, running_gram
+from mesalm.least_squares import best_rate, gradient_predictions, ridge_predictions
 from mesalm.regressor.configuration_regressor import SLOTS
 
 Sizes = dict[str, Any]
@@ -154,6 +153,25 @@ def depth(bench: Workbench, sizes: Sizes) -> Findings:
     )
 
 
+def depth_to_the_end(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 7, version 2: beside version 1's, proposition 2 with four learned steps on all pairs."""
+    found = depth(bench, sizes)
+    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
+    fit, test = fit_and_test(bench, task, 512, sizes["test_rows"])
+    learned = learned_coefficients(fit["inputs"], fit["targets"], 4, RIDGE, 0)
+    steps = mean_loss(momentum_predictions(test["inputs"], learned, RIDGE, 0), test["targets"])
+    found.controls["proposition 2, four steps"] = steps
+    for words, label in (("four layers", "linear, 4 layers"), ("one mesa layer", "mesa, 1 layer")):
+        found.values[f"loss of {words} relative to proposition 2"] = found.controls[label] / steps
+    return found
+
+
+def fit_and_test(bench: Workbench, task: LinearDynamics, fit_rows: int, test_rows: int) -> tuple[Batch, Batch]:
+    """Return sequences to fit coefficients on, and others to test them on, both float64."""
+    fit, test = bench.batch(task, fit_rows, step=1), bench.batch(task, test_rows)
+    return {name: each.double() for name, each in fit.items()}, {name: each.double() for name, each in test.items()}
+
+
 def chebyshev(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 8: proposition 2 with learned coefficients beside a net of as many layers; the nearer lag counts."""
     layers = sizes["layers"]
@@ -172,67 +190,47 @@ def chebyshev(bench: Workbench, sizes: Sizes) -> Findings:
     return Findings({"distance of losses": min(gaps)}, controls=controls, curves=curves)
 
 
-def target_probe(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 9: the next token decoded from the residual stream at the last position, layer by layer."""
-    recipe = constructed_net(bench, sizes, "linear", sizes["layers"])
-    net = bench.net(recipe)
-    fit, test = (bench.batch(recipe.task, sizes[f"{name}_rows"], step) for step, name in ((1, "fit"), (0, "test")))
-    streams = [net(batch["inputs"], output_hidden_states=True).hidden_states for batch in (fit, test)]
-    curves, last = [], []
-    for position in sorted({sizes["length"] // 4, sizes["length"] // 2, sizes["length"]}):
-        errors = [
-            decode(
-                (a[:, position - 1], fit["targets"][:, position - 1]),
-                (b[:, position - 1], test["targets"][:, position - 1]),
-            ).error
-            for a, b in zip(*streams, strict=True)
-        ]
-        curves.append(Curve(f"position {position}", [float(layer) for layer in range(len(errors))], errors))
-        last = errors
-    return Findings(
-        {
-            "largest ratio of successive errors": max(b / a for a, b in pairwise(last)),
-            "last error relative to the input's": last[-1] / last[0],
-        },
-        curves=curves,
-        x_label="layer",
-        y_label="error of the decoder, fresh sequences",
-        logarithmic=True,
-    )
+def chebyshev_by_predictions(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 8, version 2: beside version 1's, the nearest of several numbers of steps, and contracting dynamics.
 
-
-def preconditioning_probe(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 10: the preconditioned query decoded layer by layer, and the control: the next token from it alone.
-
-    The query is preconditioned by six steps with learned coefficients, as in the paper; sequences where its norm is
-    two standard deviations above the mean are left out.
+    The nearest is that, of both lags, whose predictions differ least from the net's.
     """
-    recipe = constructed_net(bench, sizes, "linear", sizes["layers"])
-    net, at, ridge = bench.net(recipe), sizes["position"] - 1, sizes["ridge"]
-    fit, test = (bench.batch(recipe.task, sizes[f"{name}_rows"], step) for step, name in ((1, "fit"), (0, "test")))
-    found = learned_coefficients(fit["inputs"][:512].double(), fit["targets"][:512].double(), 6, ridge, 0)
-    parts = []
-    for batch in (fit, test):
-        states = batch["inputs"].double()
-        eye = torch.eye(sizes["size"], dtype=torch.float64, device=states.device)
-        gram = running_gram(previous(states))[:, at] + ridge * eye
-        query = (momentum_inverse(gram, found) @ states[:, at].unsqueeze(-1)).squeeze(-1)
-        norm = query.norm(dim=-1)
-        kept = norm < norm.mean() + 2 * norm.std()
-        stream = net(batch["inputs"], output_hidden_states=True).hidden_states
-        parts.append((query[kept], batch["targets"][kept, at], [state[kept, at] for state in stream]))
-    (fit_query, fit_next, fit_stream), (test_query, test_next, test_stream) = parts
-    errors = [decode((a, fit_query), (b, test_query)).error for a, b in zip(fit_stream, test_stream, strict=True)]
-    control = decode((fit_query, fit_next), (test_query, test_next))
-    return Findings(
-        {
-            "least error relative to the input's": min(errors[1:]) / errors[0],
-            "error of the control relative to the variance": control.error / control.variance,
-        },
-        curves=[Curve(f"position {at + 1}", [float(layer) for layer in range(len(errors))], errors)],
-        x_label="layer",
-        y_label="error of the decoder, fresh sequences",
-    )
+    found, layers, ridge = chebyshev(bench, sizes), sizes["layers"], sizes["ridge"]
+    recipe = constructed_net(bench, sizes, "linear", layers)
+    assert isinstance(recipe.task, LinearDynamics)
+    fit, test = fit_and_test(bench, recipe.task, 512, sizes["test_rows"])
+    net = bench.net(recipe)
+    ours = net(test["inputs"].float()).predictions.double()
+    learned = {
+        (steps, lag): learned_coefficients(fit["inputs"], fit["targets"], steps, ridge, lag)
+        for steps in range(max(layers - 2, 1), layers + 3)
+        for lag in (0, 1)
+    }
+    apart = {
+        key: mean_loss(momentum_predictions(test["inputs"], each, ridge, key[1]), ours) for key, each in learned.items()
+    }
+    steps, lag = min(apart, key=lambda key: apart[key])
+    own = min(apart[layers, each] for each in (0, 1))
+    exact = min(mean_loss(ridge_predictions(*pairs(test["inputs"]), ridge, each), ours) for each in (0, 1))
+    contracting = recipe.task.model_copy(update={"transition": "contracting"})
+    other = bench.batch(contracting, sizes["test_rows"])
+    inputs, targets = other["inputs"].double(), other["targets"]
+    loss = mean_loss(net(other["inputs"]).predictions, targets)
+    gaps = [
+        abs(mean_loss(momentum_predictions(inputs, learned[layers, each], ridge, each), targets) / loss - 1)
+        for each in (0, 1)
+    ]
+    found.values |= {
+        "nearest number of steps minus the layers": float(steps - layers),
+        "difference of predictions over that to ridge": own / exact,
+        "distance of losses on contracting dynamics": min(gaps),
+    }
+    found.controls |= {
+        "lag of the nearest": float(lag),
+        **{f"difference of predictions, {steps} steps, lag {lag}": each for (steps, lag), each in apart.items()},
+        "loss of the net on contracting dynamics": loss,
+    }
+    return found
 
 
 def fixed_teacher(bench: Workbench, sizes: Sizes) -> Findings:
@@ -242,8 +240,16 @@ def fixed_teacher(bench: Workbench, sizes: Sizes) -> Findings:
     inputs, targets = batch["inputs"], batch["targets"]
     ours = position_losses(bench.net(recipe)(inputs).predictions, targets)
     step = position_losses(best_step(inputs, targets), targets)
+    zero = position_losses(torch.zeros_like(targets), targets)
+    other = bench.batch(LinearDynamics(size=sizes["size"], length=sizes["length"]), sizes["test_rows"])
+    elsewhere = mean_loss(bench.net(recipe)(other["inputs"]).predictions, other["targets"])
     return Findings(
-        {"loss relative to the best gradient step": float(ours.mean() / step.mean())},
+        {
+            "loss relative to the best gradient step": float(ours.mean() / step.mean()),
+            "loss at the first position over predicting zero": float(ours[0] / zero[0]),
+            "loss on other maps over predicting zero": elsewhere
+            / mean_loss(torch.zeros_like(other["targets"]), other["targets"]),
+        },
         controls={"loss of the net": float(ours.mean()), "loss of the gradient step": float(step.mean())},
         curves=[curve("trained linear layer", ours), curve("best gradient step", step)],
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+import torch
+
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.lab.claims import Curve, Findings
 from mesalm.lab.experiments.softmax import plain_net
@@ -17,14 +19,18 @@ Sizes = dict[str, Any]
 def linearised(bench: Workbench, sizes: Sizes, base: NetRecipe, layer: int) -> NetRecipe:
     """Return the recipe of a net with one layer linear, trained to give what the base's layer gives.
 
-    It starts from the softmax layer's own weights.
+    It starts from the softmax layer's own weights; with a ``linear_rate`` among the sizes from random ones, at that
+    rate, which is then held.
     """
     net = bench.net(base)
     mixers = list(net.config.layer_mixers)
     mixers[layer] = "linear"
-    own = {**sizes, "steps": sizes["linear_steps"]}
+    fresh = "linear_rate" in sizes
+    own = {**sizes, "steps": sizes["linear_steps"], "warmup": 0}
+    own["learning_rate"] = sizes["linear_rate" if fresh else "learning_rate"]
     model = {**base.model, "mixers": mixers}
-    return net_recipe(base.task, own, bench.seed, model, weight_decay=0.0, cosine=True, base=base, imitates=layer)
+    options: dict[str, Any] = {"weight_decay": 0.0, "cosine": not fresh, "imitates": layer, "fresh": fresh}
+    return net_recipe(base.task, own, bench.seed, model, base=base, **options)
 
 
 def loss_ratios(bench: Workbench, sizes: Sizes, base: NetRecipe) -> list[float]:
@@ -40,10 +46,14 @@ def loss_ratios(bench: Workbench, sizes: Sizes, base: NetRecipe) -> list[float]:
 
 def linearisation(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 13: nets of softmax layers, four positions per entry of the state; ratios are means over the sizes."""
-    ratios = {}
+    ratios, bases, zeros = {}, {}, {}
     for size in sizes["sizes"]:
         task = LinearDynamics(size=size, length=4 * size)
-        ratios[size] = loss_ratios(bench, sizes, plain_net(bench, sizes, task, "softmax", sizes["layers"]))
+        base = plain_net(bench, sizes, task, "softmax", sizes["layers"])
+        ratios[size] = loss_ratios(bench, sizes, base)
+        batch = bench.batch(task, sizes["test_rows"])
+        bases[size] = mean_loss(bench.net(base)(batch["inputs"]).predictions, batch["targets"])
+        zeros[size] = mean_loss(torch.zeros_like(batch["targets"]), batch["targets"])
     later = {size: statistics.fmean(found[1:]) for size, found in ratios.items()}
     small, large = min(later), max(later)
     return Findings(
@@ -51,11 +61,15 @@ def linearisation(bench: Workbench, sizes: Sizes) -> Findings:
             "loss ratio of layer 1": statistics.fmean(found[0] for found in ratios.values()),
             "mean loss ratio of later layers": statistics.fmean(later.values()),
             f"mean loss ratio of later layers at size {large} over size {small}": later[large] / later[small],
+            "largest loss of a net over predicting zero": max(bases[size] / zeros[size] for size in bases),
         },
         controls={
-            f"loss ratio of layer {layer + 1} at size {size}": ratio
-            for size, found in ratios.items()
-            for layer, ratio in enumerate(found)
+            **{f"loss of the net at size {size}": loss for size, loss in bases.items()},
+            **{
+                f"loss ratio of layer {layer + 1} at size {size}": ratio
+                for size, found in ratios.items()
+                for layer, ratio in enumerate(found)
+            },
         },
         curves=[
             Curve(f"size {size}", [float(layer + 1) for layer in range(len(found))], found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.data.synthetic.nonlinear_dynamics import NonlinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
-from mesalm.lab.claims import Curve, Findings
+from mesalm.lab.claims import Findings
 from mesalm.lab.experiments.linear import RIDGE, curve
 from mesalm.lab.linear_decoders import decode
 from mesalm.lab.predictors import mean_loss, pairs, position_losses
@@ -18,8 +17,6 @@ from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 from mesalm.least_squares import ridge_predictions
 
 Sizes = dict[str, Any]
-LAGS = 6
-"""Lags of the figures of what the first layer holds."""
 
 
 def plain_net(
@@ -27,7 +24,8 @@ def plain_net(
 ) -> NetRecipe:
     """Return the recipe of a net on plain tokens: no norms, sinusoidal positions in the first layer, MLPs if asked.
 
-    Without a ``width`` among the sizes it is four times the input's; without ``heads`` there are 4.
+    Without a ``width`` among the sizes it is four times the input's; without ``heads`` there are 4; with a ``warmup``,
+    in steps, the rate is held behind it, else it is a cosine.
     """
     width = sizes.get("width", 4 * task.input_size)
     hybrid = isinstance(mixers, list)
@@ -41,7 +39,7 @@ def plain_net(
     }
     if "heads" in sizes:
         model["num_attention_heads"] = sizes["heads"]
-    return net_recipe(task, sizes, bench.seed, model, cosine=True)
+    return net_recipe(task, sizes, bench.seed, model, cosine="warmup" not in sizes)
 
 
 def shallow_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
@@ -72,60 +70,6 @@ def shallow_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
     )
 
 
-def copied_lags(bench: Workbench, sizes: Sizes, task: VectorTask) -> tuple[list[float], list[float]]:
-    """Return R2 of decoding s_{T - lag} from the first layer's output at the last position, and its sensitivity.
-
-    The sensitivity is the mean over outputs of the norm of the gradient by s_{T - lag}, averaged over 64 sequences.
-    """
-    net = bench.net(plain_net(bench, sizes, task, list(sizes["mixers"]), len(sizes["mixers"])))
-    fit, test = (bench.batch(task, sizes[f"{name}_rows"], step) for step, name in ((1, "fit"), (0, "test")))
-    states = [net(batch["inputs"], output_hidden_states=True).hidden_states[1][:, -1] for batch in (fit, test)]
-    explained = [
-        decode((states[0], fit["inputs"][:, -1 - lag]), (states[1], test["inputs"][:, -1 - lag])).r2
-        for lag in range(LAGS)
-    ]
-    inputs = test["inputs"][:64].clone().requires_grad_()
-    output = net(inputs, output_hidden_states=True).hidden_states[1][:, -1]
-    norms = []
-    for entry in output.sum(dim=0):
-        (gradient,) = torch.autograd.grad(entry, inputs, retain_graph=True)
-        norms.append(gradient.norm(dim=-1).mean(dim=0))
-    sensitivity = torch.stack(norms).mean(dim=0).flip(0)[:LAGS].tolist()
-    return explained, sensitivity
-
-
-def copy_layer(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 11: the first layer holds this token and the one before, and little else."""
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
-    explained, sensitivity = copied_lags(bench, sizes, task)
-    lags = [float(lag) for lag in range(LAGS)]
-    return Findings(
-        {
-            "least R2 of lags 0 and 1": min(explained[:2]),
-            "R2 of lag 3": explained[3],
-            "sensitivity of lag 1 over lag 4": sensitivity[1] / sensitivity[4],
-        },
-        curves=[Curve("R2 of decoding", lags, explained), Curve("sensitivity", lags, sensitivity)],
-        x_label="lag",
-        y_label="R2, norm of the gradient",
-    )
-
-
-def longer_binding(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 12: with a state of n_h seen through n_s numbers, ceil(n_h / n_s) tokens are held."""
-    task = LinearDynamics(size=sizes["size"], hidden=sizes["hidden"], length=sizes["length"])
-    explained, sensitivity = copied_lags(bench, sizes, task)
-    needed = math.ceil(sizes["hidden"] / sizes["size"])
-    lags = [float(lag) for lag in range(LAGS)]
-    return Findings(
-        {"least R2 of the lags needed": min(explained[:needed])},
-        controls={"lags needed": needed},
-        curves=[Curve("R2 of decoding", lags, explained), Curve("sensitivity", lags, sensitivity)],
-        x_label="lag",
-        y_label="R2, norm of the gradient",
-    )
-
-
 def nonlinear(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 20: the features decoded after the first block of a softmax net with MLPs, and the hybrid beside it."""
     task = NonlinearDynamics(size=sizes["size"], width=sizes["features_width"], length=sizes["length"])
@@ -133,19 +77,24 @@ def nonlinear(bench: Workbench, sizes: Sizes) -> Findings:
     hybrid = plain_net(bench, sizes, task, ["softmax", "mesa"], 2, mlps=True)
     fit, test = (bench.batch(task, sizes[f"{name}_rows"], step) for step, name in ((1, "fit"), (0, "test")))
     features = [task.features(batch["inputs"][:, -1]) for batch in (fit, test)]
+    raw = [task.raw_features(batch["inputs"][:, -1]) for batch in (fit, test)]
     net = bench.net(deep)
     streams = [net(batch["inputs"], output_hidden_states=True).hidden_states for batch in (fit, test)]
     explained = [decode((a[:, -1], features[0]), (b[:, -1], features[1])).r2 for a, b in zip(*streams, strict=True)]
+    first, second = (decode((a[:, -1], raw[0]), (b[:, -1], raw[1])).r2 for a, b in list(zip(*streams, strict=True))[:2])
     inputs, targets = test["inputs"], test["targets"]
     losses = [position_losses(bench.net(recipe)(inputs).predictions, targets) for recipe in (deep, hybrid)]
     softmax, ours = (float(each.mean()) for each in losses)
     return Findings(
         {
             "R2 of the features after the first MLP": explained[1],
+            "R2 of the unnormalised features after the first MLP": second,
+            "share of what the input leaves that the first MLP explains": (second - first) / (1 - first),
             "loss of the hybrid relative to softmax": ours / softmax,
         },
         controls={
             "R2 of the features in the input": explained[0],
+            "R2 of the unnormalised features in the input": first,
             "loss of softmax": softmax,
             "loss of the hybrid": ours,
             "ridge on the states, all pairs": mean_loss(ridge_predictions(*pairs(inputs.double()), RIDGE), targets),

@@ -1,4 +1,4 @@
-"""The table of experiments: one line per claim."""
+"""The table of experiments: one line per claim and version."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ from collections.abc import Callable
 from typing import Any
 
 from mesalm.lab.claims import Findings
+from mesalm.lab.experiments.controls import tuned_hybrid
+from mesalm.lab.experiments.copying import copy_layer, copy_layer_of_nets, longer_binding
 from mesalm.lab.experiments.few_shot import continual, few_shot
 from mesalm.lab.experiments.language import language_order
 from mesalm.lab.experiments.linear import (
     chebyshev,
+    chebyshev_by_predictions,
     depth,
+    depth_to_the_end,
     fixed_teacher,
     interpolation,
     one_layer,
-    preconditioning_probe,
-    target_probe,
 )
 from mesalm.lab.experiments.linearisation import linearisation
-from mesalm.lab.experiments.softmax import copy_layer, longer_binding, nonlinear, shallow_hybrid
+from mesalm.lab.experiments.probes import (
+    preconditioning_probe,
+    preconditioning_probe_of_nets,
+    target_probe,
+    target_probe_of_nets,
+)
+from mesalm.lab.experiments.softmax import nonlinear, shallow_hybrid
 from mesalm.lab.experiments.theory import batch_ridge, dimension_curse, gradient_step, mesa_gradients, preconditioning
 from mesalm.lab.workbench import Workbench
 
@@ -43,5 +51,20 @@ EXPERIMENTS: dict[str, Callable[[Workbench, dict[str, Any]], Findings]] = {
     "linearisation": linearisation,
     "language-order": language_order,
     "nonlinear": nonlinear,
+    "one-layer-v2": one_layer,
+    "depth-v2": depth_to_the_end,
+    "chebyshev-v2": chebyshev_by_predictions,
+    "target-probe-v2": target_probe_of_nets,
+    "preconditioning-probe-v2": preconditioning_probe_of_nets,
+    "copy-layer-v2": copy_layer_of_nets,
+    "longer-binding-v2": longer_binding,
+    "linearisation-v2": linearisation,
+    "fixed-teacher-v2": fixed_teacher,
+    "shallow-hybrid-v2": tuned_hybrid,
+    "few-shot-v2": few_shot,
+    "continual-v2": continual,
+    "language-order-v2": language_order,
+    "language-order-deep-v2": language_order,
+    "nonlinear-v2": nonlinear,
 }
 """Claim -> function(bench, sizes) -> findings of one seed."""

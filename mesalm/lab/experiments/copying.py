@@ -1,0 +1,112 @@
+"""Claims about what the first softmax layer copies: earlier tokens decoded from its output."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from mesalm.data.synthetic.linear_dynamics import LinearDynamics
+from mesalm.lab.claims import Curve, Findings
+from mesalm.lab.experiments.controls import shuffled
+from mesalm.lab.experiments.softmax import plain_net
+from mesalm.lab.linear_decoders import decode
+from mesalm.lab.workbench import Workbench
+from mesalm.regressor.regressor_mesa import MesaRegressor
+
+Sizes = dict[str, Any]
+LAGS = 6
+"""Lags of the figures of what the first layer holds."""
+
+
+def hybrid_net(bench: Workbench, sizes: Sizes, task: LinearDynamics) -> MesaRegressor:
+    """Return the net with the mixers of the sizes."""
+    return bench.net(plain_net(bench, sizes, task, list(sizes["mixers"]), len(sizes["mixers"])))
+
+
+def copied_lags(
+    bench: Workbench, sizes: Sizes, task: LinearDynamics, net: MesaRegressor, at: int | None = None
+) -> tuple[list[float], list[float]]:
+    """Return R2 of decoding s_{t - lag} from the first layer's output at a position t, and its sensitivity.
+
+    Positions count from 1; without one it is the last. The sensitivity is the mean over outputs of the norm of the
+    gradient by s_{t - lag}, averaged over 64 sequences.
+    """
+    here = (at or task.sequence_length) - 1
+    fit, test = (bench.batch(task, sizes[f"{name}_rows"], step) for step, name in ((1, "fit"), (0, "test")))
+    states = [net(batch["inputs"], output_hidden_states=True).hidden_states[1][:, here] for batch in (fit, test)]
+    explained = [
+        decode((states[0], fit["inputs"][:, here - lag]), (states[1], test["inputs"][:, here - lag])).r2
+        for lag in range(LAGS)
+    ]
+    inputs = test["inputs"][:64].clone().requires_grad_()
+    output = net(inputs, output_hidden_states=True).hidden_states[1][:, here]
+    norms = []
+    for entry in output.sum(dim=0):
+        (gradient,) = torch.autograd.grad(entry, inputs, retain_graph=True)
+        norms.append(gradient.norm(dim=-1).mean(dim=0))
+    sensitivity = torch.stack(norms).mean(dim=0)[: here + 1].flip(0)[:LAGS].tolist()
+    return explained, sensitivity
+
+
+def _lines(explained: list[float], sensitivity: list[float], name: str = "") -> list[Curve]:
+    lags = [float(lag) for lag in range(LAGS)]
+    return [Curve(f"R2 of decoding{name}", lags, explained), Curve(f"sensitivity{name}", lags, sensitivity)]
+
+
+def copy_layer(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 11: the first layer holds this token and the one before, and little else."""
+    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
+    explained, sensitivity = copied_lags(bench, sizes, task, hybrid_net(bench, sizes, task))
+    return Findings(
+        {
+            "least R2 of lags 0 and 1": min(explained[:2]),
+            "R2 of lag 3": explained[3],
+            "sensitivity of lag 1 over lag 4": sensitivity[1] / sensitivity[4],
+        },
+        curves=_lines(explained, sensitivity),
+        x_label="lag",
+        y_label="R2, norm of the gradient",
+    )
+
+
+def copy_layer_of_nets(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 11, version 2: the hybrid and a deep softmax net at three positions, of which the worst counts."""
+    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
+    hybrid = hybrid_net(bench, sizes, task)
+    nets = {
+        "": hybrid,
+        ", softmax": bench.net(plain_net(bench, sizes, task, "softmax", sizes["layers"])),
+        ", shuffled weights": shuffled(hybrid, bench.seed),
+    }
+    values, curves = {}, []
+    for name, net in nets.items():
+        found = [
+            copied_lags(bench, sizes, task, net, at) for at in (task.length // 2, 3 * task.length // 4, task.length)
+        ]
+        values[f"least R2 of lags 0 and 1{name}"] = min(min(explained[:2]) for explained, _ in found)
+        values[f"R2 of lag 3{name}"] = max(explained[3] for explained, _ in found)
+        values[f"sensitivity of lag 1 over lag 4{name}"] = min(each[1] / each[4] for _, each in found)
+        curves += _lines(*found[-1], name)
+    return Findings(values, curves=curves, x_label="lag", y_label="R2, norm of the gradient")
+
+
+def longer_binding(bench: Workbench, sizes: Sizes) -> Findings:
+    """Claim 12: with a state of n_h seen through n_s numbers, ceil(n_h / n_s) tokens are held."""
+    task = LinearDynamics(size=sizes["size"], hidden=sizes["hidden"], length=sizes["length"])
+    net = hybrid_net(bench, sizes, task)
+    explained, sensitivity = copied_lags(bench, sizes, task, net)
+    needed = math.ceil(sizes["hidden"] / sizes["size"])
+    control, _ = copied_lags(bench, sizes, task, shuffled(net, bench.seed))
+    return Findings(
+        {
+            "least R2 of the lags needed": min(explained[:needed]),
+            "R2 of the second lag beyond those needed": explained[needed + 1],
+            "least R2 of the lags needed, shuffled weights": min(control[:needed]),
+        },
+        controls={"lags needed": needed},
+        curves=_lines(explained, sensitivity),
+        x_label="lag",
+        y_label="R2, norm of the gradient",
+    )
