@@ -141,7 +141,7 @@ def scored(tokenizer, rate) -> Scores:
 
 
 @pytest.mark.parametrize("rate", [uniform, by_pool, by_candidates, first_place, knowing])
-@pytest.mark.parametrize("merges", ["", "perhaps yes " * 40 + " ".join(WORDS)])
+@pytest.mark.parametrize("merges", ["", pytest.param("perhaps yes " * 40 + " ".join(WORDS), marks=pytest.mark.slow)])
 def test_models_that_read_no_demonstrations_come_out_at_nothing(make, rate, merges: str) -> None:
     comparison = build_comparison([scored(make.tokenizer(merges_from=merges, size=330), rate)], differences=False)
     average = comparison.row("primary_average")

@@ -32,6 +32,7 @@ def assert_kept_in_registers(rows: list[dict[str, str]]) -> None:
         assert row["hmma"] == "0", row
 
 
+@pytest.mark.slow
 def test_light_kernels_of_heads_of_64() -> None:
     rows = read_table("--size", "64", "--dtype", "bfloat16", "--only", "gate", "scan forward", "read", "one_step")
     assert {row["kernel"] for row in rows} >= {"gate", "scan forward", "read marked", "one_step"}

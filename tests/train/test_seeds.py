@@ -88,7 +88,7 @@ def test_a_run_that_breaks_does_not_take_the_others_along(
 ) -> None:
     trained = []
 
-    def pretrain(recipe: object, resume: str) -> str:
+    def pretrain(recipe: object, resume: str, **_: object) -> str:
         trained.append(recipe.name)
         if recipe.name == "tiny-mesa-s0":
             raise NonFiniteError("the gradient is not finite")
