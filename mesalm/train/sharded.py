@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed import barrier
@@ -42,6 +42,7 @@ def use_fsdp(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -
     state = accelerator.state
     if state.distributed_type == DistributedType.MULTI_CPU:
         state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+        PartialState().distributed_type = DistributedType.FSDP  # from which accelerate renews its state now and then
     plugin.mixed_precision_policy = None
 
 

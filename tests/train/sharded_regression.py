@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers.utils import ModelOutput
 
 from mesalm.data.stream import Position, RowStream
 from mesalm.train.launch import make_accelerator
@@ -25,7 +25,8 @@ class Network(torch.nn.Module):
         self.body = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
-        return SimpleNamespace(loss=(self.body(x).squeeze(-1) - y).square().mean())
+        # FSDP2 finds the tensors to go backward from in outputs that torch can take apart
+        return ModelOutput(loss=(self.body(x).squeeze(-1) - y).square().mean())
 
 
 def collate(items: list[torch.Tensor]) -> dict[str, torch.Tensor]:
