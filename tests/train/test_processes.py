@@ -50,9 +50,10 @@ def test_two_processes_train_as_one(load: Load, start: Start) -> None:
 def test_two_processes_stopped_and_taken_up_end_as_if_they_had_not_been(
     load: Load, start: Start, data: tuple[str, ...]
 ) -> None:
+    settings = ("schedule.name=constant", "schedule.warmup_steps=0", *data)
+
     def run(name: str, steps: int) -> Path:
-        changes = (f"name={name}", f"train.steps={steps}", "schedule.name=constant", "schedule.warmup_steps=0")
-        process = start(*changes, *data, launcher=TORCHRUN)
+        process = start(f"name={name}", f"train.steps={steps}", *settings, launcher=TORCHRUN)
         _, errors = process.communicate(timeout=150)
         assert process.returncode == 0, errors
         return load(f"name={name}").folder
@@ -66,7 +67,7 @@ def test_two_processes_stopped_and_taken_up_end_as_if_they_had_not_been(
     assert [(whole / file).read_bytes() for file in files] == [(parts / file).read_bytes() for file in files]
     if data:
         with pytest.raises(CheckpointError, match="of 2 processes that each read a part of the stream"):
-            pretrain(load("name=parts", "train.steps=9", *data), quiet=True)
+            pretrain(load("name=parts", "train.steps=9", *settings), quiet=True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs accelerate starts what it is asked for")
