@@ -25,29 +25,14 @@ from .chunk_states import (
     read_states,
     to_chunks,
 )
-from .linear_chunked import LinearOperands, LinearResults, LinearUpstreams, make_recurrence
+from .linear_chunked import LinearOperands, LinearResults, LinearUpstreams, exact, make_recurrence
 
 
-def delta_exact(
-    query: Tensor, key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, cross: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Compute the recurrence as written, differentiable by autograd; shapes as in `LinearOperands`."""
-    B, T, H, K = query.shape
-    G, V = value.shape[2:]
-    dtype = compute_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
-        q = query.to(dtype).reshape(B, T, G, H // G, K)
-        k, v = key.to(dtype).unsqueeze(-1), value.to(dtype).unsqueeze(-2)
-        gamma = log_forget.to(dtype).exp()[..., None, None]
-        beta = input_gate.to(dtype)[..., None, None]
-        G_t, outputs = cross.to(dtype).clone(), []
-        for t in range(T):
-            faded = gamma[:, t] * G_t
-            G_t = faded + k[:, t] * (beta[:, t] * (v[:, t] - k[:, t].mT @ faded))
-            outputs.append(q[:, t] @ G_t)
-        if T == 0:
-            return query.new_zeros(B, T, H, V), G_t
-        return torch.stack(outputs, 1).reshape(B, T, H, V).to(query.dtype), G_t
+@exact
+def delta_exact(state: Tensor, k: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """Let the state fade, and move what it gives for the key towards the value."""
+    faded = gamma * state
+    return faded + k * (beta * (v - k.mT @ faded))
 
 
 class Chunks(NamedTuple):

@@ -57,25 +57,39 @@ class LinearUpstreams(NamedTuple):
     cross_upstream: Tensor
 
 
-def linear_exact(
-    query: Tensor, key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, cross: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Compute the recurrence as written, differentiable by autograd; shapes as in `LinearOperands`."""
-    B, T, H, K = query.shape
-    G, V = value.shape[2:]
-    dtype = compute_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
-        q = query.to(dtype).reshape(B, T, G, H // G, K)
-        k, v = key.to(dtype).unsqueeze(-1), value.to(dtype).unsqueeze(-2)
-        gamma = log_forget.to(dtype).exp()[..., None, None]
-        beta = input_gate.to(dtype)[..., None, None]
-        G_t, outputs = cross.to(dtype).clone(), []
-        for t in range(T):
-            G_t = gamma[:, t] * G_t + beta[:, t] * k[:, t] * v[:, t]
-            outputs.append(q[:, t] @ G_t)
-        if T == 0:
-            return query.new_zeros(B, T, H, V), G_t
-        return torch.stack(outputs, 1).reshape(B, T, H, V).to(query.dtype), G_t
+def exact(write: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return a recurrence as written, differentiable by autograd; its arguments are those of `LinearOperands`.
+
+    `write(state, k, v, gamma, beta)` gives the state `[B, G, K, V]` after a token, of key `[B, G, K, 1]`, value
+    `[B, G, 1, V]` and gates `[B, G, 1, 1]`.
+    """
+
+    def recur(
+        query: Tensor, key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, cross: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        B, T, H, K = query.shape
+        G, V = value.shape[2:]
+        dtype = compute_dtype(query.dtype)
+        with torch.autocast(query.device.type, enabled=False):
+            q = query.to(dtype).reshape(B, T, G, H // G, K)
+            k, v = key.to(dtype).unsqueeze(-1), value.to(dtype).unsqueeze(-2)
+            gamma = log_forget.to(dtype).exp()[..., None, None]
+            beta = input_gate.to(dtype)[..., None, None]
+            G_t, outputs = cross.to(dtype).clone(), []
+            for t in range(T):
+                G_t = write(G_t, k[:, t], v[:, t], gamma[:, t], beta[:, t])
+                outputs.append(q[:, t] @ G_t)
+            if T == 0:
+                return query.new_zeros(B, T, H, V), G_t
+            return torch.stack(outputs, 1).reshape(B, T, H, V).to(query.dtype), G_t
+
+    return recur
+
+
+@exact
+def linear_exact(state: Tensor, k: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """Let the state fade, and add the product of key and value."""
+    return gamma * state + beta * k * v
 
 
 def cut(operands: LinearOperands, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Decay, Tensor, Tensor]:
