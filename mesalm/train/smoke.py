@@ -45,12 +45,12 @@ def smoke(recipe: Recipe, folder: Path) -> str:
 
 def write_text(folder: Path) -> Path:
     """Write documents of the standard library as a dataset's folder, with the columns of a text corpus."""
-    import pandas
+    import datasets
 
     source = SOURCES["python-stdlib"](SourceSettings(name="python-stdlib", limit=DOCUMENTS))
     documents = [{"id": document.id, "text": document.text} for document in source.documents(Faults())]
     folder.mkdir(parents=True)
-    pandas.DataFrame(documents).to_parquet(folder / "train.parquet")
+    datasets.Dataset.from_list(documents).to_parquet(folder / "train.parquet")
     return folder
 
 
