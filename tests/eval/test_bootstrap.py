@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mesa_eval.measures.protocols import find_protocol
+from mesa_eval.measures.suites import find_suite
 from mesa_eval.uncertainty.bootstrap import effective_units, group_sums, mean_of, resample, resampled_sums
 from mesa_eval.uncertainty.intervals import FEW_UNITS, Interval
 
@@ -46,7 +46,7 @@ SIZES = np.concatenate([np.geomspace(90e3, 440e3, 7), [40e3, 40e3], np.geomspace
 @pytest.mark.parametrize("suite", ["quick", "full", "paper", None])
 def test_intervals_cover_whether_documents_are_capped_or_not(suite: str | None) -> None:
     """Draw bits per byte of 115 documents; 2,000 trials have a standard error of 0.5 points at 95 %."""
-    sizes = SIZES if suite is None else np.minimum(SIZES, find_protocol(suite).document_bytes)
+    sizes = SIZES if suite is None else np.minimum(SIZES, find_suite(suite).document_bytes)
     generator = np.random.default_rng(0)
     covered = 0
     for trial in range(2000):

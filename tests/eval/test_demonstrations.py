@@ -8,10 +8,10 @@ import pytest
 from mesa_eval.tasks.classification import ClassTask
 from mesa_eval.tasks.episodes import EpisodeTask
 from mesa_eval.tasks.key_value_recall import RecallTask
-from mesa_eval.tasks.task import FewShotProtocol, Item, Task
+from mesa_eval.tasks.task import FewShotSizes, Item, Task
 from mesa_eval.uncertainty.bootstrap import resample
 
-PROTOCOL = FewShotProtocol(shots=(0, 8), draws=1, queries=60, candidates=5)
+SIZES = FewShotSizes(shots=(0, 8), draws=1, queries=60, candidates=5)
 LABELS = ("no", "yes")
 PAIRS = Task(
     "pairs",
@@ -65,7 +65,7 @@ def test_intervals_cover_new_queries_and_new_demonstrations(task: Task) -> None:
     truth = ease.mean() + np.mean(list(help_of.values()))
     trials, covered = 1000, 0
     for seed in range(trials):
-        queries = task.queries(PROTOCOL, seed)
+        queries = task.queries(SIZES, seed)
         drawn = [
             ease[index]
             + np.mean([help_of[item.input] for item in task.demonstrations(index, 0, 8, seed)])
@@ -85,14 +85,14 @@ def test_every_label_is_asked_as_often_as_can_be() -> None:
         tuple(Item(f"q{n}", label) for n, label in enumerate(outputs)),
         labels=(*LABELS, "maybe"),
     )
-    queries = task.queries(FewShotProtocol(shots=(0,), draws=1, queries=15, candidates=5), seed=0)
+    queries = task.queries(FewShotSizes(shots=(0,), draws=1, queries=15, candidates=5), seed=0)
     asked = [task.evaluation[index].output for index in queries]
     assert sorted(asked.count(label) for label in task.labels) == [2, 6, 7]
     assert asked.count("maybe") == 2
     assert task.majority(queries) == 7 / 15
     assert len(set(queries)) == 15
     # where there are fewer than are asked for, all are asked
-    assert task.queries(FewShotProtocol(shots=(0,), draws=1, queries=500, candidates=5), 0) == list(range(102))
+    assert task.queries(FewShotSizes(shots=(0,), draws=1, queries=500, candidates=5), 0) == list(range(102))
 
 
 def test_no_letter_is_right_more_often_than_another() -> None:

@@ -16,9 +16,9 @@ from mesa_eval.reading.documents import HeldOutDocument, read_documents
 from mesa_eval.reading.scoring import Scorer
 from mesa_eval.tasks import find_tasks
 from mesa_eval.tasks.key_value_recall import RecallTask
-from mesa_eval.tasks.task import FewShotProtocol, Item, Task
+from mesa_eval.tasks.task import FewShotSizes, Item, Task
 
-PROTOCOL = FewShotProtocol(shots=(0, 1, 2, 4), draws=3, queries=10, candidates=5, class_shots=(0, 1, 2), entries=(4, 8))
+SIZES = FewShotSizes(shots=(0, 1, 2, 4), draws=3, queries=10, candidates=5, class_shots=(0, 1, 2), entries=(4, 8))
 PAIRS = Task(
     "pairs",
     (Item("up", "down"), Item("in", "out")),
@@ -116,7 +116,7 @@ def test_case_change_takes_identifiers_where_there_are_some() -> None:
 def test_a_uniform_model_is_at_chance(make, tokenizer, pair_file: str, class_file: str) -> None:
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
     for path, chance, shots in ((pair_file, 1 / 5, [0, 1, 2, 4]), (class_file, 1 / 3, [0, 1, 2])):
-        scores = score_task(scorer, find_task(path, [], 0), PROTOCOL, 256, seed=0)
+        scores = score_task(scorer, find_task(path, [], 0), SIZES, 256, seed=0)
         assert [level.shots for level in scores.levels[""]] == shots
         for level in scores.levels[""]:
             assert np.sum(level.nats) == pytest.approx(np.sum(level.bytes) * np.log(258), rel=1e-6)
@@ -127,14 +127,14 @@ def test_a_uniform_model_is_at_chance(make, tokenizer, pair_file: str, class_fil
                 assert np.sum(measure.numerator) / np.sum(measure.denominator) == pytest.approx(chance)
                 # the null is what a model scores that names the commonest answer, where that is more
                 assert measure.chance >= chance - 1e-12
-    ranked = score_task(scorer, find_task(pair_file, [], 0), PROTOCOL, 256, seed=0).levels[""][0].ranked
+    ranked = score_task(scorer, find_task(pair_file, [], 0), SIZES, 256, seed=0).levels[""][0].ranked
     assert np.shape(ranked) == (10, 3, 5)
 
 
 def test_a_model_that_looks_up_recalls_everything(tokenizer) -> None:
     items = tuple(Item(f"k{n:02d}", f"{chr(97 + n)}{chr(103 + n)}") for n in range(8))
     scorer = Scorer(LookUp(), tokenizer, quiet=True)
-    scores = score_task(scorer, RecallTask("recall", (), items), PROTOCOL, 256, seed=0)
+    scores = score_task(scorer, RecallTask("recall", (), items), SIZES, 256, seed=0)
     levels = scores.levels[""]
     assert [level.shots for level in levels] == [0, 1, 2, 4]
     assert scores.record.example.count("Q: ") == 2
@@ -154,18 +154,18 @@ def test_shots_are_cut_where_a_prompt_does_not_fit(make, tokenizer, pair_file: s
     longest = max(len(task.query(index, draw, 2, 5, 0).prompt.encode()) for index in range(20) for draw in range(3))
     # one start token; the last of the answer's four bytes is predicted, not read
     fits, short = longest + 4, longest + 3
-    protocol = FewShotProtocol(shots=(0, 1, 2, 4), draws=3, queries=20, candidates=5)
-    assert score_task(scorer, task, protocol, fits, seed=0).record.cut == [4]
-    scores = score_task(scorer, task, protocol, short, seed=0)
+    sizes = FewShotSizes(shots=(0, 1, 2, 4), draws=3, queries=20, candidates=5)
+    assert score_task(scorer, task, sizes, fits, seed=0).record.cut == [4]
+    scores = score_task(scorer, task, sizes, short, seed=0)
     assert scores.record.cut == [2, 4]
     assert [level.shots for level in scores.levels[""]] == [0, 1]
     with pytest.raises(CannotAskError, match="no prompt fits"):
-        score_task(scorer, task, protocol, 5, seed=0)
+        score_task(scorer, task, sizes, 5, seed=0)
 
 
 def test_shots_end_where_the_pool_does(make, tokenizer) -> None:
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
-    assert score_task(scorer, PAIRS, PROTOCOL, 512, seed=0).record.cut == [4]
+    assert score_task(scorer, PAIRS, SIZES, 512, seed=0).record.cut == [4]
 
 
 def test_items_do_not_depend_on_the_tokenizer(make, pair_file: str) -> None:
@@ -180,7 +180,7 @@ def test_items_do_not_depend_on_the_tokenizer(make, pair_file: str) -> None:
         seen.append([])
         vocabulary = len(tokenizer)
         scorer = Recorder(make.table(torch.zeros(vocabulary, vocabulary)), tokenizer, quiet=True)
-        score_task(scorer, find_task(pair_file, [], 0), PROTOCOL, 512, seed=0)
+        score_task(scorer, find_task(pair_file, [], 0), SIZES, 512, seed=0)
     assert seen[0] == seen[1]
 
 

@@ -12,8 +12,8 @@ from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.measures.few_shot import TaskScores, score_task
 from mesa_eval.measures.parts import Subject, questions
 from mesa_eval.measures.plan import EvaluationPlan, Request
-from mesa_eval.measures.protocols import find_protocol
 from mesa_eval.measures.scores import ModelCard, Part, Scores
+from mesa_eval.measures.suites import find_suite
 from mesa_eval.measures.task_measures import task_measures
 from mesa_eval.measures.token_count import TokenCounter
 from mesa_eval.reading.encoding import Pair
@@ -23,9 +23,9 @@ from mesa_eval.tasks.classification import ClassTask
 from mesa_eval.tasks.extractive import ChoiceTask
 from mesa_eval.tasks.key_value_recall import RecallTask
 from mesa_eval.tasks.passages import TextRecallTask, repeat_text
-from mesa_eval.tasks.task import FewShotProtocol, Item, Task, shuffled
+from mesa_eval.tasks.task import FewShotSizes, Item, Task, shuffled
 
-PROTOCOL = FewShotProtocol(shots=(0, 2, 8, 16), draws=1, queries=25, candidates=5, class_shots=(0, 4))
+SIZES = FewShotSizes(shots=(0, 2, 8, 16), draws=1, queries=25, candidates=5, class_shots=(0, 4))
 KEYS = [f"{a}{b}" for a in "bdfghj" for b in "aeiouklmn"]
 ITEMS = tuple(Item(key, key[::-1]) for key in KEYS)
 LABELS = ("no", "yes")
@@ -86,7 +86,7 @@ def look_up(shown: list[list[str]], asked: str, text: str) -> float:
 def scored(tokenizer, bits, tasks: Sequence[Task] = TASKS, window: int = 4096) -> Scores:
     parts = []
     for task in tasks:
-        scores = score_task(Oracle(tokenizer, bits), task, PROTOCOL, window, seed=0)
+        scores = score_task(Oracle(tokenizer, bits), task, SIZES, window, seed=0)
         parts.append(Part(f"task/{task.name}", "", task_measures(scores), task=scores.record))
     card = ModelCard(bits.__name__, bits.__name__, "M", "", 1, "f", "t", 9, window, 0)
     return Scores(card, {"seed": 0, "name": "made"}, "text", 1, 1, window, parts, {})
@@ -129,7 +129,7 @@ def test_a_task_that_was_asked_otherwise_is_left_out_of_the_gain(tokenizer) -> N
 
 @pytest.mark.parametrize("task", TASKS)
 def test_shuffled_demonstrations_are_the_same_with_answers_elsewhere(task: Task) -> None:
-    (other,) = [own for own in task.variants(8, PROTOCOL, 0) if own.variant == "shuffled"]
+    (other,) = [own for own in task.variants(8, SIZES, 0) if own.variant == "shuffled"]
     for index in range(10):
         plain, moved = (own.query(index, 0, 8, 5, seed=0) for own in (task, other))
         shown = [[line.split(": ")[1] for line in block.split("\n")] for block in plain.shared.strip().split("\n\n")]
@@ -155,7 +155,7 @@ def test_a_permutation_leaves_nothing_in_its_place_and_is_even() -> None:
 
 def test_controls_are_asked_at_the_primary_number_of_shots_only(make, tokenizer) -> None:
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
-    pairs, _, classes, recall = (score_task(scorer, task, PROTOCOL, 4096, seed=0) for task in TASKS)
+    pairs, _, classes, recall = (score_task(scorer, task, SIZES, 4096, seed=0) for task in TASKS)
     assert [level.shots for level in pairs.levels[""]] == [0, 2, 8, 16]
     for scores, names in (
         (pairs, {"shuffled"}),
@@ -166,7 +166,7 @@ def test_controls_are_asked_at_the_primary_number_of_shots_only(make, tokenizer)
             name: [scores.primary] for name in names
         }
     assert (pairs.primary, classes.primary) == (8, 4)
-    one = FewShotProtocol(shots=(0, 1), draws=1, queries=5, candidates=3)
+    one = FewShotSizes(shots=(0, 1), draws=1, queries=5, candidates=3)
     assert set(score_task(scorer, TASKS[0], one, 4096, seed=0).levels) == {""}  # one demonstration cannot be shuffled
 
 
@@ -176,7 +176,7 @@ def keys_of(scores: TaskScores) -> set[str]:
 
 def test_exact_match_is_asked_where_it_tells_something(make, tokenizer) -> None:
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
-    pairs, choice, _, recall = (keys_of(score_task(scorer, task, PROTOCOL, 4096, seed=0)) for task in TASKS)
+    pairs, choice, _, recall = (keys_of(score_task(scorer, task, SIZES, 4096, seed=0)) for task in TASKS)
     assert "exact" not in pairs | choice
     assert "exact" in recall
 
@@ -185,24 +185,24 @@ def test_texts_are_read_twice_to_the_letter(make, tokenizer) -> None:
     assert repeat_text("a: b\nc: d\na:") == "a: b\nc: d\na: b\nc: d\na:"
     assert repeat_text("The end of it is") == "The end of it is\nThe end of it is"
     task = TextRecallTask("facts", (), (Item("a: b\na:", "b"), Item(f"a: {'b' * 40}\na:", "bb")))
-    (twice,) = task.variants(0, PROTOCOL, 0)
+    (twice,) = task.variants(0, SIZES, 0)
     assert twice.query(0, 0, 0, 1, seed=0).prompt == "a: b\na: b\na:"
-    recall = next(own for own in TASKS[3].variants(8, PROTOCOL, 0) if own.variant == "twice")
+    recall = next(own for own in TASKS[3].variants(8, SIZES, 0) if own.variant == "twice")
     plain, repeated = (own.query(3, 0, 8, 5, seed=0) for own in (TASKS[3], recall))
     assert repeated.prompt == plain.shared + plain.prompt
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
     # 60 tokens hold the first text twice and the second once
-    scores = score_task(scorer, task, PROTOCOL, 60, seed=0)
+    scores = score_task(scorer, task, SIZES, 60, seed=0)
     assert scores.left_out == {"": 0, "twice": 1}
     measures = {measure.key: measure for measure in task_measures(scores)}
     assert measures["task/facts/0/answer-twice"].units == ["0"]
     assert measures["task/facts/0/answer-twice"].unit == "answer, bits per byte, read twice"
     assert measures["task/facts/0/answer"].units == ["0", "1"]
-    plan = EvaluationPlan(Request(models=[]), find_protocol("quick"), (), (), (), (), (task,), {}, ())
+    plan = EvaluationPlan(Request(models=[]), find_suite("quick"), (), (), (), (), (task,), {}, ())
     subject = Subject(scorer, 60, plan)
     (asked,) = [question for question in questions(subject, None) if question.name == "task/facts"]
     assert "facts, read twice: 1 of 2 left out, with their answer they exceed 60 tokens" in [
         note.text for note in asked.ask().notes
     ]
-    short = score_task(scorer, TASKS[3], PROTOCOL, 150, seed=0)
+    short = score_task(scorer, TASKS[3], SIZES, 150, seed=0)
     assert (short.primary, short.left_out["twice"], short.levels["twice"]) == (8, 25, [])

@@ -168,11 +168,11 @@ def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, save_mesa,
     from mesa_eval.measures.task_measures import task_measures
     from mesa_eval.tasks import find_tasks
     from mesa_eval.tasks.minimal_pairs import MinimalPairTask
-    from mesa_eval.tasks.task import FewShotProtocol, Item
+    from mesa_eval.tasks.task import FewShotSizes, Item
 
     tokenizer = make.tokenizer(merges_from="text: eval label: red tan sky " * 30, size=290)
     model = save_mesa(tmp_path / "mesa", tokenizer)
-    protocol = FewShotProtocol(
+    sizes = FewShotSizes(
         shots=(2,),
         draws=1,
         queries=9,
@@ -188,7 +188,7 @@ def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, save_mesa,
     scorer = Scorer.open(model, device="cpu", quiet=True)
     ours = {}
     for task in tasks:
-        ours[task.name] = score_task(scorer, task, protocol, 128, seed=0)
+        ours[task.name] = score_task(scorer, task, sizes, 128, seed=0)
         (level,) = ours[task.name].levels[""]
         lines = []
         for index in ours[task.name].queries:
@@ -238,7 +238,7 @@ def test_passages_agree_to_the_last_item(make, save_mesa, tmp_path: Path) -> Non
     """Last words as the harness asks LAMBADA, and what is written behind a text up to the end of the line."""
     from mesa_eval.harness import run_tasks
     from mesa_eval.measures.few_shot import score_task
-    from mesa_eval.measures.protocols import find_protocol
+    from mesa_eval.measures.suites import find_suite
     from mesa_eval.measures.task_measures import task_measures
     from mesa_eval.tasks import find_tasks
 
@@ -267,7 +267,7 @@ def test_passages_agree_to_the_last_item(make, save_mesa, tmp_path: Path) -> Non
     ours = {}
     for name in lines:
         (task,) = find_tasks(str(folder / f"{name}.jsonl"), [], 0)
-        ours[name] = score_task(scorer, task, find_protocol("full").few_shot, 128, seed=0)
+        ours[name] = score_task(scorer, task, find_suite("full").few_shot, 128, seed=0)
         assert ours[name].queries == list(range(8))
     (last,), (facts,) = ours["last"].levels[""], ours["facts"].levels[""]
     # float32 sums in another order

@@ -20,9 +20,9 @@ from mesa_eval.tasks.classification import CONTENT_FREE, ClassTask
 from mesa_eval.tasks.episodes import EpisodeTask
 from mesa_eval.tasks.extractive import ChoiceTask
 from mesa_eval.tasks.key_value_recall import RecallTask
-from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
+from mesa_eval.tasks.task import FewShotSizes, Item, Query, Task
 
-PROTOCOL = FewShotProtocol(
+SIZES = FewShotSizes(
     shots=(0, 2, 8), draws=1, queries=40, candidates=5, class_shots=(0, 2, 8), episodes=40, episode_shots=(1, 2)
 )
 WORDS = [f"{a}{b}{c * (1 + n % 3)}" for n, a in enumerate("bdfghjpv") for b in "aeiou" for c in "klmn"]
@@ -102,7 +102,7 @@ def by_pool(task: str, prompt: str, text: str, tokens: int) -> float:
 @cache
 def by_candidates(task: str, prompt: str, text: str, tokens: int) -> float:
     own = next(item for item in TASKS if item.name == task)
-    asked = [own.query(index, 0, 8 if own.kind == "recall" else 1, 5, seed=0) for index in own.queries(PROTOCOL, 0)]
+    asked = [own.query(index, 0, 8 if own.kind == "recall" else 1, 5, seed=0) for index in own.queries(SIZES, 0)]
     return float(sum(text in query.candidates for query in asked))
 
 
@@ -134,7 +134,7 @@ def knowing(task: str, prompt: str, text: str, tokens: int) -> float:
 def scored(tokenizer, rate) -> Scores:
     parts = []
     for task in TASKS:
-        scores = score_task(Oracle(tokenizer, rate), task, PROTOCOL, 4096, seed=0)
+        scores = score_task(Oracle(tokenizer, rate), task, SIZES, 4096, seed=0)
         parts.append(Part(f"task/{task.name}", "", task_measures(scores), task=scores.record))
     card = ModelCard(rate.__name__, rate.__name__, "M", "", 1, "f", "t", 9, 4096, 0)
     return Scores(card, {"seed": 0, "name": "made"}, "text", 1, 1, 4096, parts, {})

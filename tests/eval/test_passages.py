@@ -24,9 +24,9 @@ from mesa_eval.report.wording import summarise
 from mesa_eval.tasks import find_tasks
 from mesa_eval.tasks.key_value_recall import RecallTask
 from mesa_eval.tasks.passages import LastWordTask, TextRecallTask
-from mesa_eval.tasks.task import FewShotProtocol, Item
+from mesa_eval.tasks.task import FewShotSizes, Item
 
-PROTOCOL = FewShotProtocol(shots=(1, 2), draws=2, queries=4, candidates=3, passages=10, variants=())
+SIZES = FewShotSizes(shots=(1, 2), draws=2, queries=4, candidates=3, passages=10, variants=())
 
 
 def values(measures: list[Measure]) -> dict[str, float]:
@@ -70,7 +70,7 @@ def test_a_value_counts_where_the_line_that_is_written_holds_it(tokenizer) -> No
     }
     task = TextRecallTask("facts", (), tuple(Item(text, value) for text, (value, _) in items.items()))
     model = Writer({text: written for text, (_, written) in items.items()}, tokenizer)
-    scores = score_task(scorer := Scorer(model, tokenizer, quiet=True), task, PROTOCOL, 100, seed=0)
+    scores = score_task(scorer := Scorer(model, tokenizer, quiet=True), task, SIZES, 100, seed=0)
     (level,) = scores.levels[""]
     assert level.written == [[" the VALUE is"], [" no"], [" " + "x" * 47], [" 12 b"]]
     assert level.contains == [[1.0], [0.0], [0.0], [1.0]]
@@ -88,18 +88,18 @@ def test_a_value_counts_where_the_line_that_is_written_holds_it(tokenizer) -> No
 def test_writing_ends_where_the_window_does(tokenizer) -> None:
     model = Writer({"one Key:": " " + "y" * 90}, tokenizer)
     task = TextRecallTask("facts", (), (Item("one Key:", "yy"),))
-    scores = score_task(Scorer(model, tokenizer, quiet=True), task, PROTOCOL, 20, seed=0)
+    scores = score_task(Scorer(model, tokenizer, quiet=True), task, SIZES, 20, seed=0)
     # nine tokens of the prompt; of what is written the last token is not read
     assert model.most == [12]
     assert scores.levels[""][0].written == [[" " + "y" * 11]]
     with pytest.raises(CannotAskError, match="no prompt fits"):
-        score_task(Scorer(model, tokenizer, quiet=True), task, PROTOCOL, 10, seed=0)
+        score_task(Scorer(model, tokenizer, quiet=True), task, SIZES, 10, seed=0)
 
 
 def test_texts_longer_than_the_window_are_left_out_and_counted(make, tokenizer) -> None:
     items = tuple(Item("w" * length, "end") for length in (5, 40, 6, 41))
     task = LastWordTask("ends", (), items)
-    scores = score_task(Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True), task, PROTOCOL, 44, seed=0)
+    scores = score_task(Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True), task, SIZES, 44, seed=0)
     # one start token, the text, and " en" are read
     assert scores.queries == [0, 1, 2]
     assert scores.left_out == {"": 1}
@@ -108,12 +108,12 @@ def test_texts_longer_than_the_window_are_left_out_and_counted(make, tokenizer) 
 def test_keys_and_values_are_looked_for_in_what_is_written(tokenizer) -> None:
     items = tuple(Item(f"k{n}", f"v{n}") for n in range(4))
     task = RecallTask("recall", (), items)
-    protocol = FewShotProtocol(shots=(2,), draws=1, queries=4, candidates=2, variants=())
+    sizes = FewShotSizes(shots=(2,), draws=1, queries=4, candidates=2, variants=())
     asked = [task.query(index, 0, 2, 2, seed=0) for index in range(4)]
     model = Writer(
         {query.prompt: f" is{query.answer if n else ' nothing'}.\nQ:" for n, query in enumerate(asked)}, tokenizer
     )
-    found = values(task_measures(score_task(Scorer(model, tokenizer, quiet=True), task, protocol, 100, seed=0)))
+    found = values(task_measures(score_task(Scorer(model, tokenizer, quiet=True), task, sizes, 100, seed=0)))
     assert found["contains"] == 0.75
     assert found["exact"] == 0.0
 
@@ -126,7 +126,7 @@ def test_a_model_that_is_sure_of_the_answer_is_not_asked_to_write(make, tokenize
     asked: list[int] = []
     model.generate = lambda ids, **_: asked.append(len(ids)) or torch.cat((ids, ids[:, :1]), 1)
     task = TextRecallTask("sure", (), (Item("go:", "yes"), Item("no:", "not")))
-    (level,) = score_task(Scorer(model, tokenizer, quiet=True), task, PROTOCOL, 60, seed=0).levels[""]
+    (level,) = score_task(Scorer(model, tokenizer, quiet=True), task, SIZES, 60, seed=0).levels[""]
     assert asked == [1]
     assert level.written == [[" yes"], [""]]
     assert level.contains == [[1.0], [0.0]]
@@ -134,7 +134,7 @@ def test_a_model_that_is_sure_of_the_answer_is_not_asked_to_write(make, tokenize
 
 def test_a_model_that_cannot_write_is_asked_the_rest(make, tokenizer) -> None:
     task = TextRecallTask("facts", (), (Item("go:", "yes"),))
-    scores = score_task(Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True), task, PROTOCOL, 60, seed=0)
+    scores = score_task(Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True), task, SIZES, 60, seed=0)
     assert values(task_measures(scores)).keys() == {"answer", "exact"}
 
 
@@ -143,7 +143,7 @@ def test_the_last_word_by_hand(make, tokenizer) -> None:
     table = torch.zeros(258, 258)
     table[space, e] = table[e, n] = table[n, d] = table[tokenizer("x").input_ids[0], space] = 9.0
     task = LastWordTask("lambada", (), (Item("a x", "end"), Item("a y", "end"), Item("a x", "end.")))
-    scores = score_task(Scorer(make.table(table), tokenizer, quiet=True), task, PROTOCOL, 64, seed=0)
+    scores = score_task(Scorer(make.table(table), tokenizer, quiet=True), task, SIZES, 64, seed=0)
     sure, even = math.log(math.exp(9) + 257) - 9, math.log(258)
     nats = [4 * sure, 3 * sure + even, 4 * sure + even]
     found = values(task_measures(scores))

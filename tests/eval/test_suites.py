@@ -13,8 +13,8 @@ from mesa_eval.comparison.record import Difference
 from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.evaluate import evaluate
 from mesa_eval.measures.plan import Request, make_plan
-from mesa_eval.measures.protocols import PROTOCOLS, SUITES, find_protocol
 from mesa_eval.measures.scores import Scores
+from mesa_eval.measures.suites import SUITE_NAMES, SUITES, find_suite
 from mesa_eval.measures.token_count import TokenCounter, count_parts
 from mesa_eval.reading.batches import Batch
 from mesa_eval.reading.model_source import find_model, load_tokenizer
@@ -73,34 +73,34 @@ def asked_tokens(version: str, save_model, folder: Path) -> str:
 
 def check(version: str, what: str, found: str) -> None:
     frozen = json.loads(FROZEN.read_text())
-    assert set(frozen) == set(PROTOCOLS), (
-        f"{FROZEN.name} must hold every version of mesa_eval/protocols.py and no other"
+    assert set(frozen) == set(SUITES), (
+        f"{FROZEN.name} must hold every version of mesa_eval/measures/suites.py and no other"
     )
     assert found == frozen[version][what], (
         f"{version}: its {what} are others than before. If scores of it may exist, leave it as it was and add a version"
-        " with the next number to mesa_eval/protocols.py, with a rule of choice of its own where that has changed. Only"
-        f' for a version that was never released write "{what}": "{found}" into {FROZEN.name}'
+        " with the next number to mesa_eval/measures/suites.py, with a rule of choice of its own where that has changed."
+        f' Only for a version that was never released write "{what}": "{found}" into {FROZEN.name}'
     )
 
 
-@pytest.mark.parametrize("version", PROTOCOLS)
+@pytest.mark.parametrize("version", SUITES)
 def test_a_version_keeps_its_sizes(version: str) -> None:
-    record = json.dumps(PROTOCOLS[version].record(), sort_keys=True)
+    record = json.dumps(SUITES[version].record(), sort_keys=True)
     check(version, "record", hashlib.sha256(record.encode()).hexdigest())
 
 
 @pytest.mark.parametrize(
-    "version", [name if "quick" in name else pytest.param(name, marks=pytest.mark.slow) for name in PROTOCOLS]
+    "version", [name if "quick" in name else pytest.param(name, marks=pytest.mark.slow) for name in SUITES]
 )
 def test_a_version_asks_the_same(version: str, save_model, tmp_path: Path) -> None:
     check(version, "items", asked_tokens(version, save_model, tmp_path))
 
 
 def test_a_suite_is_its_newest_version() -> None:
-    assert set(SUITES) == {"quick", "full", "paper"}
-    assert find_protocol("full-1") is PROTOCOLS["full-1"]
-    more = {**PROTOCOLS, "full-9": PROTOCOLS["full-1"], "full-10": PROTOCOLS["quick-1"]}
-    assert find_protocol("full", more) is PROTOCOLS["quick-1"]  # number 10 comes after number 9
+    assert set(SUITE_NAMES) == {"quick", "full", "paper"}
+    assert find_suite("full-1") is SUITES["full-1"]
+    more = {**SUITES, "full-9": SUITES["full-1"], "full-10": SUITES["quick-1"]}
+    assert find_suite("full", more) is SUITES["quick-1"]  # number 10 comes after number 9
 
 
 def test_results_name_the_version(

@@ -19,9 +19,9 @@ from mesa_eval.tasks.episodes import EpisodeTask
 from mesa_eval.tasks.extractive import ChoiceTask, is_choice
 from mesa_eval.tasks.minimal_pairs import MinimalPairTask
 from mesa_eval.tasks.scrambles import ScrambleTask, is_scramble
-from mesa_eval.tasks.task import FewShotProtocol, Item
+from mesa_eval.tasks.task import FewShotSizes, Item
 
-PROTOCOL = FewShotProtocol(
+SIZES = FewShotSizes(
     shots=(0, 2),
     draws=2,
     queries=6,
@@ -48,7 +48,7 @@ def value(measure: Measure) -> float:
 
 
 def test_labels_permuted_and_symbols_keep_demonstrations_and_queries() -> None:
-    variants = {task.variant: task for task in [CLASSES, *CLASSES.variants(2, PROTOCOL, seed=4)]}
+    variants = {task.variant: task for task in [CLASSES, *CLASSES.variants(2, SIZES, seed=4)]}
     assert list(variants) == ["", "permuted", "symbols", "shuffled"]
     del variants["shuffled"]
     plain = CLASSES.query(1, 1, 2, 99, seed=4)
@@ -149,10 +149,10 @@ def test_scrambles_have_a_header_and_as_many_shots_as_fit(make, tokenizer) -> No
         "Please unscramble the letters into a word, and write that word:\nknird = drink\ntca ="
     )
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
-    protocol = FewShotProtocol(shots=(0,), draws=2, queries=6, candidates=5, scramble_shots=(0, 1, 10), most_shots=9)
+    sizes = FewShotSizes(shots=(0,), draws=2, queries=6, candidates=5, scramble_shots=(0, 1, 10), most_shots=9)
     header = len(task.header)
     # a shot is "afxy = xyaf\n", the question "afxy =", and of the answer's five bytes four are read, after one start
-    scores = score_task(scorer, task, protocol, header + 3 * 12 + 6 + 4 + 1, seed=0)
+    scores = score_task(scorer, task, sizes, header + 3 * 12 + 6 + 4 + 1, seed=0)
     assert [(level.key, level.shots) for level in scores.levels[""]] == [("0", 0), ("1", 1), ("most", 3)]
     assert scores.record.cut == [10]
     assert {measure.key.rsplit("/", 1)[1] for measure in task_measures(scores)} == {"answer", "exact"}
@@ -172,7 +172,7 @@ def test_minimal_pairs_compare_whole_sentences_by_paradigm(make, tokenizer) -> N
         Item("a", "b", "tied"),
     ]
     task = MinimalPairTask("blimp", (), tuple(pairs))
-    scores = score_task(Scorer(make.table(table), tokenizer, quiet=True), task, PROTOCOL, 64, seed=0)
+    scores = score_task(Scorer(make.table(table), tokenizer, quiet=True), task, SIZES, 64, seed=0)
     measures = {measure.key.removeprefix("task/blimp/0/"): measure for measure in task_measures(scores)}
     assert value(measures["accuracy/order"]) == 1.0
     assert value(measures["accuracy/wrong"]) == 0.0
@@ -201,7 +201,7 @@ def test_episodes_draw_their_classes_and_letters_afresh(make, tokenizer) -> None
         seen.add((tuple(sorted(table)), two.answer))
     assert len(seen) > 8
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
-    measures = task_measures(score_task(scorer, task, PROTOCOL, 512, seed=0))
+    measures = task_measures(score_task(scorer, task, SIZES, 512, seed=0))
     assert [value(measure) for measure in measures] == pytest.approx([0.2, 0.2])
     assert {measure.resampled for measure in measures} == {"episode"}
 

@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from mesa_eval.measures.protocols import find_protocol
+from mesa_eval.measures.suites import find_suite
 from mesa_eval.tasks import find_tasks
 from mesalm.data.episode_words import ATTRIBUTES, LABELS
 from mesalm.data.episodes import HELD_OUT
 
-QUICK = find_protocol("quick").few_shot
+QUICK = find_suite("quick").few_shot
 SIGN = {word: sign for pair in ATTRIBUTES for word, sign in zip(pair, (-1, 1), strict=True)}
 
 

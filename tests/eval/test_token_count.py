@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mesa_eval.measures.plan import Request, make_plan
-from mesa_eval.measures.protocols import find_protocol
 from mesa_eval.measures.run import run_plan
+from mesa_eval.measures.suites import find_suite
 from mesa_eval.measures.token_count import count_tokens
 from mesalm.cli import main
 
@@ -34,7 +34,7 @@ def test_the_count_is_what_is_read(save_model, text_file: str, pair_file: str, c
         else:
             assert part.tokens_run == count.tokens > 0
     assert [part.name for part in counted.parts if part.at_most] == ["task/key_value_recall"]
-    assert counted.tokens < (find_protocol("quick").budget or 0)
+    assert counted.tokens < (find_suite("quick").budget or 0)
 
 
 @pytest.mark.parametrize("command", ["eval", "compare"])

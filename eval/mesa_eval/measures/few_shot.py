@@ -17,7 +17,7 @@ from mesa_eval.measures.nulls import null_scores
 from mesa_eval.measures.scores import TaskRecord
 from mesa_eval.reading.encoding import Pair
 from mesa_eval.reading.reader import Likelihood, Reader
-from mesa_eval.tasks.task import FewShotProtocol, Query, Task
+from mesa_eval.tasks.task import FewShotSizes, Query, Task
 
 MOST = "most"
 WRITTEN = 48  # tokens written at most where an answer is looked for in what a model writes (Arora et al. 2024, Based)
@@ -63,7 +63,7 @@ class Level:
 class TaskScores:
     """What one task gave: its record, the queries asked, and levels by variant ("" is the plain one).
 
-    primary: the number of shots that counts, the most that fit up to the protocol's; left_out: by variant, how many of
+    primary: the number of shots that counts, the most that fit up to the sizes's; left_out: by variant, how many of
     the queries are longer than the window, in a task that goes on without those, or all where a variant does not fit;
     lost: how many different answers do not come back from their tokens, of `answers`.
     """
@@ -98,27 +98,27 @@ class _Asked:
         return [query for row in self.grid for query in row]
 
 
-def score_task(reader: Reader, task: Task, protocol: FewShotProtocol, window: int, seed: int) -> TaskScores:
+def score_task(reader: Reader, task: Task, sizes: FewShotSizes, window: int, seed: int) -> TaskScores:
     """Score one task at every number of shots that fits the window.
 
     Raises CannotAskError if not even the smallest number of shots fits, or an answer cannot be encoded.
     """
-    chosen = task.queries(protocol, seed)
+    chosen = task.queries(sizes, seed)
     queries = _short_enough(reader, task, chosen, window, seed)
-    plain = _fitting(reader, task, protocol, queries, window, seed) if queries else []
+    plain = _fitting(reader, task, sizes, queries, window, seed) if queries else []
     if not plain:
         raise CannotAskError(f"no prompt fits the window of {window} tokens")
     shots = [level.shots for level in plain if level.key != MOST]
-    primary = max(count for count in shots if count <= max(protocol.primary_shots, shots[0]))
+    primary = max(count for count in shots if count <= max(sizes.primary_shots, shots[0]))
     asked, left_out = {"": plain}, {"": len(chosen) - len(queries)}
-    for other in task.variants(primary, protocol, seed):
+    for other in task.variants(primary, sizes, seed):
         short = _short_enough(reader, other, queries, window, seed)
-        level = _encode(reader, other, protocol, short, primary, window, seed) if short else None
+        level = _encode(reader, other, sizes, short, primary, window, seed) if short else None
         asked[other.variant] = [level] if level else []
         left_out[other.variant] = len(queries) - (len(short) if level else 0)
     levels = _answer(reader, task, asked, window)
     flat = [level for own in asked.values() for level in own]
-    record = _record(task, protocol, queries, flat, plain)
+    record = _record(task, sizes, queries, flat, plain)
     answers = sorted({query.answer for level in flat for query in level.queries_in_turn()})
     lost = reader.lost(answers, reader.encode_all(answers))
     return TaskScores(task, record, queries, levels, primary, left_out, lost, len(answers))
@@ -137,7 +137,7 @@ def _answer(reader: Reader, task: Task, asked: dict[str, list[_Asked]], window: 
 
 def _record(
     task: Task,
-    protocol: FewShotProtocol,
+    sizes: FewShotSizes,
     queries: list[int],
     asked: Sequence[_Asked],
     plain: Sequence[_Asked],
@@ -148,10 +148,10 @@ def _record(
         name=task.name,
         kind=task.kind,
         queries=len(queries),
-        draws=task.draws(protocol),
+        draws=task.draws(sizes),
         candidates=max(len(query.candidates) for level in asked for query in level.queries_in_turn()),
         majority=task.majority(queries),
-        cut=sorted(set(task.levels(protocol)) - {level.shots for level in plain}),
+        cut=sorted(set(task.levels(sizes)) - {level.shots for level in plain}),
         pairs_joint=sum(pair.joint for pair in pairs),
         pairs_apart=sum(not pair.joint for pair in pairs),
         example=(shown.prompt + shown.answer).lstrip(),
@@ -203,35 +203,35 @@ def _write(
 def _fitting(
     reader: Reader,
     task: Task,
-    protocol: FewShotProtocol,
+    sizes: FewShotSizes,
     queries: list[int],
     window: int,
     seed: int,
 ) -> list[_Asked]:
     """Encode every number of shots, up to the first that does not fit."""
     fitting: list[_Asked] = []
-    for shots in task.levels(protocol):
+    for shots in task.levels(sizes):
         fits = shots <= task.most_shots
-        level = _encode(reader, task, protocol, queries, shots, window, seed) if fits else None
+        level = _encode(reader, task, sizes, queries, shots, window, seed) if fits else None
         if level is None:
             break
         fitting.append(level)
     if task.as_many_as_fit and fitting:
-        most = _most_that_fit(reader, task, protocol, queries, window, seed, fitting[-1].shots)
+        most = _most_that_fit(reader, task, sizes, queries, window, seed, fitting[-1].shots)
         if most is not None:
             fitting.append(most)
     return fitting
 
 
 def _most_that_fit(
-    reader: Reader, task: Task, protocol: FewShotProtocol, queries: list[int], window: int, seed: int, known: int
+    reader: Reader, task: Task, sizes: FewShotSizes, queries: list[int], window: int, seed: int, known: int
 ) -> _Asked | None:
     """Find the largest number of shots that fits, more than `known`, by halving; None if there is none."""
-    low, high = known, min(protocol.most_shots, task.most_shots)
+    low, high = known, min(sizes.most_shots, task.most_shots)
     best = None
     while low < high:
         middle = (low + high + 1) // 2
-        level = _encode(reader, task, protocol, queries, middle, window, seed)
+        level = _encode(reader, task, sizes, queries, middle, window, seed)
         if level is None:
             high = middle - 1
         else:
@@ -242,11 +242,11 @@ def _most_that_fit(
 
 
 def _encode(
-    reader: Reader, task: Task, protocol: FewShotProtocol, queries: list[int], shots: int, window: int, seed: int
+    reader: Reader, task: Task, sizes: FewShotSizes, queries: list[int], shots: int, window: int, seed: int
 ) -> _Asked | None:
     """Encode everything that is asked at one number of shots; None if a prompt with a continuation does not fit."""
-    draws = range(task.draws(protocol))
-    grid = [[task.query(index, draw, shots, protocol.candidates, seed) for draw in draws] for index in queries]
+    draws = range(task.draws(sizes))
+    grid = [[task.query(index, draw, shots, sizes.candidates, seed) for draw in draws] for index in queries]
     twins = [[task.free_query(index, draw, shots, seed) for draw in draws] for index in queries]
     free = [own for row in twins if (own := [twin for twin in row if twin is not None])]
     wanted: dict[tuple[str, str], str] = {}

@@ -56,25 +56,25 @@ class Question:
 
 def questions(subject: Subject, training_data: Path | None) -> list[Question]:
     """Return everything that a model is asked, in order; `training_data` tells which pairs of tokens are rare in it."""
-    plan, protocol, seed = subject.plan, subject.plan.protocol, subject.plan.seed
-    wanted = min(protocol.position_windows, max(1, protocol.position_tokens // subject.window))
+    plan, suite, seed = subject.plan, subject.plan.suite, subject.plan.seed
+    wanted = min(suite.position_windows, max(1, suite.position_tokens // subject.window))
     return [
         Question("text", text_fingerprint(plan.sample), partial(_ask_text, subject)),
         Question(
             "positions",
-            [text_fingerprint(plan.documents), wanted, protocol.document_windows, seed, str(training_data)],
+            [text_fingerprint(plan.documents), wanted, suite.document_windows, seed, str(training_data)],
             partial(_ask_positions, subject, wanted, training_data),
         ),
         Question(
             "length",
-            [text_fingerprint(plan.documents), protocol.length_windows, protocol.document_windows, seed],
+            [text_fingerprint(plan.documents), suite.length_windows, suite.document_windows, seed],
             partial(_ask_length, subject),
         ),
-        Question("copying", [protocol.copy_windows, seed], partial(_ask_copying, subject)),
+        Question("copying", [suite.copy_windows, seed], partial(_ask_copying, subject)),
         *(
             Question(
                 f"task/{task.name}",
-                [task.fingerprint(), dataclasses.asdict(protocol.few_shot), seed],
+                [task.fingerprint(), dataclasses.asdict(suite.few_shot), seed],
                 partial(_ask_task, subject, task),
                 task.name,
             )
@@ -99,7 +99,7 @@ def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) ->
     from mesalm.data.prepared import Prepared
 
     plan, window = subject.plan, subject.window
-    most = plan.protocol.document_windows
+    most = plan.suite.document_windows
     scores = score_positions(subject.scorer, plan.documents, window, wanted, most, plan.seed)
     if scores is None:
         reason = f"no document has {window + 1} tokens" if window >= 8 else f"a window of {window} tokens is too short"
@@ -116,7 +116,7 @@ def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) ->
 
 def _ask_length(subject: Subject) -> Answer:
     plan, scorer, window = subject.plan, subject.scorer, subject.window
-    wanted, most = plan.protocol.length_windows, plan.protocol.document_windows
+    wanted, most = plan.suite.length_windows, plan.suite.document_windows
     try:
         scores = score_length(scorer, plan.documents, window, wanted, most, plan.seed)
     except ValueError as error:
@@ -127,7 +127,7 @@ def _ask_length(subject: Subject) -> Answer:
 
 def _ask_copying(subject: Subject) -> Answer:
     plan = subject.plan
-    scores = score_copying(subject.scorer, subject.window, plan.protocol.copy_windows, plan.seed)
+    scores = score_copying(subject.scorer, subject.window, plan.suite.copy_windows, plan.seed)
     if scores is None:
         reason = "the window or the vocabulary is too small"
         return Answer([], notes=[Note(f"copying is not measured: {reason}", own=True)])
@@ -137,7 +137,7 @@ def _ask_copying(subject: Subject) -> Answer:
 def _ask_task(subject: Subject, task: Task) -> Answer:
     plan, window = subject.plan, subject.window
     try:
-        scores = score_task(subject.scorer, task, plan.protocol.few_shot, window, plan.seed)
+        scores = score_task(subject.scorer, task, plan.suite.few_shot, window, plan.seed)
     except CannotAskError as error:
         return _not_asked(task.name, task.kind, str(error))
     raw = {

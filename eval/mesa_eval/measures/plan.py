@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mesa_eval.measures.protocols import Protocol, find_protocol
+from mesa_eval.measures.suites import Suite, find_suite
 from mesa_eval.reading.documents import HeldOutDocument, held_out_documents, read_documents, subsample
 from mesa_eval.reading.model_source import (
     ModelSource,
@@ -56,7 +56,7 @@ class EvaluationPlan:
     """
 
     request: Request
-    protocol: Protocol
+    suite: Suite
     sources: tuple[ModelSource, ...]
     windows: tuple[int, ...]
     documents: tuple[HeldOutDocument, ...]
@@ -76,27 +76,27 @@ def make_plan(request: Request) -> EvaluationPlan:
     """Fix text, windows and tasks for all models; ValueError in one line for bad input."""
     if not request.models:
         raise ValueError("no model given; name at least one run, model folder or Hub name")
-    protocol, seed = find_protocol(request.suite), request.seed
+    suite, seed = find_suite(request.suite), request.seed
     sources = _named_apart([find_model(model) for model in request.models])
-    windows = _windows(sources, protocol.longest_window, request.trust_remote_code)
+    windows = _windows(sources, suite.longest_window, request.trust_remote_code)
     notes: list[str] = []
     documents = read_documents(request.texts, notes) if request.texts else _held_out(sources, request.split, notes)
-    sample = subsample(documents, total_bytes=protocol.text_bytes, document_bytes=protocol.document_bytes, seed=seed)
+    sample = subsample(documents, total_bytes=suite.text_bytes, document_bytes=suite.document_bytes, seed=seed)
     if not sample:
         raise ValueError("no text: every document is empty; name other files with --text")
-    names = [name for name in request.tasks or protocol.tasks if name != "none"]
-    tasks, missing = _build_tasks(names, documents, seed, protocol, notes)
+    names = [name for name in request.tasks or suite.tasks if name != "none"]
+    tasks, missing = _build_tasks(names, documents, seed, suite, notes)
     record = {
-        **protocol.record(),
+        **suite.record(),
         "seed": seed,
         "text": [str(text) for text in request.texts] or f"{request.split} split of the run's prepared data",
         "documents_available": len(documents),
         "tasks": names,
-        "command": " ".join(_versioned(sys.argv, protocol.name)),
+        "command": " ".join(_versioned(sys.argv, suite.name)),
     }
     return EvaluationPlan(
         request,
-        protocol,
+        suite,
         sources,
         windows,
         tuple(documents),
@@ -131,7 +131,7 @@ def _versioned(arguments: Sequence[str], version: str) -> list[str]:
 
 
 def _build_tasks(
-    names: Sequence[str], documents: Sequence[HeldOutDocument], seed: int, protocol: Protocol, notes: list[str]
+    names: Sequence[str], documents: Sequence[HeldOutDocument], seed: int, suite: Suite, notes: list[str]
 ) -> tuple[list[Task], list[tuple[str, str]]]:
     """Make the tasks, and return the built-in ones that the text is too short for; a wrong file is an error.
 
@@ -148,10 +148,10 @@ def _build_tasks(
             missing.append((name, str(error)))
             continue
         if Path(name).expanduser().is_dir():
-            left = [task.name for task in found if task.kind in protocol.few_shot.named_only]
-            found = [task for task in found if task.kind not in protocol.few_shot.named_only]
+            left = [task.name for task in found if task.kind in suite.few_shot.named_only]
+            found = [task for task in found if task.kind not in suite.few_shot.named_only]
             if left:
-                notes.append(f"not asked in {protocol.name}, unless their files are named: {', '.join(left)}")
+                notes.append(f"not asked in {suite.name}, unless their files are named: {', '.join(left)}")
         built.extend(found)
     counts = Counter(task.name for task in built)
     repeated = [name for name, count in counts.items() if count > 1]

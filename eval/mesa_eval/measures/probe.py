@@ -11,8 +11,8 @@ import numpy as np
 
 from mesa_eval.measures.copying import copy_measures, score_copying
 from mesa_eval.measures.few_shot import CannotAskError, score_task
-from mesa_eval.measures.protocols import find_protocol
 from mesa_eval.measures.scores import Measure
+from mesa_eval.measures.suites import find_suite
 from mesa_eval.measures.task_measures import task_measures
 from mesa_eval.measures.token_count import TokenCounter
 from mesa_eval.reading.documents import held_out_documents
@@ -38,7 +38,7 @@ def make_probe(
 
     Raises ValueError, one line, for a task that is unknown or cannot be asked with this text and window.
     """
-    quick, documents = find_protocol("quick"), held_out_documents(prepared, "valid")
+    quick, documents = find_suite("quick"), held_out_documents(prepared, "valid")
     tasks = [task for name in names for task in find_tasks(name, documents, SEED)]
     few_shot = replace(quick.few_shot, queries=prompts, episodes=prompts, passages=prompts, variants=())
     window = min(length, quick.longest_window)

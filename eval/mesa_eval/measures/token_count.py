@@ -151,7 +151,7 @@ def count_parts(reader: TokenCounter, plan: EvaluationPlan, window: int, quiet: 
 
 def print_counts(plan: EvaluationPlan, counts: Sequence[ModelCount]) -> None:
     """Print each part with its tokens and seconds, their sums, the suite's budget, and the memory of each model."""
-    budget = plan.protocol.budget
+    budget = plan.suite.budget
     for count in counts:
         table = Table(title=f"{', '.join(count.models)}: tokens read, window {count.window}", title_justify="left")
         table.add_column("measure")
@@ -168,7 +168,7 @@ def print_counts(plan: EvaluationPlan, counts: Sequence[ModelCount]) -> None:
         table.add_section()
         sums = [sum(count.seconds(place, part) for part in count.parts) for place in timed]
         table.add_row("sum per model", f"{bound}{count.tokens:,}", *(f"{bound}{total:,.1f}" for total in sums))
-        table.add_row(f"budget of {plan.protocol.name}", "none" if budget is None else f"{budget:,}")
+        table.add_row(f"budget of {plan.suite.name}", "none" if budget is None else f"{budget:,}")
         if count.forecasts:
             peaks = [f"{seen.peak_bytes / 1e6:,.0f} MB" for seen in count.forecasts]
             table.add_row("peak memory, weights included", "", *peaks)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from mesa_eval.reading.documents import HeldOutDocument
-from mesa_eval.tasks.task import FewShotProtocol, Query, Task
+from mesa_eval.tasks.task import FewShotSizes, Query, Task
 from mesa_eval.tasks.word_labels import EPISODES, random_state
 from mesalm.data.episode_words import ATTRIBUTES
 from mesalm.data.episodes import HELD_OUT, EpisodeSettings, Example, Pool, Rule, draw_examples, draw_mapping
@@ -43,15 +43,15 @@ class RuleTask(Task):
         """Return how many combinations can be shown with one left to ask."""
         return 2**self.attributes - 1
 
-    def draws(self, protocol: FewShotProtocol) -> int:
+    def draws(self, sizes: FewShotSizes) -> int:
         """Return 1: every query has an episode of its own."""
         return 1
 
-    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+    def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Number the episodes."""
-        return list(range(EPISODES * protocol.queries))
+        return list(range(EPISODES * sizes.queries))
 
-    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of examples, the same for every suite."""
         return SHOTS[self.attributes]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
-from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
+from mesa_eval.tasks.task import FewShotSizes, Item, Query, Task
 
 CONTENT_FREE = "N/A"
 SYMBOLS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -29,9 +29,9 @@ class ClassTask(Task):
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "calibrated", "f1", "f1-calibrated")
     primary: ClassVar[str] = "calibrated"
 
-    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of shots a label."""
-        return protocol.class_shots
+        return sizes.class_shots
 
     @property
     def most_shots(self) -> int:
@@ -42,12 +42,12 @@ class ClassTask(Task):
         """Say that shots count for each label."""
         return f"{super().shot_words(shots)} a label"
 
-    def variants(self, shots: int, protocol: FewShotProtocol, seed: int) -> list[Task]:
+    def variants(self, shots: int, sizes: FewShotSizes, seed: int) -> list[Task]:
         """Return the task with its labels permuted, as letters, and with shuffled answers."""
-        names = [name for name in ("permuted", "symbols") if name in protocol.variants]
+        names = [name for name in ("permuted", "symbols") if name in sizes.variants]
         if len(self.labels) > len(SYMBOLS):
             names.remove("symbols")
-        return [*(self.relabelled(name, seed) for name in names), *super().variants(shots, protocol, seed)]
+        return [*(self.relabelled(name, seed) for name in names), *super().variants(shots, sizes, seed)]
 
     def count_shown(self, shots: int) -> int:
         """Return how many demonstrations are shown at a number of shots a label."""
@@ -69,7 +69,7 @@ class ClassTask(Task):
 
         return replace(self, variant=variant, labels=new, pool=renamed(self.pool), evaluation=renamed(self.evaluation))
 
-    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+    def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Choose as many items of every label, up to one, as there are."""
         generator = self.generator(seed, "queries")
         order = generator.permutation(len(self.evaluation)).tolist()
@@ -78,7 +78,7 @@ class ClassTask(Task):
         for turn in range(max(map(len, queues))):
             labels = generator.permutation(len(queues))
             taken.extend(queues[label][turn] for label in labels if turn < len(queues[label]))
-        return sorted(taken[: protocol.queries])
+        return sorted(taken[: sizes.queries])
 
     @cached_property
     def pool_by_label(self) -> list[list[Item]]:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from mesa_eval.tasks.classification import SYMBOLS
-from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
+from mesa_eval.tasks.task import FewShotSizes, Item, Query, Task
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class EpisodeTask(Task):
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     unit: ClassVar[str] = "episode"
 
-    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of shots a class."""
-        return protocol.episode_shots
+        return sizes.episode_shots
 
     @property
     def most_shots(self) -> int:
@@ -50,13 +50,13 @@ class EpisodeTask(Task):
         """Say that shots count for each class."""
         return f"{super().shot_words(shots)} a class"
 
-    def draws(self, protocol: FewShotProtocol) -> int:
+    def draws(self, sizes: FewShotSizes) -> int:
         """Return 1: every episode has its own demonstrations."""
         return 1
 
-    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+    def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Number the episodes."""
-        return list(range(protocol.episodes))
+        return list(range(sizes.episodes))
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
         """Return one episode; more shots of the same episode extend fewer.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mesa_eval.reading.documents import HeldOutDocument
-from mesa_eval.tasks.task import TWICE, FewShotProtocol, Item, Task
+from mesa_eval.tasks.task import TWICE, FewShotSizes, Item, Task
 from mesa_eval.tasks.text_words import choose_words
 
 
@@ -19,14 +19,14 @@ class RecallTask(Task):
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact", "contains")
     listed: ClassVar[bool] = True
 
-    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of listed pairs; with none, what a guess is worth."""
-        return protocol.shots
+        return sizes.shots
 
-    def variants(self, shots: int, protocol: FewShotProtocol, seed: int) -> list[Task]:
+    def variants(self, shots: int, sizes: FewShotSizes, seed: int) -> list[Task]:
         """Return the task with shuffled answers, and with the pairs listed twice (Arora et al. 2024)."""
-        twice = [replace(self, variant=TWICE)] if TWICE in protocol.variants and shots else []
-        return [*super().variants(shots, protocol, seed), *twice]
+        twice = [replace(self, variant=TWICE)] if TWICE in sizes.variants and shots else []
+        return [*super().variants(shots, sizes, seed), *twice]
 
     @property
     def most_shots(self) -> int:

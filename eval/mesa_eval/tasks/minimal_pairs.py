@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mesa_eval.tasks.task import FewShotProtocol, Query, Task
+from mesa_eval.tasks.task import FewShotSizes, Query, Task
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class MinimalPairTask(Task):
     primary: ClassVar[str] = ""
     unit: ClassVar[str] = "pair"
 
-    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return 0: nothing is shown before a sentence."""
         return (0,)
 
-    def draws(self, protocol: FewShotProtocol) -> int:
+    def draws(self, sizes: FewShotSizes) -> int:
         """Return 1: there is nothing to draw."""
         return 1
 
-    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+    def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Choose up to `group_pairs` pairs of each paradigm."""
         chosen: list[int] = []
         groups: dict[str, list[int]] = {}
@@ -38,7 +38,7 @@ class MinimalPairTask(Task):
             groups.setdefault(item.group, []).append(index)
         for group, own in groups.items():
             order = self.generator(seed, "queries", group).permutation(len(own))
-            chosen.extend(own[i] for i in order[: protocol.group_pairs])
+            chosen.extend(own[i] for i in order[: sizes.group_pairs])
         return sorted(chosen)
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from mesa_eval.tasks.task import TWICE, FewShotProtocol, Item, Task
+from mesa_eval.tasks.task import TWICE, FewShotSizes, Item, Task
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class PassageTask(Task):
     primary: ClassVar[str] = ""
     leaves_out_long: ClassVar[bool] = True
 
-    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return 0: nothing is shown before a text."""
         return (0,)
 
@@ -26,14 +26,14 @@ class PassageTask(Task):
         """Say what is asked."""
         return "text as it stands"
 
-    def draws(self, protocol: FewShotProtocol) -> int:
+    def draws(self, sizes: FewShotSizes) -> int:
         """Return 1: there is nothing to draw."""
         return 1
 
-    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+    def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Choose up to `passages` texts."""
         order = self.generator(seed, "queries").permutation(len(self.evaluation))
-        return sorted(order[: protocol.passages].tolist())
+        return sorted(order[: sizes.passages].tolist())
 
     def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
         """Return the right answer alone: no other is scored."""
@@ -51,9 +51,9 @@ class TextRecallTask(PassageTask):
     kind: ClassVar[str] = "text recall"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "contains", "exact")
 
-    def variants(self, shots: int, protocol: FewShotProtocol, seed: int) -> list[Task]:
+    def variants(self, shots: int, sizes: FewShotSizes, seed: int) -> list[Task]:
         """Return the task with each text shown twice (Arora et al. 2024, Just read twice)."""
-        return [replace(self, variant=TWICE)] if TWICE in protocol.variants else []
+        return [replace(self, variant=TWICE)] if TWICE in sizes.variants else []
 
     def prompt(self, shown: Sequence[Item], question: str) -> tuple[str, str]:
         """Return the text up to where the value is to follow, and the part that stands before the question."""

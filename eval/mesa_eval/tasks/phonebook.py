@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mesa_eval.reading.documents import HeldOutDocument
-from mesa_eval.tasks.task import FewShotProtocol, Item, Query, Task
+from mesa_eval.tasks.task import FewShotSizes, Item, Query, Task
 from mesa_eval.tasks.text_words import choose_words
 
 DIGITS = 7
@@ -30,9 +30,9 @@ class PhonebookTask(Task):
     metrics: ClassVar[tuple[str, ...]] = ("answer", "digits", "exact")
     primary: ClassVar[str] = ""
 
-    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the sizes of the book."""
-        return protocol.entries
+        return sizes.entries
 
     @property
     def most_shots(self) -> int:
@@ -43,13 +43,13 @@ class PhonebookTask(Task):
         """Call the shots what they are here."""
         return f"{shots} entries"
 
-    def draws(self, protocol: FewShotProtocol) -> int:
+    def draws(self, sizes: FewShotSizes) -> int:
         """Return 1: every query has its own book."""
         return 1
 
-    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+    def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Number the books."""
-        return list(range(protocol.queries))
+        return list(range(sizes.queries))
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
         """Return one book of `shots` entries with two look-ups and the question."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mesa_eval.tasks.task import FewShotProtocol, Item, Task
+from mesa_eval.tasks.task import FewShotSizes, Item, Task
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class ScrambleTask(Task):
     primary: ClassVar[str] = ""
     as_many_as_fit: ClassVar[bool] = True
 
-    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the declared numbers of shots; as many as fit are added where the prompts are encoded."""
-        return protocol.scramble_shots
+        return sizes.scramble_shots
 
 
 def is_scramble(items: Sequence[Item]) -> bool:

@@ -35,7 +35,7 @@ VARIED = {
 
 
 @dataclass(frozen=True)
-class FewShotProtocol:
+class FewShotSizes:
     """What few-shot tasks ask, fixed before any model is seen.
 
     shots: demonstrations (for classes: a label); draws: sets of demonstrations of each query; queries: items asked;
@@ -117,9 +117,9 @@ class Task:
         fields = {key: value for key, value in asdict(self).items() if key != "notes"}
         return hashlib.sha256(json.dumps([self.kind, fields]).encode()).hexdigest()
 
-    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of shots that are asked, in rising order."""
-        return protocol.shots
+        return sizes.shots
 
     @property
     def most_shots(self) -> int:
@@ -130,18 +130,18 @@ class Task:
         """Return how a number of shots is called."""
         return f"{shots} shot{'s' if shots != 1 else ''}"
 
-    def draws(self, protocol: FewShotProtocol) -> int:
+    def draws(self, sizes: FewShotSizes) -> int:
         """Return how many sets of demonstrations of its own each query is asked behind."""
-        return protocol.draws
+        return sizes.draws
 
     @property
     def scored(self) -> tuple[str, ...]:
         """Return what is scored of this variant."""
         return tuple(metric for metric in self.metrics if metric in VARIED.get(self.variant, self.metrics))
 
-    def variants(self, shots: int, protocol: FewShotProtocol, seed: int) -> list[Task]:
+    def variants(self, shots: int, sizes: FewShotSizes, seed: int) -> list[Task]:
         """Return the task in the other ways in which it is asked at the primary number of shots, `shots`."""
-        if SHUFFLED in protocol.variants and self.kind in GAINING and self.count_shown(shots) > 1:
+        if SHUFFLED in sizes.variants and self.kind in GAINING and self.count_shown(shots) > 1:
             return [replace(self, variant=SHUFFLED)]
         return []
 
@@ -149,10 +149,10 @@ class Task:
         """Return how many demonstrations are shown at a number of shots."""
         return shots
 
-    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+    def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Choose the indices of the evaluation items that are asked."""
         order = self.generator(seed, "queries").permutation(len(self.evaluation))
-        return sorted(order[: protocol.queries].tolist())
+        return sorted(order[: sizes.queries].tolist())
 
     def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
         """Return the demonstrations before a query, in the order in which they are shown.

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from mesa_eval.reading.documents import HeldOutDocument, stable_number
-from mesa_eval.tasks.task import FewShotProtocol, Query, Task
+from mesa_eval.tasks.task import FewShotSizes, Query, Task
 from mesalm.data.episodes import HELD_OUT, EpisodeSettings, Example, Pool, Recall, draw_examples, draw_mapping
 
 SHOWINGS = (0, 1, 2, 4, 8)
@@ -46,7 +46,7 @@ class WordLabelTask(Task):
         """Call the shots what they are here."""
         return f"{shots} showing{'s' if shots != 1 else ''}"
 
-    def levels(self, protocol: FewShotProtocol) -> tuple[int, ...]:
+    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of showings, the same for every suite."""
         return SHOWINGS
 
@@ -60,13 +60,13 @@ class WordLabelTask(Task):
             right.append((label in most) / len(most))
         return float(np.mean(right))
 
-    def draws(self, protocol: FewShotProtocol) -> int:
+    def draws(self, sizes: FewShotSizes) -> int:
         """Return 1: every query has an episode of its own."""
         return 1
 
-    def queries(self, protocol: FewShotProtocol, seed: int) -> list[int]:
+    def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Number the episodes."""
-        return list(range(EPISODES * protocol.queries))
+        return list(range(EPISODES * sizes.queries))
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
         """Return an episode in which the word in question stands on `shots` of the lines, and the question."""

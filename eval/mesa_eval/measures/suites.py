@@ -4,7 +4,7 @@ A version that has been used is never changed: other sizes or other rules of cho
 `full-2`, and `--suite full` then means that one. Scores of different versions are not compared.
 
 Budgets are tokens that a model reads, all of the suite's own measures and the few-shot files of a usual set (some
-thirty) together: `quick` 0.8 million, `full` 8 million; `paper` asks the whole protocol and has none.
+thirty) together: `quick` 0.8 million, `full` 8 million; `paper` asks the whole suite and has none.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mesa_eval.tasks.task import FewShotProtocol
+from mesa_eval.tasks.task import FewShotSizes
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Suite:
     """The sizes of a suite.
 
     text_bytes, document_bytes: bytes of text scored (None: all) and the most taken of one document, so that long ones
     do not stand for all; longest_window: bound on the window length, in tokens; position_tokens, position_windows:
     bounds on the windows for loss by position and recall; document_windows: the most of them taken of one document;
     length_windows: windows of eight times the length, for loss past it; copy_windows: random sequences; few_shot: see
-    `FewShotProtocol`; tasks: built-in tasks asked when none is named; budget: tokens that a model reads at most for the
+    `FewShotSizes`; tasks: built-in tasks asked when none is named; budget: tokens that a model reads at most for the
     suite and a usual set of files (None: no bound).
     """
 
@@ -39,7 +39,7 @@ class Protocol:
     document_windows: int
     length_windows: int
     copy_windows: int
-    few_shot: FewShotProtocol
+    few_shot: FewShotSizes
     budget: int | None = None
     tasks: tuple[str, ...] = ("copying", "key_value_recall", "case_change")
 
@@ -50,7 +50,7 @@ class Protocol:
 
 
 _VERSIONS = (
-    Protocol(
+    Suite(
         name="quick-1",
         text_bytes=160_000,
         document_bytes=5_000,
@@ -60,7 +60,7 @@ _VERSIONS = (
         document_windows=8,
         length_windows=4,
         copy_windows=64,
-        few_shot=FewShotProtocol(
+        few_shot=FewShotSizes(
             shots=(0, 2, 8),
             draws=1,
             queries=30,
@@ -75,7 +75,7 @@ _VERSIONS = (
         ),
         budget=800_000,
     ),
-    Protocol(
+    Suite(
         name="full-1",
         text_bytes=1_500_000,
         document_bytes=20_000,
@@ -85,7 +85,7 @@ _VERSIONS = (
         document_windows=32,
         length_windows=16,
         copy_windows=512,
-        few_shot=FewShotProtocol(
+        few_shot=FewShotSizes(
             shots=(0, 1, 2, 4, 8, 16, 32),
             draws=1,
             queries=75,
@@ -97,7 +97,7 @@ _VERSIONS = (
         ),
         budget=8_000_000,
     ),
-    Protocol(
+    Suite(
         name="paper-1",
         text_bytes=None,
         document_bytes=64_000,
@@ -107,7 +107,7 @@ _VERSIONS = (
         document_windows=64,
         length_windows=64,
         copy_windows=512,
-        few_shot=FewShotProtocol(
+        few_shot=FewShotSizes(
             shots=(0, 1, 2, 4, 8, 16, 32),
             draws=5,
             queries=1_000,
@@ -120,20 +120,20 @@ _VERSIONS = (
         tasks=("copying", "key_value_recall", "case_change", "phonebook"),
     ),
 )
-PROTOCOLS = {protocol.name: protocol for protocol in _VERSIONS}
-SUITES = tuple(dict.fromkeys(name.rpartition("-")[0] for name in PROTOCOLS))
+SUITES = {suite.name: suite for suite in _VERSIONS}
+SUITE_NAMES = tuple(dict.fromkeys(name.rpartition("-")[0] for name in SUITES))
 
 
-def find_protocol(suite: str, protocols: Mapping[str, Protocol] = PROTOCOLS) -> Protocol:
-    """Return the protocol of a version, such as "full-1", or the newest of a suite, such as "full".
+def find_suite(suite: str, suites: Mapping[str, Suite] = SUITES) -> Suite:
+    """Return the suite of a version, such as "full-1", or the newest of a suite, such as "full".
 
     Raises ValueError in one line for any other name.
     """
-    if suite in protocols:
-        return protocols[suite]
-    if suite not in SUITES:
+    if suite in suites:
+        return suites[suite]
+    if suite not in SUITE_NAMES:
         raise ValueError(
-            f"--suite {suite!r}: unknown; it must be one of {', '.join(SUITES)}, or a version: {', '.join(protocols)}"
+            f"--suite {suite!r}: unknown; it must be one of {', '.join(SUITE_NAMES)}, or a version: {', '.join(suites)}"
         )
-    versions = [name for name in protocols if name.rpartition("-")[0] == suite]
-    return protocols[max(versions, key=lambda name: int(name.rpartition("-")[2]))]
+    versions = [name for name in suites if name.rpartition("-")[0] == suite]
+    return suites[max(versions, key=lambda name: int(name.rpartition("-")[2]))]
