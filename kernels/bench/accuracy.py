@@ -58,16 +58,23 @@ class Errors:
 
 
 def find_truth(
-    operands: Operands, gradients: bool = True, seed: int = 0, upstream: float = 1.0, rows: int | None = None
+    operands: Operands,
+    gradients: bool = True,
+    seed: int = 0,
+    upstream: float = 1.0,
+    rows: int | None = None,
+    whole: int = WHOLE_TRUTH,
+    last: int = LAST_TOKENS,
 ) -> Truth:
     """Compute the exact output, and the exact gradients on the first tokens, in float64, a few heads at a time.
 
     upstream: the standard deviation of the upstream gradient, which is rounded to the operands' dtype. rows: of the
-    first sequences only.
+    first sequences only. whole, last: the longest sequence that is compared at every token, and how many of the last
+    tokens are of longer ones.
     """
     operands = operands.rows(rows)
     T = operands.query.shape[1]
-    first = 0 if T <= WHOLE_TRUTH else T - LAST_TOKENS
+    first = 0 if whole >= T else T - last
     with torch.no_grad():
         output = _exact_tail(operands.double(), first)
     if not gradients:

@@ -37,10 +37,10 @@ class Writer:
     token: torch.Tensor
     cache: Any = None
 
-    def read(self, tokens: torch.Tensor) -> None:
+    def read(self, tokens: torch.Tensor, at_once: int = PREFILL) -> None:
         """Read a context `[B, T]` into a fresh cache."""
         self.cache = None
-        for piece in tokens.split(PREFILL, dim=1):
+        for piece in tokens.split(at_once, dim=1):
             self._advance(piece)
 
     def write(self) -> None:

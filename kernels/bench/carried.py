@@ -38,20 +38,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return made
 
 
-def unpack(folder: Path) -> dict[str, str]:
+def unpack(folder: Path, cache: Path = CACHE, site: Path = SITE) -> dict[str, str]:
     """Copy the cache and the wheels to their places; return the environment in which they are found."""
     environment = {}
     if (folder / "cache").is_dir():
-        shutil.rmtree(CACHE, ignore_errors=True)
-        shutil.copytree(folder / "cache", CACHE)
-        environment["TRITON_CACHE_DIR"] = str(CACHE)
+        shutil.rmtree(cache, ignore_errors=True)
+        shutil.copytree(folder / "cache", cache)
+        environment["TRITON_CACHE_DIR"] = str(cache)
     wheels = sorted((folder / "wheels").glob("*.whl"))
     if wheels:
-        shutil.rmtree(SITE, ignore_errors=True)
+        shutil.rmtree(site, ignore_errors=True)
         for wheel in wheels:
             with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(SITE)
-        environment["PYTHONPATH"] = str(SITE)
+                archive.extractall(site)
+        environment["PYTHONPATH"] = str(site)
     return environment
 
 

@@ -140,14 +140,14 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def main(words: list[str] | None = None) -> int:
+def main(words: list[str] | None = None, machine: dict[str, str] = MACHINE) -> int:
     """Run the program; return 0, or 2 after one line about what is wrong."""
     arguments = parse(words)
     folder: Path = arguments.folder
     here = {"python": ".".join(platform.python_version_tuple()[:2]), "triton": version("triton")}
     try:
-        if here != MACHINE:
-            wanted = ", ".join(f"{name} {release}" for name, release in MACHINE.items())
+        if here != machine:
+            wanted = ", ".join(f"{name} {release}" for name, release in machine.items())
             raise ValueError(f"runs in {wanted}, which the card's machine has, not in {here}; make that environment")
         if os.environ.get("TRITON_INTERPRET") == "1":
             raise ValueError("TRITON_INTERPRET is set, under which nothing is compiled: unset it")

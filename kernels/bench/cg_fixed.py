@@ -58,16 +58,16 @@ def cut(key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, ridg
     return Cut(keys, values, gate, decay, gram, cross, inverse_root)
 
 
-def solve(made: Cut, rhs: Tensor, steps: int, blocked: bool = True) -> Tensor:
+def solve(made: Cut, rhs: Tensor, steps: int, block: int | None) -> Tensor:
     """Take `steps` steps of conjugate gradients from zero on (H_t + I) x_t = rhs_t for all rows `[P, M, K]`.
 
-    blocked: on a CPU, go through the problems in blocks; False: every step goes through all problems.
+    block: on a CPU, the numbers that a block of problems works on; None: every step goes through all problems.
     """
     P, M, K = rhs.shape
     C = made.key.shape[1]
     size = max(P, 1)
-    if blocked and rhs.device.type == "cpu":
-        size = max(4, BLOCK_NUMBERS // (K * K + 2 * C * K + C * C + M * (4 * K + C)))
+    if block and rhs.device.type == "cpu":
+        size = max(4, block // (K * K + 2 * C * K + C * C + M * (4 * K + C)))
     written, start = made.key * made.gate, repeat_rows(made.decay.start, M)
     x = torch.empty_like(rhs)
     for first in range(0, P, size):
@@ -117,15 +117,15 @@ class _FixedSteps(torch.autograd.Function):
         input_gate: Tensor,
         ridge: Tensor,
         steps: int,
-        blocked: bool,
+        block: int | None,
     ) -> Tensor:
         B, T, G = key.shape[:3]
         dtype = compute_dtype(query.dtype)
         made = cut(key, value, log_forget, input_gate, ridge, dtype)
-        x = solve(made, to_chunks(query, G, dtype).mul_(made.inverse_root), steps, blocked)
+        x = solve(made, to_chunks(query, G, dtype).mul_(made.inverse_root), steps, block)
         output = read_states(x, made.key, made.value * made.gate, made.cross, made.decay)
         ctx.save_for_backward(query, key, value, log_forget, input_gate, ridge, x)
-        ctx.steps, ctx.blocked = steps, blocked
+        ctx.steps, ctx.block = steps, block
         return from_chunks(output, B, T, G, query.dtype)
 
     @staticmethod
@@ -136,7 +136,7 @@ class _FixedSteps(torch.autograd.Function):
         made = cut(key, value, log_forget, input_gate, ridge, dtype)
         d = to_chunks(upstreams[0], G, dtype)
         rhs = read_states(d, made.value * made.gate, made.key, made.cross.mT, made.decay)
-        y = solve(made, rhs, ctx.steps, ctx.blocked)
+        y = solve(made, rhs, ctx.steps, ctx.block)
         local_cross, local_gram = local_adjoints(x, d, y, made.decay)
         assert local_gram is not None
         gram_end, _ = scan_states(local_gram, made.decay.whole, x.new_zeros(B, G, K, K), backward=True)
@@ -166,12 +166,12 @@ def mesa_fixed_steps(
     input_gate: Tensor,
     ridge: Tensor,
     steps: int = 30,
-    blocked: bool = True,
+    block: int | None = BLOCK_NUMBERS,
 ) -> Tensor:
     """Compute mesa attention with `steps` conjugate-gradient steps for every token, forward and backward.
 
     query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, ridge `[G, K]`; returns
-    `[B, T, H, V]` in query's dtype. Computes in float32, or float64 for float64 operands. blocked: on a CPU, work in
-    blocks that stay in its cache; it changes nothing on other devices.
+    `[B, T, H, V]` in query's dtype. Computes in float32, or float64 for float64 operands. block: as in `solve`; it
+    changes nothing on other devices.
     """
-    return _FixedSteps.apply(query, key, value, log_forget, input_gate, ridge, steps, blocked)
+    return _FixedSteps.apply(query, key, value, log_forget, input_gate, ridge, steps, block)

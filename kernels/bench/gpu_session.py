@@ -59,14 +59,14 @@ class Session:
     environment: dict[str, str]
 
 
-def parse(words: list[str] | None) -> argparse.Namespace:
+def parse(words: list[str] | None, steps: tuple[Step, ...] = STEPS) -> argparse.Namespace:
     """Read the command line."""
     text = (__doc__ or "").split("\n", maxsplit=1)
     parser = argparse.ArgumentParser(
         description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", nargs="?", choices=RUNS, default="first", help="steps to do (default: first)")
-    parser.add_argument("--only", nargs="+", choices=[step.name for step in STEPS], help="these steps instead")
+    parser.add_argument("--only", nargs="+", choices=[step.name for step in steps], help="these steps instead")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the archive")
     parser.add_argument("--carried", type=Path, default=ROOT / ".card", help="what carry.py made (default: .card)")
     parser.add_argument("--seconds", type=float, help="stop steps at their limits, and everything after this time")
@@ -185,13 +185,13 @@ def write_archive(folder: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def archived(folder: Path, out: Path) -> Iterator[None]:
+def archived(folder: Path, out: Path, every: float = EVERY) -> Iterator[None]:
     """Keep OUT/session.tar.gz up to date while everything inside runs, and write it at the end."""
     out.mkdir(parents=True, exist_ok=True)
     over = threading.Event()
 
     def keep_writing() -> None:
-        while not over.wait(EVERY):
+        while not over.wait(every):
             write_archive(folder, out)
 
     writer = threading.Thread(target=keep_writing, daemon=True)
@@ -204,21 +204,20 @@ def archived(folder: Path, out: Path) -> Iterator[None]:
         write_archive(folder, out)
 
 
-def environment(carried: Path, rehearsed: bool) -> dict[str, str]:
-    """Unpack what was carried, and give the environment in which steps find it and this checkout."""
-    found = unpack(carried)
-    paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "eval"), found.pop("PYTHONPATH", "")]
+def environment(unpacked: dict[str, str], rehearsed: bool) -> dict[str, str]:
+    """Give the environment in which steps find this checkout and what `unpack` put in its place."""
+    paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "eval"), unpacked.get("PYTHONPATH", "")]
     paths = [path for path in (*paths, os.environ.get("PYTHONPATH", "")) if path]
     interpreted = {"TRITON_INTERPRET": "1"} if rehearsed else {}
-    return {**os.environ, **found, **interpreted, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **unpacked, **interpreted, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
-def main(words: list[str] | None = None) -> int:
-    """Run the program; return 0 if all steps did, 1 if one failed, 2 where there is no card."""
+def main(words: list[str] | None = None, known: tuple[Step, ...] = STEPS) -> int:
+    """Run the program on steps that are known; return 0 if all did, 1 if one failed, 2 where there is no card."""
     begun = time.monotonic()
-    arguments = parse(words)
+    arguments = parse(words, known)
     chosen = arguments.only or RUNS[arguments.run]
-    steps = [step for step in STEPS if step.name in chosen]
+    steps = [step for step in known if step.name in chosen]
     if arguments.plan is not None:
         show_plan(steps, arguments)
         return 0
@@ -228,7 +227,7 @@ def main(words: list[str] | None = None) -> int:
     out: Path = arguments.out.resolve()
     with tempfile.TemporaryDirectory() as name, archived(Path(name), out):
         folder = Path(name)
-        made = environment(arguments.carried, arguments.rehearse)
+        made = environment(unpack(arguments.carried), arguments.rehearse)
         sys.path += made["PYTHONPATH"].split(os.pathsep)
         if peer_release() is None:
             print(f"gpu_session: {PACKAGE} is not here: nothing is compared with the peer", file=sys.stderr)

@@ -12,10 +12,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from time import monotonic
+from unittest.mock import patch
 
 import torch
 from cases import DTYPES, Case, make_operands
@@ -32,34 +36,30 @@ FIRST = ("solve", "gradients", "tokens", "read", "gram adjoint")
 
 
 @contextmanager
-def forced(kernel: str, choice: Choice) -> Iterator[None]:
-    """Make one kernel run with a choice of ours; the precision of its products stays."""
-    plain = tuning.choose
-
-    def choose(name: str, sizes: Shapes) -> Choice:
-        usual = plain(name, sizes)
-        return choice._replace(dot=usual.dot) if name == kernel else usual
-
-    launch.choose = choose
-    try:
+def forced(kernel: str, shapes: Shapes, choice: Choice) -> Iterator[None]:
+    """Make one kernel run with a choice of ours, written into a copy of the card's table."""
+    file, entry = tuning.table_file(shapes.device), tuning.describe(kernel, shapes)
+    with TemporaryDirectory() as folder, patch.dict(os.environ, MESALM_TUNED=folder):
+        trial = tuning.table_file(shapes.device)
+        if file.exists():
+            shutil.copy(file, trial)
+        tuning.write_table(trial, {entry: choice}, {entry: 0.0})
         yield
-    finally:
-        launch.choose = plain
 
 
-def best_choice(
-    kernel: str, usual: Choice, time: Callable[[], float], end: float = math.inf, tiles: Sequence[int] = TILES
-) -> tuple[Choice, float]:
+def best_choice(kernel: str, shapes: Shapes, time: Callable[[], float], end: float = math.inf) -> tuple[Choice, float]:
     """Try all candidates of a kernel, the usual one first, until a time of the monotonic clock.
 
     One that does not compile or needs too much memory is left out.
     """
+    usual = tuning.choose(kernel, shapes)
+    tiles = TILES if tuning.has_tile(kernel, shapes) else [usual.tile]
     candidates = [Choice(*rest) for rest in itertools.product(tiles, [usual.dot], WARPS, STAGES)]
     seconds: dict[Choice, float] = {}
     for choice in [usual, *(choice for choice in candidates if choice != usual)]:
         if seconds and monotonic() > end:
             break
-        with forced(kernel, choice):
+        with forced(kernel, shapes, choice):
             try:
                 seconds[choice] = time()
             except Exception as trouble:  # triton raises errors of many kinds where a choice cannot run
@@ -108,16 +108,14 @@ def main(words: list[str] | None = None) -> int:
             if monotonic() > end:
                 print(f"tune: out of time before the kernel {kernel} at size {size}, {dtype}", file=sys.stderr)
                 return 0
-            usual = tuning.choose(kernel, shapes)
             timed = decode if kernel == "one step" else run
 
             def time(timed: Callable[[], None] = timed) -> float:
                 return interleave({"": timed}, arguments.repeats, 2, "cuda")[""].median
 
-            tiles = TILES if tuning.has_tile(kernel, shapes) else [usual.tile]
-            choice, seconds = best_choice(kernel, usual, time, end, tiles)
+            choice, seconds = best_choice(kernel, shapes, time, end)
             entry = tuning.describe(kernel, shapes)
-            tuning.write_table(tuning.card_name(shapes.device), {entry: choice}, {entry: seconds})
+            tuning.write_table(tuning.table_file(shapes.device), {entry: choice}, {entry: seconds})
     return 0
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from cases import Operands
-from cg_fixed import mesa_fixed_steps
+from cg_fixed import BLOCK_NUMBERS, mesa_fixed_steps
 from flops import linear, mesa, softmax
 from peer_kernel import STEPS as PEER_STEPS
 from peer_kernel import peer_kernel
@@ -83,8 +83,8 @@ def find(name: str) -> Variant:
     if word == "fla":
         return Variant(name, peer_kernel, True, tuple(range(6)))
     if word in BASELINES:
-        steps, blocked = FIXED_STEPS[word], word == "cg-30"
-        return Variant(name, lambda x: mesa_fixed_steps(*x, steps, blocked), True, tuple(range(6)))
+        steps, block = FIXED_STEPS[word], BLOCK_NUMBERS if word == "cg-30" else None
+        return Variant(name, lambda x: mesa_fixed_steps(*x, steps, block), True, tuple(range(6)))
     if word == "linear":
         return Variant(name, lambda operands: linear_attention(*operands[:5]), False, tuple(range(5)))
     if word == "softmax":

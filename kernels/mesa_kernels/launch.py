@@ -196,11 +196,14 @@ def scan(
     return each, unit, final
 
 
-def solve(made: Scanned, ends: Tensor, tolerance: float, max_steps: int, *, adjoint: bool) -> tuple[Tensor, Tensor]:
-    """Solve for the queries and read the cross state into ends `[B, T, H, V]`; give x (float32) and steps `[B, N, H]`.
+def solve(
+    made: Scanned, ends: Tensor, tolerance: float, max_steps: int, *, adjoint: bool, on_chip_steps: int = solver.STEPS
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Solve for the queries and read the cross state into ends `[B, T, H, V]`.
 
-    adjoint: solve for what the cross state makes of ends, the gradient of the output, instead. What the solver on chip
-    leaves uncertified, or everything where it does not run, is solved in memory in float32.
+    adjoint: solve for what the cross state makes of ends, the gradient of the output, instead. Returns x (float32),
+    steps `[B, N, H]` and, where the solver on chip ran, marks `[P, R]` of what it left uncertified, which is solved in
+    memory in float32, as is everything where it does not run.
     """
     s, sums = made.sizes, made.gates
     x, steps = fresh(ends, s.B, s.T, s.H, s.K), fresh(ends, s.B, s.N, s.H, dtype=torch.int32)
@@ -214,7 +217,7 @@ def solve(made: Scanned, ends: Tensor, tolerance: float, max_steps: int, *, adjo
         solver.solve_kernel[(s.P * s.R,)](
             made.query, x, steps, rest, parts, measures, marks, made.key, made.value, sums.lift,
             sums.before, sums.weights, made.gram, made.gram_unit, made.cross, made.cross_unit, made.scale, ends, limit,
-            min(max_steps, solver.STEPS), solver.STRIDE, s.T, s.N, s.G, s.R, s.K, s.V, ADJOINT=adjoint,
+            min(max_steps, on_chip_steps), solver.STRIDE, s.T, s.N, s.G, s.R, s.K, s.V, ADJOINT=adjoint,
             PASSES=solver.PASSES, GAIN=solver.GAIN, FREEZE=solver.FREEZE, C=CHUNK,
             BK=max(NARROWEST, power_of_two(s.K)), BV=NARROWEST, **choice.options,
         )  # fmt: skip
@@ -232,7 +235,7 @@ def solve(made: Scanned, ends: Tensor, tolerance: float, max_steps: int, *, adjo
     )  # fmt: skip
     if not adjoint:
         read_states(made, x, ends, adjoint=False, marks=marks)
-    return x, steps
+    return x, steps, marks
 
 
 def read_states(made: Scanned, rows: Tensor, out: Tensor, *, adjoint: bool, marks: Tensor | None) -> None:
@@ -260,7 +263,7 @@ def forward(*operands: Tensor, tolerance: float, max_steps: int) -> tuple[Tensor
     made = prepare(Call(*operands))
     s = made.sizes
     output = fresh(made.query, s.B, s.T, s.H, s.V, dtype=made.query.dtype)
-    x, steps = solve(made, output, tolerance, max_steps, adjoint=False)
+    x, steps, _ = solve(made, output, tolerance, max_steps, adjoint=False)
     return output, made.last_gram, made.last_cross, x, steps
 
 
@@ -280,7 +283,7 @@ def backward(
     call = Call(*operands)
     made = prepare(call)
     s, sums, d, x = made.sizes, made.gates, upstream.contiguous(), solution.contiguous()
-    y, _ = solve(made, d, tolerance, max_steps, adjoint=True)
+    y, *_ = solve(made, d, tolerance, max_steps, adjoint=True)
     last_gram = (0.5 * (gram_upstream + gram_upstream.mT)).to(torch.float32).contiguous()
     last_cross = cross_upstream.to(torch.float32).contiguous()
     gram_end, gram_end_unit, d_gram = scan("gram adjoint", x, y, sums, last_gram, s, made.scale)
@@ -304,12 +307,15 @@ def backward(
     return y.to(call.query.dtype), d_key, d_value, d_log, d_gate, ridges, *states
 
 
-def step(*operands: Tensor, tolerance: float, max_steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def step(
+    *operands: Tensor, tolerance: float, max_steps: int, held_size: int = one_step.HELD_SIZE
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Take one step of decoding: output, the new states beside one another, solutions and steps.
 
     operands: those of `Call`, with T = 1; states of any strides. Returns output `[B, 1, H, V]` in query's dtype, state
     `[B, G, K, K + V]` and solutions `[B, 1, H, K]` in float32, and steps `[B, 1, H]` (int32), 0 where conjugate
-    gradients did not end within `max_steps` (or twice K, if that is less) and the system was factored.
+    gradients did not end within `max_steps` (or twice K, if that is less) and the system was factored. A gram of keys
+    up to held_size stays in registers.
     """
     call = Call(*operands)
     sizes, call = call.sizes, call.contiguous()
@@ -321,7 +327,7 @@ def step(*operands: Tensor, tolerance: float, max_steps: int) -> tuple[Tensor, T
     steps = fresh(query, B, T, H, dtype=torch.int32)
     choice = choose("one step", sizes._replace(V=K))
     BK = power_of_two(K)
-    held = BK <= one_step.HELD_SIZE
+    held = held_size >= BK
     one_step.one_step_kernel[(B * G,)](
         query, call.key, call.value, call.log_forget, call.input_gate,
         call.ridge.to(torch.float32).rsqrt().contiguous(), gram, cross, state, output, solution, steps, memory,

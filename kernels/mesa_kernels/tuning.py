@@ -1,20 +1,20 @@
 """Choose tiles, warps and the precision of products for every kernel.
 
-The defaults are read from the compiler (kernels/README.md). A table measured on a card is data in `tuned/`, named by
-the card; where there is one for this card its entries go before the defaults.
+The defaults are read from the compiler (kernels/README.md). A table measured on a card is data, named by the card, in
+the folder that MESALM_TUNED names or else in `tuned/`; its entries go before the defaults.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-FOLDER = Path(__file__).parent / "tuned"
 SCANS = frozenset({"gram", "cross", "gram adjoint", "cross adjoint"})
 """Kernels that multiply inputs of 16 bits as bfloat16, cut into as many parts as they need (`states.multiply`)."""
 
@@ -80,8 +80,7 @@ def choose(name: str, sizes: Shapes) -> Choice:
     size = max(sizes.K, sizes.V)
     tile, warps, stages = next(row[1:] for row in DEFAULTS[name] if size <= row[0])
     stages = stages if sizes.half else 1
-    if sizes.device.type == "cuda":
-        tile, warps, stages = load_table(card_name(sizes.device)).get(describe(name, sizes), (tile, warps, stages))
+    tile, warps, stages = load_table(table_file(sizes.device)).get(describe(name, sizes), (tile, warps, stages))
     return Choice(tile, "bfloat16" if sizes.half and name in SCANS else "tf32x3", warps, stages)
 
 
@@ -90,31 +89,30 @@ def describe(name: str, sizes: Shapes) -> str:
     return f"{name} {1 << (max(sizes.K, sizes.V, 16) - 1).bit_length()} {'16' if sizes.half else '32'} bits"
 
 
-def card_name(device: torch.device) -> str:
-    """Name a card as its table is named."""
-    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+def table_file(device: torch.device) -> Path:
+    """Name the table of a card, or of the interpreter on a CPU."""
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+    folder = Path(os.environ.get("MESALM_TUNED") or Path(__file__).parent / "tuned")
+    return folder / f"{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
 
 
 @functools.cache
-def load_table(card: str) -> dict[str, tuple[int, int, int]]:
-    """Load the table of a card: entry to (tile, warps, stages); empty where none was measured."""
-    file = FOLDER / f"{card}.json"
+def load_table(file: Path) -> dict[str, tuple[int, int, int]]:
+    """Load a table: entry to (tile, warps, stages); empty where none was measured."""
     if not file.exists():
         return {}
     read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return {entry: (row["tile"], row["warps"], row["stages"]) for entry, row in read["entries"].items()}
 
 
-def write_table(card: str, entries: dict[str, Choice], seconds: dict[str, float]) -> Path:
-    """Write what was measured on a card, merged with what its table holds, and return the file."""
-    file = FOLDER / f"{card}.json"
+def write_table(file: Path, entries: dict[str, Choice], seconds: dict[str, float]) -> None:
+    """Write what was measured on a card, merged with what its table holds."""
     before = json.loads(file.read_text(encoding="utf-8"))["entries"] if file.exists() else {}
     rows = {
         entry: {"tile": x.tile, "warps": x.warps, "stages": x.stages, "seconds": seconds[entry]}
         for entry, x in entries.items()
     }
-    FOLDER.mkdir(exist_ok=True)
-    made = {"card": card, "entries": dict(sorted((before | rows).items()))}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made = {"card": file.stem, "entries": dict(sorted((before | rows).items()))}
     file.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     load_table.cache_clear()
-    return file

@@ -207,9 +207,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), arm: str | Non
     return recipe
 
 
-def recipes_folder() -> Path:
-    """Return the folder of the recipes that come with mesalm, in a wheel or in a checkout."""
-    package = Path(str(mesalm.__file__)).parent
+def recipes_folder(package: Path = Path(str(mesalm.__file__)).parent) -> Path:
+    """Return the folder of the recipes that come with the package, in a wheel or in a checkout."""
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 

@@ -78,7 +78,7 @@ def check(version: str, what: str, found: str) -> None:
     )
     assert found == frozen[version][what], (
         f"{version}: its {what} are others than before. If scores of it may exist, leave it as it was and add a version"
-        " with the next number to mesa_eval/measures/suites.py, with a rule of choice of its own where that has changed."
+        " with the next number to mesa_eval/measures/suites.py, with its own rule of choice where that has changed."
         f' Only for a version that was never released write "{what}": "{found}" into {FROZEN.name}'
     )
 

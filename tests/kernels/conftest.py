@@ -7,6 +7,7 @@ imported here, with the variable set; the variable itself is set in the tests of
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -25,12 +26,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 with pytest.MonkeyPatch.context() as early:
     if DEVICE == "cpu":
         early.setenv("TRITON_INTERPRET", "1")
-    from mesa_kernels import interpreter, launch
-    from mesa_kernels.tuning import Choice, Shapes, choose
+    from mesa_kernels import interpreter, launch, tuning
 
 
 interpreter.mend()
-WRONG_NUMBER = -(2**30)
 OLD_INTERPRETER = DEVICE == "cpu" and Version(version("triton")) < Version("3.7")
 """Triton 3.6 makes scalars of arrays with one entry, of which NumPy warns and which 2.4 refuses; cards are spared."""
 
@@ -47,37 +46,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             )
 
 
-def fresh_and_wrong(like: torch.Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Allocate as `launch.fresh` does, filled with what no result may depend on."""
-    made = torch.empty(shape, dtype=dtype, device=like.device)
-    return made.fill_(torch.nan if dtype.is_floating_point else WRONG_NUMBER)
+@pytest.fixture
+def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, int]], None]:
+    """Give a function that writes a table with other tiles for some kernels, at all sizes, and has it read."""
 
+    def write(tiles: dict[str, int]) -> None:
+        device = torch.device(DEVICE)
+        before = tuning.load_table(tuning.table_file(device))
+        monkeypatch.setenv("MESALM_TUNED", str(tmp_path / "tuned"))
+        made = {entry: tuning.Choice(tile, "", warps, stages) for entry, (tile, warps, stages) in before.items()}
+        for name, tile in tiles.items():
+            for size, half in itertools.product((16, 32, 64, 128, 256), (False, True)):
+                sizes = launch.Sizes(1, 1, 1, 1, size, size, half, device)
+                made[tuning.describe(name, sizes)] = tuning.choose(name, sizes)._replace(tile=tile)
+        tuning.write_table(tuning.table_file(device), made, dict.fromkeys(made, 0.0))
 
-def choose_tile(tile: int) -> Callable[[str, Shapes], Choice]:
-    """Choose as the package does, but another tile for the solver in memory."""
-
-    def choose_solver(name: str, sizes: Shapes) -> Choice:
-        choice = choose(name, sizes)
-        return choice._replace(tile=tile) if name == "gradients" else choice
-
-    return choose_solver
+    return write
 
 
 @pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> str:
+def kernels(monkeypatch: pytest.MonkeyPatch, tuned: Callable[[dict[str, int]], None]) -> Iterator[str]:
     """Make kernels run on this machine, on fresh memory full of NaN; return the device."""
     if DEVICE == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         # The interpreter's time goes by operations, so here one tile holds a small head; other tiles have a test.
-        monkeypatch.setattr(launch, "choose", choose_tile(64))
-    monkeypatch.setattr(launch, "fresh", fresh_and_wrong)
-    return DEVICE
+        tuned({"gradients": 64})
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory: NaN, largest integers
+    assert torch.empty(1).isnan()
+    yield DEVICE
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=[16, 32])
-def tile(request: pytest.FixtureRequest, kernels: str, monkeypatch: pytest.MonkeyPatch) -> int:
+def tile(request: pytest.FixtureRequest, kernels: str, tuned: Callable[[dict[str, int]], None]) -> int:
     """Make the solver in memory take each of the smaller tiles."""
-    monkeypatch.setattr(launch, "choose", choose_tile(request.param))
+    tuned({"gradients": request.param})
     return int(request.param)
 
 

@@ -50,16 +50,13 @@ def test_correlated_keys_follow_their_recurrence(bench: SimpleNamespace) -> None
 KEYS = ("iid", "corr")
 
 
-@pytest.mark.parametrize("blocked", [True, False])
+@pytest.mark.parametrize("block", [1, None])
 @pytest.mark.parametrize("heads", [2, 4])
-def test_the_baseline_computes_mesa_attention(
-    bench: SimpleNamespace, heads: int, blocked: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench.cg_fixed, "BLOCK_NUMBERS", 1)
+def test_the_baseline_computes_mesa_attention(bench: SimpleNamespace, heads: int, block: int | None) -> None:
     made = bench.cases.make_operands(bench.cases.Case(300, heads=2, size=12, gamma=0.97, dtype="float64"))
     query = made.query.repeat_interleave(heads // 2, 2) + 0.1 * torch.arange(heads).view(1, 1, -1, 1)
     mine, exact = ([x.clone().requires_grad_() for x in (query, *made[1:])] for _ in range(2))
-    outputs = bench.cg_fixed.mesa_fixed_steps(*mine, 40, blocked), mesa_attention(*exact, backend="exact")
+    outputs = bench.cg_fixed.mesa_fixed_steps(*mine, 40, block), mesa_attention(*exact, backend="exact")
     torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-10)  # 40 steps on systems of 12: to rounding
     upstream = torch.randn_like(outputs[0])
     gradients = torch.autograd.grad(outputs[0], mine, upstream), torch.autograd.grad(outputs[1], exact, upstream)
@@ -74,12 +71,10 @@ def test_the_baseline_takes_the_steps_it_is_given(bench: SimpleNamespace) -> Non
     assert errors[0] > 3 * errors[1] > 9 * errors[2] > 1e-9
 
 
-def test_the_truth_of_last_tokens_is_that_of_the_whole(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_truth_of_last_tokens_is_that_of_the_whole(bench: SimpleNamespace) -> None:
     made = bench.cases.make_operands(bench.cases.Case(200, heads=2, size=8, gamma=0.97))
     whole = bench.accuracy.find_truth(made, gradients=False)
-    monkeypatch.setattr(bench.accuracy, "WHOLE_TRUTH", 100)
-    monkeypatch.setattr(bench.accuracy, "LAST_TOKENS", 30)
-    tail = bench.accuracy.find_truth(made, gradients=False)
+    tail = bench.accuracy.find_truth(made, gradients=False, whole=100, last=30)
     assert (whole.first, tail.first) == (0, 170)
     torch.testing.assert_close(tail.output, whole.output[:, 170:], rtol=1e-10, atol=1e-12)
     wrong = whole.output.clone()

@@ -10,6 +10,9 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +21,6 @@ import pytest
 import torch
 
 import mesa_kernels
-from mesa_kernels import launch
 
 ROOT = Path(__file__).parents[2]
 # a job in the background inherits that the signal is ignored
@@ -91,13 +93,10 @@ def test_a_step_past_its_limit_is_interrupted_and_the_next_one_runs(
     assert "== broken: no time is left for it\n== short: no time is left for it\n" in capsys.readouterr().out
 
 
-def test_the_archive_holds_what_is_known_at_any_time(
-    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_archive_holds_what_is_known_at_any_time(bench: SimpleNamespace, tmp_path: Path) -> None:
     folder, out = tmp_path / "folder", tmp_path / "out"
     (folder / "deep").mkdir(parents=True)
-    monkeypatch.setattr(bench.gpu_session, "EVERY", 0.05)
-    with bench.gpu_session.archived(folder, out):
+    with bench.gpu_session.archived(folder, out, every=0.05):
         (folder / "deep/journal.jsonl").write_text("{}\n", encoding="utf-8")
         (folder / "model.safetensors").write_bytes(b"weights")
         end = time.monotonic() + 20
@@ -120,17 +119,13 @@ def make_carried(folder: Path, key: str) -> None:
     (folder / "manifest.json").write_text(json.dumps({"triton_key": key, "kernels": 1}), encoding="utf-8")
 
 
-def test_what_was_carried_is_unpacked_where_it_was_made(
-    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_carried_is_unpacked_where_it_was_made(bench: SimpleNamespace, tmp_path: Path) -> None:
     cache, site, folder = tmp_path / "cache", tmp_path / "site", tmp_path / "carried"
-    monkeypatch.setattr(bench.carried, "CACHE", cache)
-    monkeypatch.setattr(bench.carried, "SITE", site)
-    assert bench.carried.unpack(folder) == {}
+    assert bench.carried.unpack(folder, cache, site) == {}
     make_carried(folder, bench.carried.kernel_key())
     cache.mkdir()
     (cache / "old").touch()
-    made = bench.gpu_session.environment(folder, rehearsed=False)
+    made = bench.gpu_session.environment(bench.carried.unpack(folder, cache, site), rehearsed=False)
     assert made["TRITON_CACHE_DIR"] == str(cache)
     assert [str(file.relative_to(cache)) for file in cache.rglob("*.*")] == ["ABC/kernel.cubin"]
     asked = [sys.executable, "-c", "import thing; print(thing.WORD)"]
@@ -148,10 +143,9 @@ def test_a_cache_of_another_compiler_is_told(bench: SimpleNamespace, tmp_path: P
 
 
 def test_kernels_are_carried_from_the_cards_own_releases_only(
-    bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(bench.carry.MACHINE, "triton", "1.0")
-    assert bench.carry.main([str(tmp_path / "carried")]) == 2
+    assert bench.carry.main([str(tmp_path / "carried")], {"python": "3.12", "triton": "1.0"}) == 2
     error = capsys.readouterr().err
     assert error.startswith("carry: runs in python 3.12, triton 1.0, which the card's machine has, not in")
     assert error.count("\n") == 1
@@ -159,42 +153,44 @@ def test_kernels_are_carried_from_the_cards_own_releases_only(
 
 
 def test_kernels_run_on_the_card_that_holds_their_operands(monkeypatch: pytest.MonkeyPatch) -> None:
-    entered: list[torch.Tensor] = []
+    class EnteredError(Exception):
+        pass
 
-    class Guard:
-        def __init__(self, tensor: torch.Tensor) -> None:
-            self.tensor = tensor
+    @contextmanager
+    def enter(tensor: torch.Tensor) -> Iterator[None]:
+        raise EnteredError(tensor)
+        yield
 
-        def __enter__(self) -> None:
-            entered.append(self.tensor)
-
-        def __exit__(self, *_: object) -> None:
-            entered.append(torch.empty(0))
-
-    monkeypatch.setattr(torch.cuda, "device_of", Guard)
+    monkeypatch.setattr(torch.cuda, "device_of", enter)
     query = torch.ones(1)
     for name in ("forward", "backward", "step"):
-        monkeypatch.setattr(launch, name, lambda *operands, **_: (len(entered), *operands))
-        inside, *operands = getattr(mesa_kernels, name)(query, tolerance=1.0)
-        assert inside % 2 == 1
-        assert entered[inside - 1] is operands[0] is query
+        with pytest.raises(EnteredError) as caught:  # before anything is launched, which these operands would break
+            getattr(mesa_kernels, name)(query, tolerance=1.0)
+        assert caught.value.args[0] is query
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="rehearses what a card would do")
-def test_the_first_run_is_rehearsed_to_its_archive(
-    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_run_is_rehearsed_to_its_archive(bench: SimpleNamespace, tmp_path: Path) -> None:
     """With a step that fails and one that is cut after its first figures; the others are the card's, but small."""
     Step = bench.steps.Step
     endless = ("kernels/bench/bench_operator.py", "--quick", "--variants", "linear", "--repeats", "100000000")
     more = (Step("broken", "fails", ("-c", "raise SystemExit(3)"), 60, figures=False), Step("cut", "", endless, 40))
-    monkeypatch.setattr(bench.gpu_session, "STEPS", (*more, *bench.steps.STEPS))
-    monkeypatch.setitem(bench.gpu_session.RUNS, "first", ("broken", "cut", *bench.steps.RUNS["first"]))
-    for step in bench.steps.STEPS:
-        object.__setattr__(step, "limit", 200)  # the interpreter's
-    words = ["first", "--rehearse", "--out", str(tmp_path), "--carried", str(tmp_path / "none"), "--seconds", "900"]
-    assert bench.gpu_session.main(words) == 1
+    steps = (*more, *(replace(step, limit=200) for step in bench.steps.STEPS))  # the interpreter's
+    words = [
+        "--only",
+        "broken",
+        "cut",
+        *bench.steps.RUNS["first"],
+        "--rehearse",
+        "--out",
+        str(tmp_path),
+        "--carried",
+        str(tmp_path / "none"),
+        "--seconds",
+        "900",
+    ]
+    assert bench.gpu_session.main(words, steps) == 1
     found = read_archive(tmp_path / "session.tar.gz")
     figures = {name: [json.loads(line) for line in found[name].splitlines()] for name in found if "jsonl" in name}
     assert set(figures) == {f"{name}.jsonl" for name in ("cut", "smoke", "profile", "aim")}

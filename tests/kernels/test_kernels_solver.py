@@ -26,43 +26,24 @@ class Solved(NamedTuple):
 
 
 @pytest.fixture
-def run(kernels: str, monkeypatch: pytest.MonkeyPatch):
-    """Give a function that runs both passes on 16-bit tokens and keeps what the solves make."""
-    marks: list[Tensor] = []
-    solves: list[tuple[Tensor, Tensor]] = []
-    fresh, solve = launch.fresh, launch.solve
+def run(kernels: str):
+    """Give a function that makes the solves of both passes on 16-bit tokens and keeps what they make."""
 
-    def keep_marks(like: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        made = fresh(like, *shape, dtype=dtype)
-        if dtype == torch.int32 and len(shape) == 2:
-            marks.append(made)
-        return made
-
-    def keep_solution(*operands, **settings):
-        solves.append(solve(*operands, **settings))
-        return solves[-1]
-
-    monkeypatch.setattr(launch, "fresh", keep_marks)
-    monkeypatch.setattr(launch, "solve", keep_solution)
-
-    def go(operands: Operands, upstream: Tensor, dtype: torch.dtype, tolerance: float, max_steps: int = 1000) -> Solved:
+    def go(
+        operands: Operands, upstream: Tensor, dtype: torch.dtype, tolerance: float, max_steps: int = 1000, **first: int
+    ) -> Solved:
         tokens = [x.to(kernels, dtype if place < 3 else torch.float32) for place, x in enumerate(operands.tokens)]
         B, G, K, V = tokens[0].shape[0], tokens[1].shape[2], tokens[1].shape[3], tokens[2].shape[3]
         state = operands.state or (torch.zeros(B, G, K, K), torch.zeros(B, G, K, V))
         tokens += [x.to(kernels, torch.float32) for x in state]
-        del marks[:], solves[:]
-        output, gram, cross, x, steps = launch.forward(*tokens, tolerance=tolerance, max_steps=max_steps)
-        ends = (upstream.to(kernels, dtype), torch.zeros_like(gram), torch.zeros_like(cross))
-        gradients = launch.backward(*ends, *tokens, x, tolerance=tolerance, max_steps=max_steps)
-        assert x is solves[0][0]
-        assert torch.equal(steps, solves[0][1])
-        assert torch.equal(gradients[0], solves[1][0].to(dtype))
+        made = launch.prepare(launch.Call(*tokens))
+        output, ends = (fill(upstream.to(kernels, dtype)) for fill in (torch.empty_like, torch.clone))
+        x, steps, marks = launch.solve(made, output, tolerance, max_steps, adjoint=False, **first)
+        y, back, again = launch.solve(made, ends, tolerance, max_steps, adjoint=True, **first)
+        assert marks is not None
+        assert again is not None
         return Solved(
-            x.double().cpu(),
-            solves[1][0].double().cpu(),
-            output.double().cpu(),
-            [s.cpu() for _, s in solves],
-            list(marks),
+            x.double().cpu(), y.double().cpu(), output.double().cpu(), [steps.cpu(), back.cpu()], [marks, again]
         )
 
     return go
@@ -129,14 +110,13 @@ def test_every_row_is_within_the_tolerance(case: Case, dtype: torch.dtype, toler
     assert all(int(steps.max()) <= solver.STEPS for steps in got.steps)
 
 
-def test_what_is_not_certified_on_chip_is_solved_in_float32(run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_certified_on_chip_is_solved_in_float32(run) -> None:
     """Eight products cannot solve a chunk of correlated keys; the chunk before, where nothing is written, they can."""
     case = Case("correlated", "1", "none", "0.1", "1", 16, 8, "2/1", 80, "one row")
     operands = cut(make_operands(case), torch.float16)
     operands.tokens[4][:, :64] = 0.0  # nothing is written: the systems are the ridge alone
     upstream = torch.randn(1, 80, 2, 8, generator=torch.Generator().manual_seed(1)).half().double()
-    monkeypatch.setattr(solver, "STEPS", 8)
-    got = run(operands, upstream, torch.float16, 1e-4)
+    got = run(operands, upstream, torch.float16, 1e-4, on_chip_steps=8)
     x, y, output = solve_dense(operands, upstream)
     assert [marks.tolist() for marks in got.marks] == [[[0, 0], [1, 1]]] * 2
     assert largest_error(got.x, x) <= 1e-4

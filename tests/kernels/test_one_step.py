@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from operator_cases import Case, Operands, make_operands, relative_error
 from tiny import tiny_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mesa_kernels import launch, one_step
-from mesa_kernels.tuning import Choice
+from mesa_kernels import launch
 from mesalm import mesa_attention
 from mesalm.model.mesa_triton import beside
 
@@ -52,6 +52,19 @@ def step_through(
         yield output.double().cpu(), *(x.double().cpu() for x in state), report
 
 
+def step_in_memory(operands: Operands, device: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the same of the kernel that keeps the gram of no size in registers."""
+    T, K = operands.tokens[0].shape[1], operands.tokens[1].shape[-1]
+    _, state = mesa_attention(
+        *cut(operands, 0, T - STEPS), initial_state=operands.state, return_state=True, backend="exact"
+    )
+    for t in range(T - STEPS, T):
+        tokens = [x.to(device, torch.float32) for x in (*cut(operands, t, t + 1), *state)]
+        output, after, *_ = launch.step(*tokens, tolerance=TOLERANCE, max_steps=4 * K, held_size=0)
+        state = after[..., :K], after[..., K:]
+        yield output.double().cpu(), *(x.double().cpu() for x in state)
+
+
 @pytest.mark.parametrize(
     ("case", "held"),
     [
@@ -61,18 +74,18 @@ def step_through(
     ],
     ids=lambda x: str(x) if isinstance(x, Case) else "in registers" if x else "in memory",
 )
-def test_steps_in_a_row(case: Case, held: bool, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_in_a_row(case: Case, held: bool, kernels: str, tuned: Callable[[dict[str, int]], None]) -> None:
     """In memory by tiles of 16, as larger keys are; single steps of the oracle in float64 continue one another too."""
-    if not held:
-        monkeypatch.setattr(one_step, "HELD_SIZE", 0)
-        monkeypatch.setattr(launch, "choose", lambda *_: Choice(16, "tf32x3", 4, 1))
     operands = make_operands(case)
     whole = mesa_attention(*operands.tokens, initial_state=operands.state, backend="exact")
     exact, rounded = (step_through(operands, "exact", dtype, "cpu") for dtype in (torch.float64, torch.float32))
-    for place, (got, wanted, rounding) in enumerate(
-        zip(step_through(operands, "triton", torch.float32, kernels), exact, rounded, strict=True), start=-STEPS
-    ):
-        assert got[3].backend == "triton"
+    if held:
+        mine = step_through(operands, "triton", torch.float32, kernels)
+    else:
+        tuned({"one step": 16})
+        mine = step_in_memory(operands, kernels)
+    for place, (got, wanted, rounding) in enumerate(zip(mine, exact, rounded, strict=True), start=-STEPS):
+        assert not held or got[3].backend == "triton"
         assert relative_error(wanted[0], whole[:, place:][:, :1]) < 1e-6  # float32 held the first state
         for mine, best, single in zip(got[:3], wanted[:3], rounding[:3], strict=True):
             assert relative_error(mine, best) <= max(BOUND, 3 * relative_error(single, best))
@@ -121,14 +134,13 @@ def solve_dense(operands: list[Tensor], move: Tensor | float = 1.0) -> Tensor:
 
 
 @pytest.mark.parametrize("held", [True, False], ids=["in registers", "in memory"])
-def test_what_does_not_end_is_factored(held: bool, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_end_is_factored(held: bool, kernels: str) -> None:
     """One head of two has an eigenvector for a query and ends at once; the other is factored, and says so."""
-    if not held:
-        monkeypatch.setattr(one_step, "HELD_SIZE", 0)
     K = 24
+    size = {} if held else {"held_size": 0}
     operands = system(K, torch.linspace(0, 30, K, dtype=torch.float64), rotated=True)
     operands[0][0, 0, 1] = torch.linalg.eigh(operands[6][0, 0]).eigenvectors[:, 5]
-    output, state, x, steps = launch.step(*(y.to(kernels) for y in operands), tolerance=TOLERANCE, max_steps=2)
+    output, state, x, steps = launch.step(*(y.to(kernels) for y in operands), tolerance=TOLERANCE, max_steps=2, **size)
     assert steps[0, 0].tolist() == [0, 1]
     exact = solve_dense(operands)
     assert relative_error(x[0, 0].double().cpu(), exact) <= 2e-6  # about the condition number, 30, times 2^-24
@@ -237,26 +249,38 @@ def test_packed_sequences_of_single_tokens(kernels: str) -> None:
         assert relative_error(mine.double().cpu(), best) <= BOUND
 
 
-def test_generation_reaches_the_kernel(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class Calls(TorchDispatchMode):
+    """A list of the operators that are called inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_generation_reaches_the_kernel(kernels: str) -> None:
     """A model writes the same tokens with its cache on this kernel as on PyTorch; grouped heads."""
     heads = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
     model = tiny_model(**heads, tolerance=1e-4, pad_token_id=0).to(kernels)
     ids = torch.randint(2, 61, (1, 5), generator=torch.Generator().manual_seed(1)).to(kernels)
-    calls = []
-    plain = launch.step
-    monkeypatch.setattr(launch, "step", lambda *operands, **rest: calls.append(operands) or plain(*operands, **rest))
 
-    def write(backend: str) -> tuple[Tensor, Tensor]:
+    def write(backend: str) -> tuple[Tensor, Tensor, int]:
         for layer in model.modules():
             if hasattr(layer, "solver_steps"):
                 layer.config.mesa_backend = backend
-        made = model.generate(ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True)
-        return made.sequences, torch.stack(made.logits)
+        with Calls() as calls:
+            made = model.generate(
+                ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
+            )
+        return made.sequences, torch.stack(made.logits), sum("mesa_step" in name for name in calls.names)
 
-    expected, logits = write("torch")
-    assert not calls
-    sequences, found = write("triton")
-    assert len(calls) == 3  # tokens after the first, which the prompt gives
+    expected, logits, steps = write("torch")
+    assert steps == 0
+    sequences, found, steps = write("triton")
+    assert steps == 3  # tokens after the first, which the prompt gives
     assert torch.equal(sequences, expected)
     assert (
         relative_error(found.double(), logits.double()) <= 1e-3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,39 +22,39 @@ def sizes(device: str, K: int = 100) -> launch.Sizes:
 
 
 def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "FOLDER", tmp_path / "tuned")
+    monkeypatch.setenv("MESALM_TUNED", str(tmp_path / "tuned"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Some Card (80GB)")
-    card = tuning.card_name(torch.device("cuda"))
-    assert card == "nvidia-some-card-80gb"
-    tuning.load_table.cache_clear()
+    table = tuning.table_file(torch.device("cuda"))
+    assert table == tmp_path / "tuned/nvidia-some-card-80gb.json"
     default = tuning.choose("read", sizes("cuda"))
     entry = tuning.describe("read", sizes("cuda"))
     assert entry == "read 128 16 bits"
     other = default._replace(tile=16, warps=2, stages=4)
-    tuning.write_table(card, {entry: other}, {entry: 0.5})
+    tuning.write_table(table, {entry: other}, {entry: 0.5})
     assert tuning.choose("read", sizes("cuda")) == other
     assert tuning.choose("read", sizes("cuda", 64)) == tuning.choose("read", sizes("cpu", 64))
-    tuning.write_table(card, {"tokens 64 16 bits": other}, {"tokens 64 16 bits": 0.1})
+    tuning.write_table(table, {"tokens 64 16 bits": other}, {"tokens 64 16 bits": 0.1})
     assert tuning.choose("read", sizes("cuda")) == other
-    tuning.load_table.cache_clear()
 
 
 def test_the_tuner_takes_the_fastest_that_runs(bench: SimpleNamespace) -> None:
-    usual = tuning.choose("read", sizes("cpu"))
+    usual, others = (tuning.choose(name, sizes("cpu")) for name in ("read", "tokens"))
     wanted = Choice(64, usual.dot, 8, 2)
 
     def time() -> float:
-        choice = launch.choose("read", sizes("cpu"))
-        assert launch.choose("tokens", sizes("cpu")) == tuning.choose("tokens", sizes("cpu"))
+        choice = tuning.choose("read", sizes("cpu"))
+        assert tuning.choose("tokens", sizes("cpu")) == others
         if choice.warps == 4:
             raise RuntimeError("out of resource: shared memory")
         return 1.0 if choice == wanted else 2.0
 
-    assert bench.tune.best_choice("read", usual, time) == (wanted, 1.0)
-    assert launch.choose is tuning.choose
+    assert bench.tune.best_choice("read", sizes("cpu"), time) == (wanted, 1.0)
+    assert tuning.choose("read", sizes("cpu")) == usual
 
 
-def test_the_tuner_tries_tiles_only_of_kernels_that_read_them(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tuner_tries_tiles_only_of_kernels_that_read_them(
+    kernels: str, tuned: Callable[[dict[str, int]], None]
+) -> None:
     shapes = sizes(kernels)
     untiled = {name for name in tuning.DEFAULTS if not tuning.has_tile(name, shapes)}
     assert untiled == {"solve", "tokens"}
@@ -66,13 +67,8 @@ def test_the_tuner_tries_tiles_only_of_kernels_that_read_them(kernels: str, monk
         return [leaf.grad for leaf in leaves if leaf.grad is not None]
 
     usual = gradients()
-    plain = launch.choose
-
-    def choose(name: str, wanted: tuning.Shapes) -> Choice:
-        choice = plain(name, wanted)
-        return choice._replace(tile=16) if name in untiled else choice
-
-    monkeypatch.setattr(launch, "choose", choose)
+    tuned(dict.fromkeys(untiled, 16))
+    assert tuning.choose("solve", shapes).tile == 16
     assert all(torch.equal(mine, wanted) for mine, wanted in zip(gradients(), usual, strict=True))
 
 

@@ -12,8 +12,7 @@ import yaml
 from mesalm.data.data_settings import DataSettings
 from mesalm.recipe_yaml import read_yaml, write_yaml
 from mesalm.settings import SettingsError
-from mesalm.train import recipe as recipe_module
-from mesalm.train.recipe import Recipe, find_recipe, help_text, load_recipe, model_fields
+from mesalm.train.recipe import Recipe, find_recipe, help_text, load_recipe, model_fields, recipes_folder
 
 Load = Callable[..., Recipe]
 IDS = {"name": "files", "files": "x.jsonl", "ids_column": "ids"}
@@ -179,17 +178,16 @@ def test_help_names_every_setting_and_model_field() -> None:
     assert not {"layer_types", "architectures", "eos_token_id"} & set(model_fields())
 
 
-def test_packaged_recipe_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe_file: Path) -> None:
+def test_packaged_recipe_is_found_by_name(tmp_path: Path, recipe_file: Path) -> None:
     package = tmp_path / "site" / "mesalm"
     (package / "recipes").mkdir(parents=True)
-    (package / "recipes" / "demo.yaml").write_text(recipe_file.read_text())
-    monkeypatch.setattr(recipe_module.mesalm, "__file__", str(package / "__init__.py"))
-    assert find_recipe("demo") == package / "recipes" / "demo.yaml"
-    assert load_recipe("demo").name == "tiny"
+    assert recipes_folder(package) == package / "recipes"
+    (package / "recipes").rename(package.parent / "recipes")
+    assert recipes_folder(package) == package.parent / "recipes"
+    assert find_recipe("demo") == recipes_folder() / "demo.yaml"
+    assert load_recipe("demo").name == "demo"
     with pytest.raises(SettingsError, match=r"dem: no such recipe; did you mean 'demo'\?"):
         find_recipe("dem")
-    (package / "recipes").rename(package.parent / "recipes")
-    assert find_recipe("demo") == package.parent / "recipes" / "demo.yaml"
     assert find_recipe(str(recipe_file)) == recipe_file
     with pytest.raises(SettingsError, match="no such recipe file"):
         find_recipe("folder/none.yaml")
