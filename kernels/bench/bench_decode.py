@@ -13,7 +13,6 @@ import argparse
 import itertools
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import records
@@ -69,10 +68,7 @@ def _tensors(held: object) -> list[torch.Tensor]:
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     """Read the command line; --quick is small sizes and few repeats, unless they are given too."""
-    text = (__doc__ or "").split("\n", maxsplit=1)
-    parser = argparse.ArgumentParser(
-        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = records.make_parser(__doc__)
     parser.add_argument("--context", type=int, nargs="+", help="tokens before (default: 128 1024 4096 16384)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="sequences written at once (default: 1)")
     parser.add_argument("--layers", type=int, default=4)
@@ -82,23 +78,15 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mixers", nargs="+", default=["mesa", "linear", TWIN], choices=("mesa", "linear", TWIN))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the model's weights")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own choice)")
     parser.add_argument("--repeats", type=int, help="tokens measured (default: 64)")
     parser.add_argument("--warmup", type=int, default=4, help="tokens before them")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines are appended here")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
-    arguments = parser.parse_args(words)
-    quick = arguments.quick
     usual = {
-        "context": [32, 64] if quick else [128, 1024, 4096, 16384],
-        "width": 48 if quick else 192,
-        "vocabulary": 64 if quick else 4096,
-        "repeats": 2 if quick else 64,
+        "context": ([128, 1024, 4096, 16384], [32, 64]),
+        "width": (192, 48),
+        "vocabulary": (4096, 64),
+        "repeats": (64, 2),
     }
-    for name, value in usual.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+    arguments = records.read_arguments(parser, words, usual)
     if min(*arguments.context, *arguments.batch, arguments.repeats) < 1:
         parser.error("--context, --batch and --repeats must be at least 1")
     return arguments
@@ -215,12 +203,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(words: list[str] | None = None) -> int:
     """Run the program; return 0, or 2 after one line about input that is wrong."""
-    try:
-        run(parse(words))
-    except ValueError as trouble:
-        print(f"bench_decode: {trouble}", file=sys.stderr)
-        return 2
-    return 0
+    return records.run_program("bench_decode", run, parse(words))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import records
@@ -69,10 +68,7 @@ class Row:
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     """Read the command line; --quick is small sizes and few repeats, unless they are given too."""
-    text = (__doc__ or "").split("\n", maxsplit=1)
-    parser = argparse.ArgumentParser(
-        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = records.make_parser(__doc__)
     parser.add_argument("--gamma", type=float, nargs="+", help="mean forgetting of synthetic cases (default: eight)")
     parser.add_argument("--keys", choices=KEYS, nargs="+", default=["corr"], help="key statistics of synthetic cases")
     parser.add_argument("--recorded", nargs="+", default=[], metavar="FILE", help="operands of trained models instead")
@@ -84,30 +80,23 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-4], help="of mesa, shared and cg")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), nargs="+", default=["float32"])
-    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own choice)")
     parser.add_argument("--repeats", type=int, help="measurements of each variant (default: 15)")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them")
     parser.add_argument("--memory", choices=("all", "first", "none"), help="cases whose peak memory is measured")
     parser.add_argument("--peer-python", metavar="PYTHON", help="interpreter that has flash-linear-attention")
     parser.add_argument("--upstream", type=float, default=1.0, help="size of the upstream gradient of gradient errors")
     parser.add_argument("--truth-rows", type=int, metavar="N", help="find errors of the first N sequences only")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines are appended here")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
-    arguments = parser.parse_args(words)
-    quick = arguments.quick
     usual = {
-        "gamma": [0.99] if quick else list(GAMMAS),
-        "length": None if arguments.recorded else [192] if quick else [2048],
-        "heads": 2 if quick else 8,
-        "size": 16 if quick else 64,
-        "repeats": 2 if quick else 15,
-        "memory": "none" if quick else "first",
-        "variants": usual_variants(arguments.device),
+        "gamma": (list(GAMMAS), [0.99]),
+        "heads": (8, 2),
+        "size": (64, 16),
+        "repeats": (15, 2),
+        "memory": ("first", "none"),
     }
-    for name, value in usual.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+    arguments = records.read_arguments(parser, words, usual)
+    arguments.variants = arguments.variants or usual_variants(arguments.device)
+    if not arguments.recorded:
+        arguments.length = arguments.length or ([192] if arguments.quick else [2048])
     if min(*(arguments.length or [1]), arguments.batch, arguments.heads, arguments.size, arguments.repeats) < 1:
         parser.error("--length, --batch, --heads, --size and --repeats must be at least 1")
     return arguments
@@ -313,12 +302,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(words: list[str] | None = None) -> int:
     """Run the program; return 0, or 2 after one line about input that is wrong."""
-    try:
-        run(parse(words))
-    except (ValueError, FileNotFoundError) as trouble:
-        print(f"bench_operator: {trouble}", file=sys.stderr)
-        return 2
-    return 0
+    return records.run_program("bench_operator", run, parse(words))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import records
@@ -54,10 +53,7 @@ class Trainee:
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     """Read the command line; --quick is small sizes and few repeats, unless they are given too."""
-    text = (__doc__ or "").split("\n", maxsplit=1)
-    parser = argparse.ArgumentParser(
-        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = records.make_parser(__doc__)
     parser.add_argument("--length", type=int, nargs="+", help="tokens a row (default: 512 4096)")
     parser.add_argument("--tokens", type=int, help="tokens a step (default: 8192)")
     parser.add_argument("--layers", type=int, default=4)
@@ -68,24 +64,16 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-3, 1e-4], help="of mesa mixers")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of autocast")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own choice)")
     parser.add_argument("--repeats", type=int, help="steps measured (default: 10)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines are appended here")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
-    arguments = parser.parse_args(words)
-    quick = arguments.quick
     usual = {
-        "length": [96] if quick else [512, 4096],
-        "tokens": 192 if quick else 8192,
-        "width": 48 if quick else 192,
-        "vocabulary": 64 if quick else 4096,
-        "repeats": 2 if quick else 10,
+        "length": ([512, 4096], [96]),
+        "tokens": (8192, 192),
+        "width": (192, 48),
+        "vocabulary": (4096, 64),
+        "repeats": (10, 2),
     }
-    for name, value in usual.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+    arguments = records.read_arguments(parser, words, usual)
     for length in arguments.length:
         if length < 2 or arguments.tokens % length:
             parser.error(f"--length {length} must be at least 2 and divide --tokens {arguments.tokens}")
@@ -178,12 +166,7 @@ def show_length(length: int, lines: list[dict[str, Any]], times: dict[str, Sprea
 
 def main(words: list[str] | None = None) -> int:
     """Run the program; return 0, or 2 after one line about input that is wrong."""
-    try:
-        run(parse(words))
-    except ValueError as trouble:
-        print(f"bench_step: {trouble}", file=sys.stderr)
-        return 2
-    return 0
+    return records.run_program("bench_step", run, parse(words))
 
 
 if __name__ == "__main__":

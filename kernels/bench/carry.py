@@ -131,10 +131,7 @@ def size_of(folder: Path) -> int:
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    text = (__doc__ or "").split("\n", maxsplit=1)
-    parser = argparse.ArgumentParser(
-        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = records.make_parser(__doc__)
     parser.add_argument("folder", type=Path, help="folder to make")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="that compile (default: one a core)")
     return parser.parse_args(words)

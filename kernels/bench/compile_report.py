@@ -12,6 +12,8 @@ import argparse
 import os
 import sys
 
+import records
+
 DTYPES = ("bfloat16", "float16", "float32")
 COLUMNS = (
     "products",
@@ -29,10 +31,7 @@ COLUMNS = (
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    text = (__doc__ or "").split("\n", maxsplit=1)
-    parser = argparse.ArgumentParser(
-        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = records.make_parser(__doc__)
     parser.add_argument("--size", type=int, nargs="+", default=[64, 128], help="size of keys and values")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--only", nargs="+", metavar="WORD", help="kernels whose names begin with one of these words")

@@ -17,6 +17,7 @@ import sys
 from typing import Any
 from unittest.mock import patch
 
+import records
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -104,10 +105,7 @@ def count_peer(size: int, *, batch: int = 8, length: int = 4096, heads: int = 16
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    text = (__doc__ or "").split("\n", maxsplit=1)
-    parser = argparse.ArgumentParser(
-        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = records.make_parser(__doc__)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--heads", type=int, default=16)

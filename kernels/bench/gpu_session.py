@@ -29,13 +29,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import records
 import torch
 from carried import unpack
 from peer_kernel import PACKAGE, peer_release
+from records import ROOT
 from steps import RUNS, STEPS, Step
 from targets import show_targets
 
-ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE = "session.tar.gz"
 ARCHIVED = (".jsonl", ".json", ".log", ".txt", ".yaml")
 """Files that the archive holds; not the weights of models."""
@@ -61,10 +62,7 @@ class Session:
 
 def parse(words: list[str] | None, steps: tuple[Step, ...] = STEPS) -> argparse.Namespace:
     """Read the command line."""
-    text = (__doc__ or "").split("\n", maxsplit=1)
-    parser = argparse.ArgumentParser(
-        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = records.make_parser(__doc__)
     parser.add_argument("run", nargs="?", choices=RUNS, default="first", help="steps to do (default: first)")
     parser.add_argument("--only", nargs="+", choices=[step.name for step in steps], help="these steps instead")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the archive")

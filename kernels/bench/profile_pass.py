@@ -13,7 +13,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import records
@@ -36,10 +35,7 @@ class Share(NamedTuple):
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     """Read the command line; --quick is small sizes, unless they are given too."""
-    text = (__doc__ or "").split("\n", maxsplit=1)
-    parser = argparse.ArgumentParser(
-        description=text[0], epilog=text[1], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = records.make_parser(__doc__)
     parser.add_argument("--gamma", type=float, nargs="+", default=[0.99, 0.9, 0.999])
     parser.add_argument("--variant", choices=ALL, nargs="+", default=["mesa"])
     parser.add_argument("--batch", type=int, help="default 8")
@@ -49,17 +45,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
     parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own choice)")
     parser.add_argument("--repeats", type=int, default=5, help="passes that are profiled")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines are appended here")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
-    arguments = parser.parse_args(words)
     usual = {"batch": (8, 1), "length": (4096, 130), "heads": (16, 2), "size": (128, 16)}
-    for name, sizes in usual.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, sizes[arguments.quick])
-    return arguments
+    return records.read_arguments(parser, words, usual)
 
 
 def profile_action(action: Callable[[], object], repeats: int, device: str) -> list[Share]:
@@ -116,12 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(words: list[str] | None = None) -> int:
     """Run the program; return 0, or 2 after one line about input that is wrong."""
-    try:
-        run(parse(words))
-    except ValueError as trouble:
-        print(f"profile_pass: {trouble}", file=sys.stderr)
-        return 2
-    return 0
+    return records.run_program("profile_pass", run, parse(words))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,40 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 150
 """Columns of a table that goes into a file."""
+
+
+def make_parser(text: str | None) -> argparse.ArgumentParser:
+    """Make a program's parser; its docstring is the help, the first line before the options and the rest behind."""
+    first, _, rest = (text or "").partition("\n")
+    return argparse.ArgumentParser(description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def read_arguments(
+    parser: argparse.ArgumentParser, words: list[str] | None, usual: Mapping[str, tuple[Any, Any]]
+) -> argparse.Namespace:
+    """Add what all programs that measure take, and read the command line.
+
+    usual: what an option that is not given is, and what it is with --quick.
+    """
+    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own choice)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines are appended here")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, unless they are given: does it run?")
+    arguments = parser.parse_args(words)
+    for name, values in usual.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, values[arguments.quick])
+    return arguments
+
+
+def run_program(name: str, run: Callable[[argparse.Namespace], object], arguments: argparse.Namespace) -> int:
+    """Run a program; return 0, or 2 after one line about input that is wrong."""
+    try:
+        run(arguments)
+    except (ValueError, FileNotFoundError) as trouble:
+        print(f"{name}: {trouble}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def describe_machine(device: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mesalm.commands.words import MODEL, add_device, add_texts, count, folder_to_write, seed
+from mesalm.commands.words import MODEL, add_device, add_texts, chosen, count, folder_to_write, seed
 
 HELP = "measure models: perplexity, loss by position, copying, few-shot tasks"
 
@@ -46,16 +46,8 @@ def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") ->
 
 def asked(options: argparse.Namespace) -> dict[str, Any]:
     """Return what is measured, and how, beyond the models; see `mesa_eval.measures.plan.Request`."""
-    return {
-        "suite": options.suite,
-        "texts": options.texts,
-        "split": options.split,
-        "tasks": options.tasks,
-        "seed": options.seed,
-        "device": options.device,
-        "batch_tokens": options.batch_tokens,
-        "trust_remote_code": options.trust_remote_code,
-    }
+    names = ("suite", "texts", "split", "tasks", "seed", "device", "batch_tokens", "trust_remote_code")
+    return chosen(options, *names)
 
 
 def print_plan(options: argparse.Namespace, models: Sequence[str]) -> None:

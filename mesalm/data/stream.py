@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import numpy as np
@@ -18,23 +18,29 @@ Collate = Callable[[list[Any]], Batch]
 
 
 @dataclass(frozen=True)
-class Position:
-    """The place of a run in the data: the next row is number ``row`` of the ``epoch``'s order."""
+class DataPosition:
+    """A place in the data that goes into a checkpoint as plain data."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the position as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Make a position from what `to_dict` gave. Raises ValueError for other keys, and for no whole number."""
+        kinds = {field.name: field.type for field in fields(cls)}
+        if set(data) != set(kinds) or any(type(data[name]) is not int for name in kinds if kinds[name] == "int"):
+            raise ValueError(f"a data position must hold {' and '.join(kinds)}, not {dict(data)!r}")
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Position(DataPosition):
+    """The place of a run in rows on disk: the next row is number ``row`` of the ``epoch``'s order."""
 
     seed: int
     epoch: int = 0
     row: int = 0
-
-    def to_dict(self) -> dict[str, int]:
-        """Return the position as plain numbers."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, int]) -> Self:
-        """Make a position from what `to_dict` gave. Raises ValueError for other keys or values."""
-        if set(data) != {"seed", "epoch", "row"} or any(type(value) is not int for value in data.values()):
-            raise ValueError(f"a data position must hold whole numbers seed, epoch and row, not {dict(data)!r}")
-        return cls(**data)
 
     def advance(self, rows: int, total: int) -> Position:
         """Return the position ``rows`` rows later in data of ``total`` rows an epoch."""
@@ -53,18 +59,29 @@ def collate_tokens(items: Sequence[Mapping[str, Any]]) -> Batch:
     return {"input_ids": input_ids, "position_ids": positions, "labels": input_ids.clone()}
 
 
-def check_shares(global_rows: int, rank: int, world: int, micro_rows: int) -> None:
-    """Raise ValueError unless the rows of a step divide evenly over processes and micro-batches."""
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must be from 0 to world - 1 = {world - 1}, not {rank}")
-    if micro_rows < 1 or global_rows < 1 or global_rows % (world * micro_rows):
-        raise ValueError(
-            f"the {global_rows} rows of a step must be a multiple of {world} processes times "
-            f"{micro_rows} rows of a micro-batch; change the one or the other"
-        )
+class SharedSteps:
+    """Steps of which process ``rank`` of ``world`` takes a contiguous slice, in micro-batches of ``micro_rows`` rows.
+
+    Raises ValueError unless the ``global_rows`` rows of a step divide evenly.
+    """
+
+    def __init__(self, global_rows: int, rank: int, world: int, micro_rows: int) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be from 0 to world - 1 = {world - 1}, not {rank}")
+        if micro_rows < 1 or global_rows < 1 or global_rows % (world * micro_rows):
+            raise ValueError(
+                f"the {global_rows} rows of a step must be a multiple of {world} processes times "
+                f"{micro_rows} rows of a micro-batch; change the one or the other"
+            )
+        self.global_rows, self.rank, self.world, self.micro_rows = global_rows, rank, world, micro_rows
+
+    @property
+    def micro_batches(self) -> int:
+        """Return how many micro-batches the next step has."""
+        return self.global_rows // (self.world * self.micro_rows)
 
 
-class RowStream:
+class RowStream(SharedSteps):
     """The micro-batches of one process, without end.
 
     Each optimiser step takes ``global_rows`` rows from ``position`` on, across the end of an epoch into the next, or of
@@ -95,14 +112,11 @@ class RowStream:
         if self.total == 0:
             raise ValueError("the data have no rows; give more text or a shorter sequence_length")
         self.ramp = RowRamp(global_rows, ramp)
-        check_shares(self.ramp.rows(0), rank, world, micro_rows)
+        super().__init__(self.ramp.rows(0), rank, world, micro_rows)
         if position.seed < 0 or position.epoch < 0 or not 0 <= position.row < self.total:
             raise ValueError(f"{position} lies outside the data of {self.total} rows; were they prepared anew?")
         self.rows = rows
         self.position = position
-        self.rank = rank
-        self.world = world
-        self.micro_rows = micro_rows
         self.workers = workers
         self.collate = collate
         self._mixture = mixture or Mixture([self.total], [1.0])

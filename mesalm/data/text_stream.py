@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from .build import Tokenise
 from .contamination import Contamination
@@ -15,7 +15,7 @@ from .mixture import picks
 from .prepared import Prepared
 from .splits import content_digest
 from .stages import say
-from .stream import Batch, check_shares, collate_tokens
+from .stream import Batch, DataPosition, SharedSteps, collate_tokens
 
 if TYPE_CHECKING:
     import datasets
@@ -24,7 +24,7 @@ ENCODE_BATCH = 64
 
 
 @dataclass(frozen=True)
-class StreamPosition:
+class StreamPosition(DataPosition):
     """Where process ``rank`` of ``world`` stands: the rows that all have had, and for each source its place.
 
     A place holds ``passes`` through the source, the state of its `datasets.IterableDataset` before the document that
@@ -35,17 +35,6 @@ class StreamPosition:
     world: int
     rows: int
     places: list[dict[str, Any]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the position as plain data."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Make a position from what `to_dict` gave. Raises ValueError for other keys."""
-        if set(data) != {"rank", "world", "rows", "places"}:
-            raise ValueError(f"a position in a stream must hold rank, world, rows and places, not {', '.join(data)}")
-        return cls(**data)
 
 
 @dataclass(frozen=True)
@@ -121,7 +110,7 @@ class SourceRows:
         raise DataError("a streamed source holds no text to train on, or fewer documents than there are processes")
 
 
-class TextStream:
+class TextStream(SharedSteps):
     """Iterate for ever over the micro-batches of one process, as `mesalm.data.stream.RowStream` does over rows on disk.
 
     ``parts`` are the rows of each source, of which each step takes ``global_rows`` by ``weights``, `picks` of them in
@@ -139,14 +128,9 @@ class TextStream:
         world: int = 1,
         micro_rows: int,
     ) -> None:
-        check_shares(global_rows, rank, world, micro_rows)
+        super().__init__(global_rows, rank, world, micro_rows)
         self.parts = parts
         self.weights = weights
-        self.global_rows = global_rows
-        self.rank = rank
-        self.world = world
-        self.micro_rows = micro_rows
-        self.micro_batches = global_rows // (world * micro_rows)
         self._position = self._here(0)
 
     def _here(self, rows: int) -> StreamPosition:

@@ -117,8 +117,8 @@ def test_a_uniform_model_is_at_chance(make, tokenizer, pair_file: str, class_fil
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
     for path, chance, shots in ((pair_file, 1 / 5, [0, 1, 2, 4]), (class_file, 1 / 3, [0, 1, 2])):
         scores = score_task(scorer, find_task(path, [], 0), SIZES, 256, seed=0)
-        assert [level.shots for level in scores.levels[""]] == shots
-        for level in scores.levels[""]:
+        assert [level.shots for level in scores.by_variant[""]] == shots
+        for level in scores.by_variant[""]:
             assert np.sum(level.nats) == pytest.approx(np.sum(level.bytes) * np.log(258), rel=1e-6)
             assert np.shape(level.nats) == (10, 3)
         for measure in task_measures(scores):
@@ -127,7 +127,7 @@ def test_a_uniform_model_is_at_chance(make, tokenizer, pair_file: str, class_fil
                 assert np.sum(measure.numerator) / np.sum(measure.denominator) == pytest.approx(chance)
                 # the null is what a model scores that names the commonest answer, where that is more
                 assert measure.chance >= chance - 1e-12
-    ranked = score_task(scorer, find_task(pair_file, [], 0), SIZES, 256, seed=0).levels[""][0].ranked
+    ranked = score_task(scorer, find_task(pair_file, [], 0), SIZES, 256, seed=0).by_variant[""][0].ranked
     assert np.shape(ranked) == (10, 3, 5)
 
 
@@ -135,7 +135,7 @@ def test_a_model_that_looks_up_recalls_everything(tokenizer) -> None:
     items = tuple(Item(f"k{n:02d}", f"{chr(97 + n)}{chr(103 + n)}") for n in range(8))
     scorer = Scorer(LookUp(), tokenizer, quiet=True)
     scores = score_task(scorer, RecallTask("recall", (), items), SIZES, 256, seed=0)
-    levels = scores.levels[""]
+    levels = scores.by_variant[""]
     assert [level.shots for level in levels] == [0, 1, 2, 4]
     assert scores.record.example.count("Q: ") == 2
     assert scores.record.example.split("Q: ")[1].split("\n")[:2] == scores.record.example.split("Q: ")[2].split("\n")
@@ -158,7 +158,7 @@ def test_shots_are_cut_where_a_prompt_does_not_fit(make, tokenizer, pair_file: s
     assert score_task(scorer, task, sizes, fits, seed=0).record.cut == [4]
     scores = score_task(scorer, task, sizes, short, seed=0)
     assert scores.record.cut == [2, 4]
-    assert [level.shots for level in scores.levels[""]] == [0, 1]
+    assert [level.shots for level in scores.by_variant[""]] == [0, 1]
     with pytest.raises(CannotAskError, match="no prompt fits"):
         score_task(scorer, task, sizes, 5, seed=0)
 

@@ -10,7 +10,7 @@ import torch
 
 from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.measures.few_shot import TaskScores, score_task
-from mesa_eval.measures.parts import Subject, questions
+from mesa_eval.measures.parts import measurements
 from mesa_eval.measures.plan import EvaluationPlan, Request
 from mesa_eval.measures.scores import ModelCard, Part, Scores
 from mesa_eval.measures.suites import find_suite
@@ -156,18 +156,20 @@ def test_a_permutation_leaves_nothing_in_its_place_and_is_even() -> None:
 def test_controls_are_asked_at_the_primary_number_of_shots_only(make, tokenizer) -> None:
     scorer = Scorer(make.table(torch.zeros(258, 258)), tokenizer, quiet=True)
     pairs, _, classes, recall = (score_task(scorer, task, SIZES, 4096, seed=0) for task in TASKS)
-    assert [level.shots for level in pairs.levels[""]] == [0, 2, 8, 16]
+    assert [level.shots for level in pairs.by_variant[""]] == [0, 2, 8, 16]
     for scores, names in (
         (pairs, {"shuffled"}),
         (classes, {"permuted", "symbols", "shuffled"}),
         (recall, {"shuffled", "twice"}),
     ):
-        assert {name: [level.shots for level in own] for name, own in scores.levels.items() if name} == {
+        assert {name: [level.shots for level in own] for name, own in scores.by_variant.items() if name} == {
             name: [scores.primary] for name in names
         }
     assert (pairs.primary, classes.primary) == (8, 4)
     one = FewShotSizes(shots=(0, 1), draws=1, queries=5, candidates=3)
-    assert set(score_task(scorer, TASKS[0], one, 4096, seed=0).levels) == {""}  # one demonstration cannot be shuffled
+    assert set(score_task(scorer, TASKS[0], one, 4096, seed=0).by_variant) == {
+        ""
+    }  # one demonstration cannot be shuffled
 
 
 def keys_of(scores: TaskScores) -> set[str]:
@@ -199,10 +201,9 @@ def test_texts_are_read_twice_to_the_letter(make, tokenizer) -> None:
     assert measures["task/facts/0/answer-twice"].unit == "answer, bits per byte, read twice"
     assert measures["task/facts/0/answer"].units == ["0", "1"]
     plan = EvaluationPlan(Request(models=[]), find_suite("quick"), (), (), (), (), (task,), {}, ())
-    subject = Subject(scorer, 60, plan)
-    (asked,) = [question for question in questions(subject, None) if question.name == "task/facts"]
+    (asked,) = [found for found in measurements(scorer, 60, plan, None) if found.name == "task/facts"]
     assert "facts, read twice: 1 of 2 left out, with their answer they exceed 60 tokens" in [
-        note.text for note in asked.ask().notes
+        note.text for note in asked.run().notes
     ]
     short = score_task(scorer, TASKS[3], SIZES, 150, seed=0)
-    assert (short.primary, short.left_out["twice"], short.levels["twice"]) == (8, 25, [])
+    assert (short.primary, short.left_out["twice"], short.by_variant["twice"]) == (8, 25, [])

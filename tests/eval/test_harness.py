@@ -189,7 +189,7 @@ def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, save_mesa,
     ours = {}
     for task in tasks:
         ours[task.name] = score_task(scorer, task, sizes, 128, seed=0)
-        (level,) = ours[task.name].levels[""]
+        (level,) = ours[task.name].by_variant[""]
         lines = []
         for index in ours[task.name].queries:
             query = task.query(index, 0, level.shots, 9, seed=0)
@@ -207,7 +207,7 @@ def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, save_mesa,
         log_samples=True,
     )
     for name, scores in ours.items():
-        (level,) = scores.levels[""]
+        (level,) = scores.by_variant[""]
         samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
         assert len(samples) == len(scores.queries)
         accuracy = next(measure for measure in task_measures(scores) if measure.key.endswith("/accuracy"))
@@ -269,7 +269,7 @@ def test_passages_agree_to_the_last_item(make, save_mesa, tmp_path: Path) -> Non
         (task,) = find_tasks(str(folder / f"{name}.jsonl"), [], 0)
         ours[name] = score_task(scorer, task, find_suite("full").few_shot, 128, seed=0)
         assert ours[name].queries == list(range(8))
-    (last,), (facts,) = ours["last"].levels[""], ours["facts"].levels[""]
+    (last,), (facts,) = ours["last"].by_variant[""], ours["facts"].by_variant[""]
     # float32 sums in another order
     assert [-row[0] for row in last.nats] == pytest.approx([float(nats) for nats, _ in theirs["last"]], abs=1e-3)
     assert [row[0] for row in last.exact] == [float(str(greedy) == "True") for _, greedy in theirs["last"]]

@@ -71,7 +71,7 @@ def test_a_value_counts_where_the_line_that_is_written_holds_it(tokenizer) -> No
     task = TextRecallTask("facts", (), tuple(Item(text, value) for text, (value, _) in items.items()))
     model = Writer({text: written for text, (_, written) in items.items()}, tokenizer)
     scores = score_task(scorer := Scorer(model, tokenizer, quiet=True), task, SIZES, 100, seed=0)
-    (level,) = scores.levels[""]
+    (level,) = scores.by_variant[""]
     assert level.written == [[" the VALUE is"], [" no"], [" " + "x" * 47], [" 12 b"]]
     assert level.contains == [[1.0], [0.0], [0.0], [1.0]]
     found = values(task_measures(scores))
@@ -91,7 +91,7 @@ def test_writing_ends_where_the_window_does(tokenizer) -> None:
     scores = score_task(Scorer(model, tokenizer, quiet=True), task, SIZES, 20, seed=0)
     # nine tokens of the prompt; of what is written the last token is not read
     assert model.most == [12]
-    assert scores.levels[""][0].written == [[" " + "y" * 11]]
+    assert scores.by_variant[""][0].written == [[" " + "y" * 11]]
     with pytest.raises(CannotAskError, match="no prompt fits"):
         score_task(Scorer(model, tokenizer, quiet=True), task, SIZES, 10, seed=0)
 
@@ -126,7 +126,7 @@ def test_a_model_that_is_sure_of_the_answer_is_not_asked_to_write(make, tokenize
     asked: list[int] = []
     model.generate = lambda ids, **_: asked.append(len(ids)) or torch.cat((ids, ids[:, :1]), 1)
     task = TextRecallTask("sure", (), (Item("go:", "yes"), Item("no:", "not")))
-    (level,) = score_task(Scorer(model, tokenizer, quiet=True), task, SIZES, 60, seed=0).levels[""]
+    (level,) = score_task(Scorer(model, tokenizer, quiet=True), task, SIZES, 60, seed=0).by_variant[""]
     assert asked == [1]
     assert level.written == [[" yes"], [""]]
     assert level.contains == [[1.0], [0.0]]

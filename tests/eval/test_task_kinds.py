@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mesa_eval.measures.few_shot import Level, TaskScores, digits_right, score_task
+from mesa_eval.measures.few_shot import ShotScores, TaskScores, digits_right, score_task
 from mesa_eval.measures.scores import Measure, TaskRecord
 from mesa_eval.measures.task_measures import task_measures
 from mesa_eval.reading.documents import read_documents
@@ -82,7 +82,7 @@ def hand_scores(ranked: list, free: list, truth: list, task: ClassTask = CLASSES
     count = len(ranked)
     asked = list(range(count))
     nulls = {"even": [1 / 3] * count, "always red": [float(own == [0]) for own in truth]}
-    level = Level(
+    level = ShotScores(
         asked,
         "1",
         1,
@@ -153,7 +153,7 @@ def test_scrambles_have_a_header_and_as_many_shots_as_fit(make, tokenizer) -> No
     header = len(task.header)
     # a shot is "afxy = xyaf\n", the question "afxy =", and of the answer's five bytes four are read, after one start
     scores = score_task(scorer, task, sizes, header + 3 * 12 + 6 + 4 + 1, seed=0)
-    assert [(level.key, level.shots) for level in scores.levels[""]] == [("0", 0), ("1", 1), ("most", 3)]
+    assert [(level.key, level.shots) for level in scores.by_variant[""]] == [("0", 0), ("1", 1), ("most", 3)]
     assert scores.record.cut == [10]
     assert {measure.key.rsplit("/", 1)[1] for measure in task_measures(scores)} == {"answer", "exact"}
     most = [measure for measure in task_measures(scores) if "/most/" in measure.key]

@@ -20,7 +20,7 @@ def shown_lines(prompt: str) -> list[tuple[str, str]]:
 
 def test_word_labels_shows_the_word_as_often_as_there_are_shots() -> None:
     (task,) = find_tasks("word_labels", [], 0)
-    assert task.levels(QUICK) == (0, 1, 2, 4, 8)
+    assert task.shots(QUICK) == (0, 1, 2, 4, 8)
     for index in range(20):
         asked = {}
         for shots in (0, 1, 4):
@@ -50,7 +50,7 @@ def test_word_labels_shows_the_word_as_often_as_there_are_shots() -> None:
 )
 def test_rules_ask_for_a_combination_that_was_not_shown(name: str, attributes: int, level: float) -> None:
     (task,) = find_tasks(name, [], 0)
-    _, least, *_, most = task.levels(QUICK)
+    _, least, *_, most = task.shots(QUICK)
     right = []
     for index in range(60):
         many = task.query(index, 0, most, 2, seed=0)

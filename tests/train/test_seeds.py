@@ -71,7 +71,7 @@ def test_arms_of_a_seed_read_the_same_rows(
     size, left = divmod(len(read), 4)
     assert size >= 2
     assert left == 0
-    rows = [torch.cat(read[place : place + size]) for place in range(0, 4 * size, size)]
+    rows = [torch.cat([ids.flatten() for ids in read[place : place + size]]) for place in range(0, 4 * size, size)]
     assert torch.equal(rows[0], rows[1])
     assert torch.equal(rows[2], rows[3])
     assert not torch.equal(rows[0], rows[2])

@@ -31,8 +31,8 @@ class CannotAskError(ValueError):
 
 
 @dataclass(frozen=True)
-class Level:
-    """One number of shots of one variant: arrays [query][draw].
+class ShotScores:
+    """Scores at one number of shots of one variant: arrays [query][draw].
 
     queries: what was asked, in order; key: the number of shots, or "most" where it is as many as fit; nats: of the
     answer; bytes: of the answer; exact: whether greedy decoding writes it; ranked: log P of each candidate; truth:
@@ -61,7 +61,7 @@ class Level:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """What one task gave: its record, the queries asked, and levels by variant ("" is the plain one).
+    """What one task gave: its record, the queries asked, and by variant ("" is the plain one) the scores by shots.
 
     primary: the number of shots that counts, the most that fit up to the sizes's; left_out: by variant, how many of
     the queries are longer than the window, in a task that goes on without those, or all where a variant does not fit;
@@ -71,7 +71,7 @@ class TaskScores:
     task: Task
     record: TaskRecord
     queries: list[int]
-    levels: dict[str, list[Level]]
+    by_variant: dict[str, list[ShotScores]]
     primary: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     lost: int = 0
@@ -79,7 +79,7 @@ class TaskScores:
 
 
 @dataclass
-class _Asked:
+class _Prompts:
     """What is asked at one number of shots: queries and content-free ones [query][draw], encoded pairs."""
 
     task: Task
@@ -103,163 +103,148 @@ def score_task(reader: Reader, task: Task, sizes: FewShotSizes, window: int, see
 
     Raises CannotAskError if not even the smallest number of shots fits, or an answer cannot be encoded.
     """
+    encoder = _PromptEncoder(reader, sizes, window, seed)
     chosen = task.queries(sizes, seed)
-    queries = _short_enough(reader, task, chosen, window, seed)
-    plain = _fitting(reader, task, sizes, queries, window, seed) if queries else []
+    queries = encoder.short_enough(task, chosen)
+    plain = encoder.fitting(task, queries) if queries else []
     if not plain:
         raise CannotAskError(f"no prompt fits the window of {window} tokens")
-    shots = [level.shots for level in plain if level.key != MOST]
+    shots = [prompts.shots for prompts in plain if prompts.key != MOST]
     primary = max(count for count in shots if count <= max(sizes.primary_shots, shots[0]))
     asked, left_out = {"": plain}, {"": len(chosen) - len(queries)}
     for other in task.variants(primary, sizes, seed):
-        short = _short_enough(reader, other, queries, window, seed)
-        level = _encode(reader, other, sizes, short, primary, window, seed) if short else None
-        asked[other.variant] = [level] if level else []
-        left_out[other.variant] = len(queries) - (len(short) if level else 0)
-    levels = _answer(reader, task, asked, window)
-    flat = [level for own in asked.values() for level in own]
-    record = _record(task, sizes, queries, flat, plain)
-    answers = sorted({query.answer for level in flat for query in level.queries_in_turn()})
+        short = encoder.short_enough(other, queries)
+        prompts = encoder.encode(other, short, primary) if short else None
+        asked[other.variant] = [prompts] if prompts else []
+        left_out[other.variant] = len(queries) - (len(short) if prompts else 0)
+    flat = [prompts for own in asked.values() for prompts in own]
+    scores = iter(_answer(reader, task, flat, window))
+    by_variant = {variant: [next(scores) for _ in own] for variant, own in asked.items()}
+    answers = sorted({query.answer for prompts in flat for query in prompts.queries_in_turn()})
     lost = reader.lost(answers, reader.encode_all(answers))
-    return TaskScores(task, record, queries, levels, primary, left_out, lost, len(answers))
+    record = _record(task, sizes, queries, flat, plain)
+    return TaskScores(task, record, queries, by_variant, primary, left_out, lost, len(answers))
 
 
-def _answer(reader: Reader, task: Task, asked: dict[str, list[_Asked]], window: int) -> dict[str, list[Level]]:
-    """Read everything that is asked in one go, and return the levels of each variant."""
-    flat = [level for own in asked.values() for level in own]
-    pairs = [pair for level in flat for pair in level.pairs.values()]
-    scored = iter(reader.likelihoods(pairs, task.name, [label for level in flat for label in level.shared]))
-    tables = [dict(zip(level.pairs, scored, strict=False)) for level in flat]
-    written = _write(reader, task, flat, tables, window)
-    levels = iter([_level(reader, level, table, written) for level, table in zip(flat, tables, strict=True)])
-    return {variant: [next(levels) for _ in own] for variant, own in asked.items()}
+def _answer(reader: Reader, task: Task, asked: Sequence[_Prompts], window: int) -> list[ShotScores]:
+    """Read everything that is asked in one go."""
+    pairs = [pair for prompts in asked for pair in prompts.pairs.values()]
+    scored = iter(reader.likelihoods(pairs, task.name, [label for prompts in asked for label in prompts.shared]))
+    tables = [dict(zip(prompts.pairs, scored, strict=False)) for prompts in asked]
+    written = _write(reader, task, asked, tables, window)
+    return [_scores(reader, prompts, table, written) for prompts, table in zip(asked, tables, strict=True)]
 
 
 def _record(
-    task: Task,
-    sizes: FewShotSizes,
-    queries: list[int],
-    asked: Sequence[_Asked],
-    plain: Sequence[_Asked],
+    task: Task, sizes: FewShotSizes, queries: list[int], asked: Sequence[_Prompts], plain: Sequence[_Prompts]
 ) -> TaskRecord:
-    pairs = [pair for level in asked for pair in level.pairs.values()]
-    shown = next((level for level in asked if level.shots), asked[0]).grid[0][0]
+    pairs = [pair for prompts in asked for pair in prompts.pairs.values()]
+    shown = next((prompts for prompts in asked if prompts.shots), asked[0]).grid[0][0]
     return TaskRecord(
         name=task.name,
         kind=task.kind,
         queries=len(queries),
         draws=task.draws(sizes),
-        candidates=max(len(query.candidates) for level in asked for query in level.queries_in_turn()),
+        candidates=max(len(query.candidates) for prompts in asked for query in prompts.queries_in_turn()),
         majority=task.majority(queries),
-        cut=sorted(set(task.levels(sizes)) - {level.shots for level in plain}),
+        cut=sorted(set(task.shots(sizes)) - {prompts.shots for prompts in plain}),
         pairs_joint=sum(pair.joint for pair in pairs),
         pairs_apart=sum(not pair.joint for pair in pairs),
         example=(shown.prompt + shown.answer).lstrip(),
     )
 
 
-def _short_enough(reader: Reader, task: Task, queries: list[int], window: int, seed: int) -> list[int]:
-    """Return the queries that fit the window with their answers, all where the task leaves none out."""
-    if not task.leaves_out_long:
-        return queries
-    asked = [task.query(index, 0, 0, 1, seed) for index in queries]
-    pairs = _encoded(reader, [(query.prompt, query.answer) for query in asked])
-    return [index for index, pair in zip(queries, pairs, strict=True) if len(pair.tokens) - 1 <= window]
-
-
-def _encoded(reader: Reader, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
-    try:
-        return reader.encode_pairs(pairs)
-    except ValueError as error:
-        raise CannotAskError(str(error)) from error
-
-
 def _write(
-    reader: Reader,
-    task: Task,
-    asked: Sequence[_Asked],
-    tables: Sequence[Table],
-    window: int,
+    reader: Reader, task: Task, asked: Sequence[_Prompts], tables: Sequence[Table], window: int
 ) -> dict[str, str]:
     """Return what the model writes behind each prompt of a task that asks for it.
 
     Where every token of an answer was the likeliest, the answer is what the model would write, and it is not asked to.
     """
     written: dict[str, str] = {}
-    prompts: dict[str, None] = {}
+    unknown: dict[str, None] = {}
     if not reader.writes():
         return written
-    for level, table in zip(asked, tables, strict=True):
-        for query in level.queries_in_turn() if "contains" in level.task.scored else ():
-            pair, found = level.pairs[query.prompt, query.answer], table[query.prompt, query.answer]
+    for prompts, table in zip(asked, tables, strict=True):
+        for query in prompts.queries_in_turn() if "contains" in prompts.task.scored else ():
+            pair, found = prompts.pairs[query.prompt, query.answer], table[query.prompt, query.answer]
             if found.greedy and STOP not in query.answer and len(pair.tokens) - pair.start <= WRITTEN:
                 written[query.prompt] = query.answer
             else:
-                prompts[query.prompt] = None
-    texts = reader.generate(list(prompts), WRITTEN, STOP, f"{task.name}, written", window) if prompts else []
-    return {**written, **dict(zip(prompts, texts, strict=True))}
+                unknown[query.prompt] = None
+    texts = reader.generate(list(unknown), WRITTEN, STOP, f"{task.name}, written", window) if unknown else []
+    return {**written, **dict(zip(unknown, texts, strict=True))}
 
 
-def _fitting(
-    reader: Reader,
-    task: Task,
-    sizes: FewShotSizes,
-    queries: list[int],
-    window: int,
-    seed: int,
-) -> list[_Asked]:
-    """Encode every number of shots, up to the first that does not fit."""
-    fitting: list[_Asked] = []
-    for shots in task.levels(sizes):
-        fits = shots <= task.most_shots
-        level = _encode(reader, task, sizes, queries, shots, window, seed) if fits else None
-        if level is None:
-            break
-        fitting.append(level)
-    if task.as_many_as_fit and fitting:
-        most = _most_that_fit(reader, task, sizes, queries, window, seed, fitting[-1].shots)
-        if most is not None:
-            fitting.append(most)
-    return fitting
+@dataclass(frozen=True)
+class _PromptEncoder:
+    """What every prompt of a task is encoded by."""
 
+    reader: Reader
+    sizes: FewShotSizes
+    window: int
+    seed: int
 
-def _most_that_fit(
-    reader: Reader, task: Task, sizes: FewShotSizes, queries: list[int], window: int, seed: int, known: int
-) -> _Asked | None:
-    """Find the largest number of shots that fits, more than `known`, by halving; None if there is none."""
-    low, high = known, min(sizes.most_shots, task.most_shots)
-    best = None
-    while low < high:
-        middle = (low + high + 1) // 2
-        level = _encode(reader, task, sizes, queries, middle, window, seed)
-        if level is None:
-            high = middle - 1
-        else:
-            low, best = middle, level
-    if best is not None:
-        best.key, best.words = MOST, f"{best.words}, the most that fit"
-    return best
+    def short_enough(self, task: Task, queries: list[int]) -> list[int]:
+        """Return the queries that fit the window with their answers, all where the task leaves none out."""
+        if not task.leaves_out_long:
+            return queries
+        asked = [task.query(index, 0, 0, 1, self.seed) for index in queries]
+        pairs = self._pairs([(query.prompt, query.answer) for query in asked])
+        return [index for index, pair in zip(queries, pairs, strict=True) if len(pair.tokens) - 1 <= self.window]
 
+    def fitting(self, task: Task, queries: list[int]) -> list[_Prompts]:
+        """Encode every number of shots, up to the first that does not fit."""
+        fitting: list[_Prompts] = []
+        for shots in task.shots(self.sizes):
+            prompts = self.encode(task, queries, shots) if shots <= task.most_shots else None
+            if prompts is None:
+                break
+            fitting.append(prompts)
+        if task.as_many_as_fit and fitting:
+            most = self._most_that_fit(task, queries, fitting[-1].shots)
+            if most is not None:
+                fitting.append(most)
+        return fitting
 
-def _encode(
-    reader: Reader, task: Task, sizes: FewShotSizes, queries: list[int], shots: int, window: int, seed: int
-) -> _Asked | None:
-    """Encode everything that is asked at one number of shots; None if a prompt with a continuation does not fit."""
-    draws = range(task.draws(sizes))
-    grid = [[task.query(index, draw, shots, sizes.candidates, seed) for draw in draws] for index in queries]
-    twins = [[task.free_query(index, draw, shots, seed) for draw in draws] for index in queries]
-    free = [own for row in twins if (own := [twin for twin in row if twin is not None])]
-    wanted: dict[tuple[str, str], str] = {}
-    for query in (query for row in [*grid, *free] for query in row):
-        continuations = query.candidates if "accuracy" in task.scored else (query.answer,)
-        wanted.update(dict.fromkeys(((query.prompt, text) for text in continuations), _label(query, bool(free))))
-    pairs = _encoded(reader, list(wanted))
-    if max(len(pair.tokens) - 1 for pair in pairs) > window:
-        return None
-    table = dict(zip(wanted, pairs, strict=True))
-    ceiling = task.ceiling(queries, shots, seed)
-    words, labels = task.shot_words(shots), list(wanted.values())
-    return _Asked(task, queries, str(shots), shots, words, grid, free, table, labels, ceiling)
+    def _most_that_fit(self, task: Task, queries: list[int], known: int) -> _Prompts | None:
+        """Find the largest number of shots that fits, more than `known`, by halving; None if there is none."""
+        low, high = known, min(self.sizes.most_shots, task.most_shots)
+        best = None
+        while low < high:
+            middle = (low + high + 1) // 2
+            prompts = self.encode(task, queries, middle)
+            if prompts is None:
+                high = middle - 1
+            else:
+                low, best = middle, prompts
+        if best is not None:
+            best.key, best.words = MOST, f"{best.words}, the most that fit"
+        return best
+
+    def encode(self, task: Task, queries: list[int], shots: int) -> _Prompts | None:
+        """Encode everything that is asked at one number of shots; None if a prompt with a continuation does not fit."""
+        draws, candidates = range(task.draws(self.sizes)), self.sizes.candidates
+        grid = [[task.query(index, draw, shots, candidates, self.seed) for draw in draws] for index in queries]
+        twins = [[task.free_query(index, draw, shots, self.seed) for draw in draws] for index in queries]
+        free = [own for row in twins if (own := [twin for twin in row if twin is not None])]
+        wanted: dict[tuple[str, str], str] = {}
+        for query in (query for row in [*grid, *free] for query in row):
+            continuations = query.candidates if "accuracy" in task.scored else (query.answer,)
+            wanted.update(dict.fromkeys(((query.prompt, text) for text in continuations), _label(query, bool(free))))
+        pairs = self._pairs(list(wanted))
+        if max(len(pair.tokens) - 1 for pair in pairs) > self.window:
+            return None
+        table = dict(zip(wanted, pairs, strict=True))
+        ceiling = task.ceiling(queries, shots, self.seed)
+        words, labels = task.shot_words(shots), list(wanted.values())
+        return _Prompts(task, queries, str(shots), shots, words, grid, free, table, labels, ceiling)
+
+    def _pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+        try:
+            return self.reader.encode_pairs(pairs)
+        except ValueError as error:
+            raise CannotAskError(str(error)) from error
 
 
 def _label(query: Query, twins: bool) -> str:
@@ -267,7 +252,7 @@ def _label(query: Query, twins: bool) -> str:
     return query.shared if twins and 2 * len(query.shared) > len(query.prompt) else query.prompt
 
 
-def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str]) -> Level:
+def _scores(reader: Reader, asked: _Prompts, table: Table, written: dict[str, str]) -> ShotScores:
     def logs(query: Query) -> list[float]:
         return [table[query.prompt, text].nats for text in query.candidates]
 
@@ -288,7 +273,7 @@ def _level(reader: Reader, asked: _Asked, table: Table, written: dict[str, str])
     grid = asked.grid
     texts = grid if written and "contains" in asked.task.scored else []
     ranked = grid if "accuracy" in asked.task.scored else []
-    return Level(
+    return ShotScores(
         queries=asked.queries,
         key=asked.key,
         shots=asked.shots,

@@ -23,10 +23,10 @@ class PartStore:
         self.processes = processes
         self.taken = 0
 
-    def key(self, card: ModelCard, configuration: str, window: int, name: str, wording: Any) -> str:
+    def key(self, card: ModelCard, configuration: str, window: int, name: str, inputs: Any) -> str:
         """Return the sha256 of everything that a part depends on: weights, configuration, tokenizer, what is asked."""
         model = [card.fingerprint, configuration, card.tokenizer, card.start_token, window]
-        text = json.dumps([FORMAT, model, name, wording], sort_keys=True)
+        text = json.dumps([FORMAT, model, name, inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def read(self, key: str) -> Part | None:

@@ -26,17 +26,8 @@ from mesa_eval.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model, its window, and the plan of what it is asked."""
-
-    scorer: Reader
-    window: int
-    plan: EvaluationPlan
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of one thing asked; as in `Part`, which adds what it cost."""
+class Result:
+    """What came of one measurement; as in `Part`, which adds what it cost."""
 
     measures: list[Measure]
     raw: dict[str, Any] = field(default_factory=dict)
@@ -45,65 +36,60 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Question:
-    """One thing to ask; `wording` is plain data that is equal only where the same is asked."""
+class Measurement:
+    """One thing to measure; `inputs` is plain data that is equal only where the same is asked."""
 
     name: str
-    wording: Any
-    ask: Callable[[], Answer]
+    inputs: Any
+    run: Callable[[], Result]
     task: str = ""
 
 
-def questions(subject: Subject, training_data: Path | None) -> list[Question]:
-    """Return everything that a model is asked, in order; `training_data` tells which pairs of tokens are rare in it."""
-    plan, suite, seed = subject.plan, subject.plan.suite, subject.plan.seed
-    wanted = min(suite.position_windows, max(1, suite.position_tokens // subject.window))
+def measurements(reader: Reader, window: int, plan: EvaluationPlan, training_data: Path | None) -> list[Measurement]:
+    """Return everything to measure of a model, in order; `training_data` tells which pairs of tokens are rare in it."""
+    suite, seed, documents = plan.suite, plan.seed, text_fingerprint(plan.documents)
+    wanted, most = min(suite.position_windows, max(1, suite.position_tokens // window)), suite.document_windows
+    asked = reader, window, plan
     return [
-        Question("text", text_fingerprint(plan.sample), partial(_ask_text, subject)),
-        Question(
+        Measurement("text", text_fingerprint(plan.sample), partial(_text, *asked)),
+        Measurement(
             "positions",
-            [text_fingerprint(plan.documents), wanted, suite.document_windows, seed, str(training_data)],
-            partial(_ask_positions, subject, wanted, training_data),
+            [documents, wanted, most, seed, str(training_data)],
+            partial(_positions, *asked, wanted, training_data),
         ),
-        Question(
-            "length",
-            [text_fingerprint(plan.documents), suite.length_windows, suite.document_windows, seed],
-            partial(_ask_length, subject),
-        ),
-        Question("copying", [suite.copy_windows, seed], partial(_ask_copying, subject)),
+        Measurement("length", [documents, suite.length_windows, most, seed], partial(_length, *asked)),
+        Measurement("copying", [suite.copy_windows, seed], partial(_copying, *asked)),
         *(
-            Question(
+            Measurement(
                 f"task/{task.name}",
                 [task.fingerprint(), dataclasses.asdict(suite.few_shot), seed],
-                partial(_ask_task, subject, task),
+                partial(_task, *asked, task),
                 task.name,
             )
             for task in plan.tasks
         ),
         *(
-            Question(f"task/{name}", reason, partial(_not_asked, name, "built in", reason), name)
+            Measurement(f"task/{name}", reason, partial(_not_asked, name, "built in", reason), name)
             for name, reason in plan.missing
         ),
     ]
 
 
-def _ask_text(subject: Subject) -> Answer:
-    scores = score_documents(subject.scorer, subject.plan.sample, subject.window)
+def _text(reader: Reader, window: int, plan: EvaluationPlan) -> Result:
+    scores = score_documents(reader, plan.sample, window)
     raw = {"documents": [dataclasses.asdict(score) for score in scores]}
     lost = sum(score.lost for score in scores)
     notes = [_lost("text: no bits per byte", lost, len(scores), "documents")] if lost else []
-    return Answer(text_measures(scores, text_fingerprint(subject.plan.sample)), raw, notes=notes)
+    return Result(text_measures(scores, text_fingerprint(plan.sample)), raw, notes=notes)
 
 
-def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) -> Answer:
+def _positions(reader: Reader, window: int, plan: EvaluationPlan, wanted: int, training_data: Path | None) -> Result:
     from mesalm.data.prepared import Prepared
 
-    plan, window = subject.plan, subject.window
-    most = plan.suite.document_windows
-    scores = score_positions(subject.scorer, plan.documents, window, wanted, most, plan.seed)
+    scores = score_positions(reader, plan.documents, window, wanted, plan.suite.document_windows, plan.seed)
     if scores is None:
         reason = f"no document has {window + 1} tokens" if window >= 8 else f"a window of {window} tokens is too short"
-        return Answer([], notes=[Note(f"loss by position and recall are not measured: {reason}", own=True)])
+        return _missed("loss by position and recall are", reason)
     rare, notes = None, []
     if training_data is not None:
         rare = rare_in_training(scores.tokens, Prepared(training_data).rows("train"))
@@ -111,59 +97,57 @@ def _ask_positions(subject: Subject, wanted: int, training_data: Path | None) ->
         words = "recall is not split by what is rare in training: the training text is not known"
         notes.append(Note(words, own=True))
     raw = {"window": window, "owners": list(scores.owners), "nats": np.round(scores.losses, 4).tolist()}
-    return Answer([*position_measures(scores), *recall_measures(scores, rare)], raw, notes=notes)
+    return Result([*position_measures(scores), *recall_measures(scores, rare)], raw, notes=notes)
 
 
-def _ask_length(subject: Subject) -> Answer:
-    plan, scorer, window = subject.plan, subject.scorer, subject.window
+def _length(reader: Reader, window: int, plan: EvaluationPlan) -> Result:
     wanted, most = plan.suite.length_windows, plan.suite.document_windows
     try:
-        scores = score_length(scorer, plan.documents, window, wanted, most, plan.seed)
+        scores = score_length(reader, plan.documents, window, wanted, most, plan.seed)
     except ValueError as error:
-        reason = str(error).removeprefix(f"{scorer.name}: ")
-        return Answer([], notes=[Note(f"loss past the window is not measured: {reason}", own=True)])
-    return Answer(length_measures(scores), {"window": window, "owners": list(scores.owners)})
+        return _missed("loss past the window is", str(error).removeprefix(f"{reader.name}: "))
+    return Result(length_measures(scores), {"window": window, "owners": list(scores.owners)})
 
 
-def _ask_copying(subject: Subject) -> Answer:
-    plan = subject.plan
-    scores = score_copying(subject.scorer, subject.window, plan.suite.copy_windows, plan.seed)
+def _copying(reader: Reader, window: int, plan: EvaluationPlan) -> Result:
+    scores = score_copying(reader, window, plan.suite.copy_windows, plan.seed)
     if scores is None:
-        reason = "the window or the vocabulary is too small"
-        return Answer([], notes=[Note(f"copying is not measured: {reason}", own=True)])
-    return Answer(copy_measures(scores), dataclasses.asdict(scores))
+        return _missed("copying is", "the window or the vocabulary is too small")
+    return Result(copy_measures(scores), dataclasses.asdict(scores))
 
 
-def _ask_task(subject: Subject, task: Task) -> Answer:
-    plan, window = subject.plan, subject.window
+def _task(reader: Reader, window: int, plan: EvaluationPlan, task: Task) -> Result:
     try:
-        scores = score_task(subject.scorer, task, plan.suite.few_shot, window, plan.seed)
+        scores = score_task(reader, task, plan.suite.few_shot, window, plan.seed)
     except CannotAskError as error:
         return _not_asked(task.name, task.kind, str(error))
-    raw = {
-        "queries": scores.queries,
-        "levels": {key: [dataclasses.asdict(level) for level in levels] for key, levels in scores.levels.items()},
-    }
-    notes = [Note(f"{task.name}: {note}") for note in task.notes]
-    if "contains" in task.metrics and not subject.scorer.writes():
-        notes.append(Note(f"{task.name}: nothing was looked for in what the model writes, since it has no `generate`"))
-    for variant, left_out in scores.left_out.items():
-        if left_out:
+    by_shots = {key: [dataclasses.asdict(one) for one in found] for key, found in scores.by_variant.items()}
+    notes = list(task.notes)
+    if "contains" in task.metrics and not reader.writes():
+        notes.append("nothing was looked for in what the model writes, since it has no `generate`")
+    left = [f"{task.name}: {note}" for note in notes]
+    for variant, count in scores.left_out.items():
+        if count:
             of = len(scores.queries) + scores.left_out[""] * (not variant)
-            words = f"{task.name}{VARIANTS[variant]}: {left_out} of {of}"
-            notes.append(Note(f"{words} left out, with their answer they exceed {window} tokens"))
+            words = f"{task.name}{VARIANTS[variant]}: {count} of {of}"
+            left.append(f"{words} left out, with their answer they exceed {window} tokens")
+    found = [Note(note) for note in left]
     if scores.lost:
-        notes.append(_lost(f"{task.name}: no likelihood of answers", scores.lost, scores.answers, "answers"))
+        found.append(_lost(f"{task.name}: no likelihood of answers", scores.lost, scores.answers, "answers"))
     if scores.record.cut:
         words = ", ".join(map(str, scores.record.cut))
-        notes.append(Note(f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out"))
-    return Answer(task_measures(scores), raw, scores.record, notes)
+        found.append(Note(f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out"))
+    return Result(task_measures(scores), {"queries": scores.queries, "levels": by_shots}, scores.record, found)
+
+
+def _missed(what: str, reason: str) -> Result:
+    return Result([], notes=[Note(f"{what} not measured: {reason}", own=True)])
 
 
 def _lost(what: str, lost: int, of: int, things: str) -> Note:
     return Note(f"{what}: {lost} of {of} {things} do not come back from the tokenizer", own=True)
 
 
-def _not_asked(name: str, kind: str, reason: str) -> Answer:
+def _not_asked(name: str, kind: str, reason: str) -> Result:
     record = TaskRecord(name, kind, skipped=reason)
-    return Answer([], task=record, notes=[Note(f"{name}: not measured: {reason}")])
+    return Result([], task=record, notes=[Note(f"{name}: not measured: {reason}")])

@@ -15,7 +15,7 @@ from rich.console import Console
 from mesa_eval.measures.model_record import describe_model, installed_versions
 from mesa_eval.measures.overlap import overlap_notes
 from mesa_eval.measures.part_store import PartStore
-from mesa_eval.measures.parts import Subject, questions
+from mesa_eval.measures.parts import measurements
 from mesa_eval.measures.plan import EvaluationPlan
 from mesa_eval.measures.scores import Note, Part, Scores
 from mesa_eval.reading.documents import text_fingerprint
@@ -65,18 +65,17 @@ def score_model(scorer: Scorer, plan: EvaluationPlan, window: int, store: PartSt
     """Measure one model as the plan says; parts that the store holds are not measured again."""
     store = store or PartStore(None, Processes())
     card = describe_model(scorer, window)
-    subject = Subject(scorer, window, plan)
-    asked = questions(subject, _training_data(plan, card.tokenizer))
+    asked = measurements(scorer, window, plan, _training_data(plan, card.tokenizer))
     parts: list[Part] = []
-    for number, question in enumerate(asked, 1):
+    for number, measurement in enumerate(asked, 1):
         scorer.stage = f"{number}/{len(asked)} "
-        key = store.key(card, scorer.configuration(), window, question.name, question.wording)
+        key = store.key(card, scorer.configuration(), window, measurement.name, measurement.inputs)
         part = store.read(key)
         if part is None:
             began, read = time.monotonic(), scorer.tokens_run
-            found = question.ask()
+            found = measurement.run()
             part = Part(
-                name=question.name,
+                name=measurement.name,
                 key=key,
                 measures=found.measures,
                 raw=found.raw,

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mesa_eval.measures.few_shot import MOST, Level, TaskScores
+from mesa_eval.measures.few_shot import MOST, ShotScores, TaskScores
 from mesa_eval.measures.nulls import null, shares
 from mesa_eval.measures.scores import Measure
 from mesa_eval.tasks.task import GAINING, SHUFFLED, TWICE, VARIED
@@ -59,18 +59,18 @@ def task_measures(scores: TaskScores) -> list[Measure]:
     """
     items = scores.task.fingerprint()
     measures = []
-    for variant, levels in scores.levels.items():
-        for level in levels:
+    for variant, by_shots in scores.by_variant.items():
+        for own in by_shots:
             for metric in scores.task.metrics:
-                if metric not in VARIED.get(variant, (metric,)) or (metric == "contains" and not level.contains):
+                if metric not in VARIED.get(variant, (metric,)) or (metric == "contains" and not own.contains):
                     continue
                 if scores.lost and metric in LIKELIHOODS:
                     continue
-                columns = METRICS[metric](level)
-                made = _measure(scores, level, metric, variant, columns, items)
+                columns = METRICS[metric](own)
+                made = _measure(scores, own, metric, variant, columns, items)
                 measures.append(made)
                 if metric == "accuracy":
-                    measures.extend(_by_group(scores, level, made))
+                    measures.extend(_by_group(scores, own, made))
     return [*sorted(measures, key=lambda measure: measure.x or 0.0), *gain_measures(scores)]
 
 
@@ -81,14 +81,14 @@ def gain_measures(scores: TaskScores) -> list[Measure]:
     the demonstrations less bits with the true ones, at that number of shots. A model that learns only which
     answers there are, or the format, gains, but nothing by the pairing.
     """
-    plain = {level.shots: level for level in scores.levels[""] if level.key != MOST}
+    plain = {own.shots: own for own in scores.by_variant[""] if own.key != MOST}
     if scores.task.kind not in GAINING or scores.lost or scores.primary < 1 or 0 not in plain:
         return []
     shown = plain[scores.primary]
     words = f"{scores.task.shot_words(0)} less {shown.words}"
     found = [("", words, plain[0])]
-    if scores.levels.get(SHUFFLED):
-        found.append(("pairing", f"answers shuffled less true, {shown.words}", scores.levels[SHUFFLED][0]))
+    if scores.by_variant.get(SHUFFLED):
+        found.append(("pairing", f"answers shuffled less true, {shown.words}", scores.by_variant[SHUFFLED][0]))
     return [
         Measure(
             section=f"task/{scores.record.name}",
@@ -114,37 +114,37 @@ def gain_measures(scores: TaskScores) -> list[Measure]:
     ]
 
 
-def _measure(scores: TaskScores, level: Level, metric: str, variant: str, columns: Columns, items: str) -> Measure:
+def _measure(scores: TaskScores, found: ShotScores, metric: str, variant: str, columns: Columns, items: str) -> Measure:
     numerator, denominator, chance = columns
     return Measure(
         section=f"task/{scores.record.name}",
         task=scores.record.name,
         metric=metric,
         variant=variant,
-        shots=level.shots,
-        most=level.key == MOST,
-        label=level.words,
+        shots=found.shots,
+        most=found.key == MOST,
+        label=found.words,
         unit=UNITS[metric] + VARIANTS[variant],
         better="lower" if metric in LIKELIHOODS else "higher",
         digits=2 if metric == "perplexity" else 3,
         resampled=scores.task.unit,
-        units=[str(index) for index in level.queries],
+        units=[str(index) for index in found.queries],
         numerator=numerator,
         denominator=denominator,
         transform="exp" if metric == "perplexity" else "",
-        any_tokenizer=metric in LIKELIHOODS and level.key != MOST,
+        any_tokenizer=metric in LIKELIHOODS and found.key != MOST,
         chance=chance,
-        ceiling=level.ceiling if metric == "accuracy" else None,
-        x=float(level.shots),
-        primary=metric == scores.task.primary and not variant and 0 < level.shots == scores.primary,
+        ceiling=found.ceiling if metric == "accuracy" else None,
+        x=float(found.shots),
+        primary=metric == scores.task.primary and not variant and 0 < found.shots == scores.primary,
         items=items,
     )
 
 
-def _by_group(scores: TaskScores, level: Level, whole: Measure) -> list[Measure]:
+def _by_group(scores: TaskScores, found: ShotScores, whole: Measure) -> list[Measure]:
     """Return one measure per paradigm where there are several."""
     groups: dict[str, list[int]] = {}
-    for place, index in enumerate(level.queries):
+    for place, index in enumerate(found.queries):
         groups.setdefault(scores.task.group(index), []).append(place)
     if len(groups) < 2:
         return []
@@ -157,7 +157,7 @@ def _by_group(scores: TaskScores, level: Level, whole: Measure) -> list[Measure]
             numerator=[whole.numerator[place] for place in places],
             denominator=[whole.denominator[place] for place in places],
             chance=null(
-                {model: [own[place] for place in places] for model, own in level.nulls.items()},
+                {model: [own[place] for place in places] for model, own in found.nulls.items()},
                 [whole.denominator[place][0] for place in places],
             ),
             primary=False,
@@ -166,43 +166,43 @@ def _by_group(scores: TaskScores, level: Level, whole: Measure) -> list[Measure]
     ]
 
 
-def _answer(level: Level) -> Columns:
-    bits = [[sum(row) / math.log(2)] for row in level.nats]
-    return bits, [[float(sum(row))] for row in level.bytes], None
+def _answer(found: ShotScores) -> Columns:
+    bits = [[sum(row) / math.log(2)] for row in found.nats]
+    return bits, [[float(sum(row))] for row in found.bytes], None
 
 
-def _perplexity(level: Level) -> Columns:
-    return [[sum(row)] for row in level.nats], [[float(len(row))] for row in level.nats], None
+def _perplexity(found: ShotScores) -> Columns:
+    return [[sum(row)] for row in found.nats], [[float(len(row))] for row in found.nats], None
 
 
-def _contains(level: Level) -> Columns:
-    return [[sum(row)] for row in level.contains], [[float(len(row))] for row in level.contains], 0.0
+def _contains(found: ShotScores) -> Columns:
+    return [[sum(row)] for row in found.contains], [[float(len(row))] for row in found.contains], 0.0
 
 
-def _exact(level: Level) -> Columns:
-    return [[sum(row)] for row in level.exact], [[float(len(row))] for row in level.exact], 0.0
+def _exact(found: ShotScores) -> Columns:
+    return [[sum(row)] for row in found.exact], [[float(len(row))] for row in found.exact], 0.0
 
 
-def _digits(level: Level) -> Columns:
+def _digits(found: ShotScores) -> Columns:
     # an answer is a space and digits, so it has one byte more than digits
-    return [[float(sum(row))] for row in level.digits], [[float(sum(row) - len(row))] for row in level.bytes], 0.1
+    return [[float(sum(row))] for row in found.digits], [[float(sum(row) - len(row))] for row in found.bytes], 0.1
 
 
-def _accuracy(level: Level, calibrate: bool = False) -> Columns:
-    won = _won(level, calibrate)
+def _accuracy(found: ShotScores, calibrate: bool = False) -> Columns:
+    won = _won(found, calibrate)
     right = [
         [sum(share[true] for share, true in zip(row, own, strict=True))]
-        for row, own in zip(won, level.truth, strict=True)
+        for row, own in zip(won, found.truth, strict=True)
     ]
-    return right, [[float(len(row))] for row in won], null(level.nulls, [len(row) for row in won], calibrate)
+    return right, [[float(len(row))] for row in won], null(found.nulls, [len(row) for row in won], calibrate)
 
 
-def _f1(level: Level, calibrate: bool = False) -> Columns:
+def _f1(found: ShotScores, calibrate: bool = False) -> Columns:
     """Return, for each label, 2 TP and 2 TP + FP + FN of each query; chance guesses every label equally often."""
-    won = _won(level, calibrate)
+    won = _won(found, calibrate)
     numerator, denominator = [], []
     frequency = np.zeros(len(won[0][0]))
-    for row, own in zip(won, level.truth, strict=True):
+    for row, own in zip(won, found.truth, strict=True):
         guessed = np.array(row)
         true = np.zeros_like(guessed)
         true[np.arange(len(own)), own] = 1
@@ -215,23 +215,23 @@ def _f1(level: Level, calibrate: bool = False) -> Columns:
     return numerator, denominator, float(np.mean(2 * share[there] * even / (share[there] + even)))
 
 
-def _won(level: Level, calibrate: bool) -> list[list[list[float]]]:
+def _won(found: ShotScores, calibrate: bool) -> list[list[list[float]]]:
     """Return what share of the decision each candidate wins: 1 for the largest score, 1/n where n are tied."""
     return [
         [
-            shares(np.array(logs) - (np.array(level.free[place][draw]) if calibrate else 0))
+            shares(np.array(logs) - (np.array(found.free[place][draw]) if calibrate else 0))
             for draw, logs in enumerate(row)
         ]
-        for place, row in enumerate(level.ranked)
+        for place, row in enumerate(found.ranked)
     ]
 
 
-METRICS: dict[str, Callable[[Level], Columns]] = {
+METRICS: dict[str, Callable[[ShotScores], Columns]] = {
     "answer": _answer,
     "accuracy": _accuracy,
-    "calibrated": lambda level: _accuracy(level, True),
+    "calibrated": lambda found: _accuracy(found, True),
     "f1": _f1,
-    "f1-calibrated": lambda level: _f1(level, True),
+    "f1-calibrated": lambda found: _f1(found, True),
     "exact": _exact,
     "greedy": _exact,
     "perplexity": _perplexity,

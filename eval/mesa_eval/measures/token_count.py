@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mesa_eval.measures.forecast import Forecast, forecast
-from mesa_eval.measures.parts import Subject, questions
+from mesa_eval.measures.parts import measurements
 from mesa_eval.measures.plan import EvaluationPlan
 from mesa_eval.reading.batches import Batch
 from mesa_eval.reading.model_source import declared_vocabulary, load_tokenizer, tokenizer_fingerprint
@@ -68,7 +68,7 @@ class TokenCounter(Reader):
 class PartCount:
     """The tokens of one part; at_most: the model decides how much it writes; reason: why it is not asked.
 
-    task: as of `Question`; batches, steps: as of `TokenCounter`; seconds: what preparing it takes, the model apart.
+    task: as of `Measurement`; batches, steps: as of `TokenCounter`; seconds: what preparing it takes, the model apart.
     """
 
     name: str
@@ -129,23 +129,17 @@ def count_tokens(plan: EvaluationPlan, *, timed: bool = False) -> list[ModelCoun
 
 def count_parts(reader: TokenCounter, plan: EvaluationPlan, window: int, quiet: bool) -> list[PartCount]:
     """Ask the counter everything, and return what each part would read."""
-    subject = Subject(reader, window, plan)
     counts = []
-    asked = questions(subject, None)
+    asked = measurements(reader, window, plan, None)
     console = Console(stderr=True)
-    for question in track(
-        asked, reader.name, console=console, transient=True, disable=quiet or not console.is_interactive
-    ):
+    for each in track(asked, reader.name, console=console, transient=True, disable=quiet or not console.is_interactive):
         before, reader.at_most, reader.batches, reader.steps = reader.tokens_run, False, 0, 0
         began = time.perf_counter()
-        found = question.ask()
+        found = each.run()
         reason = found.task.skipped if found.task else "" if found.measures else found.notes[-1].text
         tokens, seconds = reader.tokens_run - before, time.perf_counter() - began
-        counts.append(
-            PartCount(
-                question.name, question.task, tokens, reader.at_most, reason, reader.batches, reader.steps, seconds
-            )
-        )
+        work = reader.batches, reader.steps
+        counts.append(PartCount(each.name, each.task, tokens, reader.at_most, reason, *work, seconds))
     return counts
 
 

@@ -51,19 +51,19 @@ def collect_windows(
         if windows:
             found.append((document, windows))
     sizes = [min(len(windows), most) for _, windows in found]
-    level = share_out(sizes, wanted)
-    left = wanted - sum(min(size, level) for size in sizes)
+    share = share_out(sizes, wanted)
+    left = wanted - sum(min(size, share) for size in sizes)
     chosen: list[tuple[str, list[int]]] = []
     for size, (document, windows) in zip(sizes, found, strict=True):
-        count = min(size, level)
-        if left and size > level:
+        count = min(size, share)
+        if left and size > share:
             count, left = count + 1, left - 1
         chosen.extend((document.identifier, one.tokens) for one in _spread(windows, count, document.bytes))
     return chosen
 
 
 def share_out(sizes: Sequence[int], total: int) -> int:
-    """Return the largest level with sum(min(size, level)) <= total, at most the largest size: an equal share.
+    """Return the largest share with sum(min(size, share)) <= total, at most the largest size: an equal share.
 
     What small ones leave goes to the others.
     """

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.tasks.task import FewShotSizes, Query, Task
 from mesa_eval.tasks.word_labels import EPISODES, random_state
 from mesalm.data.episode_words import ATTRIBUTES
@@ -37,21 +36,18 @@ class RuleTask(Task):
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact")
     primary: ClassVar[str] = ""
     unit: ClassVar[str] = "episode"
+    drawn_once: ClassVar[bool] = True
 
     @property
     def most_shots(self) -> int:
         """Return how many combinations can be shown with one left to ask."""
         return 2**self.attributes - 1
 
-    def draws(self, sizes: FewShotSizes) -> int:
-        """Return 1: every query has an episode of its own."""
-        return 1
-
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Number the episodes."""
         return list(range(EPISODES * sizes.queries))
 
-    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
+    def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of examples, the same for every suite."""
         return SHOTS[self.attributes]
 
@@ -90,6 +86,13 @@ def _signs(item: str) -> np.ndarray:
     return np.array([SIGN[word] for word in item.split()[:-1]], dtype=float)
 
 
-def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
-    """Make the task in which a single attribute decides; it needs no text."""
-    return RuleTask("attribute_rules", (), (), notes=("one of six attributes decides; no combination is shown twice",))
+def _rule(name: str, what: str, rule: Literal["one", "linear"], attributes: int) -> RuleTask:
+    return RuleTask(name, notes=(f"{what}; no combination is shown twice",), rule=rule, attributes=attributes)
+
+
+RULES = (
+    _rule("attribute_rules", "one of six attributes decides", "one", 6),
+    _rule("linear_rules", "the label is the sign of a random weighting of six attributes", "linear", 6),
+    _rule("attribute_rules_of_three", "one of three attributes decides", "one", 3),
+    _rule("linear_rules_of_three", "the label is the sign of a random weighting of three attributes", "linear", 3),
+)

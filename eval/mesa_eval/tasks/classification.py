@@ -29,7 +29,7 @@ class ClassTask(Task):
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "calibrated", "f1", "f1-calibrated")
     primary: ClassVar[str] = "calibrated"
 
-    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
+    def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of shots a label."""
         return sizes.class_shots
 

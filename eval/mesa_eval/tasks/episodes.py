@@ -25,8 +25,9 @@ class EpisodeTask(Task):
     kind: ClassVar[str] = "episodes"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     unit: ClassVar[str] = "episode"
+    drawn_once: ClassVar[bool] = True
 
-    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
+    def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of shots a class."""
         return sizes.episode_shots
 
@@ -49,10 +50,6 @@ class EpisodeTask(Task):
     def shot_words(self, shots: int) -> str:
         """Say that shots count for each class."""
         return f"{super().shot_words(shots)} a class"
-
-    def draws(self, sizes: FewShotSizes) -> int:
-        """Return 1: every episode has its own demonstrations."""
-        return 1
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Number the episodes."""

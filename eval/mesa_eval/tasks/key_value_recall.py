@@ -13,15 +13,11 @@ from mesa_eval.tasks.text_words import choose_words
 
 @dataclass(frozen=True)
 class RecallTask(Task):
-    """Recall of the answer of one of the demonstrations."""
+    """Recall of the answer of one of the demonstrations, the listed pairs; with none, what a guess is worth."""
 
     kind: ClassVar[str] = "recall"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact", "contains")
     listed: ClassVar[bool] = True
-
-    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
-        """Return the numbers of listed pairs; with none, what a guess is worth."""
-        return sizes.shots
 
     def variants(self, shots: int, sizes: FewShotSizes, seed: int) -> list[Task]:
         """Return the task with shuffled answers, and with the pairs listed twice (Arora et al. 2024)."""

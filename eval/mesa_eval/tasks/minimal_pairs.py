@@ -21,14 +21,11 @@ class MinimalPairTask(Task):
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     primary: ClassVar[str] = ""
     unit: ClassVar[str] = "pair"
+    drawn_once: ClassVar[bool] = True
 
-    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
+    def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return 0: nothing is shown before a sentence."""
         return (0,)
-
-    def draws(self, sizes: FewShotSizes) -> int:
-        """Return 1: there is nothing to draw."""
-        return 1
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Choose up to `group_pairs` pairs of each paradigm."""

@@ -17,18 +17,15 @@ class PassageTask(Task):
 
     primary: ClassVar[str] = ""
     leaves_out_long: ClassVar[bool] = True
+    drawn_once: ClassVar[bool] = True
 
-    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
+    def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return 0: nothing is shown before a text."""
         return (0,)
 
     def shot_words(self, shots: int) -> str:
         """Say what is asked."""
         return "text as it stands"
-
-    def draws(self, sizes: FewShotSizes) -> int:
-        """Return 1: there is nothing to draw."""
-        return 1
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Choose up to `passages` texts."""

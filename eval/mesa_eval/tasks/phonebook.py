@@ -29,8 +29,9 @@ class PhonebookTask(Task):
     kind: ClassVar[str] = "phonebook"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "digits", "exact")
     primary: ClassVar[str] = ""
+    drawn_once: ClassVar[bool] = True
 
-    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
+    def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the sizes of the book."""
         return sizes.entries
 
@@ -42,10 +43,6 @@ class PhonebookTask(Task):
     def shot_words(self, shots: int) -> str:
         """Call the shots what they are here."""
         return f"{shots} entries"
-
-    def draws(self, sizes: FewShotSizes) -> int:
-        """Return 1: every query has its own book."""
-        return 1
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Number the books."""

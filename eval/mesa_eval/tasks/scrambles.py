@@ -25,7 +25,7 @@ class ScrambleTask(Task):
     primary: ClassVar[str] = ""
     as_many_as_fit: ClassVar[bool] = True
 
-    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
+    def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the declared numbers of shots; as many as fit are added where the prompts are encoded."""
         return sizes.scramble_shots
 

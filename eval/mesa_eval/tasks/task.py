@@ -97,8 +97,8 @@ class Task:
     """
 
     name: str
-    pool: tuple[Item, ...]
-    evaluation: tuple[Item, ...]
+    pool: tuple[Item, ...] = ()
+    evaluation: tuple[Item, ...] = ()
     notes: tuple[str, ...] = field(default=())
     header: str = ""
     template: str = "Q: {input}\nA: {output}\n\n"
@@ -109,6 +109,7 @@ class Task:
     primary: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "query"
     listed: ClassVar[bool] = False  # whether the prompt lists the candidates, in the order in which a query has them
+    drawn_once: ClassVar[bool] = False  # whether each query has demonstrations of its own, so that one draw is enough
     as_many_as_fit: ClassVar[bool] = False
     leaves_out_long: ClassVar[bool] = False
 
@@ -117,7 +118,7 @@ class Task:
         fields = {key: value for key, value in asdict(self).items() if key != "notes"}
         return hashlib.sha256(json.dumps([self.kind, fields]).encode()).hexdigest()
 
-    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
+    def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of shots that are asked, in rising order."""
         return sizes.shots
 
@@ -132,7 +133,7 @@ class Task:
 
     def draws(self, sizes: FewShotSizes) -> int:
         """Return how many sets of demonstrations of its own each query is asked behind."""
-        return sizes.draws
+        return 1 if self.drawn_once else sizes.draws
 
     @property
     def scored(self) -> tuple[str, ...]:

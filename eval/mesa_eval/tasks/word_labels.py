@@ -8,9 +8,18 @@ from typing import ClassVar
 
 import numpy as np
 
-from mesa_eval.reading.documents import HeldOutDocument, stable_number
+from mesa_eval.reading.documents import stable_number
 from mesa_eval.tasks.task import FewShotSizes, Query, Task
-from mesalm.data.episodes import HELD_OUT, EpisodeSettings, Example, Pool, Recall, draw_examples, draw_mapping
+from mesalm.data.episodes import (
+    HELD_OUT,
+    HELD_OUT_LABELS,
+    EpisodeSettings,
+    Example,
+    Pool,
+    Recall,
+    draw_examples,
+    draw_mapping,
+)
 
 SHOWINGS = (0, 1, 2, 4, 8)
 EPISODES = 4
@@ -36,6 +45,7 @@ class WordLabelTask(Task):
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact")
     primary: ClassVar[str] = ""
     unit: ClassVar[str] = "episode"
+    drawn_once: ClassVar[bool] = True
 
     @property
     def most_shots(self) -> int:
@@ -46,7 +56,7 @@ class WordLabelTask(Task):
         """Call the shots what they are here."""
         return f"{shots} showing{'s' if shots != 1 else ''}"
 
-    def levels(self, sizes: FewShotSizes) -> tuple[int, ...]:
+    def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of showings, the same for every suite."""
         return SHOWINGS
 
@@ -59,10 +69,6 @@ class WordLabelTask(Task):
             most = [name for name in labels if shown.count(name) == max(map(shown.count, labels))]
             right.append((label in most) / len(most))
         return float(np.mean(right))
-
-    def draws(self, sizes: FewShotSizes) -> int:
-        """Return 1: every query has an episode of its own."""
-        return 1
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Number the episodes."""
@@ -97,7 +103,24 @@ def random_state(seed: int, *purpose: object) -> np.random.RandomState:
     return np.random.RandomState([seed, stable_number(*purpose) % 2**32])
 
 
-def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
-    """Make the task; it needs no text."""
-    note = f"a shot is one showing of the word in question among {LINES} lines; 0 showings measure the guess"
-    return WordLabelTask("word_labels", (), (), notes=(note,))
+WORD_LABELS = (
+    WordLabelTask(
+        "word_labels",
+        notes=(f"a shot is one showing of the word in question among {LINES} lines; 0 showings measure the guess",),
+    ),
+    WordLabelTask(
+        "new_labels",
+        notes=("neither words nor labels stood in a training episode",),
+        labels=HELD_OUT_LABELS.labels,
+    ),
+    WordLabelTask(
+        "letter_labels",
+        notes=("the labels are letters, of which no training episode speaks",),
+        labels=tuple("ABCDEFGHIJKL"),
+    ),
+    WordLabelTask(
+        "noisy_labels",
+        notes=("a shown label is wrong with probability 0.25; asked for is the right one",),
+        noise=0.25,
+    ),
+)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, Self
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 
-from mesalm.data.stream import Batch, check_shares
+from mesalm.data.stream import Batch, DataPosition, SharedSteps
 
 Split = Literal["train", "valid", "test"]
 ODD = 0x9E3779B1
@@ -23,22 +23,11 @@ class Drawn(Protocol):
 
 
 @dataclass(frozen=True)
-class StepPosition:
+class StepPosition(DataPosition):
     """The place of a run: the next batch is that of optimiser step ``step``."""
 
     seed: int
     step: int = 0
-
-    def to_dict(self) -> dict[str, int]:
-        """Return the position as plain numbers."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Make a position from what `to_dict` gave. Raises ValueError for other keys or values."""
-        if set(data) != {"seed", "step"} or any(type(value) is not int for value in data.values()):
-            raise ValueError(f"a drawn position must hold whole numbers seed and step, not {dict(data)!r}")
-        return cls(**data)
 
 
 def step_generator(seed: int, step: int, split: Split = "train", device: torch.device | str = "cpu") -> torch.Generator:
@@ -59,7 +48,7 @@ def drawn_batch(
     return task.draw(rows, step_generator(seed, step, split, device))
 
 
-class DrawnStream:
+class DrawnStream(SharedSteps):
     """The micro-batches of one process, without end, none seen twice.
 
     Each optimiser step draws a batch of ``global_rows`` sequences; process ``rank`` of ``world`` draws all of it and
@@ -80,17 +69,11 @@ class DrawnStream:
         micro_rows: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        micro = global_rows // world if micro_rows is None else micro_rows
-        check_shares(global_rows, rank, world, micro)
+        super().__init__(global_rows, rank, world, global_rows // world if micro_rows is None else micro_rows)
         if position.step < 0:
             raise ValueError(f"{position} lies before the first step")
         self.task = task
         self.position = position
-        self.global_rows = global_rows
-        self.rank = rank
-        self.world = world
-        self.micro_rows = micro
-        self.micro_batches = global_rows // (world * micro)
         self.device = device
 
     def __iter__(self) -> Iterator[Batch]:
