@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -99,18 +100,14 @@ class Card:
 def recorded() -> Iterator[list[Launch]]:
     """Write down the launches of everything inside, and run none of them."""
     launches: list[Launch] = []
-    plain = JITFunction.run
 
     def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {name: kwargs.pop(name) for name in list(kwargs) if name not in self.arg_names}
         arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
         launches.append(Launch(self, arguments, options))
 
-    JITFunction.run = record  # type: ignore[method-assign]
-    try:
+    with patch.object(JITFunction, "run", record):
         yield launches
-    finally:
-        JITFunction.run = plain  # type: ignore[method-assign]
 
 
 def list_launches(
@@ -159,7 +156,7 @@ def read_compiled(launch: Launch, made: Any) -> Reading:
         cubin.write_bytes(made.asm["cubin"])
         usage = _tool("cuobjdump", "--dump-resource-usage", str(cubin))
         code = _tool("nvdisasm", "-c", str(cubin))
-    registers, stack = (int(re.search(rf"{word}:(\d+)", usage).group(1)) for word in ("REG", "STACK"))  # type: ignore[union-attr]
+    registers, stack = (int(re.search(rf"{word}:(\d+)", usage).group(1)) for word in ("REG", "STACK"))
     lines = code.splitlines()
     loops = list(_loops(lines))
     local = [place for place, line in enumerate(lines) if re.search(r"\b(LDL|STL)\b", line)]

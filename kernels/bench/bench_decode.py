@@ -140,10 +140,7 @@ def measure_context(
     generator = torch.Generator().manual_seed(arguments.seed)
     tokens = torch.randint(arguments.vocabulary, (batch, context), generator=generator)
     tokens = tokens.to(arguments.device)
-    reading = {
-        name: time_once(lambda w=writer: w.read(tokens), arguments.device)  # type: ignore[misc]
-        for name, writer in writers.items()
-    }
+    reading = {name: time_once(lambda w=writer: w.read(tokens), arguments.device) for name, writer in writers.items()}
     sizes = {name: writer.cache_bytes() for name, writer in writers.items()}
     writing = interleave(
         {name: writer.write for name, writer in writers.items()},

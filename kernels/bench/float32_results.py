@@ -61,7 +61,7 @@ def wide_kernels() -> Iterator[list[Tensor]]:
 
     def wide(like: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         result = dtype.is_floating_point and len(shape) == 4  # the states' float16 planes have a dimension more
-        return fresh(like, *shape, dtype=torch.float32 if result else dtype)  # type: ignore[no-any-return]
+        return fresh(like, *shape, dtype=torch.float32 if result else dtype)
 
     def solved(*arguments: Any, **settings: Any) -> Any:
         made = solve(*arguments, **settings)

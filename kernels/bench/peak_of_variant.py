@@ -29,13 +29,13 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "655
 def forward(variant: Variant, operands: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Run a variant without gradients."""
     with torch.no_grad():
-        return variant.run(operands)  # type: ignore[arg-type]
+        return variant.run(operands)
 
 
 def both_passes(variant: Variant, leaves: tuple[torch.Tensor, ...], upstream: torch.Tensor) -> object:
     """Run a variant and the gradients of all operands that it reads."""
     wanted = [leaves[place] for place in variant.reads]
-    return torch.autograd.grad(variant.run(leaves), wanted, upstream)  # type: ignore[arg-type]
+    return torch.autograd.grad(variant.run(leaves), wanted, upstream)
 
 
 def measure(case: Case, name: str) -> dict[str, int | None]:
@@ -45,8 +45,8 @@ def measure(case: Case, name: str) -> dict[str, int | None]:
     for length in (min(WARM_TOKENS, case.length), case.length):
         leaves = make_operands(replace(case, length=length)).leaves()
         upstream = torch.ones_like(leaves.value)
-        peaks["forward"] = peak_memory(lambda x=leaves: forward(variant, x), case.device)  # type: ignore[misc]
-        peaks["both"] = peak_memory(lambda x=leaves, d=upstream: both_passes(variant, x, d), case.device)  # type: ignore[misc]
+        peaks["forward"] = peak_memory(lambda x=leaves: forward(variant, x), case.device)
+        peaks["both"] = peak_memory(lambda x=leaves, d=upstream: both_passes(variant, x, d), case.device)
     return peaks
 
 

@@ -44,7 +44,7 @@ def load_module() -> ModuleType:
 def compute_in_double() -> None:
     """Make this process compute in float64 where the peer's code asks for float32."""
     torch.set_default_dtype(torch.float64)
-    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    torch.Tensor.float = torch.Tensor.double
 
 
 def main() -> None:

@@ -81,8 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
         for name in (name for word in arguments.variant for name in spell(word, [arguments.tolerance])):
             variant = find(name)
             actions: dict[str, Callable[[], object]] = {
-                "forward": lambda v=variant, x=operands: forward(v, x),  # type: ignore[misc]
-                "both": lambda v=variant, x=leaves, d=upstream: both_passes(v, x, d),  # type: ignore[misc]
+                "forward": lambda v=variant, x=operands: forward(v, x),
+                "both": lambda v=variant, x=leaves, d=upstream: both_passes(v, x, d),
             }
             times = interleave(actions, arguments.repeats, 1, case.device)
             for way, action in actions.items():

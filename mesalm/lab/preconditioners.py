@@ -71,5 +71,6 @@ def learned_coefficients(states: Tensor, targets: Tensor, depth: int, ridge: flo
         cost.backward()
         return cost
 
+    # LBFGS takes a function of loss as its step; releases of torch type that otherwise
     search.step(loss)  # type: ignore[no-untyped-call, arg-type, unused-ignore]
     return Coefficients(values[0].detach(), values[1].detach())

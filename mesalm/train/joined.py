@@ -31,6 +31,7 @@ class JoinedOptimiser(torch.optim.Optimizer):
         self._share()
 
     @torch.no_grad()
+    # torch overloads step for both kinds of closure
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Make one step of every part; return what the closure returns."""
         loss = None

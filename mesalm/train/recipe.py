@@ -82,7 +82,7 @@ with warnings.catch_warnings():
         parallelism: ParallelismSettings = Field(
             default_factory=ParallelismSettings, description="Long sequences over several processes."
         )
-        validate: ValidateSettings = Field(  # type: ignore[assignment]
+        validate: ValidateSettings = Field(  # type: ignore[assignment]  # as above
             default_factory=ValidateSettings, description="Validation while training."
         )
         sample: SampleSettings = Field(default_factory=SampleSettings, description="Samples while training.")

@@ -82,7 +82,7 @@ def load_shards(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path
     """Read what `save_shards` wrote, by any number of processes, the model sharded or not. All of them call it."""
     state = get_optimizer_state_dict(model, optimiser)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is")  # said where one process reads
+        warnings.filterwarnings("ignore", message="torch.distributed is")  # torch's own, where one process reads
         dcp.load(state, checkpoint_id=folder)
     set_optimizer_state_dict(model, optimiser, state)
 

@@ -73,7 +73,8 @@ def update_where_finite(
 ) -> None:
     """Step, unless loss or norm are not finite or the loss is above ``bound``, without asking the device which it is.
 
-    As for a gradient scaler, the fused kernel reads ``found_inf``; ``wrapped`` is accelerate's form of the optimiser.
+    As for a gradient scaler, the fused kernel reads ``found_inf``, which torch's type does not know; ``wrapped`` is
+    accelerate's form of the optimiser.
     """
     finite = loss.isfinite() & norm.isfinite() & (loss <= bound)
     optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]

@@ -32,7 +32,7 @@ class PrefixedModel(nn.Module):
         super().__init__()
         self.model: Any = model.requires_grad_(False).eval()
         self.prefix = nn.Parameter(prefix.detach().clone().float())
-        # decay would pull the vectors towards 0, where the model has no token
+        # decay would pull the vectors towards 0, where the model has no token; a mark that torch's type does not know
         self.prefix._no_weight_decay = True  # type: ignore[attr-defined]
 
     @property

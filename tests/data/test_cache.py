@@ -107,7 +107,7 @@ def build_noted(settings: DataSettings, here: Path, ready: Any) -> None:
         time.sleep(0.5)
         return run(self)
 
-    build.Build.run = noted  # type: ignore[method-assign]
+    build.Build.run = noted
     ready.wait(60)
     (here / f"path-{os.getpid()}").write_text(str(prepare(settings, quiet=True).path))
 

@@ -31,7 +31,7 @@ def texts(**settings: object) -> list[str]:
 
 def lines(text: str) -> list[tuple[str, str]]:
     assert text.endswith("\n")
-    return [tuple(line.split(" = ")) for line in text.splitlines()]  # type: ignore[misc]
+    return [tuple(line.split(" = ")) for line in text.splitlines()]
 
 
 def test_the_pools_are_apart() -> None:

@@ -32,7 +32,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def steps(task: VectorTask, count: int, **options: int) -> list[dict[str, torch.Tensor]]:
     """Return the batches of a process in `count` steps, the micro-batches of each put together."""
-    stream = DrawnStream(task, StepPosition(7), 8, **options)  # type: ignore[arg-type]
+    stream = DrawnStream(task, StepPosition(7), 8, **options)
     batches = list(itertools.islice(stream, count * stream.micro_batches))
     parts = [batches[at : at + stream.micro_batches] for at in range(0, len(batches), stream.micro_batches)]
     return [{name: torch.cat([part[name] for part in step]) for name in step[0]} for step in parts]
@@ -87,7 +87,7 @@ def test_seeds_splits_and_steps_draw_other_sequences() -> None:
 )
 def test_a_stream_refuses_rows_that_do_not_divide(options: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        DrawnStream(TASKS[0], StepPosition(0), 8, **options)  # type: ignore[arg-type]
+        DrawnStream(TASKS[0], StepPosition(0), 8, **options)
     with pytest.raises(ValueError, match="seed and step"):
         StepPosition.from_dict({"seed": 1, "epoch": 0, "row": 3})
 
@@ -137,11 +137,11 @@ def test_contracting_maps_have_the_stated_eigenvalues() -> None:
 
 
 def test_a_teacher_is_one_map_and_others_are_many() -> None:
-    first, second = (TASKS[3].trajectories(2, generator(seed)).transition for seed in (0, 1))  # type: ignore[attr-defined]
+    first, second = (TASKS[3].trajectories(2, generator(seed)).transition for seed in (0, 1))
     assert torch.equal(first[0], second[1])
     other = LinearDynamics(size=3, transition="teacher", teacher_seed=1).trajectories(1, generator()).transition
     assert not torch.equal(other[0], first[0])
-    fresh = TASKS[0].trajectories(2, generator()).transition  # type: ignore[attr-defined]
+    fresh = TASKS[0].trajectories(2, generator()).transition
     assert not torch.equal(fresh[0], fresh[1])
 
 
@@ -166,7 +166,7 @@ def test_nonlinear_states_follow_unit_features() -> None:
 
 @pytest.mark.parametrize("map_name", ["gaussian", "orthogonal"])
 def test_pairs_follow_the_map_of_their_task(map_name: str) -> None:
-    task = ContextRegression(size=4, pairs=3, second_pairs=2, map=map_name, noise=0.1)  # type: ignore[arg-type]
+    task = ContextRegression(size=4, pairs=3, second_pairs=2, map=map_name, noise=0.1)
     x, y, maps = task.sample(2_000, generator())
     noise = torch.cat((y[:, :3] - x[:, :3] @ maps[:, 0].mT, y[:, 3:] - x[:, 3:] @ maps[:, 1].mT), dim=1)
     assert noise.std() == pytest.approx(0.1, rel=0.03)

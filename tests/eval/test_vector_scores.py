@@ -39,7 +39,7 @@ def test_without_noise_the_map_is_known_after_as_many_pairs_as_entries() -> None
 def test_dynamics_last_state_is_what_it_says() -> None:
     task = TASKS["linear-dynamics"].build({"size": 4, "length": 9})
     found = score_guesses(task, 50, seed=3)
-    batch = drawn_batch(task, 50, 3)  # type: ignore[arg-type]
+    batch = drawn_batch(task, 50, 3)
     by_hand = (batch["inputs"] - batch["targets"]).double().square().mean((0, 2)).numpy()
     assert np.allclose(found["last state"].measures[0].columns, by_hand, rtol=1e-5)
 

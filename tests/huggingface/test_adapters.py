@@ -77,6 +77,7 @@ EITHER = {
 }
 
 
+# peft says both of every model with tied embeddings
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`:UserWarning")
 @pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "plain"])

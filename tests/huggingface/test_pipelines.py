@@ -23,7 +23,7 @@ def complaints() -> Any:
     """Collect what the library logs as errors or warnings."""
     found: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: found.append(record.getMessage())
     logger = library_logging.get_logger("transformers")
     logger.addHandler(handler)
     yield found

@@ -31,7 +31,7 @@ WAITS = HEEDS + "try: time.sleep(60)\nexcept KeyboardInterrupt: print('interrupt
 def read_archive(file: Path) -> dict[str, str]:
     """Give the files of an archive by name."""
     with tarfile.open(file) as archive:
-        return {name: archive.extractfile(name).read().decode() for name in archive.getnames()}  # type: ignore[union-attr]
+        return {name: archive.extractfile(name).read().decode() for name in archive.getnames()}
 
 
 def session(bench: SimpleNamespace, folder: Path) -> Any:

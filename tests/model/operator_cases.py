@@ -80,7 +80,7 @@ affordable_slowly = functools.partial(affordable, numbers=10_000_000)
 
 def covering_cases() -> list[Case]:
     """Give the sample in which every affordable pair of levels meets."""
-    return [Case(**row) for row in covering(FACTORS, affordable)]  # type: ignore[arg-type]
+    return [Case(**row) for row in covering(FACTORS, affordable)]
 
 
 def whole_grid() -> list[Case]:
@@ -96,7 +96,7 @@ def whole_grid() -> list[Case]:
         {**dict(zip(WHOLE_PRODUCT, levels, strict=True)), "restarts": next(restarts), "beta": next(beta)}
         for levels in product
     ]
-    return [Case(**row) for row in covering(LONG_FACTORS, affordable_slowly, start)]  # type: ignore[arg-type]
+    return [Case(**row) for row in covering(LONG_FACTORS, affordable_slowly, start)]
 
 
 class Operands(NamedTuple):
@@ -116,7 +116,7 @@ class Operands(NamedTuple):
         pieces = []
         for row, (a, b) in enumerate(itertools.pairwise(self.bounds)):
             state = None if self.state is None else tuple(x[row : row + 1] for x in self.state)
-            pieces.append(Operands((*(x[:, a:b] for x in self.tokens[:5]), self.tokens[5]), state, None))  # type: ignore
+            pieces.append(Operands((*(x[:, a:b] for x in self.tokens[:5]), self.tokens[5]), state, None))
         return pieces
 
 
@@ -267,8 +267,8 @@ def call_operator(call: Operands, **options: object) -> tuple[Tensor, ...]:
     if call.bounds is not None:
         options["cu_seqlens"] = torch.tensor(call.bounds, device=call.tokens[0].device)
     if call.state is None:
-        return (mesa_attention(*call.tokens, **options),)  # type: ignore[arg-type]
-    output, state = mesa_attention(*call.tokens, initial_state=call.state, return_state=True, **options)  # type: ignore[arg-type]
+        return (mesa_attention(*call.tokens, **options),)
+    output, state = mesa_attention(*call.tokens, initial_state=call.state, return_state=True, **options)
     return output, *state
 
 

@@ -42,7 +42,7 @@ def covering(
                 others = list(row.items())
                 levels = ((name, level) for level in factors[name])
                 fitting = [level for level in levels if all(allowed(level, other) for other in others)]
-                row[name] = min(fitting, key=lambda level, others=others: price(level, others))[1]  # type: ignore[misc]
+                row[name] = min(fitting, key=lambda level, others=others: price(level, others))[1]
         rows.append({name: row[name] for name in factors})
         for pair in itertools.combinations(rows[-1].items(), 2):
             missing.pop(pair, None)

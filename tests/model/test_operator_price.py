@@ -176,7 +176,7 @@ class Factorisations(TorchDispatchMode):
 
     matrices = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.linalg_cholesky_ex.default:
             self.matrices += args[0].shape[0]
         return func(*args, **(kwargs or {}))

@@ -19,9 +19,8 @@ from mesalm.model.operator_linear import delta_rule, linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
 Function = Callable[..., Tensor]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated"
-)  # torch's own, on its first dual number
+# torch makes its first dual number by what it has deprecated
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 OPERATORS = {"mesa": mesa_attention, "linear": linear_attention, "delta": delta_rule}
 
 
@@ -50,9 +49,9 @@ def make(operator: str, T: int, layout: str = "plain", backend: str = "auto") ->
     def function(*tensors: Tensor) -> Tensor:
         state = tensors[given:]
         if operator == "mesa":
-            result = mesa_attention(*tensors[:6], initial_state=state or None, **options)  # type: ignore[arg-type]
+            result = mesa_attention(*tensors[:6], initial_state=state or None, **options)
         else:
-            result = OPERATORS[operator](*tensors[:5], initial_state=state[0] if state else None, **options)  # type: ignore[arg-type]
+            result = OPERATORS[operator](*tensors[:5], initial_state=state[0] if state else None, **options)
         if "state" not in layout:
             return result
         output, last = result
@@ -118,7 +117,8 @@ def test_tangents(operator: str, T: int, layout: str) -> None:
         assert_close(way(function, values, tangents), wanted, note=name)
 
 
-@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # torch's own, about closures
+# torch's tracer warns of tensors that the function it linearizes has in its closure
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_linearize(operator: str) -> None:
     function, values = make(operator, 3)

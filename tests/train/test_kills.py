@@ -63,7 +63,7 @@ def live(recipe: Recipe, root: Path, kill_at: int = 0) -> None:
         count()
         sync(handle)
 
-    os.fsync = counted_sync  # type: ignore[assignment]
+    os.fsync = counted_sync
     sys.addaudithook(watch)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     code = 1

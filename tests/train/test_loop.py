@@ -134,7 +134,7 @@ class Poisoned(torch.nn.Module):
     def __init__(self, bad: set[int]) -> None:
         super().__init__()
         self.map = torch.nn.Linear(4, 1)
-        self.bad, self.calls, self.before = bad, 0, []  # type: ignore[var-annotated]
+        self.bad, self.calls, self.before = bad, 0, []
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
         self.calls += 1

@@ -20,7 +20,7 @@ class Small(nn.Module):
         self.map = nn.Linear(4, 4)
         self.norm = nn.LayerNorm(4)
         self.ridge = nn.Parameter(torch.ones(2, 3))
-        self.ridge._no_weight_decay = True  # type: ignore[attr-defined]
+        self.ridge._no_weight_decay = True
         self.scale = nn.Parameter(torch.ones(()))
         self.frozen = nn.Parameter(torch.ones(3, 3), requires_grad=False)
         self.wide = nn.Module()

@@ -250,7 +250,7 @@ def test_run_folder_decides_how_to_go_on(load: Load, tmp_path: Path) -> None:
     assert folder.enter(harmless).resume_from is None
     assert read_run_recipe(recipe.folder) == harmless
     with pytest.raises(SettingsError, match="resume"):
-        folder.enter(recipe, "sometimes")  # type: ignore[arg-type]
+        folder.enter(recipe, "sometimes")
     other = RunFolder(tmp_path / "full")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()

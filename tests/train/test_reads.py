@@ -42,7 +42,7 @@ class Line(torch.nn.Module):
     def __init__(self, bad: tuple[int, ...] = (), reads: Reads | None = None) -> None:
         super().__init__()
         self.map = torch.nn.Linear(4, 1)
-        self.bad, self.reads, self.seen = bad, reads, []  # type: ignore[var-annotated]
+        self.bad, self.reads, self.seen = bad, reads, []
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
         self.seen.append(0 if self.reads is None else self.reads.count)

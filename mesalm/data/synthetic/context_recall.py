@@ -72,7 +72,7 @@ class ContextRecall(TokenTask):
 class NoisyRecall(ContextRecall):
     """Recall in context with a share of the pairs replaced by noise tokens."""
 
-    name: Literal["noisy-recall"] = "noisy-recall"  # type: ignore[assignment]
+    name: Literal["noisy-recall"] = "noisy-recall"  # type: ignore[assignment]  # the parent's name is another literal
     vocabulary: int = Field(default=32, ge=4, description="Token ids, noise tokens among them.")
     noise_tokens: int = Field(default=16, ge=0, description="Token ids that are noise.")
     noise: float = Field(default=0.2, ge=0, lt=1, description="Share of pairs that are two noise tokens instead.")

@@ -40,6 +40,7 @@ def constructed_net(
         "initializer_range": 2e-4,
         "residual_clip": 4.0 if mixer == "linear" else None,
     }
+    # a claim names the transition as text; the settings check it
     task = LinearDynamics(size=size, length=sizes["length"], transition=transition)  # type: ignore[arg-type]
     return net_recipe(task, sizes, bench.seed, model)
 
@@ -156,6 +157,7 @@ def depth(bench: Workbench, sizes: Sizes) -> Findings:
 def depth_to_the_end(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 7, version 2: beside version 1's, proposition 2 with four learned steps on all pairs."""
     found = depth(bench, sizes)
+    # a claim names the transition as text; the settings check it
     task = LinearDynamics(size=sizes["size"], length=sizes["length"])
     fit, test = fit_and_test(bench, task, 512, sizes["test_rows"])
     learned = learned_coefficients(fit["inputs"], fit["targets"], 4, RIDGE, 0)
