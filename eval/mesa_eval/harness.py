@@ -17,9 +17,7 @@ Needs the extra `eval` (`pip install mesalm[eval]`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mesalm  # noqa: F401  (registers the model type "mesa")
@@ -90,34 +88,6 @@ def register() -> type:
 
     register_model(MODEL_NAME)(StartTokenLM)
     return StartTokenLM
-
-
-def run_tasks(
-    model: str,
-    tasks: Sequence[str],
-    *,
-    include_path: Path | None = None,
-    batch_size: int = 4,
-    device: str = "cpu",
-    own_tasks_only: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
-    """Run harness tasks on a run, a model folder or a Hub name and return the harness's results.
-
-    `include_path` is a folder of task files; `own_tasks_only` spares indexing the harness's thousands of others;
-    `options` go to `lm_eval.simple_evaluate`.
-    """
-    kind = register()
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    source = find_model(model)
-    scored = kind(pretrained=source.load_from, device=device, batch_size=batch_size, dtype="float32")
-    manager = TaskManager(
-        include_path=None if include_path is None else str(include_path), include_defaults=not own_tasks_only
-    )
-    results: dict[str, Any] = lm_eval.simple_evaluate(model=scored, tasks=list(tasks), task_manager=manager, **options)
-    return results
 
 
 def main() -> None:

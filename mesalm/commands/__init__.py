@@ -1,4 +1,4 @@
-"""The commands, one file each: what `mesalm COMMAND` takes and which room does the work."""
+"""The commands, one file each: what `mesalm COMMAND` takes and which package does the work."""
 
 from __future__ import annotations
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,11 +107,11 @@ class Build:
         def progress(documents: Iterable[Document]) -> Iterable[Document]:
             return tqdm(documents, desc="Reading", unit=" documents", leave=False)
 
-        decode = None
+        decode: Any = None
         vocab_size: int | None = self.settings.vocab_size
         if self.tokenizer is not None:
             vocab_size = len(self.tokenizer)
-            decode = _decoder(self.tokenizer)
+            decode = partial(self.tokenizer.decode, skip_special_tokens=True)
         return gather(self.settings, self.sources, path, vocab_size=vocab_size, decode=decode, progress=progress)
 
     def _tokenizer(self, documents: datasets.Dataset, gathered: Gathered) -> dict[str, Any]:
@@ -207,7 +208,8 @@ class Build:
                 bar.update(len(table))
 
         def tables() -> Iterator[pyarrow.Table]:
-            yield _rows_table(_no_rows(length))
+            none = np.zeros(0, dtype=np.int32)
+            yield _rows_table(PackedRows(none.reshape(0, length), none, none))
             for members in parts:
                 for rows in packer.pack(groups(members)):
                     yield _rows_table(rows)
@@ -259,13 +261,6 @@ class Tokenise:
         }
 
 
-def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
-    def decode(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True))
-
-    return decode
-
-
 def _sample(gathered: Gathered, limit: int) -> np.ndarray:
     """Return the first train documents, in their shuffled order, that together reach ``limit`` bytes."""
     members = gathered.members("train")
@@ -308,11 +303,6 @@ def _sums(sizes: np.ndarray, lengths: np.ndarray) -> dict[str, int]:
 
 def _ratio(size: int, tokens: int) -> float | None:
     return size / tokens if size and tokens else None
-
-
-def _no_rows(length: int) -> PackedRows:
-    nothing = np.zeros(0, dtype=np.int32)
-    return PackedRows(np.zeros((0, length), dtype=np.int32), nothing, nothing.astype(np.int64))
 
 
 def _rows_table(rows: PackedRows) -> pyarrow.Table:

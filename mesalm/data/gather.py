@@ -131,8 +131,8 @@ class Gathering:
             empty = self.faults.empty_files
             counted = [f"{self.faults.count} bad records were skipped"] if self.faults.count else []
             counted += [f"{len(empty)} empty files, such as {empty[0]}"] if empty else []
-            told = f" ({', '.join(counted)})" if counted else ""
-            raise DataError(f"the sources hold no documents{told}; look at data.sources")
+            why = f" ({', '.join(counted)})" if counted else ""
+            raise DataError(f"the sources hold no documents{why}; look at data.sources")
         return Gathered(
             path,
             assign_splits(self.uses, self.numbers, self.settings),

@@ -169,31 +169,7 @@ def epoch_batches(
 
 
 def _fetched(rows: Any, indices: Iterator[list[int]], collate: Collate, workers: int) -> Iterator[Batch]:
-    if workers == 0:
-        for chosen in indices:
-            yield collate(_items(rows, chosen))
-        return
-    # A generator of its own: otherwise starting the workers would draw from the global random state.
+    # A generator of its own: otherwise an iterator's beginning would draw from the global random state.
     yield from torch.utils.data.DataLoader(
-        rows,
-        batch_sampler=_Once(indices),
-        collate_fn=collate,
-        num_workers=workers,
-        generator=torch.Generator(),
+        rows, batch_sampler=indices, collate_fn=collate, num_workers=workers, generator=torch.Generator()
     )
-
-
-class _Once:
-    """A running iterator in the form of a batch sampler."""
-
-    def __init__(self, indices: Iterator[list[int]]) -> None:
-        self.indices = indices
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self.indices
-
-
-def _items(rows: Any, chosen: list[int]) -> list[Any]:
-    if hasattr(rows, "__getitems__"):
-        return rows.__getitems__(chosen)
-    return [rows[index] for index in chosen]

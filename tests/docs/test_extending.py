@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -55,7 +56,13 @@ def test_the_changes_fit_the_code(copy: Path) -> None:
         "eval/mesa_eval/tasks/__init__.py",
     ]
     for _, name, _ in changes:
-        compile((copy / name).read_text(encoding="utf-8"), name, "exec")
+        for node in ast.walk(ast.parse((copy / name).read_text(encoding="utf-8"), name)):
+            if isinstance(node, ast.ImportFrom) and (node.level or node.module.startswith("mesa")):
+                root = copy / "eval" if node.module.startswith("mesa_eval") else copy
+                module = ((copy / name).parent if node.level else root) / f"{node.module.replace('.', '/')}.py"
+                text = (module if module.exists() else module.with_suffix("") / "__init__.py").read_text("utf-8")
+                for alias in node.names:
+                    assert re.search(rf"\b{alias.name}\b", text), f"{name}: {node.module} has no {alias.name}"
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mesa_eval.harness import register
 from mesa_eval.measures.perplexity import score_documents
 from mesa_eval.reading.scoring import Scorer
 
@@ -30,6 +31,16 @@ metric_list:
 """
 
 
+def run_tasks(model: str, tasks: list[str], *, include_path: Path, **options: object) -> dict:
+    """Run harness tasks of a folder on a model."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    scored = register()(pretrained=model, device="cpu", batch_size=4, dtype="float32")
+    manager = TaskManager(include_path=str(include_path), include_defaults=False)
+    return lm_eval.simple_evaluate(model=scored, tasks=tasks, task_manager=manager, **options)
+
+
 @pytest.fixture
 def task_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "task"
@@ -50,7 +61,6 @@ def task_folder(tmp_path: Path) -> Path:
 def test_the_harness_agrees_with_our_scores(
     kind: str, save_model, make, task_folder: Path, save_mesa, tmp_path: Path
 ) -> None:
-    from mesa_eval.harness import run_tasks
 
     tokenizer = make.tokenizer(merges_from="red green dark blue number " * 30, size=290)
     if kind == "mesa":
@@ -63,7 +73,6 @@ def test_the_harness_agrees_with_our_scores(
             model,
             ["colours"],
             include_path=task_folder,
-            own_tasks_only=True,
             batch_size=batch_size,
             bootstrap_iters=0,
             log_samples=True,
@@ -111,7 +120,6 @@ def test_no_figure_depends_on_the_batch(
     mixers: str | list[str], make, task_kinds: Path, save_mesa, tmp_path: Path
 ) -> None:
     """Likelihoods are batched with padding on the right and no mask, generations with padding on the left and one."""
-    from mesa_eval.harness import run_tasks
 
     tokenizer = make.tokenizer(merges_from="red green dark blue number " * 30, size=290)
     model = save_mesa(tmp_path / "model", tokenizer, mixers=mixers)
@@ -121,7 +129,6 @@ def test_no_figure_depends_on_the_batch(
             model,
             list(KINDS),
             include_path=task_kinds,
-            own_tasks_only=True,
             batch_size=batch_size,
             bootstrap_iters=0,
             log_samples=True,
@@ -148,7 +155,6 @@ def test_no_figure_depends_on_the_batch(
 def test_whole_documents_agree_too(save_model) -> None:
     from lm_eval.api.instance import Instance
 
-    from mesa_eval.harness import register
     from mesa_eval.reading.documents import HeldOutDocument
 
     model = save_model("model", 8, length=128)
@@ -163,7 +169,6 @@ def test_whole_documents_agree_too(save_model) -> None:
 @pytest.mark.usefixtures("offline")
 def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, save_mesa, tmp_path: Path) -> None:
     """Classes behind demonstrations (read from a cache here) and minimal pairs (behind nothing)."""
-    from mesa_eval.harness import run_tasks
     from mesa_eval.measures.few_shot import score_task
     from mesa_eval.measures.task_measures import task_measures
     from mesa_eval.tasks import find_tasks
@@ -202,7 +207,6 @@ def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, save_mesa,
         model,
         [task.name for task in tasks],
         include_path=folder,
-        own_tasks_only=True,
         bootstrap_iters=0,
         log_samples=True,
     )
@@ -236,7 +240,6 @@ metric_list: [{metric: exact_match}]
 @pytest.mark.usefixtures("offline")
 def test_passages_agree_to_the_last_item(make, save_mesa, tmp_path: Path) -> None:
     """Last words as the harness asks LAMBADA, and what is written behind a text up to the end of the line."""
-    from mesa_eval.harness import run_tasks
     from mesa_eval.measures.few_shot import score_task
     from mesa_eval.measures.suites import find_suite
     from mesa_eval.measures.task_measures import task_measures
@@ -257,9 +260,7 @@ def test_passages_agree_to_the_last_item(make, save_mesa, tmp_path: Path) -> Non
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in own))
         head = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / name}.jsonl}}}}\n"
         (described / f"{name}.yaml").write_text(f"{head}test_split: test\n{PASSAGES[name]}")
-    results = run_tasks(
-        model, list(lines), include_path=described, own_tasks_only=True, bootstrap_iters=0, log_samples=True
-    )
+    results = run_tasks(model, list(lines), include_path=described, bootstrap_iters=0, log_samples=True)
     theirs = {
         name: [sample["resps"][0][0] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
         for name, samples in results["samples"].items()

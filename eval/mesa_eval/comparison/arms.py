@@ -5,29 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+
+from mesa_eval.measures.scores import ModelCard
+from mesa_eval.reading.model_source import ModelSource
 
 NO_COMMON_SEED = "no training seed in common"
 
 
-class Named(Protocol):
-    """What decides a model's arm: known before the model is opened, and of its scores."""
-
-    @property
-    def name(self) -> str:
-        """The model's name among those that are compared."""
-
-    @property
-    def argument(self) -> str:
-        """What it was called on the command line."""
-
-    @property
-    def seed(self) -> int | None:
-        """Its training seed."""
-
-    @property
-    def recipe(self) -> str:
-        """A sha256 of what runs of one arm share, "" where it is not known."""
+Named = ModelSource | ModelCard
+"""A model before it is opened, or of its scores: name, argument, seed and recipe decide its arm."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +49,8 @@ def find_arms(cards: Sequence[Named], groups: Mapping[str, Sequence[str]] | None
         seeds: list[int | None] = [cards[place].seed for place in members]
         if len(members) > 1 and (None in seeds or len(set(seeds)) < len(seeds)):
             seeds = list(range(len(members)))
-        members, seeds = _in_order(members, seeds)
+        order = sorted(range(len(members)), key=lambda place: seeds[place] or 0)
+        members, seeds = [members[place] for place in order], [seeds[place] for place in order]
         name = key if isinstance(key, str) else _shared_name([cards[place] for place in members])
         while name in [arm.name for arm in arms]:
             name += "-2"
@@ -132,11 +119,6 @@ def _recipe(cards: Sequence[Named], place: int, gathered: Mapping[object, Sequen
     while any(cards[other].seed == card.seed for other in gathered.get((card.recipe, count), ())):
         count += 1
     return (card.recipe, count)
-
-
-def _in_order(members: Sequence[int], seeds: Sequence[int | None]) -> tuple[list[int], list[int | None]]:
-    order = sorted(range(len(members)), key=lambda place: seeds[place] or 0)
-    return [members[place] for place in order], [seeds[place] for place in order]
 
 
 def _shared_name(cards: Sequence[Named]) -> str:

@@ -53,7 +53,11 @@ def null_scores(
     if task.listed:
         longest = max(len(query.candidates) for query in queries)
         models |= {f"place {place + 1}": _at(place) for place in range(longest)}
-    return {name: [sum(_right(model, query) for query in row) for row in grid] for name, model in models.items()}
+
+    def right(model: Model, query: Query) -> float:
+        return shares(model(query))[query.candidates.index(query.answer)]
+
+    return {name: [sum(right(model, query) for query in row) for row in grid] for name, model in models.items()}
 
 
 def _by_text(value: Callable[[str], float]) -> Model:
@@ -62,11 +66,6 @@ def _by_text(value: Callable[[str], float]) -> Model:
 
 def _at(place: int) -> Model:
     return lambda query: [float(number == place) for number in range(len(query.candidates))]
-
-
-def _right(model: Model, query: Query) -> float:
-    """Return the share of the decision that the right candidate wins."""
-    return shares(model(query))[query.candidates.index(query.answer)]
 
 
 def null(scores: Mapping[str, Sequence[float]], draws: Sequence[float], calibrated: bool = False) -> float:

@@ -74,16 +74,8 @@ def score_model(scorer: Scorer, plan: EvaluationPlan, window: int, store: PartSt
         if part is None:
             began, read = time.monotonic(), scorer.tokens_run
             found = measurement.run()
-            part = Part(
-                name=measurement.name,
-                key=key,
-                measures=found.measures,
-                raw=found.raw,
-                task=found.task,
-                notes=found.notes,
-                tokens_run=scorer.tokens_run - read,
-                seconds=time.monotonic() - began,
-            )
+            tokens, seconds = scorer.tokens_run - read, time.monotonic() - began
+            part = Part(measurement.name, key, **vars(found), tokens_run=tokens, seconds=seconds)
             store.write(part)
         parts.append(part)
     return Scores(

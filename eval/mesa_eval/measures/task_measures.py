@@ -171,16 +171,8 @@ def _answer(found: ShotScores) -> Columns:
     return bits, [[float(sum(row))] for row in found.bytes], None
 
 
-def _perplexity(found: ShotScores) -> Columns:
-    return [[sum(row)] for row in found.nats], [[float(len(row))] for row in found.nats], None
-
-
-def _contains(found: ShotScores) -> Columns:
-    return [[sum(row)] for row in found.contains], [[float(len(row))] for row in found.contains], 0.0
-
-
-def _exact(found: ShotScores) -> Columns:
-    return [[sum(row)] for row in found.exact], [[float(len(row))] for row in found.exact], 0.0
+def _mean(values: list[list[float]], chance: float | None = 0.0) -> Columns:
+    return [[sum(row)] for row in values], [[float(len(row))] for row in values], chance
 
 
 def _digits(found: ShotScores) -> Columns:
@@ -232,9 +224,9 @@ METRICS: dict[str, Callable[[ShotScores], Columns]] = {
     "calibrated": lambda found: _accuracy(found, True),
     "f1": _f1,
     "f1-calibrated": lambda found: _f1(found, True),
-    "exact": _exact,
-    "greedy": _exact,
-    "perplexity": _perplexity,
-    "contains": _contains,
+    "exact": lambda found: _mean(found.exact),
+    "greedy": lambda found: _mean(found.exact),
+    "perplexity": lambda found: _mean(found.nats, None),
+    "contains": lambda found: _mean(found.contains),
     "digits": _digits,
 }

@@ -83,7 +83,9 @@ def subsample(
     for document in in_turn(documents, seed):
         if total_bytes is not None and used >= total_bytes:
             break
-        cut = cut_document(document, document_bytes)
+        cut = document
+        if document_bytes is not None and document.bytes > document_bytes:
+            cut = replace(document, text=document.text.encode()[:document_bytes].decode("utf-8", "ignore"))
         if cut.text:
             chosen.append(cut)
             used += cut.bytes
@@ -101,13 +103,6 @@ def in_turn(documents: Sequence[HeldOutDocument], seed: int) -> list[HeldOutDocu
         queues.append([by_domain[domain][i] for i in generator.permutation(len(by_domain[domain]))])
     longest = max((len(queue) for queue in queues), default=0)
     return [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
-
-
-def cut_document(document: HeldOutDocument, limit: int | None) -> HeldOutDocument:
-    """Return the document's first `limit` bytes, ending at a whole character."""
-    if limit is None or document.bytes <= limit:
-        return document
-    return replace(document, text=document.text.encode()[:limit].decode("utf-8", "ignore"))
 
 
 def stable_number(*words: object) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mesa_eval.comparison.record import Comparison, Row
 from mesa_eval.report.tables import chance_words, count_words, state_words
-from mesa_eval.report.wording import Summary, bracket, number, spread_words, tested_name, tested_score
+from mesa_eval.report.wording import SECTIONS, Summary, bracket, number, spread_words, tested_name, tested_score
 from mesalm.markdown import code, plain
 
 
@@ -18,17 +18,9 @@ def render_markdown(comparison: Comparison, summary: Summary) -> str:
     if comparison.family:
         parts += ["## Declared family of tests", plain(summary.family), _family(comparison)]
     parts += ["## Models", _models(comparison)]
-    titles = {
-        "primary": "Primary average",
-        "text": "Text",
-        "position": "Loss by position",
-        "length": "Loss past the window",
-        "context": "Use of the context",
-        "recall": "Recall on natural text",
-    }
     sections = {row.section: row.task for row in comparison.rows}
     for section, task in sections.items():
-        title = task or titles[section]
+        title = task or SECTIONS[section]
         parts += [f"## {plain(title)}", _rows(comparison, comparison.section(section))]
     parts += ["## Provenance", _provenance(comparison)]
     if comparison.notes:
@@ -82,8 +74,8 @@ def _difference(comparison: Comparison, row: Row, index: int) -> str:
     difference = row.differences[index]
     if difference.interval is None:
         return plain(difference.reason)
-    spreads = [f"{interval} {name}".strip() for interval, name in spread_words(row, difference)]
-    text = f"{number(difference.interval.value, row.digits, signed=True)} {'; '.join(spreads)}"
+    spreads = "; ".join(spread_words(row, difference))
+    text = f"{number(difference.interval.value, row.digits, signed=True)} {spreads}"
     return f"**{text}**" if comparison.verdict(row, index) in ("better", "worse") else text
 
 

@@ -63,7 +63,7 @@ def render_page(comparison: Comparison, summary: Summary) -> str:
         tasks=tasks,
         opening_figure=opening,
         tests=_tests(comparison),
-        skipped=_skipped(comparison),
+        skipped=[task for task in _records(comparison).values() if not comparison.of_task(task.name)],
         seeds=_seed_rows(comparison, glance),
         training_figure=_markup(training_figure(comparison)),
         text_figure=_markup(text_figure(comparison)),
@@ -96,10 +96,6 @@ def _tasks(comparison: Comparison) -> list[dict[str, Any]]:
             figure = _markup(task_figure(comparison, task.name))
             tasks.append({"record": task, "figure": figure, "table": _table(comparison, rows)})
     return tasks
-
-
-def _skipped(comparison: Comparison) -> list[TaskRecord]:
-    return [task for task in _records(comparison).values() if not comparison.of_task(task.name)]
 
 
 def _model_row(comparison: Comparison, index: int) -> dict[str, Any]:
@@ -150,7 +146,8 @@ def _window_words(comparison: Comparison, section: str) -> str:
 
 def _table(comparison: Comparison, rows: list[Row]) -> dict[str, Any]:
     """Return headings and cells for the template."""
-    others = [index for index in comparison.compared if any(_has_difference(row, index) for row in rows)]
+    found = {index: [row.differences[index] for row in rows] for index in comparison.compared}
+    others = [index for index, own in found.items() if any(one.interval is not None or one.reason for one in own)]
     return {
         "others": [comparison.names[index] for index in others],
         "chance": any(row.chance for row in rows),
@@ -166,10 +163,6 @@ def _table(comparison: Comparison, rows: list[Row]) -> dict[str, Any]:
             for row in rows
         ],
     }
-
-
-def _has_difference(row: Row, index: int) -> bool:
-    return row.differences[index].interval is not None or bool(row.differences[index].reason)
 
 
 def _value(row: Row, value: Interval | None) -> dict[str, str]:
@@ -189,7 +182,7 @@ def _difference(comparison: Comparison, row: Row, index: int) -> dict[str, Any]:
     words = comparison.verdict(row, index)
     return {
         "value": number(difference.interval.value, row.digits, signed=True),
-        "intervals": [f"{interval} {name}".strip() for interval, name in spread_words(row, difference)],
+        "intervals": spread_words(row, difference),
         "verdict": words.split()[0] if words else "",
         "words": words,
         "sort": repr(difference.interval.value),

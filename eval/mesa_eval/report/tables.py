@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mesa_eval.comparison.record import CORRECTION, NOT_SIGNIFICANT, Comparison, Row
-from mesa_eval.report.wording import Summary, number, p_words, plural, spread_words, tested_name, tested_score
+from mesa_eval.report.wording import SECTIONS, Summary, number, p_words, plural, spread_words, tested_name, tested_score
 
 STYLES = {"better": "green", "worse": "red", NOT_SIGNIFICANT: "dim"}
 MARKS = {"better": " +", "worse": " -"}  # colours alone do not reach every reader or every log
@@ -18,14 +18,7 @@ def print_comparison(comparison: Comparison, summary: Summary, console: Console 
     """Print models, text, context and few-shot tables, then the summary in words."""
     out = console or Console()
     out.print(_models(comparison))
-    for section, title in (
-        ("primary", "Primary average, declared beforehand"),
-        ("text", "Text"),
-        ("position", "Loss by position in the window"),
-        ("length", "Loss past the window"),
-        ("context", "Use of the context"),
-        ("recall", "Recall on natural text"),
-    ):
+    for section, title in SECTIONS.items():
         rows = comparison.section(section)
         if rows:
             out.print(_rows(comparison, rows, title))
@@ -168,9 +161,8 @@ def _difference(comparison: Comparison, row: Row, index: int, between: str = " "
     if difference.interval is None:
         return f"[dim]{difference.reason}[/dim]"
     text = number(difference.interval.value, row.digits, signed=True)
-    spreads = [f"{interval} {name}".strip() for interval, name in spread_words(row, difference)]
     verdict = comparison.verdict(row, index)
-    text = f"{text}{between}{chr(10).join(spreads)}{MARKS.get(verdict, '')}".replace("[", r"\[")
+    text = f"{text}{between}{chr(10).join(spread_words(row, difference))}{MARKS.get(verdict, '')}".replace("[", r"\[")
     style = STYLES.get(verdict)
     return f"[{style}]{text}[/{style}]" if style else text
 

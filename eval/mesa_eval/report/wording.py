@@ -8,6 +8,15 @@ from mesa_eval.comparison.record import CORRECTION, LEAST, NOT_SIGNIFICANT, Comp
 from mesa_eval.uncertainty.intervals import FEW_UNITS, Interval
 
 MINUS = "\u2212"
+SECTIONS = {
+    "primary": "Primary average, declared beforehand",
+    "text": "Text",
+    "position": "Loss by position in the window",
+    "length": "Loss past the window",
+    "context": "Use of the context",
+    "recall": "Recall on natural text",
+}
+"""The titles of the sections of rows but for those of tasks."""
 PERCENTILE = (
     "Intervals are 95 % percentile bootstrap intervals over documents, sequences or queries; the same ones for every"
     " model."
@@ -60,16 +69,16 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}"
 
 
-def spread_words(row: Row, difference: Difference) -> list[tuple[str, str]]:
+def spread_words(row: Row, difference: Difference) -> list[str]:
     """Return each interval of a difference with what it covers: seeds, units, both; one alone needs no name."""
     if difference.interval is None:
         return []
     if difference.joint is None or difference.items is None:
-        return [(bracket(difference.interval, row.digits, signed=True), "")]
+        return [bracket(difference.interval, row.digits, signed=True)]
     seeds = plural(len(difference.by_seed), "seed")
     named = ((difference.interval, seeds), (difference.items, row.resampled + "s"), (difference.joint, "both"))
     return [
-        (bracket(found, row.digits, signed=True), name.replace("querys", "queries"))
+        f"{bracket(found, row.digits, signed=True)} {name.replace('querys', 'queries')}"
         for found, name in named
         if found.low is not None
     ]

@@ -15,7 +15,7 @@ import numpy as np
 class RowScores:
     """One statistic row by row: numerator and denominator [U][C], one column per place of ``places``.
 
-    label, unit: what a reader sees; better: "higher" or "lower"; places: positions or numbers of shots, one a
+    label: what a reader sees; better: "higher" or "lower"; places: positions or numbers of shots, one a
     column, empty for a statistic with one column.
     """
 

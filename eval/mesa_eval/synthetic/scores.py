@@ -56,10 +56,11 @@ def score_guesses(task: SyntheticTask, rows: int, *, seed: int) -> dict[str, Syn
         return {}
     data = TokenRows(task, "test", seed, rows, keep=False)
     orders = {"uniform": 0, "bigram": 2, "trigram": 3}
-    return {
-        name: score_logits(task, data, (_ngram_logits(task, data[index]["input_ids"], order) for index in range(rows)))
-        for name, order in orders.items()
-    }
+    found = {}
+    for name, order in orders.items():
+        chances = (ngram_distributions(data[index]["input_ids"], task.symbols, order) for index in range(rows))
+        found[name] = score_logits(task, data, (np.log(np.maximum(one, 1e-300)) for one in chances))
+    return found
 
 
 def score_logits(task: TokenTask, data: TokenRows, logits_of_rows: Iterable[np.ndarray]) -> SyntheticScores:
@@ -102,8 +103,3 @@ def _language_scores(task: Automata, data: TokenRows, logits_of_rows: Iterable[n
             RowScores("distance", "total variation to the true distribution", "lower", distance, counted),
         ]
     )
-
-
-def _ngram_logits(task: Automata, tokens: np.ndarray, order: int) -> np.ndarray:
-    chances = ngram_distributions(tokens, task.symbols, order)
-    return np.log(np.maximum(chances, 1e-300))

@@ -29,12 +29,6 @@ def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
         found = sorted({f"{a}_{b}" for a, b in zip(words[::2], words[1::2], strict=False)})
         notes = ("the text has few identifiers, so pairs of its words were joined",)
     order = np.random.default_rng([seed, stable_number("case_change")]).permutation(len(found))[:WANTED]
-    items = tuple(Item(found[i], camel_case(found[i])) for i in order)
+    items = tuple(Item(found[i], re.sub("_(.)", lambda match: match[1].upper(), found[i])) for i in order)
     half = len(items) // 2
     return Task("case_change", items[:half], items[half:], notes=notes)
-
-
-def camel_case(name: str) -> str:
-    """Return `open_file` as `openFile`."""
-    first, *rest = name.split("_")
-    return first + "".join(part.capitalize() for part in rest)

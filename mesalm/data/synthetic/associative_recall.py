@@ -46,11 +46,6 @@ class AssociativeRecall(TokenTask):
             raise ValueError(f"pairs: must be below half the vocabulary of {self.vocabulary}, not {self.pairs}")
         return self
 
-    @property
-    def vocab_size(self) -> int:
-        """Return the number of token ids."""
-        return self.vocabulary
-
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""
         half, shown = self.vocabulary // 2, 2 * (self.pairs + self.rebound)

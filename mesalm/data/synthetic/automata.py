@@ -99,11 +99,6 @@ class Automata(TokenTask):
         return self
 
     @property
-    def vocab_size(self) -> int:
-        """Return the number of token ids."""
-        return self.vocabulary
-
-    @property
     def symbols(self) -> int:
         """Return the number of symbols; the id after them is the separator."""
         return self.vocabulary - 2

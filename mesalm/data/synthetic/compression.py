@@ -22,11 +22,6 @@ class Compression(TokenTask):
     vocabulary: int = Field(default=16, ge=2, description="Token ids; the last one closes the row.")
     length: int = Field(default=32, ge=4, description="Tokens of a row.")
 
-    @property
-    def vocab_size(self) -> int:
-        """Return the number of token ids."""
-        return self.vocabulary
-
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""
         tokens = random.randint(self.vocabulary - 1, size=self.length)

@@ -33,11 +33,6 @@ class ContextRecall(TokenTask):
         return self
 
     @property
-    def vocab_size(self) -> int:
-        """Return the number of token ids."""
-        return self.vocabulary
-
-    @property
     def first_value(self) -> int:
         """Return the first token id that is a value; keys are those below."""
         return (self.vocabulary - self.noise_tokens) // 2

@@ -36,11 +36,6 @@ class FuzzyRecall(TokenTask):
         return self
 
     @property
-    def vocab_size(self) -> int:
-        """Return the number of token ids."""
-        return self.vocabulary
-
-    @property
     def first_value(self) -> int:
         """Return the first token id that serves values; those below serve keys."""
         return (self.vocabulary - 1) // 2

@@ -32,11 +32,6 @@ class Memorisation(TokenTask):
         return self
 
     @property
-    def vocab_size(self) -> int:
-        """Return the number of token ids."""
-        return self.vocabulary
-
-    @property
     def values(self) -> np.ndarray:
         """Return the value of each key, int64 [keys]; keys are the ids from 0 on."""
         keys = (self.vocabulary - 1) // 2

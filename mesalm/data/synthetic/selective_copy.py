@@ -28,11 +28,6 @@ class SelectiveCopy(TokenTask):
             raise ValueError(f"length: must be at least {2 * self.copied + 1} for {self.copied} copied tokens")
         return self
 
-    @property
-    def vocab_size(self) -> int:
-        """Return the number of token ids."""
-        return self.vocabulary
-
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""
         asking, blank = self.vocabulary - 1, self.vocabulary - 2

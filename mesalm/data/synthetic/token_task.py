@@ -24,7 +24,7 @@ NOT_SCORED = -100
 
 
 class TokenTask(Settings):
-    """A task whose rows are token ids; subclasses give ``name`` and the three methods that raise here.
+    """A task whose rows are token ids; subclasses give ``name`` and the two methods that raise here.
 
     A row is ``input_ids`` and ``labels``, int64 [length]. ``labels[t]`` is to be predicted from the tokens before
     position t, which is how causal language models of transformers shift them; -100 is not scored.
@@ -33,6 +33,7 @@ class TokenTask(Settings):
     reads_last_state: ClassVar[bool] = False
     """Whether the labels are to be read from the state after the last token, all at once (compression)."""
 
+    vocabulary: int = Field(default=16, ge=2, description="Token ids.")
     length: int = Field(default=128, ge=4, description="Tokens of a row.")
     train_rows: int = Field(
         default=12_800, ge=0, description="Rows of the training set; 0: a fresh row each time, none seen twice."
@@ -41,7 +42,7 @@ class TokenTask(Settings):
     @property
     def vocab_size(self) -> int:
         """Return the number of token ids."""
-        raise NotImplementedError
+        return self.vocabulary
 
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row of a split."""
