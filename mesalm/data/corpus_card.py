@@ -17,7 +17,7 @@ def corpus_card(manifest: Mapping[str, Any]) -> str:
 
 
 def corpus_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """Return sources, sizes and what was dropped, one fact a line, for the cards of corpus and model."""
+    """Return sources, sizes and what was dropped, one fact per line, for the cards of corpus and model."""
     sources = manifest["sources"]
     licences = manifest.get("licences") or [None] * len(sources)
     lines = [

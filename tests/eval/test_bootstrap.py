@@ -63,14 +63,14 @@ def test_pairing_takes_out_what_units_have_in_common() -> None:
     ones = np.ones_like(hard)
     other = hard - 0.05 + generator.normal(0, 0.02, hard.shape)
     difference = paired(other, ones, hard, ones)
-    assert difference.tells
+    assert difference.excludes_zero
     assert difference.value == pytest.approx((other - hard).mean())
     assert difference.high - difference.low < 0.01
     wide = alone(hard, ones)
     assert wide.high - wide.low > 0.2
     shuffled = other[generator.permutation(200)]
     broken = paired(shuffled, ones, hard, ones)
-    assert not broken.tells
+    assert not broken.excludes_zero
 
 
 def test_units_are_weighted_by_their_size() -> None:
@@ -112,13 +112,13 @@ def test_the_mean_over_columns_leaves_out_what_is_not_there() -> None:
 
 def test_one_unit_has_no_interval() -> None:
     interval = alone(np.array([[3.0]]), np.array([[2.0]]))
-    assert (interval.value, interval.low, interval.p, interval.tells) == (1.5, None, None, False)
+    assert (interval.value, interval.low, interval.p, interval.excludes_zero) == (1.5, None, None, False)
 
 
 def test_equal_models_differ_by_nothing() -> None:
     values = np.random.default_rng(3).normal(size=(40, 2))
     interval = paired(values, np.ones_like(values), values.copy(), np.ones_like(values))
-    assert (interval.value, interval.low, interval.high, interval.tells, interval.p) == (0, 0, 0, False, 1.0)
+    assert (interval.value, interval.low, interval.high, interval.excludes_zero, interval.p) == (0, 0, 0, False, 1.0)
 
 
 def test_numerators_and_sizes_stay_together() -> None:

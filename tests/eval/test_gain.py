@@ -105,7 +105,7 @@ def test_gain_and_pairing_of_models_that_are_known(tokenizer) -> None:
     assert [value.value for value in pairing.values[:2]] == pytest.approx([0, 0], abs=1e-9)
     assert pairing.values[2].value > 6
     assert comparison.verdict(pairing, 2) == "better"
-    assert pairing.differences[1].interval.tells is False
+    assert pairing.differences[1].interval.excludes_zero is False
     # each task weighs the same
     own = [comparison.row(f"task/{task.name}/gain") for task in learnable]
     assert np.mean([row.values[1].value for row in own]) == pytest.approx(some)

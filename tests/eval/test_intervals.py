@@ -55,7 +55,7 @@ def test_paired_t_by_hand() -> None:
     assert (interval.low, interval.high) == pytest.approx((2 - half, 2 + half))
     t = 2 * math.sqrt(3)
     assert interval.p == pytest.approx(1 - t / math.sqrt(2 + t * t))
-    assert not interval.tells  # three seeds that agree this far are not enough
+    assert not interval.excludes_zero  # three seeds that agree this far are not enough
 
 
 def test_paired_t_is_scipys() -> None:
@@ -70,9 +70,9 @@ def test_paired_t_is_scipys() -> None:
 
 def test_one_seed_and_equal_seeds() -> None:
     alone = t_interval([3.0])
-    assert (alone.value, alone.low, alone.p, alone.tells) == (3.0, None, None, False)
+    assert (alone.value, alone.low, alone.p, alone.excludes_zero) == (3.0, None, None, False)
     same = paired_t([1.0, 2.0], [1.0, 2.0])
-    assert (same.value, same.low, same.high, same.p, same.tells) == (0.0, 0.0, 0.0, 1.0, False)
+    assert (same.value, same.low, same.high, same.p, same.excludes_zero) == (0.0, 0.0, 0.0, 1.0, False)
     with pytest.raises(ValueError, match="2 and 1 values"):
         paired_t([1.0, 2.0], [1.0])
 

@@ -182,7 +182,7 @@ def test_a_model_against_itself_differs_by_nothing(scores: list[Scores]) -> None
     for row in comparison.rows:
         interval = row.differences[0].interval
         assert interval is not None
-        assert (interval.value, interval.tells) == (0.0, False)
+        assert (interval.value, interval.excludes_zero) == (0.0, False)
     sentences = summarise(comparison).sentences
     assert not summarise(comparison).significant
     assert all("no significant difference" in sentence.lower() for sentence in sentences)

@@ -112,7 +112,7 @@ def test_one_seed_is_resampled_by_rows(tmp_path: Path) -> None:
     assert mesa.spread[1] - mesa.spread[0] == pytest.approx(4 * 0.0655, rel=0.1)
     assert softmax.difference is not None
     assert softmax.difference.value == pytest.approx(-0.125)
-    assert softmax.difference.tells
+    assert softmax.difference.excludes_zero
 
 
 @pytest.mark.parametrize("places", [[], [1, 2, 3]])

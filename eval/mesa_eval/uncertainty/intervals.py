@@ -45,8 +45,8 @@ class Interval:
     effective: float | None = None
 
     @property
-    def tells(self) -> bool:
-        """Return whether the interval leaves 0 out."""
+    def excludes_zero(self) -> bool:
+        """Return whether the interval excludes 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
