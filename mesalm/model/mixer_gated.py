@@ -17,6 +17,9 @@ from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp, 
 GATES = ("forget_proj", "input_proj")
 """The maps to the gates; 16 bits cannot represent a forget gate near 1."""
 
+SATURATED = 0.01
+"""A gate as close as this to 0 or 1 is saturated."""
+
 
 class Projections(NamedTuple):
     """The operands of an operator: query [B, T, H, K], key [B, T, G, K], value [B, T, G, V], gates [B, T, G]."""
@@ -62,6 +65,8 @@ class GatedMixer(nn.Module):
             self.input_proj = GateProjection(config.hidden_size, groups)
         self.gate_proj = nn.Linear(config.hidden_size, heads * size) if config.gates and self.gates_output else None
         self.output_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps) if config.read_norm else nn.Identity()
+        self.sample_gates = False
+        self.gate_sample: torch.Tensor | None = None
 
     def forward(
         self,
@@ -91,6 +96,8 @@ class GatedMixer(nn.Module):
         query, key = self._query_key(hidden_states, padding_mask, segments, cache, stretch)
         value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim)
         projections = Projections(query, key, value, *self._gates(hidden_states, padding_mask, segments, stretch))
+        if self.sample_gates and not torch.compiler.is_compiling():
+            self.gate_sample, self.sample_gates = sample_of_gates(projections.log_forget), False
         if stretch is not None:
             state = stretch.state_before(*self.left_behind(projections))
         more = self.more_gates(hidden_states)
@@ -178,6 +185,16 @@ class GatedMixer(nn.Module):
             goes_on = goes_on if stretch is None else stretch.cut(goes_on)
             log_forget = log_forget.masked_fill(~goes_on.unsqueeze(-1), float("-inf"))
         return log_forget, input_gate
+
+
+@torch.no_grad()
+def sample_of_gates(log_forget: torch.Tensor | None) -> torch.Tensor | None:
+    """Return mean and saturated share of the first row's forget gates, [2]; where documents begin they do not count."""
+    if log_forget is None:
+        return None
+    gate, goes_on = log_forget[0].exp(), log_forget[0].isfinite()
+    saturated = ((gate - 0.5).abs() >= 0.5 - SATURATED) & goes_on
+    return torch.stack((gate.sum(), saturated.sum().to(gate))) / goes_on.sum().clamp(min=1)
 
 
 def convolve(

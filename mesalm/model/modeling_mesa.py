@@ -27,7 +27,8 @@ from .configuration_mesa import MesaConfig
 from .context_parallel import share_of_loss
 from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, attention_keywords, check_keywords
 from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortConvolution
-from .mixer_mesa import OLD_RIDGE, RIDGE, MesaMixer
+from .measures import Measures
+from .mixer_mesa import OLD_RIDGE, RIDGE
 from .mixer_softmax import SoftmaxMixer
 from .mixers import MIXERS
 from .model_inputs import (
@@ -75,7 +76,7 @@ class MesaBlock(GradientCheckpointingLayer):
         return hidden_states if self.clip is None else hidden_states.clamp(-self.clip, self.clip)
 
 
-class MesaPreTrainedModel(PreTrainedModel):
+class MesaPreTrainedModel(Measures, PreTrainedModel):
     """The base class of mesa models: initialising, loading and saving."""
 
     config: MesaConfig
@@ -123,26 +124,6 @@ class MesaPreTrainedModel(PreTrainedModel):
         """Return how many numbers a cache holds of one sequence after ``length`` tokens."""
         mixers: list[Any] = [block.mixer for block in self.modules() if isinstance(block, MesaBlock)]
         return sum(mixer.state_numbers(length) for mixer in mixers)
-
-    def solver_steps(self) -> float | None:
-        """Return the mean steps of the mesa solves in the last forward pass, None without a mesa layer."""
-        steps = [module.solver_steps for module in self.modules() if isinstance(module, MesaMixer)]
-        known = [step.float().mean() for step in steps if step is not None and step.numel()]
-        return float(torch.stack(known).mean()) if known else None
-
-    def sample_solver(self, number: int) -> MesaMixer | None:
-        """Let the mesa layer whose turn it is measure the next row it solves, and return it; None without one.
-
-        Its `solver_sample` then holds the result. Layers and then key heads take turns by ``number``. Nothing is
-        measured where torch.compile runs the layer.
-        """
-        mixers = [module for module in self.modules() if isinstance(module, MesaMixer)]
-        if not mixers:
-            return None
-        turn, place = divmod(number, len(mixers))
-        chosen = mixers[place]
-        chosen.sample_head, chosen.solver_sample = turn % chosen.groups, None
-        return chosen
 
 
 class MesaModel(MesaPreTrainedModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from pydantic import Field, field_validator
 
 from mesalm.model.mixers import MIXERS
@@ -17,6 +18,7 @@ class Card:
     """A card: dense bfloat16 peak in operations per second, memory in bytes, bandwidths in bytes per second.
 
     ``link`` is one direction between cards of a machine, ``network`` a card's share of the network between machines.
+    ``device`` is the name by which CUDA knows it.
     """
 
     peak: float
@@ -24,18 +26,29 @@ class Card:
     bandwidth: float
     link: float
     network: float
+    device: str
 
 
 CARDS = {
-    "H100": Card(peak=989e12, memory=80e9, bandwidth=3.35e12, link=450e9, network=50e9),
-    "H200": Card(peak=989e12, memory=141e9, bandwidth=4.8e12, link=450e9, network=50e9),
-    "A100": Card(peak=312e12, memory=80e9, bandwidth=2.04e12, link=300e9, network=25e9),
-    "4090": Card(peak=165e12, memory=24e9, bandwidth=1.01e12, link=32e9, network=3e9),
+    "H100": Card(989e12, 80e9, 3.35e12, link=450e9, network=50e9, device="NVIDIA H100 80GB HBM3"),
+    "H200": Card(989e12, 141e9, 4.8e12, link=450e9, network=50e9, device="NVIDIA H200"),
+    "A100": Card(312e12, 80e9, 2.04e12, link=300e9, network=25e9, device="NVIDIA A100-SXM4-80GB"),
+    "4090": Card(165e12, 24e9, 1.01e12, link=32e9, network=3e9, device="NVIDIA GeForce RTX 4090"),
 }
 """NVIDIA's data sheets of H100 SXM, H200 SXM, A100 SXM 80 GB and RTX 4090 (there 32-bit sums), links by NVLink or PCIe.
 
 Networks are those of DGX H100 and DGX A100, 400 and 200 Gbit/s per card; 200 Gbit/s per machine of eight RTX 4090.
 """
+
+
+def known_peak(name: str) -> float | None:
+    """Return the dense bfloat16 peak of a device by its full name, None where the table lacks it."""
+    return next((card.peak for card in CARDS.values() if name == card.device), None)
+
+
+def local_peak(device: torch.device) -> float | None:
+    """Return `known_peak` of a device of this machine."""
+    return known_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 class Assumptions(Settings):

@@ -19,12 +19,12 @@ from torch import nn
 
 from mesalm.interrupts import Interrupts
 from mesalm.journal import Journal
-from mesalm.train.alarms import Alarms
 from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_states, load_weights, move_stream
 from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.meters import Speedometer, Tally
-from mesalm.train.progress import Display, event_line
+from mesalm.train.progress import Display
 from mesalm.train.randomness import preserved_randomness, random_state, restore_random_state
+from mesalm.train.recorder import Recorder
 from mesalm.train.step import (
     Batch,
     backward,
@@ -33,6 +33,7 @@ from mesalm.train.step import (
     compiled,
     count_tokens,
     flops_per_token,
+    is_sampled,
     moved,
     read,
     read_first_row,
@@ -110,7 +111,8 @@ class Loop:
     ``accelerator.device`` already. ``learning_rate(step)`` gives the rate of each step, counted from 0. A step's
     loss is the mean over its micro-batches and processes, each weighted alike or, with ``count_items``, by the
     number of scored items that it returns for a batch. ``clip`` bounds the global norm of the gradient. ``enough`` is
-    asked after each step and its probes; where it says so on every process, that step was the last.
+    asked after each step and its probes; where it says so on every process, that step was the last. ``peak`` is what
+    a device can do in operations per second, None where that is not known; the share that training reaches is told.
 
     Losses and gradient norms stay on the device until they are read together: every ``read_every`` steps, every step
     that is logged, probed or kept in a checkpoint, and the last; by default each step on the CPU, where that waits for
@@ -139,12 +141,13 @@ class Loop:
     count_items: Callable[[Batch], int] | None = None
     enough: Callable[[], bool] | None = None
     compile_model: bool | Literal["blocks"] = False
+    peak: float | None = None
 
     def __post_init__(self) -> None:
         self.tally = Tally()
+        self._recorder = Recorder(self.accelerator, self.journal, self.display, self.tally)
         self._unread: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._saved_at: int | None = None
-        self._alarms = Alarms()
 
     def fit(self) -> Outcome:
         """Train to the end, or to a signal.
@@ -158,10 +161,10 @@ class Loop:
                 self._verify(_other_start(self.resume_from))
                 heard = self._run(interrupts)
             except NonFiniteError as error:
-                self._write("stop", reason=str(error))
+                self._recorder.write("stop", reason=str(error))
                 raise
             if heard is not None:
-                self._write("stop", reason=signal.Signals(heard).name)
+                self._recorder.write("stop", reason=signal.Signals(heard).name)
                 interrupts.answered = True
         # Take the autocast off the model again, for whoever uses it next.
         self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
@@ -202,12 +205,12 @@ class Loop:
         load_weights(self.model, folder)
         move_stream(self.stream, state["position"], self.accelerator.process_index, folder)
         self.guard.load_state_dict(state["guard"])
-        self.tally = Tally(**state["tally"])
+        self.tally = self._recorder.tally = Tally(**state["tally"])
         if self.checkpoints is not None and folder.parent != self.checkpoints.folder:
             return  # another run's, which this one leaves
         self._saved_at = self.tally.step
         if not self.journal.holds("checkpoint", self.tally.step):  # killed before the line could be written
-            self._write("checkpoint", folder=folder.name)
+            self._recorder.write("checkpoint", folder=folder.name)
 
     def _run(self, interrupts: Interrupts) -> int | None:
         """Make all steps and their checkpoints; return the signal that ended them early."""
@@ -256,7 +259,7 @@ class Loop:
         if not (due.logged and self.accelerator.is_main_process):
             return None
         solver = sample_solver(self.model, due.number // self.log_every)
-        if solver is not None and self.compile_model:
+        if self.compile_model and is_sampled(self.model):
             read_first_row(self.accelerator, self.model, batch)
         return solver
 
@@ -304,21 +307,20 @@ class Loop:
         self.display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {done}")
 
     def _show(self, due: Due, rate: float, norm: torch.Tensor, micro: list[Batch], solver: Any) -> None:
-        """Write the line of a step that is logged, and bring the display up to date."""
-        tally, shown = self.tally, self.tally.loss
+        """Record a step that is logged, and bring the display up to date."""
+        left = self._speed.left(self.steps - self.tally.step)
         if due.logged:
-            tally.flops += tally.window_tokens * flops_per_token(self.model, micro)
-            fields = self._numbers(rate, float(norm)) | solver_fields(self.model, solver)
-            shown = fields["loss"]
-            self.journal.write("step", **fields)
-            _track(self.accelerator, "train", fields, tally.step)
-            for alarm in self._alarms.raised(fields):
-                self._tell("alarm", alarm)
-            tally.window_loss, tally.window_steps, tally.window_tokens = 0.0, 0, 0
-        left = self._speed.left(self.steps - tally.step)
-        self.display.update(tally.step, shown, self._speed.tokens_per_second, left, self._epochs(), logged=due.logged)
+            cost = flops_per_token(self.model, micro)
+            self.tally.flops += self.tally.window_tokens * cost
+            fields = self._numbers(rate, float(norm), cost, left) | solver_fields(self.model, solver)
+            self.tally.open_window()
+            self._recorder.step(fields)
+        else:
+            self.display.update(self.tally.step, self.tally.loss, self._speed.tokens_per_second, left, self._epochs())
 
-    def _numbers(self, rate: float, norm: float) -> dict[str, Any]:
+    def _numbers(self, rate: float, norm: float, cost: float, left: float | None) -> dict[str, Any]:
+        speed = self._speed.tokens_per_second
+        most = None if self.peak is None or cost == 0.0 else self.peak * self.accelerator.num_processes
         return {
             "step": self.tally.step,
             "tokens": self.tally.tokens,
@@ -326,8 +328,10 @@ class Loop:
             "loss": self.tally.window_loss / self.tally.window_steps,
             "learning_rate": rate,
             "gradient_norm": norm,
-            "tokens_per_second": self._speed.tokens_per_second,
+            "tokens_per_second": speed,
+            "mfu": None if most is None else cost * speed / most,
             "seconds": self._speed.seconds,
+            "seconds_left": left,
             "flops": self.tally.flops,
             "skipped": self.guard.skipped,
         }
@@ -344,7 +348,7 @@ class Loop:
             self.model.eval()
             with preserved_randomness(), torch.no_grad(), self.accelerator.autocast():
                 for fields in probe.run(self.model, self.tally.step):
-                    self._tell(probe.event, fields)
+                    self._recorder.tell(probe.event, fields)
             self.model.train()
         self._speed.pause(time.perf_counter() - begun)
 
@@ -366,7 +370,7 @@ class Loop:
             }
             self.journal.sync()
             folder = self.checkpoints.save(self.tally.step, self.model, self.optimiser, states, state)
-            self._write("checkpoint", folder=folder.name)
+            self._recorder.write("checkpoint", folder=folder.name)
         else:
             self.checkpoints.save_part(self.tally.step, self.model, self.optimiser)
         self.accelerator.wait_for_everyone()
@@ -375,25 +379,8 @@ class Loop:
     def _verify(self, way_on: str | None = None) -> None:
         self.guard.verify(self.accelerator, self.model, self.optimiser, self.tally.step, way_on)
 
-    def _tell(self, event: str, fields: dict[str, Any]) -> None:
-        """Write a line of the journal, and show and track it."""
-        self._write(event, **fields)
-        _track(self.accelerator, event, fields, self.tally.step)
-        self.display.say(event_line(self.tally.step, event, fields))
-
-    def _write(self, event: str, **fields: Any) -> None:
-        """Write a line of the journal, with the step and the tokens so far."""
-        self.journal.write(event, step=self.tally.step, tokens=self.tally.tokens, **fields)
-
 
 def _other_start(resume_from: Path | None) -> str:
     if resume_from is None:
         return "begin from other weights"
     return f"delete {resume_from} to go on from the checkpoint before it"
-
-
-def _track(accelerator: Accelerator, event: str, fields: dict[str, Any], step: int) -> None:
-    where = "/".join([event, *(str(fields[name]) for name in ("task", "shots") if fields.get(name) is not None)])
-    numbers = {f"{where}/{name}": value for name, value in fields.items() if isinstance(value, (int, float))}
-    if accelerator.trackers and numbers:
-        accelerator.log(numbers, step=step)

@@ -34,6 +34,10 @@ class Tally:
         self.loss = loss
         self.window_loss += loss
 
+    def open_window(self) -> None:
+        """Begin to count anew what the next logged step is the mean of."""
+        self.window_loss, self.window_steps, self.window_tokens = 0.0, 0, 0
+
 
 class Speedometer:
     """Tokens per second over the last steps of a run, and the time left."""

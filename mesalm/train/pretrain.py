@@ -30,6 +30,7 @@ from mesalm.train import training
 from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints, whole_folder
 from mesalm.train.context import data_share, share_rows
+from mesalm.train.hardware import local_peak
 from mesalm.train.initial import earlier_config, initial_model
 from mesalm.train.launch import LaunchError, blind_to, broadcast, end_run, launch_precision, make_accelerator
 from mesalm.train.loop import Outcome, Probe
@@ -141,7 +142,8 @@ def _run(
     share_rows(model, recipe.parallelism.context)
     if accelerator.is_main_process:
         write_text(run.path / CARD, corpus_card(prepared.manifest))
-    display.say(f"{recipe.name}: on {device_name(accelerator.device)}")
+    unknown = "; its peak is not in the table, so no MFU" if local_peak(accelerator.device) is None else ""
+    display.say(f"{recipe.name}: on {device_name(accelerator.device)}{unknown}")
     # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
     seed_everything(recipe.seed + accelerator.process_index + 1)
     stream = _stream(recipe, prepared, share)

@@ -122,18 +122,26 @@ def sample_solver(model: nn.Module, number: int) -> Any:
     return None if choose is None else choose(number)
 
 
+def is_sampled(model: nn.Module) -> bool:
+    """Tell whether layers of the model wait for a row to measure."""
+    return any(getattr(module, "sample_gates", False) for module in model.modules())
+
+
 def solver_fields(model: nn.Module, sampled: Any) -> dict[str, Any]:
-    """Say how the systems were solved: the steps of all layers, and how well the layer that was sampled did."""
-    solver_steps = getattr(model, "solver_steps", None)
+    """Say how systems were solved and gates stood: in all layers, and in the layer that was sampled."""
+    solver_steps, forget_gates = (getattr(model, name, lambda: None) for name in ("solver_steps", "forget_gates"))
+    mean, saturated = forget_gates() or (None, None)
     sample = None if sampled is None else sampled.solver_sample
     return {
-        "solver_steps": solver_steps() if callable(solver_steps) else None,
+        "solver_steps": solver_steps(),
         "solver_layer": None if sample is None else sample.layer,
         "solver_head": None if sample is None else sample.head,
         "solver_misses": None if sample is None else sample.misses,
         "solver_residual": None if sample is None else sample.residual,
         "input_gate": None if sample is None else sample.input_gate,
         "forget_gate": None if sample is None else sample.forget_gate,
+        "mean_forget_gate": mean,
+        "saturated_forget_gates": saturated,
     }
 
 

@@ -16,6 +16,7 @@ from mesalm.runs import RunFiles, step_of
 from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard, Verdict
+from mesalm.train.hardware import local_peak
 from mesalm.train.launch import broadcast
 from mesalm.train.loop import Loop, Outcome, Probe, Stream
 from mesalm.train.optim import OptimSettings, build_optimiser
@@ -101,6 +102,7 @@ def run(
         count_items=count_items,
         enough=enough,
         compile_model=settings.compile_model,
+        peak=local_peak(accelerator.device),
     ).fit()
     if outcome.interrupted_by is not None:
         display.say(

@@ -92,6 +92,7 @@ def train_regression(tmp_path: Path) -> Callable[..., SimpleNamespace]:
         dropout: float = 0.2,
         fused: bool = False,
         kind: type[Checkpoints] = Checkpoints,
+        collate: Callable[[list[Any]], dict[str, torch.Tensor]] = collate,
         **options: Any,
     ) -> SimpleNamespace:
         accelerator = make_accelerator(device="cpu", precision=precision)

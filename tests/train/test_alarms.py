@@ -50,6 +50,28 @@ def test_gates_and_solver_are_told_by_head() -> None:
     assert missed == [{"alarm": "solutions out of tolerance", "value": 0.5, "layer": 1, "head": 0}]
 
 
+def test_forget_gates_of_all_layers_are_told_but_where_documents_begin() -> None:
+    model = tiny_model(mixers=["mesa", "linear", "softmax"], num_hidden_layers=3, forget_cap=None)
+    with torch.no_grad():
+        for layer, biases in ((0, (0.0, 8.0)), (1, (2.0, -8.0))):  # a number per head
+            model.model.layers[layer].mixer.forget_proj.weight.zero_()
+            model.model.layers[layer].mixer.forget_proj.bias.copy_(torch.tensor(biases))
+        sampled = sample_solver(model, 1)
+        positions = torch.cat((torch.arange(30), torch.arange(40))).repeat(2, 1)
+        model(input_ids=torch.randint(5, 61, (2, 70)), position_ids=positions)
+    fields = solver_fields(model, sampled)
+    gates = torch.tensor([0.0, 8.0, 2.0, -8.0], dtype=torch.float64).sigmoid()
+    assert abs(fields["mean_forget_gate"] - float(gates.mean())) < 1e-6
+    assert fields["saturated_forget_gates"] == 0.5
+
+
+def test_a_model_without_gates_tells_none() -> None:
+    model = tiny_model(mixers="softmax")
+    fields = solver_fields(model, sample_solver(model, 1))
+    assert fields["mean_forget_gate"] is None
+    assert fields["saturated_forget_gates"] is None
+
+
 def test_an_alarm_has_a_line_in_the_journal(train_regression: Callable[..., SimpleNamespace]) -> None:
     class Steep(torch.nn.Module):
         def __init__(self) -> None:

@@ -104,7 +104,11 @@ def outcome(recipe: Recipe, root: Path) -> dict[str, Any]:
         "digests": {name: hashlib.sha256((recipe.folder / name).read_bytes()).hexdigest() for name in files},
         "state": state,
         "journal": [
-            {name: value for name, value in line.items() if name not in ("seconds", "tokens_per_second")}
+            {
+                name: value
+                for name, value in line.items()
+                if name not in ("seconds", "seconds_left", "tokens_per_second")
+            }
             for line in read_journal(recipe.folder / "journal.jsonl")
             if line["event"] != "start"
         ],

@@ -13,6 +13,7 @@ import torch
 from mesalm.journal import read_journal
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard, NonFiniteError
+from mesalm.train.hardware import known_peak
 from mesalm.train.launch import make_accelerator
 from mesalm.train.loop import Loop, Probe
 
@@ -239,3 +240,26 @@ def test_enough_ends_the_run_after_its_step_and_writes_the_last_checkpoint(train
     assert run.outcome.interrupted_by is None
     assert asked == [1, 2, 3, 4, 5]
     assert run.checkpoints.newest().name == "step-00000005"
+
+
+def test_the_share_of_the_peak_is_operations_by_time_and_device(train_regression: Train) -> None:
+    class Counted(torch.nn.Linear):
+        """A map that says what a token costs."""
+
+        def flops_per_token(self, length: int) -> float:
+            return 1000.0 * length
+
+        def forward(self, input_ids: torch.Tensor, y: torch.Tensor) -> Any:
+            return SimpleNamespace(loss=(super().forward(input_ids).squeeze(-1) - y).square().mean())
+
+    def collate(items: list[Any]) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.stack([x for x, _ in items]), "y": torch.stack([y for _, y in items])}
+
+    def lines(folder: str, **options: Any) -> list[dict[str, Any]]:
+        run = train_regression(folder, model=Counted(4, 1), collate=collate, **options)
+        return [event for event in read_journal(run.path / "journal.jsonl") if event["event"] == "step"]
+
+    known = lines("known", peak=5e6)
+    assert [line["mfu"] for line in known] == pytest.approx([4000 * line["tokens_per_second"] / 5e6 for line in known])
+    assert {line["mfu"] for line in lines("unknown")} == {None}
+    assert (known_peak("NVIDIA H100 80GB HBM3"), known_peak("NVIDIA H100 PCIe")) == (989e12, None)

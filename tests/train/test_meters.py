@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from mesalm.train.meters import Speedometer, clock_text
 from mesalm.train.progress import Display
@@ -44,14 +45,37 @@ def test_clock_text(seconds: float | None, text: str) -> None:
     assert clock_text(seconds) == text
 
 
+FACTS = {
+    "mfu": 0.4142,
+    "mean_forget_gate": 0.93,
+    "saturated_forget_gates": 0.12,
+    "solver_steps": 7.06,
+    "solver_residual": 3e-4,
+}
+SHOWN = "MFU 41.4%  forget gate 0.930  12% saturated  solver 7.1 steps  residual 3.0e-04"
+
+
 @pytest.mark.parametrize("terminal", [False, True])  # one that is dumb, so that two runs can share it
 def test_a_log_has_one_plain_line_for_each_logged_step(terminal: bool) -> None:
     log = io.StringIO()
     console = Console(file=log, force_terminal=terminal, soft_wrap=True, highlight=False, _environ={"TERM": "dumb"})
     with Display("run", 40, console=console) as display:
         for step in range(1, 41):
-            display.update(step, 2.0 / step, 1234.5, 40.0 - step, step / 8, logged=step % 20 == 0)
+            logged = {20: FACTS, 40: dict.fromkeys(FACTS)}.get(step)
+            display.update(step, 2.0 / step, 1234.5, 40.0 - step, step / 8, logged=logged)
     assert log.getvalue() == (
-        "run: step 20/40  epoch 2.50  loss 0.1000  1,234 tokens/s  0:20 left\n"
+        f"run: step 20/40  epoch 2.50  loss 0.1000  1,234 tokens/s  0:20 left  {SHOWN}\n"
         "run: step 40/40  epoch 5.00  loss 0.0500  1,234 tokens/s  0:00 left\n"
     )
+
+
+def test_a_terminal_keeps_what_the_last_logged_step_said() -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=120, _environ={"TERM": "xterm"})
+    with Display("run", 40, console=console) as display:
+        display.update(20, 0.5, 1234.5, 20.0, logged=FACTS)
+        display.update(21, 0.25, 1234.5, 19.0)
+    last = Text.from_ansi(shown.getvalue()).plain.rstrip().splitlines()[-2:]
+    assert "21/40" in last[0]
+    assert last[0].rstrip().endswith("loss 0.2500  1,234 tokens/s  0:19 left")
+    assert last[1].strip() == SHOWN

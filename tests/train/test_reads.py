@@ -51,7 +51,7 @@ class Line(torch.nn.Module):
 
 
 def journal(run: SimpleNamespace) -> list[dict[str, Any]]:
-    timed = ("time", "seconds", "tokens_per_second")
+    timed = ("time", "seconds", "seconds_left", "tokens_per_second")
     events = read_journal(run.path / "journal.jsonl")
     return [{key: event[key] for key in event if key not in timed} for event in events]
 
