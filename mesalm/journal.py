@@ -12,7 +12,7 @@ from mesalm.files import writing
 
 HISTORY = (
     *("step", "valid", "valid_average", "evaluation", "sample", "refused", "alarm"),
-    *("checkpoint", "end", "stop"),
+    *("checkpoint", "upload", "end", "stop"),
 )
 """Events that belong to a step and are dropped when a run goes back to an earlier one."""
 

@@ -55,6 +55,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Train a recipe, every arm of it in turn, with every seed."""
     from mesa_eval.measures.probe import make_probe
+    from mesalm.hub.upload import make_uploads
     from mesalm.train.branch import branch
     from mesalm.train.guard import NonFiniteError
     from mesalm.train.pretrain import pretrain
@@ -75,7 +76,8 @@ def run(options: argparse.Namespace) -> None:
         print(f"to train: {plan_line(runs)}", file=sys.stderr)
     for recipe in runs:
         try:
-            print(f"trained: {pretrain(recipe, resume=options.resume, evaluation=make_probe)}")
+            run = pretrain(recipe, resume=options.resume, evaluation=make_probe, uploading=make_uploads)
+            print(f"trained: {run}")
         except NonFiniteError as error:
             failed.append(f"{recipe.name}: {error}")  # the later runs were asked for too
     if failed:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 import mesalm.model
 from mesalm.data.bpe import add_start_token
+from mesalm.files import write_text
 from mesalm.hub.licences import check_licence
 from mesalm.hub.model_card import Evaluation, model_card, read_conversion
 from mesalm.hub.new_folder import must_be_new, new_folder
@@ -78,7 +79,7 @@ def publish(
     with new_folder(folder, "publish") as staged:
         opened.save_pretrained(staged)
         tokenizer.save_pretrained(staged)
-        _add_code(staged)
+        add_code(staged)
         (staged / "README.md").write_text(card, encoding="utf-8")
     if push_to is not None:
         push(folder, push_to, private=private)
@@ -111,8 +112,8 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
         raise ValueError(f"{name}: {folder} could not be uploaded ({first})") from None
 
 
-def _add_code(folder: Path) -> None:
-    """Copy the flat model folder beside the weights and name its classes in config.json."""
+def add_code(folder: Path) -> None:
+    """Copy the flat model folder beside the weights and name its classes in config.json, which is replaced."""
     for place in mesalm.model.__path__:
         for file in sorted(Path(place).glob("*.py")):
             if file.name != "__init__.py":
@@ -120,4 +121,4 @@ def _add_code(folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["auto_map"] = AUTO_MAP
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -20,8 +20,8 @@ from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.studies import STUDIES
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
-from mesalm.train.pretrain import versions
 from mesalm.train.speeds import device_name
+from mesalm.train.versions import versions
 
 RESULTS = Path("reports/lab")
 NETS = Path("runs/lab")

@@ -34,10 +34,10 @@ from mesalm.train import training
 from mesalm.train.guard import NonFiniteError
 from mesalm.train.launch import end_run, make_accelerator
 from mesalm.train.loop import Outcome, Probe, Stream
-from mesalm.train.pretrain import versions
 from mesalm.train.progress import Display
 from mesalm.train.randomness import seed_everything
 from mesalm.train.speeds import device_name
+from mesalm.train.versions import versions
 
 FEWEST_ROWS = 32
 """Rows that are scored at least, however long they are."""

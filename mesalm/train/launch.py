@@ -81,7 +81,7 @@ def make_accelerator(
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in track:
         if name not in available:
-            raise SettingsError(f"track: {name} is not installed; install it, or leave it out")
+            raise SettingsError(f"track: {name} is not installed; `pip install {name}`, or leave it out")
     _forget_earlier_run()
     accelerator = Accelerator(
         cpu=device == "cpu",
@@ -105,6 +105,11 @@ def make_accelerator(
             "copy of the model in each process"
         )
     return accelerator
+
+
+def tracked_as(name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what some trackers must be told, so that a run has its own name there and its files in its folder."""
+    return {"wandb": {"name": name, "dir": str(folder)}, "trackio": {"name": name, "resume": "allow"}}
 
 
 def launch_precision(precision: str, environment: Mapping[str, str]) -> str:

@@ -60,6 +60,14 @@ class Stream(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
+class Sender(Protocol):
+    """What sends checkpoints elsewhere meanwhile. Both give the fields of journal lines about what has been sent."""
+
+    def offer(self, checkpoint: Path, step: int) -> Iterable[dict[str, Any]]: ...
+
+    def finish(self) -> Iterable[dict[str, Any]]: ...
+
+
 @dataclass(frozen=True)
 class Probe:
     """Something to be done with the model while it trains, such as validation.
@@ -142,6 +150,7 @@ class Loop:
     enough: Callable[[], bool] | None = None
     compile_model: bool | Literal["blocks"] = False
     peak: float | None = None
+    uploads: Sender | None = None
 
     def __post_init__(self) -> None:
         self.tally = Tally()
@@ -166,6 +175,8 @@ class Loop:
             if heard is not None:
                 self._recorder.write("stop", reason=signal.Signals(heard).name)
                 interrupts.answered = True
+            elif self.uploads is not None:
+                self._recorder.tell_all("upload", self.uploads.finish())
         # Take the autocast off the model again, for whoever uses it next.
         self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
         tally = self.tally
@@ -347,8 +358,7 @@ class Loop:
         for probe in due.probes:
             self.model.eval()
             with preserved_randomness(), torch.no_grad(), self.accelerator.autocast():
-                for fields in probe.run(self.model, self.tally.step):
-                    self._recorder.tell(probe.event, fields)
+                self._recorder.tell_all(probe.event, probe.run(self.model, self.tally.step))
             self.model.train()
         self._speed.pause(time.perf_counter() - begun)
 
@@ -371,6 +381,8 @@ class Loop:
             self.journal.sync()
             folder = self.checkpoints.save(self.tally.step, self.model, self.optimiser, states, state)
             self._recorder.write("checkpoint", folder=folder.name)
+            if self.uploads is not None:
+                self._recorder.tell_all("upload", self.uploads.offer(folder, self.tally.step))
         else:
             self.checkpoints.save_part(self.tally.step, self.model, self.optimiser)
         self.accelerator.wait_for_everyone()

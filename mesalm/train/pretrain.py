@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +30,37 @@ from mesalm.train.checkpoint import Checkpoints, whole_folder
 from mesalm.train.context import data_share, share_rows
 from mesalm.train.hardware import local_peak
 from mesalm.train.initial import earlier_config, initial_model
-from mesalm.train.launch import LaunchError, blind_to, broadcast, end_run, launch_precision, make_accelerator
-from mesalm.train.loop import Outcome, Probe
+from mesalm.train.launch import (
+    LaunchError,
+    blind_to,
+    broadcast,
+    end_run,
+    launch_precision,
+    make_accelerator,
+    tracked_as,
+)
+from mesalm.train.loop import Outcome, Probe, Sender
 from mesalm.train.machines import prepared_on_each, send_folder
 from mesalm.train.plan import make_plan
 from mesalm.train.progress import Display, without_bars
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import Resume, Resumption, RunFolder
+from mesalm.train.run_page import PAGE, run_page
 from mesalm.train.sampling import sampling
 from mesalm.train.sharded import full_state
 from mesalm.train.speeds import device_name, earlier_rate
 from mesalm.train.token_loss import TokenLoss
 from mesalm.train.validation import validation
+from mesalm.train.versions import versions
 from mesalm.train.watch import Watch, watching
 
 MakeProbe = Callable[..., Callable[[nn.Module, int], Iterable[dict[str, Any]]]]
 """What makes the evaluation of a run: called with the prepared folder, the tokenizer, the length of a row, names of
 tasks, the number of prompts and (index, count) of the process, it returns what `Probe` runs."""
 
-PACKAGES = ("mesalm", "torch", "transformers", "accelerate", "datasets", "tokenizers")
+MakeUploads = Callable[[Recipe, Path], Sender]
+"""What sends checkpoints to the Hub, made of the recipe and the run folder."""
 
 
 def pretrain(
@@ -61,13 +70,14 @@ def pretrain(
     quiet: bool = False,
     train: Callable[..., Outcome] = training.run,
     evaluation: MakeProbe | None = None,
+    uploading: MakeUploads | None = None,
 ) -> Path:
     """Train a language model by its recipe; return the run folder, ``<output_dir>/<name>``.
 
     ``resume``: "auto" goes on with an interrupted run of the same recipe and only reports a finished one; "must"
     refuses to begin anew; "never" sets an earlier folder aside and begins anew. ``quiet`` shows nothing. ``train`` is
     called as `mesalm.train.training.run` is. ``evaluation`` serves `evaluate.every`, such as
-    `mesa_eval.measures.probe.make_probe`.
+    `mesa_eval.measures.probe.make_probe`; ``uploading`` serves `upload.to`, such as `mesalm.hub.upload.make_uploads`.
 
     Raises Interrupted (a SystemExit) after Ctrl-C, SIGTERM and the like, a checkpoint written; SettingsError for a
     recipe, launch or run folder that does not serve; CheckpointError for a damaged checkpoint; NonFiniteError when
@@ -102,7 +112,7 @@ def pretrain(
                     run.go_on(recipe, plan)
                 if plan.resume_from is not None:
                     send_folder(accelerator, plan.resume_from)
-                _run(recipe, run, plan, prepared, accelerator, share, display, train, evaluation)
+                _run(recipe, run, plan, prepared, accelerator, share, display, train, evaluation, uploading)
     finally:
         end_run(accelerator)
     return run.path
@@ -132,6 +142,7 @@ def _run(
     display: Display,
     train: Callable[..., Outcome],
     evaluation: MakeProbe | None,
+    uploading: MakeUploads | None,
 ) -> None:
     tokenizer = prepared.tokenizer() if prepared.manifest["tokenizer"]["kind"] != "none" else None
     model = initial_model(_weights_at_hand(recipe, run, plan), prepared, tokenizer)
@@ -142,6 +153,7 @@ def _run(
     share_rows(model, recipe.parallelism.context)
     if accelerator.is_main_process:
         write_text(run.path / CARD, corpus_card(prepared.manifest))
+        write_text(run.path / PAGE, run_page(recipe, run.path))
     unknown = "; its peak is not in the table, so no MFU" if local_peak(accelerator.device) is None else ""
     display.say(f"{recipe.name}: on {device_name(accelerator.device)}{unknown}")
     # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
@@ -156,7 +168,9 @@ def _run(
             average.save(folder)
 
     if recipe.track:
-        accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()})
+        accelerator.init_trackers(
+            "mesalm", config={"recipe": recipe.to_yaml()}, init_kwargs=tracked_as(recipe.name, run.path)
+        )
     with Journal(run.journal if accelerator.is_main_process else None) as journal:
         if plan.resume_from is not None:
             display.say(f"{run.path}: going on from {plan.resume_from.name}" + (plan.note and f" to {plan.note}"))
@@ -182,6 +196,7 @@ def _run(
             facts={"data": prepared.contents()},
             origin=None if recipe.branch_from is None else Path(recipe.branch_from),
             average=average,
+            uploads=_uploads(recipe, run, uploading),
         )
         weights = full_state(model)
         if accelerator.is_main_process:
@@ -317,6 +332,14 @@ def _probes(
     return probes
 
 
+def _uploads(recipe: Recipe, run: RunFolder, uploading: MakeUploads | None) -> Sender | None:
+    if recipe.upload.to is None:
+        return None
+    if uploading is None:
+        raise SettingsError("upload.to: nothing here sends checkpoints, only `mesalm train` does; set it to none")
+    return uploading(recipe, run.path)
+
+
 def _settings(recipe: Recipe) -> training.RunSettings:
     return training.RunSettings(
         steps=recipe.steps,
@@ -345,17 +368,6 @@ def _start(recipe: Recipe, prepared: Prepared, model: PreTrainedModel, accelerat
 
 def _parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of python and of the packages that decide what a run computes."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:

@@ -28,6 +28,7 @@ from mesalm.train.sections import (
     ParallelismSettings,
     SampleSettings,
     TrainSettings,
+    UploadSettings,
     ValidateSettings,
 )
 
@@ -92,6 +93,9 @@ with warnings.catch_warnings():
         checkpoint: CheckpointSettings = Field(
             default_factory=CheckpointSettings, description="Checkpoints of the run."
         )
+        upload: UploadSettings = Field(
+            default_factory=UploadSettings, description="Checkpoints on the Hub while training."
+        )
         track: list[str] = Field(
             default_factory=list, description="Trackers of accelerate that get the journal too, such as tensorboard."
         )
@@ -124,6 +128,11 @@ with warnings.catch_warnings():
                     f"model.max_position_embeddings={length}"
                 )
             check_warmup(self.schedule, self.steps)
+            every, saved = self.upload.every, self.checkpoint.every
+            if every and (not saved or every % saved):
+                raise ValueError(
+                    f"upload.every: {every} is no multiple of checkpoint.every {saved}; set it to one, or to 0"
+                )
             self._check_context()
             return self
 

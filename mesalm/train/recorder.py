@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from accelerate import Accelerator
@@ -39,6 +39,11 @@ class Recorder:
         self.write(event, **fields)
         self._track(event, fields)
         self._display.say(event_line(self.tally.step, event, fields))
+
+    def tell_all(self, event: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Record each of several events of a kind."""
+        for fields in lines:
+            self.tell(event, fields)
 
     def _track(self, event: str, fields: Mapping[str, Any]) -> None:
         where = "/".join([event, *(str(fields[name]) for name in ("task", "shots") if fields.get(name) is not None)])

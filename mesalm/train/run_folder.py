@@ -41,6 +41,7 @@ HARMLESS = (
     "train.micro_rows",
     "train.timeout",
     "train.workers",
+    "upload",
     "validate",
 )
 """Settings and sections that may change between the lives of a run, for they do not change what it computes."""
@@ -139,9 +140,10 @@ class RunFolder(RunFiles):
 
     def _sweep(self) -> None:
         """Delete what a process killed meanwhile has left beside the checkpoints."""
-        for leftover in self.path.glob("*recipe.yaml.*"):
-            leftover.unlink()
-        for pattern in ("final*.partial", "final*.replaced"):
+        for pattern in ("*recipe.yaml.*", ".*.md.*"):
+            for leftover in self.path.glob(pattern):
+                leftover.unlink()
+        for pattern in ("final*.partial", "final*.replaced", "upload.partial"):
             for leftover in self.path.glob(pattern):
                 shutil.rmtree(leftover)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from pydantic import Field, field_validator, model_validator
 
 from mesalm.settings import LEAST_TEMPERATURE, Settings
@@ -152,3 +154,28 @@ class CheckpointSettings(Settings):
         default=500, ge=0, description="Steps between checkpoints; 0: only on interruption and at the end."
     )
     keep: int = Field(default=2, gt=0, description="Newest checkpoints to keep; older ones are deleted.")
+
+
+class UploadSettings(Settings):
+    """Checkpoints on the Hub while training."""
+
+    to: str | None = Field(
+        default=None,
+        description="Repository on the Hub, OWNER/NAME, that gets checkpoints on the way, tagged step-N; none: off.",
+    )
+    every: int = Field(
+        default=0, ge=0, description="Steps between them, a multiple of checkpoint.every; 0: each checkpoint."
+    )
+    private: bool = Field(default=True, description="Whether the repository is private, if it has to be made.")
+
+    @field_validator("to")
+    @classmethod
+    def _a_name_on_the_hub(cls, to: str | None) -> str | None:
+        if to is not None:
+            try:
+                validate_repo_id(to)
+            except HFValidationError as error:
+                raise ValueError(
+                    f"{to!r} is no name on the Hub ({str(error).split('. ')[0].splitlines()[0]})"
+                ) from None
+        return to

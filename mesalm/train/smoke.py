@@ -62,6 +62,7 @@ def shrunk(recipe: Recipe, text: Path, folder: Path) -> Recipe:
         "output_dir": str(folder / "runs"),
         "init_from": None,
         "track": [],
+        "upload": {},
         "arms": {},
         "data": {
             **plain["data"],

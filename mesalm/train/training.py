@@ -18,7 +18,7 @@ from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard, Verdict
 from mesalm.train.hardware import local_peak
 from mesalm.train.launch import broadcast
-from mesalm.train.loop import Loop, Outcome, Probe, Stream
+from mesalm.train.loop import Loop, Outcome, Probe, Sender, Stream
 from mesalm.train.optim import OptimSettings, build_optimiser
 from mesalm.train.progress import Display
 from mesalm.train.schedule import ScheduleSettings, learning_rate_factor
@@ -58,13 +58,14 @@ def run(
     facts: Mapping[str, Any] | None = None,
     origin: Path | None = None,
     average: WeightAverage | None = None,
+    uploads: Sender | None = None,
 ) -> Outcome:
     """Train a model to the end of its run, from the newest of the run's checkpoints if there is one.
 
     Without one it begins at ``origin``, a checkpoint of another run, or afresh. ``average`` follows the weights.
 
     ``start`` holds what the journal's line of that name tells beside the step; ``decorate`` and ``facts`` are those of
-    `Checkpoints`, ``probes``, ``count_items`` and ``enough`` those of `Loop`.
+    `Checkpoints`, ``probes``, ``count_items``, ``enough`` and ``uploads`` those of `Loop`.
 
     Raises Interrupted (a SystemExit) after Ctrl-C, SIGTERM and the like, a checkpoint written; else as `Loop.fit`.
     """
@@ -103,6 +104,7 @@ def run(
         enough=enough,
         compile_model=settings.compile_model,
         peak=local_peak(accelerator.device),
+        uploads=uploads if accelerator.is_main_process else None,
     ).fit()
     if outcome.interrupted_by is not None:
         display.say(

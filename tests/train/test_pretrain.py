@@ -70,7 +70,7 @@ def test_run_folder_is_complete(load: Load) -> None:
     recipe = load("train.log_every=4", "train.precision=fp32", *samples, arm="mesa")
     run = pretrain(recipe, quiet=True)
     assert run == recipe.folder
-    files = ["checkpoints", "corpus.md", "final", "journal.jsonl", "recipe.yaml"]
+    files = ["README.md", "checkpoints", "corpus.md", "final", "journal.jsonl", "recipe.yaml"]
     assert sorted(path.name for path in run.iterdir()) == files
     assert read_run_recipe(run) == recipe
     assert [path.name for path in Checkpoints(run / "checkpoints").complete()] == ["step-00000008", "step-00000012"]

@@ -206,7 +206,7 @@ def test_a_folder_killed_before_its_recipe_was_there_begins(load: Load) -> None:
     recipe.folder.mkdir(parents=True)
     (recipe.folder / "recipe.yaml.partial").touch()
     run = pretrain(recipe, quiet=True)
-    files = ["checkpoints", "corpus.md", "final", "journal.jsonl", "recipe.yaml"]
+    files = ["README.md", "checkpoints", "corpus.md", "final", "journal.jsonl", "recipe.yaml"]
     assert sorted(path.name for path in run.iterdir()) == files
 
 

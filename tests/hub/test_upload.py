@@ -1,0 +1,145 @@
+"""Checkpoints sent to the Hub on the way, to a stand-in that has HfApi's own signatures."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from tiny import tiny_model
+from transformers import AutoModelForCausalLM
+
+from mesalm.hub.upload import Uploads
+from mesalm.journal import read_journal
+from mesalm.train.pretrain import pretrain
+from mesalm.train.recipe import Recipe
+
+NAME = "someone/model"
+
+
+class Hub:
+    """A Hub in a folder; it fails, or does not answer before it is told to."""
+
+    def __init__(self, folder: Path, *, fails: bool = False, silent: bool = False) -> None:
+        self.folder, self.fails, self.answers, self.tags = folder, fails, threading.Event(), []  # type: ignore[var-annotated]
+        if not silent:
+            self.answers.set()
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            given = inspect.signature(getattr(HfApi, name)).bind(self, *arguments, **options).arguments
+            del given["self"]
+            self.answers.wait(20)
+            if self.fails:
+                raise ConnectionError("the network\nis down")
+            return getattr(self, f"_{name}")(**given)
+
+        return call
+
+    def _create_repo(self, repo_id: str, private: bool, **_: Any) -> Any:
+        assert private
+        return SimpleNamespace(repo_id=repo_id)
+
+    def _upload_folder(self, repo_id: str, folder_path: Path, commit_message: str, **_: Any) -> str:
+        shutil.copytree(folder_path, self.folder / commit_message)
+        return f"{repo_id}@{commit_message}"
+
+    def _create_tag(self, repo_id: str, tag: str, **_: Any) -> None:
+        self.tags.append(tag)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "run/checkpoints/step-00000004"
+    tiny_model().save_pretrained(folder)
+    (folder / "optimiser.pt").write_text("large")
+    before = (folder / "config.json").read_bytes()
+    yield folder
+    assert not folder.exists() or (folder / "config.json").read_bytes() == before
+
+
+def uploads(hub: Hub, checkpoint: Path, **options: Any) -> Uploads:
+    options = {"every": 4, "last": 8, "private": True, **options}
+    return Uploads(NAME, checkpoint.parents[1], api=hub, **options)
+
+
+def test_what_is_sent_is_a_model_that_transformers_loads(checkpoint: Path, tmp_path: Path) -> None:
+    hub = Hub(tmp_path, silent=True)
+    sent = uploads(hub, checkpoint)
+    assert list(sent.offer(checkpoint, 4)) == []
+    shutil.rmtree(checkpoint)  # as rotation does
+    hub.answers.set()
+    (line,) = sent.finish()
+    assert (line["checkpoint"], line["commit"]) == (checkpoint.name, f"{NAME}@{checkpoint.name}")
+    assert hub.tags == [checkpoint.name]
+    there = tmp_path / checkpoint.name
+    assert not (there / "optimiser.pt").exists()
+    assert checkpoint.name in (there / "README.md").read_text()
+    loaded = AutoModelForCausalLM.from_pretrained(there, trust_remote_code=True)
+    ids = torch.arange(5, 25)[None]
+    torch.testing.assert_close(loaded(ids).logits, tiny_model()(ids).logits)
+    assert not (tmp_path / "run/upload.partial").exists()
+
+
+def test_only_due_steps_and_the_last_are_sent(checkpoint: Path, tmp_path: Path) -> None:
+    sent = uploads(Hub(tmp_path), checkpoint, last=10)
+    assert [list(sent.offer(checkpoint, step)) for step in (2, 6)] == [[], []]
+    assert list(sent.finish()) == []
+    assert list(sent.offer(checkpoint, 10)) == []
+    assert [line["checkpoint"] for line in sent.finish()] == [checkpoint.name]
+
+
+def test_a_silent_hub_holds_nothing_up(checkpoint: Path, tmp_path: Path) -> None:
+    hub = Hub(tmp_path, silent=True)
+    sent = uploads(hub, checkpoint, patience=0.05)
+    assert list(sent.offer(checkpoint, 4)) == []
+    assert list(sent.offer(checkpoint, 8)) == [
+        {"checkpoint": checkpoint.name, "failed": "the upload before it is still under way"}
+    ]
+    assert list(sent.finish()) == [{"failed": "the last upload did not end within 0.05 seconds"}]
+    hub.answers.set()
+
+
+def test_a_run_goes_on_where_the_network_fails(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(f"the cat sat on mat {number} " * 20 for number in range(30)))
+    recipe = Recipe.build(
+        {
+            "name": "tiny",
+            "output_dir": str(tmp_path / "runs"),
+            "data": {
+                "sources": [{"name": "files", "files": str(tmp_path / "text.txt")}],
+                "vocab_size": 300,
+                "sequence_length": 32,
+                "cache_dir": str(tmp_path / "cache"),
+                "valid_fraction": 0.0,
+                "test_fraction": 0.0,
+            },
+            "model": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+            "train": {"steps": 4, "batch_rows": 2, "device": "cpu"},
+            "checkpoint": {"every": 2},
+            "upload": {"to": NAME},
+        }
+    )
+
+    def lines(name: str, hub: Hub) -> list[dict[str, Any]]:
+        def make(recipe: Recipe, folder: Path) -> Uploads:
+            return Uploads(NAME, folder, every=0, last=4, private=True, api=hub)
+
+        run = pretrain(recipe.model_copy(update={"name": name}), quiet=True, uploading=make)
+        assert (run / "final").is_dir()
+        return [event for event in read_journal(run / "journal.jsonl") if event["event"] == "upload"]
+
+    failed = lines("down", Hub(tmp_path, fails=True))
+    assert failed[-1] == {"event": "upload", "step": 4, "tokens": 256, "checkpoint": "step-00000004"} | {
+        "failed": "the network is down"
+    }
+    good = lines("up", Hub(tmp_path))
+    assert good[-1]["commit"] == f"{NAME}@step-00000004"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "step-00000004").config.hidden_size == 16
