@@ -45,9 +45,9 @@ def test_the_blocks_run_in_order(tmp_path: Path) -> None:
     steps = [line for line in read_journal(tmp_path / "runs/my-model/journal.jsonl") if line["event"] == "step"]
     assert steps[-1]["step"] == 80
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
-    assert "word_labels" in (tmp_path / "published/README.md").read_text(encoding="utf-8")
+    assert "copy accuracy" in (tmp_path / "published/README.md").read_text(encoding="utf-8")
     page = (tmp_path / "runs/my-model/README.md").read_text(encoding="utf-8")
     commands = [line for line in re.findall(r"^    (mesalm .*)$", page, flags=re.MULTILINE) if "OWNER" not in line]
     assert [line.split()[1] for line in commands] == ["train", "plot", "sample", "eval", "publish"]
-    run("bash", "\n".join(commands), tmp_path)
+    run("bash", "\n".join(commands).replace("quick", "quick --task word_labels"), tmp_path)
     assert (tmp_path / "my-model-published/model.safetensors").exists()
