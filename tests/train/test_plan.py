@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -189,6 +190,7 @@ print(json.dumps([plan.peak, peak, plan.seconds, end["seconds"]]))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("mixers", ["softmax", "mesa"])
 def test_a_run_takes_the_time_of_its_plan_and_holds_its_memory(recipe_file: Path, mixers: str) -> None:
@@ -200,9 +202,10 @@ def test_a_run_takes_the_time_of_its_plan_and_holds_its_memory(recipe_file: Path
         *("validate.every=6", "checkpoint.every=0"),
     ]
     child = [sys.executable, "-W", "ignore", "-c", MEASURE, str(recipe_file), *changes]
-    result = subprocess.run(child, capture_output=True, text=True, check=False)
+    # else glibc keeps freed blocks, and how many depends on their order
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    result = subprocess.run(child, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr
     planned, peak, seconds, took = json.loads(result.stdout.splitlines()[-1])
-    # what torch allocates is compared closely above; the process also holds what its allocator keeps back
-    assert 0.9 * planned < peak < 2 * planned, (planned, peak)
+    assert 0.9 * planned < peak < 1.1 * planned, (planned, peak)
     assert seconds == pytest.approx(took, rel=0.15), (seconds, took)
