@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mesalm.commands.words import chosen, count, file_to_write, folder_to_write
+from mesalm.commands.words import chosen, count, file_to_write, folder_to_write, seed
 
 HELP = "test the claims of the mesa-optimisation paper"
 
@@ -21,6 +21,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     )
     running.add_argument("--without", nargs="+", default=[], metavar="CLAIM", help="claims to leave out, as of all")
     running.add_argument("--seeds", type=count, default=1, help="seeds to average over (default 1)")
+    running.add_argument("--first-seed", type=seed, default=0, help="the first of them (default 0)")
     running.add_argument("--nets", type=folder_to_write, default=Path("runs/lab"), help="folder of trained nets")
     running.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     running.set_defaults(act=run_claims)
@@ -49,7 +50,7 @@ def run_claims(options: argparse.Namespace) -> int:
     """Run claims and print their verdicts; return 1 where one failed."""
     from mesalm.lab import claim_runs
 
-    own = chosen(options, "size", "seeds", "without", "out", "nets", "device")
+    own = chosen(options, "size", "seeds", "first_seed", "without", "out", "nets", "device")
     outcomes = claim_runs.run_claims(options.claims, **own, traces=options.traceback)
     return int(None in outcomes.values())
 

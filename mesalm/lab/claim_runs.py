@@ -44,6 +44,7 @@ def run_claims(
     size: Size = "small",
     seeds: int = 1,
     *,
+    first_seed: int = 0,
     without: Collection[str] = (),
     out: Path = RESULTS,
     nets: Path = NETS,
@@ -52,7 +53,7 @@ def run_claims(
     traces: bool = False,
     table: Path = TABLE,
 ) -> dict[str, bool | None]:
-    """Run claims and studies with seeds 0 .. seeds - 1, print and write the results; return each verdict.
+    """Run claims and studies with ``seeds`` seeds, print and write the results; return each verdict.
 
     True: reproduced; False: not; None: it failed, and its error was printed (with its place in the code if ``traces``
     or if it is no error of input); the others run all the same. A study that ran is True. Trained nets are kept under
@@ -71,7 +72,7 @@ def run_claims(
     for name in wanted:
         try:
             outcomes[name] = _run(
-                name, claims, size, [Workbench(seed, nets, device, quiet) for seed in range(seeds)], out
+                name, claims, size, [Workbench(first_seed + seed, nets, device, quiet) for seed in range(seeds)], out
             )
         except Exception as error:
             if traces or not isinstance(error, (ValueError, FileNotFoundError)):
@@ -89,7 +90,7 @@ def _run(name: str, claims: dict[str, Claim], size: Size, benches: Sequence[Work
     experiment, sizes = _experiment(name, claims, size)
     found = [experiment(bench, dict(sizes)) for bench in benches]
     criteria = [] if claim is None else _criteria(claim)
-    write_result(out / f"{name}-{size}.json", name, criteria, size, sizes, found, benches[0].device)
+    write_result(out / f"{name}-{size}.json", name, criteria, size, sizes, found, benches[0])
     if claim is not None:
         return print_verdict(name, claim, found)
     print(f" - {name}: {STUDIES[name].question}")
@@ -146,7 +147,7 @@ def write_result(
     size: Size,
     sizes: dict[str, Any],
     found: Sequence[Findings],
-    device: str,
+    first: Workbench,
 ) -> None:
     """Write the findings of all seeds with sizes, criteria and versions; the file appears whole."""
     content = {
@@ -154,9 +155,10 @@ def write_result(
         "size": size,
         "sizes": sizes,
         "criteria": criteria,
+        "first_seed": first.seed,
         "seeds": [rounded(asdict(findings)) for findings in found],
         "versions": versions(),
-        "device": device_name(torch.device(device)),
+        "device": device_name(torch.device(first.device)),
     }
     write_text(path, json.dumps(content, indent=1) + "\n")
 
