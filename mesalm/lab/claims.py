@@ -50,10 +50,10 @@ class Claim(Settings):
     version: int = Field(default=1, ge=1, description="Version of criteria and experiment; a new one is no weaker.")
     why: str = Field(default="", description="What was wrong with the version before.")
     claim: str = Field(description="The claim in one sentence.")
-    source: str = Field(description="Its place in the paper.")
+    source: str = Field(default="", description="Its place in the paper.")
     criteria: list[Criterion] = Field(min_length=1, description="What must hold.")
     small: dict[str, Any] = Field(description="Sizes for 2 CPU cores.")
-    paper: dict[str, Any] = Field(description="The paper's sizes.")
+    paper: dict[str, Any] = Field(default_factory=dict, description="The paper's sizes.")
 
     def sizes(self, size: Size) -> dict[str, Any]:
         """Return the sizes of one of the two scales."""

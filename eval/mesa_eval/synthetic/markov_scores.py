@@ -48,18 +48,18 @@ def markov_scores(task: Markov, data: TokenRows, logits_of_rows: Iterable[np.nda
 def markov_guesses(task: Markov, rows: int, *, seed: int) -> dict[str, SyntheticScores]:
     """Score the four predictors on the test rows."""
     valid, test = (TokenRows(task, split, seed, rows, keep=False) for split in ("valid", "test"))
-    *known, following = counted(valid)
-    *asked, coming = counted(test)
+    known, (follow, seen, coming) = counted(valid), counted(test)
     found = {}
     for name, (predict, start) in PREDICTORS.items():
-        found[name] = _nats(predict(_fitted(predict, start, *known, following), *asked), coming)
+        found[name] = _nats(predict(_fitted(predict, start, known), follow, seen), coming)
     told, *_ = counted(test, task.switch)
     found["Bayes"] = _nats((told + task.concentration).log(), coming)
     return {name: _by_position(nats) for name, nats in found.items()}
 
 
-def _fitted(predict: Predictor, start: list[float], follow: Tensor, seen: Tensor, following: Tensor) -> Tensor:
+def _fitted(predict: Predictor, start: list[float], known: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """Return a predictor's numbers with the least mean nats, by L-BFGS on their logarithms."""
+    follow, seen, following = known
     logs = torch.tensor(start, dtype=torch.float64).log().requires_grad_()
     search = torch.optim.LBFGS([logs], max_iter=30, line_search_fn="strong_wolfe")
 
