@@ -29,7 +29,7 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
     if not found:
         raise SettingsError(f"{results}: holds no results of {size} size; run `mesalm lab run all` first")
     suite = load_suite(table)
-    items = [_item(name, claim, found.get(name)) for name, claim in suite.claims.items()]
+    items = [_item(name, claim, found.get(name), size) for name, claim in suite.claims.items()]
     studies = [
         _study(name, study, suite.claims[study.sizes_of], found)
         for name, study in suite.studies.items()
@@ -64,7 +64,7 @@ def room(criterion: Criterion, value: float) -> float:
     return min(distances)
 
 
-def _item(name: str, claim: Claim, found: list[Findings] | None) -> dict[str, Any]:
+def _item(name: str, claim: Claim, found: list[Findings] | None, size: Size) -> dict[str, Any]:
     rulings = judge(claim, [findings.values for findings in found]) if found else []
     holds = all(ruling.holds for ruling in rulings) if found else None
     verdict, style = VERDICTS[holds]
@@ -80,9 +80,9 @@ def _item(name: str, claim: Claim, found: list[Findings] | None) -> dict[str, An
         **item,
         "closest": f"{nearest.mean:.4g}, {nearest.criterion.words()}",
         "room": _percent(nearest),
-        "rows": [_row(ruling, len(found)) for ruling in rulings],
+        "rows": [_row(ruling, [seed.values[ruling.criterion.quantity] for seed in found]) for ruling in rulings],
         "controls": _in_digits({key: mean for key, mean in mean_quantities(found).items() if key not in asked}),
-        "figure": draw_findings(found[0], name),
+        "figure": draw_findings(found[0], name, claim.curves_beside(size)),
         "notes": found[0].notes,
     }
 
@@ -112,11 +112,11 @@ def _in_digits(quantities: dict[str, float]) -> list[tuple[str, str]]:
     return [(name, f"{value:.4g}") for name, value in quantities.items()]
 
 
-def _row(ruling: Ruling, seeds: int) -> dict[str, str]:
-    spread = f" ({ruling.least:.4g} to {ruling.largest:.4g})" if seeds > 1 else ""
+def _row(ruling: Ruling, values: list[float]) -> dict[str, str]:
+    seeds = " (" + ", ".join(f"{value:.4g}" for value in values) + ")" if len(values) > 1 else ""
     return {
         "quantity": ruling.criterion.quantity,
-        "value": f"{ruling.mean:.4g}{spread}",
+        "value": f"{ruling.mean:.4g}{seeds}",
         "bound": ruling.criterion.words(),
         "holds": "yes" if ruling.holds else "no",
         "style": "yes" if ruling.holds else "no",
