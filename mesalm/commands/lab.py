@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mesalm.commands.words import chosen, count, file_to_write, folder_to_write
+from mesalm.commands.words import chosen, count, file_to_write, folder_to_write, seed
 
 HELP = "test the claims of the mesa-optimisation paper"
 
@@ -17,15 +17,21 @@ def arguments(command: argparse.ArgumentParser) -> None:
     listing.set_defaults(act=show)
     running = actions.add_parser("run", help="run claims; trained nets are kept and used again")
     running.add_argument(
-        "claims", nargs="+", metavar="CLAIM", help="names or numbers of claims, all, or names of studies"
+        "claims",
+        nargs="+",
+        metavar="CLAIM",
+        help="names or numbers of claims, all, or names of studies; a Python file with claims of your own; sizes to "
+        "change, as key=YAML value",
     )
     running.add_argument("--without", nargs="+", default=[], metavar="CLAIM", help="claims to leave out, as of all")
     running.add_argument("--seeds", type=count, default=1, help="seeds to average over (default 1)")
+    running.add_argument("--first-seed", type=seed, default=0, help="the first of them (default 0)")
     running.add_argument("--nets", type=folder_to_write, default=Path("runs/lab"), help="folder of trained nets")
     running.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    running.set_defaults(act=run_claims)
+    running.set_defaults(act=run_some)
     reporting = actions.add_parser("report", help="write one page with every claim and its verdict")
     reporting.add_argument("--page", type=file_to_write, help="the file to write (default: beside the results)")
+    reporting.add_argument("--claims", type=Path, help="a Python file with claims of your own (default: the paper's)")
     reporting.set_defaults(act=report)
     for action in (running, reporting):
         action.add_argument("--size", choices=("small", "paper"), default="small", help="sizes (default small)")
@@ -45,17 +51,27 @@ def show(options: argparse.Namespace) -> None:
     list_claims()
 
 
-def run_claims(options: argparse.Namespace) -> int:
+def run_some(options: argparse.Namespace) -> int:
     """Run claims and print their verdicts; return 1 where one failed."""
-    from mesalm.lab import claim_runs
+    from mesalm.lab.claim_runs import run_claims
+    from mesalm.lab.claims import TABLE
+    from mesalm.settings import SettingsError
+    from mesalm.train.overrides import parse_override
 
-    own = chosen(options, "size", "seeds", "without", "out", "nets", "device")
-    outcomes = claim_runs.run_claims(options.claims, **own, traces=options.traceback)
+    changes = dict(parse_override(word) for word in options.claims if "=" in word)
+    files = [Path(word) for word in options.claims if word.endswith(".py") and "=" not in word]
+    names = [word for word in options.claims if "=" not in word and not word.endswith(".py")]
+    if len(files) > 1:
+        raise SettingsError(f"{files[1]}: only one file of claims can be run at once")
+    own = chosen(options, "size", "seeds", "first_seed", "without", "out", "nets", "device")
+    table = files[0] if files else TABLE
+    outcomes = run_claims(names or ["all"], **own, changes=changes, table=table, traces=options.traceback)
     return int(None in outcomes.values())
 
 
 def report(options: argparse.Namespace) -> None:
     """Write the page."""
+    from mesalm.lab.claims import TABLE
     from mesalm.lab.claims_page import write_page
 
-    print(f"report: {write_page(options.out, options.size, options.page)}")
+    print(f"report: {write_page(options.out, options.size, options.page, table=options.claims or TABLE)}")

@@ -6,7 +6,7 @@ import json
 import statistics
 import sys
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ import torch
 
 from mesalm.files import write_text
 from mesalm.hub.open_model import usable_device
-from mesalm.lab.claims import TABLE, Claim, Curve, Findings, Size, chosen, judge, load_claims
-from mesalm.lab.experiments.table import EXPERIMENTS
-from mesalm.lab.studies import STUDIES
+from mesalm.lab.claims import TABLE, Claim, Curve, Findings, Size, chosen, judge
+from mesalm.lab.suite import Suite, load_suite
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
 from mesalm.train.speeds import device_name
@@ -29,13 +28,14 @@ NETS = Path("runs/lab")
 
 def list_claims() -> None:
     """Print every claim with its number and criteria, then the studies."""
-    for name, claim in load_claims().items():
+    suite = load_suite()
+    for name, claim in suite.claims.items():
         print(f"{claim.number:2d} {name}\n   {claim.claim}")
         if claim.why:
             print(f"   version {claim.version}: {claim.why}")
         for criterion in claim.criteria:
             print(f"   - {criterion.quantity}: {criterion.words()}")
-    for name, study in STUDIES.items():
+    for name, study in suite.studies.items():
         print(f" - {name}\n   {study.question}")
 
 
@@ -44,6 +44,8 @@ def run_claims(
     size: Size = "small",
     seeds: int = 1,
     *,
+    first_seed: int = 0,
+    changes: Mapping[str, Any] | None = None,
     without: Collection[str] = (),
     out: Path = RESULTS,
     nets: Path = NETS,
@@ -52,68 +54,61 @@ def run_claims(
     traces: bool = False,
     table: Path = TABLE,
 ) -> dict[str, bool | None]:
-    """Run claims and studies with seeds 0 .. seeds - 1, print and write the results; return each verdict.
+    """Run claims and studies with ``seeds`` seeds, print and write the results; return each verdict.
 
     True: reproduced; False: not; None: it failed, and its error was printed (with its place in the code if ``traces``
     or if it is no error of input); the others run all the same. A study that ran is True. Trained nets are kept under
-    ``nets`` and used again; results go to ``out``/CLAIM-SIZE.json. Raises SettingsError for a name that is no claim's,
-    also in ``without``, and where nothing is left to run.
+    ``nets`` and used again; results go to ``out``/CLAIM-SIZE.json. ``table`` is a file as `load_suite` takes it.
+    ``changes`` replace sizes; such a result goes to CLAIM-changed.json, beside that of the claim. Raises SettingsError
+    for a name that is no claim's, also in ``without``, for a size that is none, and where nothing is left to run.
     """
     if seeds < 1:
         raise SettingsError(f"seeds: must be at least 1, not {seeds}")
     device = str(usable_device(device))
-    claims = load_claims(table)
-    left_out = chosen(list(without), claims, list(STUDIES))
-    wanted = [name for name in chosen(names, claims, list(STUDIES)) if name not in left_out]
+    suite = load_suite(table)
+    left_out = chosen(list(without), suite.claims, list(suite.studies))
+    wanted = [name for name in chosen(names, suite.claims, list(suite.studies)) if name not in left_out]
     if not wanted:
         raise SettingsError("--without: leaves nothing to run; name fewer claims there")
+    sizes = {name: suite.sizes(name, size, changes) for name in wanted} if changes else {}
     outcomes: dict[str, bool | None] = {}
     for name in wanted:
         try:
-            outcomes[name] = _run(
-                name, claims, size, [Workbench(seed, nets, device, quiet) for seed in range(seeds)], out
-            )
+            benches = [Workbench(first_seed + seed, nets, device, quiet) for seed in range(seeds)]
+            own = sizes.get(name) or suite.sizes(name, size)
+            outcomes[name] = _run(name, suite, own, benches, out / f"{name}-{'changed' if changes else size}.json")
         except Exception as error:
             if traces or not isinstance(error, (ValueError, FileNotFoundError)):
                 traceback.print_exception(error)
             print(f"mesalm lab: {name} failed: {error or type(error).__name__}", file=sys.stderr)
             outcomes[name] = None
-    if len(wanted) > 1 and not set(wanted) <= set(STUDIES):
-        print(_summary(outcomes))
+    if len(wanted) > 1 and not set(wanted) <= set(suite.studies):
+        print(_summary(outcomes, suite.studies))
     return outcomes
 
 
-def _run(name: str, claims: dict[str, Claim], size: Size, benches: Sequence[Workbench], out: Path) -> bool:
+def _run(name: str, suite: Suite, sizes: dict[str, Any], benches: Sequence[Workbench], path: Path) -> bool:
     """Run one claim or study once per bench, write its result and print it; return whether every criterion holds."""
-    claim = claims.get(name)
-    experiment, sizes = _experiment(name, claims, size)
+    claim = suite.claims.get(name)
+    experiment = suite.experiment(name)
     found = [experiment(bench, dict(sizes)) for bench in benches]
     criteria = [] if claim is None else _criteria(claim)
-    write_result(out / f"{name}-{size}.json", name, criteria, size, sizes, found, benches[0].device)
+    write_result(path, name, criteria, sizes, found, benches[0])
     if claim is not None:
         return print_verdict(name, claim, found)
-    print(f" - {name}: {STUDIES[name].question}")
+    print(f" - {name}: {suite.studies[name].question}")
     for quantity, mean in mean_quantities(found).items():
         print(f"       {quantity}: {mean:.4g}")
     return True
-
-
-def _experiment(
-    name: str, claims: dict[str, Claim], size: Size
-) -> tuple[Callable[[Workbench, dict[str, Any]], Findings], dict[str, Any]]:
-    if name in STUDIES:
-        study = STUDIES[name]
-        return study.experiment, study.sizes(claims, size)
-    return EXPERIMENTS[name], claims[name].sizes(size)
 
 
 def _criteria(claim: Claim) -> list[dict[str, Any]]:
     return [criterion.model_dump(exclude_none=True) for criterion in claim.criteria]
 
 
-def _summary(outcomes: dict[str, bool | None]) -> str:
+def _summary(outcomes: dict[str, bool | None], studies: Collection[str]) -> str:
     """Return one line: how many came out how, and which claims were not reproduced or failed."""
-    verdicts = {name: verdict for name, verdict in outcomes.items() if name not in STUDIES}
+    verdicts = {name: verdict for name, verdict in outcomes.items() if name not in studies}
     parts = [f"{sum(verdict is True for verdict in verdicts.values())} claims reproduced"]
     for words, verdicts_of, kind in (("not reproduced", verdicts, False), ("failed", outcomes, None)):
         names = [name for name, verdict in verdicts_of.items() if verdict is kind]
@@ -143,20 +138,19 @@ def write_result(
     path: Path,
     name: str,
     criteria: list[dict[str, Any]],
-    size: Size,
     sizes: dict[str, Any],
     found: Sequence[Findings],
-    device: str,
+    first: Workbench,
 ) -> None:
     """Write the findings of all seeds with sizes, criteria and versions; the file appears whole."""
     content = {
         "claim": name,
-        "size": size,
         "sizes": sizes,
         "criteria": criteria,
+        "first_seed": first.seed,
         "seeds": [rounded(asdict(findings)) for findings in found],
         "versions": versions(),
-        "device": device_name(torch.device(device)),
+        "device": device_name(torch.device(first.device)),
     }
     write_text(path, json.dumps(content, indent=1) + "\n")
 
@@ -166,14 +160,14 @@ def read_results(folder: Path, size: Size, table: Path = TABLE) -> dict[str, lis
 
     Raises SettingsError for a result whose criteria or sizes are not those of ``table`` now.
     """
-    results, claims = {}, load_claims(table)
-    for name in (*claims, *STUDIES):
+    results, suite = {}, load_suite(table)
+    for name in (*suite.claims, *suite.studies):
         path = folder / f"{name}-{size}.json"
         if not path.is_file():
             continue
         content = json.loads(path.read_text(encoding="utf-8"))
-        criteria = _criteria(claims[name]) if name in claims else []
-        if content["criteria"] != criteria or content["sizes"] != _experiment(name, claims, size)[1]:
+        criteria = _criteria(suite.claims[name]) if name in suite.claims else []
+        if content["criteria"] != criteria or content["sizes"] != suite.sizes(name, size):
             raise SettingsError(f"{path}: was made with other criteria or sizes; run `mesalm lab run {name}` again")
         results[name] = [_findings(seed) for seed in content["seeds"]]
     return results

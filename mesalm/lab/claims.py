@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from mesalm.settings import Settings, SettingsError, nearest
+from mesalm.settings import Settings, SettingsError, nearest, one_of
 
 TABLE = Path(__file__).with_name("claims.yaml")
 Size = Literal["small", "paper"]
@@ -43,23 +43,6 @@ class Criterion(Settings):
         return " and ".join(f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None)
 
 
-class Claim(Settings):
-    """One version of a claim: what is claimed and where, its criteria, and the sizes it is tested at."""
-
-    number: int = Field(description="Place in the list of claims; the versions of one claim share it.")
-    version: int = Field(default=1, ge=1, description="Version of criteria and experiment; a new one is no weaker.")
-    why: str = Field(default="", description="What was wrong with the version before.")
-    claim: str = Field(description="The claim in one sentence.")
-    source: str = Field(description="Its place in the paper.")
-    criteria: list[Criterion] = Field(min_length=1, description="What must hold.")
-    small: dict[str, Any] = Field(description="Sizes for 2 CPU cores.")
-    paper: dict[str, Any] = Field(description="The paper's sizes.")
-
-    def sizes(self, size: Size) -> dict[str, Any]:
-        """Return the sizes of one of the two scales."""
-        return dict(self.small if size == "small" else self.paper)
-
-
 @dataclass
 class Curve:
     """One line of a figure: its label, x and y."""
@@ -67,6 +50,49 @@ class Curve:
     label: str
     x: list[float]
     y: list[float]
+
+
+class PublishedCurve(Settings):
+    """A line of the paper's figure, and the sizes at which ours can be laid beside it."""
+
+    label: str = Field(description="What it shows.")
+    x: list[float] = Field(description="Where it was read.")
+    y: list[float] = Field(description="The values there.")
+    where: dict[str, Any] = Field(default_factory=dict, description="Sizes that the experiment must have.")
+
+
+class Claim(Settings):
+    """One version of a claim: what is claimed and where, its criteria, and the sizes it is tested at."""
+
+    number: int = Field(description="Place in the list of claims; the versions of one claim share it.")
+    version: int = Field(default=1, ge=1, description="Version of criteria and experiment; a new one is no weaker.")
+    why: str = Field(default="", description="What was wrong with the version before.")
+    claim: str = Field(description="The claim in one sentence.")
+    source: str = Field(default="", description="Its place in the paper.")
+    published: dict[str, float] = Field(default_factory=dict, description="Quantity -> the paper's number.")
+    published_curves: list[PublishedCurve] = Field(default_factory=list, description="Lines of the paper's figure.")
+    criteria: list[Criterion] = Field(min_length=1, description="What must hold.")
+    small: dict[str, Any] = Field(description="Sizes for 2 CPU cores.")
+    paper: dict[str, Any] = Field(default_factory=dict, description="The paper's sizes.")
+
+    @model_validator(mode="after")
+    def _published_quantities_are_asked_for(self) -> Self:
+        for quantity in self.published:
+            one_of(quantity, [criterion.quantity for criterion in self.criteria], "a quantity of the criteria")
+        return self
+
+    def sizes(self, size: Size) -> dict[str, Any]:
+        """Return the sizes of one of the two scales."""
+        return dict(self.small if size == "small" else self.paper)
+
+    def curves_beside(self, size: Size) -> list[Curve]:
+        """Return the published lines that belong to sizes like those of a scale."""
+        sizes = self.sizes(size)
+        return [
+            Curve(curve.label, curve.x, curve.y)
+            for curve in self.published_curves
+            if all(sizes.get(key) == value for key, value in curve.where.items())
+        ]
 
 
 @dataclass

@@ -7,9 +7,10 @@ from typing import Any
 
 from mesalm.files import write_text
 from mesalm.lab.claim_runs import RESULTS, mean_quantities, read_results
-from mesalm.lab.claims import TABLE, Claim, Criterion, Findings, Ruling, Size, judge, load_claims
+from mesalm.lab.claims import TABLE, Claim, Criterion, Findings, Ruling, Size, judge
 from mesalm.lab.findings_figure import draw_findings
-from mesalm.lab.studies import STUDIES
+from mesalm.lab.studies import Study
+from mesalm.lab.suite import load_suite
 from mesalm.settings import SettingsError
 
 VERDICTS = {True: ("reproduced", "yes"), False: ("not reproduced", "no"), None: ("not run", "none")}
@@ -27,9 +28,13 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
     found = read_results(results, size, table)
     if not found:
         raise SettingsError(f"{results}: holds no results of {size} size; run `mesalm lab run all` first")
-    claims = load_claims(table)
-    items = [_item(name, claim, found.get(name)) for name, claim in claims.items()]
-    studies = [_study(name, claims[study.sizes_of], found) for name, study in STUDIES.items() if name in found]
+    suite = load_suite(table)
+    items = [_item(name, claim, found.get(name), size) for name, claim in suite.claims.items()]
+    studies = [
+        _study(name, study, suite.claims[study.sizes_of], found)
+        for name, study in suite.studies.items()
+        if name in found
+    ]
     for item in (*items, *studies):
         item["figure"] = Markup(item["figure"])
     verdicts = [item["verdict"] for item in items]
@@ -46,7 +51,7 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
         source.read_text(encoding="utf-8")
     )
     page = page or results / f"claims-{size}.html"
-    write_text(page, template.render(items=items, studies=studies, counts=counts, size=size) + "\n")
+    write_text(page, template.render(items=items, studies=studies, counts=counts, size=size, suite=suite) + "\n")
     return page
 
 
@@ -59,7 +64,7 @@ def room(criterion: Criterion, value: float) -> float:
     return min(distances)
 
 
-def _item(name: str, claim: Claim, found: list[Findings] | None) -> dict[str, Any]:
+def _item(name: str, claim: Claim, found: list[Findings] | None, size: Size) -> dict[str, Any]:
     rulings = judge(claim, [findings.values for findings in found]) if found else []
     holds = all(ruling.holds for ruling in rulings) if found else None
     verdict, style = VERDICTS[holds]
@@ -75,16 +80,16 @@ def _item(name: str, claim: Claim, found: list[Findings] | None) -> dict[str, An
         **item,
         "closest": f"{nearest.mean:.4g}, {nearest.criterion.words()}",
         "room": _percent(nearest),
-        "rows": [_row(ruling, len(found)) for ruling in rulings],
+        "rows": [_row(ruling, [seed.values[ruling.criterion.quantity] for seed in found]) for ruling in rulings],
         "controls": _in_digits({key: mean for key, mean in mean_quantities(found).items() if key not in asked}),
-        "figure": draw_findings(found[0], name),
+        "figure": draw_findings(found[0], name, claim.curves_beside(size)),
         "notes": found[0].notes,
     }
 
 
-def _study(name: str, claim: Claim, found: dict[str, list[Findings]]) -> dict[str, Any]:
+def _study(name: str, study: Study, claim: Claim, found: dict[str, list[Findings]]) -> dict[str, Any]:
     """Return what the page shows of a study: its quantities beside what its claim asks for and found."""
-    study, quantities = STUDIES[name], mean_quantities(found[name])
+    quantities = mean_quantities(found[name])
     of_claim = dict(_in_digits(mean_quantities(found[study.sizes_of]))) if study.sizes_of in found else {}
     bounds = {criterion.quantity: criterion.words() for criterion in claim.criteria}
     return {
@@ -107,11 +112,11 @@ def _in_digits(quantities: dict[str, float]) -> list[tuple[str, str]]:
     return [(name, f"{value:.4g}") for name, value in quantities.items()]
 
 
-def _row(ruling: Ruling, seeds: int) -> dict[str, str]:
-    spread = f" ({ruling.least:.4g} to {ruling.largest:.4g})" if seeds > 1 else ""
+def _row(ruling: Ruling, values: list[float]) -> dict[str, str]:
+    seeds = " (" + ", ".join(f"{value:.4g}" for value in values) + ")" if len(values) > 1 else ""
     return {
         "quantity": ruling.criterion.quantity,
-        "value": f"{ruling.mean:.4g}{spread}",
+        "value": f"{ruling.mean:.4g}{seeds}",
         "bound": ruling.criterion.words(),
         "holds": "yes" if ruling.holds else "no",
         "style": "yes" if ruling.holds else "no",

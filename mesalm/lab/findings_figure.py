@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mesalm.draw import GRID, draw_svg, plain_ticks, series_colour
-from mesalm.lab.claims import Findings
+from mesalm.draw import GRID, INK, draw_svg, plain_ticks, series_colour
+from mesalm.lab.claims import Curve, Findings
+
+DASHES = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (5, 2, 1, 2)))
+"""One pattern per published line."""
 
 
-def draw_findings(findings: Findings, name: str) -> str:
-    """Return an SVG element that refers to nothing outside it; empty where there is nothing to draw."""
+def draw_findings(findings: Findings, name: str, published: Sequence[Curve] = ()) -> str:
+    """Return an SVG element that refers to nothing outside it, published lines dashed in the ink's colour over ours.
+
+    Empty where there is nothing to draw.
+    """
     if not findings.curves and not findings.blocks:
         return ""
     count = len(findings.blocks)
 
     def draw(figure: Any) -> None:
         parts = figure.subfigures(2 if count else 1, 1, squeeze=False, height_ratios=[3.4, 2.4] if count else None)
-        _draw_curves(parts[0, 0].subplots(), findings)
+        _draw_curves(parts[0, 0].subplots(), findings, published)
         if count:
             _draw_blocks(np.atleast_1d(parts[1, 0].subplots(1, count)), findings.blocks, findings.divisions)
 
     return draw_svg(draw, (8.0, 3.4 + (2.4 if count else 0.0)), f"Figure of {name}")
 
 
-def _draw_curves(axes: Any, findings: Findings) -> None:
+def _draw_curves(axes: Any, findings: Findings, published: Sequence[Curve]) -> None:
     for place, curve in enumerate(findings.curves):
         style = {"marker": "o", "markersize": 3} if len(curve.x) <= 12 else {}
         axes.plot(curve.x, curve.y, color=series_colour(place), label=curve.label, **style)
+    for place, curve in enumerate(published):
+        dash = DASHES[place % len(DASHES)]
+        style = {"color": INK, "linestyle": dash, "linewidth": 1.0, "marker": "x", "markersize": 4}
+        axes.plot(curve.x, curve.y, label=f"published: {curve.label}", **style)
     axes.set_xlabel(findings.x_label)
     axes.set_ylabel(findings.y_label)
     if findings.logarithmic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 from torch import nn
 
 from mesalm.data.stream import Batch
-from mesalm.data.synthetic.context_regression import ContextRegression
 from mesalm.data.synthetic.drawn_stream import DrawnStream, StepPosition, drawn_batch
-from mesalm.data.synthetic.linear_dynamics import LinearDynamics
-from mesalm.data.synthetic.nonlinear_dynamics import NonlinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.files import write_text
 from mesalm.journal import Journal
@@ -40,13 +38,19 @@ STAGES = 10
 """Checkpoints of a training that are kept, evenly spaced, for claims about its course."""
 
 
+def regressor(**fields: Any) -> MesaRegressor:
+    """Make the net of recipes that name no other, from settings of RegressorConfig."""
+    return MesaRegressor(RegressorConfig(**fields))
+
+
 class NetRecipe(Settings):
     """The recipe of one net: its form, the sequences it is trained on, and how."""
 
-    task: LinearDynamics | NonlinearDynamics | ContextRegression = Field(
-        discriminator="name", description="What is drawn."
+    task: SerializeAsAny[VectorTask] = Field(description="What is drawn.")
+    net: Callable[..., nn.Module] = Field(
+        default=regressor, exclude=True, description="Makes the net of the task's input_size and the model's settings."
     )
-    model: dict[str, Any] = Field(description="Settings of RegressorConfig; input_size is the task's.")
+    model: dict[str, Any] = Field(description="Settings of the net; input_size is the task's.")
     steps: int = Field(ge=1, description="Optimiser steps.")
     batch: int = Field(ge=1, description="Sequences of a step.")
     optim: OptimSettings = Field(description="Optimiser.")
@@ -66,9 +70,17 @@ class NetRecipe(Settings):
         description="Whether that layer starts from random weights, not from the base's.",
     )
 
+    def build_net(self) -> Any:
+        """Make the net with fresh weights."""
+        return self.net(input_size=self.task.input_size, **self.model)
+
     def key(self) -> str:
-        """Return the name of the net's folder: a hash of all that decides its weights."""
-        content = json.dumps(self.model_dump(), sort_keys=True)
+        """Return the name of the net's folder: a hash of all that decides its weights, files outside mesalm too."""
+        own = {part for part in (type(self.task), self.net) if not part.__module__.startswith("mesalm.")}
+        files = sorted({inspect.getsourcefile(part) or "" for part in own})
+        content = json.dumps(self.model_dump(), sort_keys=True) + "".join(
+            Path(file).read_text("utf-8") for file in files
+        )
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -78,6 +90,7 @@ def net_recipe(
     seed: int,
     model: dict[str, Any],
     *,
+    net: Callable[..., nn.Module] = regressor,
     weight_decay: float = 0.05,
     cosine: bool = False,
     base: NetRecipe | None = None,
@@ -102,14 +115,15 @@ def net_recipe(
         "weight_decay": weight_decay,
     }
     data = {
-        "task": task.model_dump(),
+        "task": task,
+        "net": net,
         "model": model,
         "steps": sizes["steps"],
         "batch": sizes["batch"],
         "optim": optim,
         "schedule": schedule,
         "seed": seed,
-        "base": None if base is None else base.model_dump(),
+        "base": base,
         "imitates": imitates,
         "fresh": fresh,
     }
@@ -127,7 +141,7 @@ class Workbench:
     train: Callable[..., Outcome] = training.run
 
     def net(self, recipe: NetRecipe) -> MesaRegressor:
-        """Return the trained net of a recipe, in evaluation mode; train it if it is not there.
+        """Return the trained net of a recipe, a regressor or its own, in evaluation mode; train it if it is not there.
 
         An interrupted training goes on from its newest checkpoint. Raises Interrupted after Ctrl-C or SIGTERM, a
         checkpoint written.
@@ -143,13 +157,13 @@ class Workbench:
             with waiting, preserved_randomness():
                 if not files.final.is_dir():
                     self._train(recipe, files)
-        return self._opened(files.final)
+        return self._opened(recipe, files.final)
 
     def stages(self, recipe: NetRecipe) -> list[tuple[int, MesaRegressor]]:
         """Return the net after evenly spaced numbers of steps, the last being the trained net."""
         self.net(recipe)
         folders = complete_checkpoints(RunFiles(self.folder(recipe)).checkpoints)
-        return [(step_of(folder) or 0, self._opened(folder)) for folder in folders]
+        return [(step_of(folder) or 0, self._opened(recipe, folder)) for folder in folders]
 
     def folder(self, recipe: NetRecipe) -> Path:
         """Return the folder of a recipe's net, which need not be there."""
@@ -159,17 +173,16 @@ class Workbench:
         """Draw fresh sequences that no training has seen; other steps give others."""
         return drawn_batch(task, rows, self.seed, step=step, device=self.device)
 
-    def _opened(self, folder: Path) -> MesaRegressor:
+    def _opened(self, recipe: NetRecipe, folder: Path) -> MesaRegressor:
         # not by from_pretrained, which would show a bar for each of many tiny files
-        net = MesaRegressor(RegressorConfig.from_pretrained(folder))
+        net = recipe.build_net()
         load_weights(net, folder)
         return fixed(net, self.device)
 
     def _train(self, recipe: NetRecipe, files: RunFiles) -> None:
         base = None if recipe.base is None else self.net(recipe.base)
         seed_everything(recipe.seed)
-        config = RegressorConfig(input_size=recipe.task.input_size, **recipe.model)
-        net = MesaRegressor(config)
+        net = recipe.build_net()
         if base is not None:
             _take_over(net, base, f"layers.{recipe.imitates}." if recipe.fresh else None)
         learner: nn.Module = net
@@ -179,7 +192,9 @@ class Workbench:
             learner = Imitation(net, base, recipe.imitates)
         accelerator = make_accelerator(device="cpu" if self.device == "cpu" else "auto", precision="fp32")
         learner.to(accelerator.device)
-        name = f"{'+'.join(dict.fromkeys(config.layer_mixers))}-{config.num_hidden_layers} {files.path.name[:6]}"
+        mixers = recipe.model.get("mixers", type(net).__name__)
+        form = mixers if isinstance(mixers, str) else "+".join(dict.fromkeys(mixers))
+        name = f"{form} {files.path.name[:6]}"
         write_text(files.path / "recipe.json", json.dumps(recipe.model_dump(), indent=1))
         with Journal(files.journal) as journal:
             self.train(

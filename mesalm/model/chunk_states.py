@@ -45,28 +45,33 @@ def chunk_count(length: int) -> int:
     return (length + CHUNK - 1) // CHUNK
 
 
+def chunk_length(length: int) -> int:
+    """Give the tokens of a chunk of `length` tokens: a short sequence is one chunk of its own length."""
+    return min(CHUNK, length)
+
+
 def to_chunks(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    """Copy `[B, T, heads, D]` to problems `[P, R * CHUNK, D]`, R = heads / groups, tokens past T as zeros.
+    """Copy `[B, T, heads, D]` to problems `[P, R * C, D]`, R = heads / groups, tokens past T as zeros.
 
     The R query heads that share a key head follow one another in their problem's rows.
     """
     B, T, heads, D = x.shape
-    N, R = chunk_count(T), heads // groups
-    missing = N * CHUNK - T
+    N, C, R = chunk_count(T), chunk_length(T), heads // groups
+    missing = N * C - T
     if missing:
         x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing))
-    cut = x.reshape(B, N, CHUNK, groups, R, D).permute(3, 0, 1, 4, 2, 5)
+    cut = x.reshape(B, N, C, groups, R, D).permute(3, 0, 1, 4, 2, 5)
     # Always a copy: callers scale the result in place.
     copied = cut.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    return copied.view(groups * B * N, R * CHUNK, D)
+    return copied.view(groups * B * N, R * C, D)
 
 
 def from_chunks(x: Tensor, batch: int, length: int, groups: int, dtype: torch.dtype) -> Tensor:
     """Undo `to_chunks`: problems `[P, R * CHUNK, D]` to a contiguous `[B, T, heads, D]` of `dtype`."""
-    N, D = chunk_count(length), x.shape[-1]
-    R = x.shape[-2] // CHUNK
-    joined = x.reshape(groups, batch, N, R, CHUNK, D).permute(1, 2, 4, 0, 3, 5)
-    joined = joined.reshape(batch, N * CHUNK, groups * R, D)[:, :length]
+    N, C, D = chunk_count(length), chunk_length(length), x.shape[-1]
+    R = x.shape[-2] // C
+    joined = x.reshape(groups, batch, N, R, C, D).permute(1, 2, 4, 0, 3, 5)
+    joined = joined.reshape(batch, N * C, groups * R, D)[:, :length]
     return joined.to(dtype).contiguous()
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .chunk_gradients import local_adjoints, token_gradients
 from .chunk_states import (
-    CHUNK,
     chunk_count,
+    chunk_length,
     compute_dtype,
     from_chunks,
     is_restart,
@@ -137,7 +137,7 @@ def _forward_shapes(operands: Operands, solving: Solving, keep: bool) -> tuple[R
         query.new_empty(B, T, H, K, dtype=dtype),
         query.new_empty(B, N, H, dtype=torch.int32),
     )
-    shapes = ((P, K, K), (P, CHUNK, K)) if keep else ((0,), (0,))
+    shapes = ((P, K, K), (P, chunk_length(T), K)) if keep else ((0,), (0,))
     return results, Factors(*(query.new_empty(shape, dtype=dtype) for shape in shapes))
 
 

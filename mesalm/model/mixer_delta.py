@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .chunk_states import CHUNK, compute_dtype
+from .chunk_states import chunk_length, compute_dtype
 from .mixer_gated import GatedMixer, Projections
 from .operator_linear import delta_rule
 
@@ -39,7 +39,7 @@ class DeltaMixer(GatedMixer):
 
     def flops(self, length: int) -> float:
         """Return the operations per token of one forward pass: the read-out, and the corrections of each key head."""
-        K, V, chunk = self.key_size, self.head_dim, min(CHUNK, length)
+        K, V, chunk = self.key_size, self.head_dim, chunk_length(length)
         read = 2.0 * (K * V + chunk * (K + V))
         solve = chunk * (3.0 * K + V)
         states = 2.0 * K * (K + 2 * V + K * V / chunk)

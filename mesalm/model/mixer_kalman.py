@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .chunk_states import CHUNK
+from .chunk_states import chunk_length
 from .layers import GateProjection
 from .mesa_triton import beside
 from .mixer_gated import GatedMixer, Projections
@@ -55,6 +55,6 @@ class KalmanMixer(GatedMixer):
 
     def flops(self, length: int) -> float:
         """Return the operations per token of one forward pass: the products of the steps, and the read-out."""
-        K, V, chunk = self.key_size, self.head_dim, min(CHUNK, length)
+        K, V, chunk = self.key_size, self.head_dim, chunk_length(length)
         product = 2.0 * K * (K + 2 * chunk)
         return self.heads * ((STEPS + 1) * product + 4.0 * K * V + 2.0 * chunk * (K + V)) + self.groups * product

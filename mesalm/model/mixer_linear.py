@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .chunk_states import CHUNK
+from .chunk_states import chunk_length
 from .mixer_gated import GatedMixer, Projections
 from .operator_linear import linear_attention
 
@@ -23,5 +23,5 @@ class LinearMixer(GatedMixer):
 
     def flops(self, length: int) -> float:
         """Return the operations per token of one forward pass of the recurrence: two products with a state."""
-        K, V, chunk = self.key_size, self.head_dim, min(CHUNK, length)
+        K, V, chunk = self.key_size, self.head_dim, chunk_length(length)
         return 2.0 * self.heads * (2 * K * V + chunk * (K + V))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .chunk_states import CHUNK
+from .chunk_states import chunk_length
 from .mesa_triton import beside
 from .mixer_gated import GatedMixer, Projections
 from .operator_mesa import MesaState, mesa_attention
@@ -122,7 +122,7 @@ class MesaMixer(GatedMixer):
         One solver step is one product with H_t, 2 (K^2 + 2 C K) operations per token and head with chunks of C tokens;
         the steps are those of the last forward pass.
         """
-        K, V, chunk = self.key_size, self.head_dim, min(CHUNK, length)
+        K, V, chunk = self.key_size, self.head_dim, chunk_length(length)
         steps = 0.0 if self.solver_steps is None else float(self.solver_steps.float().mean())
         states = 2.0 * K * (K + V)
         read = 2.0 * (K * V + chunk * (K + V))

@@ -18,7 +18,7 @@ from mesalm.data.synthetic.context_regression import ContextRegression
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.journal import read_journal
 from mesalm.lab import claim_runs
-from mesalm.lab.claims import Criterion, Findings, chosen, judge, load_claims
+from mesalm.lab.claims import Claim, Criterion, Findings, chosen, judge, load_claims
 from mesalm.lab.claims_page import room, write_page
 from mesalm.lab.experiments.controls import shuffled
 from mesalm.lab.experiments.table import EXPERIMENTS
@@ -225,3 +225,35 @@ def test_the_list_names_every_claim(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lab", "list"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in CLAIMS)
+
+
+def test_published_lines_are_laid_beside_runs_of_their_sizes_alone(tmp_path: Path, claims_file: Any) -> None:
+    assert CLAIMS["one-layer-v2"].curves_beside("small")  # size 10, 50 positions
+    assert not CLAIMS["one-layer"].curves_beside("small")  # size 4
+    for claim in CLAIMS.values():
+        for line in claim.published_curves:
+            assert len(line.x) == len(line.y)
+            assert set(line.where) <= set(claim.paper)
+        for quantity, value in claim.published.items():
+            # what the authors found keeps the criteria that we made of it
+            assert all(each.holds(value) for each in claim.criteria if each.quantity == quantity)
+    table = claims_file("dimension-curse", {"sizes": [4, 40], "rows": 8, "ridge": 1e-3})
+    claim_runs.run_claims(["dimension-curse"], out=tmp_path, nets=tmp_path, table=table)
+    page = write_page(tmp_path, table=table).read_text(encoding="utf-8")
+    assert "published: kernel regression" in page
+    assert '<td class="number">4.66</td>' in page
+
+
+def test_a_published_number_is_of_a_criterion() -> None:
+    entry = {"number": 1, "claim": "c", "criteria": [{"quantity": "x", "above": 0}], "small": {}, "published": {"y": 1}}
+    with pytest.raises(SettingsError, match="'y' is not a quantity of the criteria"):
+        Claim.build(entry, "own")
+
+
+def test_seeds_begin_where_they_are_told_to(tmp_path: Path) -> None:
+    for first, seeds in ((1, 2), (2, 1)):
+        folder = tmp_path / str(first)
+        claim_runs.run_claims(["batch-ridge"], seeds=seeds, first_seed=first, out=folder, nets=tmp_path)
+    both, last = (json.loads((tmp_path / name / "batch-ridge-small.json").read_text()) for name in ("1", "2"))
+    assert (both["first_seed"], last["first_seed"]) == (1, 2)
+    assert both["seeds"][1] == last["seeds"][0] != both["seeds"][0]

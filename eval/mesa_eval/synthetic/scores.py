@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from mesa_eval.synthetic.markov_scores import markov_guesses, markov_scores
 from mesa_eval.synthetic.ngrams import ngram_distributions
 from mesa_eval.synthetic.row_scores import RowScores, SyntheticScores
 from mesa_eval.synthetic.vector_scores import score_vectors, vector_guesses
 from mesalm.data.stream import epoch_batches
 from mesalm.data.synthetic.automata import Automata
+from mesalm.data.synthetic.markov import Markov
 from mesalm.data.synthetic.tasks import SyntheticTask
 from mesalm.data.synthetic.token_task import NOT_SCORED, Split, TokenRows, TokenTask, collate_rows
 from mesalm.data.synthetic.vector_task import VectorTask
@@ -52,6 +54,8 @@ def score_guesses(task: SyntheticTask, rows: int, *, seed: int) -> dict[str, Syn
     """Score the guesses that need no model, by name, on the test rows; for tasks with guesses that look at the row."""
     if isinstance(task, VectorTask):
         return vector_guesses(task, rows, seed=seed)
+    if isinstance(task, Markov):
+        return markov_guesses(task, rows, seed=seed)
     if not isinstance(task, Automata):
         return {}
     data = TokenRows(task, "test", seed, rows, keep=False)
@@ -67,6 +71,8 @@ def score_logits(task: TokenTask, data: TokenRows, logits_of_rows: Iterable[np.n
     """Score the logits [T, V] of each row, in order."""
     if isinstance(task, Automata):
         return _language_scores(task, data, logits_of_rows)
+    if isinstance(task, Markov):
+        return markov_scores(task, data, logits_of_rows)
     right, scored = [], []
     for index, logits in enumerate(logits_of_rows):
         labels = data[index]["labels"]

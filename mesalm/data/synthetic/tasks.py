@@ -9,6 +9,7 @@ from .context_recall import ContextRecall, NoisyRecall
 from .context_regression import ContextRegression
 from .fuzzy_recall import FuzzyRecall
 from .linear_dynamics import LinearDynamics
+from .markov import Markov
 from .memorisation import Memorisation
 from .selective_copy import SelectiveCopy
 from .token_task import TokenTask
@@ -23,6 +24,7 @@ TASKS: dict[str, type[TokenTask] | type[VectorTask]] = {
     "context-recall": ContextRecall,
     "fuzzy-recall": FuzzyRecall,
     "linear-dynamics": LinearDynamics,
+    "markov": Markov,
     "memorisation": Memorisation,
     "noisy-recall": NoisyRecall,
     "regression": ContextRegression,

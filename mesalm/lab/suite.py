@@ -1,0 +1,96 @@
+"""A suite of claims: what is claimed, and the experiments that test it, the paper's own or those of a Python file."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mesalm.lab.claims import TABLE, Claim, Findings, Size, load_claims
+from mesalm.lab.experiments.table import EXPERIMENTS
+from mesalm.lab.studies import STUDIES, Study
+from mesalm.lab.workbench import Workbench
+from mesalm.settings import SettingsError, unknown_key
+
+Experiment = Callable[[Workbench, dict[str, Any]], Findings]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Claims by name with the experiment of each, and studies beside them."""
+
+    title: str
+    claims: Mapping[str, Claim]
+    experiments: Mapping[str, Experiment]
+    studies: Mapping[str, Study] = field(default_factory=dict)
+
+    def sizes(self, name: str, size: Size, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the sizes of a claim or study, some of them changed.
+
+        Raises SettingsError for a scale that it has not, for a size that it has not, and for a value of another type.
+        """
+        if name in self.studies:
+            sizes = self.studies[name].sizes(self.claims, size)
+        else:
+            sizes = self.claims[name].sizes(size)
+        if not sizes:
+            raise SettingsError(f"size: {name} has no {size} size; leave out --size {size}")
+        for key, value in (changes or {}).items():
+            if key not in sizes:
+                raise SettingsError(f"{name}: {key}: {unknown_key(key, sizes)}")
+            sizes[key] = _alike(key, value, sizes[key])
+        return sizes
+
+    def experiment(self, name: str) -> Experiment:
+        """Return the experiment of a claim or study."""
+        return self.studies[name].experiment if name in self.studies else self.experiments[name]
+
+
+def load_suite(path: Path = TABLE) -> Suite:
+    """Return the claims of a file: a table of the paper's claims in YAML, or a Python file.
+
+    The Python file holds ``CLAIMS``, name -> fields of `Claim`, and ``EXPERIMENTS``, name -> function(bench, sizes) ->
+    `Findings`. Raises SettingsError, one line, for a file that cannot be used.
+    """
+    if path.suffix != ".py":
+        return Suite("The mesa-optimisation paper", load_claims(path), EXPERIMENTS, STUDIES)
+    module = _module(path)
+    for table in ("CLAIMS", "EXPERIMENTS"):
+        if not isinstance(getattr(module, table, None), dict):
+            raise SettingsError(f"{path}: has no dictionary {table}; see docs/lab.md")
+    claims = {
+        name: Claim.build({"number": place, **entry}, name)
+        for place, (name, entry) in enumerate(module.CLAIMS.items(), start=1)
+    }
+    if lacking := sorted(set(claims) ^ set(module.EXPERIMENTS)):
+        raise SettingsError(f"{path}: {lacking[0]} must stand in both CLAIMS and EXPERIMENTS")
+    return Suite(path.stem, claims, module.EXPERIMENTS)
+
+
+def _module(path: Path) -> ModuleType:
+    """Return a Python file as a module, which `inspect` and pydantic find under its name."""
+    if not path.is_file():
+        raise SettingsError(f"{path}: there is no such file")
+    name = f"claims_of_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise SettingsError(f"{path}: {type(error).__name__}: {error}; --traceback shows where") from error
+    return module
+
+
+def _alike(key: str, value: Any, known: Any) -> Any:
+    """Return a value of the type of the one it replaces; a whole number is a number too."""
+    if type(known) is float and type(value) is int:
+        return float(value)
+    if type(value) is not type(known):
+        raise SettingsError(f"{key}: must be like {known!r}, not {value!r}")
+    return value

@@ -1,0 +1,31 @@
+"""Markov languages: one transition matrix a row, another from the switch on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mesalm.data.synthetic.markov import Markov
+from mesalm.data.synthetic.token_task import TokenRows
+from mesalm.settings import SettingsError
+
+
+def test_transitions_have_the_chances_of_the_rows_own_matrix() -> None:
+    task = Markov(symbols=4, length=40_000, concentration=0.5, switch=20_000)
+    rows = TokenRows(task, "test", 5, 1)
+    random = rows.random(0)
+    matrices = [random.dirichlet([0.5] * 4, size=4) for _ in range(2)]
+    tokens = rows[0]["input_ids"]
+    for matrix, part in zip(matrices, (tokens[:20_000], tokens[19_999:]), strict=True):
+        counts = np.zeros((4, 4))
+        np.add.at(counts, (part[:-1], part[1:]), 1)
+        visits = counts.sum(1, keepdims=True)
+        often = visits[:, 0] > 200
+        assert often.sum() >= 3
+        shares, error = counts / np.maximum(visits, 1), np.sqrt(matrix * (1 - matrix) / np.maximum(visits, 1))
+        assert (np.abs(shares - matrix) <= 5 * error + 1e-6)[often].all()
+
+
+def test_a_switch_outside_the_row_is_refused() -> None:
+    with pytest.raises(SettingsError, match="switch: must be below the length of 8, not 8"):
+        Markov.build({"length": 8, "switch": 8}, "task")
