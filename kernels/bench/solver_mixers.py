@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from cg_fixed import Cut, Solver, mesa_solved_by, solve
+from cg_fixed import BLOCK_NUMBERS, Cut, Solver, mesa_solved_by, solve
 from torch import Tensor
 
 from mesalm.cli import main
@@ -76,7 +76,7 @@ def multiply(made: Cut, rows: Tensor) -> Tensor:
 
 
 SOLVERS: dict[str, Solver] = {
-    "mesa-cg-30": partial(solve, steps=30),
+    "mesa-cg-30": partial(solve, steps=30, block=BLOCK_NUMBERS),
     "mesa-cg-30-guarded": partial(in_blocks, guarded, steps=30),
     "mesa-chebyshev-10": partial(in_blocks, chebyshev, steps=10),
     "mesa-chebyshev-30": partial(in_blocks, chebyshev, steps=30),
@@ -96,8 +96,13 @@ class SolvedMixer(MesaMixer):
         return mesa_solved_by(SOLVERS[self.name], *operands), after
 
 
-for name in SOLVERS:
-    MIXERS[name] = Mixer(type("SolvedMixer", (SolvedMixer,), {"name": name}), float32=(*GATES, RIDGE), converts=False)
+def add_mixers() -> None:
+    """Give each of `SOLVERS` a row in the table of mixers, in this process."""
+    for name in SOLVERS:
+        mixer = type("SolvedMixer", (SolvedMixer,), {"name": name})
+        MIXERS[name] = Mixer(mixer, float32=(*GATES, RIDGE), converts=False)
+
 
 if __name__ == "__main__":
+    add_mixers()
     sys.exit(main())

@@ -1,6 +1,6 @@
 """Checkpoints of flash-linear-attention compute here what they compute there, and go back unchanged.
 
-`peers/` holds small random ones with the peer's own logits; `kernels/bench/peer_checkpoint.py` writes them.
+`peers/` holds small random ones with the peer's own logits; `tests/hub/write_peers.py` writes them.
 """
 
 from __future__ import annotations

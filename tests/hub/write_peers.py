@@ -1,6 +1,6 @@
 """Write small random checkpoints of flash-linear-attention with its own logits; needs that package.
 
-    TRITON_INTERPRET=1 PEER/bin/python kernels/bench/peer_checkpoint.py tests/hub/peers
+    TRITON_INTERPRET=1 PEER/bin/python tests/hub/write_peers.py tests/hub/peers
 
 This file runs in the peer's environment and imports nothing of this project. Each folder holds a checkpoint and, in
 `reference.safetensors`, token ids and logits. Triton's interpreter runs the peer's model on a CPU, but not the kernels
