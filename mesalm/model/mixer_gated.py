@@ -146,21 +146,21 @@ class GatedMixer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return query, key and value."""
         batch, length, _ = hidden_states.shape
-        value = self.v_proj(hidden_states)
-        convolved = [self.q_proj(hidden_states), self.k_proj(hidden_states)]
-        if self.config.conv_values:
-            convolved.append(value)
-        both = torch.cat(convolved, dim=-1)
+        value = None
+        maps = (self.q_proj, self.k_proj, self.v_proj) if self.config.conv_values else (self.q_proj, self.k_proj)
+        both = torch.cat([made(hidden_states) for made in maps], dim=-1)
         both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx, stretch)
         if self.config.conv_values:
-            both, value = both.split((both.shape[-1] - value.shape[-1], value.shape[-1]), dim=-1)
-        value = value.view(batch, length, self.groups, self.value_size)
+            width = self.groups * self.value_size
+            both, value = both.split((both.shape[-1] - width, width), dim=-1)
         both = both.reshape(batch, length, self.heads + self.groups, self.head_dim)
         if self.config.dpfp:
             both = dpfp(both, self.config.dpfp)
         if self.config.qk_l2_norm:
             # a padded token has a zero key, which must stay zero and not become NaN
             both = nn.functional.normalize(both.float(), dim=-1, eps=1e-6).to(both.dtype)
+        value = self.v_proj(hidden_states) if value is None else value
+        value = value.view(batch, length, self.groups, self.value_size)
         return both[:, :, : self.heads], both[:, :, self.heads :], value
 
     def _gates(
