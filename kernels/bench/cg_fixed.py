@@ -8,6 +8,8 @@ near a CPU's cache. It shares chunks and gradients with mesalm and differs in th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +45,10 @@ class Cut(NamedTuple):
     gram: Tensor
     cross: Tensor
     inverse_root: Tensor
+
+
+Solver = Callable[[Cut, Tensor], Tensor]
+"""What solves (H_t + I) x_t = rhs_t for all rows `[P, M, K]`."""
 
 
 def cut(key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, ridge: Tensor, dtype: torch.dtype) -> Cut:
@@ -104,8 +110,8 @@ def _iterate(
     return x.mul_(norm)
 
 
-class _FixedSteps(torch.autograd.Function):
-    """An implicit derivative: the adjoint is solved with as many steps (docs/mathematics.md, "Backward")."""
+class _Solved(torch.autograd.Function):
+    """An implicit derivative: the adjoint is solved in the same way (docs/mathematics.md, "Backward")."""
 
     @staticmethod
     def forward(
@@ -116,16 +122,15 @@ class _FixedSteps(torch.autograd.Function):
         log_forget: Tensor,
         input_gate: Tensor,
         ridge: Tensor,
-        steps: int,
-        block: int | None,
+        solver: Solver,
     ) -> Tensor:
         B, T, G = key.shape[:3]
         dtype = compute_dtype(query.dtype)
         made = cut(key, value, log_forget, input_gate, ridge, dtype)
-        x = solve(made, to_chunks(query, G, dtype).mul_(made.inverse_root), steps, block)
+        x = solver(made, to_chunks(query, G, dtype).mul_(made.inverse_root))
         output = read_states(x, made.key, made.value * made.gate, made.cross, made.decay)
         ctx.save_for_backward(query, key, value, log_forget, input_gate, ridge, x)
-        ctx.steps, ctx.block = steps, block
+        ctx.solver = solver
         return from_chunks(output, B, T, G, query.dtype)
 
     @staticmethod
@@ -136,7 +141,7 @@ class _FixedSteps(torch.autograd.Function):
         made = cut(key, value, log_forget, input_gate, ridge, dtype)
         d = to_chunks(upstreams[0], G, dtype)
         rhs = read_states(d, made.value * made.gate, made.key, made.cross.mT, made.decay)
-        y = solve(made, rhs, ctx.steps, ctx.block)
+        y = ctx.solver(made, rhs)
         local_cross, local_gram = local_adjoints(x, d, y, made.decay)
         assert local_gram is not None
         gram_end, _ = scan_states(local_gram, made.decay.whole, x.new_zeros(B, G, K, K), backward=True)
@@ -153,7 +158,6 @@ class _FixedSteps(torch.autograd.Function):
             d_log.masked_fill(is_restart(log_forget, dtype), 0.0),
             from_chunks(tokens.input_gate, B, T, G, input_gate.dtype).squeeze(-1),
             d_ridge.to(ridge.dtype),
-            None,
             None,
         )
 
@@ -174,4 +178,11 @@ def mesa_fixed_steps(
     `[B, T, H, V]` in query's dtype. Computes in float32, or float64 for float64 operands. block: as in `solve`; it
     changes nothing on other devices.
     """
-    return _FixedSteps.apply(query, key, value, log_forget, input_gate, ridge, steps, block)
+    solver = partial(solve, steps=steps, block=block)
+    return mesa_solved_by(solver, query, key, value, log_forget, input_gate, ridge)
+
+
+def mesa_solved_by(solver: Solver, *operands: Tensor) -> Tensor:
+    """Compute mesa attention of the operands of `mesa_fixed_steps` by a solver, forward and backward."""
+    output: Tensor = _Solved.apply(*operands, solver)
+    return output

@@ -101,8 +101,13 @@ def carry_weights(theirs: PreTrainedModel, config: MesaConfig) -> MesaForCausalL
     """
     weights = {name.replace(".self_attn.", ".mixer."): value for name, value in theirs.state_dict().items()}
     ours = MesaForCausalLM(config)
+    load_whole(ours, weights, str(theirs.name_or_path))
+    return ours.eval()
+
+
+def load_whole(ours: MesaForCausalLM, weights: dict[str, torch.Tensor], model: str) -> None:
+    """Load weights into a mesa model; ValueError, by name, for one without a counterpart on either side."""
     found = ours.load_state_dict(weights, strict=False)
     odd = [*found.unexpected_keys, *found.missing_keys]
     if odd:
-        raise ValueError(f"{theirs.name_or_path}: weight {odd[0]} has no counterpart")
-    return ours.eval()
+        raise ValueError(f"{model}: weight {odd[0]} has no counterpart")

@@ -16,6 +16,7 @@ from mesalm.hub.calibration_text import own_rows, text_rows
 from mesalm.hub.carry_over import open_softmax_model
 from mesalm.hub.new_folder import must_be_new, new_folder
 from mesalm.hub.open_model import open_tokenizer
+from mesalm.hub.peers import open_peer, peer_settings
 from mesalm.hub.swap import swap_layers
 from mesalm.model.mixer_softmax import SoftmaxMixer
 from mesalm.model.mixers import MIXERS
@@ -45,7 +46,8 @@ def convert(
     float32, the tokenizer, and `conversion.json`; `init_from`, `from_pretrained` and `mesalm publish` take it.
 
     Args:
-        model: a folder, run folder or Hub name of a Llama or Qwen3 checkpoint, or of a mesa model with softmax layers.
+        model: a folder, run folder or Hub name of a Llama or Qwen3 checkpoint, or of a mesa model with softmax layers;
+            or of a MesaNet or gated delta net of flash-linear-attention, which is carried over as it is.
         folder: a path that does not exist yet, or an empty folder.
         layers: "all", "none", or numbers from 0, ranges and strides with commas: "1,3", "0-5", "every-2".
         mixer: one that can stand in for softmax (`converts` in the table of mixers).
@@ -66,12 +68,17 @@ def convert(
     if tokens is not None and tokens < 1:
         raise ValueError(f"tokens: {tokens} must be at least 1")
     torch.manual_seed(seed)
-    opened = open_softmax_model(model)
+    settings = peer_settings(model)
+    opened = open_softmax_model(model) if settings is None else open_peer(model, settings)
     mixers = sorted(set(opened.config.layer_mixers))
-    if SOFTMAX not in mixers:
+    if settings is None and SOFTMAX not in mixers:
         raise ValueError(f"{model}: has no softmax layer to swap, all are {', '.join(mixers)}; give a softmax model")
     tokenizer = open_tokenizer(model)
-    chosen = choose_layers(layers, opened.config.layer_mixers)
+    chosen = [] if settings and layers == "all" else choose_layers(layers, opened.config.layer_mixers)
+    if chosen and opened.config.value_size != opened.config.head_dim:
+        raise ValueError(
+            f"{model}: value_head_dim is {opened.config.value_size}; softmax layers have values of head_dim"
+        )
     converted, record = opened, {"source": _name(model), "mixer": mixer, "layers": chosen, "seed": seed}
     if chosen:
         rows, source = _rows(opened, tokenizer, calibrate, tokens, quiet)

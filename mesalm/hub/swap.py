@@ -185,8 +185,9 @@ def _start_projections(old: Any, new: GatedMixer, inputs: Sequence[Tensor]) -> N
         new.gate_proj.bias.fill_(OPEN)
     if new.conv is None or old.conv is not None:
         return
+    convolved = [new.q_proj, new.k_proj] + ([new.v_proj] if new.config.conv_values else [])
     squares = [
-        torch.cat((new.q_proj(batch), new.k_proj(batch)), dim=-1).unflatten(-1, (-1, size)).square().mean((0, 1, 3))
+        torch.cat([made(batch) for made in convolved], dim=-1).unflatten(-1, (-1, size)).square().mean((0, 1, 3))
         for batch in inputs
     ]
     scale = torch.stack(squares).mean(0).sqrt().clamp_min(1e-6)

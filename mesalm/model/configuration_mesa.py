@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .cache_mesa import ATTENTION
 from .field_rules import (
+    STORED,
     choice,
     documented,
     expect,
@@ -37,18 +38,6 @@ logger = logging.get_logger(__name__)
 if TYPE_CHECKING:
     # transformers tells two published folders apart by a hash over this file and all that it names in import lines
     from .classifier_mesa import MesaForSequenceClassification  # noqa: F401
-
-STORED = (
-    "attn_implementation",
-    "auto_map",
-    "experts_implementation",
-    "partial_rotary_factor",
-    "per_layer_config",
-    "quantization_config",
-    "rope_theta",
-    "tokenizer_class",
-)
-"""Keys of configurations that transformers writes or reads though no class has them."""
 
 
 @documented
@@ -77,14 +66,18 @@ class MesaConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     num_key_value_heads: int | None = None
     head_dim: int | None = None
+    value_head_dim: int | None = None
     mixers: str | list[str] = "mesa"
     conv_size: int | None = None
+    conv_values: bool = False
     gates: bool = True
     forget_bias: float = 4.0
     forget_cap: float | None = 0.9975
+    forget_rate: bool = False
     dpfp: int = 0
     qk_l2_norm: bool = True
     read_norm: bool = True
+    read_norm_eps: float | None = None
     ridge_init: float = 1.0
     ridge_floor: float = 0.25
     ridge_per_channel: bool = True
@@ -128,6 +121,7 @@ class MesaConfig(PreTrainedConfig):
             "Key and value size of one head. None or this: hidden_size / num_attention_heads, whatever they become.",
             none="hidden_size / num_attention_heads",
         ),
+        "value_head_dim": whole(1, "Value size of one head of recurrent mixers. None: head_dim.", none="head_dim"),
         "mixers": names_of(
             MIXERS,
             "mixer",
@@ -141,6 +135,7 @@ class MesaConfig(PreTrainedConfig):
             f"the mixer's default, {', '.join(f'{row.conv_size} for {name}' for name, row in MIXERS.items())}.",
             none="the mixer's default",
         ),
+        "conv_values": truth("Whether recurrent mixers convolve their values as well."),
         "gates": truth("Whether recurrent mixers have gates per token; else gamma and beta are 1, and outputs pass."),
         "forget_bias": number(
             "", lambda value: True, "Initial bias of the forget gate; gamma starts near sigmoid(forget_bias)."
@@ -152,6 +147,7 @@ class MesaConfig(PreTrainedConfig):
             "of identical tokens cannot make the state grow without bound. None: no cap.",
             none="no cap",
         ),
+        "forget_rate": truth("Whether recurrent mixers learn by what log gamma is multiplied, per key head."),
         "dpfp": whole(
             0,
             "Order nu of the feature map of recurrent mixers' queries and keys (Schlag et al. 2021, arXiv 2102.11174, "
@@ -159,6 +155,7 @@ class MesaConfig(PreTrainedConfig):
         ),
         "qk_l2_norm": truth("Whether recurrent mixers scale queries and keys to unit length."),
         "read_norm": truth("Whether recurrent mixers apply an RMS norm per head to what they read."),
+        "read_norm_eps": positive("Epsilon of that norm. None: rms_norm_eps.", none="rms_norm_eps"),
         "ridge_init": positive("Initial ridge of mesa mixers."),
         "ridge_floor": not_negative("The least value a ridge can take; ridge = ridge_floor + softplus(ridge_bias)."),
         "ridge_per_channel": truth("One ridge per key dimension; False: one per head."),
@@ -313,6 +310,11 @@ class MesaConfig(PreTrainedConfig):
         """Return the size of the queries and keys that mesa and linear mixers hand to their operators."""
         size = self.head_shape[2]
         return 2 * self.dpfp * size if self.dpfp else size
+
+    @property
+    def value_size(self) -> int:
+        """Return the size of one head's values in recurrent mixers."""
+        return self.head_shape[2] if self.value_head_dim is None else self.value_head_dim
 
     @property
     def solver_settings(self) -> dict[str, Any]:

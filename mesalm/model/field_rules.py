@@ -12,6 +12,18 @@ from typing import Any, NamedTuple, TypeVar
 
 Config = TypeVar("Config", bound=type[Any])
 
+STORED = (
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "partial_rotary_factor",
+    "per_layer_config",
+    "quantization_config",
+    "rope_theta",
+    "tokenizer_class",
+)
+"""Keys of configurations that transformers writes or reads though no class has them."""
+
 
 class FieldRule(NamedTuple):
     """What a field may hold: `fault` returns what is wrong with a value, None if nothing is; `meaning` is its help."""
@@ -99,9 +111,9 @@ def table(meaning: str) -> FieldRule:
 
 def names_of(known: Iterable[str], kind: str, meaning: str) -> FieldRule:
     """Make the rule of one name or a list of names out of several; `kind` is what they name."""
-    choices = sorted(known)
 
     def fault(value: Any) -> str | None:
+        choices = sorted(known)
         if not isinstance(value, (str, list, tuple)):
             return f"{value!r} must be a name or a list of names out of {', '.join(choices)}"
         names = [value] if isinstance(value, str) else value

@@ -13,11 +13,15 @@ from torch import nn
 DOCUMENT_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """What transformers' collators say of packed documents beside their positions; flash attention reads it."""
 
+UNREAD_KEYWORDS = ("tokenizer",)
+"""What `generate` hands on to the model though it is meant for `generate` itself, for `stop_strings`."""
+
 LOSS_KEYWORDS = ("num_items_in_batch", "shift_labels", "ignore_index")
 """What the loss of a causal language model reads: its divisor, labels that are shifted already, the label left out."""
 
 BASE_KEYWORDS = (
     *DOCUMENT_KEYWORDS,
+    *UNREAD_KEYWORDS,
     *("is_causal", "output_attentions", "output_hidden_states"),
     # Trainer gives the divisor of the loss to every model that takes further keywords
     "num_items_in_batch",
@@ -49,7 +53,7 @@ def check_keywords(module: nn.Module, given: dict[str, Any], known: Collection[s
 
 
 def attention_keywords(given: dict[str, Any], position_ids: torch.Tensor | None, recurrent: bool) -> dict[str, Any]:
-    """Return the keywords without those that repeat where documents begin: `position_ids` say it to every layer.
+    """Return the keywords that layers read; where documents begin `position_ids` say to every layer.
 
     Raises:
         ValueError: limits of documents without `position_ids`; later tokens to be read (`is_causal` False) where layers
@@ -60,4 +64,5 @@ def attention_keywords(given: dict[str, Any], position_ids: torch.Tensor | None,
             raise ValueError(f"{name}: documents are told apart by position_ids; give them too, from 0 in each")
     if recurrent and given.get("is_causal") is False:
         raise ValueError("is_causal: recurrent layers and convolutions cannot read later tokens; leave it out")
-    return {name: value for name, value in given.items() if name not in DOCUMENT_KEYWORDS}
+    unread = (*DOCUMENT_KEYWORDS, *UNREAD_KEYWORDS)
+    return {name: value for name, value in given.items() if name not in unread}

@@ -13,7 +13,7 @@ class DeltaMixer(GatedMixer):
     """Correct the state by the token, then read it: see `delta_rule`; the read-out is gated (Yang et al. 2024).
 
     Projections, convolution and gates are those of all gated mixers; the output gate is the layer's own. The authors'
-    layer also convolves values, and makes its forget gate in another way.
+    layer also has `conv_values` and `forget_rate`.
     """
 
     name = "delta"
@@ -32,14 +32,14 @@ class DeltaMixer(GatedMixer):
         operands = projections._replace(query=projections.key, value=torch.cat((projections.value, zeros), dim=-1))
         B, _, G, K = projections.key.shape
         dtype = compute_dtype(zeros.dtype)
-        start = torch.cat((zeros.new_zeros(K, self.head_dim), torch.eye(K, device=zeros.device)), dim=-1).to(dtype)
+        start = torch.cat((zeros.new_zeros(K, self.value_size), torch.eye(K, device=zeros.device)), dim=-1).to(dtype)
         _, state = delta_rule(*operands, initial_state=start.expand(B, G, -1, -1), return_state=True)
-        own, transition = state.split((self.head_dim, K), dim=-1)
+        own, transition = state.split((self.value_size, K), dim=-1)
         return own, transition
 
     def flops(self, length: int) -> float:
         """Return the operations per token of one forward pass: the read-out, and the corrections of each key head."""
-        K, V, chunk = self.key_size, self.head_dim, chunk_length(length)
+        K, V, chunk = self.key_size, self.value_size, chunk_length(length)
         read = 2.0 * (K * V + chunk * (K + V))
         solve = chunk * (3.0 * K + V)
         states = 2.0 * K * (K + 2 * V + K * V / chunk)

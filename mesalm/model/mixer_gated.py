@@ -34,10 +34,11 @@ class Projections(NamedTuple):
 class GatedMixer(nn.Module):
     """A mixer with a recurrent state of constant size; subclasses define how the state is read.
 
-    query, key: projection, causal convolution with SiLU, feature map if there is one, L2 norm; value: projection. The
-    gates come from the token: gamma = sigmoid(forget) capped as `MesaConfig.forget_cap` says, beta = sigmoid(input),
-    one per key head. The read-out passes an RMS norm per head, unless `MesaConfig.read_norm` is off, an output gate if
-    the subclass `gates_output`, and the output projection (von Oswald et al. 2025, section 2).
+    query, key: projection, causal convolution with SiLU, feature map if there is one, L2 norm; value: projection, and
+    convolution with `MesaConfig.conv_values`. The gates come from the token, one per key head: beta = sigmoid(input),
+    gamma = sigmoid(forget)^rate, the rate 1 or learned (`forget_rate`), capped as `forget_cap` says. The read-out
+    passes an RMS norm per head, unless `MesaConfig.read_norm` is off, an output gate if the subclass `gates_output`,
+    and the output projection (von Oswald et al. 2025, section 2).
 
     Args:
         config: a `MesaConfig`, which no mixer imports, since it reads the table of mixers.
@@ -56,15 +57,21 @@ class GatedMixer(nn.Module):
         self.heads, self.groups, self.head_dim, self.key_size = heads, groups, size, config.key_size
         self.q_proj = nn.Linear(config.hidden_size, heads * size, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, groups * size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, groups * size, bias=config.attention_bias)
-        self.o_proj = ResidualProjection(heads * size, config.hidden_size, bias=config.attention_bias)
+        self.value_size: int = config.value_size
+        self.v_proj = nn.Linear(config.hidden_size, groups * self.value_size, bias=config.attention_bias)
+        self.o_proj = ResidualProjection(heads * self.value_size, config.hidden_size, bias=config.attention_bias)
         conv_size = config.conv_size_of(self.name)
-        self.conv = ShortConvolution((heads + groups) * size, conv_size) if conv_size else None
+        channels = (heads + groups) * size + (groups * self.value_size if config.conv_values else 0)
+        self.conv = ShortConvolution(channels, conv_size) if conv_size else None
         if config.gates:
-            self.forget_proj = GateProjection(config.hidden_size, groups, start=config.forget_bias)
+            self.forget_proj = GateProjection(
+                config.hidden_size, groups, start=config.forget_bias, rate=config.forget_rate
+            )
             self.input_proj = GateProjection(config.hidden_size, groups)
-        self.gate_proj = nn.Linear(config.hidden_size, heads * size) if config.gates and self.gates_output else None
-        self.output_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps) if config.read_norm else nn.Identity()
+        gated = config.gates and self.gates_output
+        self.gate_proj = nn.Linear(config.hidden_size, heads * self.value_size) if gated else None
+        eps = config.rms_norm_eps if config.read_norm_eps is None else config.read_norm_eps
+        self.output_norm = LlamaRMSNorm(self.value_size, eps=eps) if config.read_norm else nn.Identity()
         self.sample_gates = False
         self.gate_sample: torch.Tensor | None = None
 
@@ -89,13 +96,11 @@ class GatedMixer(nn.Module):
             kwargs: what softmax attention reads.
         """
         check_keywords(self, kwargs, MIXER_KEYWORDS)
-        batch, length, _ = hidden_states.shape
         if padding_mask is not None:
             hidden_states = hidden_states.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
         state = recurrent_state(cache, self.layer_idx)
-        query, key = self._query_key(hidden_states, padding_mask, segments, cache, stretch)
-        value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim)
-        projections = Projections(query, key, value, *self._gates(hidden_states, padding_mask, segments, stretch))
+        operands = self._operands(hidden_states, padding_mask, segments, cache, stretch)
+        projections = Projections(*operands, *self._gates(hidden_states, padding_mask, segments, stretch))
         if self.sample_gates and not torch.compiler.is_compiling():
             self.gate_sample, self.sample_gates = sample_of_gates(projections.log_forget), False
         if stretch is not None:
@@ -131,31 +136,39 @@ class GatedMixer(nn.Module):
     @property
     def state_columns(self) -> int:
         """Return how many numbers the state has for each key dimension of a key head."""
-        return self.head_dim
+        return self.value_size
 
     def state_numbers(self, length: int) -> int:
         """Return how many numbers a cache holds of one sequence after ``length`` tokens."""
         state = self.groups * self.key_size * self.state_columns
         return state + (0 if self.conv is None else self.conv.state_numbers)
 
-    def _query_key(
+    def _operands(
         self,
         hidden_states: torch.Tensor,
         padding_mask: torch.Tensor | None,
         segments: torch.Tensor | None,
         cache: Cache | None,
         stretch: Stretch | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return query, key and value."""
         batch, length, _ = hidden_states.shape
-        both = torch.cat((self.q_proj(hidden_states), self.k_proj(hidden_states)), dim=-1)
+        value = None
+        maps = (self.q_proj, self.k_proj, self.v_proj) if self.config.conv_values else (self.q_proj, self.k_proj)
+        both = torch.cat([made(hidden_states) for made in maps], dim=-1)
         both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx, stretch)
-        both = both.view(batch, length, self.heads + self.groups, self.head_dim)
+        if self.config.conv_values:
+            width = self.groups * self.value_size
+            both, value = both.split((both.shape[-1] - width, width), dim=-1)
+        both = both.reshape(batch, length, self.heads + self.groups, self.head_dim)
         if self.config.dpfp:
             both = dpfp(both, self.config.dpfp)
         if self.config.qk_l2_norm:
             # a padded token has a zero key, which must stay zero and not become NaN
             both = nn.functional.normalize(both.float(), dim=-1, eps=1e-6).to(both.dtype)
-        return both[:, :, : self.heads], both[:, :, self.heads :]
+        value = self.v_proj(hidden_states) if value is None else value
+        value = value.view(batch, length, self.groups, self.value_size)
+        return both[:, :, : self.heads], both[:, :, self.heads :], value
 
     def _gates(
         self,
@@ -168,6 +181,8 @@ class GatedMixer(nn.Module):
         log_forget = input_gate = None
         if self.config.gates:
             log_forget = nn.functional.logsigmoid(self.forget_proj(hidden_states))
+            if self.forget_proj.log_rate is not None:
+                log_forget = log_forget * self.forget_proj.log_rate.float().exp()
             input_gate = self.input_proj(hidden_states).sigmoid()
             if self.config.forget_cap is not None:
                 log_forget = log_forget + torch.log1p(-(1.0 - self.config.forget_cap) * input_gate.square())

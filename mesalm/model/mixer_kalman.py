@@ -40,7 +40,7 @@ class KalmanMixer(GatedMixer):
         self, projections: Projections, state: torch.Tensor | None, return_state: bool, mix: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out and the state [B, G, K, K + V]; see `GatedMixer.read`."""
-        before = None if state is None else MesaState(*state.split((self.key_size, self.head_dim), dim=-1))
+        before = None if state is None else MesaState(*state.split((self.key_size, self.value_size), dim=-1))
         output, after = kalman_attention(*projections, mix, initial_state=before, return_state=True)
         return output, beside(after.gram, after.cross) if return_state else None
 
@@ -51,10 +51,10 @@ class KalmanMixer(GatedMixer):
     @property
     def state_columns(self) -> int:
         """Return how many numbers the state has for each key dimension: a row of gram and one of cross."""
-        return self.key_size + self.head_dim
+        return self.key_size + self.value_size
 
     def flops(self, length: int) -> float:
         """Return the operations per token of one forward pass: the products of the steps, and the read-out."""
-        K, V, chunk = self.key_size, self.head_dim, chunk_length(length)
+        K, V, chunk = self.key_size, self.value_size, chunk_length(length)
         product = 2.0 * K * (K + 2 * chunk)
         return self.heads * ((STEPS + 1) * product + 4.0 * K * V + 2.0 * chunk * (K + V)) + self.groups * product

@@ -23,5 +23,5 @@ class LinearMixer(GatedMixer):
 
     def flops(self, length: int) -> float:
         """Return the operations per token of one forward pass of the recurrence: two products with a state."""
-        K, V, chunk = self.key_size, self.head_dim, chunk_length(length)
+        K, V, chunk = self.key_size, self.value_size, chunk_length(length)
         return 2.0 * self.heads * (2 * K * V + chunk * (K + V))

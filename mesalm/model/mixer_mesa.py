@@ -114,7 +114,7 @@ class MesaMixer(GatedMixer):
     @property
     def state_columns(self) -> int:
         """Return how many numbers the state has for each key dimension: a row of gram and one of cross."""
-        return self.key_size + self.head_dim
+        return self.key_size + self.value_size
 
     def flops(self, length: int) -> float:
         """Return the operations per token of one forward pass: two states, the read-out, and the solve's products.
@@ -122,7 +122,7 @@ class MesaMixer(GatedMixer):
         One solver step is one product with H_t, 2 (K^2 + 2 C K) operations per token and head with chunks of C tokens;
         the steps are those of the last forward pass.
         """
-        K, V, chunk = self.key_size, self.head_dim, chunk_length(length)
+        K, V, chunk = self.key_size, self.value_size, chunk_length(length)
         steps = 0.0 if self.solver_steps is None else float(self.solver_steps.float().mean())
         states = 2.0 * K * (K + V)
         read = 2.0 * (K * V + chunk * (K + V))

@@ -107,6 +107,8 @@ class MesaPreTrainedModel(Measures, PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=std)
         elif isinstance(module, GateProjection):
             init.constant_(module.bias, module.start)
+            if module.log_rate is not None:
+                init.zeros_(module.log_rate)
         elif isinstance(module, ShortConvolution):
             # near the identity, so that a mixer begins as one without convolution; a start without that bias to the
             # token itself was far behind after 300 steps (docs/log.md)

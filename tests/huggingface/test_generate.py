@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    DynamicCache,
+    PreTrainedTokenizerFast,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 from mesalm import MesaForCausalLM
 from mesalm.model.cache_mesa import CACHE, returned_cache
@@ -170,3 +177,14 @@ def test_what_recurrent_layers_cannot_use_is_refused_in_one_line(kind: str, buil
     with pytest.raises(ValueError, match=r"make it by DynamicCache\(config=model.config\)") as caught:
         model(ids, cache=DynamicCache(), use_cache=True)
     assert "\n" not in str(caught.value)
+
+
+def test_stop_strings_end_a_text(kind: str, build: Build, tokens: Draw, tokenizer: PreTrainedTokenizerFast) -> None:
+    model, ids = build(kind, vocab_size=258), tokens(1, 7)
+    letters = tokenizer("abcdefgh", add_special_tokens=False).input_ids
+    options = {"max_new_tokens": 12, "do_sample": False, "suppress_tokens": sorted({*range(258)} - {*letters})}
+    usual = model.generate(ids, **options)
+    fifth = tokenizer.decode(usual[0, 11:12])
+    stopped = model.generate(ids, stop_strings=[fifth], tokenizer=tokenizer, **options)
+    assert 7 < stopped.shape[1] <= 12
+    assert torch.equal(stopped, usual[:, : stopped.shape[1]])

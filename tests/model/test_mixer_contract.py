@@ -30,6 +30,18 @@ CASES = [
         {
             "mixers": [*MIXERS],
             "num_hidden_layers": len(MIXERS),
+            "num_key_value_heads": 1,
+            "value_head_dim": 24,
+            "conv_values": True,
+            "forget_rate": True,
+            "read_norm_eps": 1e-3,
+        },
+        id="values",
+    ),
+    pytest.param(
+        {
+            "mixers": [*MIXERS],
+            "num_hidden_layers": len(MIXERS),
             "block_norms": False,
             "block_mlps": False,
             "read_norm": False,

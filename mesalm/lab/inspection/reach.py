@@ -81,8 +81,9 @@ def key_taps(mixer: Any) -> Tensor | None:
     if conv is None:
         return None
     heads, groups, size = mixer.heads, mixer.groups, mixer.head_dim
-    # the convolution runs over queries and keys together
-    weight = conv.weight.detach().cpu().double().abs().view(heads + groups, size, -1)[heads:].mean(1)
+    # the convolution runs over queries, keys and, where they are convolved, values together
+    keys = conv.weight.detach()[heads * size : (heads + groups) * size]
+    weight = keys.cpu().double().abs().view(groups, size, -1).mean(1)
     return weight / weight.sum(-1, keepdim=True)
 
 
