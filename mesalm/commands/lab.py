@@ -65,7 +65,7 @@ def run_some(options: argparse.Namespace) -> int:
         raise SettingsError(f"{files[1]}: only one file of claims can be run at once")
     own = chosen(options, "size", "seeds", "first_seed", "without", "out", "nets", "device")
     table = files[0] if files else TABLE
-    outcomes = run_claims(names or ["all"], **own, changes=changes, table=table, traces=options.traceback)
+    outcomes = run_claims(names or ["all"], **own, changes=changes, file=table, traces=options.traceback)
     return int(None in outcomes.values())
 
 
@@ -74,4 +74,4 @@ def report(options: argparse.Namespace) -> None:
     from mesalm.lab.claims import TABLE
     from mesalm.lab.claims_page import write_page
 
-    print(f"report: {write_page(options.out, options.size, options.page, table=options.claims or TABLE)}")
+    print(f"report: {write_page(options.out, options.size, options.page, file=options.claims or TABLE)}")

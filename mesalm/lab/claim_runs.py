@@ -15,8 +15,8 @@ import torch
 
 from mesalm.files import write_text
 from mesalm.hub.open_model import usable_device
+from mesalm.lab.claim_table import ClaimTable, load_table
 from mesalm.lab.claims import TABLE, Claim, Curve, Findings, Size, chosen, judge
-from mesalm.lab.suite import Suite, load_suite
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
 from mesalm.train.speeds import device_name
@@ -28,14 +28,14 @@ NETS = Path("runs/lab")
 
 def list_claims() -> None:
     """Print every claim with its number and criteria, then the studies."""
-    suite = load_suite()
-    for name, claim in suite.claims.items():
+    table = load_table()
+    for name, claim in table.claims.items():
         print(f"{claim.number:2d} {name}\n   {claim.claim}")
         if claim.why:
             print(f"   version {claim.version}: {claim.why}")
         for criterion in claim.criteria:
             print(f"   - {criterion.quantity}: {criterion.words()}")
-    for name, study in suite.studies.items():
+    for name, study in table.studies.items():
         print(f" - {name}\n   {study.question}")
 
 
@@ -52,51 +52,51 @@ def run_claims(
     device: str = "cpu",
     quiet: bool = False,
     traces: bool = False,
-    table: Path = TABLE,
+    file: Path = TABLE,
 ) -> dict[str, bool | None]:
     """Run claims and studies with ``seeds`` seeds, print and write the results; return each verdict.
 
     True: reproduced; False: not; None: it failed, and its error was printed (with its place in the code if ``traces``
     or if it is no error of input); the others run all the same. A study that ran is True. Trained nets are kept under
-    ``nets`` and used again; results go to ``out``/CLAIM-SIZE.json. ``table`` is a file as `load_suite` takes it.
+    ``nets`` and used again; results go to ``out``/CLAIM-SIZE.json. ``file`` is one as `load_table` takes it.
     ``changes`` replace sizes; such a result goes to CLAIM-changed.json, beside that of the claim. Raises SettingsError
     for a name that is no claim's, also in ``without``, for a size that is none, and where nothing is left to run.
     """
     if seeds < 1:
         raise SettingsError(f"seeds: must be at least 1, not {seeds}")
     device = str(usable_device(device))
-    suite = load_suite(table)
-    left_out = chosen(list(without), suite.claims, list(suite.studies))
-    wanted = [name for name in chosen(names, suite.claims, list(suite.studies)) if name not in left_out]
+    table = load_table(file)
+    left_out = chosen(list(without), table.claims, list(table.studies))
+    wanted = [name for name in chosen(names, table.claims, list(table.studies)) if name not in left_out]
     if not wanted:
         raise SettingsError("--without: leaves nothing to run; name fewer claims there")
-    sizes = {name: suite.sizes(name, size, changes) for name in wanted} if changes else {}
+    sizes = {name: table.sizes(name, size, changes) for name in wanted} if changes else {}
     outcomes: dict[str, bool | None] = {}
     for name in wanted:
         try:
             benches = [Workbench(first_seed + seed, nets, device, quiet) for seed in range(seeds)]
-            own = sizes.get(name) or suite.sizes(name, size)
-            outcomes[name] = _run(name, suite, own, benches, out / f"{name}-{'changed' if changes else size}.json")
+            own = sizes.get(name) or table.sizes(name, size)
+            outcomes[name] = _run(name, table, own, benches, out / f"{name}-{'changed' if changes else size}.json")
         except Exception as error:
             if traces or not isinstance(error, (ValueError, FileNotFoundError)):
                 traceback.print_exception(error)
             print(f"mesalm lab: {name} failed: {error or type(error).__name__}", file=sys.stderr)
             outcomes[name] = None
-    if len(wanted) > 1 and not set(wanted) <= set(suite.studies):
-        print(_summary(outcomes, suite.studies))
+    if len(wanted) > 1 and not set(wanted) <= set(table.studies):
+        print(_summary(outcomes, table.studies))
     return outcomes
 
 
-def _run(name: str, suite: Suite, sizes: dict[str, Any], benches: Sequence[Workbench], path: Path) -> bool:
+def _run(name: str, table: ClaimTable, sizes: dict[str, Any], benches: Sequence[Workbench], path: Path) -> bool:
     """Run one claim or study once per bench, write its result and print it; return whether every criterion holds."""
-    claim = suite.claims.get(name)
-    experiment = suite.experiment(name)
+    claim = table.claims.get(name)
+    experiment = table.experiment(name)
     found = [experiment(bench, dict(sizes)) for bench in benches]
     criteria = [] if claim is None else _criteria(claim)
     write_result(path, name, criteria, sizes, found, benches[0])
     if claim is not None:
         return print_verdict(name, claim, found)
-    print(f" - {name}: {suite.studies[name].question}")
+    print(f" - {name}: {table.studies[name].question}")
     for quantity, mean in mean_quantities(found).items():
         print(f"       {quantity}: {mean:.4g}")
     return True
@@ -155,19 +155,19 @@ def write_result(
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_results(folder: Path, size: Size, table: Path = TABLE) -> dict[str, list[Findings]]:
+def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, list[Findings]]:
     """Return the findings of every claim and study that has a result of this size, one entry per seed.
 
-    Raises SettingsError for a result whose criteria or sizes are not those of ``table`` now.
+    Raises SettingsError for a result whose criteria or sizes are not those of ``file`` now.
     """
-    results, suite = {}, load_suite(table)
-    for name in (*suite.claims, *suite.studies):
+    results, table = {}, load_table(file)
+    for name in (*table.claims, *table.studies):
         path = folder / f"{name}-{size}.json"
         if not path.is_file():
             continue
         content = json.loads(path.read_text(encoding="utf-8"))
-        criteria = _criteria(suite.claims[name]) if name in suite.claims else []
-        if content["criteria"] != criteria or content["sizes"] != suite.sizes(name, size):
+        criteria = _criteria(table.claims[name]) if name in table.claims else []
+        if content["criteria"] != criteria or content["sizes"] != table.sizes(name, size):
             raise SettingsError(f"{path}: was made with other criteria or sizes; run `mesalm lab run {name}` again")
         results[name] = [_findings(seed) for seed in content["seeds"]]
     return results

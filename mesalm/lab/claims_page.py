@@ -7,16 +7,16 @@ from typing import Any
 
 from mesalm.files import write_text
 from mesalm.lab.claim_runs import RESULTS, mean_quantities, read_results
+from mesalm.lab.claim_table import load_table
 from mesalm.lab.claims import TABLE, Claim, Criterion, Findings, Ruling, Size, judge
 from mesalm.lab.findings_figure import draw_findings
 from mesalm.lab.studies import Study
-from mesalm.lab.suite import load_suite
 from mesalm.settings import SettingsError
 
 VERDICTS = {True: ("reproduced", "yes"), False: ("not reproduced", "no"), None: ("not run", "none")}
 
 
-def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None = None, *, table: Path = TABLE) -> Path:
+def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None = None, *, file: Path = TABLE) -> Path:
     """Write the page of all claims from the results in a folder; return its path (default: in that folder).
 
     Studies that have a result follow the claims.
@@ -25,14 +25,14 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
     import jinja2
     from markupsafe import Markup
 
-    found = read_results(results, size, table)
+    found = read_results(results, size, file)
     if not found:
         raise SettingsError(f"{results}: holds no results of {size} size; run `mesalm lab run all` first")
-    suite = load_suite(table)
-    items = [_item(name, claim, found.get(name), size) for name, claim in suite.claims.items()]
+    table = load_table(file)
+    items = [_item(name, claim, found.get(name), size) for name, claim in table.claims.items()]
     studies = [
-        _study(name, study, suite.claims[study.sizes_of], found)
-        for name, study in suite.studies.items()
+        _study(name, study, table.claims[study.sizes_of], found)
+        for name, study in table.studies.items()
         if name in found
     ]
     for item in (*items, *studies):
@@ -51,7 +51,7 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
         source.read_text(encoding="utf-8")
     )
     page = page or results / f"claims-{size}.html"
-    write_text(page, template.render(items=items, studies=studies, counts=counts, size=size, suite=suite) + "\n")
+    write_text(page, template.render(items=items, studies=studies, counts=counts, size=size, table=table) + "\n")
     return page
 
 

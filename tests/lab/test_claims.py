@@ -70,7 +70,7 @@ def test_the_claims_of_theory_are_reproduced(name: str, tmp_path: Path, capsys: 
 
 def test_the_curse_of_dimension_is_reproduced(tmp_path: Path, claims_file: Any) -> None:
     table = claims_file("dimension-curse", {"sizes": [4, 40], "rows": 48, "ridge": 1e-3})
-    assert claim_runs.run_claims(["14"], out=tmp_path, nets=tmp_path, table=table) == {"dimension-curse": True}
+    assert claim_runs.run_claims(["14"], out=tmp_path, nets=tmp_path, file=table) == {"dimension-curse": True}
 
 
 @pytest.mark.slow
@@ -238,8 +238,8 @@ def test_published_lines_are_laid_beside_runs_of_their_sizes_alone(tmp_path: Pat
             # what the authors found keeps the criteria that we made of it
             assert all(each.holds(value) for each in claim.criteria if each.quantity == quantity)
     table = claims_file("dimension-curse", {"sizes": [4, 40], "rows": 8, "ridge": 1e-3})
-    claim_runs.run_claims(["dimension-curse"], out=tmp_path, nets=tmp_path, table=table)
-    page = write_page(tmp_path, table=table).read_text(encoding="utf-8")
+    claim_runs.run_claims(["dimension-curse"], out=tmp_path, nets=tmp_path, file=table)
+    page = write_page(tmp_path, file=table).read_text(encoding="utf-8")
     assert "published: kernel regression" in page
     assert '<td class="number">4.66</td>' in page
 

@@ -127,9 +127,9 @@ def test_a_claim_that_fails_does_not_stop_the_others(
 
 def test_the_page_shows_what_has_no_result_and_the_studies(tmp_path: Path, claims_file: Any) -> None:
     table = claims_file("copy-layer", sizes_of("attention-maps"))
-    found = claim_runs.run_claims(["attention-maps"], out=tmp_path, nets=tmp_path, quiet=True, table=table)
+    found = claim_runs.run_claims(["attention-maps"], out=tmp_path, nets=tmp_path, quiet=True, file=table)
     assert found == {"attention-maps": True}
-    page = write_page(tmp_path, table=table).read_text(encoding="utf-8")
+    page = write_page(tmp_path, file=table).read_text(encoding="utf-8")
     assert f"{len(load_claims(table))} not run" in page
     assert "Where does the first softmax layer look?" in page
     assert "share on the sub-diagonal" in page
@@ -150,12 +150,12 @@ def test_a_study_stands_beside_what_its_claim_asks_and_found(
     table = claims_file("fixed-teacher", small)
     study = replace(STUDIES["fixed-teacher-longer"], changes={"steps": 3})
     monkeypatch.setitem(STUDIES, "fixed-teacher-longer", study)
-    claim_runs.run_claims(["fixed-teacher-longer"], out=tmp_path, nets=tmp_path, quiet=True, table=table)
-    alone = write_page(tmp_path, table=table).read_text(encoding="utf-8")
+    claim_runs.run_claims(["fixed-teacher-longer"], out=tmp_path, nets=tmp_path, quiet=True, file=table)
+    alone = write_page(tmp_path, file=table).read_text(encoding="utf-8")
     assert "</a>, but steps 3</p>" in alone
     assert "in the claim's own run" not in alone
-    claim_runs.run_claims(["fixed-teacher"], out=tmp_path, nets=tmp_path, quiet=True, table=table)
-    page = write_page(tmp_path, table=table).read_text(encoding="utf-8")
+    claim_runs.run_claims(["fixed-teacher"], out=tmp_path, nets=tmp_path, quiet=True, file=table)
+    page = write_page(tmp_path, file=table).read_text(encoding="utf-8")
     found = claim_runs.read_results(tmp_path, "small", table)
     quantity = "loss relative to the best gradient step"
     longer, claimed = (found[name][0].values[quantity] for name in ("fixed-teacher-longer", "fixed-teacher"))

@@ -1,4 +1,4 @@
-"""A suite of claims: what is claimed, and the experiments that test it, the paper's own or those of a Python file."""
+"""A table of claims: what is claimed, and the experiments that test it, the paper's own or those of a Python file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Experiment = Callable[[Workbench, dict[str, Any]], Findings]
 
 
 @dataclass(frozen=True)
-class Suite:
+class ClaimTable:
     """Claims by name with the experiment of each, and studies beside them."""
 
     title: str
@@ -50,25 +50,25 @@ class Suite:
         return self.studies[name].experiment if name in self.studies else self.experiments[name]
 
 
-def load_suite(path: Path = TABLE) -> Suite:
+def load_table(path: Path = TABLE) -> ClaimTable:
     """Return the claims of a file: a table of the paper's claims in YAML, or a Python file.
 
     The Python file holds ``CLAIMS``, name -> fields of `Claim`, and ``EXPERIMENTS``, name -> function(bench, sizes) ->
     `Findings`. Raises SettingsError, one line, for a file that cannot be used.
     """
     if path.suffix != ".py":
-        return Suite("The mesa-optimisation paper", load_claims(path), EXPERIMENTS, STUDIES)
+        return ClaimTable("The mesa-optimisation paper", load_claims(path), EXPERIMENTS, STUDIES)
     module = _module(path)
-    for table in ("CLAIMS", "EXPERIMENTS"):
-        if not isinstance(getattr(module, table, None), dict):
-            raise SettingsError(f"{path}: has no dictionary {table}; see docs/lab.md")
+    for part in ("CLAIMS", "EXPERIMENTS"):
+        if not isinstance(getattr(module, part, None), dict):
+            raise SettingsError(f"{path}: has no dictionary {part}; see docs/lab.md")
     claims = {
         name: Claim.build({"number": place, **entry}, name)
         for place, (name, entry) in enumerate(module.CLAIMS.items(), start=1)
     }
     if lacking := sorted(set(claims) ^ set(module.EXPERIMENTS)):
         raise SettingsError(f"{path}: {lacking[0]} must stand in both CLAIMS and EXPERIMENTS")
-    return Suite(path.stem, claims, module.EXPERIMENTS)
+    return ClaimTable(path.stem, claims, module.EXPERIMENTS)
 
 
 def _module(path: Path) -> ModuleType:
