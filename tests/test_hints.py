@@ -34,7 +34,9 @@ LAUNCHER = set(launch_command_parser()._option_string_actions)
 """Options of `accelerate launch`."""
 SECTIONS = "arms|checkpoint|data|grid|model|optim|sample|schedule|score|task|train|validate"
 FLAG = re.compile(r"(?<![\w(-])(?<!var\()--[a-z][a-z_-]*|(?<=[^r]\()--[a-z][a-z_-]*")
-KEY = re.compile(rf"(?<![\w./])(?:{SECTIONS})\.(?!config\b)[a-z_][\w.]*\w\b(?!\()")
+WEIGHTS = "embeddings|embed_tokens|layers"
+"""What stands behind `model.` in the names of weights."""
+KEY = re.compile(rf"(?<![\w./])(?:{SECTIONS})\.(?!(?:config|{WEIGHTS})\b)[a-z_][\w.]*\w\b(?!\()")
 SETTING = re.compile(r"(?<![\w./?&-])[a-z_]+(?:\.\w+)*=(?:[^\s,;:)`'=]+)")
 PLACEHOLDERS = ("dotted.key=value",)
 FILES = re.compile(r"\.(?:safetensors|json|jsonl|parquet|yaml|py|md)$")
@@ -110,7 +112,7 @@ def accepted(setting: str) -> bool:
 def wrong_advice(text: str) -> Iterator[str]:
     """Yield every option, key and setting in a text that does not exist."""
     known = set().union(*map(options, COMMANDS.values())) | LAUNCHER
-    for command in re.finditer(r"`?mesalm ([a-z]+)((?: [^`;]*)?)", text):
+    for command in re.finditer(r"`?mesalm ([a-z]+)((?: [^`;\n]*)?)", text):
         if command[1] in COMMANDS:
             yield from (
                 f"mesalm {command[1]} {flag}"
@@ -144,6 +146,7 @@ def raised_lines(file: Path) -> set[int]:
 def test_wrong_advice_is_found() -> None:
     for text in ("set skip_bad (--skip-bad)", "set data.skipbad", "`mesalm prepare --arm X`", "try --resum never"):
         assert list(wrong_advice(text)), text
+    assert list(wrong_advice("mesalm train R\nmesalm eval R --resume"))
     for text in ("set data.skip_bad=true", "`mesalm train R --arm X`", "model.safetensors is gone", "var(--ink)"):
         assert not list(wrong_advice(text)), text
     assert accepted("data.skip_bad=true")
@@ -155,7 +158,7 @@ def commands(code: str) -> Iterator[tuple[str, list[str]]]:
     """Yield every command of mesalm, its name and its words, in the code of a page; comments are left out."""
     for line in code.splitlines():
         for part in re.split(r"&&|\|\||;|\s&\s|\s\|\s", re.sub(r"\s#.*", "", line)):
-            found = re.search(rf"(?:^|\s)mesalm ((?:{'|'.join(COMMANDS)})\b.*)", part)
+            found = re.search(rf"(?:^|\s)mesalm ((?:{'|'.join(COMMANDS)})\b(?!:).*)", part)
             if found:
                 command, *words = shlex.split(found[1].rstrip(" )"))
                 yield command, words

@@ -2,7 +2,8 @@
 
 python docs/results/context_figure.py
 
-Reads the scores by prompt in docs/results/context/; bars are 95 % Wilson intervals over prompts.
+Reads the scores by prompt in docs/results/context/best/. A point is the mean over seeds; a bar reaches from the worst
+seed to the best.
 """
 
 from __future__ import annotations
@@ -19,51 +20,33 @@ from mesa_eval.report import svg
 
 HERE = Path(__file__).parent
 SHEET = Path(svg.__file__).parent / "templates/report.css"
-PANELS = [
-    ("report.json.gz", "word_labels", "labels known from training"),
-    ("labels.json.gz", "new_labels", "labels never seen in training"),
-]
-MODELS = {
-    "context-cpu-mesa": "mesa",
-    "context-cpu-softmax-conv": "softmax with convolution",
-    "context-cpu-linear": "linear (no solve)",
-}
+PANELS = {"word_labels": "labels known from training", "new_labels": "labels never seen in training"}
+ARMS = {"mesa": "mesa", "softmax-conv": "softmax with convolution", "linear": "linear (no solve)"}
 SHOWINGS = (0, 1, 2, 4, 8)
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a share of `count` prompts."""
-    z = 1.96
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
-    return centre - half, centre + half
-
-
-def accuracies(scores: dict[str, Any], task: str) -> list[tuple[float, int]]:
-    """Return accuracy and number of prompts for each number of showings."""
+def accuracies(scores: dict[str, Any], task: str) -> list[float]:
+    """Return the accuracy for each number of showings."""
     measures = {measure["key"]: measure for part in scores["parts"] for measure in part["measures"]}
-    found = []
-    for shown in SHOWINGS:
-        right = [row[0] for row in measures[f"task/{task}/{shown}/accuracy"]["numerator"]]
-        found.append((sum(right) / len(right), len(right)))
-    return found
+    rows = [measures[f"task/{task}/{shown}/accuracy"]["numerator"] for shown in SHOWINGS]
+    return [sum(row[0] for row in right) / len(right) for right in rows]
 
 
 def draw(figure: Figure) -> None:
     """Draw a panel per task and a line per model."""
     panels = figure.subplots(1, len(PANELS), sharey=True)
-    for panel, (file, task, title) in zip(panels, PANELS, strict=True):
-        stored = json.loads(gzip.decompress((HERE / "context" / file).read_bytes()))["scores"]
-        by_name = {scores["model"]["name"]: scores for scores in stored}
-        for index, (name, label) in enumerate(MODELS.items()):
-            points = accuracies(by_name[name], task)
+    stored = json.loads(gzip.decompress((HERE / "context/best/report.json.gz").read_bytes()))["scores"]
+    for panel, (task, title) in zip(panels, PANELS.items(), strict=True):
+        for index, (arm, label) in enumerate(ARMS.items()):
+            seeds = [
+                accuracies(one, task) for one in stored if one["model"]["name"].startswith(f"context-best-{arm}-s")
+            ]
+            by_showing = list(zip(*seeds, strict=True))
             places = [place + (index - 1) * 0.06 for place in range(len(SHOWINGS))]
-            ends = [interval(*point) for point in points]
+            means = [sum(shares) / len(shares) for shares in by_showing]
             colour = svg.series_colour(index)
-            panel.vlines(places, [low for low, _ in ends], [high for _, high in ends], color=colour, linewidth=1)
-            panel.plot(
-                places, [share for share, _ in points], color=colour, marker=svg.series_marker(index), label=label
-            )
+            panel.vlines(places, [min(x) for x in by_showing], [max(x) for x in by_showing], color=colour, linewidth=1)
+            panel.plot(places, means, color=colour, marker=svg.series_marker(index), label=label)
         panel.axhline(0.25, color=svg.MUTED, linewidth=1, linestyle=(0, (4, 3)))
         panel.set(title=title, xticks=range(len(SHOWINGS)), xticklabels=SHOWINGS, ylim=(0, 1.04))
         panel.set_xlabel("times the word was shown with its label")

@@ -109,7 +109,7 @@ PEERS = {
         {"use_gate": (True,), "allow_neg_eigval": (False,), "output_gate_activation": ("swish", "silu")},
         ("input_proj", "gate_proj"),
         negated=True,
-        names=(*NAMES, (".A_log", ".forget_proj.log_rate"), (".dt_bias", ".forget_proj.bias")),
+        names=(*NAMES, (".A_log", ".rate_bias"), (".dt_bias", ".forget_proj.bias")),
     ),
 }
 """The architectures by their model type."""

@@ -34,13 +34,11 @@ class GateProjection(nn.Linear):
         width: size of a token.
         gates: number of gates.
         start: the initial bias.
-        rate: whether it holds a rate for each gate, which whoever reads the gate multiplies its logarithm by.
     """
 
-    def __init__(self, width: int, gates: int, start: float = 0.0, rate: bool = False):
+    def __init__(self, width: int, gates: int, start: float = 0.0):
         super().__init__(width, gates)
         self.start = start
-        self.log_rate = nn.Parameter(torch.zeros(gates)) if rate else None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the gates before their activation, [..., gates] float32."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -16,6 +17,9 @@ from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp, 
 
 GATES = ("forget_proj", "input_proj")
 """The maps to the gates; 16 bits cannot represent a forget gate near 1."""
+
+RATE = "rate_bias"
+"""The name of the rate of forgetting, of mixers with `MesaConfig.forget_rate`."""
 
 SATURATED = 0.01
 """A gate as close as this to 0 or 1 is saturated."""
@@ -64,16 +68,21 @@ class GatedMixer(nn.Module):
         channels = (heads + groups) * size + (groups * self.value_size if config.conv_values else 0)
         self.conv = ShortConvolution(channels, conv_size) if conv_size else None
         if config.gates:
-            self.forget_proj = GateProjection(
-                config.hidden_size, groups, start=config.forget_bias, rate=config.forget_rate
-            )
+            self.forget_proj = GateProjection(config.hidden_size, groups, start=config.forget_bias)
             self.input_proj = GateProjection(config.hidden_size, groups)
+        # flat and named a bias, so that weight decay spares it
+        self.rate_bias = nn.Parameter(torch.zeros(groups)) if config.gates and config.forget_rate else None
         gated = config.gates and self.gates_output
         self.gate_proj = nn.Linear(config.hidden_size, heads * self.value_size) if gated else None
         eps = config.rms_norm_eps if config.read_norm_eps is None else config.read_norm_eps
         self.output_norm = LlamaRMSNorm(self.value_size, eps=eps) if config.read_norm else nn.Identity()
         self.sample_gates = False
         self.gate_sample: torch.Tensor | None = None
+
+    def init_parameters(self) -> None:
+        """Start the parameters that are the mixer's own: the rate of forgetting at 1."""
+        if self.rate_bias is not None:
+            init.zeros_(self.rate_bias)
 
     def forward(
         self,
@@ -181,8 +190,8 @@ class GatedMixer(nn.Module):
         log_forget = input_gate = None
         if self.config.gates:
             log_forget = nn.functional.logsigmoid(self.forget_proj(hidden_states))
-            if self.forget_proj.log_rate is not None:
-                log_forget = log_forget * self.forget_proj.log_rate.float().exp()
+            if self.rate_bias is not None:
+                log_forget = log_forget * self.rate_bias.float().exp()
             input_gate = self.input_proj(hidden_states).sigmoid()
             if self.config.forget_cap is not None:
                 log_forget = log_forget + torch.log1p(-(1.0 - self.config.forget_cap) * input_gate.square())

@@ -56,6 +56,7 @@ class MesaMixer(GatedMixer):
 
     def init_parameters(self) -> None:
         """Start the ridge where the configuration says."""
+        super().init_parameters()
         above = self.config.ridge_init - self.config.ridge_floor
         init.constant_(self.ridge_bias, above + math.log(-math.expm1(-above)))
 

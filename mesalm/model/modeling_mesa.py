@@ -28,6 +28,7 @@ from .context_parallel import share_of_loss
 from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, attention_keywords, check_keywords
 from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortConvolution
 from .measures import Measures
+from .mixer_gated import RATE
 from .mixer_mesa import OLD_RIDGE, RIDGE
 from .mixer_softmax import SoftmaxMixer
 from .mixers import MIXERS
@@ -96,7 +97,8 @@ class MesaPreTrainedModel(Measures, PreTrainedModel):
         super().__init__(config)
         # a recurrent state cannot be taken back by a token, which assisted generation needs
         self._is_stateful = config.has_states
-        self._keep_in_fp32_modules_strict = {word for name in config.layer_mixers for word in MIXERS[name].float32}
+        words = {word for name in config.layer_mixers for word in MIXERS[name].float32}
+        self._keep_in_fp32_modules_strict = words | ({RATE} if words and config.gates and config.forget_rate else set())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -107,8 +109,6 @@ class MesaPreTrainedModel(Measures, PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=std)
         elif isinstance(module, GateProjection):
             init.constant_(module.bias, module.start)
-            if module.log_rate is not None:
-                init.zeros_(module.log_rate)
         elif isinstance(module, ShortConvolution):
             # near the identity, so that a mixer begins as one without convolution; a start without that bias to the
             # token itself was far behind after 300 steps (docs/log.md)

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from mesalm import MesaForCausalLM
 from mesalm.model.cache_mesa import returned_cache
 from mesalm.model.layers import GateProjection
+from mesalm.model.mixer_gated import RATE
 from mesalm.model.mixer_mesa import MesaMixer
 from mesalm.model.mixers import MIXERS
 
@@ -186,6 +187,7 @@ def test_loaded_in_bfloat16_stays_near_float32(case: dict, tmp_path: Path) -> No
     half = MesaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     kept = {name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32}
     words = {word for name in model.config.layer_mixers for word in MIXERS[name].float32}
+    words |= {RATE} if model.config.forget_rate else set()
     assert kept == {name for name, _ in half.named_parameters() if words & set(name.split("."))}
     gates = [name for name, module in half.named_modules() if isinstance(module, GateProjection)]
     assert {f"{name}.{part}" for name in gates for part in ("weight", "bias")} <= kept
