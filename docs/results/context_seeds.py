@@ -1,0 +1,101 @@
+"""Draw context.svg, how often a word must be shown with its label, and print the tables of models with several seeds.
+
+python docs/results/context_seeds.py
+
+Reads the scores by prompt in docs/results/context/best/. A point is the mean over seeds; a bar reaches from the worst
+seed to the best. Intervals are Student's t, paired by seed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mesa_eval.uncertainty.intervals import paired_t
+from mesalm.draw import MUTED, draw_svg_file, series_colour, series_marker
+
+HERE = Path(__file__).parent
+PANELS = {"word_labels": "labels known from training", "new_labels": "labels never seen in training"}
+ARMS = {"mesa": "mesa", "softmax-conv": "softmax with convolution", "linear": "linear (no solve)"}
+SHOWINGS = (0, 1, 2, 4, 8)
+TASKS = ("word_labels", "new_labels", "letter_labels", "noisy_labels")
+LENGTHS = ("129-256", "257-512", "513-1024", "1025-2048")
+
+Scores = dict[str, list[dict[str, float]]]
+"""For each arm the values of every measure, one dictionary per seed."""
+
+
+def read_scores() -> Scores:
+    """Return all values by arm and seed."""
+    stored = json.loads(gzip.decompress((HERE / "context/best/scores.json.gz").read_bytes()))["scores"]
+    found: Scores = {arm: [] for arm in ARMS}
+    for one in sorted(stored, key=lambda scores: scores["model"]["name"]):
+        arm = re.fullmatch(r"context-best-(.*)-s\d", one["model"]["name"])[1]  # type: ignore[index]  # runs are named so
+        found[arm].append({m["key"]: ratio(m) for part in one["parts"] for m in part["measures"]})
+    return found
+
+
+def ratio(measure: dict[str, Any]) -> float:
+    """Return a measure's value over all of its items."""
+    return float(sum(measure["numerator"]) / sum(measure["denominator"]))
+
+
+def draw(figure: Figure, scores: Scores) -> None:
+    """Draw a panel per task and a line per arm."""
+    panels = figure.subplots(1, len(PANELS), sharey=True)
+    for panel, (task, title) in zip(panels, PANELS.items(), strict=True):
+        for index, (arm, label) in enumerate(ARMS.items()):
+            by_showing = [[seed[f"task/{task}/{shown}/accuracy"] for seed in scores[arm]] for shown in SHOWINGS]
+            places = [place + (index - 1) * 0.06 for place in range(len(SHOWINGS))]
+            means = [sum(shares) / len(shares) for shares in by_showing]
+            colour = series_colour(index)
+            panel.vlines(places, [min(x) for x in by_showing], [max(x) for x in by_showing], color=colour, linewidth=1)
+            panel.plot(places, means, color=colour, marker=series_marker(index), label=label)
+        panel.axhline(0.25, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        panel.set(title=title, xticks=range(len(SHOWINGS)), xticklabels=SHOWINGS, ylim=(0, 1.04))
+        panel.set_xlabel("times the word was shown with its label")
+    panels[0].set_ylabel("accuracy among four labels")
+    panels[0].text(4.1, 0.19, "chance", color=MUTED, ha="right", va="top")
+    panels[1].legend(loc="upper left")
+
+
+def rows(scores: Scores) -> list[str]:
+    """Return the tables, Markdown: means over seeds, and mesa less the others."""
+    wanted = {
+        **{f"{task}, {shown} showings": [f"task/{task}/{shown}/accuracy"] for task in TASKS for shown in SHOWINGS},
+        **{f"{task}, mean of 1, 2, 4": [f"task/{task}/{n}/accuracy" for n in (1, 2, 4)] for task in TASKS},
+        "bits per byte": ["bits_per_byte"],
+        "nats on pairs of tokens seen earlier": ["recall/repeated"],
+        **{f"nats at {place}": [f"length/{place}"] for place in LENGTHS},
+    }
+    lines = [
+        f"| {len(scores['mesa'])} seeds | mesa | softmax-conv | linear | less softmax-conv | less linear |",
+        "|---" * 6 + "|",
+    ]
+    for name, keys in wanted.items():
+        values = {arm: [sum(seed[key] for key in keys) / len(keys) for seed in seeds] for arm, seeds in scores.items()}
+        means = [f"{sum(column) / len(column):.3f}" for column in values.values()]
+        gaps = [paired_t(values["mesa"], values[arm]) for arm in ("softmax-conv", "linear")]
+        lines.append(
+            " | ".join([f"| {name}", *means, *(f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" for gap in gaps)])
+            + " |"
+        )
+    return lines
+
+
+def main() -> None:
+    """Write the figure and print the tables."""
+    scores = read_scores()
+    label = "Accuracy by showings of mesa, softmax and linear models, with known and with new labels"
+    text = draw_svg_file(lambda figure: draw(figure, scores), (8.2, 3.6), label)
+    (HERE / "context.svg").write_text(text, encoding="utf-8")
+    print("\n".join(rows(scores)))
+
+
+if __name__ == "__main__":
+    main()
