@@ -18,6 +18,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param(CASES[0], marks=pytest.mark.card), *CASES[1:]], ids=str)
 def test_several_tiles(case: Case, kernels: str) -> None:
     operands = make_operands(case)

@@ -70,6 +70,7 @@ def test_two_processes_stopped_and_taken_up_end_as_if_they_had_not_been(
             pretrain(load("name=parts", "train.steps=9", *settings), quiet=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs accelerate starts what it is asked for")
 @pytest.mark.parametrize(
     ("launcher", "message"),
