@@ -1,6 +1,7 @@
 """Draw context.svg, how often a word must be shown with its label, and print the tables of models with several seeds.
 
-python docs/results/context_seeds.py
+python docs/results/context_seeds.py                                      # of the scores that are kept
+python docs/results/context_seeds.py reports/*/scores/context-best-*.json  # keep these instead
 
 Reads the scores by prompt in docs/results/context/best/. A point is the mean over seeds; a bar reaches from the worst
 seed to the best. Intervals are Student's t, paired by seed.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,31 @@ Scores = dict[str, list[dict[str, float]]]
 """For each arm the values of every measure, one dictionary per seed."""
 
 
+KEPT = HERE / "context/best/scores.json.gz"
+
+
+def keep(files: list[str]) -> None:
+    """Keep of score files what the tables need: numerators and denominators by document, window or prompt."""
+    models = []
+    for file in files:
+        scores = json.loads(Path(file).read_text(encoding="utf-8"))
+        measures = [measure for part in scores["parts"] for measure in part["measures"]]
+        kept = [
+            {
+                "key": measure["key"],
+                **{side: [row[0] for row in measure[side]] for side in ("numerator", "denominator")},
+            }
+            for measure in measures
+            if not re.search("^position/|/(answer|exact)$", measure["key"])
+        ]
+        model = {name: scores["model"][name] for name in ("name", "parameters", "fingerprint")}
+        models.append({"model": model, "versions": scores["versions"], "parts": [{"measures": kept}]})
+    KEPT.write_bytes(gzip.compress(json.dumps({"scores": models}).encode(), 9, mtime=0))
+
+
 def read_scores() -> Scores:
     """Return all values by arm and seed."""
-    stored = json.loads(gzip.decompress((HERE / "context/best/scores.json.gz").read_bytes()))["scores"]
+    stored = json.loads(gzip.decompress(KEPT.read_bytes()))["scores"]
     found: Scores = {arm: [] for arm in ARMS}
     for one in sorted(stored, key=lambda scores: scores["model"]["name"]):
         arm = re.fullmatch(r"context-best-(.*)-s\d", one["model"]["name"])[1]  # type: ignore[index]  # runs are named so
@@ -90,6 +114,8 @@ def rows(scores: Scores) -> list[str]:
 
 def main() -> None:
     """Write the figure and print the tables."""
+    if sys.argv[1:]:
+        keep(sys.argv[1:])
     scores = read_scores()
     label = "Accuracy by showings of mesa, softmax and linear models, with known and with new labels"
     text = draw_svg_file(lambda figure: draw(figure, scores), (8.2, 3.6), label)

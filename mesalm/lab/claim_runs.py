@@ -20,7 +20,7 @@ from mesalm.lab.claims import TABLE, Claim, Curve, Findings, Size, chosen, judge
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
 from mesalm.train.speeds import device_name
-from mesalm.train.versions import versions
+from mesalm.versions import versions
 
 RESULTS = Path("reports/lab")
 NETS = Path("runs/lab")

@@ -37,7 +37,7 @@ from mesalm.train.loop import Outcome, Probe, Stream
 from mesalm.train.progress import Display
 from mesalm.train.randomness import seed_everything
 from mesalm.train.speeds import device_name
-from mesalm.train.versions import versions
+from mesalm.versions import versions
 
 FEWEST_ROWS = 32
 """Rows that are scored at least, however long they are."""

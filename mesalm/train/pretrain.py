@@ -52,8 +52,8 @@ from mesalm.train.sharded import full_state
 from mesalm.train.speeds import device_name, earlier_rate
 from mesalm.train.token_loss import TokenLoss
 from mesalm.train.validation import validation
-from mesalm.train.versions import versions
 from mesalm.train.watch import Watch, watching
+from mesalm.versions import versions
 
 MakeProbe = Callable[..., Callable[[nn.Module, int], Iterable[dict[str, Any]]]]
 """What makes the evaluation of a run: called with the prepared folder, the tokenizer, the length of a row, names of

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from pages import run
 
 from mesalm.journal import read_journal
 
@@ -21,27 +19,11 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(bash|python)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def run(language: str, code: str, folder: Path) -> str:
-    """Run a block as a reader would who has activated the environment, and return what it prints."""
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}",
-        "HOME": str(folder / "home"),
-        "LANG": "C.UTF-8",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else ["python", "-c"]
-    result = subprocess.run(
-        [*command, code], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
-    )
-    assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_blocks_run_in_order(tmp_path: Path) -> None:
     for language, code in blocks("first-run.md"):
-        run(language, code, tmp_path)
+        run(language, code, tmp_path, seconds=900)
     steps = [line for line in read_journal(tmp_path / "runs/my-model/journal.jsonl") if line["event"] == "step"]
     assert steps[-1]["step"] == 80
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
@@ -49,5 +31,5 @@ def test_the_blocks_run_in_order(tmp_path: Path) -> None:
     page = (tmp_path / "runs/my-model/README.md").read_text(encoding="utf-8")
     commands = [line for line in re.findall(r"^    (mesalm .*)$", page, flags=re.MULTILINE) if "OWNER" not in line]
     assert [line.split()[1] for line in commands] == ["train", "plot", "sample", "eval", "publish"]
-    run("bash", "\n".join(commands).replace("quick", "quick --task word_labels"), tmp_path)
+    run("bash", "\n".join(commands).replace("quick", "quick --task word_labels"), tmp_path, seconds=900)
     assert (tmp_path / "my-model-published/model.safetensors").exists()

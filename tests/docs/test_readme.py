@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from pages import run
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)  # not ```sh: it installs
-
-
-def run(language: str, code: str, folder: Path) -> str:
-    """Run a block as a reader would who has activated the environment, and return what it prints."""
-    commands = Path(sys.executable).parent
-    environment = {
-        "PATH": f"{commands}{os.pathsep}{os.defpath}",
-        "HOME": str(folder / "home"),
-        "LANG": "C.UTF-8",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else ["python", "-c"]
-    result = subprocess.run(
-        [*command, code], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=200
-    )
-    assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
 
 
 @pytest.mark.slow

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
-
 from mesa_eval.measures.scores import ModelCard
 from mesa_eval.reading.model_source import tokenizer_fingerprint
 from mesa_eval.reading.scoring import Scorer
@@ -38,14 +35,3 @@ def describe_model(scorer: Scorer, window: int) -> ModelCard:
         recipe=scorer.source.recipe,
         seconds_trained=scorer.source.seconds_trained,
     )
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a score can depend on."""
-    found = {"python": platform.python_version()}
-    for package in VERSIONED:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

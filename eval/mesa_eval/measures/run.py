@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mesa_eval.measures.model_record import describe_model, installed_versions
+from mesa_eval.measures.model_record import VERSIONED, describe_model
 from mesa_eval.measures.overlap import overlap_notes
 from mesa_eval.measures.part_store import PartStore
 from mesa_eval.measures.parts import measurements
@@ -22,6 +22,7 @@ from mesa_eval.reading.documents import text_fingerprint
 from mesa_eval.reading.model_source import tokenizer_fingerprint
 from mesa_eval.reading.processes import Processes, join_processes
 from mesa_eval.reading.scoring import Scorer
+from mesalm.versions import versions
 
 
 def run_plan(plan: EvaluationPlan, out: Path | None) -> list[Scores]:
@@ -86,7 +87,7 @@ def score_model(scorer: Scorer, plan: EvaluationPlan, window: int, store: PartSt
         documents=len(plan.sample),
         window=window,
         parts=parts,
-        versions=installed_versions(),
+        versions=versions(VERSIONED),
         notes=[Note(note) for note in plan.notes],
     )
 
