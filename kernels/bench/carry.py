@@ -60,6 +60,7 @@ PASSES = (
     Pass("bfloat16", 16, 512, 12, 64),  # train-step
     Pass("bfloat16", 2, 4096, 12, 64),
     Pass("bfloat16", 32, 1024, 8, 64),  # twins
+    Pass("bfloat16", 16, 512, 3, 64),  # context-gpu
 )
 PEER_PARTS = 8
 """Parts that the peer's kernels are compiled in."""
