@@ -75,13 +75,29 @@ DEFAULTS = {
 """What runs where no table was measured."""
 
 
+class Kind(NamedTuple):
+    """Everything of `Shapes` that a choice depends on, and nothing else."""
+
+    K: int
+    V: int
+    half: bool
+    device: torch.device
+
+
 def choose(name: str, sizes: Shapes) -> Choice:
     """Choose for the kernel `name`: from the card's table, or else the default."""
-    size = max(sizes.K, sizes.V)
+    return _choose(name, Kind(sizes.K, sizes.V, sizes.half, sizes.device), os.environ.get("MESALM_TUNED"))
+
+
+@functools.cache
+def _choose(name: str, kind: Kind, folder: str | None) -> Choice:
+    """Choose once for a kind of call and a folder of tables: to name a card's table costs as much as to launch."""
+    size = max(kind.K, kind.V)
     tile, warps, stages = next(row[1:] for row in DEFAULTS[name] if size <= row[0])
-    stages = stages if sizes.half else 1
-    tile, warps, stages = load_table(table_file(sizes.device)).get(describe(name, sizes), (tile, warps, stages))
-    return Choice(tile, "bfloat16" if sizes.half and name in SCANS else "tf32x3", warps, stages)
+    stages = stages if kind.half else 1
+    table = load_table(table_file(kind.device))
+    tile, warps, stages = table.get(describe(name, kind), (tile, warps, stages))
+    return Choice(tile, "bfloat16" if kind.half and name in SCANS else "tf32x3", warps, stages)
 
 
 def describe(name: str, sizes: Shapes) -> str:
@@ -116,3 +132,4 @@ def write_table(file: Path, entries: dict[str, Choice], seconds: dict[str, float
     made = {"card": file.stem, "entries": dict(sorted((before | rows).items()))}
     file.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     load_table.cache_clear()
+    _choose.cache_clear()

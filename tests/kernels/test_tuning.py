@@ -37,6 +37,15 @@ def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert tuning.choose("read", sizes("cuda")) == other
 
 
+def test_a_card_is_asked_its_name_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MESALM_TUNED", str(tmp_path))
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: asked.append(device) or "NVIDIA Some Card")
+    lengths = [sizes("cuda")._replace(T=length) for length in (64, 65, 4096)]
+    assert len({tuning.choose("read", one) for one in lengths}) == 1
+    assert len(asked) == 1
+
+
 def test_the_tuner_takes_the_fastest_that_runs(bench: SimpleNamespace) -> None:
     usual, others = (tuning.choose(name, sizes("cpu")) for name in ("read", "tokens"))
     wanted = Choice(64, usual.dot, 8, 2)
