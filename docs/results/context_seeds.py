@@ -1,18 +1,19 @@
-"""Draw context.svg, how often a word must be shown with its label, and print the tables of models with several seeds.
+"""Draw how often a word must be shown with its label, and print the tables of models with several seeds.
 
-python docs/results/context_seeds.py                                      # of the scores that are kept
-python docs/results/context_seeds.py reports/*/scores/context-best-*.json  # keep these instead
+python docs/results/context_seeds.py best                                      # of the scores that are kept
+python docs/results/context_seeds.py best reports/*/scores/context-best-*.json  # keep these instead
+python docs/results/context_seeds.py h200 reports/*/scores/context-gpu-*.json   # the models that were trained on a card
 
-Reads the scores by prompt in docs/results/context/best/. A point is the mean over seeds; a bar reaches from the worst
+Reads the scores by prompt in docs/results/context/SET/. A point is the mean over seeds; a bar reaches from the worst
 seed to the best. Intervals are Student's t, paired by seed.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,27 @@ PANELS = {"word_labels": "labels known from training", "new_labels": "labels nev
 ARMS = {"mesa": "mesa", "softmax-conv": "softmax with convolution", "linear": "linear (no solve)"}
 SHOWINGS = (0, 1, 2, 4, 8)
 TASKS = ("word_labels", "new_labels", "letter_labels", "noisy_labels")
-LENGTHS = ("129-256", "257-512", "513-1024", "1025-2048")
+RULES = {"attribute_rules_of_three": (0, 2, 4, 6), "linear_rules_of_three": (0, 2, 4, 6), "attribute_rules": (0, 8, 32)}
+LENGTHS = ("129-256", "257-512", "513-1024", "1025-2048", "2049-4096")
+SETS = {"best": ("context-best", "context.svg"), "h200": ("context-gpu", "context-h200.svg")}
+"""The folder of a set of models: the name that its runs begin with, and the figure's file."""
 
 Scores = dict[str, list[dict[str, float]]]
 """For each arm the values of every measure, one dictionary per seed."""
 
 
-KEPT = HERE / "context/best/scores.json.gz"
+def kept(chosen: str) -> Path:
+    """Return the file that the scores of a set are kept in."""
+    return HERE / f"context/{chosen}/scores.json.gz"
 
 
-def keep(files: list[str]) -> None:
+def keep(chosen: str, files: list[Path]) -> None:
     """Keep of score files what the tables need: numerators and denominators by document, window or prompt."""
     models = []
     for file in files:
-        scores = json.loads(Path(file).read_text(encoding="utf-8"))
+        scores = json.loads(file.read_text(encoding="utf-8"))
         measures = [measure for part in scores["parts"] for measure in part["measures"]]
-        kept = [
+        needed = [
             {
                 "key": measure["key"],
                 **{side: [row[0] for row in measure[side]] for side in ("numerator", "denominator")},
@@ -50,16 +56,16 @@ def keep(files: list[str]) -> None:
             if not re.search("^position/|/(answer|exact)$", measure["key"])
         ]
         model = {name: scores["model"][name] for name in ("name", "parameters", "fingerprint")}
-        models.append({"model": model, "versions": scores["versions"], "parts": [{"measures": kept}]})
-    KEPT.write_bytes(gzip.compress(json.dumps({"scores": models}).encode(), 9, mtime=0))
+        models.append({"model": model, "versions": scores["versions"], "parts": [{"measures": needed}]})
+    kept(chosen).write_bytes(gzip.compress(json.dumps({"scores": models}).encode(), 9, mtime=0))
 
 
-def read_scores() -> Scores:
-    """Return all values by arm and seed."""
-    stored = json.loads(gzip.decompress(KEPT.read_bytes()))["scores"]
+def read_scores(chosen: str) -> Scores:
+    """Return all values of a set by arm and seed."""
+    stored = json.loads(gzip.decompress(kept(chosen).read_bytes()))["scores"]
     found: Scores = {arm: [] for arm in ARMS}
     for one in sorted(stored, key=lambda scores: scores["model"]["name"]):
-        arm = re.fullmatch(r"context-best-(.*)-s\d", one["model"]["name"])[1]  # type: ignore[index]  # runs are named so
+        arm = re.fullmatch(rf"{SETS[chosen][0]}-(.*)-s\d", one["model"]["name"])[1]  # type: ignore[index]  # runs are named so
         found[arm].append({m["key"]: ratio(m) for part in one["parts"] for m in part["measures"]})
     return found
 
@@ -96,12 +102,16 @@ def rows(scores: Scores) -> list[str]:
         "bits per byte": ["bits_per_byte"],
         "nats on pairs of tokens seen earlier": ["recall/repeated"],
         **{f"nats at {place}": [f"length/{place}"] for place in LENGTHS},
+        **{f"{task}, {shown} examples": [f"task/{task}/{shown}/accuracy"] for task in RULES for shown in RULES[task]},
     }
+    measured = scores["mesa"][0]
     lines = [
         f"| {len(scores['mesa'])} seeds | mesa | softmax-conv | linear | less softmax-conv | less linear |",
         "|---" * 6 + "|",
     ]
     for name, keys in wanted.items():
+        if not all(key in measured for key in keys):
+            continue
         values = {arm: [sum(seed[key] for key in keys) / len(keys) for seed in seeds] for arm, seeds in scores.items()}
         means = [f"{sum(column) / len(column):.3f}" for column in values.values()]
         gaps = [paired_t(values["mesa"], values[arm]) for arm in ("softmax-conv", "linear")]
@@ -114,12 +124,16 @@ def rows(scores: Scores) -> list[str]:
 
 def main() -> None:
     """Write the figure and print the tables."""
-    if sys.argv[1:]:
-        keep(sys.argv[1:])
-    scores = read_scores()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=SETS, help="models")
+    parser.add_argument("files", nargs="*", type=Path, help="score files to keep")
+    arguments = parser.parse_args()
+    if arguments.files:
+        keep(arguments.set, arguments.files)
+    scores = read_scores(arguments.set)
     label = "Accuracy by showings of mesa, softmax and linear models, with known and with new labels"
     text = draw_svg_file(lambda figure: draw(figure, scores), (8.2, 3.6), label)
-    (HERE / "context.svg").write_text(text, encoding="utf-8")
+    (HERE / SETS[arguments.set][1]).write_text(text, encoding="utf-8")
     print("\n".join(rows(scores)))
 
 

@@ -19,18 +19,32 @@ import records
 import torch
 from cases import DTYPES
 from measure import Spread, interleave, peak_rates, ratio
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mesalm import MesaConfig, MesaForCausalLM
 
 TWIN = "softmax"
 
 
+class Operators(TorchDispatchMode):
+    """Count torch's operators that write memory, each of them a kernel to launch; ours count as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (func.is_view or "empty" in func.name() or "detach" in func.name())
+        return func(*args, **(kwargs or {}))
+
+
 @dataclass
 class Trainee:
-    """A model, its optimiser and the tokens `[rows, T]` that it makes steps on."""
+    """A model, what runs it (itself, or its compiled form), its optimiser and the tokens `[rows, T]` of its steps."""
 
     name: str
     model: MesaForCausalLM
+    run: Callable[..., Any]
     optimiser: torch.optim.Optimizer
     tokens: torch.Tensor
     precision: torch.dtype
@@ -40,11 +54,19 @@ class Trainee:
         """Make one optimiser step and keep its loss."""
         device = self.tokens.device.type
         with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
-            loss = self.model(input_ids=self.tokens, labels=self.tokens).loss
+            loss = self.run(input_ids=self.tokens, labels=self.tokens).loss
         loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.loss = loss.detach()
+
+    def operators(self) -> int | None:
+        """Count the operators of one step; None for a compiled model, which is none of operators."""
+        if self.run is not self.model:
+            return None
+        with Operators() as operators:
+            self.step()
+        return operators.count
 
     def flops(self) -> float:
         """Count the operations of one step; the solver's steps are those of the last forward pass."""
@@ -64,6 +86,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-3, 1e-4], help="of mesa mixers")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of autocast")
+    parser.add_argument("--compile", action="store_true", help="run the models through torch.compile")
     parser.add_argument("--repeats", type=int, help="steps measured (default: 10)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     usual = {
@@ -98,7 +121,8 @@ def build(arguments: argparse.Namespace, mixer: str, tolerance: float, length: i
     generator = torch.Generator().manual_seed(arguments.seed)
     tokens = torch.randint(arguments.vocabulary, (arguments.tokens // length, length), generator=generator)
     name = f"{mixer}@{tolerance:g}" if mixer == "mesa" else mixer
-    return Trainee(name, model, optimiser, tokens.to(arguments.device), DTYPES[arguments.precision])
+    run = torch.compile(model) if arguments.compile else model
+    return Trainee(name, model, run, optimiser, tokens.to(arguments.device), DTYPES[arguments.precision])
 
 
 def measure_length(arguments: argparse.Namespace, length: int) -> tuple[list[Trainee], dict[str, Spread]]:
@@ -136,6 +160,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     "flops": flops,
                     "share_of_peak": flops / spread.median / rates["large"],
                     "loss": float(trainee.loss),
+                    "operators": trainee.operators(),
                 }
             )
         show_length(length, lines, times)
@@ -147,7 +172,17 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def show_length(length: int, lines: list[dict[str, Any]], times: dict[str, Spread]) -> None:
     """Print the table of one length."""
-    columns = ("model", "step\nms", "tokens\na second", "times\nsoftmax", "solver\nsteps", "GFLOP", "of peak", "loss")
+    columns = (
+        "model",
+        "step\nms",
+        "tokens\na second",
+        "times\nsoftmax",
+        "solver\nsteps",
+        "GFLOP",
+        "of peak",
+        "loss",
+        "operators",
+    )
     cells = [
         (
             line["variant"],
@@ -158,6 +193,7 @@ def show_length(length: int, lines: list[dict[str, Any]], times: dict[str, Sprea
             records.number(line["flops"], 1e-9),
             records.share(line["share_of_peak"]),
             records.number(line["loss"]),
+            records.number(line["operators"]),
         )
         for line in lines
     ]

@@ -11,13 +11,14 @@ from peer_kernel import peer_release
 BENCH = "kernels/bench"
 RECORDED = ("tests/data/recorded_short.safetensors", "tests/data/recorded_long.safetensors")
 CHECKED = ("kernels_operator", "one_step", "large_heads", "kernels_library")
-PYTEST = (
+TESTS = (
     *("-m", "pytest", "-p", "no:cacheprovider", "-q", "-ra"),
     # a card's machine has other versions of libraries, whose warnings are not ours, and maybe none of pytest's plugins
     *("-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default"),
-    *("tests/model/test_devices.py", *(f"tests/kernels/test_{name}.py" for name in CHECKED)),
 )
+PYTEST = (*TESTS, "tests/model/test_devices.py", *(f"tests/kernels/test_{name}.py" for name in CHECKED))
 AIM = ("--dtype", "bfloat16", "--batch", "8", "--heads", "16")
+STEP = ("--precision", "bfloat16", "--width", "768", "--heads", "12", "--layers", "12", "--tokens", "32768")
 AIMED = ("--length", "4096", "--size", "128", "--gamma", "0.99")
 
 
@@ -27,8 +28,7 @@ class Step:
 
     limit: seconds after which it is interrupted where time is short. card, rehearsal: words that are added on a card,
     and on a CPU, where it only shows whether it runs. figures: whether the program takes --out for JSON lines.
-    until_stopped: whether it is meant to run up to its limit. {folder} in a word is where a step may write, {carried}
-    what was carried here.
+    {carried} in a word is what was carried here.
     """
 
     name: str
@@ -38,14 +38,13 @@ class Step:
     card: tuple[str, ...] = ()
     rehearsal: tuple[str, ...] = ()
     figures: bool = True
-    until_stopped: bool = False
 
     def command(self, folder: Path, carried: Path, rehearsed: bool) -> list[str]:
         """Give the words of the command; the peer is named only where it can run."""
         absent = {"fla"} if peer_release() is None else set()
         words = [*self.words, *(self.rehearsal if rehearsed else self.card)]
         figures = ["--out", str(folder / f"{self.name}.jsonl")] if self.figures else []
-        found = (word.replace("{folder}", str(folder)).replace("{carried}", str(carried)) for word in words)
+        found = (word.replace("{carried}", str(carried)) for word in words)
         return [sys.executable, *(word for word in found if word not in absent), *figures]
 
 
@@ -59,15 +58,6 @@ def operator(name: str, finds: str, limit: int, *card: str) -> Step:
     """Describe a run of `bench_operator.py`; errors are those of one sequence, the exact one being slow."""
     quick = ("--variants", "triton", "linear", "--heads", "1", "--length", "66", "--repeats", "1", "--warmup", "0")
     return bench(name, finds, "bench_operator", limit, "--truth-rows", "1", *card, rehearsal=quick)
-
-
-def twin(mixer: str) -> Step:
-    """Describe the training of one of two models that differ in the mixer, from rows that were carried."""
-    words = ("-m", "mesalm", "train", "twins-gpu", "--arm", mixer, "output_dir={folder}/twins")
-    words += ("data.sources.0.files={carried}/text/*.jsonl.gz", "data.cache_dir={carried}/rows")
-    finds = f"25 million parameters, {mixer}: tokens a second, loss by tokens and by time"
-    quick = ("train.steps=1", "train.device=cpu", "train.precision=fp32")
-    return Step(f"twin-{mixer}", finds, words, 150, (), quick, figures=False, until_stopped=True)
 
 
 STEPS = (
@@ -122,13 +112,17 @@ STEPS = (
         *("--gamma", "0.99", "--length", "1024", "2048", "4096", "8192", "16384", "32768", "65536"),
         *("--repeats", "10", "--memory", "all", "--variants", "mesa", "fla", "softmax"),
     ),
-    bench(
-        "train-step",
-        "a training step of 12 layers, width 768",
-        "bench_step",
-        60,
-        *("--precision", "bfloat16", "--width", "768", "--heads", "12", "--layers", "12"),
+    Step(
+        "waits",
+        "does a training step wait for the card?",
+        (*TESTS, "tests/train/test_reads.py"),
+        45,
+        ("-m", "card"),
+        ("-m", "card"),
+        figures=False,
     ),
+    bench("train-step", "a training step of 12 layers, width 768", "bench_step", 60, *STEP),
+    bench("train-step-compiled", "the same through torch.compile", "bench_step", 120, *STEP, "--compile"),
     Step(
         "tune",
         "tiles and warps of every kernel; the table is kernels/mesa_kernels/tuned/CARD.json",
@@ -138,8 +132,6 @@ STEPS = (
         ("--help",),
         figures=False,
     ),
-    twin("mesa"),
-    twin("softmax"),
     operator(
         "tuned",
         "the size that the targets name once more, with what was tuned",
@@ -150,7 +142,7 @@ STEPS = (
         "decode",
         "single tokens by batch and context",
         "bench_decode",
-        180,
+        120,
         *("--dtype", "bfloat16", "--width", "768", "--heads", "12", "--layers", "12"),
         *("--batch", "1", "8", "64", "--context", "1024", "16384"),
     ),
@@ -192,7 +184,7 @@ STEPS = (
 RUNS = {
     "first": ("versions", "smoke", "profile", "aim", "check"),
     "second": ("versions", "profile", "lengths", "train-step", "tune"),
-    "twins": ("versions", "profile", "twin-mesa", "twin-softmax"),
-    "all": tuple(step.name for step in STEPS if not step.until_stopped),
+    "third": ("versions", "waits", "train-step", "train-step-compiled", "decode", "tune"),
+    "all": tuple(step.name for step in STEPS),
 }
 """Runs of a card that is lent for minutes, and all that waits for one."""

@@ -146,12 +146,13 @@ def test_the_step_program_writes_every_field(bench: SimpleNamespace, tmp_path: P
     assert [line["variant"] for line in lines] == ["mesa@0.001", "mesa@0.0001", "linear", "softmax"]
     for line in lines:
         wanted = {"length", "rows", "step_s", "tokens_per_s", "time_over_softmax", "solver_steps", "flops"}
-        assert set(line) == SHARED | wanted | {"share_of_peak", "loss", "peak_flops_per_s"}
+        assert set(line) == SHARED | wanted | {"share_of_peak", "loss", "peak_flops_per_s", "operators"}
         check_spread(line["step_s"], 2)
         assert line["tokens_per_s"] == pytest.approx(192 / line["step_s"]["median"])
         assert line["loss"] == pytest.approx(math.log(64), abs=0.3)
         assert (line["solver_steps"] is None) == (line["variant"] in ("linear", "softmax"))
     assert lines[1]["solver_steps"] >= lines[0]["solver_steps"] > 0
+    assert lines[0]["operators"] == lines[1]["operators"] > lines[2]["operators"] > lines[3]["operators"]
     assert lines[3]["time_over_softmax"] == 1
 
 
