@@ -30,6 +30,7 @@ from mesalm.train.step import (
     backward,
     can_refuse,
     clip_gradient,
+    compile_in_place,
     compiled,
     count_tokens,
     flops_per_token,
@@ -39,6 +40,7 @@ from mesalm.train.step import (
     read_first_row,
     sample_solver,
     solver_fields,
+    uncompiled,
     update_where_finite,
 )
 
@@ -190,7 +192,10 @@ class Loop:
             self._take_up(self.resume_from)
         if self.checkpoints is not None and self.accelerator.is_main_process:
             self.checkpoints.tidy()
-        self._wrapped: Any = compiled(self.model, self.compile_model)
+        self._sharded = self.accelerator.is_fsdp2
+        if self._sharded and self.compile_model:
+            compile_in_place(self.model)
+        self._wrapped: Any = self.model if self._sharded else compiled(self.model, self.compile_model)
         self._wrapped, self._wrapped_optimiser = self.accelerator.prepare(self._wrapped, self.optimiser)
         if self.resume_from is not None:
             load_optimiser(self.model, self.optimiser, self.resume_from)
@@ -267,10 +272,12 @@ class Loop:
 
     def _watch_solver(self, due: Due, batch: Batch) -> Any:
         """Have a layer measure the next row it solves, where the step is logged; return the layer, None for none."""
-        if not (due.logged and self.accelerator.is_main_process):
+        if not due.logged:
             return None
-        solver = sample_solver(self.model, due.number // self.log_every)
-        if self.compile_model and is_sampled(self.model):
+        main = self.accelerator.is_main_process
+        solver = sample_solver(self.model, due.number // self.log_every) if main else None
+        # where blocks are sharded, every process has to run them
+        if self.compile_model and (self._sharded or is_sampled(self.model)):
             read_first_row(self.accelerator, self.model, batch)
         return solver
 
@@ -357,7 +364,7 @@ class Loop:
         begun = time.perf_counter()
         for probe in due.probes:
             self.model.eval()
-            with preserved_randomness(), torch.no_grad(), self.accelerator.autocast():
+            with preserved_randomness(), torch.no_grad(), self.accelerator.autocast(), uncompiled():
                 self._recorder.tell_all(probe.event, probe.run(self.model, self.tally.step))
             self.model.train()
         self._speed.pause(time.perf_counter() - begun)

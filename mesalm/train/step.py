@@ -155,7 +155,23 @@ def compiled(model: nn.Module, how: bool | Literal["blocks"]) -> Any:
     return torch.compile(model) if how else model
 
 
+def uncompiled() -> Any:
+    """Run what is compiled in place as it is: a row to measure, or a text, has other shapes than training."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def compile_in_place(model: nn.Module) -> None:
+    """Compile the forward pass of a model's repeated blocks, and leave the model what it is.
+
+    For FSDP, which knows the model's own modules and hangs what gathers their weights around the forward passes.
+    """
+    for blocks in model.modules():
+        if isinstance(blocks, nn.ModuleList) and len({type(block) for block in blocks}) == 1:
+            for block in blocks:
+                block.forward = torch.compile(block.forward)
+
+
 def read_first_row(accelerator: Accelerator, model: nn.Module, batch: Batch) -> None:
     """Run the first row of a batch through a model as it is, where training runs a compiled form of it."""
-    with preserved_randomness(), torch.no_grad(), accelerator.autocast(), unchecked_values():
+    with preserved_randomness(), torch.no_grad(), accelerator.autocast(), unchecked_values(), uncompiled():
         model(**{name: tensor[:1] for name, tensor in batch.items()})

@@ -14,8 +14,9 @@ from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
 from mesalm.journal import read_journal
+from mesalm.settings import SettingsError
 from mesalm.train.launch import LaunchError, check_options
-from mesalm.train.pretrain import pretrain
+from mesalm.train.pretrain import _check_sharded, pretrain
 from mesalm.train.recipe import Recipe
 
 Load = Callable[..., Recipe]
@@ -109,6 +110,16 @@ def test_other_settings_shard_too(load: Load, start: Start, changes: tuple[str, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_compiled_blocks_shard_too(load: Load, start: Start) -> None:
+    settings = ("train.steps=6", "train.log_every=2", "sample.every=3", "sample.tokens=4", *SAME)
+    process = start("name=two", "train.compile=blocks", *settings, launcher=torchrun(2), environment=FSDP)
+    one = pretrain(load("name=one", *settings), quiet=True)
+    finish(process)
+    assert_alike(one, load("name=two", *settings).folder, 1e-4)
+
+
+@pytest.mark.slow
 def test_what_is_not_finite_is_refused_on_all_shards(tmp_path: Path, start: Start) -> None:
     """A step read at once and one that the fused optimiser refuses by itself; every other step is made."""
     script = Path(__file__).with_name("sharded_regression.py")
@@ -150,3 +161,18 @@ def test_what_sharding_does_not_do_is_refused(environment: dict[str, str], words
     with pytest.raises(LaunchError, match=words) as caught:
         check_options({**FSDP, **environment}, sharding=True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "instead"),
+    [
+        ("train.compile=true", "train.compile=blocks"),
+        ("evaluate.every=2", "evaluate.every=0"),
+        ("train.average=0.9", "train.average=none"),
+        ("train.spikes=rollback", "train.spikes=skip"),
+    ],
+)
+def test_settings_that_do_not_shard_name_those_that_do(load: Load, change: str, instead: str) -> None:
+    _check_sharded(load(instead))
+    with pytest.raises(SettingsError, match=rf"{change.split('=')[0]}: does not go with FSDP; set {instead}, or"):
+        _check_sharded(load(change))
