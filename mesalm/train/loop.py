@@ -30,7 +30,6 @@ from mesalm.train.step import (
     backward,
     can_refuse,
     clip_gradient,
-    compile_in_place,
     compiled,
     count_tokens,
     flops_per_token,
@@ -192,10 +191,7 @@ class Loop:
             self._take_up(self.resume_from)
         if self.checkpoints is not None and self.accelerator.is_main_process:
             self.checkpoints.tidy()
-        self._sharded = self.accelerator.is_fsdp2
-        if self._sharded and self.compile_model:
-            compile_in_place(self.model)
-        self._wrapped: Any = self.model if self._sharded else compiled(self.model, self.compile_model)
+        self._wrapped: Any = compiled(self.model, self.compile_model, sharded=self.accelerator.is_fsdp2)
         self._wrapped, self._wrapped_optimiser = self.accelerator.prepare(self._wrapped, self.optimiser)
         if self.resume_from is not None:
             load_optimiser(self.model, self.optimiser, self.resume_from)
@@ -276,8 +272,7 @@ class Loop:
             return None
         main = self.accelerator.is_main_process
         solver = sample_solver(self.model, due.number // self.log_every) if main else None
-        # where blocks are sharded, every process has to run them
-        if self.compile_model and (self._sharded or is_sampled(self.model)):
+        if self.compile_model and (self.accelerator.is_fsdp2 or is_sampled(self.model)):  # sharded, all processes do
             read_first_row(self.accelerator, self.model, batch)
         return solver
 

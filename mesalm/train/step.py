@@ -145,11 +145,19 @@ def solver_fields(model: nn.Module, sampled: Any) -> dict[str, Any]:
     }
 
 
-def compiled(model: nn.Module, how: bool | Literal["blocks"]) -> Any:
+def compiled(model: nn.Module, how: bool | Literal["blocks"], *, sharded: bool = False) -> Any:
     """Give the compiled form of a model, which shares its weights; False gives the model itself.
 
     "blocks" compiles each of its repeated blocks and the modules around them: blocks of one kind share one graph.
+    sharded: for FSDP, which knows the model's own modules and hangs what gathers their weights around the forward
+    passes, these are compiled in place, and nothing around the blocks is.
     """
+    if sharded and how:
+        for blocks in model.modules():
+            if isinstance(blocks, nn.ModuleList) and len({type(block) for block in blocks}) == 1:
+                for block in blocks:
+                    block.forward = torch.compile(block.forward)
+        return model
     if how == "blocks":
         return compile_regions(model)
     return torch.compile(model) if how else model
@@ -158,17 +166,6 @@ def compiled(model: nn.Module, how: bool | Literal["blocks"]) -> Any:
 def uncompiled() -> Any:
     """Run what is compiled in place as it is: a row to measure, or a text, has other shapes than training."""
     return torch.compiler.set_stance("force_eager")
-
-
-def compile_in_place(model: nn.Module) -> None:
-    """Compile the forward pass of a model's repeated blocks, and leave the model what it is.
-
-    For FSDP, which knows the model's own modules and hangs what gathers their weights around the forward passes.
-    """
-    for blocks in model.modules():
-        if isinstance(blocks, nn.ModuleList) and len({type(block) for block in blocks}) == 1:
-            for block in blocks:
-                block.forward = torch.compile(block.forward)
 
 
 def read_first_row(accelerator: Accelerator, model: nn.Module, batch: Batch) -> None:
