@@ -12,7 +12,7 @@ from mesa_eval.harness import register
 from mesa_eval.measures.perplexity import score_documents
 from mesa_eval.reading.scoring import Scorer
 
-pytest.importorskip("lm_eval")
+pytest.importorskip("lm_eval", reason="in the extra eval")
 
 TASK = """\
 task: {name}

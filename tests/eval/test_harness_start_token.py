@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from mesalm import MesaForCausalLM
 from mesalm.data.bpe import train_tokenizer
 
-pytest.importorskip("lm_eval")
+pytest.importorskip("lm_eval", reason="in the extra eval")
 
 TALE = "the quick brown fox jumps over the lazy dog "
 

@@ -119,7 +119,7 @@ def test_accuracy_calibration_and_f1_by_hand() -> None:
 
 
 def test_macro_f1_is_scikit_learns() -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
+    metrics = pytest.importorskip("sklearn.metrics", reason="comes with the extra eval")
     generator = np.random.default_rng(2)
     ranked = generator.normal(size=(40, 1, 3))
     truth = generator.integers(0, 3, (40, 1))

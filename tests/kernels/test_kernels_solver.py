@@ -142,6 +142,7 @@ def test_numbers_beyond_float16_are_solved_in_float32(run) -> None:
     assert float((got.output - output).norm() / output.norm()) <= 1e-2
 
 
+# NumPy warns of every number that is none
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_row_that_is_no_number_stays_one_and_spoils_no_other(run) -> None:
     case = Case("iid", "0.9", "none", "1", "random", 16, 8, "1/1", 40, "one row")
