@@ -39,6 +39,7 @@ def check_spread(spread: dict[str, float], repeats: int) -> None:
     assert spread["repeats"] == repeats
 
 
+@pytest.mark.slow
 def test_the_operator_program_writes_every_field(bench: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "lines.jsonl"
     variants = [name for name in bench.variants.ALL if name not in ("fla", "triton")]

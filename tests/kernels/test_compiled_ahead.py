@@ -40,6 +40,7 @@ def test_light_kernels_of_heads_of_64() -> None:
     assert_kept_in_registers(rows)
 
 
+@pytest.mark.slow
 def test_the_float32_solver_of_heads_of_128() -> None:
     rows = read_table("--size", "128", "--dtype", "float32", "--only", "gradient")
     assert [row["kernel"] for row in rows] == ["gradient"]
