@@ -100,3 +100,9 @@ def test_convolution_and_norm_become_one_kernel_each_way(packed: bool) -> None:
     for code in codes:
         assert code.count("= async_compile.") == 1
         assert "extern_kernels." not in code.partition("def call(")[2]
+
+
+def test_blocks_of_a_sharded_model_are_compiled_in_place(traced: None) -> None:
+    model = tiny_model(mixers=["mesa", "softmax"])
+    assert compiled(model, "blocks", sharded=True) is model
+    assert all(hasattr(block.forward, "_torchdynamo_orig_callable") for block in model.model.layers)
