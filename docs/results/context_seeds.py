@@ -1,8 +1,9 @@
-"""Draw how often a word must be shown with its label, and print the tables of models with several seeds.
+"""Draw what models learn from examples, and print the tables of models with several seeds.
 
 python docs/results/context_seeds.py best                                      # of the scores that are kept
 python docs/results/context_seeds.py best reports/*/scores/context-best-*.json  # keep these instead
 python docs/results/context_seeds.py h200 reports/*/scores/context-gpu-*.json   # the models that were trained on a card
+python docs/results/context_seeds.py rules reports/*/scores/rules-*.json        # the models of rules alone
 
 Reads the scores by prompt in docs/results/context/SET/. A point is the mean over seeds; a bar reaches from the worst
 seed to the best. Intervals are Student's t, paired by seed.
@@ -14,23 +15,59 @@ import argparse
 import gzip
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+from rule_predictors import Told, told
 
 from mesa_eval.uncertainty.intervals import paired_t
 from mesalm.draw import MUTED, draw_svg_file, series_colour, series_marker
 
 HERE = Path(__file__).parent
-PANELS = {"word_labels": "labels known from training", "new_labels": "labels never seen in training"}
 ARMS = {"mesa": "mesa", "softmax-conv": "softmax with convolution", "linear": "linear (no solve)"}
 SHOWINGS = (0, 1, 2, 4, 8)
 TASKS = ("word_labels", "new_labels", "letter_labels", "noisy_labels")
 RULES = {"attribute_rules_of_three": (0, 2, 4, 6), "linear_rules_of_three": (0, 2, 4, 6), "attribute_rules": (0, 8, 32)}
 LENGTHS = ("129-256", "257-512", "513-1024", "1025-2048", "2049-4096")
-SETS = {"best": ("context-best", "context.svg"), "h200": ("context-gpu", "context-h200.svg")}
-"""The folder of a set of models: the name that its runs begin with, and the figure's file."""
+
+
+class ModelSet(NamedTuple):
+    """Models that are compared: what their runs' names begin with, and what their figure shows.
+
+    `panels` are titles by task, `shown` the numbers of examples; `chance` is the accuracy of a guess; `told` are the
+    accuracies of predictors that are told the attributes, by task and number, where there are such predictors.
+    """
+
+    runs: str
+    figure: str
+    panels: dict[str, str]
+    shown: tuple[int, ...]
+    axes: tuple[str, str]
+    chance: float
+    told: Callable[[], Told] | None = None
+
+
+WORDS = {"word_labels": "labels known from training", "new_labels": "labels never seen in training"}
+WORD_AXES = ("times the word was shown with its label", "accuracy among four labels")
+SETS = {
+    "best": ModelSet("context-best", "context.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
+    "h200": ModelSet("context-gpu", "context-h200.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
+    "rules": ModelSet(
+        "rules-[^-]*-[0-9]",
+        "context-rules.svg",
+        {
+            "attribute_rules_of_three": "one attribute of three decides",
+            "linear_rules_of_three": "a weighted vote, not in training",
+        },
+        (0, 2, 4, 6),
+        ("examples shown", "accuracy between two labels"),
+        0.5,
+        told,
+    ),
+}
+"""The sets by the folder of their scores."""
 
 Scores = dict[str, list[dict[str, float]]]
 """For each arm the values of every measure, one dictionary per seed."""
@@ -65,7 +102,7 @@ def read_scores(chosen: str) -> Scores:
     stored = json.loads(gzip.decompress(kept(chosen).read_bytes()))["scores"]
     found: Scores = {arm: [] for arm in ARMS}
     for one in sorted(stored, key=lambda scores: scores["model"]["name"]):
-        arm = re.fullmatch(rf"{SETS[chosen][0]}-(.*)-s\d", one["model"]["name"])[1]  # type: ignore[index]  # runs are named so
+        arm = re.fullmatch(rf"{SETS[chosen].runs}-(.*)-s\d", one["model"]["name"])[1]  # type: ignore[index]  # runs are named so
         found[arm].append({m["key"]: ratio(m) for part in one["parts"] for m in part["measures"]})
     return found
 
@@ -75,23 +112,35 @@ def ratio(measure: dict[str, Any]) -> float:
     return float(sum(measure["numerator"]) / sum(measure["denominator"]))
 
 
-def draw(figure: Figure, scores: Scores) -> None:
+def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
     """Draw a panel per task and a line per arm."""
-    panels = figure.subplots(1, len(PANELS), sharey=True)
-    for panel, (task, title) in zip(panels, PANELS.items(), strict=True):
+    panels = figure.subplots(1, len(chosen.panels), sharey=True)
+    ticks = range(len(chosen.shown))
+    for panel, (task, title) in zip(panels, chosen.panels.items(), strict=True):
         for index, (arm, label) in enumerate(ARMS.items()):
-            by_showing = [[seed[f"task/{task}/{shown}/accuracy"] for seed in scores[arm]] for shown in SHOWINGS]
-            places = [place + (index - 1) * 0.06 for place in range(len(SHOWINGS))]
-            means = [sum(shares) / len(shares) for shares in by_showing]
+            shares = [[seed[f"task/{task}/{shown}/accuracy"] for seed in scores[arm]] for shown in chosen.shown]
+            if not scores[arm]:
+                continue
+            places = [place + (index - 1) * 0.06 for place in ticks]
+            means = [sum(column) / len(column) for column in shares]
             colour = series_colour(index)
-            panel.vlines(places, [min(x) for x in by_showing], [max(x) for x in by_showing], color=colour, linewidth=1)
+            panel.vlines(places, [min(x) for x in shares], [max(x) for x in shares], color=colour, linewidth=1)
             panel.plot(places, means, color=colour, marker=series_marker(index), label=label)
-        panel.axhline(0.25, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        panel.set(title=title, xticks=range(len(SHOWINGS)), xticklabels=SHOWINGS, ylim=(0, 1.04))
-        panel.set_xlabel("times the word was shown with its label")
-    panels[0].set_ylabel("accuracy among four labels")
-    panels[0].text(4.1, 0.19, "chance", color=MUTED, ha="right", va="top")
-    panels[1].legend(loc="upper left")
+        for name, line in told_lines(chosen, task).items():
+            places = [place for place, shown in enumerate(chosen.shown) if shown in line]
+            panel.plot(places, list(line.values()), color=MUTED, linewidth=1)
+            panel.annotate(name, (places[0], line[chosen.shown[places[0]]]), color=MUTED, ha="right", va="bottom")
+        panel.axhline(chosen.chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        panel.set(title=title, xticks=ticks, xticklabels=chosen.shown, ylim=(0, 1.04))
+        panel.set_xlabel(chosen.axes[0])
+    panels[0].set_ylabel(chosen.axes[1])
+    panels[0].text(ticks[-1], chosen.chance - 0.06, "chance", color=MUTED, ha="right", va="top")
+    panels[1].legend(loc="lower right" if chosen.told else "upper left")
+
+
+def told_lines(chosen: ModelSet, task: str) -> dict[str, dict[int, float]]:
+    """Return the accuracies of the predictors that are told the attributes, by name and number of examples."""
+    return chosen.told()[task] if chosen.told else {}
 
 
 def rows(scores: Scores) -> list[str]:
@@ -105,16 +154,16 @@ def rows(scores: Scores) -> list[str]:
         **{f"{task}, {shown} examples": [f"task/{task}/{shown}/accuracy"] for task in RULES for shown in RULES[task]},
     }
     measured = scores["mesa"][0]
-    lines = [
-        f"| {len(scores['mesa'])} seeds | mesa | softmax-conv | linear | less softmax-conv | less linear |",
-        "|---" * 6 + "|",
-    ]
+    scores = {arm: seeds for arm, seeds in scores.items() if seeds}
+    others = [arm for arm in scores if arm != "mesa"]
+    titles = [f"{len(scores['mesa'])} seeds", *scores, *(f"less {arm}" for arm in others)]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, keys in wanted.items():
         if not all(key in measured for key in keys):
             continue
         values = {arm: [sum(seed[key] for key in keys) / len(keys) for seed in seeds] for arm, seeds in scores.items()}
         means = [f"{sum(column) / len(column):.3f}" for column in values.values()]
-        gaps = [paired_t(values["mesa"], values[arm]) for arm in ("softmax-conv", "linear")]
+        gaps = [paired_t(values["mesa"], values[arm]) for arm in others]
         lines.append(
             " | ".join([f"| {name}", *means, *(f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" for gap in gaps)])
             + " |"
@@ -131,9 +180,10 @@ def main() -> None:
     if arguments.files:
         keep(arguments.set, arguments.files)
     scores = read_scores(arguments.set)
-    label = "Accuracy by showings of mesa, softmax and linear models, with known and with new labels"
-    text = draw_svg_file(lambda figure: draw(figure, scores), (8.2, 3.6), label)
-    (HERE / SETS[arguments.set][1]).write_text(text, encoding="utf-8")
+    label = "Accuracy by number of examples of mesa, softmax and linear models"
+    chosen = SETS[arguments.set]
+    text = draw_svg_file(lambda figure: draw(figure, chosen, scores), (8.2, 3.6), label)
+    (HERE / chosen.figure).write_text(text, encoding="utf-8")
     print("\n".join(rows(scores)))
 
 

@@ -1,4 +1,4 @@
-"""The prompts a soft prefix is learned from: questions and demonstrations of the tasks' pools, never their queries."""
+"""The prompts that a soft prefix is learned from: of the tasks' pools or training words, never what they ask."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ import numpy as np
 
 from mesa_eval.reading.scoring import Scorer
 from mesa_eval.tasks import find_tasks
-from mesa_eval.tasks.episodes import EpisodeTask
 from mesa_eval.tasks.task import Task
 
 Row = tuple[list[int], int]
 
 
 def tuning_tasks(names: Sequence[str], seed: int) -> list[Task]:
-    """Return the tasks of few-shot files or folders of them that a prefix can be learned from.
+    """Return the tasks of these names, files or folders of files that a prefix can be learned from.
 
-    Those without a pool of demonstrations are left out, and episodes, where labels mean something else each time.
+    Those without prompts to learn from (`Task.tuning_shots`) are left out.
     Raises ValueError where a name leaves none, or two tasks bear one name.
     """
     tasks: list[Task] = []
     for name in names:
         found = find_tasks(name, [], seed)
-        usable = [task for task in found if task.pool and not isinstance(task, EpisodeTask)]
+        usable = [task for task in found if task.tuning_shots >= 0]
         if not usable:
             words = ", ".join(task.name for task in found)
-            raise ValueError(f"task {name}: a prefix is learned from a pool of demonstrations; {words} has none")
+            raise ValueError(f"task {name}: a prefix is learned from prompts that are never asked; {words} has none")
         tasks.extend(usable)
     titles = [task.name for task in tasks]
     twice = sorted({title for title in titles if titles.count(title) > 1})
@@ -39,8 +38,8 @@ def tuning_rows(scorer: Scorer, tasks: Sequence[Task], shots: Sequence[int], cou
     """Return ``count`` encoded prompts with answers, equally many of each task, those of the first ones one more.
 
     A row is token ids and the place of the answer's first token. Each has a number of demonstrations drawn from
-    ``shots`` and a question of its own, all from the task's pool. Prompts that do not fit the model's window are left
-    out. Raises ValueError if there are fewer rows than tasks, a pool is too small or nothing of a task fits.
+    ``shots`` and a question of its own (`Task.tuning_text`). Prompts that do not fit the model's window are left out.
+    Raises ValueError if there are fewer rows than tasks, a task has fewer demonstrations or nothing of it fits.
     """
     if count < len(tasks):
         raise ValueError(f"{count} prompts of {len(tasks)} tasks: ask for at least one per task")
@@ -51,18 +50,13 @@ def tuning_rows(scorer: Scorer, tasks: Sequence[Task], shots: Sequence[int], cou
 
 
 def _task_rows(scorer: Scorer, task: Task, shots: Sequence[int], count: int, seed: int) -> list[Row]:
-    if max(shots) >= len(task.pool):
+    if max(shots) > task.tuning_shots:
         raise ValueError(
-            f"task {task.name}: shots: {max(shots)} demonstrations and a question need a pool larger than"
-            f" {len(task.pool)}"
+            f"task {task.name}: shots: prompts to learn from have at most {task.tuning_shots} demonstrations, not"
+            f" {max(shots)}"
         )
     random = np.random.RandomState([seed, 0x7E57])
-    texts = []
-    for _ in range(count):
-        chosen = random.permutation(len(task.pool))[: int(random.choice(list(shots))) + 1]
-        *shown, asked = (task.pool[index] for index in chosen)
-        prompt, _ = task.prompt(shown, asked.input)
-        texts.append((prompt, f" {asked.output}"))
+    texts = [task.tuning_text(shots, random) for _ in range(count)]
     pairs = [pair for pair in scorer.encode_pairs(texts) if len(pair.tokens) - 1 <= scorer.max_length]
     if not pairs:
         raise ValueError(f"task {task.name}: no prompt fits the window of {scorer.max_length} tokens of {scorer.name}")

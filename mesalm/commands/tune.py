@@ -26,8 +26,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
         "--task",
         action="append",
         required=True,
-        metavar="FILE",
-        help="a few-shot file or a folder of them; may be given again: one prefix is learned from all together",
+        metavar="TASK",
+        help="a few-shot file, a folder of them, or a built-in task of episodes, such as attribute_rules; may be given "
+        "again: one prefix is learned from all together",
     )
     command.add_argument(
         "--out",

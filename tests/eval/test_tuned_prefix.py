@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mesa_eval.reading.scoring import Scorer
 from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
 from mesalm.cli import main
+from mesalm.data.episodes import HELD_OUT, HELD_OUT_LABELS, TRAINING
 
 
 def test_rows_come_from_the_pool_and_are_scored_on_the_answer(
@@ -32,7 +34,7 @@ def test_rows_come_from_the_pool_and_are_scored_on_the_answer(
             question = asked.split("\n")[0].split(": ")[1]
             assert (question, answer.strip()) in pool
         assert counts == {0, 2}
-    with pytest.raises(ValueError, match="need a pool larger than 12"):
+    with pytest.raises(ValueError, match="at most 11 demonstrations, not 12"):
         tuning_rows(scorer, tuning_tasks([class_file], 0), [12], 2, seed=0)
 
 
@@ -103,3 +105,21 @@ def test_a_tuned_folder_is_compared_with_its_model(
     assert main(["sample", out, "--prompt", "Q: bcd1", "--tokens", "3", "--temperature", "0"]) == 0
     assert main([*arguments, "--device", "cpu"]) == 2
     assert "holds a finished prefix" in capsys.readouterr().err
+
+
+def test_a_prefix_of_episodes_is_learned_from_training_words_and_labels_alone(save_model: Callable[..., str]) -> None:
+    scorer = Scorer.open(save_model("base", 0, length=400), device="cpu", quiet=True)
+    for name, shots in (("attribute_rules_of_three", [2, 6]), ("new_labels", [1, 4])):
+        (task,) = tuning_tasks([name], 0)
+        assert len(tuning_rows(scorer, [task], shots, 3, seed=0)) > 0
+        random = np.random.RandomState(0)
+        texts = [task.tuning_text(shots, random) for _ in range(20)]
+        assert len(set(texts)) == 20
+        for prompt, answer in texts:
+            words = set(prompt.replace("=", " ").split()) | {answer.strip()}
+            assert not words & {*HELD_OUT.words, *HELD_OUT_LABELS.labels}
+            assert words & set(TRAINING.words)
+        counts = {prompt.count("\n") for prompt, _ in texts}
+        assert counts == ({2, 6} if name == "attribute_rules_of_three" else {24})
+    with pytest.raises(ValueError, match="at most 7 demonstrations, not 8"):
+        tuning_rows(scorer, tuning_tasks(["attribute_rules_of_three"], 0), [8], 2, seed=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -11,7 +11,16 @@ import numpy as np
 from mesa_eval.tasks.task import FewShotSizes, Query, Task
 from mesa_eval.tasks.word_labels import EPISODES, random_state
 from mesalm.data.episode_words import ATTRIBUTES
-from mesalm.data.episodes import HELD_OUT, EpisodeSettings, Example, Pool, Rule, draw_examples, draw_mapping
+from mesalm.data.episodes import (
+    HELD_OUT,
+    TRAINING,
+    EpisodeSettings,
+    Example,
+    Pool,
+    Rule,
+    draw_examples,
+    draw_mapping,
+)
 
 SIGN = {word: sign for pair in ATTRIBUTES for word, sign in zip(pair, (-1, 1), strict=True)}
 SHOTS = {3: (0, 2, 4, 6), 6: (0, 4, 8, 16, 32)}
@@ -42,6 +51,17 @@ class RuleTask(Task):
     def most_shots(self) -> int:
         """Return how many combinations can be shown with one left to ask."""
         return 2**self.attributes - 1
+
+    @property
+    def tuning_shots(self) -> int:
+        """Return as many as may be asked."""
+        return self.most_shots
+
+    def tuning_text(self, shots: Sequence[int], random: np.random.RandomState) -> tuple[str, str]:
+        """Return the prompt and the answer of a rule of its own over training words and labels."""
+        learned = replace(self, words=TRAINING.words, labels=TRAINING.labels)
+        query = learned.query(int(random.randint(2**31)), 0, int(random.choice(list(shots))), 0, 0)
+        return query.prompt, query.answer
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Number the episodes."""

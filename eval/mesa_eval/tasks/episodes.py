@@ -27,6 +27,11 @@ class EpisodeTask(Task):
     unit: ClassVar[str] = "episode"
     drawn_once: ClassVar[bool] = True
 
+    @property
+    def tuning_shots(self) -> int:
+        """Return -1: labels mean something else in each episode, and the pool's classes are those that are asked."""
+        return -1
+
     def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of shots a class."""
         return sizes.episode_shots

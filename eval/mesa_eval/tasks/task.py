@@ -203,6 +203,17 @@ class Task:
         before, after = self.template.split(ANSWER)
         return f"{before.replace(QUESTION, item.input)} {item.output}{after}"
 
+    @property
+    def tuning_shots(self) -> int:
+        """Return the largest number of shots in a prompt that a soft prefix is learned from; -1 for no such prompts."""
+        return len(self.pool) - 1
+
+    def tuning_text(self, shots: Sequence[int], random: np.random.RandomState) -> tuple[str, str]:
+        """Return a prompt with one of these numbers of shots and its answer, nothing of which is ever asked."""
+        order = random.permutation(len(self.pool))
+        *shown, asked = (self.pool[index] for index in order[: int(random.choice(list(shots))) + 1])
+        return self.prompt(shown, asked.input)[0], f" {asked.output}"
+
     def free_query(self, index: int, draw: int, shots: int, seed: int) -> Query | None:
         """Return a query's twin with content-free input, which calibrates its scores; None where none is used."""
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from mesa_eval.tasks.task import FewShotSizes, Query, Task
 from mesalm.data.episodes import (
     HELD_OUT,
     HELD_OUT_LABELS,
+    TRAINING,
     EpisodeSettings,
     Example,
     Pool,
@@ -69,6 +70,17 @@ class WordLabelTask(Task):
             most = [name for name in labels if shown.count(name) == max(map(shown.count, labels))]
             right.append((label in most) / len(most))
         return float(np.mean(right))
+
+    @property
+    def tuning_shots(self) -> int:
+        """Return as many as may be asked."""
+        return self.most_shots
+
+    def tuning_text(self, shots: Sequence[int], random: np.random.RandomState) -> tuple[str, str]:
+        """Return the prompt and the answer of an episode of training words and labels."""
+        learned = replace(self, words=TRAINING.words, labels=TRAINING.labels)
+        query = learned.query(int(random.randint(2**31)), 0, int(random.choice(list(shots))), 0, 0)
+        return query.prompt, query.answer
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Number the episodes."""
