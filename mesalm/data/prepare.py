@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mesalm.files import write_text, writing
-from mesalm.fingerprints import fingerprints, write_sealed
+from mesalm.fingerprints import file_hash, fingerprints, write_sealed
 from mesalm.locks import locked
 from mesalm.settings import SettingsError
 
 from .corpora import SOURCES
 from .corpus_card import CARD, corpus_card
 from .data_settings import DataSettings
-from .documents import DataError, Source, file_hash
+from .documents import DataError, Source
 from .prepared import FORMAT, MANIFEST, Prepared, changed_sources
 from .read_files import matching_files
 from .stages import hidden_bars, seen

@@ -326,10 +326,10 @@ def test_models_of_one_name_are_told_apart(save_model, text_file: str, tmp_path:
 
 def test_a_report_on_one_task_opens_with_its_figure(scores: list[Scores]) -> None:
     kept = []
-    for item in scores:
+    for item in scores[:2]:
         first = next(part for part in item.parts if part.task is not None and part.measures)
         kept.append(replace(item, parts=[part for part in item.parts if part.task is None or part is first]))
-    made = [build_comparison(chosen, baseline=1) for chosen in (scores, kept)]
+    made = [build_comparison(chosen, baseline=1) for chosen in (scores[:2], kept)]
     several, one = (render_page(comparison, summarise(comparison)) for comparison in made)
     assert several.index("by number of shots") > several.index('id="tasks"')
     assert one.count("by number of shots") == 1

@@ -172,8 +172,9 @@ def test_the_command_trains_scores_and_reports(
     if task["name"] == "regression":  # two heads of 16, no convolution: gram and cross; keys and values of 5 pairs
         found = json.loads((tmp_path / "small" / "results.json").read_text())["settings"]
         assert [setting["state_numbers"] for setting in found] == [2 * 16 * (16 + 16), 2 * 32 * 10]
-    assert main(["synth", str(path), "--report-only", "seeds=[0,1]"]) == 0
-    assert "2 runs have not ended" in capsys.readouterr().out
+    if task["name"] == "mqar":
+        assert main(["synth", str(path), "--report-only", "seeds=[0,1]"]) == 0
+        assert "2 runs have not ended" in capsys.readouterr().out
     assert main(["synth", str(path), "task.pears=3"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

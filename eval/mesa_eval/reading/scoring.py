@@ -27,12 +27,11 @@ from mesa_eval.reading.model_source import (
     configured_length,
     declared_length,
     find_model,
-    load_tokenizer,
     one_line,
 )
 from mesa_eval.reading.processes import Processes
 from mesa_eval.reading.reader import Reader, TokenScores
-from mesalm.hub.open_model import open_model, usable_device
+from mesalm.hub.open_model import open_model, open_tokenizer, usable_device
 from mesalm.model.cache_mesa import cache_name, returned_cache
 
 LOGITS_AT_ONCE = 2**28  # 1 GiB of float32: a row with more of them is read in pieces, behind a cache
@@ -98,7 +97,7 @@ class Scorer(Reader):
         source = find_model(model) if isinstance(model, str) else model
         own = (processes or Processes()).device
         where = str(usable_device(own if own and device == "auto" else device))
-        tokenizer = load_tokenizer(source, trust_remote_code)
+        tokenizer = open_tokenizer(source.argument, trust_remote_code=trust_remote_code)
         loaded = open_model(source.argument, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
         return cls(
             loaded,
