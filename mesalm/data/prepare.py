@@ -24,7 +24,7 @@ from .data_settings import DataSettings
 from .documents import DataError, Source
 from .prepared import FORMAT, MANIFEST, Prepared, changed_sources
 from .read_files import matching_files
-from .stages import hidden_bars, seen
+from .stages import hidden_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +77,7 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
                 shutil.rmtree(folder, ignore_errors=True)
                 _build(settings, sources, identities, tokenizer, key, folder, quiet)
     prepared = Prepared(folder)
-    with hidden_bars(quiet or not seen()):
+    with hidden_bars(quiet):
         prepared.check()
     prepared.checked = True
     if expected is not None:
@@ -183,7 +183,7 @@ def _build(
 
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     with writing(folder, temporary):
-        with hidden_bars(quiet or not seen()):
+        with hidden_bars(quiet):
             found = Build(settings, sources, tokenizer, temporary, quiet).run()
         if [source.identity() for source in sources] != identities:
             raise DataError("a source changed while it was being read; run prepare again")

@@ -50,11 +50,9 @@ class Scorer(Reader):
         tokenizer: Any,
         *,
         source: ModelSource | None = None,
-        max_length: int | None = None,
         device: str = "cpu",
         batch_tokens: int = 8192,
         quiet: bool = False,
-        share_prefixes: bool = True,
         processes: Processes | None = None,
     ) -> None:
         self.source = source or ModelSource("", type(model).__name__, "")
@@ -64,16 +62,15 @@ class Scorer(Reader):
         self.device = device
         self.logits_at_once = LOGITS_AT_ONCE
         self.processes = processes or Processes()
-        self.max_length = (
-            max_length or self.source.sequence_length or declared_length(getattr(model, "config", None), tokenizer)
-        )
+        declared = declared_length(getattr(model, "config", None), tokenizer)
+        self.max_length = self.source.sequence_length or declared
         eos = tokenizer.eos_token_id
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos or 0)
         accepted = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in accepted
         self._caches = "use_cache" in accepted
         self._cache_name = cache_name(model) or ""
-        self._shares = share_prefixes and self._caches and bool(self._cache_name)
+        self._shares = self._caches and bool(self._cache_name)
         self._asked = False
         self._ends: dict[str, list[int]] = {}
         self._read: tuple[tuple[tuple[int, ...], int], Cache] | None = None
