@@ -1,4 +1,4 @@
-"""Time the writing of single tokens after contexts of growing length: mesa beside its softmax twin.
+"""Time the writing of single tokens after contexts of growing length: mesa beside its softmax baseline.
 
     python kernels/bench/bench_decode.py                             # contexts 128, 1,024, 4,096 and 16,384
     python kernels/bench/bench_decode.py --device cuda --dtype bfloat16 --batch 1 8 64 --context 1024 16384
@@ -17,7 +17,7 @@ from typing import Any
 
 import records
 import torch
-from cases import DTYPES, MODEL_SIZES, TWIN, add_model_arguments, build_model
+from cases import BASELINE, DTYPES, MODEL_SIZES, add_model_arguments, build_model
 from measure import Spread, interleave, ratio, time_once
 
 from mesalm import MesaForCausalLM, mesa_attention
@@ -138,7 +138,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     lines, cells = [], []
     for batch, context in itertools.product(arguments.batch, arguments.context):
         measured = measure_context(writers, context, batch, arguments)
-        twin = measured.get(TWIN)
+        baseline = measured.get(BASELINE)
         for name, found in measured.items():
             line = {
                 **shared,
@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "backend": backend if name == "mesa" else None,
                 "token_s": records.spread_fields(found.token),
                 "tokens_per_s": batch / found.token.median,
-                "time_over_softmax": ratio(found.token, twin.token if twin else None),
+                "time_over_softmax": ratio(found.token, baseline.token if baseline else None),
                 "read_s": found.read_s,
                 "cache_bytes": found.cache_bytes,
             }

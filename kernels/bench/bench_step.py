@@ -1,4 +1,4 @@
-"""Time whole training steps of a small model: mesa beside gated linear attention and its softmax twin.
+"""Time whole training steps of a small model: mesa beside gated linear attention and its softmax baseline.
 
     python kernels/bench/bench_step.py                       # T = 512 and 4,096, 8,192 tokens a step, 2 tolerances
     python kernels/bench/bench_step.py --device cuda --precision bfloat16 --width 768 --heads 12 --layers 12
@@ -17,7 +17,7 @@ from typing import Any
 
 import records
 import torch
-from cases import DTYPES, MODEL_SIZES, TWIN, add_model_arguments, build_model
+from cases import BASELINE, DTYPES, MODEL_SIZES, add_model_arguments, build_model
 from measure import Spread, interleave, peak_rates, ratio
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     "variant": trainee.name,
                     "step_s": records.spread_fields(spread),
                     "tokens_per_s": arguments.tokens / spread.median,
-                    "time_over_softmax": ratio(spread, times.get(TWIN)),
+                    "time_over_softmax": ratio(spread, times.get(BASELINE)),
                     "solver_steps": trainee.model.solver_steps(),
                     "flops": flops,
                     "share_of_peak": flops / spread.median / rates["large"],
