@@ -16,11 +16,15 @@ class SealError(ValueError):
     """A sealed file that is missing, no JSON object, or not as it was written."""
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Return a file's size in ``bytes`` and the ``sha256`` of its contents in hexadecimal."""
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file's bytes in hexadecimal."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Return a file's size in ``bytes`` and its ``sha256``."""
+    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def fingerprints(folder: Path) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,9 @@ import yaml
 
 from mesalm.settings import SettingsError
 
+FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+"""A number with an exponent, which YAML 1.1 reads as text where it has no point or no sign of the exponent."""
+
 
 class _RecipeLoader(yaml.SafeLoader):
     """A loader of plain data that refuses a key given twice."""
@@ -27,13 +30,6 @@ class _RecipeLoader(yaml.SafeLoader):
                     raise SettingsError(f"line {line}: {key_node.value} is given twice; keep one")
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
-
-
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -78,9 +74,5 @@ class _RecipeDumper(yaml.SafeDumper):
     """A writer of floats with their shortest exact digits and of strings that look like numbers in quotes."""
 
 
-# The dumper leaves a string unquoted unless one of its own resolvers matches it; it must know ours too.
-_RecipeDumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+for _side in (_RecipeLoader, _RecipeDumper):  # the dumper leaves a string unquoted unless a resolver of its own matches
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789"))

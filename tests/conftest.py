@@ -27,7 +27,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-sys.path.append(str(Path(__file__).parent))  # for tiny.py; importlib mode leaves the folder off the path
+sys.path.append(str(Path(__file__).parent))  # for tiny.py and others; importlib mode leaves the folder off the path
 
 for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
     os.environ.pop(name, None)

@@ -83,18 +83,6 @@ def test_settings_and_models_may_follow_options() -> None:
         assert left.value.code == 2
 
 
-def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "mesalm", "train", "nothing-here"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert result.returncode == 2
-    assert "nothing-here" in result.stderr
-
-
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mesalm", "lab", "list"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:

@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,18 @@ SHOWN = "\x00"
 """Stands for what an f-string fills in."""
 
 
-def options(command: object) -> set[str]:
+@cache
+def options(command: object) -> frozenset[str]:
     """Return the options of a command and of its actions."""
     known = set(command._option_string_actions)
     for action in command._actions:
         if isinstance(getattr(action, "choices", None), dict):
             for inner in action.choices.values():
                 known |= options(inner)
-    return known
+    return frozenset(known)
+
+
+FLAGS = LAUNCHER.union(*map(options, COMMANDS.values()))
 
 
 def advice(file: Path) -> Iterator[tuple[int, str]]:
@@ -73,12 +78,18 @@ def advice(file: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+@cache
 def known_key(key: str) -> bool:
     """Tell whether a dotted key is a setting of some recipe; NAME and numbers stand for entries."""
-    return any(re.fullmatch(pattern, key) for pattern in patterns())
+    return any(pattern.fullmatch(key) for pattern in patterns())
 
 
-def patterns() -> Iterator[str]:
+@cache
+def patterns() -> list[re.Pattern[str]]:
+    return [re.compile(pattern) for pattern in dict.fromkeys(key_patterns())]
+
+
+def key_patterns() -> Iterator[str]:
     rows = [row[0] for kind in (Recipe, SyntheticRecipe) for row in kind.describe()]
     for key in [*rows, *(f"model.{name}" for name in (*model_fields(), *NOT_MODEL_KEYS))]:
         parts = [
@@ -89,6 +100,7 @@ def patterns() -> Iterator[str]:
     yield r"(?:arms|task|grid)\.[\w\x00.]+"
 
 
+@cache
 def accepted(setting: str) -> bool:
     """Tell whether a hint ``key=value`` can be typed behind some recipe's name."""
     for value in ("X", "64", "100000"):
@@ -111,7 +123,6 @@ def accepted(setting: str) -> bool:
 
 def wrong_advice(text: str) -> Iterator[str]:
     """Yield every option, key and setting in a text that does not exist."""
-    known = set().union(*map(options, COMMANDS.values())) | LAUNCHER
     for command in re.finditer(r"`?mesalm ([a-z]+)((?: [^`;\n]*)?)", text):
         if command[1] in COMMANDS:
             yield from (
@@ -119,7 +130,7 @@ def wrong_advice(text: str) -> Iterator[str]:
                 for flag in FLAG.findall(command[2])
                 if flag not in options(COMMANDS[command[1]])
             )
-    yield from (flag for flag in FLAG.findall(text) if flag not in known)
+    yield from (flag for flag in FLAG.findall(text) if flag not in FLAGS)
     yield from (key for key in KEY.findall(text) if not FILES.search(key) and not known_key(key))
 
 

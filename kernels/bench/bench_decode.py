@@ -1,4 +1,4 @@
-"""Time the writing of single tokens after contexts of growing length: mesa beside its softmax twin.
+"""Time the writing of single tokens after contexts of growing length: mesa beside its softmax baseline.
 
     python kernels/bench/bench_decode.py                             # contexts 128, 1,024, 4,096 and 16,384
     python kernels/bench/bench_decode.py --device cuda --dtype bfloat16 --batch 1 8 64 --context 1024 16384
@@ -17,13 +17,12 @@ from typing import Any
 
 import records
 import torch
-from cases import DTYPES
+from cases import BASELINE, DTYPES, MODEL_SIZES, add_model_arguments, build_model
 from measure import Spread, interleave, ratio, time_once
 
-from mesalm import MesaConfig, MesaForCausalLM, mesa_attention
+from mesalm import MesaForCausalLM, mesa_attention
 from mesalm.model.cache_mesa import returned_cache
 
-TWIN = "softmax"
 PREFILL = 2048
 """Tokens of the context that go through a model at once, so that long contexts need little memory."""
 
@@ -71,21 +70,11 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser = records.make_parser(__doc__)
     parser.add_argument("--context", type=int, nargs="+", help="tokens before (default: 128 1024 4096 16384)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="sequences written at once (default: 1)")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, help="default 192")
-    parser.add_argument("--heads", type=int, default=3)
-    parser.add_argument("--vocabulary", type=int, help="default 4096")
-    parser.add_argument("--mixers", nargs="+", default=["mesa", "linear", TWIN], choices=("mesa", "linear", TWIN))
-    parser.add_argument("--device", default="cpu")
+    add_model_arguments(parser)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the model's weights")
     parser.add_argument("--repeats", type=int, help="tokens measured (default: 64)")
     parser.add_argument("--warmup", type=int, default=4, help="tokens before them")
-    usual = {
-        "context": ([128, 1024, 4096, 16384], [32, 64]),
-        "width": (192, 48),
-        "vocabulary": (4096, 64),
-        "repeats": (64, 2),
-    }
+    usual = {**MODEL_SIZES, "context": ([128, 1024, 4096, 16384], [32, 64]), "repeats": (64, 2)}
     arguments = records.read_arguments(parser, words, usual)
     if min(*arguments.context, *arguments.batch, arguments.repeats) < 1:
         parser.error("--context, --batch and --repeats must be at least 1")
@@ -94,17 +83,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 def build(arguments: argparse.Namespace, mixer: str) -> Writer:
     """Build a model with one mixer."""
-    torch.manual_seed(arguments.seed)
-    config = MesaConfig(
-        vocab_size=arguments.vocabulary,
-        hidden_size=arguments.width,
-        intermediate_size=arguments.width * 8 // 3,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=arguments.heads,
-        mixers=mixer,
-        max_position_embeddings=max(arguments.context) + arguments.repeats + arguments.warmup,
-    )
-    model = MesaForCausalLM(config)
+    model = build_model(arguments, mixer, max(arguments.context) + arguments.repeats + arguments.warmup)
     if DTYPES[arguments.dtype] != torch.float32:
         # as from_pretrained does: gates and ridge stay float32
         spared = model._keep_in_fp32_modules_strict or ()
@@ -159,7 +138,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     lines, cells = [], []
     for batch, context in itertools.product(arguments.batch, arguments.context):
         measured = measure_context(writers, context, batch, arguments)
-        twin = measured.get(TWIN)
+        baseline = measured.get(BASELINE)
         for name, found in measured.items():
             line = {
                 **shared,
@@ -169,7 +148,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "backend": backend if name == "mesa" else None,
                 "token_s": records.spread_fields(found.token),
                 "tokens_per_s": batch / found.token.median,
-                "time_over_softmax": ratio(found.token, twin.token if twin else None),
+                "time_over_softmax": ratio(found.token, baseline.token if baseline else None),
                 "read_s": found.read_s,
                 "cache_bytes": found.cache_bytes,
             }

@@ -1,4 +1,4 @@
-"""Time whole training steps of a small model: mesa beside gated linear attention and its softmax twin.
+"""Time whole training steps of a small model: mesa beside gated linear attention and its softmax baseline.
 
     python kernels/bench/bench_step.py                       # T = 512 and 4,096, 8,192 tokens a step, 2 tolerances
     python kernels/bench/bench_step.py --device cuda --precision bfloat16 --width 768 --heads 12 --layers 12
@@ -17,13 +17,11 @@ from typing import Any
 
 import records
 import torch
-from cases import DTYPES
+from cases import BASELINE, DTYPES, MODEL_SIZES, add_model_arguments, build_model
 from measure import Spread, interleave, peak_rates, ratio
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mesalm import MesaConfig, MesaForCausalLM
-
-TWIN = "softmax"
+from mesalm import MesaForCausalLM
 
 
 class Operators(TorchDispatchMode):
@@ -78,24 +76,13 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser = records.make_parser(__doc__)
     parser.add_argument("--length", type=int, nargs="+", help="tokens a row (default: 512 4096)")
     parser.add_argument("--tokens", type=int, help="tokens a step (default: 8192)")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, help="default 192")
-    parser.add_argument("--heads", type=int, default=3)
-    parser.add_argument("--vocabulary", type=int, help="default 4096")
-    parser.add_argument("--mixers", nargs="+", default=["mesa", "linear", TWIN], choices=("mesa", "linear", TWIN))
+    add_model_arguments(parser)
     parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-3, 1e-4], help="of mesa mixers")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of autocast")
     parser.add_argument("--compile", action="store_true", help="run the models through torch.compile")
     parser.add_argument("--repeats", type=int, help="steps measured (default: 10)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
-    usual = {
-        "length": ([512, 4096], [96]),
-        "tokens": (8192, 192),
-        "width": (192, 48),
-        "vocabulary": (4096, 64),
-        "repeats": (10, 2),
-    }
+    usual = {**MODEL_SIZES, "length": ([512, 4096], [96]), "tokens": (8192, 192), "repeats": (10, 2)}
     arguments = records.read_arguments(parser, words, usual)
     for length in arguments.length:
         if length < 2 or arguments.tokens % length:
@@ -105,18 +92,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 def build(arguments: argparse.Namespace, mixer: str, tolerance: float, length: int) -> Trainee:
     """Build a model with one mixer, its AdamW and its tokens."""
-    torch.manual_seed(arguments.seed)
-    config = MesaConfig(
-        vocab_size=arguments.vocabulary,
-        hidden_size=arguments.width,
-        intermediate_size=arguments.width * 8 // 3,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=arguments.heads,
-        mixers=mixer,
-        max_position_embeddings=length,
-        tolerance=tolerance,
-    )
-    model = MesaForCausalLM(config).to(arguments.device).train()
+    model = build_model(arguments, mixer, length, tolerance=tolerance).to(arguments.device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(arguments.seed)
     tokens = torch.randint(arguments.vocabulary, (arguments.tokens // length, length), generator=generator)
@@ -155,7 +131,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     "variant": trainee.name,
                     "step_s": records.spread_fields(spread),
                     "tokens_per_s": arguments.tokens / spread.median,
-                    "time_over_softmax": ratio(spread, times.get(TWIN)),
+                    "time_over_softmax": ratio(spread, times.get(BASELINE)),
                     "solver_steps": trainee.model.solver_steps(),
                     "flops": flops,
                     "share_of_peak": flops / spread.median / rates["large"],

@@ -1,7 +1,8 @@
-"""Make the operands that every variant of a comparison is given: synthetic ones, and those of trained models."""
+"""Make what every variant of a comparison is given: operands, synthetic or of trained models, and small models."""
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mesalm import MesaConfig, MesaForCausalLM
+
 KEYS = ("iid", "corr")
 GAMMAS = (1.0, 0.999, 0.99, 0.97, 0.95, 0.9, 0.8, 0.5)
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+BASELINE = "softmax"
+"""The mixer that whole models of other mixers are compared with."""
+MIXERS = ["mesa", "linear", BASELINE]
+MODEL_SIZES = {"width": (192, 48), "vocabulary": (4096, 64)}
+"""Sizes of a model where none are given, and with --quick; see `records.read_arguments`."""
 
 GATE_SPREAD = 0.5
 """Standard deviation of log(-log gamma) around its mean."""
@@ -175,3 +184,29 @@ def recorded_case(file: str, length: int | None, rest: dict[str, Any]) -> Case:
     whole = _recorded(Path(file), length)
     B, T, H, K = whole.query.shape
     return Case(T, B, H, K, keys="recorded", gamma=float(whole.log_forget.mean().exp()), recorded=file, **rest)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the sizes and mixers of whole models, and their device."""
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, help="default 192")
+    parser.add_argument("--heads", type=int, default=3)
+    parser.add_argument("--vocabulary", type=int, help="default 4096")
+    parser.add_argument("--mixers", nargs="+", default=MIXERS, choices=MIXERS)
+    parser.add_argument("--device", default="cpu")
+
+
+def build_model(arguments: argparse.Namespace, mixer: str, longest: int, **fields: Any) -> MesaForCausalLM:
+    """Build a model of the sizes asked for, with one mixer, for sequences of up to `longest` tokens."""
+    torch.manual_seed(arguments.seed)
+    config = MesaConfig(
+        vocab_size=arguments.vocabulary,
+        hidden_size=arguments.width,
+        intermediate_size=arguments.width * 8 // 3,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=arguments.heads,
+        mixers=mixer,
+        max_position_embeddings=longest,
+        **fields,
+    )
+    return MesaForCausalLM(config)

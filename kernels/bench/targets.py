@@ -110,14 +110,12 @@ TARGETS = (
 
 def show_targets(folder: Path) -> None:
     """Print a row a target: what was aimed at, what was found, and whether that is good enough."""
-    card = folder / "card.txt"
     rows = []
     for target in TARGETS:
         found = target.find(find_lines(folder, target.step))
         figure, verdict = ("not measured", "") if found is None else (found[0], "met" if found[1] else "missed")
         rows.append((target.aim, figure, verdict, target.step))
-    title = f"targets, {card.read_text(encoding='utf-8').strip()}" if card.exists() else "targets"
-    records.show(title, ("aim", "found", "verdict", "step"), rows)
+    records.show("targets", ("aim", "found", "verdict", "step"), rows)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,11 @@ import os
 import sys
 from functools import partial
 
+from mesalm.commands.train import fields
+
+__all__ = ["HELP", "arguments", "fields", "run"]
+
 HELP = "train a recipe with several values of some settings, and say which validates best"
-
-
-def fields() -> str:
-    """Return the fields of a recipe."""
-    from mesalm.train.recipe import help_text
-
-    return help_text()
 
 
 def arguments(command: argparse.ArgumentParser) -> None:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .documents import DataError, file_hash
+from mesalm.fingerprints import fingerprints
+
+from .documents import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -128,8 +130,7 @@ def folder_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a sha256 over all that saving a tokenizer writes: its padding and its chat template too."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        saved = [[path.relative_to(folder).as_posix(), file_hash(path)] for path in files]
+        saved = [[name, found["sha256"]] for name, found in fingerprints(Path(folder)).items()]
     return hashlib.sha256(json.dumps(saved).encode()).hexdigest()
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .documents import Faults, file_hash
+from mesalm.fingerprints import file_hash
+
+from .documents import Faults
 from .read_files import FileSource, matching_files
 from .source_settings import SourceSettings
 

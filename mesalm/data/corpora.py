@@ -6,8 +6,7 @@ from .documents import Source
 from .read_episodes import EpisodeSource
 from .read_files import FileSource
 from .read_hub import HubSource
-from .read_packages import PackageSource
-from .read_stdlib import StandardLibrarySource
+from .read_python import PackageSource, StandardLibrarySource
 
 SOURCES: dict[str, type[Source]] = {
     "python-stdlib": StandardLibrarySource,

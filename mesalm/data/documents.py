@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from .source_settings import SourceSettings
@@ -73,12 +71,6 @@ class ShardedSource(Source, Protocol):
 def shards(source: Source) -> list[Source]:
     """Return the parts in which a source can be read; itself where it has none."""
     return source.shards() if isinstance(source, ShardedSource) else [source]
-
-
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file's bytes in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def record_document(

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mesalm.files import write_text, writing
-from mesalm.fingerprints import fingerprints, write_sealed
+from mesalm.fingerprints import file_hash, fingerprints, write_sealed
 from mesalm.locks import locked
 from mesalm.settings import SettingsError
 
 from .corpora import SOURCES
 from .corpus_card import CARD, corpus_card
 from .data_settings import DataSettings
-from .documents import DataError, Source, file_hash
+from .documents import DataError, Source
 from .prepared import FORMAT, MANIFEST, Prepared, changed_sources
 from .read_files import matching_files
-from .stages import hidden_bars, seen
+from .stages import hidden_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +77,7 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
                 shutil.rmtree(folder, ignore_errors=True)
                 _build(settings, sources, identities, tokenizer, key, folder, quiet)
     prepared = Prepared(folder)
-    with hidden_bars(quiet or not seen()):
+    with hidden_bars(quiet):
         prepared.check()
     prepared.checked = True
     if expected is not None:
@@ -183,7 +183,7 @@ def _build(
 
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     with writing(folder, temporary):
-        with hidden_bars(quiet or not seen()):
+        with hidden_bars(quiet):
             found = Build(settings, sources, tokenizer, temporary, quiet).run()
         if [source.identity() for source in sources] != identities:
             raise DataError("a source changed while it was being read; run prepare again")

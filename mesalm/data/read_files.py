@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from mesalm.fingerprints import file_hash
 from mesalm.settings import SettingsError
 
-from .documents import DataError, Document, Faults, Source, file_hash, record_document
+from .documents import DataError, Document, Faults, Source, record_document
 from .source_settings import SourceSettings
 
 PACKED = {".gz": "gzip", ".zst": "zstd"}

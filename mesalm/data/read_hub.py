@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mesalm.fingerprints import file_hash
 from mesalm.settings import SettingsError
 
-from .documents import DataError, Document, Faults, Source, file_hash, record_document
+from .documents import DataError, Document, Faults, Source, record_document
 from .source_settings import SourceSettings
 
 

@@ -14,10 +14,10 @@ def say(line: str) -> None:
 
 @contextmanager
 def hidden_bars(hide: bool = True) -> Iterator[None]:
-    """Hide the bars of `datasets`, which ours are too, while the block runs, if ``hide``."""
+    """Hide the bars of `datasets`, which ours are too, while the block runs, if ``hide`` or in a log file."""
     import datasets
 
-    if not hide or datasets.utils.are_progress_bars_disabled():
+    if (not hide and sys.stderr.isatty()) or datasets.utils.are_progress_bars_disabled():
         yield
         return
     datasets.disable_progress_bars()
@@ -25,8 +25,3 @@ def hidden_bars(hide: bool = True) -> Iterator[None]:
         yield
     finally:
         datasets.enable_progress_bars()
-
-
-def seen() -> bool:
-    """Tell whether bars would be seen as such: not in a log file."""
-    return sys.stderr.isatty()

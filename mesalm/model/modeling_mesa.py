@@ -191,42 +191,46 @@ class MesaModel(MesaPreTrainedModel):
         check_keywords(self, kwargs)
         kwargs = attention_keywords(kwargs, position_ids, self._is_stateful)
         cache = one_cache(cache, past_key_values)
+        rows = self._checked_rows(input_ids, inputs_embeds, cache)
+        stretch = find_stretch(context, self.config, rows.shape[1], attention_mask, cache, self.training)
+        hidden_states = rows if stretch is None else stretch.cut(rows)
+        if inputs_embeds is None:
+            hidden_states = self.embed_tokens(hidden_states)
+        if cache is not None and self._is_stateful:
+            check_cache(cache, self.config.layer_types or [])
+        seen = self._tokens_seen(cache)
+        check_masks(attention_mask, self.config)
+        tokens = find_tokens(attention_mask, hidden_states, seen)
+        segments = read_segments(position_ids, rows, tokens, cache is not None)
+        if use_cache and cache is None and segments is None and stretch is None:
+            cache = MesaCache(config=self.config)
+        mixing: dict[str, Any] = {**kwargs, "padding_mask": tokens, "segments": segments}
+        if stretch is not None:
+            mixing["stretch"] = stretch
+        if self.rotary_emb is not None:
+            mixing |= attention_masks(self.config, hidden_states, attention_mask, cache, tokens, segments, stretch)
+            if position_ids is None:
+                position_ids = torch.arange(rows.shape[1], device=hidden_states.device).unsqueeze(0) + seen
+            position_ids = position_ids if stretch is None else stretch.cut(position_ids)
+            mixing["position_embeddings"] = self.rotary_emb(hidden_states, position_ids)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, cache=cache, **mixing)
+        if cache is not None and not self.has_attention:
+            count_tokens(cache, seen, hidden_states.shape[1])
+        returned: dict[str, Any] = {CACHE: cache if use_cache else None}
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **returned)
+
+    def _checked_rows(self, input_ids: Any, inputs_embeds: Any, cache: Cache | None) -> torch.Tensor:
+        """Return the one of ids and embeddings that is given, checked."""
         if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             raise ValueError("cache: gradient checkpointing would write it twice; call model.eval(), or leave it out")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("forward: give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             check_ids(input_ids, self.config.vocab_size)
-        else:
-            check_embeddings(inputs_embeds, self.config.hidden_size)
-        rows: Any = input_ids if inputs_embeds is None else inputs_embeds
-        stretch = find_stretch(context, self.config, rows.shape[1], attention_mask, cache, self.training)
-        part = rows if stretch is None else stretch.cut(rows)
-        inputs_embeds = self.embed_tokens(part) if inputs_embeds is None else part
-        if cache is not None and self._is_stateful:
-            check_cache(cache, self.config.layer_types or [])
-        seen = self._tokens_seen(cache)
-        check_masks(attention_mask, self.config)
-        tokens = find_tokens(attention_mask, inputs_embeds, seen)
-        segments = read_segments(position_ids, rows, tokens, cache is not None)
-        if use_cache and cache is None and segments is None and stretch is None:
-            cache = MesaCache(config=self.config)
-        mixing: dict[str, Any] = {"padding_mask": tokens, "segments": segments}
-        if stretch is not None:
-            mixing["stretch"] = stretch
-        if self.rotary_emb is not None:
-            mixing |= attention_masks(self.config, inputs_embeds, attention_mask, cache, tokens, segments, stretch)
-            if position_ids is None:
-                position_ids = torch.arange(rows.shape[1], device=inputs_embeds.device).unsqueeze(0) + seen
-            position_ids = position_ids if stretch is None else stretch.cut(position_ids)
-            mixing["position_embeddings"] = self.rotary_emb(inputs_embeds, position_ids)
-        hidden_states = inputs_embeds
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, cache=cache, **{**kwargs, **mixing})
-        if cache is not None and not self.has_attention:
-            count_tokens(cache, seen, inputs_embeds.shape[1])
-        returned: dict[str, Any] = {CACHE: cache if use_cache else None}
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **returned)
+            return input_ids
+        check_embeddings(inputs_embeds, self.config.hidden_size)
+        return inputs_embeds
 
     def _tokens_seen(self, cache: Cache | None) -> Any:
         if cache is None:

@@ -13,7 +13,7 @@ import pytest
 
 from mesalm.data.corpora import SOURCES
 from mesalm.data.documents import DataError, Document, Faults, shards
-from mesalm.data.read_stdlib import StandardLibrarySource
+from mesalm.data.read_python import StandardLibrarySource
 from mesalm.data.source_settings import SourceSettings
 from mesalm.settings import SettingsError
 
@@ -214,7 +214,7 @@ def test_hub_names_a_missing_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_standard_library_leaves_tests_out() -> None:
     source = StandardLibrarySource(SourceSettings(name="python-stdlib"))
-    names = [path.relative_to(source.root).as_posix() for path in source.files]
+    names = list(source.files)
     assert "json/decoder.py" in names
     assert not [name for name in names if "/test/" in f"/{name}" or "/tests/" in name or "site-packages" in name]
     assert names == sorted(names)

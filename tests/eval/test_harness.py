@@ -31,14 +31,19 @@ metric_list:
 """
 
 
-def run_tasks(model: str, tasks: list[str], *, include_path: Path, **options: object) -> dict:
-    """Run harness tasks of a folder on a model."""
+def run_tasks(model: str, tasks: list[str], folder: Path, batch_size: int = 4) -> dict:
+    """Run harness tasks of a folder on a model; the samples of each task come in the order of their items."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    scored = register()(pretrained=model, device="cpu", batch_size=4, dtype="float32")
-    manager = TaskManager(include_path=str(include_path), include_defaults=False)
-    return lm_eval.simple_evaluate(model=scored, tasks=tasks, task_manager=manager, **options)
+    scored = register()(pretrained=model, device="cpu", batch_size=batch_size, dtype="float32")
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        model=scored, tasks=tasks, task_manager=manager, bootstrap_iters=0, log_samples=True
+    )
+    for samples in found["samples"].values():
+        samples.sort(key=lambda sample: sample["doc_id"])
+    return found
 
 
 @pytest.fixture
@@ -68,24 +73,15 @@ def test_the_harness_agrees_with_our_scores(
     else:
         model = save_model("model", 7, tokenizer, length=128)
     scorer = Scorer.open(model, device="cpu", quiet=True)
-    for batch_size in (1, 4):
-        results = run_tasks(
-            model,
-            ["colours"],
-            include_path=task_folder,
-            batch_size=batch_size,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
-        samples = results["samples"]["colours"]
-        assert len(samples) == 6
-        for sample in samples:
-            pairs = [(request[0], request[1]) for request in (sample["arguments"])]
-            ours = scorer.likelihoods(scorer.encode_pairs(pairs))
-            theirs = [float(response[0][0]) for response in sample["resps"]]
-            assert [likelihood.nats for likelihood in ours] == pytest.approx(theirs, abs=1e-4)
-            greedy = [str(response[0][1]) == "True" for response in sample["resps"]]
-            assert [likelihood.greedy for likelihood in ours] == greedy
+    samples = run_tasks(model, ["colours"], task_folder)["samples"]["colours"]
+    assert len(samples) == 6
+    for sample in samples:
+        pairs = [(request[0], request[1]) for request in (sample["arguments"])]
+        ours = scorer.likelihoods(scorer.encode_pairs(pairs))
+        theirs = [float(response[0][0]) for response in sample["resps"]]
+        assert [likelihood.nats for likelihood in ours] == pytest.approx(theirs, abs=1e-4)
+        greedy = [str(response[0][1]) == "True" for response in sample["resps"]]
+        assert [likelihood.greedy for likelihood in ours] == greedy
 
 
 KINDS = {
@@ -114,30 +110,15 @@ def task_kinds(task_folder: Path) -> Path:
     return task_folder
 
 
-@pytest.mark.parametrize("mixers", ["mesa", ["mesa", "softmax"], "softmax"], ids=["mesa", "hybrid", "softmax"])
 @pytest.mark.usefixtures("offline")
-def test_no_figure_depends_on_the_batch(
-    mixers: str | list[str], make, task_kinds: Path, save_mesa, tmp_path: Path
-) -> None:
+def test_no_figure_depends_on_the_batch(make, task_kinds: Path, save_mesa, tmp_path: Path) -> None:
     """Likelihoods are batched with padding on the right and no mask, generations with padding on the left and one."""
-
     tokenizer = make.tokenizer(merges_from="red green dark blue number " * 30, size=290)
-    model = save_mesa(tmp_path / "model", tokenizer, mixers=mixers)
-    found = {}
-    for batch_size in (1, 8):
-        results = run_tasks(
-            model,
-            list(KINDS),
-            include_path=task_kinds,
-            batch_size=batch_size,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
-        found[batch_size] = {
-            task: [sample["resps"] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
-            for task, samples in results["samples"].items()
-        }
-    alone, together = found[1], found[8]
+    model = save_mesa(tmp_path / "model", tokenizer, mixers=["mesa", "softmax"])
+    alone, together = (
+        {task: [sample["resps"] for sample in samples] for task, samples in found["samples"].items()}
+        for found in (run_tasks(model, list(KINDS), task_kinds, batch_size) for batch_size in (1, 8))
+    )
     assert all(len(alone[task]) == len(together[task]) == 6 for task in KINDS)
     assert alone["tales"] == together["tales"]
     assert len({str(response) for response in alone["tales"]}) > 1
@@ -203,16 +184,10 @@ def test_few_shot_tasks_agree_to_the_last_item(make, class_file: str, save_mesa,
         path = folder / f"{task.name}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         (folder / f"{task.name}.yaml").write_text(TASK.format(name=task.name, path=path, text="{{prompt}}", between=""))
-    results = run_tasks(
-        model,
-        [task.name for task in tasks],
-        include_path=folder,
-        bootstrap_iters=0,
-        log_samples=True,
-    )
+    results = run_tasks(model, [task.name for task in tasks], folder)
     for name, scores in ours.items():
         (level,) = scores.by_variant[""]
-        samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
+        samples = results["samples"][name]
         assert len(samples) == len(scores.queries)
         accuracy = next(measure for measure in task_measures(scores) if measure.key.endswith("/accuracy"))
         for sample, logs, won in zip(samples, level.ranked, accuracy.numerator, strict=True):
@@ -260,11 +235,8 @@ def test_passages_agree_to_the_last_item(make, save_mesa, tmp_path: Path) -> Non
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in own))
         head = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / name}.jsonl}}}}\n"
         (described / f"{name}.yaml").write_text(f"{head}test_split: test\n{PASSAGES[name]}")
-    results = run_tasks(model, list(lines), include_path=described, bootstrap_iters=0, log_samples=True)
-    theirs = {
-        name: [sample["resps"][0][0] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
-        for name, samples in results["samples"].items()
-    }
+    results = run_tasks(model, list(lines), described)
+    theirs = {name: [sample["resps"][0][0] for sample in samples] for name, samples in results["samples"].items()}
     ours = {}
     for name in lines:
         (task,) = find_tasks(str(folder / f"{name}.jsonl"), [], 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -100,10 +101,14 @@ def by_pool(task: str, prompt: str, text: str, tokens: int) -> float:
 
 
 @cache
-def by_candidates(task: str, prompt: str, text: str, tokens: int) -> float:
+def candidates_asked(task: str) -> Counter[str]:
     own = next(item for item in TASKS if item.name == task)
     asked = [own.query(index, 0, 8 if own.kind == "recall" else 1, 5, seed=0) for index in own.queries(SIZES, 0)]
-    return float(sum(text in query.candidates for query in asked))
+    return Counter(text for query in asked for text in set(query.candidates))
+
+
+def by_candidates(task: str, prompt: str, text: str, tokens: int) -> float:
+    return float(candidates_asked(task)[text])
 
 
 def first_place(task: str, prompt: str, text: str, tokens: int) -> float:

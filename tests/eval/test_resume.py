@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mesa_eval.evaluate import evaluate
+from mesa_eval.measures import parts
 from mesa_eval.measures.scores import Scores
+from mesalm.cli import main
 
 
 def test_what_is_stored_is_not_measured_again(save_model, text_file: str, pair_file: str, tmp_path: Path) -> None:
@@ -41,39 +44,49 @@ def test_what_is_stored_is_not_measured_again(save_model, text_file: str, pair_f
     assert measured() == ["copying", "length", "positions", "text"]
 
 
-def stopped_midway(arguments: list[str], sent: signal.Signals) -> subprocess.CompletedProcess[str]:
-    """Run the program in a process of its own that gets a signal when the second of its tasks is to be asked."""
-    program = f"""
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
-from mesa_eval.measures import parts
-from mesalm.cli import main
-plain = parts.score_task
-def stopped(scorer, task, *rest):
-    if task.name == "case_change":
-        os.kill(os.getpid(), signal.{sent.name})
-    return plain(scorer, task, *rest)
-parts.score_task = stopped
-sys.exit(main({arguments!r}))
-"""
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_evaluation_goes_on_where_it_was(
-    sent: signal.Signals, save_model, text_file: str, tmp_path: Path
-) -> None:
-    model, out = save_model("one", 1), tmp_path / "out"
+def asked_of(model: str, text_file: str, out: Path) -> list[str]:
     asked = ["eval", model, "--text", text_file, "--task", "copying", "--task", "case_change", "--device", "cpu"]
-    done = stopped_midway([*asked, "--out", str(out)], sent)
-    if sent == signal.SIGKILL:
-        assert done.returncode == -signal.SIGKILL, done.stderr
-    else:
-        assert done.returncode == 130, done.stderr
-        said = f"mesalm eval: interrupted; what was measured is in {out / 'scores'}, and the same command goes on"
-        # what else is there, transformers' bar of weights loaded, ends before it
-        assert done.stderr.splitlines()[-1] == f"{said} from there"
-        assert "Traceback" not in done.stderr
+    return [*asked, "--out", str(out)]
+
+
+def stop_at_second_task(sent: signal.Signals) -> None:
+    """Have this process sent a signal when the second of its tasks is to be asked."""
+    plain = parts.score_task
+
+    def stopped(scorer: Any, task: Any, *rest: Any) -> Any:
+        if task.name == "case_change":
+            os.kill(os.getpid(), sent)
+        return plain(scorer, task, *rest)
+
+    parts.score_task = stopped
+
+
+def test_ctrl_c_says_where_the_evaluation_goes_on(
+    save_model, text_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "score_task", parts.score_task)  # put back at the end
+    stop_at_second_task(signal.SIGINT)
+    assert main(asked_of(save_model("one", 1), text_file, tmp_path / "out")) == 130
+    shown = capsys.readouterr()
+    said = f"mesalm eval: interrupted; what was measured is in {tmp_path / 'out/scores'}, and the same command goes on"
+    # what else is there, transformers' bar of weights loaded, ends before it
+    assert shown.err.splitlines()[-1] == f"{said} from there"
+    assert shown.out == ""
+    assert len(list((tmp_path / "out/scores/parts").iterdir())) == 5
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(save_model, text_file: str, tmp_path: Path) -> None:
+    model, out = save_model("one", 1), tmp_path / "out"
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import signal
+from test_resume import main, stop_at_second_task
+stop_at_second_task(signal.SIGKILL)
+main({asked_of(model, text_file, out)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert done.stdout == ""
     kept = {path: path.stat().st_mtime_ns for path in (out / "scores" / "parts").iterdir()}
     assert len(kept) == 5

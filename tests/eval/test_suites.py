@@ -17,9 +17,9 @@ from mesa_eval.measures.scores import Scores
 from mesa_eval.measures.suites import SUITE_NAMES, SUITES, find_suite
 from mesa_eval.measures.token_count import TokenCounter, count_parts
 from mesa_eval.reading.batches import Batch
-from mesa_eval.reading.model_source import find_model, load_tokenizer
 from mesa_eval.reading.reader import TokenScores
 from mesalm.cli import main
+from mesalm.hub.open_model import open_tokenizer
 
 FROZEN = Path(__file__).with_name("frozen_suites.json")
 ASKED = (
@@ -64,7 +64,7 @@ def asked_tokens(version: str, save_model, folder: Path) -> str:
     tasks = [*ASKED, *(str(folder / f"{name}.jsonl") for name in ("pairs", "moods"))]
     model = save_model("model", 1, length=256)
     plan = make_plan(Request(models=[model], suite=version, texts=[str(folder / "text.jsonl")], tasks=tasks))
-    tokenizer = load_tokenizer(find_model(model))
+    tokenizer = open_tokenizer(model)
     recorder = Recorder(tokenizer, "none", len(tokenizer), 8192, quiet=True)
     asked = count_parts(recorder, plan, plan.windows[0], True)
     assert sum(part.tokens > 0 for part in asked) >= 8

@@ -4,42 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from html_page import Page
 from tiny import TINY
 
 from mesa_eval.synthetic.grid import lines, read_grid
 from mesa_eval.synthetic.report import report_grid
 from mesa_eval.synthetic.row_scores import RowScores, SyntheticScores
 from mesalm.cli import main
-
-
-class Page(HTMLParser):
-    """Count the tags, check that they nest, and collect what the page refers to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.counts: dict[str, int] = {}
-        self.references: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.counts[tag] = self.counts.get(tag, 0) + 1
-        if tag != "meta":
-            self.open.append(tag)
-        self.references += [value or "" for name, value in attrs if name in ("src", "href", "data", "action")]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag != "meta":
-            assert self.open.pop() == tag
 
 
 def made_grid(
@@ -119,12 +95,9 @@ def test_one_seed_is_resampled_by_rows(tmp_path: Path) -> None:
 def test_the_page_holds_every_figure_and_nothing_from_outside(tmp_path: Path, places: list[int]) -> None:
     folder = made_grid(tmp_path, {"mesa": {0: [4, 3], 1: [4, 2]}, "softmax": {0: [2, 2], 1: [2, 1]}}, places)
     page = report_grid(folder, quiet=True).read_text()
-    parsed = Page()
-    parsed.feed(page)
-    assert not parsed.open
-    assert parsed.counts["svg"] == 1
-    assert parsed.counts["table"] == 1
-    assert all(reference.startswith("#") for reference in parsed.references)
+    parsed = Page(page)
+    assert parsed.count("svg") == parsed.count("table") == 1
+    parsed.check_references()
     assert "name: made &lt;&amp;&gt;" in page
     assert not re.search(r"#0[1-4]0\d0", page)  # every marker colour became a variable
     for words in ("mesa", "softmax", "chance", "0.875", "1,216", "1,232"):
@@ -172,8 +145,9 @@ def test_the_command_trains_scores_and_reports(
     if task["name"] == "regression":  # two heads of 16, no convolution: gram and cross; keys and values of 5 pairs
         found = json.loads((tmp_path / "small" / "results.json").read_text())["settings"]
         assert [setting["state_numbers"] for setting in found] == [2 * 16 * (16 + 16), 2 * 32 * 10]
-    assert main(["synth", str(path), "--report-only", "seeds=[0,1]"]) == 0
-    assert "2 runs have not ended" in capsys.readouterr().out
+    if task["name"] == "mqar":
+        assert main(["synth", str(path), "--report-only", "seeds=[0,1]"]) == 0
+        assert "2 runs have not ended" in capsys.readouterr().out
     assert main(["synth", str(path), "task.pears=3"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

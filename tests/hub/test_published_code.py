@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from tiny import tiny_model
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
@@ -33,7 +34,7 @@ STRANGER = (
 import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 folder = sys.argv[1]
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
@@ -54,20 +55,11 @@ for _ in range(4):
 model.save_pretrained(sys.argv[2])
 again = AutoModelForCausalLM.from_pretrained(sys.argv[2], trust_remote_code=True)
 assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
-assert "mesalm" not in sys.modules
-print(json.dumps({"output": output[0].tolist(), "logits": logits, "losses": losses}))
-"""
-)
-
-STRANGER_CLASSIFIER = (
-    NOBODY
-    + """
-import torch
-from transformers import AutoModelForSequenceClassification
-model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+classifier = AutoModelForSequenceClassification.from_pretrained(sys.argv[3], trust_remote_code=True)
 with torch.no_grad():
-    print(json.dumps(model(torch.arange(2, 11)[None]).logits[0].tolist()))
+    classes = classifier(torch.arange(2, 11)[None]).logits[0].tolist()
 assert "mesalm" not in sys.modules
+print(json.dumps({"output": output[0].tolist(), "logits": logits, "losses": losses, "classes": classes}))
 """
 )
 
@@ -121,16 +113,27 @@ def run_apart(code: str, *arguments: Path, at: Path, path: Sequence[Path | str] 
     return result.stdout
 
 
-def test_a_stranger_loads_generates_and_trains(run: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def classifier(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> tuple[MesaForSequenceClassification, Path]:
+    """Return a model that classifies, and the folder that it was published to."""
+    model = tiny_model(MesaForSequenceClassification, vocab_size=258, pad_token_id=0, num_labels=3)
+    model.save_pretrained(tmp_path / "classifier")
+    tokenizer.save_pretrained(tmp_path / "classifier")
+    return model, publish(str(tmp_path / "classifier"), tmp_path / "published classifier")
+
+
+def test_a_stranger_loads_generates_and_trains(run: Path, classifier: tuple, tmp_path: Path) -> None:
     folder = publish(str(run), tmp_path / "published" / "tiny")
     assert (folder / "model.safetensors").is_file()
     assert not list(folder.glob("*.bin"))
-    printed = run_apart(STRANGER, folder, tmp_path / "saved", at=tmp_path)
+    printed = run_apart(STRANGER, folder, tmp_path / "saved", classifier[1], at=tmp_path)
     seen = json.loads(printed.splitlines()[-1])
     model, words = open_model(str(run)), open_tokenizer(str(folder))
     inputs = words("a b", return_tensors="pt")
     with torch.no_grad():
         logits = model(inputs.input_ids).logits[0, -1]
+        classes = classifier[0](torch.arange(2, 11)[None]).logits[0]
+    torch.testing.assert_close(torch.tensor(seen["classes"]), classes)
     torch.testing.assert_close(torch.tensor(seen["logits"]), logits, atol=1e-5, rtol=1e-5)
     expected = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     assert seen["output"] == expected[0].tolist()
@@ -144,11 +147,8 @@ def test_here_the_installed_class_opens_a_published_folder(run: Path, tmp_path: 
     assert type(open_model(str(folder), trust_remote_code=True)) is MesaForCausalLM
 
 
-def test_a_classifier_keeps_its_head(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    model = tiny_model(MesaForSequenceClassification, vocab_size=258, pad_token_id=0, num_labels=3)
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    folder = publish(str(tmp_path / "model"), tmp_path / "published")
+def test_a_classifier_keeps_its_head(classifier: tuple) -> None:
+    model, folder = classifier
     again = AutoModelForSequenceClassification.from_pretrained(folder)
     ids = torch.randint(2, 258, (2, 9))
     with torch.no_grad():
@@ -156,10 +156,6 @@ def test_a_classifier_keeps_its_head(tokenizer: PreTrainedTokenizerFast, tmp_pat
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: text-classification" in card
     assert "AutoModelForSequenceClassification" in card
-    printed = run_apart(STRANGER_CLASSIFIER, folder, at=tmp_path)
-    with torch.no_grad():
-        expected = model(torch.arange(2, 11)[None]).logits[0]
-    torch.testing.assert_close(torch.tensor(json.loads(printed.splitlines()[-1])), expected)
 
 
 def test_the_code_of_the_folder_uses_kernels_that_are_installed(run: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,9 +59,10 @@ def test_every_kernel(size: int, dtype: str) -> None:
     assert_kept_in_registers(rows)
 
 
-def test_the_report_refuses_to_interpret() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, str(BENCH / "compile_report.py")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 2
-    assert done.stderr == "compile_report: TRITON_INTERPRET is set, under which nothing is compiled: unset it\n"
+def test_programs_that_compile_or_count_refuse_to_interpret(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for program, what in (("compile_report", "nothing is compiled"), ("count_memory", "kernels would run")):
+        assert getattr(bench, program).main([]) == 2
+        assert capsys.readouterr().err == f"{program}: TRITON_INTERPRET is set, under which {what}: unset it\n"

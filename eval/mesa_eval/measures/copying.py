@@ -16,6 +16,8 @@ import numpy as np
 from mesa_eval.measures.scores import Measure
 from mesa_eval.reading.reader import Reader
 
+LONGEST = 64  # tokens
+
 
 @dataclass(frozen=True)
 class CopyScores:
@@ -29,15 +31,15 @@ class CopyScores:
     chance: float
 
 
-def score_copying(scorer: Reader, window: int, windows: int, seed: int, length: int = 64) -> CopyScores | None:
+def score_copying(scorer: Reader, window: int, windows: int, seed: int) -> CopyScores | None:
     """Return the copy scores over `windows` random sequences; None if the model or vocabulary is too small.
 
-    The sequence is `length` tokens, or fewer where two of them and the start token do not fit the window.
+    A sequence is `LONGEST` tokens, or fewer where two of them and the start token do not fit the window.
     """
     special = set(scorer.tokenizer.all_special_ids)
     ordinary = np.array([token for token in range(len(scorer.tokenizer)) if token not in special])
     before = scorer.start()
-    length = min(length, (window + 1 - len(before)) // 2, len(ordinary))
+    length = min(LONGEST, (window + 1 - len(before)) // 2, len(ordinary))
     if length < 4:
         return None
     generator = np.random.default_rng([seed, length])

@@ -226,8 +226,8 @@ class _PromptEncoder:
         """Encode everything that is asked at one number of shots; None if a prompt with a continuation does not fit."""
         draws, candidates = range(task.draws(self.sizes)), self.sizes.candidates
         grid = [[task.query(index, draw, shots, candidates, self.seed) for draw in draws] for index in queries]
-        twins = [[task.free_query(index, draw, shots, self.seed) for draw in draws] for index in queries]
-        free = [own for row in twins if (own := [twin for twin in row if twin is not None])]
+        content_free = [[task.free_query(index, draw, shots, self.seed) for draw in draws] for index in queries]
+        free = [own for row in content_free if (own := [query for query in row if query is not None])]
         wanted: dict[tuple[str, str], str] = {}
         for query in (query for row in [*grid, *free] for query in row):
             continuations = query.candidates if "accuracy" in task.scored else (query.answer,)
@@ -247,9 +247,9 @@ class _PromptEncoder:
             raise CannotAskError(str(error)) from error
 
 
-def _label(query: Query, twins: bool) -> str:
-    """Return what a query's rows are grouped by: its prompt, or what a content-free twin shares where that is most."""
-    return query.shared if twins and 2 * len(query.shared) > len(query.prompt) else query.prompt
+def _label(query: Query, free: bool) -> str:
+    """Return what a query's rows are grouped by: its prompt, or what a content-free query shares where that is most."""
+    return query.shared if free and 2 * len(query.shared) > len(query.prompt) else query.prompt
 
 
 def _scores(reader: Reader, asked: _Prompts, table: Table, written: dict[str, str]) -> ShotScores:

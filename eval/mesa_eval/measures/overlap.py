@@ -16,7 +16,7 @@ import numpy as np
 
 from mesa_eval.reading.documents import HeldOutDocument
 from mesalm.data.contamination import passages
-from mesalm.data.read_packages import COPIED_SHARE
+from mesalm.data.read_python import COPIED_SHARE
 
 PASSAGE_BYTES = 50
 MOST_TRAINING_TOKENS = 20_000_000

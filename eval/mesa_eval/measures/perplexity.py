@@ -22,7 +22,7 @@ import numpy as np
 
 from mesa_eval.measures.scores import Measure
 from mesa_eval.reading.documents import HeldOutDocument
-from mesa_eval.reading.reader import Reader, uniform_nats
+from mesa_eval.reading.reader import Reader
 from mesa_eval.uncertainty.bootstrap import effective_units
 
 
@@ -72,7 +72,7 @@ def score_documents(scorer: Reader, documents: Sequence[HeldOutDocument], window
     firsts: list[int] = []
     owners: list[int] = []
     encoded = scorer.encode_all([document.text for document in documents])
-    charge = 0.0 if scorer.start_token is not None else uniform_nats(scorer)
+    charge = 0.0 if scorer.start_token is not None else math.log(scorer.vocab_size)
     for number, tokens in enumerate(encoded):
         row = scorer.start() + tokens
         for cut in cut_windows(len(row), window):

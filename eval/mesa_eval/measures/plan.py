@@ -19,12 +19,12 @@ from mesa_eval.reading.documents import HeldOutDocument, held_out_documents, rea
 from mesa_eval.reading.model_source import (
     ModelSource,
     find_model,
-    load_tokenizer,
     tokenizer_fingerprint,
     training_length,
 )
 from mesa_eval.tasks import BUILT_IN, find_tasks
 from mesa_eval.tasks.task import Task
+from mesalm.hub.open_model import open_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def _windows(sources: Sequence[ModelSource], longest: int, trust_remote_code: bo
     keys: list[str] = []
     least: dict[str, int] = {}
     for source in sources:
-        tokenizer = load_tokenizer(source, trust_remote_code)
+        tokenizer = open_tokenizer(source.argument, trust_remote_code=trust_remote_code)
         key = tokenizer_fingerprint(tokenizer)
         keys.append(key)
         least[key] = min(least.get(key, longest), training_length(source, tokenizer, trust_remote_code))

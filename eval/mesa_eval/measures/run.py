@@ -7,22 +7,26 @@ an interrupted run goes on where it was.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from mesa_eval.measures.model_record import VERSIONED, describe_model
 from mesa_eval.measures.overlap import overlap_notes
-from mesa_eval.measures.part_store import PartStore
 from mesa_eval.measures.parts import measurements
 from mesa_eval.measures.plan import EvaluationPlan
-from mesa_eval.measures.scores import Note, Part, Scores
+from mesa_eval.measures.scores import FORMAT, ModelCard, Note, Part, Scores
 from mesa_eval.reading.documents import text_fingerprint
 from mesa_eval.reading.model_source import tokenizer_fingerprint
 from mesa_eval.reading.processes import Processes, join_processes
 from mesa_eval.reading.scoring import Scorer
+from mesalm.files import write_text
 from mesalm.versions import versions
+
+VERSIONED = ("mesalm", "torch", "transformers", "tokenizers", "numpy", "datasets")
 
 
 def run_plan(plan: EvaluationPlan, out: Path | None) -> list[Scores]:
@@ -105,3 +109,76 @@ def _training_data(plan: EvaluationPlan, tokenizer: str) -> Path | None:
                 return None
             return source.prepared if own == tokenizer else None
     return None
+
+
+def describe_model(scorer: Scorer, window: int) -> ModelCard:
+    """Return the model's sizes, fingerprints and training record; the state is measured by filling a cache."""
+    config = getattr(scorer.model, "config", None)
+    mixers = getattr(config, "mixers", None) or getattr(config, "model_type", "unknown")
+    if isinstance(mixers, list | tuple):
+        mixers = mixers[0] if len(set(mixers)) == 1 else ", ".join(mixers)
+    half, whole = scorer.state_numbers(max(1, window // 2)), scorer.state_numbers(window)
+    return ModelCard(
+        name=scorer.name,
+        argument=scorer.source.argument,
+        architecture=type(scorer.model).__name__,
+        mixers=str(mixers),
+        parameters=scorer.parameters(),
+        fingerprint=scorer.fingerprint(),
+        tokenizer=tokenizer_fingerprint(scorer.tokenizer),
+        vocab_size=scorer.vocab_size,
+        max_length=scorer.max_length,
+        start_token=scorer.start_token,
+        tokens_trained=scorer.source.tokens_trained,
+        state_numbers=whole,
+        state_grows=None if half is None or whole is None else whole > half,
+        training=scorer.source.training,
+        seed=scorer.source.seed,
+        recipe=scorer.source.recipe,
+        seconds_trained=scorer.source.seconds_trained,
+    )
+
+
+class PartStore:
+    """A store of measured parts: each is written at once, and read when the same is asked again.
+
+    folder: of `parts/<key>.json`, None to keep nothing; `taken` counts the parts that were read.
+    """
+
+    def __init__(self, folder: Path | None, processes: Processes) -> None:
+        self.folder = None if folder is None else folder / "parts"
+        self.processes = processes
+        self.taken = 0
+
+    def key(self, card: ModelCard, configuration: str, window: int, name: str, inputs: Any) -> str:
+        """Return the sha256 of everything that a part depends on: weights, configuration, tokenizer, what is asked."""
+        model = [card.fingerprint, configuration, card.tokenizer, card.start_token, window]
+        text = json.dumps([FORMAT, model, name, inputs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def read(self, key: str) -> Part | None:
+        """Return the part of a key, or None; the main process looks, so that all processes do the same."""
+        if self.folder is None:
+            return None
+        path = self.folder / f"{key}.json"
+        found: dict[int, str] = {}
+        error = ""
+        if self.processes.main and path.is_file():
+            try:
+                found[0] = path.read_text(encoding="utf-8")
+            except OSError as caught:
+                error = f"{path}: cannot be read ({caught}); remove it to measure again"
+        texts = self.processes.gather(found, error)
+        if not texts:
+            return None
+        try:
+            part = Part.from_json(texts[0])
+        except (ValueError, KeyError, TypeError) as caught:
+            raise ValueError(f"{path}: is not a part of an evaluation; remove it to measure again") from caught
+        self.taken += 1
+        return part
+
+    def write(self, part: Part) -> None:
+        """Write a part, atomically, from the main process."""
+        if self.folder is not None and self.processes.main:
+            write_text(self.folder / f"{part.key}.json", part.to_json())

@@ -16,8 +16,9 @@ from mesa_eval.measures.forecast import Forecast, forecast
 from mesa_eval.measures.parts import measurements
 from mesa_eval.measures.plan import EvaluationPlan
 from mesa_eval.reading.batches import Batch
-from mesa_eval.reading.model_source import declared_vocabulary, load_tokenizer, tokenizer_fingerprint
+from mesa_eval.reading.model_source import declared_vocabulary, tokenizer_fingerprint
 from mesa_eval.reading.reader import Reader, TokenScores
+from mesalm.hub.open_model import open_tokenizer
 
 
 class TokenCounter(Reader):
@@ -112,7 +113,7 @@ def count_tokens(plan: EvaluationPlan, *, timed: bool = False) -> list[ModelCoun
     readers: dict[tuple[str, int, int], TokenCounter] = {}
     seen: dict[tuple[str, int, int], list[Forecast]] = {}
     for source, window in zip(plan.sources, plan.windows, strict=True):
-        tokenizer = load_tokenizer(source, trust_remote_code)
+        tokenizer = open_tokenizer(source.argument, trust_remote_code=trust_remote_code)
         vocabulary = declared_vocabulary(source, tokenizer, trust_remote_code)
         key = (tokenizer_fingerprint(tokenizer), window, vocabulary)
         alike.setdefault(key, []).append(source.name)

@@ -1,4 +1,4 @@
-"""Find what a MODEL argument names, its tokenizer and the length it was trained on.
+"""Find what a MODEL argument names, and the length it was trained on.
 
 A model is a training run, a model folder, or a name on the Hub. No weights are loaded here; `scoring.py` is the only
 file that runs a model.
@@ -80,13 +80,6 @@ def training_curve(events: list[dict[str, Any]]) -> dict[str, list[list[float]]]
         if event.get("event") == "valid" and event.get("bits_per_byte") is not None:
             curve["valid"].append([float(tokens), float(event["bits_per_byte"])])
     return {key: points for key, points in curve.items() if points}
-
-
-def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer beside a model; raise ValueError in one line if there is none."""
-    from transformers import AutoTokenizer
-
-    return load(AutoTokenizer, source.load_from, "tokenizer", name=source.argument, trust_remote_code=trust_remote_code)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

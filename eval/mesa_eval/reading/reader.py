@@ -5,7 +5,6 @@ Which tokens are read is settled here alone, so what is counted beforehand is wh
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -136,8 +135,3 @@ class Reader(TextEncoder, ABC):
         self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], most: Sequence[int], stop: str, what: str
     ) -> dict[int, list[int]]:
         """Return, behind each row, its `most` likeliest tokens, or those up to and with one that holds `stop`."""
-
-
-def uniform_nats(scorer: Reader) -> float:
-    """Return ln V, the charge for a token that has nothing at all before it."""
-    return math.log(scorer.vocab_size)

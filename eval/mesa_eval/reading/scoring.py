@@ -27,12 +27,11 @@ from mesa_eval.reading.model_source import (
     configured_length,
     declared_length,
     find_model,
-    load_tokenizer,
     one_line,
 )
 from mesa_eval.reading.processes import Processes
 from mesa_eval.reading.reader import Reader, TokenScores
-from mesalm.hub.open_model import open_model, usable_device
+from mesalm.hub.open_model import open_model, open_tokenizer, usable_device
 from mesalm.model.cache_mesa import cache_name, returned_cache
 
 LOGITS_AT_ONCE = 2**28  # 1 GiB of float32: a row with more of them is read in pieces, behind a cache
@@ -51,11 +50,9 @@ class Scorer(Reader):
         tokenizer: Any,
         *,
         source: ModelSource | None = None,
-        max_length: int | None = None,
         device: str = "cpu",
         batch_tokens: int = 8192,
         quiet: bool = False,
-        share_prefixes: bool = True,
         processes: Processes | None = None,
     ) -> None:
         self.source = source or ModelSource("", type(model).__name__, "")
@@ -65,16 +62,15 @@ class Scorer(Reader):
         self.device = device
         self.logits_at_once = LOGITS_AT_ONCE
         self.processes = processes or Processes()
-        self.max_length = (
-            max_length or self.source.sequence_length or declared_length(getattr(model, "config", None), tokenizer)
-        )
+        declared = declared_length(getattr(model, "config", None), tokenizer)
+        self.max_length = self.source.sequence_length or declared
         eos = tokenizer.eos_token_id
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos or 0)
         accepted = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in accepted
         self._caches = "use_cache" in accepted
         self._cache_name = cache_name(model) or ""
-        self._shares = share_prefixes and self._caches and bool(self._cache_name)
+        self._shares = self._caches and bool(self._cache_name)
         self._asked = False
         self._ends: dict[str, list[int]] = {}
         self._read: tuple[tuple[tuple[int, ...], int], Cache] | None = None
@@ -98,7 +94,7 @@ class Scorer(Reader):
         source = find_model(model) if isinstance(model, str) else model
         own = (processes or Processes()).device
         where = str(usable_device(own if own and device == "auto" else device))
-        tokenizer = load_tokenizer(source, trust_remote_code)
+        tokenizer = open_tokenizer(source.argument, trust_remote_code=trust_remote_code)
         loaded = open_model(source.argument, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
         return cls(
             loaded,

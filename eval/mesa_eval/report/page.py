@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -25,54 +24,53 @@ from mesa_eval.report.wording import (
     tested_score,
 )
 from mesa_eval.uncertainty.bootstrap import DRAWS, effective_units
-from mesa_eval.uncertainty.intervals import Interval
 
-DASH = "\u2013"
 GLANCE = (PRIMARY, "bits_per_byte", "perplexity", "in_context", "length_growth", "copy_score", "copy_accuracy")
+WORDS = (bracket, chance_words, count_words, number, p_words, spread_words, state_words, tested_name, tested_score)
+"""What puts numbers into words; the template calls them by name."""
 
 
 def render_page(comparison: Comparison, summary: Summary) -> str:
     """Return the page as HTML text without any reference to a resource outside it."""
-    first = comparison.scores[0]
-    tasks = _tasks(comparison)
-    opening = None  # a report on one task opens with its figure
-    if len(tasks) == 1:
-        opening, tasks[0]["figure"] = tasks[0]["figure"], None
+    records = _records(comparison)
+    tasks = [task for task in records.values() if comparison.of_task(task.name)]
+    figures = {task.name: _markup(task_figure(comparison, task.name)) for task in tasks}
+    # a report on one task opens with its figure
+    opening = figures.pop(tasks[0].name) if len(tasks) == 1 else None
     whole = [row for row in comparison.rows if not row.task and not row.group]
     glance = [row for metric in GLANCE for row in whole if row.metric == metric]
     return render(
         "report.html.j2",
+        **{words.__name__: words for words in WORDS},
+        comparison=comparison,
         names=comparison.names,
         base=comparison.base,
-        baseline=comparison.baseline,
         seeded=comparison.seeded,
         summary=summary,
-        notes=comparison.notes,
-        models=[_model_row(comparison, index) for index in range(len(comparison.arms))],
-        runs=[_run_row(comparison, place) for place in range(len(comparison.scores))],
-        glance=_table(comparison, glance),
-        text=_table(comparison, comparison.section("text")),
-        text_bytes=first.text_bytes,
+        arm_of={place: index for index, arm in enumerate(comparison.arms) for place in arm.members},
+        others_of=lambda rows: _others(comparison, rows),
+        glance=glance,
         documents=documents_words(comparison),
-        positions=_table(comparison, comparison.section("position")),
         windows=_window_words(comparison, "position"),
-        length=_table(comparison, comparison.section("length")),
         length_windows=_window_words(comparison, "length"),
-        context=_table(comparison, comparison.section("context")),
-        recall=_table(comparison, comparison.section("recall")),
+        context=comparison.section("context"),
+        recall=comparison.section("recall"),
         tasks=tasks,
+        task_figures=figures,
         opening_figure=opening,
-        tests=_tests(comparison),
-        skipped=[task for task in _records(comparison).values() if not comparison.of_task(task.name)],
-        seeds=_seed_rows(comparison, glance),
+        skipped=[task for task in records.values() if task not in tasks],
+        seeds=[
+            (row, index, *pair)
+            for row in glance
+            for index in comparison.compared
+            for pair in (row.differences[index].by_seed if len(row.differences[index].by_seed) > 1 else ())
+        ],
         training_figure=_markup(training_figure(comparison)),
         text_figure=_markup(text_figure(comparison)),
         position_figure=_markup(position_figure(comparison, "position", "Loss by position")),
         length_figure=_markup(position_figure(comparison, "length", "Loss past the window")),
         tested_figure=_markup(tested_figure(comparison)),
-        protocol=first.protocol,
-        versions=first.versions,
-        text_fingerprint=first.text_fingerprint,
+        first=comparison.scores[0],
         draws=DRAWS,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -88,51 +86,6 @@ def _records(comparison: Comparison) -> dict[str, TaskRecord]:
     return records
 
 
-def _tasks(comparison: Comparison) -> list[dict[str, Any]]:
-    tasks = []
-    for task in _records(comparison).values():
-        rows = comparison.of_task(task.name)
-        if rows:
-            figure = _markup(task_figure(comparison, task.name))
-            tasks.append({"record": task, "figure": figure, "table": _table(comparison, rows)})
-    return tasks
-
-
-def _model_row(comparison: Comparison, index: int) -> dict[str, Any]:
-    arm, scores = comparison.arms[index], comparison.members(index)[0]
-    card = scores.model
-    return {
-        "name": arm.name,
-        "mixers": card.mixers,
-        "seeds": ", ".join(DASH if seed is None else str(seed) for seed in arm.seeds),
-        "parameters": f"{card.parameters:,}",
-        "trained": count_words(card.tokens_trained),
-        "took": count_words(card.seconds_trained),
-        "vocabulary": f"{card.vocab_size:,}",
-        "window": str(scores.window),
-        "state": state_words(card.state_numbers, card.state_grows, scores.window),
-    }
-
-
-def _run_row(comparison: Comparison, place: int) -> dict[str, Any]:
-    """Return what stands behind the numbers of one model: checkpoint, weights, training, command."""
-    scores = comparison.scores[place]
-    card = scores.model
-    return {
-        "name": card.name,
-        "arm": next(index for index, arm in enumerate(comparison.arms) if place in arm.members),
-        "argument": card.argument,
-        "seed": DASH if card.seed is None else str(card.seed),
-        "trained": count_words(card.tokens_trained),
-        "took": count_words(card.seconds_trained),
-        "state": state_words(card.state_numbers, card.state_grows, scores.window),
-        "read": f"{scores.tokens_run:,}",
-        "seconds": f"{scores.seconds:.0f}",
-        "fingerprint": card.fingerprint,
-        "command": scores.protocol["command"],
-    }
-
-
 def _window_words(comparison: Comparison, section: str) -> str:
     words = []
     for scores in comparison.scores:
@@ -144,89 +97,13 @@ def _window_words(comparison: Comparison, section: str) -> str:
     return "; ".join(dict.fromkeys(words))
 
 
-def _table(comparison: Comparison, rows: list[Row]) -> dict[str, Any]:
-    """Return headings and cells for the template."""
-    found = {index: [row.differences[index] for row in rows] for index in comparison.compared}
-    others = [index for index, own in found.items() if any(one.interval is not None or one.reason for one in own)]
-    return {
-        "others": [comparison.names[index] for index in others],
-        "chance": any(row.chance for row in rows),
-        "rows": [
-            {
-                "label": row.label,
-                "unit": row.unit,
-                "better": row.better,
-                "chance": chance_words(row) or DASH,
-                "values": [_value(row, value) for value in row.values],
-                "differences": [_difference(comparison, row, index) for index in others],
-            }
-            for row in rows
-        ],
-    }
-
-
-def _value(row: Row, value: Interval | None) -> dict[str, str]:
-    if value is None:
-        return {"value": DASH, "interval": "", "sort": ""}
-    return {
-        "value": number(value.value, row.digits),
-        "interval": bracket(value, row.digits) if value.low is not None or value.freedom is None else "",
-        "sort": repr(value.value),
-    }
-
-
-def _difference(comparison: Comparison, row: Row, index: int) -> dict[str, Any]:
-    difference = row.differences[index]
-    if difference.interval is None:
-        return {"value": "", "intervals": [difference.reason], "verdict": "", "words": "", "sort": ""}
-    words = comparison.verdict(row, index)
-    return {
-        "value": number(difference.interval.value, row.digits, signed=True),
-        "intervals": spread_words(row, difference),
-        "verdict": words.split()[0] if words else "",
-        "words": words,
-        "sort": repr(difference.interval.value),
-    }
-
-
-def _tests(comparison: Comparison) -> list[dict[str, Any]]:
+def _others(comparison: Comparison, rows: Sequence[Row]) -> list[int]:
+    """Return the arms with a difference from the baseline, or the reason why there is none, in one of the rows."""
     return [
-        {
-            "arm": test.arm,
-            "model": comparison.names[test.arm],
-            "name": tested_name(test),
-            "score": tested_score(test),
-            "chance": chance_words(test.row) or DASH,
-            "own": _value(test.row, test.row.values[test.arm]),
-            "base": _value(test.row, test.row.values[comparison.baseline]),
-            "difference": _difference(comparison, test.row, test.arm),
-            "p": p_words(test.p),
-            "holm": p_words(test.adjusted),
-            "p_sort": repr(test.p),
-            "holm_sort": repr(test.adjusted),
-            "verdict": test.verdict,
-        }
-        for test in comparison.family
+        index
+        for index in comparison.compared
+        if any(row.differences[index].interval is not None or row.differences[index].reason for row in rows)
     ]
-
-
-def _seed_rows(comparison: Comparison, rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Return one line per measure, arm and seed: the single differences behind the intervals."""
-    found = []
-    for row in rows:
-        for index in comparison.compared:
-            difference = row.differences[index]
-            for seed, value in difference.by_seed if len(difference.by_seed) > 1 else ():
-                found.append(
-                    {
-                        "label": row.label,
-                        "name": comparison.names[index],
-                        "seed": str(seed),
-                        "value": number(value, row.digits, signed=True),
-                        "sort": repr(value),
-                    }
-                )
-    return found
 
 
 def _markup(svg: str | None) -> Markup | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -85,6 +86,7 @@ class RuleTask(Task):
         guess = float(weights @ _signs(asked.item))
         return 0.5 if abs(guess) < 1e-9 else float((guess > 0) == (asked.label == mapping.labels[1]))
 
+    @lru_cache(maxsize=1024)  # an episode is asked for at every number of shots, and for the ceiling  # noqa: B019
     def _episode(self, index: int, seed: int) -> tuple[list[Example], Example, Rule]:
         settings = EpisodeSettings(task="rule", rule=self.rule, attributes=self.attributes)
         pool = Pool(self.words, self.labels)

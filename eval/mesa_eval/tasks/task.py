@@ -215,7 +215,7 @@ class Task:
         return self.prompt(shown, asked.input)[0], f" {asked.output}"
 
     def free_query(self, index: int, draw: int, shots: int, seed: int) -> Query | None:
-        """Return a query's twin with content-free input, which calibrates its scores; None where none is used."""
+        """Return the same query with content-free input, which calibrates its scores; None where none is used."""
         return None
 
     def majority(self, queries: Sequence[int]) -> float | None:

@@ -1,9 +1,13 @@
-"""Python source of installed packages: tens of millions of tokens of code that anyone with pip has."""
+"""Python source that a machine has anyway: the standard library's, and that of installed packages."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import io
+import platform
+import sysconfig
+import tokenize
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -12,14 +16,52 @@ from typing import Any
 from mesalm.settings import SettingsError
 
 from .documents import DataError, Document, Faults
-from .read_stdlib import EXCLUDED_FOLDERS, decode_python
 from .source_settings import SourceSettings
+
+# Tests are many, repetitive and full of odd literals; installed packages are not the standard library; and
+# `encodings` is a tenth of the bytes in tables of character codes, each nearly a copy of the next, which would
+# put copies of training text among the held-out documents.
+EXCLUDED_FOLDERS = frozenset(
+    {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
+)
 
 TELLING_LENGTH = 20
 """Lines shorter than this stand in many files by chance and do not mark a copy."""
 
 COPIED_SHARE = 0.5
 """A file is a near-copy when more than this share of its telling lines stood in files before it."""
+
+
+class StandardLibrarySource:
+    """The ``.py`` files of the standard library, one document of domain "python" each.
+
+    A file whose declared encoding does not fit its bytes is skipped and counted, never an error: the user
+    did not choose these files and cannot mend them.
+    """
+
+    licence = "PSF-2.0"
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+        root = Path(sysconfig.get_paths()["stdlib"])
+        self.files = _own_files({path.relative_to(root).as_posix(): path for path in root.rglob("*.py")})
+        if not self.files:
+            raise DataError(f"{root}: this interpreter has no standard library source; use source 'files'")
+
+    def identity(self) -> dict[str, Any]:
+        """Return the interpreter's version and a sha256 over the names and contents of the files."""
+        interpreter = f"{platform.python_implementation()} {platform.python_version()}"
+        return {"interpreter": interpreter, "sha256": _digest(self.files)}
+
+    def documents(self, faults: Faults) -> Iterator[Document]:
+        """Yield the files in the order of their paths."""
+        domain = self.settings.domain or "python"
+        for name, path in list(self.files.items())[: self.settings.limit]:
+            text = decode_python(path.read_bytes())
+            if text is None:
+                faults.undecodable += 1
+                continue
+            yield Document(name, domain, text)
 
 
 @dataclass(frozen=True)
@@ -55,7 +97,11 @@ class PackageSource:
 
     def identity(self) -> dict[str, Any]:
         """Return name, version and a sha256 over names and contents of the files of each package."""
-        return {"packages": [_identity(package) for package in self.packages]}
+        packages = [
+            {"name": package.name, "version": package.version, "sha256": _digest(package.files)}
+            for package in self.packages
+        ]
+        return {"packages": packages}
 
     def documents(self, faults: Faults) -> Iterator[Document]:
         """Yield up to ``limit`` files, package by package, in the order of their paths."""
@@ -89,7 +135,7 @@ def find_package(asked: str) -> Package:
         raise DataError(
             f"packages: {name} is installed at version {found.version}, not {version}; pip install '{asked}'"
         )
-    files = _python_files(found)
+    files = _package_files(found)
     if not files:
         raise DataError(f"packages: {name} has no Python source here; install a wheel of it, or leave it out")
     classifiers = found.metadata.get_all("Classifier") or []
@@ -104,17 +150,30 @@ def telling_lines(text: str) -> set[bytes]:
     return {hashlib.blake2b(line.encode(), digest_size=8).digest() for line in lines if len(line) >= TELLING_LENGTH}
 
 
-def _python_files(found: Distribution) -> dict[str, Path]:
+def decode_python(content: bytes) -> str | None:
+    """Decode Python source by its byte-order mark or coding line; None where that fails."""
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        return content.decode(encoding)
+    except (SyntaxError, UnicodeDecodeError, LookupError):
+        return None
+
+
+def _package_files(found: Distribution) -> dict[str, Path]:
     paths = [path for path in found.files or () if path.suffix == ".py" and ".." not in path.parts]
-    own = [path for path in paths if EXCLUDED_FOLDERS.isdisjoint(path.parts[:-1])]
-    located = {path.as_posix(): Path(str(path.locate())) for path in sorted(own, key=lambda path: path.as_posix())}
-    return {name: path for name, path in located.items() if path.is_file()}
+    return _own_files({path.as_posix(): Path(str(path.locate())) for path in paths})
 
 
-def _identity(package: Package) -> dict[str, Any]:
+def _own_files(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Return files by name, sorted, without those in excluded folders and those that are not there."""
+    own = {name for name in files if EXCLUDED_FOLDERS.isdisjoint(name.split("/")[:-1])}
+    return {name: files[name] for name in sorted(own) if files[name].is_file()}
+
+
+def _digest(files: Mapping[str, Path]) -> str:
     total = hashlib.sha256()
-    for name, path in package.files.items():
+    for name, path in files.items():
         content = path.read_bytes()
         total.update(f"{name}\0{len(content)}\0".encode())
         total.update(content)
-    return {"name": package.name, "version": package.version, "sha256": total.hexdigest()}
+    return total.hexdigest()
