@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -359,12 +356,3 @@ def test_a_training_says_first_what_it_will_do(capfd: pytest.CaptureFixture[str]
 
     count = sum(parameter.numel() for parameter in open_model(str(model)).parameters())
     assert any(line.startswith(f"tiny-softmax: {count:,} parameters") for line in shown)
-
-
-def test_a_reader_of_the_help_may_leave(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "mesalm", "train", "--help"]
-    read, write = os.pipe()
-    os.close(read)
-    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
-    os.close(write)
-    assert (result.stderr, result.returncode) == ("", 1)

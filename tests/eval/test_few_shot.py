@@ -37,16 +37,13 @@ class LookUp(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
         logits = torch.zeros(*input_ids.shape, 258)
-        for row, tokens in enumerate(input_ids.tolist()):
-            for end in range(1, len(tokens)):
-                longest = 0
-                for earlier in range(end):
-                    same = 0
-                    while same <= earlier and tokens[earlier - same] == tokens[end - same]:
-                        same += 1
-                    if same > longest:
-                        longest = same
-                        logits[row, end] = 50.0 * torch.eye(258)[tokens[earlier + 1]]
+        for row, tokens in enumerate(input_ids.numpy()):
+            same = np.zeros(len(tokens) + 1, dtype=int)  # how long is the stretch that ends before each token alike
+            for end, token in enumerate(tokens):
+                same[1:] = np.where(tokens == token, same[:-1] + 1, 0)
+                earlier = same[1 : end + 1]
+                if earlier.any():
+                    logits[row, end, tokens[earlier.argmax() + 1]] = 50.0
         return SimpleNamespace(logits=logits)
 
 
