@@ -166,4 +166,5 @@ def _row(ruling: Ruling, values: list[float]) -> dict[str, str]:
 
 
 def _percent(ruling: Ruling) -> str:
-    return f"{100 * room(ruling.criterion, ruling.mean):+.3g} %"
+    percent = 100 * room(ruling.criterion, ruling.mean)
+    return f"{percent:+,.0f} %" if abs(percent) >= 1000 else f"{percent:+.3g} %"

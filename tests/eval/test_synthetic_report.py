@@ -131,6 +131,8 @@ def test_the_page_holds_every_figure_and_nothing_from_outside(tmp_path: Path, pl
         assert words in page
     report = json.loads((folder / "report.json").read_text())
     assert [row["mean"] for row in report["rows"]][:2] == [0.8125, 0.4375]
+    assert report["rows"][0].get("by_place", []) == [0.8125] * len(places)
+    assert [path.name for path in folder.glob("*.svg")] == ["accuracy.svg"] * bool(places)
     assert "| 16 | mesa |" in (folder / "report.md").read_text()
 
 
