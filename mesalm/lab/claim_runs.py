@@ -17,7 +17,7 @@ from mesalm.files import write_text
 from mesalm.hub.open_model import usable_device
 from mesalm.lab.claim_table import ClaimTable, load_table
 from mesalm.lab.claims import TABLE, Claim, Curve, Findings, Size, chosen, judge
-from mesalm.lab.plan import Plan, Planned, plan_experiments
+from mesalm.lab.plan import ClaimPlan, Planned, plan_experiments
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
 from mesalm.train.speeds import device_name
@@ -113,7 +113,7 @@ def plan_claims(
     nets: Path = NETS,
     device: str = "cpu",
     file: Path = TABLE,
-) -> Plan:
+) -> ClaimPlan:
     """Return what `run_claims` with the same arguments would need; trainings under ``nets`` count as far as they lack.
 
     Raises SettingsError as `run_claims` does.

@@ -228,7 +228,7 @@ def _kept_bytes(learner: nn.Module, batch: Batch) -> float:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ClaimPlan:
     """The trainings that claims need, by claim, and what a step of each kind costs."""
 
     claims: Mapping[str, Mapping[Path, Training]]
@@ -287,7 +287,7 @@ Planned = tuple[str, Callable[[Workbench, dict[str, Any]], Any], dict[str, Any]]
 """A claim's name, its experiment and its sizes."""
 
 
-def plan_experiments(wanted: Sequence[Planned], seeds: Sequence[int], nets: Path, device: str) -> Plan:
+def plan_experiments(wanted: Sequence[Planned], seeds: Sequence[int], nets: Path, device: str) -> ClaimPlan:
     """Return what experiments need with each of the seeds; those whose sizes have no ``steps`` train nothing."""
     claims: dict[str, dict[Path, Training]] = {}
     costs: dict[str, Cost] = {}
@@ -300,4 +300,4 @@ def plan_experiments(wanted: Sequence[Planned], seeds: Sequence[int], nets: Path
         for each in (each for found in claims.values() for each in found.values()):
             if each.kind not in costs:
                 costs[each.kind] = measure(each)
-    return Plan(claims, costs, device_name(torch.device(device)))
+    return ClaimPlan(claims, costs, device_name(torch.device(device)))

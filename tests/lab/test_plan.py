@@ -14,7 +14,7 @@ from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.lab import claim_runs
 from mesalm.lab.claims import load_claims
 from mesalm.lab.experiments.table import EXPERIMENTS
-from mesalm.lab.plan import LARGEST_PROBE, Cost, Plan, PlanningBench, measure, net_training, operations
+from mesalm.lab.plan import LARGEST_PROBE, ClaimPlan, Cost, PlanningBench, measure, net_training, operations
 from mesalm.lab.workbench import NetRecipe, Workbench, learner_of, net_recipe, until
 from mesalm.runs import STATE_FILE, RunFiles
 
@@ -95,7 +95,7 @@ def test_what_is_decided_soonest_comes_first_and_shared_nets_count_once(tmp_path
         replace(net_training(recipe(), tmp_path / name, "cpu"), left=left) for name, left in (("a", 1), ("b", 9))
     )
     claims = {"both": {short.folder: short, long.folder: long}, "one": {short.folder: short}, "none": {}}
-    plan = Plan(claims, {short.kind: Cost(60.0, 1e9, 2e6)}, "cpu")
+    plan = ClaimPlan(claims, {short.kind: Cost(60.0, 1e9, 2e6)}, "cpu")
     assert plan.order() == ["none", "one", "both"]
     lines = plan.lines()
     assert [line.split()[0] for line in lines[1:4]] == ["none", "one", "both"]
