@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
@@ -81,7 +82,7 @@ def _by_place(grid: Grid, line: Line, measure: RowScores) -> dict[str, Any]:
     guessed = {name: found.columns for name, found in guesses(grid, line.setting, measure.key).items()}
     return {
         "places": measure.places,
-        "by_place": [float(f"{value:.5g}") for value in sum(own) / len(own)],
+        "by_place": [float(f"{value:.5g}") for value in np.mean(own, axis=0)],
         "guesses_by_place": {name: [float(f"{value:.5g}") for value in columns] for name, columns in guessed.items()},
     }
 
