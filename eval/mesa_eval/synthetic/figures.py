@@ -131,8 +131,11 @@ def _curves(grid: Grid, measure: RowScores, found: list[Line], write: Writer) ->
                 )
             axes.set_title(", ".join(point.values()))
             axes.set_xlabel("shots or position")
-            axes.set_yscale("log")
-            plain_ticks(axes.yaxis)
+        values = np.concatenate([line.get_ydata() for axes in figure.axes for line in axes.lines])
+        if values.min() > 0 and values.max() >= 10 * values.min():  # else there is no power of ten to label
+            for axes in figure.axes:
+                axes.set_yscale("log")
+                plain_ticks(axes.yaxis)
         _label(figure, measure)
 
     return write(draw, _size(len(points), 1.0), f"{grid.name}: {measure.label}")
