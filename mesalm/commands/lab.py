@@ -28,6 +28,11 @@ def arguments(command: argparse.ArgumentParser) -> None:
     running.add_argument("--first-seed", type=seed, default=0, help="the first of them (default 0)")
     running.add_argument("--nets", type=folder_to_write, default=Path("runs/lab"), help="folder of trained nets")
     running.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    running.add_argument("--missing", action="store_true", help="leave out claims that have a result of these seeds")
+    running.add_argument(
+        "--cheapest-first", action="store_true", help="in the order of --plan: what is decided soonest comes first"
+    )
+    running.add_argument("--plan", action="store_true", help="print trainings, time and memory by claim, and end")
     running.set_defaults(act=run_some)
     reporting = actions.add_parser("report", help="write one page with every claim and its verdict")
     reporting.add_argument("--page", type=file_to_write, help="the file to write (default: beside the results)")
@@ -52,8 +57,8 @@ def show(options: argparse.Namespace) -> None:
 
 
 def run_some(options: argparse.Namespace) -> int:
-    """Run claims and print their verdicts; return 1 where one failed."""
-    from mesalm.lab.claim_runs import run_claims
+    """Run claims and print their verdicts, or what they will need; return 1 where one failed."""
+    from mesalm.lab.claim_runs import plan_claims, run_claims
     from mesalm.lab.claims import TABLE
     from mesalm.settings import SettingsError
     from mesalm.train.overrides import parse_override
@@ -63,9 +68,13 @@ def run_some(options: argparse.Namespace) -> int:
     names = [word for word in options.claims if "=" not in word and not word.endswith(".py")]
     if len(files) > 1:
         raise SettingsError(f"{files[1]}: only one file of claims can be run at once")
-    own = chosen(options, "size", "seeds", "first_seed", "without", "out", "nets", "device")
-    table = files[0] if files else TABLE
-    outcomes = run_claims(names or ["all"], **own, changes=changes, file=table, traces=options.traceback)
+    own = chosen(options, "size", "seeds", "first_seed", "without", "nets", "device")
+    own |= {"changes": changes, "file": files[0] if files else TABLE}
+    if options.plan:
+        print(*plan_claims(names or ["all"], **own).lines(), sep="\n")
+        return 0
+    own |= chosen(options, "out", "missing", "cheapest_first")
+    outcomes = run_claims(names or ["all"], **own, traces=options.traceback)
     return int(None in outcomes.values())
 
 

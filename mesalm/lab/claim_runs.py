@@ -17,6 +17,7 @@ from mesalm.files import write_text
 from mesalm.hub.open_model import usable_device
 from mesalm.lab.claim_table import ClaimTable, load_table
 from mesalm.lab.claims import TABLE, Claim, Curve, Findings, Size, chosen, judge
+from mesalm.lab.plan import ClaimPlan, Planned, plan_experiments
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
 from mesalm.train.speeds import device_name
@@ -52,6 +53,8 @@ def run_claims(
     device: str = "cpu",
     quiet: bool = False,
     traces: bool = False,
+    missing: bool = False,
+    cheapest_first: bool = False,
     file: Path = TABLE,
 ) -> dict[str, bool | None]:
     """Run claims and studies with ``seeds`` seeds, print and write the results; return each verdict.
@@ -59,24 +62,36 @@ def run_claims(
     True: reproduced; False: not; None: it failed, and its error was printed (with its place in the code if ``traces``
     or if it is no error of input); the others run all the same. A study that ran is True. Trained nets are kept under
     ``nets`` and used again; results go to ``out``/CLAIM-SIZE.json. ``file`` is one as `load_table` takes it.
-    ``changes`` replace sizes; such a result goes to CLAIM-changed.json, beside that of the claim. Raises SettingsError
-    for a name that is no claim's, also in ``without``, for a size that is none, and where nothing is left to run.
+    ``changes`` replace sizes; such a result goes to CLAIM-changed.json, beside that of the claim. With ``missing``
+    claims are left out that have a result of these sizes, criteria and seeds; with ``cheapest_first`` they are run in
+    the order of `plan_claims`. Raises SettingsError for a name that is no claim's, also in ``without``, for a size that
+    is none, and where nothing is left to run.
     """
     if seeds < 1:
         raise SettingsError(f"seeds: must be at least 1, not {seeds}")
     device = str(usable_device(device))
     table = load_table(file)
-    left_out = chosen(list(without), table.claims, list(table.studies))
-    wanted = [name for name in chosen(names, table.claims, list(table.studies)) if name not in left_out]
-    if not wanted:
-        raise SettingsError("--without: leaves nothing to run; name fewer claims there")
+    wanted = _wanted(names, without, table)
     sizes = {name: table.sizes(name, size, changes) for name in wanted} if changes else {}
+    paths = {name: out / f"{name}-{'changed' if changes else size}.json" for name in wanted}
+    numbers = range(first_seed, first_seed + seeds)
+    if missing:
+        own_sizes = {name: sizes.get(name) or table.sizes(name, size) for name in wanted if paths[name].is_file()}
+        wanted = [
+            name
+            for name in wanted
+            if name not in own_sizes or not _holds(paths[name], table, name, own_sizes[name], numbers)
+        ]
+        if not wanted:
+            print("no result is missing")
+    if cheapest_first and wanted:
+        wanted = plan_experiments(_planned(wanted, table, size, changes), numbers, nets, device).order()
     outcomes: dict[str, bool | None] = {}
     for name in wanted:
         try:
-            benches = [Workbench(first_seed + seed, nets, device, quiet) for seed in range(seeds)]
+            benches = [Workbench(seed, nets, device, quiet) for seed in numbers]
             own = sizes.get(name) or table.sizes(name, size)
-            outcomes[name] = _run(name, table, own, benches, out / f"{name}-{'changed' if changes else size}.json")
+            outcomes[name] = _run(name, table, own, benches, paths[name])
         except Exception as error:
             if traces or not isinstance(error, (ValueError, FileNotFoundError)):
                 traceback.print_exception(error)
@@ -85,6 +100,52 @@ def run_claims(
     if len(wanted) > 1 and not set(wanted) <= set(table.studies):
         print(_summary(outcomes, table.studies))
     return outcomes
+
+
+def plan_claims(
+    names: Sequence[str],
+    size: Size = "small",
+    seeds: int = 1,
+    *,
+    first_seed: int = 0,
+    changes: Mapping[str, Any] | None = None,
+    without: Collection[str] = (),
+    nets: Path = NETS,
+    device: str = "cpu",
+    file: Path = TABLE,
+) -> ClaimPlan:
+    """Return what `run_claims` with the same arguments would need; trainings under ``nets`` count as far as they lack.
+
+    Raises SettingsError as `run_claims` does.
+    """
+    table = load_table(file)
+    planned = _planned(_wanted(names, without, table), table, size, changes)
+    return plan_experiments(planned, range(first_seed, first_seed + seeds), nets, str(usable_device(device)))
+
+
+def _planned(names: Sequence[str], table: ClaimTable, size: Size, changes: Mapping[str, Any] | None) -> list[Planned]:
+    """Return what `plan_experiments` takes."""
+    return [(name, table.experiment(name), table.sizes(name, size, changes)) for name in names]
+
+
+def _wanted(names: Sequence[str], without: Collection[str], table: ClaimTable) -> list[str]:
+    """Return the claims and studies that are asked for and not left out."""
+    left_out = chosen(list(without), table.claims, list(table.studies))
+    wanted = [name for name in chosen(names, table.claims, list(table.studies)) if name not in left_out]
+    if not wanted:
+        raise SettingsError("--without: leaves nothing to run; name fewer claims there")
+    return wanted
+
+
+def _holds(path: Path, table: ClaimTable, name: str, sizes: dict[str, Any], seeds: range) -> bool:
+    """Return whether a result has these sizes, the criteria of now, and these seeds or more from the same first."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    criteria = _criteria(table.claims[name]) if name in table.claims else []
+    first, count = content["first_seed"], len(content["seeds"])
+    return (content["criteria"], content["sizes"]) == (criteria, sizes) and (first, max(count, len(seeds))) == (
+        seeds.start,
+        count,
+    )
 
 
 def _run(name: str, table: ClaimTable, sizes: dict[str, Any], benches: Sequence[Workbench], path: Path) -> bool:
@@ -171,6 +232,14 @@ def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, list
             raise SettingsError(f"{path}: was made with other criteria or sizes; run `mesalm lab run {name}` again")
         results[name] = [_findings(seed) for seed in content["seeds"]]
     return results
+
+
+def first_seeds(folder: Path, size: Size, names: Collection[str]) -> dict[str, int]:
+    """Return the first seed of results that are there."""
+    return {
+        name: json.loads((folder / f"{name}-{size}.json").read_text(encoding="utf-8")).get("first_seed", 0)
+        for name in names
+    }
 
 
 def rounded(value: Any, digits: int = 6) -> Any:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mesalm.files import write_text
-from mesalm.lab.claim_runs import RESULTS, mean_quantities, read_results
+from mesalm.lab.claim_runs import RESULTS, first_seeds, mean_quantities, read_results
 from mesalm.lab.claim_table import load_table
 from mesalm.lab.claims import TABLE, Claim, Criterion, Findings, Ruling, Size, judge
 from mesalm.lab.findings_figure import draw_findings
 from mesalm.lab.studies import Study
 from mesalm.settings import SettingsError
 
+STORY = (
+    ("What layers can compute", (1, 2, 3, 4)),
+    ("One linear layer, trained", (5, 6, 15)),
+    ("Deeper linear nets, and one mesa layer", (7, 8, 9, 10)),
+    ("Softmax nets copy first, and are nearly linear then", (11, 12, 16, 13, 14)),
+    ("Nonlinear dynamics", (20,)),
+    ("Learning from pairs in context", (17, 18)),
+    ("Language", (19,)),
+)
+"""The paper's claims in the order of its story: the title of each part and the numbers of its claims."""
 VERDICTS = {True: ("reproduced", "yes"), False: ("not reproduced", "no"), None: ("not run", "none")}
 
 
 def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None = None, *, file: Path = TABLE) -> Path:
     """Write the page of all claims from the results in a folder; return its path (default: in that folder).
 
-    Studies that have a result follow the claims.
+    The paper's claims come in the order of `STORY`. Studies that have a result follow the claims.
     Raises SettingsError where there are no results of this size.
     """
     import jinja2
@@ -28,8 +39,8 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
     found = read_results(results, size, file)
     if not found:
         raise SettingsError(f"{results}: holds no results of {size} size; run `mesalm lab run all` first")
-    table = load_table(file)
-    items = [_item(name, claim, found.get(name), size) for name, claim in table.claims.items()]
+    table, first = load_table(file), first_seeds(results, size, found)
+    items = [_item(name, claim, found.get(name), size, first.get(name, 0)) for name, claim in table.claims.items()]
     studies = [
         _study(name, study, table.claims[study.sizes_of], found)
         for name, study in table.studies.items()
@@ -37,22 +48,40 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
     ]
     for item in (*items, *studies):
         item["figure"] = Markup(item["figure"])
-    verdicts = [item["verdict"] for item in items]
+    parts = story(items, STORY if table.studies else ())
+    latest = [claim["decides"]["verdict"] for part in parts for claim in part["claims"]]
     counts = {
-        word: verdicts.count(verdict)
-        for word, verdict in (
-            ("reproduced", "reproduced"),
-            ("failed", "not reproduced"),
-            ("open", "not run"),
-        )
+        word: latest.count(verdict) for word, (verdict, _) in zip(("yes", "no", "open"), VERDICTS.values(), strict=True)
     }
     source = Path(__file__).with_name("templates") / "claims.html.j2"
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
         source.read_text(encoding="utf-8")
     )
     page = page or results / f"claims-{size}.html"
-    write_text(page, template.render(items=items, studies=studies, counts=counts, size=size, table=table) + "\n")
+    write_text(page, template.render(parts=parts, studies=studies, counts=counts, size=size, table=table) + "\n")
     return page
+
+
+def story(items: list[dict[str, Any]], order: Sequence[tuple[str, tuple[int, ...]]]) -> list[dict[str, Any]]:
+    """Return the parts of the page, each with its claims, each with its versions, the newest first.
+
+    ``order`` has the title and the claims' numbers of each part; claims that it lacks follow in a part without a title.
+    The newest version that has a result decides a claim.
+    """
+    numbers = list(dict.fromkeys(item["claim"].number for item in items))
+    told = {number for _, part in order for number in part}
+    rest = tuple(number for number in numbers if number not in told)
+    parts = []
+    for title, own in [*order, ("", rest)]:
+        claims = []
+        for number in own:
+            versions = [item for item in items if item["claim"].number == number][::-1]
+            run = [item for item in versions if item["seeds"]]
+            if versions:
+                claims.append({"number": number, "versions": versions, "decides": (run or versions)[0]})
+        if claims:
+            parts.append({"title": title, "claims": claims})
+    return parts
 
 
 def room(criterion: Criterion, value: float) -> float:
@@ -64,11 +93,18 @@ def room(criterion: Criterion, value: float) -> float:
     return min(distances)
 
 
-def _item(name: str, claim: Claim, found: list[Findings] | None, size: Size) -> dict[str, Any]:
+def _item(name: str, claim: Claim, found: list[Findings] | None, size: Size, first: int) -> dict[str, Any]:
     rulings = judge(claim, [findings.values for findings in found]) if found else []
-    holds = all(ruling.holds for ruling in rulings) if found else None
-    verdict, style = VERDICTS[holds]
-    item: dict[str, Any] = {"name": name, "claim": claim, "verdict": verdict, "style": style, "seeds": len(found or ())}
+    verdict, style = VERDICTS[_verdict(claim, found)]
+    by_seed = [(first + place, _verdict(claim, [each])) for place, each in enumerate(found or ())]
+    item: dict[str, Any] = {
+        "name": name,
+        "claim": claim,
+        "verdict": verdict,
+        "style": style,
+        "seeds": len(by_seed),
+        "by_seed": [(seed, *VERDICTS[each]) for seed, each in by_seed],
+    }
     if not found:
         rows = [{"quantity": c.quantity, "value": "", "bound": c.words()} for c in claim.criteria]
         blank = {"holds": "", "style": "none", "room": ""}
@@ -85,6 +121,11 @@ def _item(name: str, claim: Claim, found: list[Findings] | None, size: Size) -> 
         "figure": draw_findings(found[0], name, claim.curves_beside(size)),
         "notes": found[0].notes,
     }
+
+
+def _verdict(claim: Claim, found: Sequence[Findings] | None) -> bool | None:
+    """Return whether every criterion holds for the mean over seeds; None without a result."""
+    return all(ruling.holds for ruling in judge(claim, [each.values for each in found])) if found else None
 
 
 def _study(name: str, study: Study, claim: Claim, found: dict[str, list[Findings]]) -> dict[str, Any]:
@@ -125,4 +166,5 @@ def _row(ruling: Ruling, values: list[float]) -> dict[str, str]:
 
 
 def _percent(ruling: Ruling) -> str:
-    return f"{100 * room(ruling.criterion, ruling.mean):+.3g} %"
+    percent = 100 * room(ruling.criterion, ruling.mean)
+    return f"{percent:+,.0f} %" if abs(percent) >= 1000 else f"{percent:+.3g} %"

@@ -45,12 +45,26 @@ def _draw_curves(axes: Any, findings: Findings, published: Sequence[Curve]) -> N
     if findings.logarithmic:
         axes.set_yscale("log", nonpositive="mask")  # an exact zero is a gap, not a fall to the edge
     else:
-        axes.set_ylim(bottom=min(0.0, *(min(curve.y) for curve in findings.curves)))
+        least, largest = (limit(limit(curve.y) for curve in findings.curves) for limit in (min, max))
+        if least < largest * 2 / 3:  # else the lines would lie on one another
+            axes.set_ylim(bottom=min(0.0, least))
+    _draw_places(axes, findings)
+
+
+def _draw_places(axes: Any, findings: Findings) -> None:
+    """Choose the scales' ticks: whole numbers for what is counted, and on a short logarithmic axis the places drawn."""
+    from matplotlib.ticker import MaxNLocator
+
+    places = sorted({x for curve in findings.curves for x in curve.x})
     if findings.x_label in ("layers", "lambda", "dimension"):
         axes.set_xscale("log")
+    elif all(x == int(x) for x in places):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
         if scale == "log":
             plain_ticks(axis)
+    if axes.get_xscale() == "log" and len(places) <= 12:
+        axes.set_xticks(places, [f"{x:g}" for x in places])
     axes.legend(loc="best")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -10,27 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field, SerializeAsAny
-from torch import nn
+from torch import Tensor, nn
 
-from mesalm.data.stream import Batch
+from mesalm.data.prepared import Prepared
+from mesalm.data.stream import Batch, epoch_batches
 from mesalm.data.synthetic.drawn_stream import DrawnStream, StepPosition, drawn_batch
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.files import write_text
 from mesalm.journal import Journal
 from mesalm.locks import locked
+from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.regressor.configuration_regressor import RegressorConfig
 from mesalm.regressor.regressor_mesa import MesaRegressor, RegressionOutput
-from mesalm.runs import RunFiles, complete_checkpoints, step_of
+from mesalm.runs import RunFiles, RunRecord, complete_checkpoints, step_of
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError
 from mesalm.train import training
 from mesalm.train.checkpoint import load_weights, save_weights, whole_folder
 from mesalm.train.launch import make_accelerator
 from mesalm.train.loop import Outcome
 from mesalm.train.optim import OptimSettings
+from mesalm.train.pretrain import pretrain
 from mesalm.train.progress import Display
 from mesalm.train.randomness import preserved_randomness, seed_everything
+from mesalm.train.recipe import Recipe
 from mesalm.train.schedule import ScheduleSettings
 from mesalm.train.sections import CheckpointSettings
 
@@ -69,6 +75,11 @@ class NetRecipe(Settings):
         exclude_if=lambda fresh: not fresh,  # so that recipes without it keep their keys
         description="Whether that layer starts from random weights, not from the base's.",
     )
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Return the steps from one checkpoint to the next."""
+        return max(self.steps // STAGES, 1)
 
     def build_net(self) -> Any:
         """Make the net with fresh weights."""
@@ -173,6 +184,21 @@ class Workbench:
         """Draw fresh sequences that no training has seen; other steps give others."""
         return drawn_batch(task, rows, self.seed, step=step, device=self.device)
 
+    def text_losses(self, recipe: Recipe, rows: int, split: str = "valid") -> Tensor:
+        """Train a language model, or open the trained one, and return its loss on ``rows`` evenly spaced held-out rows
+        at each position, [T - 1] nats, float64."""
+        run = RunRecord(pretrain(recipe, quiet=self.quiet))
+        model = fixed(MesaForCausalLM.from_pretrained(run.final), self.device)
+        held_out = Prepared(run.start["prepared"]).rows(split)
+        chosen = held_out.select(np.linspace(0, len(held_out) - 1, min(rows, len(held_out)), dtype=int))
+        sums, counts = torch.zeros(2, recipe.data.sequence_length - 1, dtype=torch.float64)
+        for batch in epoch_batches(chosen, 32):
+            labels = batch.pop("labels")[:, 1:]
+            logits = model(**{name: part.to(self.device) for name, part in batch.items()}).logits[:, :-1].float().cpu()
+            sums += nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").double().sum(0)
+            counts += (labels >= 0).sum(0)
+        return sums / counts
+
     def _opened(self, recipe: NetRecipe, folder: Path) -> MesaRegressor:
         # not by from_pretrained, which would show a bar for each of many tiny files
         net = recipe.build_net()
@@ -182,14 +208,7 @@ class Workbench:
     def _train(self, recipe: NetRecipe, files: RunFiles) -> None:
         base = None if recipe.base is None else self.net(recipe.base)
         seed_everything(recipe.seed)
-        net = recipe.build_net()
-        if base is not None:
-            _take_over(net, base, f"layers.{recipe.imitates}." if recipe.fresh else None)
-        learner: nn.Module = net
-        if recipe.imitates is not None:
-            if base is None:
-                raise SettingsError("imitates: needs a base whose layer is imitated")
-            learner = Imitation(net, base, recipe.imitates)
+        net, learner = learner_of(recipe, base)
         accelerator = make_accelerator(device="cpu" if self.device == "cpu" else "auto", precision="fp32")
         learner.to(accelerator.device)
         mixers = recipe.model.get("mixers", type(net).__name__)
@@ -204,7 +223,7 @@ class Workbench:
                     steps=recipe.steps,
                     optim=recipe.optim,
                     schedule=recipe.schedule,
-                    checkpoint=CheckpointSettings(every=max(recipe.steps // STAGES, 1), keep=STAGES + 1),
+                    checkpoint=CheckpointSettings(every=recipe.checkpoint_every, keep=STAGES + 1),
                     log_every=max(recipe.steps // 100, 1),
                 ),
                 files,
@@ -227,14 +246,37 @@ class Imitation(nn.Module):
         super().__init__()
         self.mixer: Any = net.layers[layer].mixer
         self.mixer.requires_grad_(True)
-        self.base, self.layer = base, layer
+        self.base = until(base, layer)
 
     def forward(self, inputs: torch.Tensor, **kwargs: torch.Tensor) -> RegressionOutput:
         """Return the mean squared error of the layer's output; inputs [B, T, D]."""
         with torch.no_grad():
-            before, after = self.base(inputs, output_hidden_states=True).hidden_states[self.layer : self.layer + 2]
+            *_, before, after = self.base(inputs, output_hidden_states=True).hidden_states
         mixed, _ = self.mixer(before)
         return RegressionOutput(loss=(mixed - (after - before)).square().mean(), predictions=mixed)
+
+
+def until(net: MesaRegressor, layer: int) -> MesaRegressor:
+    """Return a net of the same weights that ends behind a layer, counted from 0."""
+    shorter = copy.copy(net)
+    shorter._modules = dict(net._modules)  # which a copy shares
+    shorter.layers = net.layers[: layer + 1]
+    return shorter
+
+
+def learner_of(recipe: NetRecipe, base: MesaRegressor | None) -> tuple[Any, nn.Module]:
+    """Return a recipe's net with fresh weights or its base's, and what is trained: the net, or a layer's imitation.
+
+    Raises SettingsError for a layer that imitates without a base.
+    """
+    net = recipe.build_net()
+    if base is not None:
+        _take_over(net, base, f"layers.{recipe.imitates}." if recipe.fresh else None)
+    if recipe.imitates is None:
+        return net, net
+    if base is None:
+        raise SettingsError("imitates: needs a base whose layer is imitated")
+    return net, Imitation(net, base, recipe.imitates)
 
 
 def fixed(net: Any, device: torch.device | str) -> MesaRegressor:

@@ -115,6 +115,23 @@ def forward(operands: LinearOperands) -> LinearResults:
     return LinearResults(from_chunks(output, B, T, G, query.dtype), last)
 
 
+def ungated(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Compute the output `[B, T, H, V]` where nothing fades, every token is written whole and no state came before.
+
+    One product of all pairs of tokens, o_t = sum_{s <= t} (q_t' k_s) v_s, so for sequences of one chunk. Autograd and
+    every transform differentiate it.
+    """
+    B, T, H, K = query.shape
+    G, V = value.shape[2:]
+    dtype = compute_dtype(query.dtype)
+    with torch.autocast(query.device.type, enabled=False):
+        q = query.to(dtype).view(B, T, G, H // G, K).permute(0, 2, 3, 1, 4)
+        k, v = (x.to(dtype).transpose(1, 2).unsqueeze(2) for x in (key, value))
+        earlier = torch.ones(T, T, dtype=dtype, device=query.device).tril()
+        output = (q @ k.mT).mul_(earlier) @ v
+        return output.permute(0, 3, 1, 2, 4).reshape(B, T, H, V).to(query.dtype).contiguous()
+
+
 def backward(upstreams: LinearUpstreams, operands: LinearOperands) -> LinearOperands:
     """Compute the gradients of the operands."""
     query = operands.query
@@ -145,12 +162,14 @@ class Recurrence(NamedTuple):
 
     exact: token by token, by autograd; forward: in chunks, an operator known to torch.compile, differentiable to any
     order; backward: its gradients. They take and give the fields of their records one after the other; the chunked ones
-    need B and T of at least 1.
+    need B and T of at least 1. ungated: the output of query, key and value alone, of one chunk, where there is a short
+    way to it.
     """
 
     exact: Callable[..., tuple[Tensor, Tensor]]
     forward: Any
     backward: Any
+    ungated: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
 
 def make_recurrence(
@@ -158,6 +177,7 @@ def make_recurrence(
     exact: Callable[..., tuple[Tensor, Tensor]],
     forward: Callable[[LinearOperands], LinearResults],
     backward: Callable[[LinearUpstreams, LinearOperands], LinearOperands],
+    ungated: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Recurrence:
     """Register the chunked passes of a recurrence under its name, and make them differentiable."""
     forward_op = register(f"{name}_forward", forward, _forward_shapes)
@@ -179,7 +199,7 @@ def make_recurrence(
     register_second_order(
         backward_op, exact, upstreams=len(LinearUpstreams._fields), operands=len(LinearOperands._fields)
     )
-    return Recurrence(exact, forward_op, backward_op)
+    return Recurrence(exact, forward_op, backward_op, ungated)
 
 
 def _forward_shapes(operands: LinearOperands) -> LinearResults:
@@ -197,5 +217,5 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
 
 
-LINEAR = make_recurrence("linear", linear_exact, forward, backward)
+LINEAR = make_recurrence("linear", linear_exact, forward, backward, ungated)
 """Gated linear attention."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .chunk_states import compute_dtype
+from .chunk_states import CHUNK, compute_dtype
 from .delta_chunked import DELTA
 from .linear_chunked import LINEAR, LinearOperands, Recurrence
 from .operator_inputs import (
@@ -47,7 +47,8 @@ def linear_attention(
 
     backend: "exact" (the recurrence token by token, by autograd), "torch" (in chunks, memory O(T), custom
     backward; a single token takes one step of the recurrence), "auto" ("torch"; "exact" under torch.func and
-    forward-mode differentiation, which "torch" refuses). Gradients of gradients are those of "exact".
+    forward-mode differentiation, which "torch" refuses; for sequences of one chunk without gates and states the
+    products of all pairs of tokens, by autograd). Gradients of gradients are those of "exact".
 
     Returns output `[B, T, H, V]` in query's dtype; then the state `[B, G, K, V]`, float32 or better, if
     return_state. Raises ValueError as `mesa_attention` does. Source: Katharopoulos et al. 2020 (arXiv
@@ -100,6 +101,9 @@ def _attend(
     states = return_state or initial_state is not None
     tokens, padding = separate(Tokens(query, key, value, *gates), cu_seqlens, states)
     B, T = tokens.query.shape[:2]
+    bare = log_forget is None and input_gate is None and cu_seqlens is None and not states
+    if recurrence.ungated is not None and bare and backend == "auto" and B and 1 < T <= CHUNK:
+        return recurrence.ungated(query, key, value)
     shape = (B, layout.G, layout.K, layout.V)
     state = initial_state
     if state is None:

@@ -104,6 +104,10 @@ def test_the_page_holds_every_figure_and_nothing_from_outside(tmp_path: Path, pl
         assert words in page
     report = json.loads((folder / "report.json").read_text())
     assert [row["mean"] for row in report["rows"]][:2] == [0.8125, 0.4375]
+    assert report["rows"][0].get("by_place", []) == [0.8125] * len(places)
+    files = list(folder.glob("*.svg"))
+    assert [path.name for path in files] == ["accuracy.svg"] * bool(places)
+    assert all(re.search(r">0\.\d+</text>", path.read_text()) for path in files)  # less than a decade has ticks too
     assert "| 16 | mesa |" in (folder / "report.md").read_text()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.journal import read_journal
 from mesalm.lab import claim_runs
 from mesalm.lab.claims import Claim, Criterion, Findings, chosen, judge, load_claims
-from mesalm.lab.claims_page import room, write_page
+from mesalm.lab.claims_page import STORY, room, write_page
 from mesalm.lab.experiments.controls import shuffled
 from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
@@ -186,13 +187,36 @@ def test_results_come_back_and_make_a_page(tmp_path: Path, capsys: pytest.Captur
     assert isinstance(found["batch-ridge"][0], Findings)
     assert main(["lab", "report", *arguments]) == 0
     page = write_page(tmp_path).read_text(encoding="utf-8")
-    assert f"2 claims reproduced, 0 not, {len(CLAIMS) - 2} not run" in page
+    assert "2 claims reproduced, 0 not, 18 not run" in page
+    assert page.count('title="reproduced with seed 1 alone"') == 4  # in the summary and beside the claim
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
     assert page.count("<svg") == 2
     assert "mathdefault" not in page
     capsys.readouterr()
+
+
+def test_the_page_tells_the_papers_story_and_the_newest_version_that_was_run_decides(tmp_path: Path) -> None:
+    order = [number for _, numbers in STORY for number in numbers]
+    assert sorted(order) == list(range(1, 21))
+    for name, seeds in (("fixed-teacher", [0.9, 0.1]), ("dimension-curse", [1.0])):
+        quantities = [criterion.quantity for criterion in CLAIMS[name].criteria]
+        content = {
+            "criteria": [criterion.model_dump(exclude_none=True) for criterion in CLAIMS[name].criteria],
+            "sizes": CLAIMS[name].small,
+            "first_seed": 3,
+            "seeds": [asdict(Findings(dict.fromkeys(quantities, value))) for value in seeds],
+        }
+        (tmp_path / f"{name}-small.json").write_text(json.dumps(content), encoding="utf-8")
+    page = write_page(tmp_path).read_text(encoding="utf-8")
+    assert "0 claims reproduced, 2 not, 18 not run" in page
+    shown = [int(each) for each in re.findall(r"<h2>(\d+)\. ", page)]
+    assert shown == order
+    assert [page.index(f">{title}</h1>") for title, _ in STORY] == sorted(page.index(f">{t}</h1>") for t, _ in STORY)
+    marks = re.findall(r'title="([a-z ]+) with seed (\d) alone"', page)
+    assert marks[:2] == [("not reproduced", "3"), ("reproduced", "4")]  # though the mean over both is not
+    assert "<code>fixed-teacher-v2</code> has not been run. Version 2: Too few steps" in page
 
 
 def test_results_of_other_criteria_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

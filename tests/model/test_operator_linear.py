@@ -74,6 +74,27 @@ def test_chunked_equals_recurrence(attend: Attention, gates: str, T: int) -> Non
     assert got[0].is_contiguous()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("T", [2, 16, 50, 64])
+def test_short_sequences_without_gates_are_the_chunked_ones_within_rounding(T: int, dtype: torch.dtype) -> None:
+    tokens = [x.detach().to(dtype).requires_grad_() for x in make_inputs(T, "none")[:3]]
+
+    def passed(backend: str, inputs: list[Tensor]) -> list[Tensor]:
+        output = linear_attention(*inputs, backend=backend)
+        assert isinstance(output, Tensor)
+        weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
+        return [output, *torch.autograd.grad(output, inputs, weights)]
+
+    short, chunked = (passed(backend, tokens) for backend in ("auto", "torch"))
+    exact = passed("exact", [x.detach().double().requires_grad_() for x in tokens])
+    rounding = 20 * torch.finfo(dtype).eps  # sums of at most 64 terms, in another order
+    assert_close(short, chunked, rounding)
+    assert_close(short, exact, rounding)
+    ways = [type(each[0].grad_fn).__name__ for each in (short, chunked)]
+    assert ["linear_forward" in way for way in ways] == [False, True]
+    assert short[0].is_contiguous()
+
+
 @pytest.mark.parametrize("bounds", [[0, 130], [0, 0, 1, 30, 64, 129, 130, 130]])
 @pytest.mark.parametrize("backend", ["torch", "exact"])
 def test_packed_sequences_equal_separate_ones(attend: Attention, bounds: list[int], backend: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,19 @@ from mesalm.draw import INK, MUTED, draw_svg, plain_ticks, series_colour, series
 DASHES = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (5, 2, 1, 2)), (0, (9, 3)), (0, (2, 1.5, 6, 1.5)))
 """One pattern a guess."""
 PANELS_A_ROW = 3
+Writer = Callable[[Callable[[Figure], None], tuple[float, float], str], str]
+"""Function(draw, size in inches, label) -> the text of a drawing."""
 
 
-def grid_figure(grid: Grid, measure: RowScores) -> str | None:
-    """Draw one statistic of the whole grid as an ``<svg>``; None where nothing is finished."""
+def grid_figure(grid: Grid, measure: RowScores, write: Writer = draw_svg) -> str | None:
+    """Draw one statistic of the whole grid as an ``<svg>``; None where nothing is finished.
+
+    ``write`` makes the text of a drawing: an element of a page, or by `draw_svg_file` a file of its own.
+    """
     found = lines(grid, measure.key)
     if not found:
         return None
-    return _curves(grid, measure, found) if measure.places else _axis_panels(grid, measure, found)
+    return (_curves if measure.places else _axis_panels)(grid, measure, found, write)
 
 
 def state_figure(grid: Grid, measure: RowScores) -> str | None:
@@ -53,7 +59,7 @@ def state_figure(grid: Grid, measure: RowScores) -> str | None:
     return draw_svg(draw, _size(len(panels), 1.0), f"{grid.name}: {measure.label} by numbers in the state")
 
 
-def _axis_panels(grid: Grid, measure: RowScores, found: list[Line]) -> str:
+def _axis_panels(grid: Grid, measure: RowScores, found: list[Line], write: Writer) -> str:
     """Draw a panel for each value of all axes but the last with several values, which lies across."""
     long = [axis for axis, values in grid.axes.items() if len(values) > 1]
     across = long[-1] if long else None
@@ -75,7 +81,7 @@ def _axis_panels(grid: Grid, measure: RowScores, found: list[Line]) -> str:
                 axes.set_ylim(-0.03, 1.05)
         _label(figure, measure)
 
-    return draw_svg(draw, _size(len(panels), max(1.0, len(ticks) / 5)), f"{grid.name}: {measure.label}")
+    return write(draw, _size(len(panels), max(1.0, len(ticks) / 5)), f"{grid.name}: {measure.label}")
 
 
 def _arm_line(axes: Any, chosen: list[Line], ticks: list[str], across: str | None, index: int, arm: str) -> None:
@@ -103,7 +109,7 @@ def _guess_lines(axes: Any, inside: list[Line], ticks: list[str], across: str | 
         axes.plot(x, y, linestyle=DASHES[number % len(DASHES)], color=MUTED, linewidth=1.2, label=name)
 
 
-def _curves(grid: Grid, measure: RowScores, found: list[Line]) -> str:
+def _curves(grid: Grid, measure: RowScores, found: list[Line], write: Writer) -> str:
     """Draw the statistic by place, a panel a point: means over seeds with their range, and the guesses."""
     points = [point for point in grid.points() if any(line.setting.point == point for line in found)]
 
@@ -125,11 +131,14 @@ def _curves(grid: Grid, measure: RowScores, found: list[Line]) -> str:
                 )
             axes.set_title(", ".join(point.values()))
             axes.set_xlabel("shots or position")
-            axes.set_yscale("log")
-            plain_ticks(axes.yaxis)
+        values = np.concatenate([line.get_ydata() for axes in figure.axes for line in axes.lines])
+        if values.min() > 0 and values.max() >= 10 * values.min():  # else there is no power of ten to label
+            for axes in figure.axes:
+                axes.set_yscale("log")
+                plain_ticks(axes.yaxis)
         _label(figure, measure)
 
-    return draw_svg(draw, _size(len(points), 1.0), f"{grid.name}: {measure.label}")
+    return write(draw, _size(len(points), 1.0), f"{grid.name}: {measure.label}")
 
 
 def _label(figure: Figure, measure: RowScores) -> None:

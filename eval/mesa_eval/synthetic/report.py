@@ -1,4 +1,4 @@
-"""Report a grid of synthetic tasks: terminal table, `report.json`, `report.md` and a self-contained `report.html`."""
+"""Report a grid of synthetic tasks: terminal table, `report.json`, `report.md`, a self-contained page, and figures."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
@@ -14,9 +15,10 @@ from rich.table import Table
 from mesa_eval.report.templating import render
 from mesa_eval.report.wording import bracket, number
 from mesa_eval.synthetic.figures import grid_figure, state_figure
-from mesa_eval.synthetic.grid import Grid, Line, lines, read_grid
+from mesa_eval.synthetic.grid import Grid, Line, guesses, lines, read_grid
 from mesa_eval.synthetic.row_scores import RowScores
 from mesa_eval.uncertainty.bootstrap import DRAWS
+from mesalm.draw import draw_svg_file
 from mesalm.files import write_text
 from mesalm.markdown import plain
 
@@ -33,6 +35,10 @@ def report_grid(folder: Path, *, quiet: bool = False) -> Path:
     write_text(folder / "report.json", json.dumps(report_data(grid), indent=1, allow_nan=False))
     write_text(folder / "report.md", markdown(grid, tables))
     write_text(folder / "report.html", render_page(grid, tables))
+    for measure in grid.measures():
+        drawn = grid_figure(grid, measure, draw_svg_file)
+        if measure.places and drawn is not None:
+            write_text(folder / f"{measure.key}.svg", drawn)
     return folder / "report.html"
 
 
@@ -60,10 +66,24 @@ def report_data(grid: Grid) -> dict[str, Any]:
                 "spread": line.spread,
                 "difference": None if line.difference is None else vars(line.difference),
                 "guesses": line.guesses,
+                **_by_place(grid, line, measure),
             }
             for measure in grid.measures()
             for line in lines(grid, measure.key)
         ],
+    }
+
+
+def _by_place(grid: Grid, line: Line, measure: RowScores) -> dict[str, Any]:
+    """Return a statistic of a setting and of the guesses at each place, means over seeds; nothing without places."""
+    if not measure.places:
+        return {}
+    own = [found.columns for found in line.setting.measured(measure.key).values()]
+    guessed = {name: found.columns for name, found in guesses(grid, line.setting, measure.key).items()}
+    return {
+        "places": measure.places,
+        "by_place": [float(f"{value:.5g}") for value in np.mean(own, axis=0)],
+        "guesses_by_place": {name: [float(f"{value:.5g}") for value in columns] for name, columns in guessed.items()},
     }
 
 

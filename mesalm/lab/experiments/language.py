@@ -8,18 +8,12 @@ import math
 import statistics
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mesalm.data.prepared import Prepared
-from mesalm.data.stream import epoch_batches
 from mesalm.lab.claims import Findings
 from mesalm.lab.experiments.linear import curve
-from mesalm.lab.workbench import Workbench, fixed
-from mesalm.model.modeling_mesa import MesaForCausalLM
-from mesalm.runs import RunRecord
-from mesalm.train.pretrain import pretrain
+from mesalm.lab.workbench import Workbench
 from mesalm.train.recipe import Recipe
 
 Sizes = dict[str, Any]
@@ -75,23 +69,6 @@ def language_recipe(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Reci
     )
 
 
-def position_losses(bench: Workbench, recipe: Recipe, rows: int, split: str = "valid") -> Tensor:
-    """Train a model, or open the trained one, and return its loss on ``rows`` evenly spaced held-out rows at each
-    position, [T - 1] nats, float64."""
-    folder = pretrain(recipe, quiet=bench.quiet)
-    run = RunRecord(folder)
-    model = fixed(MesaForCausalLM.from_pretrained(run.final), bench.device)
-    held_out = Prepared(run.start["prepared"]).rows(split)
-    chosen = held_out.select(np.linspace(0, len(held_out) - 1, min(rows, len(held_out)), dtype=int))
-    sums, counts = torch.zeros(2, recipe.data.sequence_length - 1, dtype=torch.float64)
-    for batch in epoch_batches(chosen, 32):
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**{name: part.to(bench.device) for name, part in batch.items()}).logits[:, :-1].float().cpu()
-        sums += nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").double().sum(0)
-        counts += (labels >= 0).sum(0)
-    return sums / counts
-
-
 def at_the_best_rate(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Sizes:
     """Return the sizes with the one of their ``learning_rates`` whose model has the least loss on the test rows.
 
@@ -107,7 +84,7 @@ def at_the_best_rate(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Siz
 
     def loss(each: Sizes) -> float:
         recipe = language_recipe(bench, each, arm, seed)
-        return float(position_losses(bench, recipe, sizes["test_rows"], "test").mean())
+        return float(bench.text_losses(recipe, sizes["test_rows"], "test").mean())
 
     return min(tried, key=loss)
 
@@ -128,7 +105,7 @@ def language_order(bench: Workbench, sizes: Sizes) -> Findings:
     seeds = range(bench.seed * sizes["seeds"], (bench.seed + 1) * sizes["seeds"])
     own = {arm: at_the_best_rate(bench, sizes, arm, seeds[0]) for arm in ARMS}
     curves = {
-        arm: [position_losses(bench, language_recipe(bench, own[arm], arm, seed), sizes["test_rows"]) for seed in seeds]
+        arm: [bench.text_losses(language_recipe(bench, own[arm], arm, seed), sizes["test_rows"]) for seed in seeds]
         for arm in ARMS
     }
     losses = {arm: [float(each.mean()) for each in found] for arm, found in curves.items()}
