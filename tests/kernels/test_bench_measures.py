@@ -164,6 +164,8 @@ def test_measurements_take_turns(bench: SimpleNamespace) -> None:
     spreads = bench.measure.interleave(actions, 4, 1, "cpu")
     assert "".join(calls) == 5 * "ABC"
     assert {spread.repeats for spread in spreads.values()} == {4}
+    clock = iter((0.0, 1.0, 10.0, 12.0, 20.0, 24.0)).__next__
+    assert bench.measure.interleave({"": calls.clear}, 3, 0, "cpu", clock)[""].median == 2
     spread = bench.measure.Spread.of([5.0, 1.0, 2.0, 4.0, 3.0])
     assert (spread.least, spread.lower, spread.median, spread.upper) == (1, 2, 3, 4)
 
