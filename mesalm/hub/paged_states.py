@@ -1,0 +1,116 @@
+"""The states of a batch of requests in pages of memory that a server keeps, as a recurrent mixer's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.model.mixer_gated import GatedMixer
+from mesalm.model.mixer_softmax import SoftmaxMixer
+from mesalm.model.mixers import MIXERS
+
+ATTENTION = SoftmaxMixer.name
+
+
+def recurrent_mixer(config: MesaConfig) -> str:
+    """Return the name of a model's recurrent mixer.
+
+    Raises:
+        ValueError: none, two of them, or softmax layers of a kind that vLLM's attention does not do.
+    """
+    names = set(config.layer_mixers)
+    recurrent = sorted(name for name in names if MIXERS[name].recurrent)
+    if len(recurrent) != 1:
+        raise ValueError(f"mixers: vLLM serves models with one kind of recurrent layer, this has {recurrent or 'none'}")
+    if names - {recurrent[0], ATTENTION}:
+        raise ValueError(f"mixers: vLLM serves {recurrent[0]} beside softmax only, this has {', '.join(sorted(names))}")
+    if ATTENTION in names and config.conv_size_of(ATTENTION):
+        raise ValueError("conv_size: vLLM serves softmax layers without a convolution only")
+    return recurrent[0]
+
+
+def state_shapes(config: MesaConfig) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of a recurrent layer's states of one request.
+
+    Those are the convolution's last inputs [size - 1, channels], where there is one, and the state [G, K, columns].
+    """
+    name = recurrent_mixer(config)
+    with torch.device("meta"):
+        mixer = MIXERS[name].build(config, config.layer_mixers.index(name))
+    state = (mixer.groups, mixer.key_size, mixer.state_columns)
+    conv = mixer.conv
+    return (state,) if conv is None else ((conv.size - 1, conv.state_numbers // (conv.size - 1)), state)
+
+
+def state_dtypes(config: MesaConfig, dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Return the dtypes of `state_shapes`: the model's, and float32."""
+    return (dtype, torch.float32)[-len(state_shapes(config)) :]
+
+
+class Pages:
+    """What a mixer takes for a cache: the states of the requests that it is given tokens of."""
+
+    def __init__(self, conv: torch.Tensor | None, state: torch.Tensor | None):
+        self.conv_states, self.recurrent_states = [conv], [state]
+        self.has_previous_state = [state is not None]
+        self.conv, self.state = conv, state
+
+    @property
+    def layers(self) -> Pages:
+        """Return itself, which stands for every layer."""
+        return self
+
+    def __getitem__(self, layer: int) -> Pages:
+        return self
+
+    def lazy_initialization(self, **states: torch.Tensor) -> None:
+        """Do nothing: pages have their size."""
+
+    def update_conv_state(self, state: torch.Tensor, layer: int) -> None:
+        """Keep the convolution's last inputs [B, D, size - 1]."""
+        self.conv = state
+
+    def update_recurrent_state(self, state: torch.Tensor, layer: int) -> None:
+        """Keep the state after the last token [B, G, K, columns]."""
+        self.state = state
+
+
+def mix_paged(
+    mixer: GatedMixer, hidden_states: torch.Tensor, kept: Sequence[torch.Tensor], slots: torch.Tensor, fresh: bool
+) -> torch.Tensor:
+    """Return the mixed tokens [B, T, hidden] of B requests, their states read from pages and written back.
+
+    Args:
+        mixer: a recurrent mixer.
+        hidden_states: [B, T, hidden].
+        kept: pages of the states that `state_shapes` names, each [pages, *shape].
+        slots: the page of each request, integers [B].
+        fresh: whether the requests begin here, so that nothing is read.
+    """
+    slots = slots.long()
+    conv = kept[0] if len(kept) > 1 else None
+    pages = Pages(None, None) if fresh else Pages(None if conv is None else conv[slots].mT, kept[-1][slots])
+    cache: Any = pages
+    mixed: torch.Tensor = mixer(hidden_states, cache=cache)[0]
+    if conv is not None:
+        assert pages.conv is not None
+        conv[slots] = pages.conv.mT.to(conv.dtype)
+    assert pages.state is not None
+    kept[-1][slots] = pages.state
+    return mixed
+
+
+def prompts(where: Any) -> Iterator[tuple[slice, torch.Tensor, bool]]:
+    """Yield the tokens of each request that reads a prompt, its page [1] and whether it begins.
+
+    `where` is vLLM's `LinearAttentionMetadata`: requests that decode a token come first, then those that read.
+    """
+    if not where.num_prefills:
+        return
+    starts, lengths = where.query_start_loc.tolist(), where.seq_lens.tolist()
+    for place in range(where.num_decodes, where.num_decodes + where.num_prefills):
+        first, end = starts[place], starts[place + 1]
+        yield slice(first, end), where.state_indices_tensor[place : place + 1], lengths[place] == end - first

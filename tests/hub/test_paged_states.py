@@ -1,0 +1,68 @@
+"""Requests in pages are mixed as if each were alone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import TINY
+
+from mesalm import MesaConfig
+from mesalm.hub.paged_states import mix_paged, prompts, recurrent_mixer, state_dtypes, state_shapes
+from mesalm.model.mixers import MIXERS
+
+RECURRENT = [name for name, row in MIXERS.items() if row.recurrent]
+
+
+@pytest.mark.parametrize("conv_size", [4, 0])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_requests_in_pages_are_mixed_as_if_alone(name: str, conv_size: int) -> None:
+    torch.manual_seed(0)
+    config = MesaConfig(vocab_size=32, **TINY, mixers=name, conv_size=conv_size, tolerance=1e-6)
+    mixer = MIXERS[name].build(config, 1).eval()
+    shapes, dtypes = state_shapes(config), state_dtypes(config, torch.float64)
+    assert len(shapes) == len(dtypes) == 1 + bool(conv_size)
+    kept = [torch.full((5, *shape), float("nan")) for shape in shapes]
+    rows = torch.randn(3, 9, config.hidden_size)
+    slots = torch.tensor([4, 0, 2], dtype=torch.int32)
+    with torch.inference_mode():
+        wanted = mixer(rows)[0]
+        found = [[mix_paged(mixer, rows[i : i + 1, :5], kept, slots[i : i + 1], True)[0]] for i in range(3)]
+        for i in (2, 0):  # the second request waits
+            found[i].append(mix_paged(mixer, rows[i : i + 1, 5:8], kept, slots[i : i + 1], False)[0])
+        last = mix_paged(mixer, rows[[0, 2], 8:], kept, slots[[0, 2]], False)
+        found[1].append(mix_paged(mixer, rows[1:2, 5:], kept, slots[1:2], False)[0])
+    for place, i in enumerate((0, 2)):
+        found[i].append(last[place])
+    torch.testing.assert_close(torch.stack([torch.cat(parts) for parts in found]), wanted, rtol=1e-4, atol=1e-5)
+    assert all(page[[1, 3]].isnan().all() for page in kept)  # the pages of nobody
+
+
+def test_prompts_come_after_the_requests_that_decode() -> None:
+    where = SimpleNamespace(
+        num_decodes=2,
+        num_prefills=2,
+        query_start_loc=torch.tensor([0, 1, 2, 7, 9]),
+        seq_lens=torch.tensor([4, 9, 5, 12]),
+        state_indices_tensor=torch.tensor([3, 1, 0, 2]),
+    )
+    found = [(tokens.start, tokens.stop, slots.tolist(), fresh) for tokens, slots, fresh in prompts(where)]
+    assert found == [(2, 7, [0], True), (7, 9, [2], False)]
+    where.num_prefills = 0
+    assert list(prompts(where)) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"mixers": "softmax"}, "one kind of recurrent layer"),
+        ({"mixers": ["mesa", "linear"]}, "one kind of recurrent layer"),
+        ({"mixers": ["mesa", "window"]}, "beside softmax only"),
+        ({"mixers": ["mesa", "softmax"], "conv_size": 4}, "without a convolution"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        recurrent_mixer(MesaConfig(vocab_size=32, **TINY, **fields))
+    assert recurrent_mixer(MesaConfig(vocab_size=32, **TINY, mixers=["mesa", "softmax"])) == "mesa"
