@@ -72,7 +72,7 @@ def ways(path: str, teacher: nn.Module) -> list[Callable[..., Outcome]]:
 
 def held_out(run: Path) -> float:
     """Return the last held-out loss of a run, in nats per token."""
-    return float(RunRecord(run).last("valid")["loss"])
+    return float([event for event in RunRecord(run).events if event["event"] == "valid"][-1]["loss"])
 
 
 def follow(original: Recipe, start: Path, path: str, tokens: int, seed: int, rate: float, teacher: nn.Module) -> float:

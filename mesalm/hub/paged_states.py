@@ -1,4 +1,4 @@
-"""The states of a batch of requests in pages of memory that a server keeps, as a recurrent mixer's cache."""
+"""Mixers whose memory of each request a server keeps: states in pages, keys and values in its own attention."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.mixer_gated import GatedMixer
@@ -114,3 +116,29 @@ def prompts(where: Any) -> Iterator[tuple[slice, torch.Tensor, bool]]:
     for place in range(where.num_decodes, where.num_decodes + where.num_prefills):
         first, end = starts[place], starts[place + 1]
         yield slice(first, end), where.state_indices_tensor[place : place + 1], lengths[place] == end - first
+
+
+class PagedAttention(nn.Module):
+    """A softmax mixer whose keys and values a server keeps.
+
+    Args:
+        inner: the mixer.
+        attend: what keeps and reads them, as vLLM's attention does: of query [T, H * K], key and value [T, G * K] it
+            makes [T, H * K].
+    """
+
+    def __init__(self, inner: SoftmaxMixer, attend: nn.Module):
+        super().__init__()
+        self.inner, self.attend = inner, attend
+
+    def forward(
+        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        """Return the mixed tokens [1, T, hidden], and no attention weights."""
+        inner = self.inner
+        query, key = inner.q_proj(hidden_states), inner.k_proj(hidden_states)
+        query = inner.q_norm(query.unflatten(-1, (inner.heads, -1))).transpose(1, 2)
+        key = inner.k_norm(key.unflatten(-1, (inner.groups, -1))).transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        flat = (made.transpose(1, 2).flatten(2)[0].contiguous() for made in (query, key))
+        return inner.o_proj(self.attend(*flat, inner.v_proj(hidden_states)[0]).unsqueeze(0)), None

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
@@ -20,9 +19,8 @@ from vllm.model_executor.layers.mamba.mamba_utils import get_conv_copy_spec, get
 from vllm.model_executor.models.interfaces import HasInnerState, IsHybrid
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
-from mesalm.hub.paged_states import mix_paged, prompts, state_dtypes, state_shapes
+from mesalm.hub.paged_states import PagedAttention, mix_paged, prompts, state_dtypes, state_shapes
 from mesalm.model.mixer_gated import GatedMixer
-from mesalm.model.mixer_softmax import SoftmaxMixer
 from mesalm.model.modeling_mesa import MesaForCausalLM
 
 
@@ -71,31 +69,6 @@ class PagedMixer(nn.Module, MambaBase):
         for tokens, slots, fresh in prompts(where):
             mixed[:, tokens] = mix_paged(self.inner, hidden_states[:, tokens], self.kv_cache, slots, fresh)
         return mixed, None
-
-
-class PagedAttention(nn.Module):
-    """A softmax mixer whose keys and values are in vLLM's pages.
-
-    Args:
-        inner: the mixer.
-        attend: vLLM's attention: query [T, H * K], key and value [T, G * K] to [T, H * K].
-    """
-
-    def __init__(self, inner: SoftmaxMixer, attend: nn.Module):
-        super().__init__()
-        self.inner, self.attend = inner, attend
-
-    def forward(
-        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **_: Any
-    ) -> tuple[torch.Tensor, None]:
-        """Return the mixed tokens [1, T, hidden], and no attention weights."""
-        inner = self.inner
-        query, key = inner.q_proj(hidden_states), inner.k_proj(hidden_states)
-        query = inner.q_norm(query.unflatten(-1, (inner.heads, -1))).transpose(1, 2)
-        key = inner.k_norm(key.unflatten(-1, (inner.groups, -1))).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        flat = (made.transpose(1, 2).flatten(2)[0].contiguous() for made in (query, key))
-        return inner.o_proj(self.attend(*flat, inner.v_proj(hidden_states)[0]).unsqueeze(0)), None
 
 
 class MesaForVllm(nn.Module, HasInnerState, IsHybrid):
