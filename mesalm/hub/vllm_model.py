@@ -141,12 +141,20 @@ class MesaForVllm(nn.Module, HasInnerState, IsHybrid):
         return self.core.logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint's weights; return the names of all that are loaded."""
+        """Load a checkpoint's weights; return the names of all that are loaded.
+
+        Raises:
+            ValueError: a weight without a counterpart on either side.
+        """
         named = {name.replace(".mixer.", ".mixer.inner."): weight for name, weight in weights}
         if self.core.config.tie_word_embeddings:
             named["lm_head.weight"] = named["model.embed_tokens.weight"]
-        self.core.load_state_dict(named)
-        return {name for name, _ in self.named_parameters()}
+        found = self.core.load_state_dict(named, strict=False)
+        parameters = {name for name, _ in self.core.named_parameters()}
+        odd = [*found.unexpected_keys, *parameters.intersection(found.missing_keys)]
+        if odd:
+            raise ValueError(f"mesa in vLLM: weight {odd[0]} has no counterpart; save the model with this version")
+        return {f"core.{name}" for name in parameters}
 
 
 def paged(mixer: Any, vllm_config: VllmConfig, prefix: str) -> nn.Module:

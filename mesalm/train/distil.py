@@ -1,16 +1,21 @@
-"""Training towards the next-token distributions of another model."""
+"""Training towards the next-token distributions of another model, such as the original of a converted one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import kl_div
 
+from mesalm.model.modeling_mesa import MesaForCausalLM
+from mesalm.settings import SettingsError
 from mesalm.train import training
 from mesalm.train.loop import Outcome
+from mesalm.train.recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Distillation:
     def __call__(self, model: nn.Module, *arguments: Any, **options: Any) -> Outcome:
         """Train as `training.run` does, and return what it returns."""
         self.teacher.requires_grad_(False).eval().to(options["accelerator"].device)
+        if isinstance(model, MesaForCausalLM):
+            model.token_loss = None  # the loss is made of logits, all at once
         hook = model.register_forward_hook(self._replace_loss, with_kwargs=True)
         try:
             return training.run(model, *arguments, **options)
@@ -45,3 +52,25 @@ class Distillation:
         found = outputs.logits[:, :-1].float().log_softmax(-1)
         scored = batch["labels"][:, 1:] != -100
         return kl_div(found, wanted, log_target=True, reduction="none").sum(-1)[scored].mean()
+
+
+def recovery_recipe(name_or_path: str, overrides: Sequence[str], start: Path) -> Recipe:
+    """Return the recipe that trains the converted model in a folder on, as run ``<folder's name>-recovered``.
+
+    Of the recipe, its arms, name, tokenizer and fields of ``model`` are left out; ``overrides`` are those of
+    `load_recipe`.
+
+    Raises SettingsError for a recipe that has weights to begin from, or what distillation does not go with.
+    """
+    recipe = load_recipe(name_or_path, overrides)
+    for key, given in (
+        ("init_from", recipe.init_from),
+        ("parallelism.context", recipe.parallelism.context > 1),
+        ("train.z_loss", recipe.train.z_loss),
+    ):
+        if given:
+            raise SettingsError(f"{key}: does not go with --recover; leave it out")
+    plain = recipe.plain()
+    plain |= {"name": f"{start.resolve().name}-recovered", "init_from": str(start), "model": {}, "arms": {}}
+    plain["data"]["tokenizer"] = str(start)
+    return Recipe.build(plain)
