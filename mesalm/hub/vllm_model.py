@@ -178,8 +178,8 @@ def check_settings(vllm_config: VllmConfig) -> None:
     for wrong, remedy in (
         (parallel.world_size > 1, "tensor and pipeline parallelism are not served; leave them at 1"),
         (vllm_config.speculative_config is not None, "drafts are not served; leave out speculative_config"),
-        (vllm_config.cache_config.enable_prefix_caching, "prefix caching is not served; --no-enable-prefix-caching"),
-        (not vllm_config.model_config.enforce_eager, "CUDA graphs are not served; give --enforce-eager"),
+        (vllm_config.cache_config.enable_prefix_caching, "prefix caching is not served; set enable_prefix_caching to False"),
+        (not vllm_config.model_config.enforce_eager, "compiled graphs are not served; set enforce_eager to True"),
     ):
         if wrong:
             raise ValueError(f"mesa in vLLM: {remedy}")
