@@ -55,10 +55,11 @@ def state_dtypes(config: MesaConfig, dtype: torch.dtype) -> tuple[torch.dtype, .
 class Pages:
     """What a mixer takes for a cache: the states of the requests that it is given tokens of."""
 
-    def __init__(self, conv: torch.Tensor | None, state: torch.Tensor | None):
+    def __init__(self, conv: torch.Tensor | None, state: torch.Tensor):
         self.conv_states, self.recurrent_states = [conv], [state]
-        self.has_previous_state = [state is not None]
-        self.conv, self.state = conv, state
+        self.has_previous_state = [True]
+        self.conv = torch.empty(0) if conv is None else conv
+        self.state = state
 
     @property
     def layers(self) -> Pages:
@@ -67,9 +68,6 @@ class Pages:
 
     def __getitem__(self, layer: int) -> Pages:
         return self
-
-    def lazy_initialization(self, **states: torch.Tensor) -> None:
-        """Do nothing: pages have their size."""
 
     def update_conv_state(self, state: torch.Tensor, layer: int) -> None:
         """Keep the convolution's last inputs [B, D, size - 1]."""
@@ -81,7 +79,11 @@ class Pages:
 
 
 def mix_paged(
-    mixer: GatedMixer, hidden_states: torch.Tensor, kept: Sequence[torch.Tensor], slots: torch.Tensor, fresh: bool
+    mixer: GatedMixer,
+    hidden_states: torch.Tensor,
+    kept: Sequence[torch.Tensor],
+    slots: torch.Tensor,
+    fresh: torch.Tensor,
 ) -> torch.Tensor:
     """Return the mixed tokens [B, T, hidden] of B requests, their states read from pages and written back.
 
@@ -90,32 +92,35 @@ def mix_paged(
         hidden_states: [B, T, hidden].
         kept: pages of the states that `state_shapes` names, each [pages, *shape].
         slots: the page of each request, integers [B].
-        fresh: whether the requests begin here, so that nothing is read.
+        fresh: booleans [B], whether the request begins here: what its page holds is another's, and not read.
     """
     slots = slots.long()
-    conv = kept[0] if len(kept) > 1 else None
-    pages = Pages(None, None) if fresh else Pages(None if conv is None else conv[slots].mT, kept[-1][slots])
+    read = [torch.where(fresh.view(-1, *[1] * (page.dim() - 1)), 0.0, page[slots]) for page in kept]
+    pages = Pages(read[0].mT if len(read) > 1 else None, read[-1])
     cache: Any = pages
     mixed: torch.Tensor = mixer(hidden_states, cache=cache)[0]
-    if conv is not None:
-        assert pages.conv is not None
-        conv[slots] = pages.conv.mT.to(conv.dtype)
-    assert pages.state is not None
-    kept[-1][slots] = pages.state
+    written = (pages.conv.mT, pages.state) if len(read) > 1 else (pages.state,)
+    for page, state in zip(kept, written, strict=True):
+        page[slots] = state.to(page.dtype)
     return mixed
 
 
-def prompts(where: Any) -> Iterator[tuple[slice, torch.Tensor, bool]]:
-    """Yield the tokens of each request that reads a prompt, its page [1] and whether it begins.
+def prompts(where: Any) -> Iterator[tuple[slice, slice]]:
+    """Yield the place of each request that reads a prompt, and the places of its tokens.
 
-    `where` is vLLM's `LinearAttentionMetadata`: requests that decode a token come first, then those that read.
+    `where` is vLLM's `LinearAttentionMetadata`: requests of one token come first, then those of more.
     """
     if not where.num_prefills:
         return
-    starts, lengths = where.query_start_loc.tolist(), where.seq_lens.tolist()
+    starts = where.query_start_loc.tolist()
     for place in range(where.num_decodes, where.num_decodes + where.num_prefills):
-        first, end = starts[place], starts[place + 1]
-        yield slice(first, end), where.state_indices_tensor[place : place + 1], lengths[place] == end - first
+        yield slice(place, place + 1), slice(starts[place], starts[place + 1])
+
+
+def begun(where: Any) -> torch.Tensor:
+    """Return which requests have no tokens before these, booleans [requests]."""
+    fresh: torch.Tensor = where.seq_lens == where.query_start_loc.diff()
+    return fresh
 
 
 class PagedAttention(nn.Module):

@@ -19,7 +19,7 @@ from vllm.model_executor.layers.mamba.mamba_utils import get_conv_copy_spec, get
 from vllm.model_executor.models.interfaces import HasInnerState, IsHybrid
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
-from mesalm.hub.paged_states import PagedAttention, mix_paged, prompts, state_dtypes, state_shapes
+from mesalm.hub.paged_states import PagedAttention, begun, mix_paged, prompts, state_dtypes, state_shapes
 from mesalm.model.mixer_gated import GatedMixer
 from mesalm.model.modeling_mesa import MesaForCausalLM
 
@@ -54,20 +54,21 @@ class PagedMixer(nn.Module, MambaBase):
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
         """Return the mixed tokens [1, T, hidden], and no attention weights.
 
-        Requests that decode go through as a batch, those that read a prompt one after the other. Without metadata, as
-        when vLLM measures memory, no state is read or written.
+        Requests of one token go through as a batch, those that read more of a prompt one after the other. Without
+        metadata, as when vLLM measures memory, no state is read or written.
         """
         found: Any = get_forward_context().attn_metadata
         if found is None:
             return self.inner(hidden_states)
         where = found[self.prefix]
-        mixed = torch.zeros_like(hidden_states)
+        fresh, pages, mixed = begun(where), where.state_indices_tensor, torch.zeros_like(hidden_states)
         if where.num_decodes:
-            tokens = slice(0, where.num_decode_tokens)
-            slots = where.state_indices_tensor[: where.num_decodes]
-            mixed[0, tokens] = mix_paged(self.inner, hidden_states[0, tokens, None], self.kv_cache, slots, False)[:, 0]
-        for tokens, slots, fresh in prompts(where):
-            mixed[:, tokens] = mix_paged(self.inner, hidden_states[:, tokens], self.kv_cache, slots, fresh)
+            first = slice(0, where.num_decodes)
+            given = hidden_states[0, : where.num_decode_tokens, None]
+            mixed[0, first] = mix_paged(self.inner, given, self.kv_cache, pages[first], fresh[first])[:, 0]
+        for request, tokens in prompts(where):
+            given = hidden_states[:, tokens]
+            mixed[:, tokens] = mix_paged(self.inner, given, self.kv_cache, pages[request], fresh[request])
         return mixed, None
 
 
@@ -178,7 +179,10 @@ def check_settings(vllm_config: VllmConfig) -> None:
     for wrong, remedy in (
         (parallel.world_size > 1, "tensor and pipeline parallelism are not served; leave them at 1"),
         (vllm_config.speculative_config is not None, "drafts are not served; leave out speculative_config"),
-        (vllm_config.cache_config.enable_prefix_caching, "prefix caching is not served; set enable_prefix_caching to False"),
+        (
+            vllm_config.cache_config.enable_prefix_caching,
+            "prefix caching is not served; turn enable_prefix_caching off",
+        ),
         (not vllm_config.model_config.enforce_eager, "compiled graphs are not served; set enforce_eager to True"),
     ):
         if wrong:

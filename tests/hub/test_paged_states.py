@@ -9,7 +9,15 @@ import torch
 from tiny import TINY
 
 from mesalm import MesaConfig, MesaModel
-from mesalm.hub.paged_states import PagedAttention, mix_paged, prompts, recurrent_mixer, state_dtypes, state_shapes
+from mesalm.hub.paged_states import (
+    PagedAttention,
+    begun,
+    mix_paged,
+    prompts,
+    recurrent_mixer,
+    state_dtypes,
+    state_shapes,
+)
 from mesalm.model.mixers import MIXERS
 
 RECURRENT = [name for name, row in MIXERS.items() if row.recurrent]
@@ -28,15 +36,20 @@ def test_requests_in_pages_are_mixed_as_if_alone(name: str, conv_size: int) -> N
     slots = torch.tensor([4, 0, 2], dtype=torch.int32)
     with torch.inference_mode():
         wanted = mixer(rows)[0]
-        found = [[mix_paged(mixer, rows[i : i + 1, :5], kept, slots[i : i + 1], True)[0]] for i in range(3)]
+        new, old = torch.tensor([True]), torch.tensor([False])
+        found = [[mix_paged(mixer, rows[i : i + 1, :5], kept, slots[i : i + 1], new)[0]] for i in range(2)]
+        found.append([mix_paged(mixer, rows[2:, :1], kept, slots[2:], new)[0]])
+        found[2].append(mix_paged(mixer, rows[2:, 1:5], kept, slots[2:], old)[0])
         for i in (2, 0):  # the second request waits
-            found[i].append(mix_paged(mixer, rows[i : i + 1, 5:8], kept, slots[i : i + 1], False)[0])
-        last = mix_paged(mixer, rows[[0, 2], 8:], kept, slots[[0, 2]], False)
-        found[1].append(mix_paged(mixer, rows[1:2, 5:], kept, slots[1:2], False)[0])
+            found[i].append(mix_paged(mixer, rows[i : i + 1, 5:8], kept, slots[i : i + 1], old)[0])
+        last = mix_paged(mixer, rows[[0, 2], 8:], kept, slots[[0, 2]], old.expand(2))
+        found[1].append(mix_paged(mixer, rows[1:2, 5:], kept, slots[1:2], old)[0])
+        mixed = mix_paged(mixer, rows[[0, 1], :1], kept, slots[[0, 2]], torch.tensor([True, False]))[0]
     for place, i in enumerate((0, 2)):
         found[i].append(last[place])
     # kalman solves by a fixed number of steps, which come out a little different token by token
     torch.testing.assert_close(torch.stack([torch.cat(parts) for parts in found]), wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(mixed, wanted[0, :1], rtol=1e-3, atol=1e-4)  # a new request in a page that held another
     assert all(page[[1, 3]].isnan().all() for page in kept)  # the pages of nobody
 
 
@@ -67,11 +80,10 @@ def test_prompts_come_after_the_requests_that_decode() -> None:
         num_decodes=2,
         num_prefills=2,
         query_start_loc=torch.tensor([0, 1, 2, 7, 9]),
-        seq_lens=torch.tensor([4, 9, 5, 12]),
-        state_indices_tensor=torch.tensor([3, 1, 0, 2]),
+        seq_lens=torch.tensor([4, 1, 5, 12]),
     )
-    found = [(tokens.start, tokens.stop, slots.tolist(), fresh) for tokens, slots, fresh in prompts(where)]
-    assert found == [(2, 7, [0], True), (7, 9, [2], False)]
+    assert list(prompts(where)) == [(slice(2, 3), slice(2, 7)), (slice(3, 4), slice(7, 9))]
+    assert begun(where).tolist() == [False, True, True, False]
     where.num_prefills = 0
     assert list(prompts(where)) == []
 

@@ -12,8 +12,10 @@ from tiny import tiny_model
 from torch.nn.functional import cross_entropy
 
 from mesalm.cli import main
+from mesalm.data.prepared import Prepared
 from mesalm.hub.carry_over import open_softmax_model
 from mesalm.hub.open_model import open_model
+from mesalm.runs import RunRecord
 from mesalm.settings import SettingsError
 from mesalm.train import training
 from mesalm.train.distil import Distillation, recovery_recipe
@@ -75,18 +77,25 @@ def test_what_does_not_go_with_recovery_is_refused(key: str, value: str, recipe_
 def test_a_converted_model_is_recovered_and_gone_on_with(
     recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", str(recipe_file), "arms={}", "train.steps=60", "optim.learning_rate=1e-2"]) == 0
+    assert main(["train", str(recipe_file), "arms={}", "train.steps=200", "optim.learning_rate=1e-2"]) == 0
     run, out = str(tmp_path / "runs/tiny"), tmp_path / "out"
-    recover = ["convert", run, str(out), "--recover", str(recipe_file), "optim.learning_rate=1e-2"]
-    assert main([*recover, "train.steps=0"]) == 2
-    assert not out.exists()  # a recipe that does not serve is told before the work
-    assert main(["convert", run, str(out), "train.steps=3"]) == 2
+    assert main(["convert", run, str(out)]) == 0
+    damaged = open_model(str(out))
+    with torch.no_grad():
+        damaged.model.layers[0].mixer.o_proj.weight.normal_(std=0.1)
+    damaged.save_pretrained(out)
+    recover = ["convert", run, str(out), "--recover", str(recipe_file), "optim.learning_rate=3e-3"]
+    assert main(["convert", run, str(tmp_path / "no"), "--recover", str(recipe_file), "train.steps=0"]) == 2
+    assert not (tmp_path / "no").exists()  # a recipe that does not serve is told before the work
+    assert main(["convert", run, str(tmp_path / "no"), "train.steps=3"]) == 2
     assert main([*recover, "train.steps=40"]) == 0
     capsys.readouterr()
     assert main([*recover, "train.steps=40"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed == [f"recovered: {tmp_path / 'runs/out-recovered'}"]  # neither converted nor trained again
     assert main([*recover, "train.steps=40", "--layers", "none"]) == 2  # another conversion than is there
-    teacher, batch = open_softmax_model(run), batch_of()
+    teacher, rows = open_softmax_model(run), Prepared(RunRecord(Path(run)).prepared).rows("valid")
+    ids = torch.tensor([row["input_ids"].tolist() for row in rows.select(range(8))])
+    batch = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand(len(ids), -1)}
     losses = [divergence(open_model(str(place)), teacher, batch).item() for place in (out, tmp_path / printed[0][11:])]
     assert losses[1] < 0.9 * losses[0]
