@@ -33,6 +33,13 @@ LENGTHS = (5, 40, 17, 60, 33, 1)  # the last begin in pages that others have lef
 NEW = 12
 
 
+def place(starts: torch.Tensor, positions: torch.Tensor, table: torch.Tensor, slots: torch.Tensor, size: int) -> None:
+    """Write where the key and value of each token [T] go: its request's page for its position, and the place in it."""
+    for request, (first, end) in enumerate(itertools.pairwise(starts.tolist())):
+        at = positions[first:end]
+        slots[first:end] = table[request, at // size] * size + at % size
+
+
 def keep(key: torch.Tensor, value: torch.Tensor, *kept: Any, **_: Any) -> None:
     """Write keys and values [T, G, K] to their slots of pages [pages, G, tokens, K]."""
     keys, values, slots, *_ = kept
@@ -75,6 +82,7 @@ def stand_in() -> torch.library.Library:
     library = torch.library.Library("_C", "FRAGMENT")
     for schema, function in (
         ("init_cpu_memory_env(int[] nodes) -> ()", lambda nodes: None),
+        ("compute_slot_mapping_kernel_impl(Tensor a, Tensor b, Tensor c, Tensor(d!) slots, int size) -> ()", place),
         ("greedy_argmax(Tensor logits) -> Tensor", lambda logits: logits.argmax(-1)),
     ):
         library.define(schema)

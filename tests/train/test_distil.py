@@ -82,7 +82,7 @@ def test_a_converted_model_is_recovered_and_gone_on_with(
     assert main(["convert", run, str(out)]) == 0
     damaged = open_model(str(out))
     with torch.no_grad():
-        damaged.model.layers[0].mixer.o_proj.weight.normal_(std=0.1)
+        damaged.model.layers[0].mixer.o_proj.weight.normal_(std=0.3)
     damaged.save_pretrained(out)
     recover = ["convert", run, str(out), "--recover", str(recipe_file), "optim.learning_rate=3e-3"]
     assert main(["convert", run, str(tmp_path / "no"), "--recover", str(recipe_file), "train.steps=0"]) == 2
