@@ -282,6 +282,8 @@ convert softmax  out  --layers  9 | there is no layer 9
 convert softmax  out  --layers  nosuch | 'nosuch' names none
 convert softmax  out  --calibrate  latin.txt | latin.txt:1: not UTF-8
 convert softmax  out  --seed  -1 | --seed
+convert softmax  out  train.steps=3 | changes the recipe of --recover
+convert softmax  out  --recover  nosuch | nosuch: no such recipe
 convert truncated  out | truncated: no model
 publish truncated  out | truncated: no model
 publish deeper  out | deeper: the weights

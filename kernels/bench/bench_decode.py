@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from measure import Spread, interleave, ratio, time_once
 from mesalm import MesaForCausalLM, mesa_attention
 from mesalm.model.cache_mesa import returned_cache
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.thread_time}
 PREFILL = 2048
 """Tokens of the context that go through a model at once, so that long contexts need little memory."""
 
@@ -74,6 +76,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the model's weights")
     parser.add_argument("--repeats", type=int, help="tokens measured (default: 64)")
     parser.add_argument("--warmup", type=int, default=4, help="tokens before them")
+    parser.add_argument(
+        "--clock", choices=tuple(CLOCKS), default="wall", help="processor: seconds of one thread, on a busy CPU"
+    )
     usual = {**MODEL_SIZES, "context": ([128, 1024, 4096, 16384], [32, 64]), "repeats": (64, 2)}
     arguments = records.read_arguments(parser, words, usual)
     if min(*arguments.context, *arguments.batch, arguments.repeats) < 1:
@@ -119,13 +124,17 @@ def measure_context(
     generator = torch.Generator().manual_seed(arguments.seed)
     tokens = torch.randint(arguments.vocabulary, (batch, context), generator=generator)
     tokens = tokens.to(arguments.device)
-    reading = {name: time_once(lambda w=writer: w.read(tokens), arguments.device) for name, writer in writers.items()}
+    clock = CLOCKS[arguments.clock]
+    reading = {
+        name: time_once(lambda w=writer: w.read(tokens), arguments.device, clock) for name, writer in writers.items()
+    }
     sizes = {name: writer.cache_bytes() for name, writer in writers.items()}
     writing = interleave(
         {name: writer.write for name, writer in writers.items()},
         arguments.repeats,
         arguments.warmup,
         arguments.device,
+        clock,
     )
     return {name: Measured(writing[name], reading[name], sizes[name]) for name in writers}
 

@@ -41,12 +41,12 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def time_once(action: Callable[[], object], device: str) -> float:
-    """Run `action` once and return its seconds; on CUDA between two events on the stream."""
+def time_once(action: Callable[[], object], device: str, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Run `action` once and return its seconds by a clock; on CUDA between two events on the stream."""
     if torch.device(device).type != "cuda":
-        start = time.perf_counter()
+        start = clock()
         action()
-        return time.perf_counter() - start
+        return clock() - start
     wait_for(device)
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
@@ -56,7 +56,13 @@ def time_once(action: Callable[[], object], device: str) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def interleave(actions: dict[str, Callable[[], object]], repeats: int, warmup: int, device: str) -> dict[str, Spread]:
+def interleave(
+    actions: dict[str, Callable[[], object]],
+    repeats: int,
+    warmup: int,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Spread]:
     """Time actions turn by turn, A B C A B C, so that a machine that slows down slows all of them down.
 
     The garbage collector runs before the first measurement and not again until the last.
@@ -72,7 +78,7 @@ def interleave(actions: dict[str, Callable[[], object]], repeats: int, warmup: i
     try:
         for _ in range(repeats):
             for name, action in actions.items():
-                seconds[name].append(time_once(action, device))
+                seconds[name].append(time_once(action, device, clock))
     finally:
         if enabled:
             gc.enable()

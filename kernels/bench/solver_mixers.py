@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from cg_fixed import BLOCK_NUMBERS, Cut, Solver, mesa_solved_by, solve
@@ -83,6 +84,27 @@ SOLVERS: dict[str, Solver] = {
 }
 """Mixers by name, and how each solves. No steps at all is the mixer "linear"."""
 
+BATCHES: dict[str, int] = {"mesa-cg-30-guarded-32": 32, "mesa-cg-30-guarded-512": 512}
+"""Guarded mixers whose backward pass sees the gradients of a batch so many times as large."""
+
+for name in BATCHES:
+    SOLVERS[name] = SOLVERS["mesa-cg-30-guarded"]
+
+
+class ScaledGradient(torch.autograd.Function):
+    """Nothing in the forward pass; in the backward pass, a gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor, factor: float) -> Tensor:
+        """Return `given` as it is."""
+        ctx.factor = factor
+        return given.view_as(given)
+
+    @staticmethod
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient times the factor."""
+        return upstreams[0] * ctx.factor, None
+
 
 class SolvedMixer(MesaMixer):
     """A mesa mixer whose systems are solved by `SOLVERS`."""
@@ -91,9 +113,12 @@ class SolvedMixer(MesaMixer):
         """Return the read-out by the solver and, if asked, the exact state; see `GatedMixer.read`."""
         if state is not None:
             raise ValueError(f"{self.name}: cannot go on from a cache; it is for training and scoring alone")
-        operands = (*projections, self.ridge())
+        operands = [*projections, self.ridge()]
         after = super().read(projections, state, return_state)[1] if return_state else None
-        return mesa_solved_by(SOLVERS[self.name], *operands), after
+        batches = BATCHES.get(self.name, 1)
+        operands = [ScaledGradient.apply(operand, float(batches)) for operand in operands]
+        output = mesa_solved_by(SOLVERS[self.name], *operands)
+        return ScaledGradient.apply(output, 1.0 / batches), after
 
 
 def add_mixers() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mesalm.commands.words import chosen, count, folder_to_write, seed
+from mesalm.commands.words import add_overrides, chosen, count, folder_to_write, seed
 from mesalm.model.mixers import MIXERS
 
 HELP = "swap a checkpoint's softmax attention for mesa layers"
@@ -33,17 +33,35 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tokens", type=count, help="how many tokens to fit to (default 8192, more for wide models)")
     command.add_argument("--seed", type=seed, default=0)
     command.add_argument(
+        "--recover",
+        metavar="RECIPE",
+        help="then train the converted model on by this recipe, towards what the original predicts; key=value changes "
+        "the recipe, and the same command goes on with what was interrupted",
+    )
+    add_overrides(command)
+    command.add_argument(
         "--to", choices=("fla",), help="write a mesa or delta model as flash-linear-attention's, with no layer swapped"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Convert a model and say how well each new layer fits."""
-    from mesalm.hub.convert import convert
+    """Convert a model, and train it on where that is asked for."""
+    from mesalm.hub.carry_over import open_softmax_model
+    from mesalm.hub.convert import convert, is_conversion
     from mesalm.hub.peers import write_peer
+    from mesalm.train.distil import Distillation, recovery_recipe
+    from mesalm.train.pretrain import pretrain
 
+    if options.overrides and options.recover is None:
+        raise ValueError(f"{options.overrides[0]}: changes the recipe of --recover; give --recover, or leave it out")
     if options.to is not None:
         print(f"converted: {write_peer(options.model, options.folder)}")
         return
-    folder = convert(**chosen(options, "model", "folder", "layers", "mixer", "calibrate", "tokens", "seed"))
-    print(f"converted: {folder}")
+    asked = chosen(options, "layers", "mixer", "calibrate", "tokens", "seed")
+    if options.recover is None:
+        print(f"converted: {convert(options.model, options.folder, **asked)}")
+        return
+    recipe = recovery_recipe(options.recover, options.overrides, options.folder)
+    if not is_conversion(options.folder, options.model, **asked):
+        print(f"converted: {convert(options.model, options.folder, **asked)}")
+    print(f"recovered: {pretrain(recipe, train=Distillation(open_softmax_model(options.model)))}")

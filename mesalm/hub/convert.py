@@ -79,7 +79,8 @@ def convert(
         raise ValueError(
             f"{model}: value_head_dim is {opened.config.value_size}; softmax layers have values of head_dim"
         )
-    converted, record = opened, {"source": _name(model), "mixer": mixer, "layers": chosen, "seed": seed}
+    asked = {"layers": layers, "mixer": mixer, "calibrate": list(calibrate), "tokens": tokens, "seed": seed}
+    converted, record = opened, {"source": _name(model), "mixer": mixer, "layers": chosen, "seed": seed, "asked": asked}
     if chosen:
         rows, source = _rows(opened, tokenizer, calibrate, tokens, quiet)
         record |= {"calibration": source, "tokens": rows.numel()}
@@ -90,6 +91,15 @@ def convert(
         tokenizer.save_pretrained(staged)
         (staged / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def is_conversion(folder: Path, model: str, **asked: Any) -> bool:
+    """Tell whether a folder holds what `convert` writes of MODEL with these arguments."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(record.get("source") == _name(model) and record.get("asked") == asked)
 
 
 def choose_layers(text: str, mixers: Sequence[str]) -> list[int]:

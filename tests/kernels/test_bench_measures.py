@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
+from mesalm import MesaConfig
 from mesalm.model import linear_chunked
 from mesalm.model.operator_mesa import mesa_attention
 
@@ -87,6 +88,23 @@ def test_other_solvers_solve_and_guards_lose_small_gradients(bench: SimpleNamesp
         errors = [float((x / 1e-9 - y).norm() / y.norm()) for x, y in zip(gradients, wanted, strict=True)]
         assert errors[2] < close  # the values' gradient needs no adjoint
         assert (errors[0] > 0.99) if "guarded" in name else (max(errors) < close)
+
+
+def test_a_larger_batch_is_its_smaller_gradients(bench: SimpleNamespace) -> None:
+    torch.manual_seed(0)
+    solvers = bench.solver_mixers
+    config = MesaConfig(vocab_size=8, hidden_size=16, num_attention_heads=2, mixers="mesa", conv_size=4)
+    tokens, found = torch.randn(2, 9, 16), {}
+    for name, scale in (("mesa-cg-30-guarded", 1.0), ("mesa-cg-30-guarded", 1 / 32), ("mesa-cg-30-guarded-32", 1.0)):
+        torch.manual_seed(1)
+        mixer = type("Solved", (solvers.SolvedMixer,), {"name": name})(config, 0)
+        for parameter in mixer.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        (1e-2 * scale * mixer(tokens)[0].sum()).backward()
+        found[name, scale] = mixer.q_proj.weight.grad / scale
+    small, large, taken = found.values()
+    torch.testing.assert_close(taken, large, rtol=1e-5, atol=1e-9)
+    assert (small - large).norm() > 0.1 * small.norm()  # the guard takes more of the smaller
 
 
 def test_the_truth_of_last_tokens_is_that_of_the_whole(bench: SimpleNamespace) -> None:
@@ -164,6 +182,8 @@ def test_measurements_take_turns(bench: SimpleNamespace) -> None:
     spreads = bench.measure.interleave(actions, 4, 1, "cpu")
     assert "".join(calls) == 5 * "ABC"
     assert {spread.repeats for spread in spreads.values()} == {4}
+    clock = iter((0.0, 1.0, 10.0, 12.0, 20.0, 24.0)).__next__
+    assert bench.measure.interleave({"": calls.clear}, 3, 0, "cpu", clock)[""].median == 2
     spread = bench.measure.Spread.of([5.0, 1.0, 2.0, 4.0, 3.0])
     assert (spread.least, spread.lower, spread.median, spread.upper) == (1, 2, 3, 4)
 
