@@ -124,7 +124,7 @@ def chunk_decay(log_forget: Tensor, dtype: torch.dtype) -> Decay:
     last = total[:, -1:]
 
     def factor(log: Tensor) -> Tensor:
-        # exp of infinities, half of the mask, takes ten times as long on CPUs as exp of a number that is cut off after it
+        # On CPUs exp of an infinity, which half of the mask would be, takes ten times as long as exp of a number.
         kept = log.clamp_(min=floor - 1.0).exp_()
         return torch.nn.functional.threshold(kept, least, 0.0, inplace=True)
 
