@@ -33,12 +33,12 @@ MARGIN = 1e-5
 class Interval(NamedTuple):
     """The matrices of P problems with M rows each, as the operator 2 Y = 2 - 2 H_t / h of the recurrence.
 
-    gram `[P, K, K]`, key `[P, C, K]` and mask `[P, C, C]` as in `mesa_cg.Systems`; written `[P, C, K]` and start
-    `[P, M, 1]` are multiplied by -2 / h.
+    gram `[P, K, K]` and mask `[P, C, C]` as in `mesa_cg.Systems`, keys `[P, K, C]` the keys in columns; written
+    `[P, C, K]` and start `[P, M, 1]` are multiplied by -2 / h.
     """
 
     gram: Tensor
-    key: Tensor
+    keys: Tensor
     written: Tensor
     mask: Tensor
     start: Tensor
@@ -49,7 +49,7 @@ class Interval(NamedTuple):
 
     def advance(self, v: Tensor, last: Tensor, scores: Tensor, out: Tensor, *, beta: float, alpha: float) -> Tensor:
         """Write beta * last + alpha * 2 Y v to `out`, all rows `[P, M, K]`; `last` may be `out`, scores `[P, M, C]`."""
-        apply_mask(torch.bmm(v, self.key.mT, out=scores), self.mask)
+        apply_mask(torch.bmm(v, self.keys, out=scores), self.mask)
         torch.baddbmm(last, scores, self.written, beta=beta, alpha=alpha, out=out)
         return out.baddbmm_(v * self.start, self.gram, alpha=alpha).add_(v, alpha=2.0 * alpha)
 
@@ -82,7 +82,9 @@ def iterate(made: Problems, index: Tensor, norm: Tensor, rhs: Tensor, terms: lis
     factor = (-4.0 / width).to(dtype)  # -2 / h
     gram, key, gate = (x.index_select(0, index) for x in (made.gram, made.key, made.input_gate))
     mask, start = made.decay.mask.index_select(0, index), made.decay.start.index_select(0, index)
-    interval = Interval(gram, key, key * (gate * factor), mask, repeat_rows(start * factor, rhs.shape[1]))
+    interval = Interval(
+        gram, key.mT.contiguous(), key * (gate * factor), mask, repeat_rows(start * factor, rhs.shape[1])
+    )
     degree = torch.tensor(terms, device=rhs.device)
     e = coefficients(-width.squeeze(-1).log1p(), degree, dtype).mul_(2.0)
     return sum_series(interval, rhs, e, terms, rhs.new_empty(*rhs.shape[:2], key.shape[1]))

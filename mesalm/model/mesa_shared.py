@@ -172,12 +172,12 @@ def sum_series(operator: Any, rhs: Tensor, e: Tensor, degree: list[int], scores:
     v, last = rhs, rhs
     for j in range(1, degree[0]):
         live = sum(d > j for d in degree)
-        part = operator.take(slice(live))
-        v, last = v[:live], last[:live]
+        if live < len(v):
+            operator, v, last, scores = operator.take(slice(live)), v[:live], last[:live], scores[:live]
         # T_1 = Y v; then T_{j + 1} = 2 Y T_j - T_{j - 1}, written over T_{j - 1} unless that is the caller's rhs
         out = last if j > 2 else torch.empty_like(v)
         beta, alpha = (-1.0, 1.0) if j > 1 else (0.0, 0.5)
-        part.advance(v, last, scores[:live], out, beta=beta, alpha=alpha)
+        operator.advance(v, last, scores, out, beta=beta, alpha=alpha)
         v, last = out, v
         total[:live].addcmul_(v, _by_row(e[j, :live], M))
     return total

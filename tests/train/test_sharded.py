@@ -79,12 +79,12 @@ def test_two_processes_shard_and_one_goes_on(load: Load, start: Start) -> None:
 def test_checkpoints_in_the_background_are_those_of_a_run_that_waits(load: Load, start: Start) -> None:
     settings = ("train.steps=7", "checkpoint.every=2", "checkpoint.keep=9", *SAME)
     processes = [
-        start(f"name={name}", f"checkpoint.asynchronous={name}", *settings, launcher=torchrun(2), environment=FSDP)
-        for name in ("false", "true")
+        start(f"name={name}", f"checkpoint.asynchronous={how}", *settings, launcher=torchrun(2), environment=FSDP)
+        for name, how in (("waited", "false"), ("meanwhile", "true"))
     ]
     for process in processes:
         finish(process)
-    waited, meanwhile = (load(f"name={name}", *settings).folder for name in ("false", "true"))
+    waited, meanwhile = (load(f"name={name}", *settings).folder for name in ("waited", "meanwhile"))
     steps = [[line["step"] for line in read_journal(run / "journal.jsonl") if line["event"] == "checkpoint"]
              for run in (waited, meanwhile)]  # fmt: skip
     assert steps == [[2, 4, 6, 7]] * 2
@@ -96,7 +96,7 @@ def test_checkpoints_in_the_background_are_those_of_a_run_that_waits(load: Load,
     for newer in (6, 7):
         shutil.rmtree(meanwhile / "checkpoints" / f"step-{newer:08d}")
     (meanwhile / "checkpoints" / "step-00000006.partial").mkdir()  # what a kill leaves
-    finish(start("name=true", "checkpoint.asynchronous=true", *settings, launcher=torchrun(2), environment=FSDP))
+    finish(start("name=meanwhile", "checkpoint.asynchronous=true", *settings, launcher=torchrun(2), environment=FSDP))
     assert_alike(waited, meanwhile, 0.0)
 
 
