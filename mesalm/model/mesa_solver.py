@@ -145,17 +145,17 @@ def assign(
     factored = largest * 1e2 * unit < 1.0
     # What rounding adds to Chebyshev's error has to fit in what the series leaves of the tolerance.
     bounded = largest * unit <= (1.0 - SLACK) * tolerance
-    most = terms_needed(largest - 1.0, tolerance)
+    bounded = bounded & (terms_needed(largest - 1.0, tolerance) <= solving.max_steps)
     if solving.method == "auto":
         steps = steps_of_gradients(largest.double(), tolerance, size)
         by_factor = products + 0.5 * FACTOR_PRICE / heads
         by_terms = TERM_PRICE * terms_needed(NORM_SHARE * (largest - 1.0), tolerance) + 0.5 * NORM_PRICE / heads
-        bounded = bounded & (most <= solving.max_steps) & (by_terms < STEP_PRICE * steps)
+        bounded = bounded & (by_terms < STEP_PRICE * steps)
         other = torch.where(bounded, by_terms, STEP_PRICE * steps)
         shared = (by_factor <= other) & ((products <= solving.max_steps) | ((steps > solving.max_steps) & ~bounded))
     else:
         shared = (products <= 1000.0) & (solving.method == "shared")
-        bounded = bounded & (most <= 1000.0) & (solving.method == "chebyshev")
+        bounded = bounded & (solving.method == "chebyshev")
     shared = shared & factored
     bounded = bounded & ~shared
     degree = products.clamp(max=float(solving.max_steps)).to(torch.int64)
@@ -247,7 +247,7 @@ def solve(
         if fresh:
             for index in assigned.chebyshev.split(size):
                 factors.norm[index] = largest_norm(made, index)
-        terms = terms_needed(factors.norm, scaled).clamp(min=2.0, max=solving.max_steps + 1.0).to(torch.int32)
+        terms = terms_needed(factors.norm, scaled).clamp(min=2.0).to(torch.int32)
         falling = assigned.chebyshev[terms[assigned.chebyshev].argsort(descending=True, stable=True)]
         for index in falling.split(size):
             x[index] = iterate(made, index, factors.norm[index], rhs[index], terms[index].tolist())
