@@ -24,7 +24,7 @@ from .chunk_states import apply_mask, repeat_rows
 from .mesa_problems import Problems
 from .mesa_shared import coefficients, products_needed, sum_series
 
-NARROWEST = 1e-3
+NARROWEST = 1e-6
 """The least kappa - 1: an interval may be wider than the spectrum, but not empty."""
 MARGIN = 1e-5
 """What is added to a norm, relatively, for the rounding of its sums."""
