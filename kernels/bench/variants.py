@@ -21,10 +21,10 @@ from mesalm.model.chunk_states import CHUNK
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
-ALL = ("mesa", "torch", "triton", "shared", "cg", "cg-30", "cg-30-plain", "fla", "linear", "softmax")
+ALL = ("mesa", "torch", "triton", "shared", "chebyshev", "cg", "cg-30", "cg-30-plain", "fla", "linear", "softmax")
 BACKENDS = {"mesa": "auto", "torch": "torch", "triton": "triton"}
 """Variants that are `mesa_attention` itself, and the back end that each asks for."""
-METHODS = ("shared", "cg")
+METHODS = ("shared", "chebyshev", "cg")
 """Variants that are one method of the torch back end's solver, used everywhere."""
 TOLERANT = (*BACKENDS, *METHODS)
 """Variants that stop at a tolerance."""
@@ -116,14 +116,15 @@ def count_work(variant: Variant, operands: Operands) -> Work:
 def _steps(word: str, operands: Operands, tolerance: float) -> tuple[float, float]:
     """Measure the mean steps of a solve, and the share of chunks and heads that used the shared factor.
 
-    Where each chunk and head is priced by itself, those that took another number of steps than conjugate gradients
-    take for them are counted as factored.
+    Where each chunk and head is priced by itself, those that took as many products as the shared factor needs for them
+    are counted as factored.
     """
     with torch.no_grad():
         steps = _solver(word, operands, tolerance)[1]
-        plain = steps if word == "cg" else _solver("cg", operands, tolerance)[1]
-    factored = 1.0 if word == "shared" else float((steps != plain).double().mean())
-    return float(steps.double().mean()), factored
+        if word in METHODS:
+            return float(steps.double().mean()), float(word == "shared")
+        factored = steps == _solver("shared", operands, tolerance)[1]
+    return float(steps.double().mean()), float(factored.double().mean())
 
 
 def _solver(word: str, operands: Operands, tolerance: float) -> tuple[Tensor, Tensor]:

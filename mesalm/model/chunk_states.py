@@ -13,6 +13,7 @@ where `start_t` is the decay since the chunk began and `mask_ts` the decay from 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 
 CHUNK = 64
 """Tokens in a chunk; memory grows by K * (K + V) / CHUNK numbers per token and key head."""
+CACHED = 1 << 17
+"""Numbers in an operand of a block of problems on a CPU: what is made of them on the way should stay in the cache."""
 
 
 class Decay(NamedTuple):
@@ -33,6 +36,17 @@ class Decay(NamedTuple):
     start: Tensor
     end: Tensor
     whole: Tensor
+
+    def take(self, block: slice) -> Decay:
+        """Select problems."""
+        return Decay(*(factor[block] for factor in self))
+
+
+def cache_blocks(operand: Tensor) -> list[slice]:
+    """Cut P problems into blocks for a CPU's cache by one operand `[P, rows, columns]`; elsewhere all are one block."""
+    P, numbers = operand.shape[0], operand.shape[1] * operand.shape[2]
+    size = max(1, CACHED // numbers) if operand.device.type == "cpu" else P
+    return [slice(first, first + size) for first in range(0, P, size)]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -102,17 +116,23 @@ def chunk_decay(log_forget: Tensor, dtype: torch.dtype) -> Decay:
     would otherwise eat the digits of the mild ones beside them.
     """
     floor = gate_floor(dtype)
+    least = math.exp(floor)
     total = log_forget.to(torch.float64).clamp(min=floor - 1.0).cumsum(-1)
-    C = total.shape[-1]
+    P, C = total.shape
     future = torch.full((C, C), -torch.inf, dtype=dtype, device=total.device).triu(1)
-    mask = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(dtype).add_(future)
+    mask = torch.empty(P, C, C, dtype=dtype, device=total.device)
     last = total[:, -1:]
 
     def factor(log: Tensor) -> Tensor:
-        return torch.nn.functional.threshold(log, floor, -torch.inf, inplace=True).exp_()
+        # On CPUs exp of an infinity, which half of the mask would be, takes ten times as long as exp of a number.
+        kept = log.clamp_(min=floor - 1.0).exp_()
+        return torch.nn.functional.threshold(kept, least, 0.0, inplace=True)
 
+    for block in cache_blocks(mask):
+        passed = total[block]
+        factor(mask[block].copy_(passed.unsqueeze(-1) - passed.unsqueeze(-2)).add_(future))
     return Decay(
-        factor(mask),
+        mask,
         factor(total.to(dtype, copy=True)).unsqueeze(-1),
         factor((last - total).to(dtype)).unsqueeze(-1),
         factor(last.to(dtype, copy=True)).unsqueeze(-1),

@@ -46,7 +46,7 @@ def forward(operands: Operands, solving: Solving, keep: bool) -> tuple[Results, 
     query, value = operands.query, operands.value
     if solving.backend == "triton":
         results = Results(*run_kernels("forward", *operands, limits=solving.limits))
-        return results, Factors(results.solution.new_empty(0), results.solution.new_empty(0))  # they factor nothing
+        return results, Factors.nothing(results.solution)
     B, T, H, _ = query.shape
     G, N = value.shape[2], chunk_count(T)
     dtype = compute_dtype(query.dtype)
@@ -64,7 +64,7 @@ def forward(operands: Operands, solving: Solving, keep: bool) -> tuple[Results, 
         from_chunks(solution, B, T, G, dtype),
         by_head.permute(1, 2, 0, 3).reshape(B, N, H).contiguous(),
     )
-    return results, factors if keep else Factors(rhs.new_empty(0), rhs.new_empty(0))
+    return results, factors if keep else Factors.nothing(rhs)
 
 
 def backward(
@@ -137,7 +137,7 @@ def _forward_shapes(operands: Operands, solving: Solving, keep: bool) -> tuple[R
         query.new_empty(B, T, H, K, dtype=dtype),
         query.new_empty(B, N, H, dtype=torch.int32),
     )
-    shapes = ((P, K, K), (P, chunk_length(T), K)) if keep else ((0,), (0,))
+    shapes = ((P, K, K), (P, chunk_length(T), K), (P,)) if keep else ((0,), (0,), (0,))
     return results, Factors(*(query.new_empty(shape, dtype=dtype) for shape in shapes))
 
 

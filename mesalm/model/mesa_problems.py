@@ -51,7 +51,7 @@ class Problems(NamedTuple):
         """Bound the eigenvalues of H_t + I over the tokens of each problem from above: `[P]`."""
         size = self.input_gate * self.key.square().sum(-1, keepdim=True)
         inside = torch.bmm(self.decay.mask, size).amax((1, 2))
-        return 1.0 + inside + self.decay.start.amax((1, 2)) * torch.linalg.matrix_norm(self.gram)
+        return 1.0 + inside + self.decay.start.amax((1, 2)) * torch.linalg.vector_norm(self.gram.flatten(1), dim=1)
 
     def ridge_ratio(self) -> Tensor:
         """Give sqrt(largest ridge / smallest ridge) `[P]`: the norm of x' against that of x is known up to this."""

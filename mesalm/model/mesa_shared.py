@@ -23,7 +23,7 @@ a reference decay of their own; the same factorisation serves them through a mas
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -155,21 +155,33 @@ def factorise(gram: Tensor, key: Tensor, input_gate: Tensor, reference: Referenc
 
 def apply_series(factor: Factor, rhs: Tensor, log_ratio: Tensor, degree: list[int]) -> Tensor:
     """Solve for rows rhs `[P, M, K]`: sum the series of `degree` products per problem, given in falling order."""
-    P, M, _ = rhs.shape
-    C = factor.gains.shape[1]
     m = torch.tensor(degree, device=rhs.device)
-    e = coefficients(log_ratio, m, rhs.dtype)
-    scores = rhs.new_empty(P, M, C)
-    total = rhs * repeat_rows(e[0], M)
+    scores = rhs.new_empty(*rhs.shape[:2], factor.gains.shape[1])
+    total = sum_series(factor, rhs, coefficients(log_ratio, m, rhs.dtype), degree, scores)
+    return factor.advance(total, total, scores, torch.empty_like(rhs), beta=1.0, alpha=0.5)
+
+
+def sum_series(operator: Any, rhs: Tensor, e: Tensor, degree: list[int], scores: Tensor) -> Tensor:
+    """Sum e_j T_j(Y_t) b_t over j for rows rhs `[P, M, K]`, with one product less than a problem has terms.
+
+    operator: a `Factor`, or another record with its `take` and `advance`; e `[J, P, C or 1, 1]`; degree: the terms of
+    each problem, in falling order; scores `[P, M, C]`: memory to write into.
+    """
+    M = rhs.shape[1]
+    total = rhs * _by_row(e[0], M)
     v, last = rhs, rhs
     for j in range(1, degree[0]):
         live = sum(d > j for d in degree)
-        part = factor.take(slice(live))
-        v, last = v[:live], last[:live]
+        if live < len(v):
+            operator, v, last, scores = operator.take(slice(live)), v[:live], last[:live], scores[:live]
         # T_1 = Y v; then T_{j + 1} = 2 Y T_j - T_{j - 1}, written over T_{j - 1} unless that is the caller's rhs
         out = last if j > 2 else torch.empty_like(v)
         beta, alpha = (-1.0, 1.0) if j > 1 else (0.0, 0.5)
-        part.advance(v, last, scores[:live], out, beta=beta, alpha=alpha)
+        operator.advance(v, last, scores, out, beta=beta, alpha=alpha)
         v, last = out, v
-        total[:live].addcmul_(v, repeat_rows(e[j, :live], M))
-    return factor.advance(total, total, scores, torch.empty_like(rhs), beta=1.0, alpha=0.5)
+        total[:live].addcmul_(v, _by_row(e[j, :live], M))
+    return total
+
+
+def _by_row(e: Tensor, rows: int) -> Tensor:
+    return e if e.shape[1] == 1 else repeat_rows(e, rows)

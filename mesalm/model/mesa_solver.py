@@ -1,9 +1,9 @@
-"""Solve all systems of a call, by chunk and head: by the shared factor or by conjugate gradients.
+"""Solve all systems of a call, by chunk and head: by the shared factor, Chebyshev's iteration or conjugate gradients.
 
-Prices are counted in products with a chunk's matrices and decide only about time: both ways keep the tolerance. The
-shared factor's products follow from the gates alone; those of conjugate gradients from a cheap bound on the largest
-eigenvalue. Long memories have small decay in a chunk and large eigenvalues, short memories the reverse, so that the
-two prices cross once, and a mistake near the crossing costs little.
+Prices are counted in products with a chunk's matrices and decide only about time: every way keeps the tolerance. The
+shared factor's products follow from the gates alone; those of the others from a cheap bound on the largest eigenvalue.
+Long memories have small decay in a chunk and large eigenvalues, short memories the reverse, so that the prices of the
+first two cross once, and a mistake near the crossing costs little. Conjugate gradients take what neither does well.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .mesa_cg import BLOCK_NUMBERS, Systems, conjugate_gradients
+from .mesa_chebyshev import iterate, largest_norm, terms_needed
 from .mesa_problems import Problems
 from .mesa_shared import (
     Factor,
@@ -27,12 +28,18 @@ from .mesa_shared import (
 )
 from .operator_inputs import check_choice
 
-METHODS = ("auto", "shared", "cg")
+METHODS = ("auto", "shared", "chebyshev", "cg")
 """Ways of solving: "auto" prices each chunk and head, the others are one way for all."""
 FACTOR_PRICE = 4.0
 """Products that a factorisation costs, shared by the query heads of a key head and by forward and backward."""
-STEP_PRICE = 1.6
-"""Products that a step of conjugate gradients costs: one, and its inner products."""
+STEP_PRICE = 3.0
+"""Products that a step of conjugate gradients costs: one, and its inner products, norms and stopping test."""
+TERM_PRICE = 1.15
+"""Products of the shared factor that one of Chebyshev's iteration costs."""
+NORM_PRICE = 2.0
+"""Products that the bound on the spectrum costs, shared like the factorisation."""
+NORM_SHARE = 0.5
+"""What the Frobenius norm of H_t usually is of the cheap bound: the terms of a polynomial are first guessed by it."""
 ROUNDING = 3.0
 """A block is corrected once by its true residual where the square of its largest eigenvalue times the rounding unit
 exceeds this many tolerances: P loses digits by cancellation in the directions of large eigenvalues, and the read-out
@@ -87,12 +94,13 @@ def check_solving(tolerance: float, max_steps: int | None, method: str, backend:
 class Assignment(NamedTuple):
     """How P problems are solved.
 
-    shared `[S]` and direct `[D]` (int64): the problems solved by the shared factor and by conjugate gradients;
-    degrees: the products of each shared problem; plain: how many of the shared ones, the first, hold no restart.
-    Within the plain and within the others degrees fall. numbers: `shared` as a list.
+    shared `[S]`, chebyshev `[E]` and direct `[D]` (int64): the problems solved by the shared factor, by Chebyshev's
+    iteration and by conjugate gradients. degrees: the products of each shared problem; plain: how many of the shared
+    ones, the first, hold no restart. Within the plain and within the others degrees fall. numbers: `shared` as a list.
     """
 
     shared: Tensor
+    chebyshev: Tensor
     direct: Tensor
     degrees: list[int]
     plain: int
@@ -133,32 +141,47 @@ def assign(
     in the norm of the scaled system. Every problem's choice depends on itself alone.
     """
     products = products_needed(reference.reach, tolerance)
-    if solving.method == "cg":
-        chosen = torch.zeros_like(products, dtype=torch.bool)
-    elif solving.method == "shared":
-        chosen = products <= 1000.0
-    else:
+    unit = torch.finfo(largest.dtype).eps
+    factored = largest * 1e2 * unit < 1.0
+    # What rounding adds to Chebyshev's error has to fit in what the series leaves of the tolerance.
+    bounded = largest * unit <= (1.0 - SLACK) * tolerance
+    bounded = bounded & (terms_needed(largest - 1.0, tolerance) <= solving.max_steps)
+    if solving.method == "auto":
         steps = steps_of_gradients(largest.double(), tolerance, size)
-        price = products + 0.5 * FACTOR_PRICE / heads
-        chosen = (price <= STEP_PRICE * steps) & ((products <= solving.max_steps) | (steps > solving.max_steps))
-    chosen = chosen & (largest * 1e2 * torch.finfo(largest.dtype).eps < 1.0)
+        by_factor = products + 0.5 * FACTOR_PRICE / heads
+        by_terms = TERM_PRICE * terms_needed(NORM_SHARE * (largest - 1.0), tolerance) + 0.5 * NORM_PRICE / heads
+        bounded = bounded & (by_terms < STEP_PRICE * steps)
+        other = torch.where(bounded, by_terms, STEP_PRICE * steps)
+        shared = (by_factor <= other) & ((products <= solving.max_steps) | ((steps > solving.max_steps) & ~bounded))
+    else:
+        shared = (products <= 1000.0) & (solving.method == "shared")
+        bounded = bounded & (solving.method == "chebyshev")
+    shared = shared & factored
+    bounded = bounded & ~shared
     degree = products.clamp(max=float(solving.max_steps)).to(torch.int64)
     restarts = reference.restarts[:, -1] > 0
-    rank = torch.where(chosen, restarts * (1 << 40) - degree, 1 << 50)
-    counts = torch.stack((chosen.sum(), (chosen & ~restarts).sum())).tolist()
+    rank = torch.where(shared, restarts * (1 << 40) - degree, torch.where(bounded, 1 << 50, 1 << 51))
+    counts = torch.stack((shared.sum(), (shared & ~restarts).sum(), bounded.sum())).tolist()
     order = torch.argsort(rank, stable=True)
-    shared, direct = order[: counts[0]], order[counts[0] :]
-    return Assignment(shared, direct, degree[shared].tolist(), counts[1], shared.tolist())
+    first, chebyshev, direct = order.split((counts[0], counts[2], len(order) - counts[0] - counts[2]))
+    return Assignment(first, chebyshev, direct, degree[first].tolist(), counts[1], first.tolist())
 
 
 class Factors(NamedTuple):
-    """The factors of the shared problems, kept from the forward to the backward pass in the order of the assignment.
+    """What is kept from the forward to the backward pass.
 
-    carried `[P, K, K]` and gains `[P, C, K]` of `mesa_shared.Factor`; only the rows of shared problems are written.
+    carried `[P, K, K]` and gains `[P, C, K]` of `mesa_shared.Factor`, in the order of the assignment; only the rows of
+    shared problems are written. norm `[P]`: that of `mesa_chebyshev` where it was asked for, else 0.
     """
 
     carried: Tensor
     gains: Tensor
+    norm: Tensor
+
+    @classmethod
+    def nothing(cls, like: Tensor) -> Factors:
+        """Give empty tensors where nothing is kept, or nothing was factored."""
+        return cls(like.new_empty(0), like.new_empty(0), like.new_empty(0))
 
 
 class Solved(NamedTuple):
@@ -195,12 +218,12 @@ def solve(
     steps = torch.empty(P, M, dtype=torch.int32, device=rhs.device)
     fresh = factors is None
     if factors is None:
-        factors = Factors(rhs.new_empty(P, K, K), rhs.new_empty(P, C, K))
+        factors = Factors(rhs.new_empty(P, K, K), rhs.new_empty(P, C, K), rhs.new_zeros(P))
     systems = None
     doubtful = largest.square() * torch.finfo(rhs.dtype).eps > rounding * solving.tolerance
     broken: list[Tensor] = []  # not positive definite by chance: conjugate gradients do what can be done
-    size = block_numbers // (K * K + C * K + M * (4 * K + C)) if rhs.device.type == "cpu" else P
-    for first, end in _blocks(assigned, max(size, 1)):
+    size = max(block_numbers // (K * K + C * K + M * (4 * K + C)), 1) if rhs.device.type == "cpu" else max(P, 1)
+    for first, end in _blocks(assigned, size):
         index, where, run = assigned.shared[first:end], slice(first, end), assigned.run(first, end)
         restarting = first >= assigned.plain
         block = reference.take(index if run is None else run)
@@ -220,6 +243,15 @@ def solve(
             _correct(systems, factor, right, part, block, index, again)
         _put(x, index, run, part)
     steps[assigned.shared] = torch.tensor(assigned.degrees, dtype=torch.int32, device=rhs.device).unsqueeze(-1)
+    if len(assigned.chebyshev):
+        if fresh:
+            for index in assigned.chebyshev.split(size):
+                factors.norm[index] = largest_norm(made, index)
+        terms = terms_needed(factors.norm, scaled).clamp(min=2.0).to(torch.int32)
+        falling = assigned.chebyshev[terms[assigned.chebyshev].argsort(descending=True, stable=True)]
+        for index in falling.split(size):
+            x[index] = iterate(made, index, factors.norm[index], rhs[index], terms[index].tolist())
+        steps[falling] = terms[falling].unsqueeze(-1) - 1
     direct = torch.cat((assigned.direct, *broken))
     if len(direct):
         systems = systems or made.systems(M)

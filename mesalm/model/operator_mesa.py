@@ -105,9 +105,10 @@ def mesa_attention(
     "exact" under torch.func and forward-mode differentiation, which "torch" and "triton" refuse). Gradients of
     gradients are those of "exact", whatever the back end.
 
-    method: how "torch" solves, "shared" (a factorisation that a chunk's tokens share), "cg" (conjugate gradients), or
-    "auto" (the cheaper of the two for each chunk and head); "triton" and "exact" have ways of their own. With "shared"
-    or "cg" the back end "auto" is "torch".
+    method: how "torch" solves, "shared" (a factorisation that a chunk's tokens share), "chebyshev" (Chebyshev's
+    iteration), "cg" (conjugate gradients, which also take what the first two cannot solve), or "auto" (the cheapest for
+    each chunk and head); "triton" and "exact" have ways of their own. With another than "auto" the back end "auto" is
+    "torch".
 
     Returns output `[B, T, H, V]` in query's dtype; then a MesaState if return_state; then a MesaReport if
     return_report, which costs a product or, in hard cases, a solve in float64. return_report="steps" leaves

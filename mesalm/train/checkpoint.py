@@ -8,7 +8,8 @@ A checkpoint is a folder ``step-00000100`` with
 - ``state.json``: step, data position and all other numbers, and size and digest of the files above.
 
 ``state.json`` is written last, in a folder under another name that is renamed when everything is on the disk, so a
-folder of the right name that holds it is complete. It holds its own digest too.
+folder of the right name that holds it is complete. It holds its own digest too. All this is so as well where a sharded
+run writes in the background: there training goes on when everything has been copied.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from torch import nn
 from mesalm.files import sync, writing
 from mesalm.fingerprints import SealError, fingerprints, first_damaged, read_sealed, write_sealed
 from mesalm.runs import STATE_FILE, complete_checkpoints, step_of
-from mesalm.train.sharded import full_state, is_sharded, load_shards, save_shards, sharded_like
+from mesalm.train.sharded import begin_shards, full_state, is_sharded, load_shards, save_shards, sharded_like
 
 MODEL_FILE = "model.safetensors"
 OPTIMISER_FILE = "optimiser.pt"
@@ -44,7 +47,8 @@ class Checkpoints:
 
     ``every`` is the number of steps between two, 0 for none but the last. ``decorate`` is called with the folder of
     each new checkpoint before it is complete, to add files of the caller's own such as the tokenizer. ``facts`` about
-    the run go into the state of each, such as what it is trained on.
+    the run go into the state of each, such as what it is trained on. With ``asynchronous`` a sharded model's are
+    written in the background.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Checkpoints:
         keep: int = 2,
         decorate: Callable[[Path], None] | None = None,
         facts: Mapping[str, Any] | None = None,
+        asynchronous: bool = False,
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep: must be at least 1, not {keep}")
@@ -63,6 +68,10 @@ class Checkpoints:
         self.keep = keep
         self.decorate = decorate
         self.facts = dict(facts or {})
+        self.asynchronous = asynchronous
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._written: Future[Any] = Future()  # the folder of the newest, or what this process adds to it
+        self._written.set_result(None)
 
     def due(self, step: int) -> bool:
         """Return whether a checkpoint belongs after this step."""
@@ -84,34 +93,71 @@ class Checkpoints:
         optimiser: torch.optim.Optimizer,
         random_states: list[dict[str, Any]],
         state: dict[str, Any],
-    ) -> Path:
-        """Write one checkpoint and delete those beyond ``keep``; return its folder.
+    ) -> None:
+        """Write one checkpoint and delete those beyond ``keep``, or begin to; `finish` gives its folder.
 
         For the main process only; where the model is sharded, the others call `save_part` at the same time.
         """
+        self.wait()
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self._target(step)
         self.tidy()
         weights = full_state(model)
-        with whole_folder(target) as partial:
-            save_weights(model, partial, weights)
-            if is_sharded(model):
+        background = self.asynchronous and is_sharded(model)
+        with ExitStack() as stack:
+            partial = stack.enter_context(whole_folder(target))
+            shards: Future[Any] | None = None
+            if background:
+                weights = deepcopy(weights)
+                shards = begin_shards(model, optimiser, partial / OPTIMISER_SHARDS)
+            elif is_sharded(model):
                 save_shards(model, optimiser, partial / OPTIMISER_SHARDS)
             else:
                 _save(optimiser.state_dict(), partial / OPTIMISER_FILE)
-            _save(random_states, partial / RANDOM_FILE)
-            if self.decorate is not None:
-                self.decorate(partial)
-            content = {"step": step, **self.facts, **state, "files": fingerprints(partial)}
-            write_sealed(partial / STATE_FILE, content)
-        self.tidy()
-        return target
+            whole = stack.pop_all()
+
+        def write() -> Path:
+            with whole:
+                save_weights(model, partial, weights)
+                _save(random_states, partial / RANDOM_FILE)
+                if self.decorate is not None:
+                    self.decorate(partial)
+                if shards is not None:
+                    shards.result()
+                content = {"step": step, **self.facts, **state, "files": fingerprints(partial)}
+                write_sealed(partial / STATE_FILE, content)
+            self.tidy()
+            return target
+
+        if background:
+            self._written = self._thread.submit(write)
+        else:
+            self._written = Future()
+            self._written.set_result(write())
 
     def save_part(self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
         """Write what this process holds of a checkpoint that the main process saves, if the model is sharded."""
         if is_sharded(model):
+            self.wait()
             full_state(model)
-            save_shards(model, optimiser, partial_of(self._target(step)) / OPTIMISER_SHARDS)
+            folder = partial_of(self._target(step)) / OPTIMISER_SHARDS
+            if self.asynchronous:
+                self._written = begin_shards(model, optimiser, folder)
+            else:
+                save_shards(model, optimiser, folder)
+
+    def writing(self) -> bool:
+        """Tell whether a checkpoint is being written in the background."""
+        return not self._written.done()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written; raises what kept it from the disk."""
+        self._written.result()
+
+    def finish(self) -> Path:
+        """Wait for the newest checkpoint and return its folder. For the main process, after `save`."""
+        folder: Path = self._written.result()
+        return folder
 
     def _target(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"

@@ -8,13 +8,12 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 
 from mesalm.interrupts import Interrupts
@@ -23,8 +22,9 @@ from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_sta
 from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.meters import Speedometer, Tally
 from mesalm.train.progress import Display
-from mesalm.train.randomness import preserved_randomness, random_state, restore_random_state
+from mesalm.train.randomness import preserved_randomness, restore_random_state
 from mesalm.train.recorder import Recorder
+from mesalm.train.saving import Saver, Sender
 from mesalm.train.step import (
     Batch,
     backward,
@@ -59,14 +59,6 @@ class Stream(Protocol):
     def micro_batches(self) -> int: ...
 
     def __iter__(self) -> Iterator[Batch]: ...
-
-
-class Sender(Protocol):
-    """What sends checkpoints elsewhere meanwhile. Both give the fields of journal lines about what has been sent."""
-
-    def offer(self, checkpoint: Path, step: int) -> Iterable[dict[str, Any]]: ...
-
-    def finish(self) -> Iterable[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -158,6 +150,10 @@ class Loop:
         self._recorder = Recorder(self.accelerator, self.journal, self.display, self.tally)
         self._unread: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._saved_at: int | None = None
+        self._saver: Saver | None = None
+        if self.checkpoints is not None:
+            told = self.journal, self._recorder, self.uploads
+            self._saver = Saver(self.accelerator, self.checkpoints, *told)
 
     def fit(self) -> Outcome:
         """Train to the end, or to a signal.
@@ -170,6 +166,8 @@ class Loop:
             try:
                 self._verify(_other_start(self.resume_from))
                 heard = self._run(interrupts)
+                if self._saver is not None:
+                    self._saver.finish()
             except NonFiniteError as error:
                 self._recorder.write("stop", reason=str(error))
                 raise
@@ -229,6 +227,8 @@ class Loop:
         heard = None
         while self.tally.step < self.steps and heard is None:
             heard = self._advance(interrupts)
+            if self._saver is not None:
+                self._saver.tell()
             if self.tally.step >= self.steps and heard is None:
                 # What was heard in the last step, or in the validation after it, counts too.
                 _, heard = read(self.accelerator, [], interrupts.received)
@@ -366,28 +366,14 @@ class Loop:
 
     def _save(self) -> None:
         """Write a checkpoint of the present step, unless there is one."""
-        if self.checkpoints is None or self._saved_at == self.tally.step:
+        if self._saver is None or self._saved_at == self.tally.step:
             return
         self._verify()
         self._saved_at = self.tally.step
         begun = time.perf_counter()
         self.tally.seconds = self._speed.seconds
-        states = gather_object([random_state()])
-        positions = gather_object([self.stream.position.to_dict()])
-        if self.accelerator.is_main_process:
-            state = {
-                "tally": asdict(self.tally),
-                "position": positions[0] if positions == positions[:1] * len(positions) else positions,
-                "guard": self.guard.state_dict(),
-            }
-            self.journal.sync()
-            folder = self.checkpoints.save(self.tally.step, self.model, self.optimiser, states, state)
-            self._recorder.write("checkpoint", folder=folder.name)
-            if self.uploads is not None:
-                self._recorder.tell_all("upload", self.uploads.offer(folder, self.tally.step))
-        else:
-            self.checkpoints.save_part(self.tally.step, self.model, self.optimiser)
-        self.accelerator.wait_for_everyone()
+        position = self.stream.position.to_dict()
+        self._saver.save(self.model, self.optimiser, position, self.tally, self.guard.state_dict())
         self._speed.pause(time.perf_counter() - begun)
 
     def _verify(self, way_on: str | None = None) -> None:

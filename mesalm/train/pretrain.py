@@ -39,7 +39,7 @@ from mesalm.train.launch import (
     make_accelerator,
     tracked_as,
 )
-from mesalm.train.loop import Outcome, Probe, Sender
+from mesalm.train.loop import Outcome, Probe
 from mesalm.train.machines import prepared_on_each, send_folder
 from mesalm.train.plan import make_plan
 from mesalm.train.progress import Display, without_bars
@@ -48,6 +48,7 @@ from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import Resume, Resumption, RunFolder
 from mesalm.train.run_page import PAGE, run_page
 from mesalm.train.sampling import sampling
+from mesalm.train.saving import Sender
 from mesalm.train.sharded import full_state
 from mesalm.train.speeds import device_name, earlier_rate
 from mesalm.train.token_loss import TokenLoss

@@ -154,6 +154,9 @@ class CheckpointSettings(Settings):
         default=500, ge=0, description="Steps between checkpoints; 0: only on interruption and at the end."
     )
     keep: int = Field(default=2, gt=0, description="Newest checkpoints to keep; older ones are deleted.")
+    asynchronous: bool = Field(
+        default=False, description="Whether a run sharded by FSDP goes on training while a checkpoint is written."
+    )
 
 
 class UploadSettings(Settings):

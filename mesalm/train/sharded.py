@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from torch import nn
-from torch.distributed import barrier
+from torch.distributed import ProcessGroup, barrier, group, new_group
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -76,6 +78,22 @@ def save_shards(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path
     """Write an optimiser's state, each process its shards, when all processes are here."""
     barrier()
     dcp.save(get_optimizer_state_dict(model, optimiser), checkpoint_id=folder)
+
+
+def begin_shards(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> Future[Any]:
+    """Copy an optimiser's state when all processes are here and write it in the background, each process its shards.
+
+    The future is done when the parts of all processes are written. They agree on that by a group of their own, beside
+    what training sends.
+    """
+    barrier()
+    state = get_optimizer_state_dict(model, optimiser)
+    return cast("Future[Any]", dcp.async_save(state, checkpoint_id=folder, process_group=_beside(group.WORLD)))
+
+
+@cache
+def _beside(_: ProcessGroup | None) -> ProcessGroup | None:
+    return new_group(backend="gloo")
 
 
 def load_shards(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:

@@ -13,14 +13,16 @@ from torch import nn
 from mesalm.interrupts import Interrupted
 from mesalm.journal import Journal
 from mesalm.runs import RunFiles, step_of
+from mesalm.settings import SettingsError
 from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard, Verdict
 from mesalm.train.hardware import local_peak
 from mesalm.train.launch import broadcast
-from mesalm.train.loop import Loop, Outcome, Probe, Sender, Stream
+from mesalm.train.loop import Loop, Outcome, Probe, Stream
 from mesalm.train.optim import OptimSettings, build_optimiser
 from mesalm.train.progress import Display
+from mesalm.train.saving import Sender
 from mesalm.train.schedule import ScheduleSettings, learning_rate_factor
 from mesalm.train.sections import CheckpointSettings
 from mesalm.train.step import Batch
@@ -67,10 +69,13 @@ def run(
     ``start`` holds what the journal's line of that name tells beside the step; ``decorate`` and ``facts`` are those of
     `Checkpoints`, ``probes``, ``count_items``, ``enough`` and ``uploads`` those of `Loop`.
 
-    Raises Interrupted (a SystemExit) after Ctrl-C, SIGTERM and the like, a checkpoint written; else as `Loop.fit`.
+    Raises SettingsError for a setting that does not go with the launch; Interrupted (a SystemExit) after Ctrl-C,
+    SIGTERM and the like, a checkpoint written; else as `Loop.fit`.
     """
-    every, keep = settings.checkpoint.every, settings.checkpoint.keep
-    checkpoints = Checkpoints(files.checkpoints, every=every, keep=keep, decorate=decorate, facts=facts)
+    kept = settings.checkpoint
+    if kept.asynchronous and not accelerator.is_fsdp2:
+        raise SettingsError("checkpoint.asynchronous: is for models sharded by FSDP; leave it out, or launch with FSDP")
+    checkpoints = Checkpoints(files.checkpoints, decorate=decorate, facts=facts, **kept.model_dump())
     name: str | None = broadcast(accelerator, (found := checkpoints.newest()) and found.name)
     newest = origin if name is None else checkpoints.folder / name
     step = 0 if newest is None else step_of(newest)

@@ -1,4 +1,4 @@
-"""Check the shared factor by itself, and the choice between it and conjugate gradients at its edges."""
+"""Check the shared factor and Chebyshev's iteration by themselves, and the choice between ways at its edges."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mesalm.model import mesa_chunked, mesa_solver
-from mesalm.model.chunk_states import from_chunks, read_states, to_chunks
+from mesalm.model.chunk_states import Decay, from_chunks, read_states, to_chunks
+from mesalm.model.mesa_chebyshev import MARGIN, iterate, largest_norm
 from mesalm.model.mesa_exact import mesa_exact
-from mesalm.model.mesa_problems import cut_problems
+from mesalm.model.mesa_problems import Problems, cut_problems
 from mesalm.model.mesa_shared import coefficients, freeze_decay, products_needed
 from mesalm.model.mesa_solver import Assignment, Solving, assign, steps_of_gradients
 from mesalm.model.operator_records import Operands, Results
@@ -82,7 +83,8 @@ def test_reference_lies_in_the_middle_of_every_segment() -> None:
 def test_long_memory_takes_the_factor_and_short_memory_does_not() -> None:
     log_forget = gates(1.0, 0.5, 0.99, 0.8, 0.97)
     found = assigned(log_forget, torch.tensor([500.0, 2.0, 90.0, 4.0, 36.0]))
-    assert found.direct.tolist() == [1, 3]
+    assert found.chebyshev.tolist() == [1, 3]
+    assert found.direct.tolist() == []
     assert found.shared.tolist() == [4, 2, 0]  # most products first
     assert found.degrees == [7, 4, 1]
     assert found.plain == 3
@@ -115,7 +117,7 @@ def test_edges_of_the_choice() -> None:
     hard = gates(0.99)
     assert assigned(hard, 90.0).degrees == [4]
     assert assigned(hard, 1.0).shared.tolist() == []  # nothing was written: gradients end at once
-    assert assigned(hard, 90.0, size=2).shared.tolist() == []  # two dimensions: gradients end after two steps
+    assert assigned(hard, 90.0, size=1).shared.tolist() == []  # one dimension: gradients end after one step
     assert assigned(hard, 1e6).shared.tolist() == []  # beyond what float32 can factor
     assert assigned(gates(0.97), 36.0, max_steps=3).degrees == [3]  # neither will do: the better of the two
     assert assigned(gates(0.8), 1e3, method="shared").degrees == [167]
@@ -123,6 +125,47 @@ def test_edges_of_the_choice() -> None:
     assert assigned(gates(1.0, 0.99), 90.0, method="cg").direct.tolist() == [0, 1]
     few, many = (len(assigned(gates(0.95), 8.0, heads=heads).shared) for heads in (1, 16))
     assert few <= many  # query heads share the factor
+
+
+def test_chebyshev_takes_short_memories_where_rounding_and_steps_allow() -> None:
+    forgetful = gates(0.7)
+    assert assigned(forgetful, 4.0).chebyshev.tolist() == [0]
+    assert assigned(forgetful, 100.0).direct.tolist() == [0]  # rounding would take more than its share of 1e-4
+    assert assigned(forgetful, 4.0, max_steps=5).direct.tolist() == [0]
+    assert assigned(forgetful, 4.0, method="cg").direct.tolist() == [0]
+    assert assigned(gates(1.0, 0.7), 4.0, method="chebyshev").chebyshev.tolist() == [0, 1]
+    assert assigned(gates(1.0), 1e3, method="chebyshev").direct.tolist() == [0]
+
+
+@pytest.mark.parametrize("width", [1e-6, 0.5, 8.0, 300.0])
+@pytest.mark.parametrize("m", [2, 3, 8])
+def test_iteration_keeps_its_bound_and_wastes_nothing(width: float, m: int) -> None:
+    """On diagonal matrices the polynomial's largest relative error is the bound itself."""
+    points = 400
+    eigenvalues = torch.linspace(0.0, width, points, dtype=torch.float64)
+    zeros = [torch.zeros(1, 1, points).double(), torch.zeros(1, 1, 1).double()]
+    decay = Decay(zeros[1], torch.ones(1, 1, 1).double(), zeros[1], zeros[1].unsqueeze(0))
+    gram = torch.diag(eigenvalues).unsqueeze(0)
+    made = Problems(zeros[0], zeros[0], zeros[1], zeros[1][0], decay, gram, gram, gram, gram, zeros[0])
+    norm = torch.tensor([width / (1.0 + MARGIN)], dtype=torch.float64)
+    x = iterate(made, torch.tensor([0]), norm, torch.ones(1, 1, points).double(), [m])
+    error = float((x[0, 0] * (1.0 + eigenvalues) - 1.0).abs().max())
+    q = math.tanh(math.log1p(width) / 4)
+    bound = 2 * q**m / (1 + q ** (2 * m))
+    assert error <= bound + 1e-12
+    assert error >= 0.999 * bound - 1e-12
+
+
+def test_norm_is_that_of_the_largest_matrix_of_each_chunk() -> None:
+    operands = Operands(*make_inputs((1.0, 0.6, 0.97)))
+    operands.log_forget[:, 70, 2] = -math.inf
+    made = cut_problems(operands, torch.float64)
+    systems = made.systems(64)
+    matrices = systems.start.unsqueeze(-1) * systems.gram.unsqueeze(1)
+    matrices = matrices + torch.einsum("pts,psk,psl->ptkl", systems.mask, systems.written, systems.key)
+    index = torch.tensor([11, 0, 5, 6])
+    wanted = torch.linalg.matrix_norm(matrices[index]).amax(1)
+    assert torch.allclose(largest_norm(made, index), wanted, rtol=1e-10)
 
 
 def test_restarts_come_after_the_plain_ones() -> None:
@@ -210,6 +253,16 @@ def test_gradients_reuse_the_factors() -> None:
         mesa_chunked.backward(upstreams, operands, results.solution, factors, solving)
     assert forward.matrices == 2 * 8  # of each problem the carried matrix and the small one
     assert backward.matrices == 0
+
+
+def test_gradients_reuse_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    operands, solving = Operands(*make_inputs((0.6, 0.7))), Solving(1e-4, 1000, "chebyshev")
+    results, kept = mesa_chunked.forward(operands, solving, keep=True)
+    assert bool((kept.norm > 0).all())
+    monkeypatch.delattr(mesa_solver, "largest_norm")
+    upstreams = mesa_chunked.Upstreams(results.output, results.gram, results.cross)
+    gradients = mesa_chunked.backward(upstreams, operands, results.solution, kept, solving)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 def test_a_state_that_cannot_be_factored_goes_to_conjugate_gradients() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
+from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.launch import LaunchError, check_options
 from mesalm.train.pretrain import _check_sharded, pretrain
 from mesalm.train.recipe import Recipe
@@ -70,6 +72,32 @@ def test_two_processes_shard_and_one_goes_on(load: Load, start: Start) -> None:
     assert AutoModelForCausalLM.from_pretrained(run / "final").config.architectures == ["MesaForCausalLM"]
     pretrain(load("name=run", "train.steps=8", *SAME), quiet=True)
     assert_alike(whole, run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_checkpoints_in_the_background_are_those_of_a_run_that_waits(load: Load, start: Start) -> None:
+    settings = ("train.steps=7", "checkpoint.every=2", "checkpoint.keep=9", *SAME)
+    processes = [
+        start(f"name={name}", f"checkpoint.asynchronous={how}", *settings, launcher=torchrun(2), environment=FSDP)
+        for name, how in (("waited", "false"), ("meanwhile", "true"))
+    ]
+    for process in processes:
+        finish(process)
+    waited, meanwhile = (load(f"name={name}", *settings).folder for name in ("waited", "meanwhile"))
+    steps = [[line["step"] for line in read_journal(run / "journal.jsonl") if line["event"] == "checkpoint"]
+             for run in (waited, meanwhile)]  # fmt: skip
+    assert steps == [[2, 4, 6, 7]] * 2
+    for step in steps[0]:
+        one, other = (run / "checkpoints" / f"step-{step:08d}" for run in (waited, meanwhile))
+        assert Checkpoints(other.parent).read_state(other)["tally"]["step"] == step
+        assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    shutil.rmtree(meanwhile / "final")
+    for newer in (6, 7):
+        shutil.rmtree(meanwhile / "checkpoints" / f"step-{newer:08d}")
+    (meanwhile / "checkpoints" / "step-00000006.partial").mkdir()  # what a kill leaves
+    finish(start("name=meanwhile", "checkpoint.asynchronous=true", *settings, launcher=torchrun(2), environment=FSDP))
+    assert_alike(waited, meanwhile, 0.0)
 
 
 @pytest.mark.slow
@@ -138,6 +166,11 @@ def test_what_is_not_finite_is_refused_on_all_shards(tmp_path: Path, start: Star
     assert two["sharded"] is True
     for name, weight in one["weights"].items():
         torch.testing.assert_close(two["weights"][name], weight, atol=1e-5, rtol=0)
+
+
+def test_writing_in_the_background_is_for_sharded_runs(load: Load) -> None:
+    with pytest.raises(SettingsError, match=r"^checkpoint.asynchronous: is for models sharded by FSDP; leave it out"):
+        pretrain(load("checkpoint.asynchronous=true"), quiet=True)
 
 
 def test_one_process_cannot_shard(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,82 @@
+"""Checkpoints on the way: gathered from all processes, written at once or meanwhile, and told to the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from mesalm.journal import Journal
+from mesalm.train.checkpoint import Checkpoints
+from mesalm.train.meters import Tally
+from mesalm.train.randomness import random_state
+from mesalm.train.recorder import Recorder
+
+
+class Sender(Protocol):
+    """What sends checkpoints elsewhere meanwhile. Both give the fields of journal lines about what has been sent."""
+
+    def offer(self, checkpoint: Path, step: int) -> Iterable[dict[str, Any]]: ...
+
+    def finish(self) -> Iterable[dict[str, Any]]: ...
+
+
+class Saver:
+    """The checkpoints of one loop: a line in the journal, and the ``uploads``, follow when one is on the disk."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        checkpoints: Checkpoints,
+        journal: Journal,
+        recorder: Recorder,
+        uploads: Sender | None,
+    ) -> None:
+        self._accelerator, self._checkpoints, self._uploads = accelerator, checkpoints, uploads
+        self._journal, self._recorder = journal, recorder
+        self._untold: tuple[int, int] | None = None  # step and tokens of the checkpoint that is being written
+
+    def save(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer, position: dict[str, Any], tally: Tally, guard: Any
+    ) -> None:
+        """Write a checkpoint, or begin to, when the one before is written; all processes call it after the same step.
+
+        ``position`` is that of this process's stream, ``guard`` the state of the loop's guard.
+        """
+        self.finish()
+        states = gather_object([random_state()])
+        positions = gather_object([position])
+        if self._accelerator.is_main_process:
+            state = {
+                "tally": asdict(tally),
+                "position": positions[0] if positions == positions[:1] * len(positions) else positions,
+                "guard": guard,
+            }
+            self._journal.sync()
+            self._untold = tally.step, tally.tokens
+            self._checkpoints.save(tally.step, model, optimiser, states, state)
+            self.tell()
+        else:
+            self._checkpoints.save_part(tally.step, model, optimiser)
+        self._accelerator.wait_for_everyone()
+
+    def tell(self) -> None:
+        """Tell of a checkpoint that has meanwhile been written, if there is one; raises what kept it from the disk."""
+        if self._untold is None or self._checkpoints.writing():
+            return
+        folder = self._checkpoints.finish()
+        (step, tokens), self._untold = self._untold, None
+        self._journal.write("checkpoint", step=step, tokens=tokens, folder=folder.name)
+        if self._uploads is not None:
+            self._recorder.tell_all("upload", self._uploads.offer(folder, step))
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, and tell of it."""
+        self._checkpoints.wait()
+        self.tell()
