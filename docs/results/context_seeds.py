@@ -30,6 +30,7 @@ ARMS = {"mesa": "mesa", "softmax-conv": "softmax with convolution", "linear": "l
 SHOWINGS = (0, 1, 2, 4, 8)
 TASKS = ("word_labels", "new_labels", "letter_labels", "noisy_labels")
 RULES = {"attribute_rules_of_three": (0, 2, 4, 6), "linear_rules_of_three": (0, 2, 4, 6), "attribute_rules": (0, 8, 32)}
+TOLD_LINES = {"vote of the nearest": (0, (1, 2)), "ridge regression": "solid"}
 LENGTHS = ("129-256", "257-512", "513-1024", "1025-2048", "2049-4096")
 
 
@@ -128,14 +129,13 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
             panel.plot(places, means, color=colour, marker=series_marker(index), label=label)
         for name, line in told_lines(chosen, task).items():
             places = [place for place, shown in enumerate(chosen.shown) if shown in line]
-            panel.plot(places, list(line.values()), color=MUTED, linewidth=1)
-            panel.annotate(name, (places[0], line[chosen.shown[places[0]]]), color=MUTED, ha="right", va="bottom")
+            panel.plot(places, list(line.values()), color=MUTED, linewidth=1.2, linestyle=TOLD_LINES[name], label=name)
         panel.axhline(chosen.chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        panel.set(title=title, xticks=ticks, xticklabels=chosen.shown, ylim=(0, 1.04))
+        panel.set(title=title, xticks=ticks, xticklabels=chosen.shown, ylim=(0.3 * bool(chosen.told), 1.04))
         panel.set_xlabel(chosen.axes[0])
     panels[0].set_ylabel(chosen.axes[1])
-    panels[0].text(ticks[-1], chosen.chance - 0.06, "chance", color=MUTED, ha="right", va="top")
-    panels[1].legend(loc="lower right" if chosen.told else "upper left")
+    panels[0].text(ticks[-1], chosen.chance - 0.02, "chance", color=MUTED, ha="right", va="top")
+    panels[1].legend(loc="upper left")
 
 
 def told_lines(chosen: ModelSet, task: str) -> dict[str, dict[int, float]]:
@@ -163,12 +163,16 @@ def rows(scores: Scores) -> list[str]:
             continue
         values = {arm: [sum(seed[key] for key in keys) / len(keys) for seed in seeds] for arm, seeds in scores.items()}
         means = [f"{sum(column) / len(column):.3f}" for column in values.values()]
-        gaps = [paired_t(values["mesa"], values[arm]) for arm in others]
-        lines.append(
-            " | ".join([f"| {name}", *means, *(f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" for gap in gaps)])
-            + " |"
-        )
+        lines.append(" | ".join([f"| {name}", *means, *(less(values["mesa"], values[arm]) for arm in others)]) + " |")
     return lines
+
+
+def less(values: list[float], others: list[float]) -> str:
+    """Return the difference of the means with its interval, nothing where the seeds are not the same."""
+    if len(values) != len(others):
+        return ""
+    gap = paired_t(values, others)
+    return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
 
 
 def main() -> None:

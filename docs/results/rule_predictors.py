@@ -41,8 +41,8 @@ def told() -> Told:
     for task in RULES:
         numbers = (2, 4, 6) if task.attributes == 3 else (8, 32)
         found[task.name] = {
-            "nearest": {shots: nearest(task, shots) for shots in numbers},
-            "ridge": {shots: task.ceiling(range(EPISODES), shots, SEED) for shots in numbers},
+            "vote of the nearest": {shots: nearest(task, shots) for shots in numbers},
+            "ridge regression": {shots: task.ceiling(range(EPISODES), shots, SEED) for shots in numbers},
         }
     return found
 
@@ -51,8 +51,8 @@ def main() -> None:
     """Print a Markdown table."""
     print("| task | examples | nearest | ridge |\n|---|---|---|---|")
     for task, predictors in told().items():
-        for shots, accuracy in predictors["nearest"].items():
-            print(f"| {task} | {shots} | {accuracy:.2f} | {predictors['ridge'][shots]:.2f} |")
+        for shots, accuracy in predictors["vote of the nearest"].items():
+            print(f"| {task} | {shots} | {accuracy:.2f} | {predictors['ridge regression'][shots]:.2f} |")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ MARGIN = 1e-5
 """What is added to a norm, relatively, for the rounding of its sums."""
 
 
-class Interval(NamedTuple):
+class BoundedSystems(NamedTuple):
     """The matrices of P problems with M rows each, as the operator 2 Y = 2 - 2 H_t / h of the recurrence.
 
     gram `[P, K, K]` and mask `[P, C, C]` as in `mesa_cg.Systems`, keys `[P, K, C]` the keys in columns; written
@@ -43,9 +43,9 @@ class Interval(NamedTuple):
     mask: Tensor
     start: Tensor
 
-    def take(self, index: Tensor | slice) -> Interval:
+    def take(self, index: Tensor | slice) -> BoundedSystems:
         """Select problems."""
-        return Interval(*(operand[index] for operand in self))
+        return BoundedSystems(*(operand[index] for operand in self))
 
     def advance(self, v: Tensor, last: Tensor, scores: Tensor, out: Tensor, *, beta: float, alpha: float) -> Tensor:
         """Write beta * last + alpha * 2 Y v to `out`, all rows `[P, M, K]`; `last` may be `out`, scores `[P, M, C]`."""
@@ -82,7 +82,7 @@ def iterate(made: Problems, index: Tensor, norm: Tensor, rhs: Tensor, terms: lis
     factor = (-4.0 / width).to(dtype)  # -2 / h
     gram, key, gate = (x.index_select(0, index) for x in (made.gram, made.key, made.input_gate))
     mask, start = made.decay.mask.index_select(0, index), made.decay.start.index_select(0, index)
-    interval = Interval(
+    interval = BoundedSystems(
         gram, key.mT.contiguous(), key * (gate * factor), mask, repeat_rows(start * factor, rhs.shape[1])
     )
     degree = torch.tensor(terms, device=rhs.device)
