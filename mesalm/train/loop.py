@@ -170,6 +170,8 @@ class Loop:
                     self._saver.finish()
             except NonFiniteError as error:
                 self._recorder.write("stop", reason=str(error))
+                if self._saver is not None:
+                    self._saver.finish()
                 raise
             if heard is not None:
                 self._recorder.write("stop", reason=signal.Signals(heard).name)

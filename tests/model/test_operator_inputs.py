@@ -78,7 +78,7 @@ MESA = [
     ("tolerance", "low", r"tolerance is low: must be"),
     ("max_steps", 0, r"max_steps is 0: must be a whole number of at least 1, or None"),
     ("max_steps", 2.5, r"max_steps is 2.5: must be"),
-    ("method", "chebyshev", r"method is 'chebyshev': must be one of 'auto', 'shared', 'cg'"),
+    ("method", "jacobi", r"method is 'jacobi': must be one of 'auto', 'shared', 'chebyshev', 'cg'"),
     ("return_report", "all", r"return_report is 'all': must be one of False, True, 'steps'"),
     ("backend", "triton", r"backend is 'triton', which cannot run this call \(.*not on cpu.*TRITON_INTERPRET=1.*\)"),
     ("initial_state", torch.zeros(2, 2, 3, 3), r"initial_state is a Tensor: must be a MesaState"),

@@ -93,7 +93,8 @@ def test_registration_is_consistent(dtype: torch.dtype) -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     states = (gram.requires_grad_(), cross.requires_grad_())
     mesa = (*inputs, *states, 1e-4, 30, "shared", "torch", True)
-    others = (("auto", "torch", True), ("cg", "torch", True), ("auto", "torch", False))
+    ways = ("auto", "chebyshev", "cg")
+    others = (*((way, "torch", True) for way in ways), ("auto", "torch", False))
     for settings in (*((1e-4, 30, *rest) for rest in others), mesa[-5:]):
         some = checks if settings[-1] else ("test_schema", "test_faketensor")
         torch.library.opcheck(mesa_chunked._forward_op, (*inputs, *states, *settings), test_utils=some)
@@ -116,11 +117,11 @@ OPERANDS = (
 READ = "Tensor query, Tensor key, Tensor value, Tensor log_forget, Tensor input_gate, Tensor cross"
 SOLVING = "float tolerance, int max_steps, str method, str backend"
 SCHEMAS = {
-    mesa_chunked._forward_op: ("mesa_forward", f"{OPERANDS}, {SOLVING}, bool keep", 7),
+    mesa_chunked._forward_op: ("mesa_forward", f"{OPERANDS}, {SOLVING}, bool keep", 8),
     mesa_chunked._backward_op: (
         "mesa_backward",
         f"Tensor upstream, Tensor gram_upstream, Tensor cross_upstream, {OPERANDS}, Tensor solution, Tensor carried, "
-        f"Tensor gains, {SOLVING}",
+        f"Tensor gains, Tensor norm, {SOLVING}",
         8,
     ),
     mesa_triton._step_op: ("mesa_step", f"{OPERANDS}, float tolerance, int max_steps", 4),
