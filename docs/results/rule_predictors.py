@@ -8,6 +8,8 @@ by majority, a half where they tie. 300 episodes, those of suite full-1.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from mesa_eval.tasks.attribute_rules import RULES, RuleTask, _signs
@@ -35,6 +37,7 @@ def nearest(task: RuleTask, shots: int) -> float:
     return float(np.mean(right))
 
 
+@cache
 def told() -> Told:
     """Return the accuracies of both predictors."""
     found: Told = {}

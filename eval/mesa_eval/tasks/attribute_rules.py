@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from mesa_eval.tasks.task import FewShotSizes, Query, Task
-from mesa_eval.tasks.word_labels import EPISODES, random_state
+from mesa_eval.tasks.task import FewShotSizes, Query
+from mesa_eval.tasks.word_labels import TaughtTask, random_state
 from mesalm.data.episode_words import ATTRIBUTES
 from mesalm.data.episodes import (
     HELD_OUT,
-    TRAINING,
     EpisodeSettings,
     Example,
     Pool,
@@ -30,7 +29,7 @@ RIDGE = 1.0
 
 
 @dataclass(frozen=True)
-class RuleTask(Task):
+class RuleTask(TaughtTask):
     """A task of rules: the label of a thing with a combination of attributes that the episode has not shown.
 
     Every query has an episode and a rule of its own, and held-out words for its things, so recall does not help; the
@@ -43,30 +42,11 @@ class RuleTask(Task):
     labels: tuple[str, ...] = HELD_OUT.labels
 
     kind: ClassVar[str] = "rules"
-    metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact")
-    primary: ClassVar[str] = ""
-    unit: ClassVar[str] = "episode"
-    drawn_once: ClassVar[bool] = True
 
     @property
     def most_shots(self) -> int:
         """Return how many combinations can be shown with one left to ask."""
         return 2**self.attributes - 1
-
-    @property
-    def tuning_shots(self) -> int:
-        """Return as many as may be asked."""
-        return self.most_shots
-
-    def tuning_text(self, shots: Sequence[int], random: np.random.RandomState) -> tuple[str, str]:
-        """Return the prompt and the answer of a rule of its own over training words and labels."""
-        learned = replace(self, words=TRAINING.words, labels=TRAINING.labels)
-        query = learned.query(int(random.randint(2**31)), 0, int(random.choice(list(shots))), 0, 0)
-        return query.prompt, query.answer
-
-    def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
-        """Number the episodes."""
-        return list(range(EPISODES * sizes.queries))
 
     def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of examples, the same for every suite."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -29,8 +29,35 @@ LINES = 24
 """Examples before the question, whatever the number of showings, so that the place of the question tells nothing."""
 
 
+class TaughtTask(Task):
+    """A task of episodes as training has them, of the held-out words and the labels in its fields `words` and `labels`.
+
+    A soft prefix is learned from episodes of training words and labels. This class adds no field of its own.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact")
+    primary: ClassVar[str] = ""
+    unit: ClassVar[str] = "episode"
+    drawn_once: ClassVar[bool] = True
+
+    def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
+        """Number the episodes."""
+        return list(range(EPISODES * sizes.queries))
+
+    @property
+    def tuning_shots(self) -> int:
+        """Return as many as may be asked."""
+        return self.most_shots
+
+    def tuning_text(self, shots: Sequence[int], random: np.random.RandomState) -> tuple[str, str]:
+        """Return the prompt and the answer of an episode of training words and labels."""
+        learned: Task = replace(cast(Any, self), words=TRAINING.words, labels=TRAINING.labels)
+        query = learned.query(int(random.randint(2**31)), 0, int(random.choice(list(shots))), 0, 0)
+        return query.prompt, query.answer
+
+
 @dataclass(frozen=True)
-class WordLabelTask(Task):
+class WordLabelTask(TaughtTask):
     """The label of a held-out word that the episode has shown as often as there are shots.
 
     Every query has an episode of its own, of words that no training episode holds. The candidates are the labels of
@@ -43,10 +70,6 @@ class WordLabelTask(Task):
     noise: float = 0.0
 
     kind: ClassVar[str] = "word-labels"
-    metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact")
-    primary: ClassVar[str] = ""
-    unit: ClassVar[str] = "episode"
-    drawn_once: ClassVar[bool] = True
 
     @property
     def most_shots(self) -> int:
@@ -70,21 +93,6 @@ class WordLabelTask(Task):
             most = [name for name in labels if shown.count(name) == max(map(shown.count, labels))]
             right.append((label in most) / len(most))
         return float(np.mean(right))
-
-    @property
-    def tuning_shots(self) -> int:
-        """Return as many as may be asked."""
-        return self.most_shots
-
-    def tuning_text(self, shots: Sequence[int], random: np.random.RandomState) -> tuple[str, str]:
-        """Return the prompt and the answer of an episode of training words and labels."""
-        learned = replace(self, words=TRAINING.words, labels=TRAINING.labels)
-        query = learned.query(int(random.randint(2**31)), 0, int(random.choice(list(shots))), 0, 0)
-        return query.prompt, query.answer
-
-    def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
-        """Number the episodes."""
-        return list(range(EPISODES * sizes.queries))
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
         """Return an episode in which the word in question stands on `shots` of the lines, and the question."""
