@@ -225,6 +225,8 @@ class MesaConfig(PreTrainedConfig):
         wrong = self.field_rules[name].fault(value) if name in self.field_rules else None
         if wrong is not None:
             raise ValueError(f"{name}: {wrong}")
+        if not hasattr(type(self), name):
+            self._refuse_misspelt(name)  # it would be saved, and the saved configuration refused
         super().__setattr__(name, value)
 
     def __getattribute__(self, name: str) -> Any:

@@ -126,8 +126,11 @@ def names_of(known: Iterable[str], kind: str, meaning: str) -> FieldRule:
 
 
 def misspelt(key: str, fields: Iterable[str]) -> str | None:
-    """Return the field that an unknown key is nearly the name of, None for a key that resembles none."""
-    return next(iter(difflib.get_close_matches(key, list(fields), n=1, cutoff=0.8)), None)
+    """Return the field that an unknown key is nearly the name of, None for a key that resembles none.
+
+    `norm_eps` resembles none: other models have it, and transformers sets it in every configuration that it tests.
+    """
+    return next(iter(difflib.get_close_matches(key, list(fields), n=1, cutoff=0.81)), None)
 
 
 def is_number(value: Any) -> bool:

@@ -78,9 +78,6 @@ SKIPPED = {
         assisted_decoding_matches_greedy_search_0_random assisted_decoding_matches_greedy_search_1_same
         assisted_decoding_sample
     """,
-    "no old checkpoint format exists that would have to be converted": """
-        can_load_from_already_mapped_keys reverse_loading_mapping
-    """,
     "needs the kernels package": """
         flash_attn_kernels_inference_equivalence kernels_can_load_without_crashing
     """,
