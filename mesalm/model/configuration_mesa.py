@@ -226,7 +226,7 @@ class MesaConfig(PreTrainedConfig):
         if wrong is not None:
             raise ValueError(f"{name}: {wrong}")
         if not hasattr(type(self), name):
-            self._refuse_misspelt(name)  # it would be saved, and the saved configuration refused
+            self._refuse_misspelt(name)  # it would be saved, and refused when loaded
         super().__setattr__(name, value)
 
     def __getattribute__(self, name: str) -> Any:

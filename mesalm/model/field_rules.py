@@ -128,9 +128,10 @@ def names_of(known: Iterable[str], kind: str, meaning: str) -> FieldRule:
 def misspelt(key: str, fields: Iterable[str]) -> str | None:
     """Return the field that an unknown key is nearly the name of, None for a key that resembles none.
 
-    `norm_eps` resembles none: other models have it, and transformers sets it in every configuration that it tests.
+    Names that other models have, such as `norm_eps` and `num_dense_layers`, resemble none: transformers' tests set them
+    in every configuration.
     """
-    return next(iter(difflib.get_close_matches(key, list(fields), n=1, cutoff=0.81)), None)
+    return next(iter(difflib.get_close_matches(key, list(fields), n=1, cutoff=0.86)), None)
 
 
 def is_number(value: Any) -> bool:
