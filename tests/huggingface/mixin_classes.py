@@ -96,7 +96,9 @@ class MesaShapes:
         self.has_attentions = has_attention(self.model_tester.mixers)
         super().test_retain_grad_hidden_states_attentions()
 
-    def test_reverse_loading_mapping(self, check_keys_were_modified: bool = True, skip_base_model: bool = False) -> None:
+    def test_reverse_loading_mapping(
+        self, check_keys_were_modified: bool = True, skip_base_model: bool = False
+    ) -> None:
         """Expect changed names where there is a ridge, the only parameter that had another name."""
         modified = "mesa" in self.model_tester.get_config().layer_mixers
         super().test_reverse_loading_mapping(modified and check_keys_were_modified, skip_base_model)

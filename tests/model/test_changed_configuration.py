@@ -129,7 +129,12 @@ def test_what_is_assigned_can_be_loaded_again(tmp_path: Path) -> None:
     config = tiny_config()
     with pytest.raises(ValueError, match=r"^mixer: MesaConfig has no such field; did you mean 'mixers'\?$"):
         config.mixer = "softmax"
-    for name in ("norm_eps", "batch_norm_eps", "num_dense_layers", "moe_layer_start_index"):  # transformers' tests set them in every model's
+    for name in (
+        "norm_eps",
+        "batch_norm_eps",
+        "num_dense_layers",
+        "moe_layer_start_index",
+    ):  # as transformers' tests do
         setattr(config, name, 1.0)
     config.save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).norm_eps == 1.0
