@@ -32,12 +32,16 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def hint(word: str, choices: Iterable[str], otherwise: str) -> str:
+    """Return a question whether the nearest choice was meant, or ``otherwise`` when nothing is close."""
+    guess = nearest(word, choices)
+    return f"did you mean {guess!r}?" if guess else otherwise
+
+
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """Return what is wrong with a key that is not among those known, and which was perhaps meant."""
     names = sorted(known)
-    guess = nearest(key, names)
-    hint = f"did you mean {guess!r}?" if guess else f"the keys here are {', '.join(names)}"
-    return f"unknown key; {hint}"
+    return "unknown key; " + hint(key, names, f"the keys here are {', '.join(names)}")
 
 
 def without_none_words(value: Any) -> Any:
@@ -48,9 +52,7 @@ def without_none_words(value: Any) -> Any:
 def one_of(word: str, choices: Iterable[str], what: str) -> str:
     """Return ``word`` if it is one of ``choices``; else raise ValueError that says ``what`` and the nearest choice."""
     if word not in choices:
-        guess = nearest(word, choices)
-        hint = f"did you mean {guess!r}?" if guess else f"choose from {', '.join(choices)}"
-        raise ValueError(f"{word!r} is not {what}; {hint}")
+        raise ValueError(f"{word!r} is not {what}; " + hint(word, choices, f"choose from {', '.join(choices)}"))
     return word
 
 

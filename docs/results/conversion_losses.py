@@ -32,7 +32,7 @@ def held_out(run: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.inference_mode()
 def loss(model: MesaForCausalLM, ids: torch.Tensor, positions: torch.Tensor) -> float:
-    """Return the mean loss in nats a token."""
+    """Return the mean loss in nats per token."""
     parts = [
         model(row[None], position_ids=place[None]).logits[0, :-1] for row, place in zip(ids, positions, strict=True)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from cases import Operands
+from cases import CaseOperands
 from float32_results import run_precisely
 from torch import Tensor
 from variants import Variant
@@ -58,7 +58,7 @@ class Errors:
 
 
 def find_truth(
-    operands: Operands,
+    operands: CaseOperands,
     gradients: bool = True,
     upstream: float = 1.0,
     rows: int | None = None,
@@ -94,7 +94,7 @@ def find_truth(
     return Truth(first, output, given, tuple(joined))
 
 
-def _exact_tail(operands: Operands, first: int) -> Tensor:
+def _exact_tail(operands: CaseOperands, first: int) -> Tensor:
     """Compute the exact output of the tokens from `first` on, from the state that the equation's sum gives there."""
     state = None
     if first:
@@ -124,7 +124,7 @@ def output_errors(output: Tensor, truth: Truth) -> Errors:
     )
 
 
-def find_errors(variant: Variant, operands: Operands, truth: Truth) -> Errors:
+def find_errors(variant: Variant, operands: CaseOperands, truth: Truth) -> Errors:
     """Compare what a variant gives in float32 with the truth; the gradients on the first tokens of the case."""
     rows = operands.rows(len(truth.output))
     errors = output_errors(run_precisely(variant, rows)[0], truth)
@@ -133,6 +133,6 @@ def find_errors(variant: Variant, operands: Operands, truth: Truth) -> Errors:
     _, got = run_precisely(variant, rows.tokens(0, GRADIENT_TOKENS), truth.upstream)
     by_name = {
         name: float((mine.double() - exact).norm() / exact.norm())
-        for name, mine, exact in zip(Operands._fields, got, truth.gradients, strict=True)
+        for name, mine, exact in zip(CaseOperands._fields, got, truth.gradients, strict=True)
     }
     return Errors(errors.output, errors.quantile, errors.worst, errors.from_token, by_name)

@@ -55,12 +55,12 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Reading:
+class CompiledKernel:
     """What the compiler made of one kernel.
 
-    registers and bytes of stack a thread; shared memory in bytes a program; local loads and stores in the code, all,
-    those inside loops, and those inside the loops that lie deepest in others; tensor-core
-    instructions by kind: warp-group products (HGMMA) and warp products (HMMA).
+    registers and bytes of stack per thread; shared memory in bytes per program; local loads and stores in the code:
+    all, those inside loops, and those inside the loops that lie deepest in others; tensor-core instructions by kind:
+    warp-group products (HGMMA) and warp products (HMMA).
     """
 
     name: str
@@ -76,7 +76,7 @@ class Reading:
     hmma: int
 
 
-class Card:
+class AbsentCard:
     """A stand-in for the driver of a card that need not be there, as far as compiling asks for it."""
 
     def __init__(self, capability: int) -> None:
@@ -145,11 +145,11 @@ def compile_launch(launch: Launch, capability: int = 90) -> Any:
     Launches of one kernel that Triton specialises alike give one and the same object. From here on this process takes
     the card for the one that it has.
     """
-    driver.set_active(Card(capability))
+    driver.set_active(AbsentCard(capability))
     return launch.kernel.run(**launch.arguments, **launch.options, grid=(1,), warmup=True)
 
 
-def read_compiled(launch: Launch, made: Any) -> Reading:
+def read_compiled(launch: Launch, made: Any) -> CompiledKernel:
     """Read what the compiler made of a launch."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -165,7 +165,7 @@ def read_compiled(launch: Launch, made: Any) -> Reading:
     inside, deep = (
         sum(any(first <= place <= last for first, last in some) for place in local) for some in (loops, deepest)
     )
-    return Reading(
+    return CompiledKernel(
         launch.name,
         launch.products,
         int(launch.options.get("num_warps", 4)),
@@ -181,7 +181,7 @@ def read_compiled(launch: Launch, made: Any) -> Reading:
 
 
 def _loops(lines: list[str]) -> Iterator[tuple[int, int]]:
-    """Give the lines of every loop: from a label to a later branch back to it."""
+    """Yield the lines of every loop: from a label to a later branch back to it."""
     labels = {match.group(1): place for place, line in enumerate(lines) if (match := re.match(r"\s*(\.L\w+):", line))}
     for place, line in enumerate(lines):
         match = re.search(r"\bBRA\b.*`\((\.L\w+)\)", line)

@@ -4,7 +4,7 @@
     python kernels/bench/bench_decode.py --device cuda --dtype bfloat16 --batch 1 8 64 --context 1024 16384
 
 A context of random tokens fills the cache; then single tokens go through the model as `generate` sends them, the models
-turn by turn. Prints one table, and appends one JSON line a model and context to --out. See README.md.
+turn by turn. Prints one table, and appends one JSON line per model and context to --out. See README.md.
 """
 
 from __future__ import annotations

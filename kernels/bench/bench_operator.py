@@ -21,7 +21,7 @@ from typing import Any
 import records
 import torch
 from accuracy import Errors, Truth, find_errors, find_truth, output_errors
-from cases import DTYPES, GAMMAS, KEYS, Case, Operands, make_operands, recorded_case
+from cases import DTYPES, GAMMAS, KEYS, Case, CaseOperands, make_operands, recorded_case
 from measure import Spread, interleave, peak_rates, ratio
 from peak_of_variant import both_passes, forward, measure, measure_apart
 from peer import ask_peer
@@ -38,7 +38,7 @@ AGREEMENT_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantRow:
     """What was measured of one variant on one case."""
 
     name: str
@@ -129,7 +129,7 @@ def list_cases(arguments: argparse.Namespace) -> list[Case]:
     ]
 
 
-def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -> Iterator[dict[str, Row]]:
+def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -> Iterator[dict[str, VariantRow]]:
     """Measure all variants on one case and give all rows again whenever one of them knows more.
 
     First comes a time of each alone, after its warm-up; then the times turn by turn; then, variant by variant, peak
@@ -146,11 +146,11 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
     variants = {name: find(name) for name in names}
     leaves, upstream = operands.leaves(), torch.randn_like(operands.value)
     actions = {name: dict(_actions(variant, operands, leaves, upstream)) for name, variant in variants.items()}
-    rows: dict[str, Row] = {}
+    rows: dict[str, VariantRow] = {}
     for name, variant in variants.items():
         times = interleave(actions[name], 1, arguments.warmup, case.device)
         traffic = least_traffic([operands[place] for place in variant.reads], operands.value)
-        rows[name] = Row(name, *times.values(), backend=backend_of(variant, operands), traffic=traffic)
+        rows[name] = VariantRow(name, *times.values(), backend=backend_of(variant, operands), traffic=traffic)
         yield rows
     together = {(name, way): action for name, pair in actions.items() for way, action in pair.items()}
     times = interleave(together, arguments.repeats, 0, case.device)
@@ -171,14 +171,14 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
 
 
 def _actions(
-    variant: Variant, operands: Operands, leaves: Operands, upstream: torch.Tensor
+    variant: Variant, operands: CaseOperands, leaves: CaseOperands, upstream: torch.Tensor
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Give a variant's two actions to be timed: the forward pass, and both passes."""
+    """Return a variant's two actions to be timed: the forward pass, and both passes."""
     yield "forward", lambda: forward(variant, operands)
     yield "both", lambda: both_passes(variant, leaves, upstream)
 
 
-def peer_rows(python: str, operands: Operands, truth: Truth, case: Case) -> list[Row]:
+def peer_rows(python: str, operands: CaseOperands, truth: Truth, case: Case) -> list[VariantRow]:
     """Run the peer's two references: time and error on the case, and how far its exact one agrees with ours in float64.
 
     Their times are those of the CPU, and left out where the case runs elsewhere. The exact one's backward pass by
@@ -196,11 +196,11 @@ def peer_rows(python: str, operands: Operands, truth: Truth, case: Case) -> list
         agrees = f", agrees with our exact operator in float64 to {agreement:.1e}" if function == "exact" else ""
         label = f"{result.function} of release {result.release}{agrees}"
         kept = agreement if function == "exact" else None
-        rows.append(Row(f"fla {function}", seconds, None, errors=errors, agreement=kept, peer=label))
+        rows.append(VariantRow(f"fla {function}", seconds, None, errors=errors, agreement=kept, peer=label))
     return rows
 
 
-def to_line(row: Row, rows: list[Row], rates: dict[str, float], bandwidth: float) -> dict[str, Any]:
+def to_line(row: VariantRow, rows: list[VariantRow], rates: dict[str, float], bandwidth: float) -> dict[str, Any]:
     """Write a row as the fields of a JSON line: seconds, bytes, operations, errors and ratios."""
     both = {other.name: other.both for other in rows}
     errors = None if row.errors is None else {**asdict(row.errors), "gradient": row.errors.gradient}
@@ -226,16 +226,16 @@ def to_line(row: Row, rows: list[Row], rates: dict[str, float], bandwidth: float
 
 
 def columns(baselines: list[str]) -> tuple[str, ...]:
-    """Give the headings of a table in which these baselines were run."""
+    """Return the headings of a table in which these baselines were run."""
     return (
-        *("variant", "forward\nms", "fwd + bwd\nms", "µs a\ntoken"),
+        *("variant", "forward\nms", "fwd + bwd\nms", "µs per\ntoken"),
         *(f"faster\nthan\n{name}" for name in baselines),
         *("times\nlinear", "peak\nMiB", "steps", "GFLOP", "of\npeak", "of\nbatched\npeak", "of\nroof"),
         *("error", "99 % of\ntokens", "gradient\nerror"),
     )
 
 
-def show_case(case: Case, rows: list[Row], lines: list[dict[str, Any]]) -> None:
+def show_case(case: Case, rows: list[VariantRow], lines: list[dict[str, Any]]) -> None:
     """Print the table of a case, and what must be known to read it."""
     baselines = [row.name for row in rows if row.name in BASELINES]
     cells = [_cells(case, row, line, baselines) for row, line in zip(rows, lines, strict=True)]
@@ -247,7 +247,7 @@ def show_case(case: Case, rows: list[Row], lines: list[dict[str, Any]]) -> None:
     records.show(case.name, columns(baselines), cells, notes)
 
 
-def _cells(case: Case, row: Row, line: dict[str, Any], baselines: list[str]) -> tuple[str, ...]:
+def _cells(case: Case, row: VariantRow, line: dict[str, Any], baselines: list[str]) -> tuple[str, ...]:
     """Write a row as the cells of the table."""
     errors, memory, work = line["errors"] or {}, row.memory or {}, row.work
     return (
@@ -285,8 +285,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             limits = (f"{name} {rate / 1e9:.0f}" for name, rate in peaks[kind].items())
             print(f"measured peak, GFLOP/s, size {case.size}, {case.dtype}: " + ", ".join(limits))
         with_memory = arguments.memory == "all" or (arguments.memory == "first" and not place)
-        before: dict[str, Row] = {}
-        rows: list[Row] = []
+        before: dict[str, VariantRow] = {}
+        rows: list[VariantRow] = []
         lines: list[dict[str, Any]] = []
         for known in measure_case(case, arguments, with_memory):
             rows = list(known.values())

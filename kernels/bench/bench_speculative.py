@@ -3,7 +3,7 @@
     python kernels/bench/bench_speculative.py --mixers mesa linear delta softmax
 
 The models have random weights, whose greedy text soon goes round in circles: the best case for prompt lookup. Prints
-one line a mixer; rates are tokens per second, the median over the repeats.
+one line per mixer; rates are tokens per second, the median over the repeats.
 """
 
 from __future__ import annotations

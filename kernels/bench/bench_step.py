@@ -1,10 +1,10 @@
 """Time whole training steps of a small model: mesa beside gated linear attention and its softmax baseline.
 
-    python kernels/bench/bench_step.py                       # T = 512 and 4,096, 8,192 tokens a step, 2 tolerances
+    python kernels/bench/bench_step.py                       # T = 512 and 4,096, 8,192 tokens per step, 2 tolerances
     python kernels/bench/bench_step.py --device cuda --precision bfloat16 --width 768 --heads 12 --layers 12
 
 A step is the forward pass, the loss, the backward pass and AdamW. All models differ in their mixers alone, and see the
-same random tokens. Prints one table a length, and appends one JSON line a model and length to --out. See README.md.
+same random tokens. Prints one table per length, and appends one JSON line per model and length to --out. See README.md.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Trainee:
 def parse(words: list[str] | None) -> argparse.Namespace:
     """Read the command line; --quick is small sizes and few repeats, unless they are given too."""
     parser = records.make_parser(__doc__)
-    parser.add_argument("--length", type=int, nargs="+", help="tokens a row (default: 512 4096)")
-    parser.add_argument("--tokens", type=int, help="tokens a step (default: 8192)")
+    parser.add_argument("--length", type=int, nargs="+", help="tokens per row (default: 512 4096)")
+    parser.add_argument("--tokens", type=int, help="tokens per step (default: 8192)")
     add_model_arguments(parser)
     parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-3, 1e-4], help="of mesa mixers")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of autocast")

@@ -56,7 +56,7 @@ def unpack(folder: Path, cache: Path = CACHE, site: Path = SITE) -> dict[str, st
 
 
 def describe(folder: Path) -> tuple[list[str], bool]:
-    """Say what stands here, a line a thing, and whether what was carried fits it."""
+    """Say what stands here, one line per item, and whether what was carried fits it."""
     import torch
 
     lines = [f"python {platform.python_version()}, {platform.platform()}"]

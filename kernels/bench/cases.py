@@ -33,7 +33,7 @@ QUERY_OVERLAP = 0.5
 """Share of a query that is its token's own key, where keys are correlated."""
 
 
-class Operands(NamedTuple):
+class CaseOperands(NamedTuple):
     """What mesa attention reads.
 
     query, key `[B, T, H, K]`, value `[B, T, H, V]`, log_forget, input_gate `[B, T, H]`, ridge `[H, K]`. Gates and
@@ -47,26 +47,26 @@ class Operands(NamedTuple):
     input_gate: Tensor
     ridge: Tensor
 
-    def tokens(self, first: int, last: int) -> Operands:
+    def tokens(self, first: int, last: int) -> CaseOperands:
         """Keep the tokens from `first` up to and without `last`."""
-        return Operands(*(x if x is self.ridge else x[:, first:last] for x in self))
+        return CaseOperands(*(x if x is self.ridge else x[:, first:last] for x in self))
 
-    def rows(self, count: int | None) -> Operands:
+    def rows(self, count: int | None) -> CaseOperands:
         """Keep the first sequences; all of them for None."""
-        return Operands(*(x if x is self.ridge else x[:count] for x in self))
+        return CaseOperands(*(x if x is self.ridge else x[:count] for x in self))
 
-    def heads(self, first: int, last: int) -> Operands:
+    def heads(self, first: int, last: int) -> CaseOperands:
         """Keep the heads from `first` up to and without `last`."""
         here = slice(first, last)
-        return Operands(*(x[here] if x is self.ridge else x[:, :, here] for x in self))
+        return CaseOperands(*(x[here] if x is self.ridge else x[:, :, here] for x in self))
 
-    def double(self) -> Operands:
+    def double(self) -> CaseOperands:
         """Turn every operand into float64."""
-        return Operands(*(x.double() for x in self))
+        return CaseOperands(*(x.double() for x in self))
 
-    def leaves(self) -> Operands:
+    def leaves(self) -> CaseOperands:
         """Copy every operand into a leaf of its own that collects gradients."""
-        return Operands(*(x.detach().clone().requires_grad_() for x in self))
+        return CaseOperands(*(x.detach().clone().requires_grad_() for x in self))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Case:
         return f"{origin}, {self.length} tokens"
 
 
-def make_operands(case: Case) -> Operands:
+def make_operands(case: Case) -> CaseOperands:
     """Make the operands of a case, drawn on its device: the same numbers every time on one kind of device.
 
     Raises ValueError for keys that do not exist, a gamma outside (0, 1], or a recorded file that is too short.
@@ -107,10 +107,10 @@ def make_operands(case: Case) -> Operands:
     dtype = DTYPES[case.dtype]
     gates = torch.promote_types(dtype, torch.float32)
     projections = (x.to(case.device, dtype) for x in made[:3])
-    return Operands(*projections, *(x.to(case.device, gates) for x in made[3:]))
+    return CaseOperands(*projections, *(x.to(case.device, gates) for x in made[3:]))
 
 
-def _synthetic(case: Case) -> Operands:
+def _synthetic(case: Case) -> CaseOperands:
     """Draw unit queries and keys, normal values, log-normal forgetting, and a ridge as a model starts from.
 
     Mean gamma is exp of minus the mean of -log gamma. Input gates are sigmoid(N(0, 1)), the ridge is
@@ -135,11 +135,11 @@ def _synthetic(case: Case) -> Operands:
     spread = torch.exp(GATE_SPREAD * normal(B, T, H) - 0.5 * GATE_SPREAD**2)
     log_forget = math.log(case.gamma) * spread
     ridge = 0.25 + torch.nn.functional.softplus(normal(H, K) - 1.0)
-    return Operands(query, key, normal(B, T, H, K), log_forget, normal(B, T, H).sigmoid(), ridge)
+    return CaseOperands(query, key, normal(B, T, H, K), log_forget, normal(B, T, H).sigmoid(), ridge)
 
 
 def _correlate(noise: Tensor, mean: Tensor) -> Tensor:
-    """Give white noise `[B, T, H, K]` persistence in time, a power-law spectrum over K, and the mean `[H, K]`.
+    """Return white noise `[B, T, H, K]` persistence in time, a power-law spectrum over K, and the mean `[H, K]`.
 
     The recurrence y[t] = p y[t - 1] + e[t] is summed by doubling: sums over 1, 2, 4, ... tokens.
     """
@@ -153,7 +153,7 @@ def _correlate(noise: Tensor, mean: Tensor) -> Tensor:
     return (made + 0.5 * mean) * scale
 
 
-def _recorded(file: Path, length: int | None) -> Operands:
+def _recorded(file: Path, length: int | None) -> CaseOperands:
     """Read a trained model's operands, the heads of all its layers side by side, cut to `length` tokens if given."""
     from mesalm.lab.inspection.recorded import load_recorded
 
@@ -163,17 +163,17 @@ def _recorded(file: Path, length: int | None) -> Operands:
     T = layers[0]["key"].shape[1]
     if length is not None and length > T:
         raise ValueError(f"{file}: holds {T} tokens, fewer than the {length} asked for; give a smaller --length")
-    fields: dict[str, list[Tensor]] = {name: [] for name in Operands._fields}
+    fields: dict[str, list[Tensor]] = {name: [] for name in CaseOperands._fields}
     for layer in layers:
         H = layer["query"].shape[2]
-        for name in Operands._fields:
+        for name in CaseOperands._fields:
             x = layer[name]
             heads = 0 if name == "ridge" else 2
             # a key head that several query heads read is written out once for each of them
             x = x.repeat_interleave(H // x.shape[heads], heads) if x.shape[heads] != H else x
             fields[name].append(x if name == "ridge" else x[:, :length])
     joined = {name: torch.cat(parts, 0 if name == "ridge" else 2) for name, parts in fields.items()}
-    return Operands(**joined)
+    return CaseOperands(**joined)
 
 
 def recorded_case(file: str, length: int | None, rest: dict[str, Any]) -> Case:

@@ -12,15 +12,15 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from cases import Operands
+from cases import CaseOperands
 from torch import Tensor
 from variants import Variant, backend_of
 
 Results = tuple[Tensor, tuple[Tensor, ...]]
 
 
-def run_precisely(variant: Variant, operands: Operands, upstream: Tensor | None = None) -> Results:
-    """Give a variant's output and, for an upstream gradient, the gradients of all operands that it reads.
+def run_precisely(variant: Variant, operands: CaseOperands, upstream: Tensor | None = None) -> Results:
+    """Return a variant's output and, for an upstream gradient, the gradients of all operands that it reads.
 
     In float32 for the kernels of this project and of the peer, but for the gradient of the peer's values; as they are
     for variants in plain torch.
@@ -41,7 +41,7 @@ def run_precisely(variant: Variant, operands: Operands, upstream: Tensor | None 
         return _run(variant, operands, upstream)
 
 
-def _run(variant: Variant, operands: Operands, upstream: Tensor | None) -> Results:
+def _run(variant: Variant, operands: CaseOperands, upstream: Tensor | None) -> Results:
     if upstream is None:
         return variant.run(operands), ()
     leaves = operands.leaves()

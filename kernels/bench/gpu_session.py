@@ -74,7 +74,7 @@ def parse(words: list[str] | None, steps: tuple[Step, ...] = STEPS) -> argparse.
 
 
 def allow(step: Step, left: float | None) -> float | None:
-    """Give the seconds that a step may take of those that are left; nothing is set aside where there is no end.
+    """Return the seconds that a step may take of those that are left; nothing is set aside where there is no end.
 
     0 where it is not begun.
     """
@@ -201,7 +201,7 @@ def archived(folder: Path, out: Path, every: float = EVERY) -> Iterator[None]:
 
 
 def environment(unpacked: dict[str, str], rehearsed: bool) -> dict[str, str]:
-    """Give the environment in which steps find this checkout and what `unpack` put in its place."""
+    """Return the environment in which steps find this checkout and what `unpack` put in its place."""
     paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "eval"), unpacked.get("PYTHONPATH", "")]
     paths = [path for path in (*paths, os.environ.get("PYTHONPATH", "")) if path]
     interpreted = {"TRITON_INTERPRET": "1"} if rehearsed else {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from cases import Operands
+from cases import CaseOperands
 from measure import Spread
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -29,7 +29,7 @@ class PeerResult:
 
 
 def ask_peer(
-    python: str, operands: Operands, function: str = "exact", dtype: str = "float32", repeats: int = 3
+    python: str, operands: CaseOperands, function: str = "exact", dtype: str = "float32", repeats: int = 3
 ) -> PeerResult:
     """Run a reference of the peer, "exact" or "cg-30", on a CPU with the interpreter `python` of its environment.
 
@@ -38,7 +38,7 @@ def ask_peer(
     with tempfile.TemporaryDirectory() as folder:
         given, result = Path(folder) / "operands.safetensors", Path(folder) / "result.safetensors"
         wanted = getattr(torch, dtype)
-        named = dict(zip(Operands._fields, operands, strict=True))
+        named = dict(zip(CaseOperands._fields, operands, strict=True))
         save_file({name: x.detach().to("cpu", wanted).contiguous() for name, x in named.items()}, given)
         words = [python, str(PROGRAM), str(given), str(result), "--function", function]
         words += ["--dtype", dtype, "--repeats", str(repeats)]

@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from ahead_of_time import Card
+from ahead_of_time import AbsentCard
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
@@ -19,7 +19,7 @@ MULTIPROCESSORS, SHARED = 132, 232448
 """What the peer asks a card for: an H100 or H200 has both."""
 
 
-class Hopper(Card):
+class Hopper(AbsentCard):
     """A stand-in for a card with the properties that the peer reads when it is imported."""
 
     @property
@@ -32,9 +32,7 @@ class Hopper(Card):
         return {"multiprocessor_count": MULTIPROCESSORS, "max_shared_mem": SHARED}
 
 
-def compile_peer(
-    part: int, parts: int, batch: int = 8, length: int = 4096, heads: int = 16, size: int = 128
-) -> set[str]:
+def compile_peer(part: int, parts: int) -> set[str]:
     """Compile every `parts`-th kernel of a forward and backward pass into Triton's cache; return the digests."""
     made: set[str] = set()
     plain = JITFunction.run
@@ -59,10 +57,10 @@ def compile_peer(
         patch.object(JITFunction, "run", compile_only),
     ):
         function: Any = importlib.import_module("fla.ops.mesa_net").chunk_mesa_net
-        shape = (batch, length, heads)
+        shape, size = (8, 4096, 16), 128
         tokens = [torch.empty(*shape, size, dtype=torch.bfloat16, device="meta", requires_grad=True) for _ in range(3)]
         gates = [torch.empty(*shape, device="meta", requires_grad=True) for _ in range(2)]
-        ridge = torch.empty(heads, size, device="meta", requires_grad=True)
+        ridge = torch.empty(shape[2], size, device="meta", requires_grad=True)
         output = function(*tokens, *gates, ridge, max_CG_iteration=30)[0]
         torch.autograd.grad(output, [*tokens, *gates, ridge], torch.empty_like(output))
     return made

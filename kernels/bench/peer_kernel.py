@@ -12,7 +12,7 @@ import importlib.util
 from typing import Any
 
 import torch
-from cases import Operands
+from cases import CaseOperands
 from torch import Tensor
 
 PACKAGE = "flash-linear-attention"
@@ -29,7 +29,7 @@ def peer_release() -> str | None:
         return "unknown"
 
 
-def peer_kernel(operands: Operands) -> Tensor:
+def peer_kernel(operands: CaseOperands) -> Tensor:
     """Run the peer's kernel: `[B, T, H, V]`.
 
     Its names: g is log gamma, lamb the ridge by head and key dimension; nothing is normalised inside. Raises ValueError

@@ -40,7 +40,7 @@ class Step:
     figures: bool = True
 
     def command(self, folder: Path, carried: Path, rehearsed: bool) -> list[str]:
-        """Give the words of the command; the peer is named only where it can run."""
+        """Return the words of the command; the peer is named only where it can run."""
         absent = {"fla"} if peer_release() is None else set()
         words = [*self.words, *(self.rehearsal if rehearsed else self.card)]
         figures = ["--out", str(folder / f"{self.name}.jsonl")] if self.figures else []

@@ -3,8 +3,8 @@
     python kernels/bench/tune.py --size 64 128 --dtype bfloat16 float32
 
 One kernel after another tries its candidates, the others as they are; what is timed is a forward and backward pass, and
-for the kernel of single tokens a step. The table is `kernels/mesa_kernels/tuned/CARD.json`, which the kernels read from
-then on.
+for the kernel of single tokens one step of decoding. The kernels then read the table,
+`kernels/mesa_kernels/tuned/CARD.json`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from cases import Operands
+from cases import CaseOperands
 from cg_fixed import BLOCK_NUMBERS, mesa_fixed_steps
 from flops import linear, mesa, softmax
 from peer_kernel import STEPS as PEER_STEPS
@@ -58,7 +58,7 @@ class Variant:
     """
 
     name: str
-    run: Callable[[Operands], Tensor]
+    run: Callable[[CaseOperands], Tensor]
     solves: bool
     reads: tuple[int, ...]
     tolerance: float | None = None
@@ -92,7 +92,7 @@ def find(name: str) -> Variant:
     raise ValueError(f"variant is {name!r}: must be one of {', '.join(ALL)}")
 
 
-def count_work(variant: Variant, operands: Operands) -> Work:
+def count_work(variant: Variant, operands: CaseOperands) -> Work:
     """Count the operations of one call of `variant`; runs the solvers once to learn their steps."""
     B, T, H, K = operands.query.shape
     V = operands.value.shape[-1]
@@ -113,7 +113,7 @@ def count_work(variant: Variant, operands: Operands) -> Work:
     return Work(forward * total, backward * total, steps if variant.solves else None, factored)
 
 
-def _steps(word: str, operands: Operands, tolerance: float) -> tuple[float, float]:
+def _steps(word: str, operands: CaseOperands, tolerance: float) -> tuple[float, float]:
     """Measure the mean steps of a solve, and the share of chunks and heads that used the shared factor.
 
     Where each chunk and head is priced by itself, those that took as many products as the shared factor needs for them
@@ -127,7 +127,7 @@ def _steps(word: str, operands: Operands, tolerance: float) -> tuple[float, floa
     return float(steps.double().mean()), float(factored.double().mean())
 
 
-def _solver(word: str, operands: Operands, tolerance: float) -> tuple[Tensor, Tensor]:
+def _solver(word: str, operands: CaseOperands, tolerance: float) -> tuple[Tensor, Tensor]:
     """Run this project's solver; returns output `[B, T, H, V]` and steps `[B, N, H]`."""
     backend, method = (BACKENDS[word], "auto") if word in BACKENDS else ("torch", word)
     output, report = mesa_attention(
@@ -136,7 +136,7 @@ def _solver(word: str, operands: Operands, tolerance: float) -> tuple[Tensor, Te
     return output, report.steps
 
 
-def backend_of(variant: Variant, operands: Operands) -> str | None:
+def backend_of(variant: Variant, operands: CaseOperands) -> str | None:
     """Name the back end that ran a variant which is `mesa_attention` itself; None for the others."""
     word = variant.name.partition("@")[0]
     if word not in BACKENDS:
@@ -148,7 +148,7 @@ def backend_of(variant: Variant, operands: Operands) -> str | None:
     return name
 
 
-def _attend(operands: Operands) -> Tensor:
+def _attend(operands: CaseOperands) -> Tensor:
     """Run torch's causal attention on the same queries, keys and values."""
     query, key, value = (x.transpose(1, 2) for x in operands[:3])
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)

@@ -20,7 +20,7 @@ SIZES = (1, 256)
 
 
 def supports(*, device: str, dtype: torch.dtype, key_size: int, value_size: int) -> tuple[bool, str]:
-    """Tell whether kernels can run a call of mesa attention, and if not, why.
+    """Return whether kernels can run a call of mesa attention, and if not, why.
 
     device: a torch device type such as "cuda"; dtype of query, key and value; key_size K and value_size V of
     a head. Returns (True, "") or (False, a reason to show to a user). CPU tensors, for tests, run in Triton's

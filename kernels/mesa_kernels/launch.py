@@ -34,12 +34,12 @@ class Sizes(NamedTuple):
 
     @property
     def R(self) -> int:  # noqa: N802
-        """Return the query heads a key head."""
+        """Return the query heads per key head."""
         return self.H // self.G
 
     @property
     def on_chip(self) -> bool:
-        """Tell whether solves stay on chip: for inputs of 16 bits, where registers hold all vectors."""
+        """Return whether solves stay on chip: for inputs of 16 bits, where registers hold all vectors."""
         return self.half and self.K <= 128
 
     @property
@@ -128,7 +128,7 @@ def fresh(like: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def power_of_two(size: int) -> int:
-    """Give the smallest power of two that holds `size`, at least 16, which a product needs."""
+    """Return the smallest power of two that holds `size`, at least 16, which a product needs."""
     return max(16, 1 << (size - 1).bit_length())
 
 

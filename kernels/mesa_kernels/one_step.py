@@ -105,7 +105,7 @@ def load_unit(query, scale, K, BK: tl.constexpr):
 
 @triton.jit
 def allow(x, s, limit):
-    """Give the residual norm that certifies the tolerance at x `[BK]`."""
+    """Return the residual norm that certifies the tolerance at x `[BK]`."""
     return tl.sqrt(tl.sum(x * s * x * s, 0)) * (limit / tl.max(s, 0))
 
 
@@ -250,7 +250,7 @@ def one_step_kernel(
     BI: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """One program a sequence and key head: its query heads read the state that was loaded once."""
+    """One program per sequence and key head: its query heads read the state that was loaded once."""
     bg = tl.program_id(0).to(tl.int64)
     b, g = bg // G, bg % G
     k = tl.arange(0, BK)

@@ -17,7 +17,7 @@ def load_scaled(rhs, scale, b, first, head, heads, columns, K, T, C: tl.constexp
 
 @triton.jit
 def measure_rows(rhs, scale, b, first, head, heads, K, T, C: tl.constexpr, BI: tl.constexpr):
-    """Give the largest entries `[C]` of scaled rows, and the norms `[C]` that are left after dividing by them."""
+    """Return the largest entries `[C]` of scaled rows, and the norms `[C]` that are left after dividing by them."""
     largest = tl.zeros([C], tl.float32)
     for begin in range(0, K, BI):
         rows = load_scaled(rhs, scale, b, first, head, heads, begin + tl.arange(0, BI), K, T, C)

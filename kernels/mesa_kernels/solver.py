@@ -36,7 +36,7 @@ FREEZE = 1 / 256
 
 @triton.jit
 def divisor(x):
-    """Give a power of two at least x, or 1 where x is 0."""
+    """Return a power of two at least x, or 1 where x is 0."""
     return tl.where(x > 0.0, ceil_power(x), 1.0)
 
 

@@ -21,7 +21,7 @@ LEAST = 1e-30
 
 @triton.jit
 def bound_entries(matrix, root, K, D, SQUARE: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr):
-    """Give the largest |entry| of a matrix `[K, D]` with rows (SQUARE: and columns) scaled by root `[K]`."""
+    """Return the largest |entry| of a matrix `[K, D]` with rows (SQUARE: and columns) scaled by root `[K]`."""
     largest = tl.zeros([BI], tl.float32)
     for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)
@@ -85,7 +85,7 @@ def multiply(x, y, total, DOT: tl.constexpr, FINE: tl.constexpr):
 
 @triton.jit
 def measure_blocks(state, TOP: tl.constexpr, LEAST: tl.constexpr, BI: tl.constexpr, SIDE: tl.constexpr):
-    """Give the powers of two `[BI / SIDE]` over which blocks of SIDE rows of a tile are kept in float16."""
+    """Return the powers of two `[BI / SIDE]` over which blocks of SIDE rows of a tile are kept in float16."""
     largest = tl.max(tl.reshape(tl.max(tl.abs(state), 1), [BI // SIDE, SIDE]), 1)
     return ceil_power(tl.maximum(largest, LEAST)) / TOP
 

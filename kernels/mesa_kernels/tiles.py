@@ -26,7 +26,7 @@ FLOOR = -60.0
 
 @triton.jit
 def locate(p, T, G, N, C: tl.constexpr):
-    """Give batch row (64 bits), key head, first token and tokens left (32 bits) of problem p."""
+    """Return batch row (64 bits), key head, first token and tokens left (32 bits) of problem p."""
     n = (p % N).to(tl.int32)
     g = ((p // N) % G).to(tl.int32)
     b = p // (N * G)
@@ -65,7 +65,7 @@ def factor(log, FLOOR: tl.constexpr):
 
 @triton.jit
 def ceil_power(x):
-    """Give the least power of two that is at least x, exactly; x positive, normal and finite."""
+    """Return the least power of two that is at least x, exactly; x positive, normal and finite."""
     bits = x.to(tl.int32, bitcast=True)
     up = tl.where((bits & 0x7FFFFF) != 0, 0x800000, 0)
     return ((bits & 0x7F800000) + up).to(tl.float32, bitcast=True)
@@ -73,7 +73,7 @@ def ceil_power(x):
 
 @triton.jit
 def split(x):
-    """Give float16 halves with the sum x to about 22 bits."""
+    """Return float16 halves with the sum x to about 22 bits."""
     high = x.to(tl.float16)
     return high, (x - high.to(tl.float32)).to(tl.float16)
 
@@ -113,7 +113,7 @@ def load_last(high, low, p, C: tl.constexpr):
 
 @triton.jit
 def decay_from(high, low, p, s, FLOOR: tl.constexpr, C: tl.constexpr):
-    """Give e^{c_t - c_s} `[C, sources]` for sources s <= t (reader t), else 0."""
+    """Return e^{c_t - c_s} `[C, sources]` for sources s <= t (reader t), else 0."""
     t = tl.arange(0, C)
     c, d = load_sums(high, low, p, C)
     high += p * C
@@ -130,7 +130,7 @@ def load_gate(input_gate, b, g, first, left, T, G, t):
 
 @triton.jit
 def load_decay(high, low, input_gate, p, s, T, G, N, FLOOR: tl.constexpr, C: tl.constexpr):
-    """Give `decay_from` sources s times beta_s."""
+    """Return `decay_from` sources s times beta_s."""
     b, g, first, left = locate(p, T, G, N, C)
     return decay_from(high, low, p, s, FLOOR, C) * load_gate(input_gate, b, g, first, left, T, G, s)[None, :]
 

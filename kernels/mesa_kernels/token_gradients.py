@@ -34,7 +34,7 @@ from .tiles import (
 
 @triton.jit
 def measure(rows, b, first, head, heads, width, T, HALF: tl.constexpr, C: tl.constexpr, BI: tl.constexpr):
-    """Give the unit of all rows of one chunk and head of `[B, T, heads, width]`: a power of two, for entries up to 8.
+    """Return the unit of all rows of one chunk and head of `[B, T, heads, width]`: a power of two, for entries up to 8.
 
     float16 has exponents enough for all rows of a chunk.
     """
@@ -50,7 +50,7 @@ def measure(rows, b, first, head, heads, width, T, HALF: tl.constexpr, C: tl.con
 
 @triton.jit
 def unit_of(tile, HALF: tl.constexpr):
-    """Give the power of two over which no entry of a tile is above 8; 1 unless HALF."""
+    """Return the power of two over which no entry of a tile is above 8; 1 unless HALF."""
     unit = 1.0
     if HALF:
         unit = ceil_power(tl.maximum(tl.max(tl.max(tl.abs(tile), 1), 0), 1e-30)) * 0.125
@@ -59,7 +59,7 @@ def unit_of(tile, HALF: tl.constexpr):
 
 @triton.jit
 def narrow(tile, unit, HALF: tl.constexpr):
-    """Give the operand of a product. HALF: float16 over its unit; else as it is."""
+    """Return the operand of a product. HALF: float16 over its unit; else as it is."""
     if HALF:
         tile = (tile * (1.0 / unit)).to(tl.float16)
     return tile
@@ -115,7 +115,7 @@ def weigh_pairs(
     solution, adjoint, upstream, key, value, units, k_unit, v_unit, high, low, p, b, first, g, head, T, G, R, K, V,
     HALF: tl.constexpr, DOT: tl.constexpr, FLOOR: tl.constexpr, C: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
-    """Give one head's weights W and U and what passes inside the chunk, all `[sources, readers]` in float32.
+    """Return one head's weights W and U and what passes inside the chunk, all `[sources, readers]` in float32.
 
     Stores the units of x, y and d.
     """
@@ -173,7 +173,7 @@ def read_end(
     GRAM: tl.constexpr, HALF: tl.constexpr, DOT: tl.constexpr, C: tl.constexpr, SIDE: tl.constexpr, BI: tl.constexpr,
     BJ: tl.constexpr,
 ):  # fmt: skip
-    """Give keys times BJ columns of a state's gradient, `[C, BJ]`, and the product of gradient and state, a number."""
+    """Return keys times BJ columns of a state's gradient, `[C, BJ]`, and the product of gradient and state."""
     j = column + tl.arange(0, BJ)
     later = tl.zeros([C, BJ], tl.float32)
     across = tl.zeros([BI], tl.float32)
@@ -195,7 +195,7 @@ def read_start(
     solution, x_unit, planes, plane_unit, root, j, p, b, first, head, heads, T, K, D, HALF: tl.constexpr,
     DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
-    """Give scaled solutions times columns j of a state, `[C, BJ]`."""
+    """Return scaled solutions times columns j of a state, `[C, BJ]`."""
     read = tl.zeros([C, BJ], tl.float32)
     unit = 1.0
     for begin in range(0, K, BI):

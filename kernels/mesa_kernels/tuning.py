@@ -20,7 +20,7 @@ SCANS = frozenset({"gram", "cross", "gram adjoint", "cross adjoint"})
 
 
 def has_tile(name: str, sizes: Shapes) -> bool:
-    """Tell whether a kernel reads the tile of its choice; the others hold whole rows or `tiles.NARROWEST` columns."""
+    """Return whether a kernel reads the tile of its choice; the others hold whole rows or `tiles.NARROWEST` columns."""
     return name != "solve" and not (name == "tokens" and sizes.half)
 
 
@@ -34,7 +34,7 @@ class Choice(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Give the options of a launch."""
+        """Return the options of a launch."""
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
@@ -51,7 +51,7 @@ class Shapes(Protocol):
 
     @property
     def half(self) -> bool:
-        """Tell whether inputs are of 16 bits."""
+        """Return whether inputs are of 16 bits."""
 
     @property
     def device(self) -> torch.device:

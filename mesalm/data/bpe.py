@@ -95,6 +95,15 @@ def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(chosen)
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Return the ids of a prompt behind the bos token, if there is one; ValueError where that makes no token at all."""
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = [*begin, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    if not ids:
+        raise ValueError("prompt: it is empty and the tokenizer has no beginning-of-text token; give some text")
+    return ids
+
+
 def add_start_token(tokenizer: PreTrainedTokenizerBase) -> None:
     """Let ``tokenizer(text)`` be what a model reads in training: the token of `begin_id`, then the text's own.
 

@@ -60,7 +60,7 @@ class Contamination:
         self._owners = np.concatenate(owners)[first]
 
     def holds(self, text: str) -> bool:
-        """Tell whether a text shares a passage with the files, and count it at the file of its first one."""
+        """Return whether a text shares a passage with the files, and count it at the file of its first one."""
         # A word that no evaluation file has is 0, and no passage there has a 0.
         ids = np.array([self._words.get(word, 0) for word in _words(text)], dtype=np.int64)
         here = passages(ids, PASSAGE_WORDS)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mesalm.settings import LARGEST_SEED, Settings, nearest, without_none_words
+from mesalm.settings import LARGEST_SEED, Settings, one_of, without_none_words
 
 from .corpora import SOURCES
 from .source_settings import SourceSettings
@@ -22,11 +22,7 @@ class KnownSource(SourceSettings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in SOURCES:
-            guess = nearest(name, SOURCES)
-            hint = f"did you mean {guess!r}?" if guess else f"the sources are {', '.join(SOURCES)}"
-            raise ValueError(f"unknown source {name!r}; {hint}")
-        return name
+        return one_of(name, SOURCES, "a source")
 
 
 class DataSettings(Settings):

@@ -106,7 +106,7 @@ def record_document(
 
 
 def is_unicode(text: str) -> bool:
-    """Tell whether ``text`` can be written as UTF-8 (a lone surrogate from a JSON escape cannot)."""
+    """Return whether ``text`` can be written as UTF-8 (a lone surrogate from a JSON escape cannot)."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -115,7 +115,7 @@ class Gathering:
         yield document
 
     def _is_dropped(self, text: str | None, use: str) -> bool:
-        """Tell whether a text is contaminated or a near-copy, and count it."""
+        """Return whether a text is contaminated or a near-copy, and count it."""
         if text is None:
             return False
         if self.contamination is not None and use in ("split", "train") and self.contamination.holds(text):

@@ -43,7 +43,7 @@ class Position(DataPosition):
     row: int = 0
 
     def advance(self, rows: int, total: int) -> Position:
-        """Return the position ``rows`` rows later in data of ``total`` rows an epoch."""
+        """Return the position ``rows`` rows later in data of ``total`` rows per epoch."""
         epochs, row = divmod(self.row + rows, total)
         return Position(self.seed, self.epoch + epochs, row)
 

@@ -94,7 +94,7 @@ def convert(
 
 
 def is_conversion(folder: Path, model: str, **asked: Any) -> bool:
-    """Tell whether a folder holds what `convert` writes of MODEL with these arguments."""
+    """Return whether a folder holds what `convert` writes of MODEL with these arguments."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):

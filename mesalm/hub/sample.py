@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer, set_seed
 
+from mesalm.data.bpe import prompt_ids
 from mesalm.hub.open_model import open_model, open_tokenizer
 from mesalm.settings import LEAST_TEMPERATURE
 
@@ -44,12 +45,7 @@ def sample(
         raise ValueError(f"top-p: {top_p} must be above 0 and at most 1")
     tokenizer = open_tokenizer(model, trust_remote_code=trust_remote_code)
     opened: Any = open_model(model, device=device, trust_remote_code=trust_remote_code)
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if tokenizer.bos_token_id is not None:
-        # documents begin with this token in training, and an empty prompt needs one token to start from
-        ids = [tokenizer.bos_token_id, *ids]
-    if not ids:
-        raise ValueError("prompt: it is empty and the tokenizer has no beginning-of-text token; give some text")
+    ids = prompt_ids(tokenizer, prompt)
     set_seed(seed)
     choice = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
     inputs = torch.tensor([ids], device=opened.device)

@@ -72,16 +72,15 @@ def run_claims(
     device = str(usable_device(device))
     table = load_table(file)
     wanted = _wanted(names, without, table)
-    sizes = {name: table.sizes(name, size, changes) for name in wanted} if changes else {}
+    if changes:
+        for name in wanted:
+            table.sizes(name, size, changes)  # a change that one of them cannot have is refused before any is run
     paths = {name: out / f"{name}-{'changed' if changes else size}.json" for name in wanted}
     numbers = range(first_seed, first_seed + seeds)
     if missing:
-        own_sizes = {name: sizes.get(name) or table.sizes(name, size) for name in wanted if paths[name].is_file()}
-        wanted = [
-            name
-            for name in wanted
-            if name not in own_sizes or not _holds(paths[name], table, name, own_sizes[name], numbers)
-        ]
+        there = [name for name in wanted if paths[name].is_file()]
+        held = [name for name in there if _holds(paths[name], table, name, table.sizes(name, size, changes), numbers)]
+        wanted = [name for name in wanted if name not in held]
         if not wanted:
             print("no result is missing")
     if cheapest_first and wanted:
@@ -90,8 +89,7 @@ def run_claims(
     for name in wanted:
         try:
             benches = [Workbench(seed, nets, device, quiet) for seed in numbers]
-            own = sizes.get(name) or table.sizes(name, size)
-            outcomes[name] = _run(name, table, own, benches, paths[name])
+            outcomes[name] = _run(name, table, table.sizes(name, size, changes), benches, paths[name])
         except Exception as error:
             if traces or not isinstance(error, (ValueError, FileNotFoundError)):
                 traceback.print_exception(error)

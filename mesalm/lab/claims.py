@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from mesalm.settings import Settings, SettingsError, nearest, one_of
+from mesalm.settings import Settings, SettingsError, hint, one_of
 
 TABLE = Path(__file__).with_name("claims.yaml")
 Size = Literal["small", "paper"]
@@ -149,9 +149,8 @@ def chosen(names: Sequence[str], claims: Mapping[str, Claim], studies: Sequence[
         elif name in claims or name in by_number or name in studies:
             wanted |= by_number.get(name, {name})
         else:
-            guess = nearest(name, [*claims, *studies])
-            hint = f"did you mean {guess!r}?" if guess else "`mesalm lab list` shows them all"
-            raise SettingsError(f"{name}: there is no such claim; {hint}")
+            meant = hint(name, [*claims, *studies], "`mesalm lab list` shows them all")
+            raise SettingsError(f"{name}: there is no such claim; {meant}")
     return [name for name in (*claims, *studies) if name in wanted]
 
 

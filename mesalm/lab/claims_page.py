@@ -69,8 +69,8 @@ def story(items: list[dict[str, Any]], order: Sequence[tuple[str, tuple[int, ...
     The newest version that has a result decides a claim.
     """
     numbers = list(dict.fromkeys(item["claim"].number for item in items))
-    told = {number for _, part in order for number in part}
-    rest = tuple(number for number in numbers if number not in told)
+    placed = {number for _, part in order for number in part}
+    rest = tuple(number for number in numbers if number not in placed)
     parts = []
     for title, own in [*order, ("", rest)]:
         claims = []

@@ -26,6 +26,7 @@ from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.regressor.regressor_mesa import MesaRegressor
 from mesalm.runs import RunFiles, complete_checkpoints, step_of
+from mesalm.train.activations import counted_storages
 from mesalm.train.meters import clock_text
 from mesalm.train.optim import OptimSettings, build_optimiser
 from mesalm.train.randomness import preserved_randomness
@@ -212,19 +213,11 @@ def _clock(device: torch.device) -> Callable[[], float]:
 
 def _kept_bytes(learner: nn.Module, batch: Batch) -> float:
     """Return the bytes that autograd keeps of a forward pass beside the weights, each memory once."""
-    own = {weight.untyped_storage().data_ptr() for weight in learner.parameters()}
-    kept: dict[int, Any] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage  # held, so that no other takes its place
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    kept: list[int] = []
+    with counted_storages(lambda tensor: kept.append(tensor.untyped_storage().nbytes()), learner.parameters()):
         learner(**batch).loss.backward()
     learner.zero_grad(set_to_none=True)
-    return float(sum(storage.nbytes() for storage in kept.values()))
+    return float(sum(kept))
 
 
 @dataclass(frozen=True)

@@ -124,14 +124,14 @@ def _renew(cache: Cache, layer_idx: int, kind: str, state: torch.Tensor) -> None
 
 
 def _may_change(held: torch.Tensor | None) -> bool:
-    """Tell whether memory may be written to: nothing differentiates or transforms what was read from it."""
+    """Return whether memory may be written to: nothing differentiates or transforms what was read from it."""
     if torch.is_grad_enabled() or transforms_active():
         return False
     return held is None or not (held.requires_grad or _is_sealed(held))
 
 
 def _is_sealed(held: torch.Tensor) -> bool:
-    """Tell whether memory was made in inference mode, now over: it can be neither changed nor saved by autograd."""
+    """Return whether memory was made in inference mode, now over: it can be neither changed nor saved by autograd."""
     if torch.compiler.is_compiling():
         return False
     return held.is_inference() and not torch.is_inference_mode_enabled()

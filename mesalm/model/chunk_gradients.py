@@ -64,30 +64,11 @@ def token_gradients(
     Nothing is divided by a gate, so the result holds at gates of 0; the gradient of log_forget is a sum of
     the very terms that pass through that gate, so it does not lose digits to cancellation.
     """
-    operands = (rows, upstream, adjoint, key, value, input_gate, decay, cross, gram, cross_end, gram_end)
-    blocks = [_of_block(*(_take(x, block) for x in operands)) for block in cache_blocks(decay.mask)]
-    return blocks[0] if len(blocks) == 1 else TokenGradients(*map(torch.cat, zip(*blocks, strict=True)))
-
-
-def _take(operand: Tensor | Decay | None, block: slice) -> Any:
-    if operand is None:
-        return None
-    return operand.take(block) if isinstance(operand, Decay) else operand[block]
-
-
-def _of_block(
-    rows: Tensor,
-    upstream: Tensor,
-    adjoint: Tensor | None,
-    key: Tensor,
-    value: Tensor,
-    input_gate: Tensor,
-    decay: Decay,
-    cross: Tensor,
-    gram: Tensor | None,
-    cross_end: Tensor,
-    gram_end: Tensor | None,
-) -> TokenGradients:
+    blocks = cache_blocks(decay.mask)
+    if len(blocks) > 1:
+        operands = (rows, upstream, adjoint, key, value, input_gate, decay, cross, gram, cross_end, gram_end)
+        parts = [token_gradients(*(_take(x, block) for x in operands)) for block in blocks]
+        return TokenGradients(*map(torch.cat, zip(*parts, strict=True)))
     read = torch.bmm(rows, key.mT)  # [P, M, C]
     wanted = torch.bmm(upstream, value.mT)
     through_start = torch.bmm(upstream, cross.mT)
@@ -121,6 +102,12 @@ def _of_block(
     return TokenGradients(
         d_key.mul_(input_gate), d_value.mul_(input_gate), d_gate.unsqueeze(-1), log_forget.unsqueeze(-1)
     )
+
+
+def _take(operand: Tensor | Decay | None, block: slice) -> Any:
+    if operand is None:
+        return None
+    return operand.take(block) if isinstance(operand, Decay) else operand[block]
 
 
 def _inner(cross: Tensor, cross_end: Tensor, gram: Tensor | None, gram_end: Tensor | None) -> Tensor:

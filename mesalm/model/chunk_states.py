@@ -50,17 +50,17 @@ def cache_blocks(operand: Tensor) -> list[slice]:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Give the dtype of states and solves for inputs of `dtype`: float32, or float64 for float64."""
+    """Return the dtype of states and solves for inputs of `dtype`: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def chunk_count(length: int) -> int:
-    """Give the number of chunks that cover `length` tokens."""
+    """Return the number of chunks that cover `length` tokens."""
     return (length + CHUNK - 1) // CHUNK
 
 
 def chunk_length(length: int) -> int:
-    """Give the tokens of a chunk of `length` tokens: a short sequence is one chunk of its own length."""
+    """Return the tokens of a chunk of `length` tokens: a short sequence is one chunk of its own length."""
     return min(CHUNK, length)
 
 
@@ -95,7 +95,7 @@ def repeat_heads(x: Tensor, batch: int, chunks: int) -> Tensor:
 
 
 def gate_floor(dtype: torch.dtype) -> float:
-    """Give the log-decay below which a factor counts as zero.
+    """Return the log-decay below which a factor counts as zero.
 
     exp(-60) is 9e-27, far under what float32 resolves beside a token's own weight, and flushing it keeps
     denormal numbers, which cost a hundredfold on CPUs, out of the matrix products.

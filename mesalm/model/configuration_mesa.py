@@ -281,12 +281,12 @@ class MesaConfig(PreTrainedConfig):
 
     @property
     def has_attention(self) -> bool:
-        """Tell whether a layer keeps keys and values, and so needs causal masks and rotary positions."""
+        """Return whether a layer keeps keys and values, and so needs causal masks and rotary positions."""
         return bool(self.attention_kinds)
 
     @property
     def has_states(self) -> bool:
-        """Tell whether a layer is recurrent or convolves, and so keeps a state that no token can be taken from."""
+        """Return whether a layer is recurrent or convolves, and so keeps a state that no token can be taken from."""
         return any(kind not in ATTENTION for kind in self.layer_types)
 
     @property
@@ -378,7 +378,7 @@ class MesaConfig(PreTrainedConfig):
 
     @classmethod
     def _is_stored(cls, key: str) -> bool:
-        """Tell whether transformers itself keeps this key in configurations, that of older releases included."""
+        """Return whether transformers itself keeps this key in configurations, that of older releases included."""
         return (
             key.startswith("_") or key in STORED or hasattr(PreTrainedConfig, key) or hasattr(GenerationConfig(), key)
         )

@@ -135,10 +135,10 @@ def misspelt(key: str, fields: Iterable[str]) -> str | None:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value is a finite number, which True and False are not."""
+    """Return whether a value is a finite number, which True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_whole(value: Any) -> bool:
-    """Tell whether a value is a whole number, which True and False are not."""
+    """Return whether a value is a whole number, which True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -90,7 +90,7 @@ class ShortConvolution(nn.Module):
 
 
 def same_segment(segments: torch.Tensor, lag: int) -> torch.Tensor:
-    """Tell which tokens share their document with the token `lag` before them, [B, T] booleans."""
+    """Return which tokens share their document with the token `lag` before them, [B, T] booleans."""
     same = torch.zeros_like(segments, dtype=torch.bool)
     same[:, lag:] = segments[:, lag:] == segments[:, : segments.shape[1] - lag]
     return same

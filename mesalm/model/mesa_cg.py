@@ -155,7 +155,7 @@ class _Rows(NamedTuple):
 
 
 def _allowed(systems: Systems, x: Tensor, limit: float) -> Tensor:
-    """Give the residual norm `[P, M]` that certifies the tolerance at x.
+    """Return the residual norm `[P, M]` that certifies the tolerance at x.
 
     In the caller's units |error| <= |residual| * largest root, and |x| - |error| bounds the length of the exact
     solution from below.

@@ -55,7 +55,7 @@ class BoundedSystems(NamedTuple):
 
 
 def largest_norm(made: Problems, index: Tensor) -> Tensor:
-    """Give the largest Frobenius norm of H_t over the tokens of each chosen problem: `[P]` for an index `[P]`."""
+    """Return the largest Frobenius norm of H_t over the tokens of each chosen problem: `[P]` for an index `[P]`."""
     gram, key, gate = (x.index_select(0, index) for x in (made.gram, made.key, made.input_gate))
     mask, start = made.decay.mask.index_select(0, index), made.decay.start.index_select(0, index)
     written = key * gate
@@ -91,5 +91,5 @@ def iterate(made: Problems, index: Tensor, norm: Tensor, rhs: Tensor, terms: lis
 
 
 def _width(norm: Tensor) -> Tensor:
-    """Give kappa - 1 (float64)."""
+    """Return kappa - 1 (float64)."""
     return norm.double().mul(1.0 + MARGIN).clamp(min=NARROWEST)

@@ -184,7 +184,7 @@ register_second_order(_backward_op, _exact, upstreams=len(Upstreams._fields), op
 
 
 def wants_gradients(operands: Operands) -> bool:
-    """Tell whether a gradient of any of the operands may be asked for."""
+    """Return whether a gradient of any of the operands may be asked for."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in operands)
 
 

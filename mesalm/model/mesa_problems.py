@@ -42,7 +42,7 @@ class Problems(NamedTuple):
     inverse_root: Tensor
 
     def systems(self, rows: int) -> Systems:
-        """Give the matrices for problems of `rows` rows."""
+        """Return the matrices for problems of `rows` rows."""
         written = self.key * self.input_gate
         start = repeat_rows(self.decay.start, rows)
         return Systems(self.gram, self.key, written, self.decay.mask, start, self.inverse_root)
@@ -54,7 +54,7 @@ class Problems(NamedTuple):
         return 1.0 + inside + self.decay.start.amax((1, 2)) * torch.linalg.vector_norm(self.gram.flatten(1), dim=1)
 
     def ridge_ratio(self) -> Tensor:
-        """Give sqrt(largest ridge / smallest ridge) `[P]`: the norm of x' against that of x is known up to this."""
+        """Return sqrt(largest ridge / smallest ridge) `[P]`: the norm of x' against that of x is known up to this."""
         return (self.inverse_root.amax(-1) / self.inverse_root.amin(-1)).squeeze(-1)
 
 

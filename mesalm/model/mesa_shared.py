@@ -69,7 +69,7 @@ def products_needed(reach: Tensor, tolerance: Tensor) -> Tensor:
 
 
 def coefficients(log_ratio: Tensor, degree: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give the coefficients e_j `[J, P, C, 1]` of the Chebyshev sum, J the largest degree, 0 past a problem's own.
+    """Return the coefficients e_j `[J, P, C, 1]` of the Chebyshev sum, J the largest degree, 0 past a problem's own.
 
     log_ratio `[P, C]` (float64), degree `[P]` (int64): the products m.
     """
@@ -116,7 +116,7 @@ class Factor(NamedTuple):
 
 
 def restart_masks(restarts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Give the masks of `Factor` for the counts of restarts `[P, C]`."""
+    """Return the masks of `Factor` for the counts of restarts `[P, C]`."""
     same = restarts.unsqueeze(-1) == restarts.unsqueeze(-2)
     return same.tril().to(dtype), (restarts == 0).to(dtype).unsqueeze(-1)
 

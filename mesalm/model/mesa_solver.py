@@ -70,7 +70,7 @@ class Solving(NamedTuple):
 
     @property
     def limits(self) -> Limits:
-        """Give the limits alone."""
+        """Return the limits alone."""
         return Limits(self.tolerance, self.max_steps)
 
 
@@ -107,7 +107,7 @@ class Assignment(NamedTuple):
     numbers: list[int]
 
     def run(self, first: int, end: int) -> slice | None:
-        """Give shared problems first to end - 1 as a slice if their numbers follow one another."""
+        """Return shared problems first to end - 1 as a slice if their numbers follow one another."""
         start = self.numbers[first]
         together = self.numbers[first:end] == list(range(start, start + end - first))
         return slice(start, start + end - first) if together else None
@@ -180,7 +180,7 @@ class Factors(NamedTuple):
 
     @classmethod
     def nothing(cls, like: Tensor) -> Factors:
-        """Give empty tensors where nothing is kept, or nothing was factored."""
+        """Return empty tensors where nothing is kept, or nothing was factored."""
         return cls(like.new_empty(0), like.new_empty(0), like.new_empty(0))
 
 

@@ -138,6 +138,21 @@ class GatedMixer(nn.Module):
         gates = projections.log_forget, projections.input_gate
         return leave_behind(projections.key, self.written(projections), *gates)
 
+    def gates(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return log_forget and input_gate of the tokens [B, T, hidden], float32 [B, T, G]; None: all gates are 1.
+
+        Padding and the first tokens of documents are set afterwards.
+        """
+        if not self.config.gates:
+            return None, None
+        log_forget = nn.functional.logsigmoid(self.forget_proj(hidden_states))
+        if self.rate_bias is not None:
+            log_forget = log_forget * self.rate_bias.float().exp()
+        input_gate = self.input_proj(hidden_states).sigmoid()
+        if self.config.forget_cap is not None:
+            log_forget = log_forget + torch.log1p(-(1.0 - self.config.forget_cap) * input_gate.square())
+        return log_forget, input_gate
+
     def more_gates(self, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what else `read` is given of the tokens [B, T, hidden], by name."""
         return {}
@@ -187,14 +202,7 @@ class GatedMixer(nn.Module):
         stretch: Stretch | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return log_forget and input_gate, float32 [B, T, G] or None: padding writes nothing, documents restart."""
-        log_forget = input_gate = None
-        if self.config.gates:
-            log_forget = nn.functional.logsigmoid(self.forget_proj(hidden_states))
-            if self.rate_bias is not None:
-                log_forget = log_forget * self.rate_bias.float().exp()
-            input_gate = self.input_proj(hidden_states).sigmoid()
-            if self.config.forget_cap is not None:
-                log_forget = log_forget + torch.log1p(-(1.0 - self.config.forget_cap) * input_gate.square())
+        log_forget, input_gate = self.gates(hidden_states)
         if padding_mask is not None:
             padding = ~padding_mask.unsqueeze(-1)
             log_forget = None if log_forget is None else log_forget.masked_fill(padding, 0.0)

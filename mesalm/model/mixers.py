@@ -36,7 +36,7 @@ class Mixer(NamedTuple):
 
     @property
     def recurrent(self) -> bool:
-        """Tell whether it keeps a state of constant size; else it keeps keys and values of tokens."""
+        """Return whether it keeps a state of constant size; else it keeps keys and values of tokens."""
         return self.attention is None
 
     def cache_layer(self, convolved: bool) -> str:

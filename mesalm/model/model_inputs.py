@@ -80,7 +80,7 @@ def check_masks(attention_mask: Any, config: MesaConfig) -> None:
 
 
 def find_tokens(attention_mask: Any, inputs_embeds: Tensor, seen: Any) -> Tensor | None:
-    """Tell tokens from padding, [B, T] booleans; None where no token is padding.
+    """Return which tokens are no padding, [B, T] booleans; None where no token is padding.
 
     In a traced graph they are returned whatever they hold, since the values cannot be looked at.
 

@@ -64,12 +64,12 @@ def unchecked_values() -> Iterator[None]:
 
 
 def values_are_checked() -> bool:
-    """Tell whether bad values shall raise; False within `unchecked_values` and while torch compiles."""
+    """Return whether bad values shall raise; False within `unchecked_values` and while torch compiles."""
     return not torch.compiler.is_compiling() and _checked.get()
 
 
 def _readable(x: Tensor) -> bool:
-    """Tell whether the values of x may be looked at."""
+    """Return whether the values of x may be looked at."""
     if not values_are_checked() or is_in_torch_dispatch_mode() or transforms_active():
         return False
     return x.device.type == "cpu" and x.numel() > 0
@@ -219,7 +219,7 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 
 
 def exact_for_transforms(backend: str) -> str:
-    """Give "exact" for "auto" under a function transform, else `backend`; raise ValueError if it has no such rules."""
+    """Return "exact" for "auto" under a function transform, else `backend`; raise ValueError if that has none."""
     if not transforms_active() or backend == "exact":
         return backend
     if backend != "auto":
@@ -235,7 +235,7 @@ class Padding(NamedTuple):
     valid: Tensor
 
     def spread(self, x: Tensor) -> Tensor:
-        """Give each sequence a row; places past its end hold zeros, which write and forget nothing."""
+        """Return each sequence a row; places past its end hold zeros, which write and forget nothing."""
         rows = x[0][self.source]
         return rows.masked_fill(~self.valid.view(*self.valid.shape, *[1] * (x.dim() - 2)), 0.0)
 

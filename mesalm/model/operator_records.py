@@ -96,5 +96,5 @@ def _is_record(kind: Any) -> bool:
 
 
 def _fields(kind: Any) -> list[tuple[str, Any]]:
-    """Give the names and kinds of a record's fields; of any other kind itself, without a name."""
+    """Return the names and kinds of a record's fields; of any other kind itself, without a name."""
     return list(get_type_hints(kind).items()) if _is_record(kind) else [("", kind)]

@@ -17,7 +17,7 @@ Gradients = tuple[Tensor, ...]
 
 
 def transforms_active() -> bool:
-    """Tell whether a transform of torch.func, or a level of forward-mode differentiation, is at work."""
+    """Return whether a transform of torch.func, or a level of forward-mode differentiation, is at work."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -31,7 +31,7 @@ def gradient_is_differentiated() -> bool:
 
 
 def pull_back(function: Callable[..., Any], upstreams: Sequence[Tensor], operands: Sequence[Tensor]) -> Gradients:
-    """Give the gradients of the operands of `function`, themselves differentiable by every transform."""
+    """Return the gradients of the operands of `function`, themselves differentiable by every transform."""
     gradients: Gradients = torch.func.vjp(function, *operands)[1](tuple(upstreams))
     return gradients
 

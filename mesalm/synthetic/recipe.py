@@ -17,7 +17,7 @@ from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.recipe_yaml import read_mapping, write_yaml
 from mesalm.regressor.configuration_regressor import RegressorConfig
-from mesalm.settings import LARGEST_SEED, Settings, SettingsError, help_lines, nearest
+from mesalm.settings import LARGEST_SEED, Settings, SettingsError, help_lines, one_of
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.recipe import ModelFields, check_model_fields, find_recipe, folder_name
@@ -81,11 +81,10 @@ class TaskRun(Settings):
     def build_task(self) -> SyntheticTask:
         """Return the task's own settings. Raises SettingsError, one line."""
         fields = dict(self.task)
-        name = fields.pop("name", None)
-        if name not in TASKS:
-            guess = nearest(str(name), TASKS)
-            hint = f"did you mean {guess!r}?" if guess else f"choose from {', '.join(TASKS)}"
-            raise SettingsError(f"task.name: {name!r} is not a synthetic task; {hint}")
+        try:
+            name = one_of(fields.pop("name", None), TASKS, "a synthetic task")
+        except ValueError as error:
+            raise SettingsError(f"task.name: {error}") from None
         return TASKS[name].build(fields, "task")
 
 

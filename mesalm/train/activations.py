@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,22 @@ from mesalm.train.randomness import preserved_randomness
 
 PROBED = (128, 192, 256)
 """Lengths at which activations are counted; what a block saves is a polynomial of degree two in the length."""
+
+
+@contextmanager
+def counted_storages(found: Callable[[torch.Tensor], None], weights: Iterable[torch.Tensor] = ()) -> Iterator[None]:
+    """Call ``found`` with each tensor that autograd saves inside, once per memory; weights are left out."""
+    seen = {weight.untyped_storage().data_ptr(): weight.untyped_storage() for weight in weights}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen[storage.data_ptr()] = storage  # held, so that no other takes its place
+            found(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        yield
 
 
 def activation_bytes(
@@ -46,14 +64,9 @@ def _saved_bytes(model: MesaForCausalLM, length: int, bf16: bool) -> dict[int, i
     """Count what autograd saves in each block, and under the number of blocks what it saves outside of them."""
     outside = len(model.model.layers)
     place, found = outside, defaultdict(int, {outside: 0})
-    seen = {weight.untyped_storage().data_ptr(): weight.untyped_storage() for weight in model.parameters()}
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen[storage.data_ptr()] = storage
-            found[place] += storage.nbytes()
-        return tensor
+    def count(tensor: torch.Tensor) -> None:
+        found[place] += tensor.untyped_storage().nbytes()
 
     def enter(number: int) -> Any:
         def hook(*_: Any) -> None:
@@ -66,7 +79,7 @@ def _saved_bytes(model: MesaForCausalLM, length: int, bf16: bool) -> dict[int, i
     hooks += [layer.register_forward_hook(enter(outside)) for layer in model.model.layers]
     ids = torch.randint(model.config.vocab_size, (1, length))
     documents = torch.arange(length)[None] % (length // 2)  # two, as rows hold several
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved), torch.autocast("cpu", enabled=bf16):
+    with counted_storages(count, model.parameters()), torch.autocast("cpu", enabled=bf16):
         model(input_ids=ids, position_ids=documents, labels=ids)
     for hook in hooks:
         hook.remove()

@@ -16,7 +16,7 @@ SHUT = 0.01
 
 
 class Alarms:
-    """Alarms on gradient norm, solver and gates, each told once for the whole model or for a head."""
+    """Alarms on gradient norm, solver and gates, each raised once for the whole model or for a head."""
 
     def __init__(self) -> None:
         self._norms: deque[float] = deque(maxlen=50)

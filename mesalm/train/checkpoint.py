@@ -147,7 +147,7 @@ class Checkpoints:
                 save_shards(model, optimiser, folder)
 
     def writing(self) -> bool:
-        """Tell whether a checkpoint is being written in the background."""
+        """Return whether a checkpoint is being written in the background."""
         return not self._written.done()
 
     def wait(self) -> None:

@@ -131,7 +131,7 @@ def launch_precision(precision: str, environment: Mapping[str, str]) -> str:
 
 
 def is_set(environment: Mapping[str, str], variable: str) -> bool:
-    """Say whether a variable of the launcher's says yes."""
+    """Return whether a variable of the launcher's says yes."""
     return environment.get(variable, "").lower() in ("1", "true", "yes")
 
 
@@ -168,7 +168,7 @@ def check_options(environment: Mapping[str, str], *, sharding: bool = False) -> 
 
 
 def broadcast(accelerator: Accelerator, value: Any) -> Any:
-    """Give the main process's value to all."""
+    """Return the main process's value to all."""
     return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
 
 

@@ -152,8 +152,7 @@ class Loop:
         self._saved_at: int | None = None
         self._saver: Saver | None = None
         if self.checkpoints is not None:
-            told = self.journal, self._recorder, self.uploads
-            self._saver = Saver(self.accelerator, self.checkpoints, *told)
+            self._saver = Saver(self.accelerator, self.checkpoints, self.journal, self._recorder, self.uploads)
 
     def fit(self) -> Outcome:
         """Train to the end, or to a signal.
@@ -177,7 +176,7 @@ class Loop:
                 self._recorder.write("stop", reason=signal.Signals(heard).name)
                 interrupts.answered = True
             elif self.uploads is not None:
-                self._recorder.tell_all("upload", self.uploads.finish())
+                self._recorder.report_all("upload", self.uploads.finish())
         # Take the autocast off the model again, for whoever uses it next.
         self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
         tally = self.tally
@@ -230,7 +229,7 @@ class Loop:
         while self.tally.step < self.steps and heard is None:
             heard = self._advance(interrupts)
             if self._saver is not None:
-                self._saver.tell()
+                self._saver.report()
             if self.tally.step >= self.steps and heard is None:
                 # What was heard in the last step, or in the validation after it, counts too.
                 _, heard = read(self.accelerator, [], interrupts.received)
@@ -311,7 +310,7 @@ class Loop:
         return accepted, heard
 
     def _refuse(self, step: int, loss: float, norm: float) -> None:
-        """Do what the guard says of a step that may not update the weights, and tell it."""
+        """Do what the guard says of a step that may not update the weights, and report it."""
         newest = None if self.checkpoints is None else self.checkpoints.newest()
         done = "skipped"
         if self.guard.verdict(loss, step) == "rollback" and newest is not None:
@@ -362,7 +361,7 @@ class Loop:
         for probe in due.probes:
             self.model.eval()
             with preserved_randomness(), torch.no_grad(), self.accelerator.autocast(), uncompiled():
-                self._recorder.tell_all(probe.event, probe.run(self.model, self.tally.step))
+                self._recorder.report_all(probe.event, probe.run(self.model, self.tally.step))
             self.model.train()
         self._speed.pause(time.perf_counter() - begun)
 

@@ -17,7 +17,7 @@ import mesalm
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.ramp import RowRamp
 from mesalm.recipe_yaml import read_mapping, write_yaml
-from mesalm.settings import LARGEST_SEED, Settings, SettingsError, nearest, unknown_key, without_none_words
+from mesalm.settings import LARGEST_SEED, Settings, SettingsError, hint, one_of, unknown_key, without_none_words
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.schedule import ScheduleSettings, check_warmup
@@ -113,10 +113,7 @@ with warnings.catch_warnings():
         @classmethod
         def _known_trackers(cls, track: list[str]) -> list[str]:
             for name in track:
-                if name not in TRACKERS:
-                    guess = nearest(name, TRACKERS)
-                    hint = f"did you mean {guess!r}?" if guess else f"choose from {', '.join(TRACKERS)}"
-                    raise ValueError(f"{name!r} is not a tracker; {hint}")
+                one_of(name, TRACKERS, "a tracker")
             return track
 
         @model_validator(mode="after")
@@ -237,9 +234,8 @@ def find_recipe(name_or_path: str, kind: str = "") -> Path:
         if packaged.is_file():
             return packaged
         names = recipe_names(kind)
-        guess = nearest(name_or_path, names)
-        hint = f"did you mean {guess!r}?" if guess else f"there are {', '.join(names) or 'none'}"
-        raise SettingsError(f"{name_or_path}: no such recipe; {hint}")
+        there = f"there are {', '.join(names) or 'none'}"
+        raise SettingsError(f"{name_or_path}: no such recipe; {hint(name_or_path, names, there)}")
     what = "is a folder; name a recipe file" if path.is_dir() else "no such recipe file"
     raise SettingsError(f"{name_or_path}: {what}")
 
@@ -288,9 +284,8 @@ def _enter_arm(data: dict[str, Any], name: str) -> None:
     """Apply one arm's settings to a recipe's plain data, in place."""
     arms = data.pop("arms", None) or {}
     if not isinstance(arms, dict) or name not in arms:
-        guess = nearest(name, arms)
         there = f"there are {', '.join(arms)}" if arms else "the recipe has none"
-        raise SettingsError(f"{name!r}: no such arm; {f'did you mean {guess!r}?' if guess else there}")
+        raise SettingsError(f"{name!r}: no such arm; {hint(name, arms, there)}")
     changes = arms[name] or {}
     if not isinstance(changes, dict):
         raise SettingsError(f"arms.{name}: must be a mapping of dotted keys to values")

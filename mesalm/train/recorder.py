@@ -14,7 +14,7 @@ from mesalm.train.progress import Display, event_line
 
 
 class Recorder:
-    """The journal, the trackers and the display of one run, told of everything together."""
+    """The journal, the trackers and the display of one run, which get every fact together."""
 
     def __init__(self, accelerator: Accelerator, journal: Journal, display: Display, tally: Tally) -> None:
         self.tally = tally
@@ -30,20 +30,20 @@ class Recorder:
         self._journal.write("step", **fields)
         self._track("train", fields)
         for alarm in self._alarms.raised(fields):
-            self.tell("alarm", alarm)
+            self.report("alarm", alarm)
         speed, left = fields["tokens_per_second"], fields["seconds_left"]
         self._display.update(fields["step"], fields["loss"], speed, left, fields["epoch"], logged=fields)
 
-    def tell(self, event: str, fields: Mapping[str, Any]) -> None:
+    def report(self, event: str, fields: Mapping[str, Any]) -> None:
         """Record an event beside the steps, and print it."""
         self.write(event, **fields)
         self._track(event, fields)
         self._display.say(event_line(self.tally.step, event, fields))
 
-    def tell_all(self, event: str, lines: Iterable[Mapping[str, Any]]) -> None:
+    def report_all(self, event: str, lines: Iterable[Mapping[str, Any]]) -> None:
         """Record each of several events of a kind."""
         for fields in lines:
-            self.tell(event, fields)
+            self.report(event, fields)
 
     def _track(self, event: str, fields: Mapping[str, Any]) -> None:
         where = "/".join([event, *(str(fields[name]) for name in ("task", "shots") if fields.get(name) is not None)])

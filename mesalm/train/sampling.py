@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from mesalm.data.bpe import prompt_ids
 from mesalm.train.randomness import seed_everything
 from mesalm.train.sections import SampleSettings
 from mesalm.train.sharded import is_sharded
@@ -35,34 +36,16 @@ def sampling(
     return run
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
-    """Return the ids of a prompt, int64 [1, T], begun by the token that begins each document."""
-    ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    if tokenizer.bos_token_id is not None:
-        ids = [tokenizer.bos_token_id, *ids]
-    if not ids:
-        raise ValueError("prompt: must not be empty for a tokenizer without a token that begins a text")
-    return torch.tensor([ids])
-
-
 def continuation(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int, temperature: float) -> str:
     """Return the text that the model puts after a prompt, up to ``tokens`` tokens; temperature 0 is greedy."""
-    ids = prompt_ids(tokenizer, prompt).to(next(model.parameters()).device)
-    options = _generation(tokenizer, ids, tokens, temperature)
-    made = model.generate(ids, synced_gpus=is_sharded(model), **options)
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=next(model.parameters()).device)
+    choice = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    made = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        synced_gpus=is_sharded(model),
+        **choice,
+    )
     return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
-
-
-def _generation(
-    tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, tokens: int, temperature: float
-) -> dict[str, Any]:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    options: dict[str, Any] = {
-        "attention_mask": torch.ones_like(ids),
-        "max_new_tokens": tokens,
-        "pad_token_id": pad,
-        "do_sample": temperature > 0,
-    }
-    if temperature > 0:
-        options |= {"temperature": temperature, "top_k": 0}
-    return options

@@ -1,4 +1,4 @@
-"""Checkpoints on the way: gathered from all processes, written at once or meanwhile, and told to the journal."""
+"""Checkpoints on the way: gathered from all processes, written at once or beside it, and noted in the journal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mesalm.train.recorder import Recorder
 
 
 class Sender(Protocol):
-    """What sends checkpoints elsewhere meanwhile. Both give the fields of journal lines about what has been sent."""
+    """What sends checkpoints elsewhere in the background; both methods return fields of journal lines about it."""
 
     def offer(self, checkpoint: Path, step: int) -> Iterable[dict[str, Any]]: ...
 
@@ -40,7 +40,7 @@ class Saver:
     ) -> None:
         self._accelerator, self._checkpoints, self._uploads = accelerator, checkpoints, uploads
         self._journal, self._recorder = journal, recorder
-        self._untold: tuple[int, int] | None = None  # step and tokens of the checkpoint that is being written
+        self._unreported: tuple[int, int] | None = None  # step and tokens of the checkpoint that is being written
 
     def save(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, position: dict[str, Any], tally: Tally, guard: Any
@@ -59,24 +59,24 @@ class Saver:
                 "guard": guard,
             }
             self._journal.sync()
-            self._untold = tally.step, tally.tokens
+            self._unreported = tally.step, tally.tokens
             self._checkpoints.save(tally.step, model, optimiser, states, state)
-            self.tell()
+            self.report()
         else:
             self._checkpoints.save_part(tally.step, model, optimiser)
         self._accelerator.wait_for_everyone()
 
-    def tell(self) -> None:
-        """Tell of a checkpoint that has meanwhile been written, if there is one; raises what kept it from the disk."""
-        if self._untold is None or self._checkpoints.writing():
+    def report(self) -> None:
+        """Report a checkpoint that has been written since, if there is one; raises what kept it from the disk."""
+        if self._unreported is None or self._checkpoints.writing():
             return
         folder = self._checkpoints.finish()
-        (step, tokens), self._untold = self._untold, None
+        (step, tokens), self._unreported = self._unreported, None
         self._journal.write("checkpoint", step=step, tokens=tokens, folder=folder.name)
         if self._uploads is not None:
-            self._recorder.tell_all("upload", self._uploads.offer(folder, step))
+            self._recorder.report_all("upload", self._uploads.offer(folder, step))
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written, and tell of it."""
+        """Wait for the checkpoint that is being written, and report it."""
         self._checkpoints.wait()
-        self.tell()
+        self.report()

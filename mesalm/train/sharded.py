@@ -49,7 +49,7 @@ def use_fsdp(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Say whether a model's parameters are sharded."""
+    """Return whether a model's parameters are sharded."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 

@@ -64,7 +64,7 @@ def clip_gradient(accelerator: Accelerator, model: nn.Module, clip: float | None
 
 
 def can_refuse(optimiser: torch.optim.Optimizer) -> bool:
-    """Tell whether `update_where_finite` works: torch's fused optimisers can leave out a step by themselves."""
+    """Return whether `update_where_finite` works: torch's fused optimisers can leave out a step by themselves."""
     return getattr(optimiser, "_step_supports_amp_scaling", False)
 
 
@@ -109,11 +109,11 @@ def read(
     flags = torch.tensor([float(received == number) for number in SIGNALS])
     if accelerator.num_processes > 1:
         flags = cast(torch.Tensor, accelerator.reduce(flags.to(accelerator.device), "mean")).cpu()
-    told = next((int(number) for number, flag in zip(SIGNALS, flags.tolist(), strict=True) if flag > 0), None)
+    heard = next((int(number) for number, flag in zip(SIGNALS, flags.tolist(), strict=True) if flag > 0), None)
     if not unread:
-        return [], told
+        return [], heard
     values = torch.stack([torch.stack((loss, norm.to(loss))) for loss, norm in unread])
-    return [(loss, norm) for loss, norm in values.tolist()], told
+    return [(loss, norm) for loss, norm in values.tolist()], heard
 
 
 def sample_solver(model: nn.Module, number: int) -> Any:
@@ -123,7 +123,7 @@ def sample_solver(model: nn.Module, number: int) -> Any:
 
 
 def is_sampled(model: nn.Module) -> bool:
-    """Tell whether layers of the model wait for a row to measure."""
+    """Return whether layers of the model wait for a row to measure."""
     return any(getattr(module, "sample_gates", False) for module in model.modules())
 
 
@@ -146,7 +146,7 @@ def solver_fields(model: nn.Module, sampled: Any) -> dict[str, Any]:
 
 
 def compiled(model: nn.Module, how: bool | Literal["blocks"], *, sharded: bool = False) -> Any:
-    """Give the compiled form of a model, which shares its weights; False gives the model itself.
+    """Return the compiled form of a model, which shares its weights; False gives the model itself.
 
     "blocks" compiles each of its repeated blocks and the modules around them: blocks of one kind share one graph.
     sharded: for FSDP, which knows the model's own modules and hangs what gathers their weights around the forward

@@ -66,7 +66,7 @@ def run(
 
     Without one it begins at ``origin``, a checkpoint of another run, or afresh. ``average`` follows the weights.
 
-    ``start`` holds what the journal's line of that name tells beside the step; ``decorate`` and ``facts`` are those of
+    ``start`` holds what the journal's line of that name holds beside the step; ``decorate`` and ``facts`` are those of
     `Checkpoints`, ``probes``, ``count_items``, ``enough`` and ``uploads`` those of `Loop`.
 
     Raises SettingsError for a setting that does not go with the launch; Interrupted (a SystemExit) after Ctrl-C,

@@ -100,7 +100,7 @@ def test_a_tuned_folder_is_compared_with_its_model(
     for name in ("letters", "colour"):
         (row,) = (row for row in report["rows"] if row["key"] == f"task/{name}/0/answer")
         gain = row["differences"][0]["interval"]
-        assert gain["value"] < -0.5  # bits a byte of the answers, which the plain random model cannot know
+        assert gain["value"] < -0.5  # bits per byte of the answers, which the plain random model cannot know
         assert gain["high"] < 0
     assert main(["sample", out, "--prompt", "Q: bcd1", "--tokens", "3", "--temperature", "0"]) == 0
     assert main([*arguments, "--device", "cpu"]) == 2

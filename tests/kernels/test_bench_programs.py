@@ -60,7 +60,7 @@ def test_the_operator_program_writes_every_field(bench: SimpleNamespace, tmp_pat
         if solves:
             limit = 1e-5 if line["variant"].startswith("cg-30") else 5e-3
             errors = line["errors"]
-            assert set(errors["gradients"]) == set(bench.cases.Operands._fields)
+            assert set(errors["gradients"]) == set(bench.cases.CaseOperands._fields)
             assert 0 < errors["output"] <= errors["worst"] < limit
             assert 0 < errors["quantile"] <= errors["worst"]
             assert 0 < errors["gradient"] < limit

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from operator_cases import OUTPUTS, Case, attend, covering_cases, make_operands, recorded_operands, relative_error
+from operator_cases import (
+    OUTPUTS,
+    Case,
+    attend,
+    check_float32,
+    covering_cases,
+    make_operands,
+    recorded_operands,
+    relative_error,
+)
 
 from mesa_kernels import launch
 from mesalm import mesa_attention
@@ -79,10 +88,7 @@ def test_tiles_of_the_solvers(tile: int, kernels: str) -> None:
     """Heads of 40 take three tiles of 16 or two of 32, the last one not full."""
     assert launch.choose("gradients", SIZES).tile == tile
     operands = make_operands(Case("correlated", "by head", "none", "0.1", "random", 40, 8, "1/1", 62, "one row"))
-    exact = attend(operands, "exact", torch.float64)
-    got = attend(operands, "triton", torch.float32, device=kernels)
-    for name, wanted in exact.items():
-        assert relative_error(got[name], wanted) <= (FLOAT32_OUTPUT if name in OUTPUTS else FLOAT32_GRADIENT), name
+    check_float32(operands, kernels)
 
 
 @pytest.mark.card
@@ -105,10 +111,7 @@ def test_two_runs_give_the_same_bits(kernels: str) -> None:
 @pytest.mark.card
 def test_operands_of_a_trained_model(kernels: str) -> None:
     operands = recorded_operands("recorded_short", 65)[1]
-    exact = attend(operands, "exact", torch.float64)
-    got = attend(operands, "triton", torch.float32, device=kernels)
-    for name, wanted in exact.items():
-        assert relative_error(got[name], wanted) <= (FLOAT32_OUTPUT if name in OUTPUTS else FLOAT32_GRADIENT), name
+    check_float32(operands, kernels)
 
 
 @pytest.mark.card

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from operator_cases import OUTPUTS, Case, attend, make_operands, relative_error
+from operator_cases import Case, check_float32, make_operands, relative_error
 
 from mesalm import mesa_attention
 
-# as in test_kernels_operator: output and gradients lean on x, known to 1e-4, keys and gates on products of two such
-OUTPUT, GRADIENT = 1e-4, 5e-4
 CASES = [
     Case("iid", "0.99", "none", "0.1", "random", 48, 48, "1/1", 66, "state"),
     Case("correlated", "0.97", "1%", "1", "random", 80, 80, "1/1", 40, "one row"),
@@ -21,11 +19,7 @@ CASES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param(CASES[0], marks=pytest.mark.card), *CASES[1:]], ids=str)
 def test_several_tiles(case: Case, kernels: str) -> None:
-    operands = make_operands(case)
-    exact = attend(operands, "exact", torch.float64)
-    got = attend(operands, "triton", torch.float32, device=kernels)
-    for name, wanted in exact.items():
-        assert relative_error(got[name], wanted) <= (OUTPUT if name in OUTPUTS else GRADIENT), name
+    check_float32(make_operands(case), kernels)
 
 
 @pytest.mark.card

@@ -15,6 +15,7 @@ from mesalm.model.mesa_solver import Solving
 from mesalm.model.operator_linear import delta_rule, linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 from mesalm.model.operator_records import Operands
+from mesalm.train.activations import counted_storages
 
 
 def make_inputs(
@@ -142,15 +143,10 @@ def test_restart_has_no_gradient() -> None:
 
 def saved_numbers(T: int) -> int:
     inputs = [x.requires_grad_() for x in make_inputs(T, K=48, V=48, dtype=torch.float32)]
-    seen: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes() // 4
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    seen: list[int] = []
+    with counted_storages(lambda x: seen.append(x.untyped_storage().nbytes() // 4)):
         mesa_attention(*inputs[:6])
-    return sum(seen.values())
+    return sum(seen)
 
 
 def test_saved_memory_grows_with_tokens_only() -> None:

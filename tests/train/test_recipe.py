@@ -109,7 +109,7 @@ def test_default_list_can_be_changed_in_part(recipe_file: Path) -> None:
 
 def test_steps_and_tokens_take_each_others_place(load: Load) -> None:
     assert load().steps == 12
-    by_tokens = load("train.tokens=300")  # rows of 32 tokens, 4 rows a step
+    by_tokens = load("train.tokens=300")  # rows of 32 tokens, 4 rows per step
     assert (by_tokens.train.steps, by_tokens.steps) == (None, 3)
     with pytest.raises(SettingsError, match="exactly one"):
         load("train.tokens=300", "train.steps=2")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -19,17 +18,6 @@ from typing import Any
 from mesalm.files import write_text
 
 FORMAT = 4
-_POSITIONS = r"(?:(?:position|length)|(?P<metric>\w+))(?:/(?:(?P<first>\d+)-)?(?P<last>\d+))?"
-KEYS_3 = {
-    "text": r"(?P<metric>\w+)(?:/(?P<variant>file)(?=/))?(?:/(?P<group>.+))?",
-    "position": _POSITIONS,
-    "length": _POSITIONS,
-    "context": _POSITIONS,
-    "recall": r"recall/(?P<group>\w+)(?:/(?P<metric>accuracy))?",
-    "task": r"(?:(?P<shots>\d+|most)/)?(?P<metric>[a-z0-9-]+?)"
-    r"(?:-(?P<variant>permuted|symbols|shuffled|twice|pairing))?(?:/(?P<group>.+))?",
-}
-"""What the keys of format 3 say, by section."""
 
 
 @dataclass
@@ -244,13 +232,11 @@ class Scores:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Scores:
-        """Rebuild scores from `to_dict`, of this format or of format 3; ValueError if they are of another."""
+        """Rebuild scores from `to_dict`; ValueError if they are of another format."""
         given = data.get("format")
-        if given not in (3, FORMAT):
-            raise ValueError(
-                f"scores of format {given!r} cannot be read; this version reads 3 and {FORMAT}: measure again"
-            )
-        result = _rebuild(cls, _from_format_3(data) if given == 3 else data)
+        if given != FORMAT:
+            raise ValueError(f"scores of format {given!r} cannot be read; this version reads {FORMAT}: measure again")
+        result = _rebuild(cls, data)
         assert isinstance(result, cls)
         return result
 
@@ -284,33 +270,3 @@ def _rebuild(kind: Any, value: Any) -> Any:
         (inner,) = [choice for choice in typing.get_args(kind) if choice is not type(None)]
         return _rebuild(inner, value)
     return value
-
-
-def _from_format_3(data: dict[str, Any]) -> dict[str, Any]:
-    """Return scores of format 3 as this one: there a measure's key, and words of a note, said what fields say now."""
-    name = data["model"]["name"]
-
-    def notes(texts: list[str]) -> list[dict[str, Any]]:
-        return [{"text": text.removesuffix(f" ({name})"), "own": text.endswith(f" ({name})")} for text in texts]
-
-    def part(old: dict[str, Any]) -> dict[str, Any]:
-        measures = [
-            {**measure, **_facts_of_3(measure["section"], measure["key"], measure.get("x"))}
-            for measure in old["measures"]
-        ]
-        return {**old, "measures": measures, "notes": notes(old.get("notes", []))}
-
-    parts = [part(old) for old in data["parts"]]
-    return {**data, "parts": parts, "notes": notes(data.get("notes", [])), "format": FORMAT}
-
-
-def _facts_of_3(section: str, key: str, x: float | None) -> dict[str, Any]:
-    """Return the fields that a key of format 3 holds; ValueError for one that is none."""
-    task = section.removeprefix("task/") if section.startswith("task/") else ""
-    found = re.fullmatch(KEYS_3["task" if task else section], key.removeprefix(f"{section}/") if task else key)
-    if found is None:
-        raise ValueError(f"{key!r} is no measure of section {section!r}")
-    facts: dict[str, Any] = {name: value for name, value in found.groupdict().items() if value}
-    if "shots" in facts:
-        facts |= {"shots": int(x or 0), "most": facts["shots"] == "most"}
-    return {"task": task, "metric": "loss"} | facts | {n: int(facts[n]) for n in ("first", "last") if n in facts}

@@ -49,7 +49,7 @@ def report_data(comparison: Comparison, summary: Summary) -> dict[str, Any]:
         ],
         "rows": [dataclasses.asdict(row) for row in comparison.rows],
         "family": {
-            "declared": [*FAMILY, "one score a task"],
+            "declared": [*FAMILY, "one score per task"],
             "tests": len(comparison.family),
             "correction": CORRECTION,
             "level": LEAST,

@@ -13,7 +13,7 @@ from mesa_eval.synthetic.row_scores import RowScores
 from mesalm.draw import INK, MUTED, draw_svg, plain_ticks, series_colour, series_marker
 
 DASHES = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (5, 2, 1, 2)), (0, (9, 3)), (0, (2, 1.5, 6, 1.5)))
-"""One pattern a guess."""
+"""One pattern per guess."""
 PANELS_A_ROW = 3
 Writer = Callable[[Callable[[Figure], None], tuple[float, float], str], str]
 """Function(draw, size in inches, label) -> the text of a drawing."""
@@ -31,7 +31,7 @@ def grid_figure(grid: Grid, measure: RowScores, write: Writer = draw_svg) -> str
 
 
 def state_figure(grid: Grid, measure: RowScores) -> str | None:
-    """Draw one statistic over the numbers that a model keeps of a sequence, a panel a task, as an ``<svg>``.
+    """Draw one statistic over the numbers that a model keeps of a sequence, one panel per task, as an ``<svg>``.
 
     None where the grid has no models of several sizes.
     """
@@ -110,7 +110,7 @@ def _guess_lines(axes: Any, inside: list[Line], ticks: list[str], across: str | 
 
 
 def _curves(grid: Grid, measure: RowScores, found: list[Line], write: Writer) -> str:
-    """Draw the statistic by place, a panel a point: means over seeds with their range, and the guesses."""
+    """Draw the statistic by place, one panel per point: means over seeds with their range, and the guesses."""
     points = [point for point in grid.points() if any(line.setting.point == point for line in found)]
 
     def draw(figure: Figure) -> None:

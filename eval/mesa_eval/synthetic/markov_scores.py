@@ -5,7 +5,7 @@ Four predictors that look at the row alone, n the counts of what followed the cu
 - unigram: the shares of all symbols so far, smoothed;
 - counts: softmax(a n), what a linear readout of linear attention with one-hot keys can say;
 - ridge: softmax(a n / (sum n + ridge)), the same of ridge regression on one-hot symbols;
-- Bayes: (n + concentration) / (sum n + symbols * concentration), the best there is. It is told of the switch.
+- Bayes: (n + concentration) / (sum n + symbols * concentration), the best there is. It knows where the switch is.
 
 The free numbers are fitted on the valid rows.
 """
@@ -52,8 +52,8 @@ def markov_guesses(task: Markov, rows: int, *, seed: int) -> dict[str, Synthetic
     found = {}
     for name, (predict, start) in PREDICTORS.items():
         found[name] = _nats(predict(_fitted(predict, start, known), follow, seen), coming)
-    told, *_ = counted(test, task.switch)
-    found["Bayes"] = _nats((told + task.concentration).log(), coming)
+    known_switch, *_ = counted(test, task.switch)
+    found["Bayes"] = _nats((known_switch + task.concentration).log(), coming)
     return {name: _by_position(nats) for name, nats in found.items()}
 
 

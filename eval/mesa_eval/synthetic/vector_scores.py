@@ -1,4 +1,4 @@
-"""Scores on tasks of vectors: squared error an entry by number of shots or position, beside what regression makes."""
+"""Scores on tasks of vectors: squared error per entry by number of shots or position, beside what regression makes."""
 
 from __future__ import annotations
 
@@ -91,5 +91,5 @@ def _scores(task: VectorTask, predictions: torch.Tensor, targets: torch.Tensor) 
     numerator = [[float(f"{value:.{DIGITS}g}") for value in row] for row in errors.tolist()]
     denominator = [[float(outputs)] * errors.shape[1]] * len(errors)
     return SyntheticScores(
-        [RowScores("error", "squared error an entry", "lower", numerator, denominator, list(range(errors.shape[1])))]
+        [RowScores("error", "squared error per entry", "lower", numerator, denominator, list(range(errors.shape[1])))]
     )

@@ -164,7 +164,7 @@ def few_shot_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def continual_aided(bench: Workbench, sizes: Sizes) -> Findings:
-    """Give two tasks in one sequence to the nets of claim 17: plain, with separator, with separator and prefix.
+    """Return two tasks in one sequence to the nets of claim 17: plain, with separator, with separator and prefix.
 
     All three see as many pairs as the longest of the three forms fits into the length that the net was trained on, a
     third of them of the first task: with separators, the pairs of claim 18 would not fit.

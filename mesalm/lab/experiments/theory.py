@@ -27,6 +27,7 @@ from mesalm.lab.workbench import Workbench
 from mesalm.least_squares import gradient_predictions, ridge_predictions, running_cross, running_gram
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
+from mesalm.train.activations import counted_storages
 
 Sizes = dict[str, Any]
 
@@ -184,17 +185,11 @@ def _kept_numbers(seed: int, size: int, length: int) -> int:
     """Return how many numbers autograd keeps between the operator's passes forward and back, each memory once."""
     generator = step_generator(seed, 2, "test")
     query, key, value = (normal((1, length, 1, size), 1.0 / size**0.5, generator).requires_grad_() for _ in range(3))
-    kept: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    kept: list[int] = []
+    with counted_storages(lambda tensor: kept.append(tensor.untyped_storage().nbytes() // tensor.element_size())):
         output = mesa_attention(query, key, value, backend="torch")
     assert output.requires_grad
-    return sum(kept.values())
+    return sum(kept)
 
 
 def dimension_curse(bench: Workbench, sizes: Sizes) -> Findings:

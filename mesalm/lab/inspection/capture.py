@@ -43,7 +43,7 @@ def mixers_of(model: nn.Module) -> list[Any]:
 
 
 def is_recurrent(mixer: Any) -> bool:
-    """Tell whether a mixer reads a state through an operator, so that there are operands to see."""
+    """Return whether a mixer reads a state through an operator, so that there are operands to see."""
     return callable(getattr(mixer, "read", None))
 
 

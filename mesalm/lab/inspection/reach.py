@@ -41,7 +41,7 @@ class Reach:
 
     @property
     def binds(self) -> bool:
-        """Tell whether the head pairs tokens with their predecessors: in its read-out, or in its keys' convolution."""
+        """Return whether the head pairs tokens with their predecessors: in its read-out or its keys' convolution."""
         in_keys = self.key_taps is not None and MIXERS[self.mixer].recurrent and self.key_taps[1] >= BINDS
         return self.lags[1] >= BINDS or in_keys
 
