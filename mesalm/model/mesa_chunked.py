@@ -27,7 +27,7 @@ from .chunk_states import (
     to_chunks,
 )
 from .mesa_exact import mesa_exact
-from .mesa_problems import cut_problems, problem_length
+from .mesa_problems import cut_problems
 from .mesa_solver import Factors, Solving, solve
 from .mesa_triton import run_kernels
 from .operator_records import Operands, Results, register, split
@@ -49,7 +49,7 @@ def forward(operands: Operands, solving: Solving, keep: bool) -> tuple[Results, 
         results = Results(*run_kernels("forward", *operands, limits=solving.limits))
         return results, Factors.nothing(results.solution)
     B, T = query.shape[:2]
-    G, chunk = value.shape[2], problem_length(query.shape[-1])
+    G, chunk = value.shape[2], solving.chunk
     dtype = compute_dtype(query.dtype)
     with torch.autocast(query.device.type, enabled=False):
         made = cut_problems(operands, dtype, chunk)
@@ -75,7 +75,7 @@ def backward(
     if solving.backend == "triton":
         return Operands(*run_kernels("backward", *upstreams, *operands, solution, limits=solving.limits))
     B, T, _, K = operands.query.shape
-    G, chunk = operands.key.shape[2], problem_length(K)
+    G, chunk = operands.key.shape[2], solving.chunk
     dtype = compute_dtype(operands.query.dtype)
     with torch.autocast(operands.query.device.type, enabled=False):
         made = cut_problems(operands, dtype, chunk)
@@ -129,7 +129,7 @@ def _forward_shapes(operands: Operands, solving: Solving, keep: bool) -> tuple[R
     query = operands.query
     B, T, H, K = query.shape
     G, V = operands.value.shape[2:]
-    dtype, chunk = compute_dtype(query.dtype), problem_length(K)
+    dtype, chunk = compute_dtype(query.dtype), solving.chunk
     P = G * B * chunk_count(T, chunk)
     results = Results(
         query.new_empty(B, T, H, V),
