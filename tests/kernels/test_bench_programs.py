@@ -160,7 +160,11 @@ def test_the_step_program_writes_every_field(bench: SimpleNamespace, tmp_path: P
 def test_steps_start_from_the_gates_of_a_recorded_model(bench: SimpleNamespace, tmp_path: Path) -> None:
     file, out = Path(__file__).parents[1] / "data" / "recorded_short.safetensors", tmp_path / "lines.jsonl"
     options = ["--quick", "--recorded", str(file), "--documents", "2", "--conv-size", "4", "--process-time"]
-    assert bench.bench_step.main([*options, "--mixers", "mesa", "softmax", "--heads", "3"]) == 2
+    with pytest.raises(
+        ValueError, match=r"layers and heads are \[4, \{4\}\], not \[4, \{3\}\]; give its --layers and --heads"
+    ):
+        bench.bench_step.build(bench.bench_step.parse(options), "mesa", 1e-3, 96)
+    options += ["--repeats", "1", "--warmup", "0"]
     options += ["--heads", "4", "--width", "64", "--tolerance", "1e-3", "--out", str(out)]
     assert bench.bench_step.main([*options, "--mixers", "mesa", "softmax"]) == 0
     assert [line["variant"] for line in read(out)] == ["mesa@0.001", "softmax"]
