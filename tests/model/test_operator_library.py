@@ -95,14 +95,14 @@ def test_registration_is_consistent(dtype: torch.dtype) -> None:
     mesa = (*inputs, *states, 1e-4, 30, "shared", "torch", 32, True)
     ways = ("auto", "chebyshev", "cg")
     others = (*((way, "torch", 64, True) for way in ways), ("auto", "torch", 32, False))
-    for settings in (*((1e-4, 30, *rest) for rest in others), mesa[-5:]):
+    for settings in (*((1e-4, 30, *rest) for rest in others), mesa[-6:]):
         some = checks if settings[-1] else ("test_schema", "test_faketensor")
         torch.library.opcheck(mesa_chunked._forward_op, (*inputs, *states, *settings), test_utils=some)
     for recurrence in (LINEAR, DELTA):
         torch.library.opcheck(recurrence.forward, (*inputs[:5], cross), test_utils=checks)
     with torch.no_grad():
         output, last_gram, last_cross, solution, _, *factors = mesa_chunked._forward_op(*mesa)
-        backward = (output, last_gram, last_cross, *mesa[:8], solution, *factors, *mesa[-5:-1])
+        backward = (output, last_gram, last_cross, *mesa[:8], solution, *factors, *mesa[-6:-1])
         backward = tuple(x.detach() if isinstance(x, Tensor) else x for x in backward)
         torch.library.opcheck(mesa_chunked._backward_op, backward, test_utils=("test_schema", "test_faketensor"))
         again = (output, last_cross, *(x.detach() for x in (*inputs[:5], cross)))
