@@ -4,15 +4,18 @@
     python kernels/bench/bench_step.py --device cuda --precision bfloat16 --width 768 --heads 12 --layers 12
 
 A step is the forward pass, the loss, the backward pass and AdamW. All models differ in their mixers alone, and see the
-same random tokens. Prints one table per length, and appends one JSON line per model and length to --out. See README.md.
+same random tokens. With --recorded each head starts from its mean gates in a trained model. Prints one table per length,
+and appends one JSON line per model and length to --out. See README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import records
@@ -22,6 +25,8 @@ from measure import Spread, interleave, peak_rates, ratio
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mesalm import MesaForCausalLM
+from mesalm.lab.inspection.recorded import load_recorded
+from mesalm.train.step import compiled
 
 
 class Operators(TorchDispatchMode):
@@ -38,13 +43,17 @@ class Operators(TorchDispatchMode):
 
 @dataclass
 class Trainee:
-    """A model, what runs it (itself, or its compiled form), its optimiser and the tokens `[rows, T]` of its steps."""
+    """A model, what runs it (itself, or its compiled form), its optimiser and the tokens `[rows, T]` of its steps.
+
+    positions `[rows, T]`: begin again in each document; None where a row is one.
+    """
 
     name: str
     model: MesaForCausalLM
     run: Callable[..., Any]
     optimiser: torch.optim.Optimizer
     tokens: torch.Tensor
+    positions: torch.Tensor | None
     precision: torch.dtype
     loss: float = float("nan")
 
@@ -52,7 +61,7 @@ class Trainee:
         """Make one optimiser step and keep its loss."""
         device = self.tokens.device.type
         with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
-            loss = self.run(input_ids=self.tokens, labels=self.tokens).loss
+            loss = self.run(input_ids=self.tokens, labels=self.tokens, position_ids=self.positions).loss
         loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -79,7 +88,11 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     add_model_arguments(parser)
     parser.add_argument("--tolerance", type=float, nargs="+", default=[1e-3, 1e-4], help="of mesa mixers")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of autocast")
-    parser.add_argument("--compile", action="store_true", help="run the models through torch.compile")
+    parser.add_argument("--compile", nargs="?", const=True, choices=("blocks",), help="whole models, or their blocks")
+    parser.add_argument("--conv-size", type=int, help="of all mixers (default: each mixer's own)")
+    parser.add_argument("--documents", type=int, default=1, help="in each row, of one length (default: 1)")
+    parser.add_argument("--recorded", type=Path, metavar="FILE", help="start from the mean gates of a recorded model")
+    parser.add_argument("--process-time", action="store_true", help="measure processor time")
     parser.add_argument("--repeats", type=int, help="steps measured (default: 10)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     usual = {**MODEL_SIZES, "length": ([512, 4096], [96]), "tokens": (8192, 192), "repeats": (10, 2)}
@@ -87,18 +100,45 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     for length in arguments.length:
         if length < 2 or arguments.tokens % length:
             parser.error(f"--length {length} must be at least 2 and divide --tokens {arguments.tokens}")
+        if arguments.documents < 1 or length % arguments.documents:
+            parser.error(f"--documents {arguments.documents} must be at least 1 and divide --length {length}")
+    if arguments.process_time and arguments.device != "cpu":
+        parser.error("--process-time: a card's work takes no processor time; leave it out")
     return arguments
 
 
 def build(arguments: argparse.Namespace, mixer: str, tolerance: float, length: int) -> Trainee:
     """Build a model with one mixer, its AdamW and its tokens."""
-    model = build_model(arguments, mixer, length, tolerance=tolerance).to(arguments.device).train()
+    model = build_model(arguments, mixer, length, tolerance=tolerance, conv_size=arguments.conv_size)
+    if arguments.recorded is not None and mixer != BASELINE:
+        set_gates(model, arguments.recorded)
+    model.to(arguments.device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(arguments.seed)
     tokens = torch.randint(arguments.vocabulary, (arguments.tokens // length, length), generator=generator)
     name = f"{mixer}@{tolerance:g}" if mixer == "mesa" else mixer
-    run = torch.compile(model) if arguments.compile else model
-    return Trainee(name, model, run, optimiser, tokens.to(arguments.device), DTYPES[arguments.precision])
+    positions = None
+    if arguments.documents > 1:
+        positions = (torch.arange(length) % (length // arguments.documents)).repeat(len(tokens), 1).to(arguments.device)
+    run = compiled(model, arguments.compile or False)
+    return Trainee(name, model, run, optimiser, tokens.to(arguments.device), positions, DTYPES[arguments.precision])
+
+
+def set_gates(model: MesaForCausalLM, file: Path) -> None:
+    """Have each head start from its mean gates in a recorded model: exp(mean log gamma) and mean beta.
+
+    Raises ValueError where the recorded model has other layers or heads.
+    """
+    recorded = load_recorded(file)
+    mixers = [block.mixer for block in model.model.layers]
+    shapes = [len(mixers), {mixer.groups for mixer in mixers}], [len(recorded), {x["key"].shape[2] for x in recorded}]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{file}: layers and heads are {shapes[1]}, not {shapes[0]}; give its --layers and --heads")
+    with torch.no_grad():
+        for mixer, layer in zip(mixers, recorded, strict=True):
+            forget = layer["log_forget"].clamp(min=-60.0).mean((0, 1)).exp()  # a restart would count for all
+            mixer.forget_proj.bias.copy_(forget.logit())
+            mixer.input_proj.bias.copy_(layer["input_gate"].mean((0, 1)).logit())
 
 
 def measure_length(arguments: argparse.Namespace, length: int) -> tuple[list[Trainee], dict[str, Spread]]:
@@ -109,7 +149,8 @@ def measure_length(arguments: argparse.Namespace, length: int) -> tuple[list[Tra
         for tolerance in (arguments.tolerance if mixer == "mesa" else arguments.tolerance[:1])
     ]
     steps: dict[str, Callable[[], object]] = {trainee.name: trainee.step for trainee in trainees}
-    return trainees, interleave(steps, arguments.repeats, arguments.warmup, arguments.device)
+    clock = time.process_time if arguments.process_time else time.perf_counter
+    return trainees, interleave(steps, arguments.repeats, arguments.warmup, arguments.device, clock)
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -54,23 +54,23 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def chunk_count(length: int) -> int:
-    """Return the number of chunks that cover `length` tokens."""
-    return (length + CHUNK - 1) // CHUNK
+def chunk_count(length: int, chunk: int = CHUNK) -> int:
+    """Return the number of chunks of `chunk` tokens that cover `length` tokens."""
+    return (length + chunk - 1) // chunk
 
 
-def chunk_length(length: int) -> int:
+def chunk_length(length: int, chunk: int = CHUNK) -> int:
     """Return the tokens of a chunk of `length` tokens: a short sequence is one chunk of its own length."""
-    return min(CHUNK, length)
+    return min(chunk, length)
 
 
-def to_chunks(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+def to_chunks(x: Tensor, groups: int, dtype: torch.dtype, chunk: int = CHUNK) -> Tensor:
     """Copy `[B, T, heads, D]` to problems `[P, R * C, D]`, R = heads / groups, tokens past T as zeros.
 
-    The R query heads that share a key head follow one another in their problem's rows.
+    The R query heads that share a key head follow one another in their problem's rows. C is `chunk`, or T if less.
     """
     B, T, heads, D = x.shape
-    N, C, R = chunk_count(T), chunk_length(T), heads // groups
+    N, C, R = chunk_count(T, chunk), chunk_length(T, chunk), heads // groups
     missing = N * C - T
     if missing:
         x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing))
@@ -80,9 +80,9 @@ def to_chunks(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     return copied.view(groups * B * N, R * C, D)
 
 
-def from_chunks(x: Tensor, batch: int, length: int, groups: int, dtype: torch.dtype) -> Tensor:
-    """Undo `to_chunks`: problems `[P, R * CHUNK, D]` to a contiguous `[B, T, heads, D]` of `dtype`."""
-    N, C, D = chunk_count(length), chunk_length(length), x.shape[-1]
+def from_chunks(x: Tensor, batch: int, length: int, groups: int, dtype: torch.dtype, chunk: int = CHUNK) -> Tensor:
+    """Undo `to_chunks`: problems `[P, R * C, D]` to a contiguous `[B, T, heads, D]` of `dtype`."""
+    N, C, D = chunk_count(length, chunk), chunk_length(length, chunk), x.shape[-1]
     R = x.shape[-2] // C
     joined = x.reshape(groups, batch, N, R, C, D).permute(1, 2, 4, 0, 3, 5)
     joined = joined.reshape(batch, N * C, groups * R, D)[:, :length]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .chunk_gradients import local_adjoints, token_gradients
 from .chunk_states import (
+    CHUNK,
     chunk_count,
     chunk_length,
     compute_dtype,
@@ -47,22 +48,22 @@ def forward(operands: Operands, solving: Solving, keep: bool) -> tuple[Results, 
     if solving.backend == "triton":
         results = Results(*run_kernels("forward", *operands, limits=solving.limits))
         return results, Factors.nothing(results.solution)
-    B, T, H, _ = query.shape
-    G, N = value.shape[2], chunk_count(T)
+    B, T = query.shape[:2]
+    G, chunk = value.shape[2], solving.chunk
     dtype = compute_dtype(query.dtype)
     with torch.autocast(query.device.type, enabled=False):
-        made = cut_problems(operands, dtype)
-        rhs = to_chunks(query, G, dtype).mul_(made.inverse_root)
+        made = cut_problems(operands, dtype, chunk)
+        rhs = to_chunks(query, G, dtype, chunk).mul_(made.inverse_root)
         x, steps, factors = solve(made, rhs, solving)
         output = read_states(x, made.key, made.value * made.input_gate, made.cross, made.decay)
         solution = x.mul_(made.inverse_root)
-    by_head = steps.view(G, B, N, H // G, -1).amax(-1)
+    by_token = from_chunks(steps.unsqueeze(-1), B, T, G, steps.dtype, chunk).squeeze(-1)
     results = Results(
-        from_chunks(output, B, T, G, query.dtype),
+        from_chunks(output, B, T, G, query.dtype, chunk),
         made.last_gram,
         made.last_cross,
-        from_chunks(solution, B, T, G, dtype),
-        by_head.permute(1, 2, 0, 3).reshape(B, N, H).contiguous(),
+        from_chunks(solution, B, T, G, dtype, chunk),
+        torch.stack([part.amax(1) for part in by_token.split(CHUNK, 1)], 1),
     )
     return results, factors if keep else Factors.nothing(rhs)
 
@@ -74,17 +75,17 @@ def backward(
     if solving.backend == "triton":
         return Operands(*run_kernels("backward", *upstreams, *operands, solution, limits=solving.limits))
     B, T, _, K = operands.query.shape
-    G = operands.key.shape[2]
+    G, chunk = operands.key.shape[2], solving.chunk
     dtype = compute_dtype(operands.query.dtype)
     with torch.autocast(operands.query.device.type, enabled=False):
-        made = cut_problems(operands, dtype)
+        made = cut_problems(operands, dtype, chunk)
         decay, inverse_root = made.decay, made.inverse_root
-        d = to_chunks(upstreams.upstream, G, dtype)
+        d = to_chunks(upstreams.upstream, G, dtype, chunk)
         gated = made.value * made.input_gate
         # b_t = G_t d_t is the read-out with keys and values exchanged.
         rhs = read_states(d, gated, made.key, made.cross.mT, decay)
         y = solve(made, rhs, solving, factors).x
-        x = to_chunks(solution, G, dtype).div_(inverse_root)
+        x = to_chunks(solution, G, dtype, chunk).div_(inverse_root)
 
         local_cross, local_gram = local_adjoints(x, d, y, decay)
         assert local_gram is not None
@@ -110,12 +111,12 @@ def backward(
         )
         d_query = y.mul_(inverse_root)
         d_ridge = -(x.mul_(inverse_root) * d_query).view(G, -1, K).sum(1)
-        d_gate = from_chunks(tokens.input_gate, B, T, G, operands.input_gate.dtype).squeeze(-1)
-        d_log = from_chunks(tokens.log_forget, B, T, G, operands.log_forget.dtype).squeeze(-1)
+        d_gate = from_chunks(tokens.input_gate, B, T, G, operands.input_gate.dtype, chunk).squeeze(-1)
+        d_log = from_chunks(tokens.log_forget, B, T, G, operands.log_forget.dtype, chunk).squeeze(-1)
     return Operands(
-        query=from_chunks(d_query, B, T, G, operands.query.dtype),
-        key=from_chunks(tokens.key.mul_(inverse_root), B, T, G, operands.key.dtype),
-        value=from_chunks(tokens.value, B, T, G, operands.value.dtype),
+        query=from_chunks(d_query, B, T, G, operands.query.dtype, chunk),
+        key=from_chunks(tokens.key.mul_(inverse_root), B, T, G, operands.key.dtype, chunk),
+        value=from_chunks(tokens.value, B, T, G, operands.value.dtype, chunk),
         log_forget=d_log.masked_fill(is_restart(operands.log_forget, dtype), 0.0),
         input_gate=d_gate,
         ridge=d_ridge.to(operands.ridge.dtype),
@@ -128,16 +129,16 @@ def _forward_shapes(operands: Operands, solving: Solving, keep: bool) -> tuple[R
     query = operands.query
     B, T, H, K = query.shape
     G, V = operands.value.shape[2:]
-    N, dtype = chunk_count(T), compute_dtype(query.dtype)
-    P = G * B * N
+    dtype, chunk = compute_dtype(query.dtype), solving.chunk
+    P = G * B * chunk_count(T, chunk)
     results = Results(
         query.new_empty(B, T, H, V),
         query.new_empty(B, G, K, K, dtype=dtype),
         query.new_empty(B, G, K, V, dtype=dtype),
         query.new_empty(B, T, H, K, dtype=dtype),
-        query.new_empty(B, N, H, dtype=torch.int32),
+        query.new_empty(B, chunk_count(T), H, dtype=torch.int32),
     )
-    shapes = ((P, K, K), (P, chunk_length(T), K), (P,)) if keep else ((0,), (0,), (0,))
+    shapes = ((P, K, K), (P, chunk_length(T, chunk), K), (P,)) if keep else ((0,), (0,), (0,))
     return results, Factors(*(query.new_empty(shape, dtype=dtype) for shape in shapes))
 
 

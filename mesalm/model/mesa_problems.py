@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .chunk_states import (
+    CHUNK,
     Decay,
     chunk_count,
     chunk_decay,
@@ -22,6 +23,15 @@ from .chunk_states import (
 )
 from .mesa_cg import Systems
 from .operator_records import Operands
+
+SHORT = 32
+"""Tokens in a chunk where keys have no more dimensions than this: reading a start state is cheap then, the triangle of
+a chunk is not, and over fewer tokens gates differ less, so that the shared factor needs fewer products."""
+
+
+def problem_length(key_size: int) -> int:
+    """Return the tokens of a chunk that suits keys of `key_size` dimensions."""
+    return SHORT if key_size <= SHORT else CHUNK
 
 
 class Problems(NamedTuple):
@@ -58,15 +68,15 @@ class Problems(NamedTuple):
         return (self.inverse_root.amax(-1) / self.inverse_root.amin(-1)).squeeze(-1)
 
 
-def cut_problems(operands: Operands, dtype: torch.dtype) -> Problems:
+def cut_problems(operands: Operands, dtype: torch.dtype, chunk: int = CHUNK) -> Problems:
     """Cut key, value and gates into problems, scale by the ridge and scan the states of the chunks."""
     B, T, G, _ = operands.key.shape
     root = operands.ridge.to(dtype).sqrt()  # [G, K]
-    inverse_root = repeat_heads(1.0 / root, B, chunk_count(T)).unsqueeze(1)  # [P, 1, K]
-    keys = to_chunks(operands.key, G, dtype).mul_(inverse_root)
-    values = to_chunks(operands.value, G, dtype)
-    gate = to_chunks(operands.input_gate.unsqueeze(-1), G, dtype)
-    forget = to_chunks(operands.log_forget.unsqueeze(-1), G, torch.float64).squeeze(-1)
+    inverse_root = repeat_heads(1.0 / root, B, chunk_count(T, chunk)).unsqueeze(1)  # [P, 1, K]
+    keys = to_chunks(operands.key, G, dtype, chunk).mul_(inverse_root)
+    values = to_chunks(operands.value, G, dtype, chunk)
+    gate = to_chunks(operands.input_gate.unsqueeze(-1), G, dtype, chunk)
+    forget = to_chunks(operands.log_forget.unsqueeze(-1), G, torch.float64, chunk).squeeze(-1)
     decay = chunk_decay(forget, dtype)
     fading = (keys * (gate * decay.end)).mT
     row, column = root.unsqueeze(-1), root.unsqueeze(-2)

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .chunk_states import CHUNK
 from .mesa_cg import BLOCK_NUMBERS, Systems, conjugate_gradients
 from .mesa_chebyshev import iterate, largest_norm, terms_needed
-from .mesa_problems import Problems
+from .mesa_problems import Problems, problem_length
 from .mesa_shared import (
     Factor,
     Reference,
@@ -60,13 +61,14 @@ class Limits(NamedTuple):
 class Solving(NamedTuple):
     """The settings of a solve; `mesa_attention` describes them.
 
-    backend: what computes, here "torch" or "triton".
+    backend: what computes, here "torch" or "triton". chunk: tokens in a chunk, of "torch".
     """
 
     tolerance: float
     max_steps: int
     method: str = "auto"
     backend: str = "torch"
+    chunk: int = CHUNK
 
     @property
     def limits(self) -> Limits:
@@ -88,7 +90,7 @@ def check_solving(tolerance: float, max_steps: int | None, method: str, backend:
     check_choice("method", method, METHODS)
     if method != "auto" and backend != "torch":
         raise ValueError(f"method is {method!r}: must be 'auto' on back end {backend!r}, or use backend='torch'")
-    return Solving(float(tolerance), max_steps, method, backend)
+    return Solving(float(tolerance), max_steps, method, backend, problem_length(key_size))
 
 
 class Assignment(NamedTuple):

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .chunk_states import chunk_length
+from .mesa_problems import problem_length
 from .mesa_triton import beside
 from .mixer_gated import GatedMixer, Projections
 from .operator_mesa import MesaState, mesa_attention
@@ -123,7 +124,7 @@ class MesaMixer(GatedMixer):
         One solver step is one product with H_t, 2 (K^2 + 2 C K) operations per token and head with chunks of C tokens;
         the steps are those of the last forward pass.
         """
-        K, V, chunk = self.key_size, self.value_size, chunk_length(length)
+        K, V, chunk = self.key_size, self.value_size, chunk_length(length, problem_length(self.key_size))
         steps = 0.0 if self.solver_steps is None else float(self.solver_steps.float().mean())
         states = 2.0 * K * (K + V)
         read = 2.0 * (K * V + chunk * (K + V))

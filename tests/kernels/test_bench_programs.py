@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mesalm.lab.inspection.recorded import save_recorded
+from mesalm.lab.inspection.recorded import load_recorded, save_recorded
 from mesalm.model.operator_mesa import mesa_attention
 
 MACHINE = {"cpu", "cores", "threads", "load_before", "system", "python", "torch", "device"}
@@ -155,6 +155,28 @@ def test_the_step_program_writes_every_field(bench: SimpleNamespace, tmp_path: P
     assert lines[1]["solver_steps"] >= lines[0]["solver_steps"] > 0
     assert lines[0]["operators"] == lines[1]["operators"] > lines[2]["operators"] > lines[3]["operators"]
     assert lines[3]["time_over_softmax"] == 1
+
+
+def test_steps_start_from_the_gates_of_a_recorded_model(bench: SimpleNamespace, tmp_path: Path) -> None:
+    file, out = Path(__file__).parents[1] / "data" / "recorded_short.safetensors", tmp_path / "lines.jsonl"
+    options = ["--quick", "--recorded", str(file), "--documents", "2", "--conv-size", "4", "--process-time"]
+    with pytest.raises(
+        ValueError, match=r"layers and heads are \[4, \{4\}\], not \[4, \{3\}\]; give its --layers and --heads"
+    ):
+        bench.bench_step.build(bench.bench_step.parse(options), "mesa", 1e-3, 96)
+    options += ["--repeats", "1", "--warmup", "0"]
+    options += ["--heads", "4", "--width", "64", "--tolerance", "1e-3", "--out", str(out)]
+    assert bench.bench_step.main([*options, "--mixers", "mesa", "softmax"]) == 0
+    assert [line["variant"] for line in read(out)] == ["mesa@0.001", "softmax"]
+    arguments = bench.bench_step.parse(options)
+    mesa, softmax = (bench.bench_step.build(arguments, mixer, 1e-3, 96) for mixer in ("mesa", "softmax"))
+    layers = load_recorded(file)
+    for block, other, layer in zip(mesa.model.model.layers, softmax.model.model.layers, layers, strict=True):
+        forget, written = block.mixer.forget_proj.bias.sigmoid(), block.mixer.input_proj.bias.sigmoid()
+        torch.testing.assert_close(forget, layer["log_forget"].mean((0, 1)).exp())
+        torch.testing.assert_close(written, layer["input_gate"].mean((0, 1)))
+        assert other.mixer.conv.size == block.mixer.conv.size == 4
+    assert mesa.positions[0].tolist() == [*range(48), *range(48)]
 
 
 def test_the_decode_program_writes_every_field(bench: SimpleNamespace, tmp_path: Path) -> None:

@@ -92,17 +92,17 @@ def test_registration_is_consistent(dtype: torch.dtype) -> None:
     gram, cross = torch.zeros(2, 2, 6, 6), torch.zeros(2, 2, 6, 5)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     states = (gram.requires_grad_(), cross.requires_grad_())
-    mesa = (*inputs, *states, 1e-4, 30, "shared", "torch", True)
+    mesa = (*inputs, *states, 1e-4, 30, "shared", "torch", 32, True)
     ways = ("auto", "chebyshev", "cg")
-    others = (*((way, "torch", True) for way in ways), ("auto", "torch", False))
-    for settings in (*((1e-4, 30, *rest) for rest in others), mesa[-5:]):
+    others = (*((way, "torch", 64, True) for way in ways), ("auto", "torch", 32, False))
+    for settings in (*((1e-4, 30, *rest) for rest in others), mesa[-6:]):
         some = checks if settings[-1] else ("test_schema", "test_faketensor")
         torch.library.opcheck(mesa_chunked._forward_op, (*inputs, *states, *settings), test_utils=some)
     for recurrence in (LINEAR, DELTA):
         torch.library.opcheck(recurrence.forward, (*inputs[:5], cross), test_utils=checks)
     with torch.no_grad():
         output, last_gram, last_cross, solution, _, *factors = mesa_chunked._forward_op(*mesa)
-        backward = (output, last_gram, last_cross, *mesa[:8], solution, *factors, *mesa[-5:-1])
+        backward = (output, last_gram, last_cross, *mesa[:8], solution, *factors, *mesa[-6:-1])
         backward = tuple(x.detach() if isinstance(x, Tensor) else x for x in backward)
         torch.library.opcheck(mesa_chunked._backward_op, backward, test_utils=("test_schema", "test_faketensor"))
         again = (output, last_cross, *(x.detach() for x in (*inputs[:5], cross)))
@@ -115,7 +115,7 @@ OPERANDS = (
     "Tensor cross"
 )
 READ = "Tensor query, Tensor key, Tensor value, Tensor log_forget, Tensor input_gate, Tensor cross"
-SOLVING = "float tolerance, int max_steps, str method, str backend"
+SOLVING = "float tolerance, int max_steps, str method, str backend, int chunk"
 SCHEMAS = {
     mesa_chunked._forward_op: ("mesa_forward", f"{OPERANDS}, {SOLVING}, bool keep", 8),
     mesa_chunked._backward_op: (

@@ -255,6 +255,23 @@ def test_gradients_reuse_the_factors() -> None:
     assert backward.matrices == 0
 
 
+def test_short_chunks_need_fewer_products_for_the_same_results() -> None:
+    inputs = make_inputs((0.97, 0.9))
+    inputs[3][:, 40, 1] = -math.inf
+    found = []
+    for chunk in (64, 32):
+        solving = Solving(1e-9, 1000, "shared", chunk=chunk)
+        results, factors = mesa_chunked.forward(Operands(*inputs), solving, keep=True)
+        upstreams = mesa_chunked.Upstreams(results.output, results.gram, results.cross)
+        gradients = mesa_chunked.backward(upstreams, Operands(*inputs), results.solution, factors, solving)
+        found.append((results, gradients))
+    (long, longs), (short, shorts) = found
+    for expected, got in zip((*long[:4], *longs), (*short[:4], *shorts), strict=True):
+        assert float((got - expected).norm()) <= 1e-7 * float(expected.norm())
+    assert short.steps.shape == long.steps.shape
+    assert bool((short.steps[:, :3] < long.steps[:, :3]).all())  # the last chunk has 8 tokens in either
+
+
 def test_gradients_reuse_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     operands, solving = Operands(*make_inputs((0.6, 0.7))), Solving(1e-4, 1000, "chebyshev")
     results, kept = mesa_chunked.forward(operands, solving, keep=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 
 from mesalm.cli import main
 from mesalm.journal import read_journal
+from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.loop import Probe
 
@@ -137,6 +140,38 @@ def test_a_loss_that_is_not_finite_is_a_refused_step_though_its_gradient_is(trai
     assert lines[2]["gradient_norm"] > 0
     with pytest.raises(NonFiniteError, match="step 6: loss or gradient were not finite in 3 steps in a row; check"):
         train_regression("other", model=Sick({4, 5, 6}), guard=Guard(3))
+
+
+class Background(Checkpoints):
+    def __init__(self, folder: Path, **rest: Any) -> None:
+        super().__init__(folder, asynchronous=True, **rest)
+
+
+def test_a_checkpoint_in_the_background_is_finished_before_the_run_stops(
+    train_regression: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shards: Future[None] = Future()
+
+    def begin_shards(model: torch.nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> Future[None]:
+        folder.mkdir()
+        return shards
+
+    class Late(Sick):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+            loss = super().forward(x, y)
+            if self.calls == 5:  # the last: the shards are on the disk well after it has failed
+                threading.Timer(0.3, shards.set_result, [None]).start()
+            return loss
+
+    monkeypatch.setattr("mesalm.train.checkpoint.is_sharded", lambda model: True)
+    monkeypatch.setattr("mesalm.train.checkpoint.begin_shards", begin_shards)
+    with pytest.raises(NonFiniteError, match="step 5: loss or gradient were not finite in 2 steps in a row"):
+        train_regression("run", model=Late({4, 5}), guard=Guard(2), kind=Background)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000003"]
+    assert checkpoints.read_state(checkpoints.folder / "step-00000003")["step"] == 3
+    told = [line for line in read_journal(tmp_path / "run" / "journal.jsonl") if line["event"] == "checkpoint"]
+    assert [line["step"] for line in told] == [3]
 
 
 def test_the_first_module_that_is_not_finite_is_named(train_regression: Train) -> None:

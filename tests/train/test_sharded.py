@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,41 @@ def test_checkpoints_in_the_background_are_those_of_a_run_that_waits(load: Load,
     (meanwhile / "checkpoints" / "step-00000006.partial").mkdir()  # what a kill leaves
     finish(start("name=meanwhile", "checkpoint.asynchronous=true", *settings, launcher=torchrun(2), environment=FSDP))
     assert_alike(waited, meanwhile, 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("files", "process", "everyone"),
+    [
+        ("step-00000004.partial/optimiser/__1_0.distcp", 1, False),
+        ("step-00000004.partial/optimiser/.metadata*", 0, True),
+        ("step-00000004.partial/state.json", 0, True),
+        ("step-00000004.partial", 0, True),  # as it is renamed
+    ],
+)
+def test_processes_killed_while_they_write_in_the_background_go_on_from_the_checkpoint_before(
+    load: Load, start: Start, files: str, process: int, everyone: bool
+) -> None:
+    settings = ("train.steps=5", "checkpoint.every=2", "checkpoint.keep=9", "checkpoint.asynchronous=true", *SAME)
+    script = str(Path(__file__).with_name("killed_writing.py"))
+    wanted = json.dumps({"files": f"*/{files}", "process": process, "everyone": everyone})
+    whole = start("name=whole", *settings, launcher=torchrun(2), environment=FSDP)
+    killed = start("name=run", *settings, launcher=(*torchrun(2), script), environment={**FSDP, "KILL": wanted})
+    finish(whole)
+    _, errors = killed.communicate(timeout=500)
+    assert "Signal 9 (SIGKILL)" in errors, errors
+    folders = [load(f"name={name}", *settings).folder for name in ("whole", "run")]
+    one, other = (Checkpoints(folder / "checkpoints") for folder in folders)
+    assert [path.name for path in other.complete()] == ["step-00000002"]
+    assert other.read_state(other.complete()[0])["step"] == 2
+    finish(start("name=run", *settings, launcher=torchrun(2), environment=FSDP))
+    assert_alike(*folders, 0.0)
+    for folder in one.complete():
+        found = other.folder / folder.name
+        assert other.read_state(found)["step"] == one.read_state(folder)["step"]
+        assert (found / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in other.folder.iterdir()) == [path.name for path in one.complete()]
 
 
 @pytest.mark.slow
