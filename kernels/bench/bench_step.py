@@ -4,8 +4,8 @@
     python kernels/bench/bench_step.py --device cuda --precision bfloat16 --width 768 --heads 12 --layers 12
 
 A step is the forward pass, the loss, the backward pass and AdamW. All models differ in their mixers alone, and see the
-same random tokens. With --recorded each head starts from its mean gates in a trained model. Prints one table per length,
-and appends one JSON line per model and length to --out. See README.md.
+same random tokens. With --recorded each head starts from its mean gates in a trained model. Prints one table per
+length, and appends one JSON line per model and length to --out. See README.md.
 """
 
 from __future__ import annotations
