@@ -12,7 +12,7 @@ from mesalm.model.chunk_states import from_chunks, to_chunks
 from mesalm.model.mesa_cg import REFINEMENTS, conjugate_gradients
 from mesalm.model.mesa_chunked import mesa_chunked
 from mesalm.model.mesa_exact import mesa_exact
-from mesalm.model.mesa_problems import Problems, cut_problems
+from mesalm.model.mesa_problems import Problems, cut_problems, problem_length
 from mesalm.model.mesa_report import relative_residual
 from mesalm.model.mesa_solver import METHODS, Solving
 from mesalm.model.operator_mesa import mesa_attention
@@ -42,7 +42,8 @@ def make_inputs(T: int, keys: str, gamma: float, ridge: float, H: int = 2, G: in
 
 
 def solve(inputs: list[Tensor], tolerance: float, max_steps: int, method: str = "auto") -> Results:
-    return mesa_chunked(Operands(*inputs), Solving(tolerance, max_steps, method))
+    operands = Operands(*inputs)
+    return mesa_chunked(operands, Solving(tolerance, max_steps, method, chunk=problem_length(operands.key.shape[-1])))
 
 
 def cut(operands: Operands) -> tuple[Problems, Tensor]:
