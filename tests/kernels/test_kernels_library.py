@@ -52,7 +52,7 @@ def test_compiled_equals_eager_in_one_graph(T: int, kernels: str) -> None:
 def test_registration_is_consistent(kernels: str) -> None:
     """Let torch compare schemas and fake shapes, strides and dtypes with what comes out of the kernels."""
     checks = ("test_schema", "test_faketensor")
-    settings = (1e-3, 24, "auto", "triton")
+    settings = (1e-3, 24, "auto", "triton", 64)
     *operands, state = make_inputs(3, kernels, torch.bfloat16)
     operands += [state[..., :6].contiguous(), state[..., 6:].contiguous()]
     torch.library.opcheck(mesa_chunked._forward_op, (*operands, *settings, False), test_utils=checks)
