@@ -135,7 +135,7 @@ class MesaConfig(PreTrainedConfig):
             f"the mixer's default, {', '.join(f'{row.conv_size} for {name}' for name, row in MIXERS.items())}.",
             none="the mixer's default",
         ),
-        "conv_values": truth("Whether recurrent mixers convolve their values as well."),
+        "conv_values": truth("Whether mixers with a convolution convolve their values as well."),
         "gates": truth("Whether recurrent mixers have gates per token; else gamma and beta are 1, and outputs pass."),
         "forget_bias": number(
             "", lambda value: True, "Initial bias of the forget gate; gamma starts near sigmoid(forget_bias)."

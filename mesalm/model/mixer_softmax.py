@@ -44,7 +44,8 @@ class SoftmaxMixer(nn.Module):
         self.q_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = LlamaRMSNorm(size, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
         conv_size = config.conv_size_of(self.name)
-        self.conv = ShortConvolution((heads + groups) * size, conv_size) if conv_size else None
+        channels = (heads + groups * (2 if config.conv_values else 1)) * size
+        self.conv = ShortConvolution(channels, conv_size) if conv_size else None
 
     def forward(
         self,
@@ -73,16 +74,18 @@ class SoftmaxMixer(nn.Module):
         """
         check_keywords(self, kwargs, MIXER_KEYWORDS)
         batch, length, _ = hidden_states.shape
-        query, key = self.q_proj(hidden_states), self.k_proj(hidden_states)
+        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         if self.conv is not None:
-            both = torch.cat((query, key), dim=-1)
+            convolved = [query, key, value] if self.config.conv_values else [query, key]
+            joined = torch.cat(convolved, dim=-1)
             if padding_mask is not None:
-                both = both.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
-            both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx, stretch)
-            query, key = both.split((self.heads * self.head_dim, self.groups * self.head_dim), dim=-1)
+                joined = joined.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
+            joined = convolve(self.conv, joined, padding_mask, segments, cache, self.layer_idx, stretch)
+            query, key, *values = joined.split([each.shape[-1] for each in convolved], dim=-1)
+            value = values[0] if values else value
         query = self.q_norm(query.view(batch, length, self.heads, self.head_dim)).transpose(1, 2)
         key = self.k_norm(key.view(batch, length, self.groups, self.head_dim)).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(batch, length, self.groups, self.head_dim).transpose(1, 2)
+        value = value.view(batch, length, self.groups, self.head_dim).transpose(1, 2)
         if position_embeddings is not None:
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if cache is not None:

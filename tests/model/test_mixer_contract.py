@@ -33,6 +33,7 @@ CASES = [
             "num_hidden_layers": len(MIXERS),
             "num_key_value_heads": 1,
             "value_head_dim": 24,
+            "conv_size": 4,
             "conv_values": True,
             "forget_rate": True,
             "read_norm_eps": 1e-3,
