@@ -1,9 +1,9 @@
 """Draw what models learn from examples, and print the tables of models with several seeds.
 
-python docs/results/context_seeds.py best                                      # of the scores that are kept
-python docs/results/context_seeds.py best reports/*/scores/context-best-*.json  # keep these instead
-python docs/results/context_seeds.py h200 reports/*/scores/context-gpu-*.json   # the models that were trained on a card
-python docs/results/context_seeds.py rules reports/*/scores/rules-*.json        # the models of rules alone
+python docs/results/context_seeds.py tuned                                       # of the scores that are kept
+python docs/results/context_seeds.py tuned reports/*/scores/context-tuned-*.json # keep these instead
+python docs/results/context_seeds.py h200 reports/*/scores/context-gpu-*.json    # the models that were trained on a card
+python docs/results/context_seeds.py rules reports/*/scores/rules-*.json         # the models of rules alone
 
 Reads the scores by prompt in docs/results/context/SET/. A point is the mean over seeds; a bar reaches from the worst
 seed to the best. Intervals are Student's t, paired by seed.
@@ -53,7 +53,7 @@ class ModelSet(NamedTuple):
 WORDS = {"word_labels": "labels known from training", "new_labels": "labels never seen in training"}
 WORD_AXES = ("times the word was shown with its label", "accuracy among four labels")
 SETS = {
-    "best": ModelSet("context-best", "context.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
+    "tuned": ModelSet("context-tuned", "context.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
     "h200": ModelSet("context-gpu", "context-h200.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
     "rules": ModelSet(
         "rules-[^-]*-[0-9]",
