@@ -5,7 +5,8 @@
 
 A step is the forward pass, the loss, the backward pass and AdamW. All models differ in their mixers alone, and see the
 same random tokens. With --recorded each head starts from its mean gates in a trained model. Prints one table per
-length, and appends one JSON line per model and length to --out. See README.md.
+length, and appends one JSON line per model and length to --out. With --profile, another table per model shows where the
+time of a step goes. See README.md.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import records
 import torch
 from cases import BASELINE, DTYPES, MODEL_SIZES, add_model_arguments, build_model
 from measure import Spread, interleave, peak_rates, ratio
+from profile_pass import profile_action
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mesalm import MesaForCausalLM
@@ -93,6 +95,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=1, help="in each row, of one length (default: 1)")
     parser.add_argument("--recorded", type=Path, metavar="FILE", help="start from the mean gates of a recorded model")
     parser.add_argument("--process-time", action="store_true", help="measure processor time")
+    parser.add_argument("--profile", type=int, metavar="N", help="show the N operations with most time of their own")
     parser.add_argument("--repeats", type=int, help="steps measured (default: 10)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     usual = {**MODEL_SIZES, "length": ([512, 4096], [96]), "tokens": (8192, 192), "repeats": (10, 2)}
@@ -181,6 +184,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 }
             )
         show_length(length, lines, times)
+        for trainee in trainees if arguments.profile else ():
+            show_profile(trainee, arguments)
         if arguments.out is not None:
             records.append_lines(arguments.out, lines)
         written += lines
@@ -215,6 +220,22 @@ def show_length(length: int, lines: list[dict[str, Any]], times: dict[str, Sprea
         for line in lines
     ]
     records.show(f"training steps, {lines[0]['rows']} rows of {length} tokens", columns, cells)
+
+
+def show_profile(trainee: Trainee, arguments: argparse.Namespace) -> None:
+    """Print the operations of a step that take most time, without those that they call."""
+    shares = profile_action(trainee.step, arguments.repeats, arguments.device)
+    total = sum(x.microseconds for x in shares)
+    cells = [
+        (
+            x.kernel[:60],
+            f"{x.launches:.0f}",
+            records.number(x.microseconds, 1e-3),
+            records.share(x.microseconds / total),
+        )
+        for x in shares[: arguments.profile]
+    ]
+    records.show(f"{trainee.name}, {total / 1e3:.0f} ms per step", ("operation", "calls", "ms", "share"), cells)
 
 
 def main(words: list[str] | None = None) -> int:

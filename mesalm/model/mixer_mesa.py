@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .chunk_states import chunk_length
+from .chunk_states import CHUNK, chunk_length
 from .mesa_problems import problem_length
 from .mesa_triton import beside
 from .mixer_gated import GatedMixer, Projections
@@ -122,9 +122,12 @@ class MesaMixer(GatedMixer):
         """Return the operations per token of one forward pass: two states, the read-out, and the solve's products.
 
         One solver step is one product with H_t, 2 (K^2 + 2 C K) operations per token and head with chunks of C tokens;
-        the steps are those of the last forward pass.
+        the steps are those of the last forward pass. The kernels of a card have chunks of 64 for all keys.
         """
-        K, V, chunk = self.key_size, self.value_size, chunk_length(length, problem_length(self.key_size))
+        backend = self.config.mesa_backend
+        kernels = backend == "triton" or (backend == "auto" and self.ridge_bias.is_cuda)
+        chunk = chunk_length(length, CHUNK if kernels else problem_length(self.key_size))
+        K, V = self.key_size, self.value_size
         steps = 0.0 if self.solver_steps is None else float(self.solver_steps.float().mean())
         states = 2.0 * K * (K + V)
         read = 2.0 * (K * V + chunk * (K + V))

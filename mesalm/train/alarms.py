@@ -13,6 +13,8 @@ MISSES = 0.01
 """Share of solutions out of tolerance that is an alarm."""
 SHUT = 0.01
 """Mean of a gate over a row below which its head is dead: it writes nothing, or keeps nothing."""
+SATURATED = 0.95
+"""Share of a row's forget gates within 0.01 of 0 or 1 above which they hardly learn: a sigmoid is nearly flat there."""
 
 
 class Alarms:
@@ -38,6 +40,9 @@ class Alarms:
             value = fields[key]
             if value is not None and bad(value):
                 found.append({"alarm": name, "value": value, **place})
+        saturated = fields["saturated_forget_gates"]
+        if saturated is not None and saturated > SATURATED:
+            found.append({"alarm": "forget gates saturated", "value": saturated})
         fresh = [alarm for alarm in found if self._key(alarm) not in self._told]
         self._told |= {self._key(alarm) for alarm in fresh}
         return fresh

@@ -26,8 +26,11 @@ from mesalm.train.recipe import Recipe
 from mesalm.train.speeds import earlier_rate, local_device, probed_rate
 
 
-def outline(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return a model without memory behind its weights."""
+def outline(config: PreTrainedConfig, *, card: bool = False) -> PreTrainedModel:
+    """Return a model without memory behind its weights, with ``card`` one whose operations are counted as on a card."""
+    if card and getattr(config, "mesa_backend", None) == "auto":
+        config = copy.deepcopy(config)
+        config.mesa_backend = "triton"  # what auto becomes there; the outline itself is on no device
     with torch.device("meta"), preserved_randomness():
         return AutoModelForCausalLM.from_config(config)
 
@@ -139,7 +142,8 @@ def make_plan(
             f"train.batch_rows: {train.batch_rows} must be a multiple of {processes} processes times train.micro_rows "
             f"{micro_rows}; change the one or the other"
         )
-    model, bf16 = outline(config), train.precision == "bf16"
+    card = hardware is not None or local_device(recipe).startswith("cuda")
+    model, bf16 = outline(config, card=card), train.precision == "bf16"
     solver_steps = assumptions.solver_steps
     if rate is not None and rate.solver_steps is not None:
         solver_steps = rate.solver_steps

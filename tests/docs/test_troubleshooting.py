@@ -65,7 +65,8 @@ def test_a_quoted_line_is_one_that_the_code_prints(line: str) -> None:
     if (alarm := re.search(r"alarm  alarm (.*)  value (\S+)  layer (\d+)  head (\d+)", line)) is not None:
         place = {"solver_layer": int(alarm[3]), "solver_head": int(alarm[4])}
         keys = {"forget gate shut": "forget_gate", "solutions out of tolerance": "solver_misses"}
-        fields = dict.fromkeys(("solver_misses", "input_gate", "forget_gate")) | {"gradient_norm": 1.0} | place
+        gates = ("input_gate", "forget_gate", "saturated_forget_gates")
+        fields = dict.fromkeys(("solver_misses", *gates)) | {"gradient_norm": 1.0} | place
         (raised,) = Alarms().raised({**fields, keys[alarm[1]]: float(alarm[2])})
         assert event_line(1200, "alarm", raised) == line
         return

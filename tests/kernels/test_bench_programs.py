@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,7 +158,9 @@ def test_the_step_program_writes_every_field(bench: SimpleNamespace, tmp_path: P
     assert lines[3]["time_over_softmax"] == 1
 
 
-def test_steps_start_from_the_gates_of_a_recorded_model(bench: SimpleNamespace, tmp_path: Path) -> None:
+def test_steps_start_from_the_gates_of_a_recorded_model(
+    bench: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, out = Path(__file__).parents[1] / "data" / "recorded_short.safetensors", tmp_path / "lines.jsonl"
     options = ["--quick", "--recorded", str(file), "--documents", "2", "--conv-size", "4", "--process-time"]
     with pytest.raises(
@@ -166,7 +169,10 @@ def test_steps_start_from_the_gates_of_a_recorded_model(bench: SimpleNamespace, 
         bench.bench_step.build(bench.bench_step.parse(options), "mesa", 1e-3, 96)
     options += ["--repeats", "1", "--warmup", "0"]
     options += ["--heads", "4", "--width", "64", "--tolerance", "1e-3", "--out", str(out)]
-    assert bench.bench_step.main([*options, "--mixers", "mesa", "softmax"]) == 0
+    assert bench.bench_step.main([*options, "--mixers", "mesa", "softmax", "--profile", "3"]) == 0
+    tables = capsys.readouterr().out.split(" ms per step")
+    assert len(tables) == 3
+    assert all(len(re.findall(r" \d+ +[\d.]+ +[\d.]+ %", table)) == 3 for table in tables[1:])
     assert [line["variant"] for line in read(out)] == ["mesa@0.001", "softmax"]
     arguments = bench.bench_step.parse(options)
     mesa, softmax = (bench.bench_step.build(arguments, mixer, 1e-3, 96) for mixer in ("mesa", "softmax"))

@@ -13,7 +13,9 @@ from mesalm.journal import read_journal
 from mesalm.train.alarms import Alarms
 from mesalm.train.step import sample_solver, solver_fields
 
-QUIET: dict[str, Any] = dict.fromkeys(("solver_layer", "solver_head", "solver_misses", "input_gate", "forget_gate"))
+QUIET: dict[str, Any] = dict.fromkeys(
+    ("solver_layer", "solver_head", "solver_misses", "input_gate", "forget_gate", "saturated_forget_gates")
+)
 
 
 def test_a_gradient_far_above_the_last_ones_is_told_once() -> None:
@@ -63,6 +65,10 @@ def test_forget_gates_of_all_layers_are_told_but_where_documents_begin() -> None
     gates = torch.tensor([0.0, 8.0, 2.0, -8.0], dtype=torch.float64).sigmoid()
     assert abs(fields["mean_forget_gate"] - float(gates.mean())) < 1e-6
     assert fields["saturated_forget_gates"] == 0.5
+    alarms = Alarms()
+    assert alarms.raised({**QUIET, "gradient_norm": 1.0, "saturated_forget_gates": 0.5}) == []
+    told = [alarms.raised({**QUIET, "gradient_norm": 1.0, "saturated_forget_gates": share}) for share in (0.97, 0.99)]
+    assert told == [[{"alarm": "forget gates saturated", "value": 0.97}], []]
 
 
 def test_a_model_without_gates_tells_none() -> None:

@@ -69,6 +69,20 @@ def test_solver_steps_are_counted_as_products_with_the_state() -> None:
     assert ten - none == 3 * 3 * 2 * 10 * 2 * (64 * 64 + 2 * 64 * 64)  # passes, layers, heads, steps
 
 
+@pytest.mark.parametrize(
+    ("hardware", "backend", "chunk"), [(None, "auto", 32), ("H100", "auto", 64), ("H100", "torch", 32)]
+)
+def test_kernels_of_a_card_have_chunks_of_64_for_small_keys_too(
+    load: Load, hardware: str | None, backend: str, chunk: int
+) -> None:
+    config = MesaConfig(**{**WIDE, "num_attention_heads": 4}, mixers="mesa", mesa_backend=backend)
+    recipe = load("train.device=cpu", "data.sequence_length=256")
+    plan = make_plan(recipe, config, Assumptions(solver_steps=10), hardware=hardware)
+    token = 2 * 32 * 64 + 2 * (32 * 32 + chunk * 64) + 10 * 2 * 32 * (32 + 2 * chunk)  # states, read-out, ten steps
+    assert plan.flops["mesa"] == 3 * 3 * 4 * token  # passes, layers, heads
+    assert config.mesa_backend == backend
+
+
 @pytest.mark.parametrize("mixers", ["softmax", ["mesa", "mesa", "linear"]])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_activations_are_those_that_torch_tracks(mixers: Any, bf16: bool) -> None:
