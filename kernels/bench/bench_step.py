@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mesalm import MesaForCausalLM
 from mesalm.lab.inspection.recorded import load_recorded
+from mesalm.model.mixers import MIXERS
 from mesalm.train.step import compiled
 
 
@@ -113,7 +114,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 def build(arguments: argparse.Namespace, mixer: str, tolerance: float, length: int) -> Trainee:
     """Build a model with one mixer, its AdamW and its tokens."""
     model = build_model(arguments, mixer, length, tolerance=tolerance, conv_size=arguments.conv_size)
-    if arguments.recorded is not None and mixer != BASELINE:
+    if arguments.recorded is not None and MIXERS[mixer].attention is None:
         set_gates(model, arguments.recorded)
     model.to(arguments.device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

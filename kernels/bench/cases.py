@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mesalm import MesaConfig, MesaForCausalLM
+from mesalm.model import mixers
 
 KEYS = ("iid", "corr")
 GAMMAS = (1.0, 0.999, 0.99, 0.97, 0.95, 0.9, 0.8, 0.5)
@@ -20,6 +21,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 BASELINE = "softmax"
 """The mixer that whole models of other mixers are compared with."""
 MIXERS = ["mesa", "linear", BASELINE]
+"""Those that are measured unless others are named."""
 MODEL_SIZES = {"width": (192, 48), "vocabulary": (4096, 64)}
 """Sizes of a model where none are given, and with --quick; see `records.read_arguments`."""
 
@@ -192,7 +194,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, help="default 192")
     parser.add_argument("--heads", type=int, default=3)
     parser.add_argument("--vocabulary", type=int, help="default 4096")
-    parser.add_argument("--mixers", nargs="+", default=MIXERS, choices=MIXERS)
+    parser.add_argument("--mixers", nargs="+", default=MIXERS, choices=list(mixers.MIXERS))
     parser.add_argument("--device", default="cpu")
 
 

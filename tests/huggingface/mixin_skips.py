@@ -43,7 +43,8 @@ SKIPPED = {
     """,
     "the model has no experts": """
         eager_matches_batched_and_grouped_inference_0_fp16 eager_matches_batched_and_grouped_inference_1_fp32
-        eager_matches_batched_and_grouped_inference_2_bf16 fsdp2_expert_parallel_2d_vs_ddp
+        eager_matches_batched_and_grouped_inference_2_bf16 ep_backward ep_forward_0 ep_forward_1
+        fsdp2_expert_parallel_2d_vs_ddp
         fsdp2_expert_parallel_bf16_grads_0_experts_sharded fsdp2_expert_parallel_bf16_grads_1_experts_not_sharded
         hsdp_grad_accumulation_vs_single_device_2_expert_parallel moe_models_record_router_logits
         moe_parallel_plans_shard_experts output_router_logits_from_config
@@ -80,6 +81,14 @@ SKIPPED = {
     """,
     "the model has no ridge, the only parameter that had another name": """
         reverse_loading_mapping
+    """,
+    "needs ExecuTorch": """
+        executorch_export_dynamic executorch_export_generate_dynamic executorch_export_generate_dynamic_static_cache
+        executorch_export_generate_static executorch_export_generate_static_static_cache executorch_export_static
+    """,
+    "needs ONNXScript": """
+        onnx_export_dynamic onnx_export_generate_dynamic onnx_export_generate_dynamic_static_cache
+        onnx_export_generate_static onnx_export_generate_static_static_cache onnx_export_static
     """,
     "needs the kernels package": """
         flash_attn_kernels_inference_equivalence kernels_can_load_without_crashing

@@ -183,6 +183,10 @@ def test_steps_start_from_the_gates_of_a_recorded_model(
         torch.testing.assert_close(written, layer["input_gate"].mean((0, 1)))
         assert other.mixer.conv.size == block.mixer.conv.size == 4
     assert mesa.positions[0].tolist() == [*range(48), *range(48)]
+    assert bench.bench_step.main([*options, "--mixers", "delta", "kalman", "window"]) == 0
+    assert [line["variant"] for line in read(out)[-3:]] == ["delta", "kalman", "window"]
+    delta = bench.bench_step.build(arguments, "delta", 1e-3, 96).model.model.layers[0].mixer
+    torch.testing.assert_close(delta.forget_proj.bias, mesa.model.model.layers[0].mixer.forget_proj.bias)
 
 
 def test_the_decode_program_writes_every_field(bench: SimpleNamespace, tmp_path: Path) -> None:
