@@ -1,9 +1,9 @@
 """Draw what models learn from examples, and print the tables of models with several seeds.
 
-python docs/results/context_seeds.py tuned                                       # of the scores that are kept
-python docs/results/context_seeds.py tuned reports/*/scores/context-tuned-*.json # keep these instead
-python docs/results/context_seeds.py h200 reports/*/scores/context-gpu-*.json    # the models that were trained on a card
-python docs/results/context_seeds.py rules reports/*/scores/rules-*.json         # the models of rules alone
+python docs/results/context_seeds.py tuned  # of the scores that are kept
+python docs/results/context_seeds.py tuned reports/*/scores/context-tuned-*.json  # keep these instead
+python docs/results/context_seeds.py h200 reports/*/scores/context-gpu-*.json  # the models that were trained on a card
+python docs/results/context_seeds.py rules reports/*/scores/rules-*.json  # the models of rules alone
 
 Reads the scores by prompt in docs/results/context/SET/. A point is the mean over seeds; a bar reaches from the worst
 seed to the best. Intervals are Student's t, paired by seed.
