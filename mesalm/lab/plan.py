@@ -170,18 +170,18 @@ def operations(learner: Any, length: int) -> float:
     return total
 
 
-def measure(training: Training, seconds: float = 0.2) -> Cost:
+def measure(training: Training, seconds: float = 0.2, largest: float = LARGEST_PROBE) -> Cost:
     """Make steps of a training for a while, three at least, and return what one needs.
 
-    Where a step has more than `LARGEST_PROBE` operations, a part of it is made, and time and memory are in proportion.
+    Where a step has more than `largest` operations, a part of it is made, and time and memory are in proportion.
     """
     learner = training.learner()
     rows, length = training.rows, training.length
     work = operations(learner, length) * rows * length
-    if work > LARGEST_PROBE:
-        rows = max(1, int(rows * LARGEST_PROBE / work))
-        if operations(learner, length) * rows * length > 2 * LARGEST_PROBE:
-            length = max(32, int(length * LARGEST_PROBE / (operations(learner, length) * rows * length)))
+    if work > largest:
+        rows = max(1, int(rows * largest / work))
+        if operations(learner, length) * rows * length > 2 * largest:
+            length = max(32, int(length * largest / (operations(learner, length) * rows * length)))
     batch = training.batch(rows, length)
     optimiser = build_optimiser(learner, training.optim)
     kept = _kept_bytes(learner, batch)

@@ -73,7 +73,7 @@ def test_work_is_counted_as_by_hand_and_frozen_weights_once() -> None:
     assert operations(net.requires_grad_(False), 5) == pytest.approx(2 * weights + mixers)
 
 
-def test_a_large_step_is_measured_in_part_and_scaled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_large_step_is_measured_in_part_and_scaled(tmp_path: Path) -> None:
     training = net_training(recipe(batch=64), tmp_path, "cpu")
     whole = measure(training, seconds=0.0)
     rows: list[int] = []
@@ -82,8 +82,7 @@ def test_a_large_step_is_measured_in_part_and_scaled(monkeypatch: pytest.MonkeyP
         rows.append(count)
         return training.batch(count, length)
 
-    monkeypatch.setattr("mesalm.lab.plan.LARGEST_PROBE", whole.work / 4)
-    part = measure(replace(training, batch=batch), seconds=0.0)
+    part = measure(replace(training, batch=batch), seconds=0.0, largest=whole.work / 4)
     assert rows == [16]
     assert part.work == whole.work < LARGEST_PROBE
     assert part.memory == pytest.approx(whole.memory, rel=0.3)

@@ -340,6 +340,6 @@ def test_rows_must_divide_among_micro_batches(load: Load) -> None:
 
 
 def test_tracker_that_is_not_installed_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesalm.train.launch.get_available_trackers", list)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
     with pytest.raises(SettingsError, match="track: tensorboard is not installed"):
         pretrain(load("track=[tensorboard]"), quiet=True)
