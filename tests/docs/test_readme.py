@@ -32,7 +32,7 @@ def test_the_table_repeats_the_figures_of_the_pages_that_it_names() -> None:
     gpu = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
     cases = {
         "bits per byte of held-out code": context,
-        "loss on code at the model's best rate, 2.0 million tokens": context,
+        "loss on code with the model's best settings, 2.0 million tokens": context,
         "numbers in the state after 256 tokens": context,
         "operator on an H100, forward and backward, ms": gpu,
     }
