@@ -20,6 +20,8 @@ from .mixer_gated import convolve
 class SoftmaxMixer(nn.Module):
     """Softmax attention (Vaswani et al. 2017) with rotary positions (Su et al. 2021) and grouped heads.
 
+    With `MesaConfig.conv_size` queries and keys pass a causal convolution with SiLU, with `conv_values` values as well.
+
     Args:
         config: a `MesaConfig`.
         layer_idx: the number of the layer.
