@@ -9,13 +9,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import yaml
+from torch.distributed import HashStore, destroy_process_group, init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from mesalm.data.stream import Position, RowStream
 from mesalm.interrupts import Interrupted
@@ -126,6 +131,31 @@ def train_regression(tmp_path: Path) -> Callable[..., SimpleNamespace]:
         )
 
     return run
+
+
+class SlowDisk:
+    """A process alone that shards models; a test says when the parts that it writes in the background are written."""
+
+    def __init__(self) -> None:
+        self.begun: list[Future[None]] = []
+
+    def shard(self, model: torch.nn.Module) -> torch.nn.Module:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        return model
+
+    def async_save(self, state: dict[str, Any], *, checkpoint_id: Path, **rest: Any) -> Future[None]:
+        dcp.save(state, checkpoint_id=checkpoint_id, **rest)
+        self.begun.append(Future())
+        return self.begun[-1]
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
+    disk = SlowDisk()
+    monkeypatch.setattr(dcp, "async_save", disk.async_save)
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield disk
+    destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -7,15 +7,14 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_model
-from torch import nn
 
 from mesalm.train.checkpoint import CheckpointError, Checkpoints, load_weights, save_weights
 
@@ -66,34 +65,12 @@ def test_interrupted_write_leaves_the_earlier_checkpoint(
     assert train_regression("run", resume=True, steps=9, every=3).outcome.step == 9
 
 
-class Parts:
-    """What a sharded model's processes write, in a test that says when they have written it."""
-
-    def __init__(self, checkpoints: Checkpoints, patch: pytest.MonkeyPatch) -> None:
-        self.begun: list[Future[None]] = []
-        self.checkpoints = checkpoints
-        self.model = tiny_model(num_hidden_layers=1)
-        for name, stand_in in {"is_sharded": lambda model: True, "begin_shards": self._begin}.items():
-            patch.setattr(f"mesalm.train.checkpoint.{name}", stand_in)
-
-    def _begin(self, model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> Future[None]:
-        folder.mkdir()
-        (folder / "part").write_bytes(b"of the first process")
-        self.begun.append(Future())
-        return self.begun[-1]
-
-    def save(self, step: int) -> None:
-        self.checkpoints.save(step, self.model, torch.optim.SGD(self.model.parameters()), [], {})
-
-
-def test_a_checkpoint_in_the_background_is_whole_when_every_part_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_in_the_background_is_whole_when_every_part_is(tmp_path: Path, slow_disk: Any) -> None:
     checkpoints = Checkpoints(tmp_path / "run", asynchronous=True)
-    parts = Parts(checkpoints, monkeypatch)
-    weight = parts.model.get_input_embeddings().weight
-    before = weight.detach().clone()
-    parts.save(3)
+    model = slow_disk.shard(tiny_model(num_hidden_layers=1))
+    weight = model.get_input_embeddings().weight
+    before = weight.full_tensor().detach().clone()
+    checkpoints.save(3, model, torch.optim.SGD(model.parameters()), [], {})
     with torch.no_grad():
         weight.add_(1.0)  # training goes on
     assert checkpoints.writing()
@@ -101,29 +78,32 @@ def test_a_checkpoint_in_the_background_is_whole_when_every_part_is(
         assert checkpoints.newest() is None
         time.sleep(0.005)
     assert not list(tmp_path.glob("run/*/state.json"))
-    parts.begun[0].set_result(None)
+    slow_disk.begun[0].set_result(None)
     folder = checkpoints.finish()
     assert not checkpoints.writing()
     assert [path.name for path in folder.parent.iterdir()] == ["step-00000003"]
-    assert set(checkpoints.read_state(folder)["files"]) >= {"model.safetensors", "optimiser/part", "random.pt"}
+    assert set(checkpoints.read_state(folder)["files"]) >= {"model.safetensors", "optimiser/__0_0.distcp", "random.pt"}
     assert torch.equal(load_file(folder / "model.safetensors")["model.embed_tokens.weight"], before)
 
 
-def test_a_part_that_cannot_be_written_leaves_the_earlier_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_part_that_cannot_be_written_leaves_the_earlier_checkpoint(tmp_path: Path, slow_disk: Any) -> None:
     checkpoints = Checkpoints(tmp_path / "run", asynchronous=True)
-    parts = Parts(checkpoints, monkeypatch)
-    parts.save(3)
-    later = threading.Timer(0.1, parts.begun[0].set_result, [None])
+    model = slow_disk.shard(tiny_model(num_hidden_layers=1))
+    begun = slow_disk.begun
+
+    def save(step: int) -> None:
+        checkpoints.save(step, model, torch.optim.SGD(model.parameters()), [], {})
+
+    save(3)
+    later = threading.Timer(0.1, begun[0].set_result, [None])
     later.start()
-    parts.save(6)  # waits for the one before
-    assert not parts.begun[1].done()
+    save(6)  # waits for the one before
+    assert not begun[1].done()
     assert checkpoints.newest().name == "step-00000003"
-    parts.begun[1].set_exception(OSError("disk full"))
+    begun[1].set_exception(OSError("disk full"))
     with pytest.raises(OSError, match="disk full"):
-        parts.save(9)
-    assert len(parts.begun) == 2
+        save(9)
+    assert len(begun) == 2
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000003"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.utils import ModelOutput
 
 from mesalm.cli import main
 from mesalm.journal import read_journal
@@ -124,7 +124,7 @@ class Sick(torch.nn.Module):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
         self.calls += 1
         loss = (self.top(self.grow(self.map(x))).squeeze(-1) - y).square().mean()
-        return SimpleNamespace(loss=loss + (torch.nan if self.calls in self.bad else 0.0))
+        return ModelOutput(loss=loss + (torch.nan if self.calls in self.bad else 0.0))
 
 
 class Grow(torch.nn.Module):
@@ -148,25 +148,17 @@ class Background(Checkpoints):
 
 
 def test_a_checkpoint_in_the_background_is_finished_before_the_run_stops(
-    train_regression: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    train_regression: Train, slow_disk: Any, tmp_path: Path
 ) -> None:
-    shards: Future[None] = Future()
-
-    def begin_shards(model: torch.nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> Future[None]:
-        folder.mkdir()
-        return shards
-
     class Late(Sick):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
             loss = super().forward(x, y)
             if self.calls == 5:  # the last: the shards are on the disk well after it has failed
-                threading.Timer(0.3, shards.set_result, [None]).start()
+                threading.Timer(0.3, slow_disk.begun[0].set_result, [None]).start()
             return loss
 
-    monkeypatch.setattr("mesalm.train.checkpoint.is_sharded", lambda model: True)
-    monkeypatch.setattr("mesalm.train.checkpoint.begin_shards", begin_shards)
     with pytest.raises(NonFiniteError, match="step 5: loss or gradient were not finite in 2 steps in a row"):
-        train_regression("run", model=Late({4, 5}), guard=Guard(2), kind=Background)
+        train_regression("run", model=slow_disk.shard(Late({4, 5})), guard=Guard(2), kind=Background)
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000003"]
     assert checkpoints.read_state(checkpoints.folder / "step-00000003")["step"] == 3
