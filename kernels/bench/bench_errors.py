@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mesalm.model.mesa_exact import mesa_exact
 from mesalm.model.operator_mesa import mesa_attention
+from mesalm.model.operator_records import Operands
 
 KEYS = ("independent", "correlated", "nearly identical", "repeated")
 
@@ -38,7 +39,7 @@ def make_keys(kind: str, length: int, size: int, generator: torch.Generator) -> 
     return torch.nn.functional.normalize(noise, dim=-1)
 
 
-def make_operands(kind: str, ridge: float, gamma: float, length: int, size: int, seed: int) -> list[Tensor]:
+def make_operands(kind: str, ridge: float, gamma: float, length: int, size: int, seed: int) -> Operands:
     """Make the operands of `mesa_exact` in float32, for one sequence and one head."""
     generator = torch.Generator().manual_seed(seed)
     key = make_keys(kind, length, size, generator)
@@ -49,7 +50,7 @@ def make_operands(kind: str, ridge: float, gamma: float, length: int, size: int,
     tokens = [x.view(1, length, 1, size) for x in (torch.nn.functional.normalize(query, dim=-1), key, value)]
     states = [torch.zeros(1, 1, size, size), torch.zeros(1, 1, size, size)]
     ridges = torch.full((1, size), ridge, dtype=torch.float64)
-    return [x.float() for x in (*tokens, forget, gate.view(1, length, 1), ridges, *states)]
+    return Operands(*(x.float() for x in (*tokens, forget, gate.view(1, length, 1), ridges, *states)))
 
 
 def main() -> None:
@@ -66,8 +67,8 @@ def main() -> None:
     for kind, ridge, gamma in itertools.product(KEYS, options.ridge, options.gamma):
         operands = make_operands(kind, ridge, gamma, options.length, options.size, options.seed)
         with torch.no_grad():
-            exact = mesa_exact(*(x.double() for x in operands))[0]
-            dense = mesa_exact(*operands)[0]
+            exact = mesa_exact(Operands(*(x.double() for x in operands)))[0]
+            dense = mesa_exact(operands)[0]
             settings = {"tolerance": options.tolerance, "backend": "torch", "return_report": "steps"}
             ways = [mesa_attention(*operands[:6], **settings, method=way) for way in ("auto", "cg")]
         errors = [float((x.double() - exact).norm() / exact.norm()) for x in (dense, ways[0][0], ways[1][0])]

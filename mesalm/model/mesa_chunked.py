@@ -176,7 +176,7 @@ def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, 
 
 
 def _exact(*operands: Tensor) -> tuple[Tensor, ...]:
-    output, gram, cross, _ = mesa_exact(*operands)
+    output, gram, cross, _ = mesa_exact(Operands(*operands))
     return output, gram, cross
 
 

@@ -13,36 +13,28 @@ from torch import Tensor
 
 from .chunk_states import compute_dtype
 from .operator_inputs import values_are_checked
+from .operator_records import Operands
 
 
-def mesa_exact(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor,
-    input_gate: Tensor,
-    ridge: Tensor,
-    gram: Tensor,
-    cross: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def mesa_exact(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Solve one dense K x K system per token, by Cholesky, differentiable by autograd.
 
-    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, ridge `[G, K]`, states
-    `[B, G, K, K]` and `[B, G, K, V]`, of any floating dtype; computes in float32 or better. Only the symmetric
-    part of the initial gram counts. Returns output `[B, T, H, V]`, final gram and cross, and the solutions
-    `[B, T, H, K]`. Raises torch.linalg.LinAlgError where H_t + ridge is not positive definite;
-    within `unchecked_values` the solution is NaN there.
+    Takes operands of any floating dtype; computes in float32 or better. Only the symmetric part of the initial gram
+    counts. Returns output `[B, T, H, V]`, final gram and cross, and the solutions `[B, T, H, K]`. Raises
+    torch.linalg.LinAlgError where H_t + ridge is not positive definite; within `unchecked_values` the solution is
+    NaN there.
     """
+    query, value = operands.query, operands.value
     B, T, H, K = query.shape
     G, V = value.shape[2:]
     dtype = compute_dtype(query.dtype)
     with torch.autocast(query.device.type, enabled=False):
         q = query.to(dtype).view(B, T, G, H // G, K).mT  # [B, T, G, K, H / G]
-        k, v = key.to(dtype).unsqueeze(-1), value.to(dtype).unsqueeze(-1)
-        gamma = log_forget.to(dtype).exp()[..., None, None]
-        beta = input_gate.to(dtype)[..., None, None]
-        Lambda = torch.diag_embed(ridge.to(dtype))
-        H_t, G_t = 0.5 * (gram + gram.mT).to(dtype), cross.to(dtype)
+        k, v = operands.key.to(dtype).unsqueeze(-1), value.to(dtype).unsqueeze(-1)
+        gamma = operands.log_forget.to(dtype).exp()[..., None, None]
+        beta = operands.input_gate.to(dtype)[..., None, None]
+        Lambda = torch.diag_embed(operands.ridge.to(dtype))
+        H_t, G_t = 0.5 * (operands.gram + operands.gram.mT).to(dtype), operands.cross.to(dtype)
         factorise = torch.linalg.cholesky if values_are_checked() else _cholesky_or_nan
         outputs, solutions = [], []
         for t in range(T):

@@ -171,7 +171,7 @@ def _run(operands: Operands, solving: Solving) -> tuple[Results, str]:
     if solving.backend == "exact" or T <= 1 or B == 0:
         steps = torch.zeros(B, chunk_count(T), H, dtype=torch.int32, device=operands.query.device)
         ran = "exact" if solving.backend == "exact" else "torch"  # the kernel of a single token has no gradient
-        return Results(*mesa_exact(*operands), steps), ran
+        return Results(*mesa_exact(operands), steps), ran
     return mesa_chunked(operands, solving), solving.backend
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -157,7 +158,7 @@ def test_iteration_keeps_its_bound_and_wastes_nothing(width: float, m: int) -> N
 
 
 def test_norm_is_that_of_the_largest_matrix_of_each_chunk() -> None:
-    operands = Operands(*make_inputs((1.0, 0.6, 0.97)))
+    operands = make_inputs((1.0, 0.6, 0.97))
     operands.log_forget[:, 70, 2] = -math.inf
     made = cut_problems(operands, torch.float64)
     systems = made.systems(64)
@@ -188,7 +189,7 @@ def test_predicted_steps_grow_with_the_condition_number_and_end_at_the_size() ->
     assert float(steps[-1]) == 64.0
 
 
-def make_inputs(gammas: tuple[float, ...], T: int = 200, K: int = 24) -> list[Tensor]:
+def make_inputs(gammas: tuple[float, ...], T: int = 200, K: int = 24) -> Operands:
     generator = torch.Generator().manual_seed(5)
     G = len(gammas)
 
@@ -199,18 +200,11 @@ def make_inputs(gammas: tuple[float, ...], T: int = 200, K: int = 24) -> list[Te
     log_forget = torch.tensor(gammas, dtype=torch.float64).log().expand(1, T, G).clone()
     gate = torch.rand(1, T, G, generator=generator, dtype=torch.float64)
     states = [torch.zeros(1, G, K, K).double(), torch.zeros(1, G, K, K).double()]
-    return [
-        normal(1, T, 2 * G, K),
-        key,
-        normal(1, T, G, K),
-        log_forget,
-        gate,
-        torch.full((G, K), 0.5).double(),
-        *states,
-    ]
+    ridges = torch.full((G, K), 0.5).double()
+    return Operands(normal(1, T, 2 * G, K), key, normal(1, T, G, K), log_forget, gate, ridges, *states)
 
 
-def solve(inputs: list[Tensor], tolerance: float, max_steps: int, method: str = "auto") -> Results:
+def solve(inputs: Sequence[Tensor], tolerance: float, max_steps: int, method: str = "auto") -> Results:
     return mesa_chunked.mesa_chunked(Operands(*inputs), Solving(tolerance, max_steps, method))
 
 
@@ -230,7 +224,7 @@ def test_mixed_heads_are_each_right_and_pay_for_themselves() -> None:
     inputs = make_inputs(gammas)
     inputs[3][:, 70, 2] = -math.inf
     _, _, _, solution, steps = solve(inputs, 1e-6, 1000)
-    exact = mesa_exact(*inputs)[3]
+    exact = mesa_exact(inputs)[3]
     error = ((solution - exact).norm(dim=-1) / exact.norm(dim=-1)).amax(1)[0]
     assert bool((error <= 1e-6).all())
     per_head = steps[0, 1].tolist()
@@ -245,7 +239,7 @@ def test_mixed_heads_are_each_right_and_pay_for_themselves() -> None:
 
 
 def test_gradients_reuse_the_factors() -> None:
-    operands, solving = Operands(*make_inputs((0.99, 0.97))), Solving(1e-6, 1000, "shared")
+    operands, solving = make_inputs((0.99, 0.97)), Solving(1e-6, 1000, "shared")
     with Factorisations() as forward:
         results, factors = mesa_chunked.forward(operands, solving, keep=True)
     upstreams = mesa_chunked.Upstreams(results.output, results.gram, results.cross)
@@ -261,9 +255,9 @@ def test_short_chunks_need_fewer_products_for_the_same_results() -> None:
     found = []
     for chunk in (64, 32):
         solving = Solving(1e-9, 1000, "shared", chunk=chunk)
-        results, factors = mesa_chunked.forward(Operands(*inputs), solving, keep=True)
+        results, factors = mesa_chunked.forward(inputs, solving, keep=True)
         upstreams = mesa_chunked.Upstreams(results.output, results.gram, results.cross)
-        gradients = mesa_chunked.backward(upstreams, Operands(*inputs), results.solution, factors, solving)
+        gradients = mesa_chunked.backward(upstreams, inputs, results.solution, factors, solving)
         found.append((results, gradients))
     (long, longs), (short, shorts) = found
     for expected, got in zip((*long[:4], *longs), (*short[:4], *shorts), strict=True):
@@ -273,7 +267,7 @@ def test_short_chunks_need_fewer_products_for_the_same_results() -> None:
 
 
 def test_gradients_reuse_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    operands, solving = Operands(*make_inputs((0.6, 0.7))), Solving(1e-4, 1000, "chebyshev")
+    operands, solving = make_inputs((0.6, 0.7)), Solving(1e-4, 1000, "chebyshev")
     results, kept = mesa_chunked.forward(operands, solving, keep=True)
     assert bool((kept.norm > 0).all())
     monkeypatch.delattr(mesa_solver, "largest_norm")
@@ -301,10 +295,10 @@ def test_correction_by_the_true_residual() -> None:
     query, value = torch.randn(2, 1, T, 1, K, generator=generator)
     query = torch.nn.functional.normalize(query, dim=-1) + key
     rest = [torch.zeros(1, T, 1), torch.ones(1, T, 1), torch.full((1, K), 0.01), *[torch.zeros(1, 1, K, K)] * 2]
-    inputs = [query, key, value, *rest]
-    wanted = mesa_exact(*[x.double() for x in inputs])[0]
+    inputs = Operands(query, key, value, *rest)
+    wanted = mesa_exact(Operands(*[x.double() for x in inputs]))[0]
 
-    made = cut_problems(Operands(*inputs), torch.float32)
+    made = cut_problems(inputs, torch.float32)
     rhs = to_chunks(query, 1, torch.float32).mul_(made.inverse_root)
 
     def error(rounding: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from mesalm.model.operator_mesa import mesa_attention
 from mesalm.model.operator_records import Operands, Results
 
 
-def make_inputs(T: int, keys: str, gamma: float, ridge: float, H: int = 2, G: int = 2, K: int = 24) -> list[Tensor]:
+def make_inputs(T: int, keys: str, gamma: float, ridge: float, H: int = 2, G: int = 2, K: int = 24) -> Operands:
     """Make query, key, value, log_forget, input_gate, ridge and zero states, in float64."""
     generator = torch.Generator().manual_seed(11)
 
@@ -38,10 +40,10 @@ def make_inputs(T: int, keys: str, gamma: float, ridge: float, H: int = 2, G: in
     gates = torch.full((1, T, G), gamma, dtype=torch.float64).log()
     ridges = ridge * (1 + 4 * torch.rand(G, K, generator=generator, dtype=torch.float64))
     states = [torch.zeros(1, G, K, K).double(), torch.zeros(1, G, K, K).double()]
-    return [query, key, normal(1, T, G, K), gates, torch.ones_like(gates), ridges, *states]
+    return Operands(query, key, normal(1, T, G, K), gates, torch.ones_like(gates), ridges, *states)
 
 
-def solve(inputs: list[Tensor], tolerance: float, max_steps: int, method: str = "auto") -> Results:
+def solve(inputs: Sequence[Tensor], tolerance: float, max_steps: int, method: str = "auto") -> Results:
     operands = Operands(*inputs)
     return mesa_chunked(operands, Solving(tolerance, max_steps, method, chunk=problem_length(operands.key.shape[-1])))
 
@@ -82,7 +84,7 @@ HARD = [
 @pytest.mark.parametrize("method", METHODS)
 def test_tolerance_is_a_promise(keys: str, gamma: float, ridge: float, tolerance: float, method: str) -> None:
     inputs = make_inputs(200, keys, gamma, ridge)
-    exact = mesa_exact(*inputs)[3]
+    exact = mesa_exact(inputs)[3]
     solution = solve(inputs, tolerance, 1000, method).solution
     error = relative_errors(solution, exact)
     assert error <= tolerance
@@ -92,7 +94,7 @@ def test_tolerance_is_a_promise(keys: str, gamma: float, ridge: float, tolerance
     # float32 rounds the states themselves: promised where the condition number leaves room for it.
     if tolerance == 1e-3 and ridge >= 0.25:
         single = [x.float() for x in inputs]
-        wanted = mesa_exact(*[x.double() for x in single])[3]
+        wanted = mesa_exact(Operands(*[x.double() for x in single]))[3]
         assert relative_errors(solve(single, tolerance, 1000, method).solution, wanted) <= tolerance
 
 
@@ -195,7 +197,7 @@ def test_strict_makes_a_missed_tolerance_an_error(backend: str) -> None:
 def test_the_report_is_not_the_solvers_own_account() -> None:
     """Solutions of a solver that stops too early, whatever it believes, are found out."""
     inputs = make_inputs(130, "correlated", 0.99, 0.25)
-    measured = [relative_residual(solve(inputs, x, 1000).solution, Operands(*inputs), 1e-4)[1] for x in (1e-4, 0.5)]
+    measured = [relative_residual(solve(inputs, x, 1000).solution, inputs, 1e-4)[1] for x in (1e-4, 0.5)]
     assert bool(measured[0].all())
     assert not bool(measured[1][:, :2].any())  # the third chunk holds two tokens, for which a product or two do
 
@@ -245,7 +247,7 @@ def test_solved_systems_are_dropped() -> None:
     """A head that forgets at once needs few steps; it must not ride along with one that remembers all."""
     inputs = make_inputs(256, "correlated", 1.0, 0.01)
     inputs[3][..., 0] = -3.0
-    made, rhs = cut(Operands(*inputs))
+    made, rhs = cut(inputs)
     with Products() as products:
         conjugate_gradients(made.systems(rhs.shape[1]), rhs, 1e-6, 1000)
     assert products.problems[0] == 8
@@ -263,7 +265,7 @@ def test_solved_systems_are_dropped() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_blocks_do_not_change_the_answer(method: str) -> None:
     inputs, solving = make_inputs(896, "correlated", 0.99, 0.25), Solving(1e-8, 1000, method)
-    made, rhs = cut(Operands(*inputs))
+    made, rhs = cut(inputs)
     whole, blocks = mesa_solver.solve(made, rhs, solving).x, mesa_solver.solve(made, rhs, solving, block_numbers=1).x
     assert relative_errors(blocks, whole) < 1e-11
     alone = solve([*(x[:, :64] for x in inputs[:5]), *inputs[5:]], 1e-8, 1000, method).solution
