@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
-from mesalm.data import build
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.documents import DataError
 from mesalm.data.prepare import prepare
@@ -28,15 +28,15 @@ def test_an_interrupted_preparation_leaves_nothing(
     records: Records, write_jsonl: Writer, data: Maker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings = data(write_jsonl("x.jsonl", records(30)))
-    pack = build.Build._pack
+    plain = datasets.Dataset.from_file
 
-    def interrupted(self: build.Build, tokens: Any, members: Any, split: str, work: Path) -> Any:
-        if split == "test":
+    def interrupted(path: str, **rest: Any) -> Any:
+        if path.endswith("test.arrow"):  # the rows of the last split
             raise KeyboardInterrupt
-        return pack(self, tokens, members, split, work)
+        return plain(path, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(build.Build, "_pack", interrupted)
+        patch.setattr(datasets.Dataset, "from_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(settings, quiet=True)
     parent = tmp_path / "cache" / "prepared"
@@ -97,27 +97,21 @@ def test_who_is_waited_for_is_told(
     )
 
 
-def build_noted(settings: DataSettings, here: Path, ready: Any) -> None:
-    """Prepare as one of two processes, leaving a file when it is this one that builds."""
+def prepare_beside(settings: DataSettings, here: Path, ready: Any) -> None:
+    """Prepare as one of two processes."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    run = build.Build.run
-
-    def noted(self: build.Build) -> Any:
-        (here / f"built-{os.getpid()}").touch()
-        time.sleep(0.5)
-        return run(self)
-
-    build.Build.run = noted
     ready.wait(60)
-    (here / f"path-{os.getpid()}").write_text(str(prepare(settings, quiet=True).path))
+    (here / f"path-{os.getpid()}").write_text(str(prepare(settings).path))
 
 
-def test_two_processes_build_once(records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path) -> None:
+def test_two_processes_build_once(
+    records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     settings = data(write_jsonl("x.jsonl", records(60)))
     # Forked, because a fresh interpreter would spend the time on imports.
     context = multiprocessing.get_context("fork")
     ready = context.Barrier(2)
-    both = [context.Process(target=build_noted, args=(settings, tmp_path, ready)) for _ in range(2)]
+    both = [context.Process(target=prepare_beside, args=(settings, tmp_path, ready)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
@@ -126,5 +120,5 @@ def test_two_processes_build_once(records: Records, write_jsonl: Writer, data: M
     paths = {path.read_text() for path in tmp_path.glob("path-*")}
     assert len(list(tmp_path.glob("path-*"))) == 2
     assert len(paths) == 1
-    assert len(list(tmp_path.glob("built-*"))) == 1
+    assert capfd.readouterr().err.count("packing ") == 1
     assert Prepared(paths.pop()).manifest["splits"]["train"]["rows"] > 0

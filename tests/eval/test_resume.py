@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from mesa_eval.evaluate import evaluate
-from mesa_eval.measures import parts
 from mesa_eval.measures.scores import Scores
 from mesalm.cli import main
 
@@ -49,23 +51,27 @@ def asked_of(model: str, text_file: str, out: Path) -> list[str]:
     return [*asked, "--out", str(out)]
 
 
-def stop_at_second_task(sent: signal.Signals) -> None:
-    """Have this process sent a signal when the second of its tasks is to be asked."""
-    plain = parts.score_task
+def stop_after_first_task(out: Path, sent: signal.Signals) -> RemovableHandle:
+    """Have this process sent a signal when a model is asked again after the first of its tasks is written."""
 
-    def stopped(scorer: Any, task: Any, *rest: Any) -> Any:
-        if task.name == "case_change":
+    def stop(*_: Any) -> None:
+        if len(list(out.glob("scores/parts/*"))) == 5:
             os.kill(os.getpid(), sent)
-        return plain(scorer, task, *rest)
 
-    parts.score_task = stopped
+    return register_module_forward_pre_hook(stop)
 
 
+@pytest.fixture
+def interrupted_by(tmp_path: Path) -> Iterator[None]:
+    hook = stop_after_first_task(tmp_path / "out", signal.SIGINT)
+    yield
+    hook.remove()
+
+
+@pytest.mark.usefixtures("interrupted_by")
 def test_ctrl_c_says_where_the_evaluation_goes_on(
-    save_model, text_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    save_model, text_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(parts, "score_task", parts.score_task)  # put back at the end
-    stop_at_second_task(signal.SIGINT)
     assert main(asked_of(save_model("one", 1), text_file, tmp_path / "out")) == 130
     shown = capsys.readouterr()
     said = f"mesalm eval: interrupted; what was measured is in {tmp_path / 'out/scores'}, and the same command goes on"
@@ -81,8 +87,9 @@ def test_a_killed_evaluation_goes_on_where_it_was(save_model, text_file: str, tm
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import signal
-from test_resume import main, stop_at_second_task
-stop_at_second_task(signal.SIGKILL)
+from pathlib import Path
+from test_resume import main, stop_after_first_task
+stop_after_first_task(Path({str(out)!r}), signal.SIGKILL)
 main({asked_of(model, text_file, out)!r})
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

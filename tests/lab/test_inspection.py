@@ -22,7 +22,6 @@ from mesalm.lab.inspection.held_out import cut_windows, held_out_text
 from mesalm.lab.inspection.reach import Reach
 from mesalm.lab.inspection.recorded import load_recorded, parse_heads, recorded_metadata
 from mesalm.lab.inspection.run import inspect_model, run_windows
-from mesalm.model import mixer_softmax
 
 SaveModel = Callable[..., str]
 MIXED = [(0, "mesa"), (1, "softmax"), (2, "linear")]
@@ -90,15 +89,18 @@ def test_a_head_that_attends_one_token_back_is_said_to_bind(save_model: SaveMode
 
     assert [head.binds for head in look()] == [False, False, True, True]
     assert look()[2].key_taps == pytest.approx([0.1, 0.9, 0.0, 0.0])
-    back = torch.eye(64).roll(-1, -1)  # token t attends t - 1, the first one anything
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            mixer_softmax,
-            "eager_attention_forward",
-            lambda module, query, *_, **__: (query.transpose(1, 2), back.expand(1, 4, 64, 64)),
-        )
-        assert [head.lags[1] for head in look()[:2]] == [1.0, 1.0]
-        assert all(head.binds for head in look())
+    # one embedding for all tokens, and queries turned back by one position: rotary scores are highest one token back
+    softmax, angles = model.model.layers[0].mixer, model.model.rotary_emb.inv_freq
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.ones_like(model.model.embed_tokens.weight))
+        for projection, numbers in (
+            (softmax.q_proj, torch.cat([angles.cos(), -angles.sin()]) * 1e3),
+            (softmax.k_proj, torch.cat([torch.ones_like(angles), torch.zeros_like(angles)])),
+        ):
+            rows, width = projection.weight.shape
+            projection.weight.copy_(numbers.repeat(rows // len(numbers)).unsqueeze(1) / width)
+    assert [head.lags[1] for head in look()[:2]] == [1.0, 1.0]
+    assert all(head.binds for head in look())
     assert model.config._attn_implementation == implementation
 
 

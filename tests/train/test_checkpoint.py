@@ -57,7 +57,7 @@ def test_interrupted_write_leaves_the_earlier_checkpoint(
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mesalm.train.checkpoint.torch.save", fail)
+        patch.setattr(torch, "save", fail)
         with pytest.raises(OSError, match="disk full"):
             train_regression("run", resume=True, steps=9, every=3)
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")

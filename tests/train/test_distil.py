@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +12,19 @@ from torch.nn.functional import cross_entropy
 
 from mesalm.cli import main
 from mesalm.data.prepared import Prepared
+from mesalm.data.stream import Position, RowStream
 from mesalm.hub.carry_over import open_softmax_model
 from mesalm.hub.open_model import open_model
-from mesalm.runs import RunRecord
+from mesalm.journal import Journal, read_journal
+from mesalm.runs import RunFiles, RunRecord
 from mesalm.settings import SettingsError
-from mesalm.train import training
 from mesalm.train.distil import Distillation, recovery_recipe
-
-CPU = SimpleNamespace(device=torch.device("cpu"))
+from mesalm.train.launch import make_accelerator
+from mesalm.train.loop import Probe
+from mesalm.train.optim import OptimSettings
+from mesalm.train.progress import Display
+from mesalm.train.schedule import ScheduleSettings
+from mesalm.train.training import RunSettings
 
 
 def batch_of(rows: int = 2) -> dict[str, torch.Tensor]:
@@ -40,25 +44,46 @@ def divergence(model: Any, teacher: Any, batch: dict[str, torch.Tensor]) -> torc
     return cross_entropy(found.flatten(0, 1), wanted.flatten(0, 1)) - entropy.mean()
 
 
-def test_the_loss_is_the_divergence_of_the_scored_tokens_while_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+def cross_entropy_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the mean loss of the scored tokens on the text."""
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+    return cross_entropy(logits[:, 3:-1].flatten(0, 1), batch["labels"][:, 4:].flatten())
+
+
+def test_the_loss_is_the_divergence_of_the_scored_tokens_while_it_trains(tmp_path: Path) -> None:
     teacher, model, batch = tiny_model(seed=1, mixers="softmax"), tiny_model(seed=2), batch_of()
     model.token_loss = object()  # what makes losses without logits must not stand in the way
+    wanted, gradients = [], {}
 
-    def train(model: Any, *_: Any, **__: Any) -> str:
-        text = model(**batch).loss.item()
+    @torch.enable_grad()
+    def look(model: Any, step: int) -> list[dict[str, Any]]:
+        text = model.eval()(**batch).loss
+        assert text.item() == pytest.approx(cross_entropy_of(model, batch).item(), rel=1e-4)
+        wanted.append(divergence(model, teacher, batch).item())
         model.train()
         model(**batch).loss.backward()
-        assert model(**batch).loss.item() == pytest.approx(divergence(model, teacher, batch).item(), rel=1e-4)
-        assert text == pytest.approx(model.eval()(**batch).loss.item())  # validation sees the text
-        return "the outcome"
+        gradients.update({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        model.zero_grad()
+        divergence(model, teacher, batch).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)
+        model.zero_grad()
+        return []
 
-    monkeypatch.setattr(training, "run", train)
-    assert Distillation(teacher)(model, accelerator=CPU) == "the outcome"
-    mine = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    model.zero_grad()
-    divergence(model, teacher, batch).backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(mine[name], parameter.grad, rtol=1e-3, atol=1e-6)
+    settings = RunSettings(steps=4, optim=OptimSettings(learning_rate=1e-2), schedule=ScheduleSettings(), log_every=1)
+    rows = RowStream([0, 1], Position(3), 2, micro_rows=2, collate=lambda _: batch)
+    files = RunFiles(tmp_path)
+    with Journal(files.journal) as journal:
+        options = {
+            "accelerator": make_accelerator(device="cpu", precision="fp32"),
+            "display": Display("run", 4, enabled=False),
+        }
+        Distillation(teacher)(
+            model, rows, settings, files, journal, **options, start={}, probes=[Probe("look", 1, look)]
+        )
+    losses = [event["loss"] for event in read_journal(files.journal) if event["event"] == "step"]
+    assert losses[1:] == pytest.approx(wanted[:3], rel=1e-4)  # each step is told its loss before it
+    assert wanted[-1] < 0.9 * losses[0]
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert model.train()(**batch).loss.item() == pytest.approx(model.eval()(**batch).loss.item())  # as it was before
 
