@@ -11,10 +11,12 @@ import unittest
 from unittest import mock
 
 import torch
+from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from mesalm import MesaConfig, MesaForCausalLM, MesaForSequenceClassification, MesaModel
 from mesalm.model.mixers import MIXERS
+from mesalm.model.modeling_mesa import MesaPreTrainedModel
 from tests import causal_lm_tester
 
 # their tests tell base models and classifiers by these tables; the table of causal models knows ours by itself
@@ -100,6 +102,11 @@ class MesaShapes:
                 assert {weights.shape[-3:] for weights in plain.attentions} == {torch.Size(shape)}
                 assert len(more) == len(plain) + 1
                 assert list(more.keys())[-1] == "attentions"
+
+    def test_reverse_loading_mapping(self) -> None:
+        """Run theirs with the library's way of saving, under the names of old; ours keeps those of now unless told."""
+        with mock.patch.object(MesaPreTrainedModel, "save_pretrained", PreTrainedModel.save_pretrained):
+            super().test_reverse_loading_mapping()
 
     def test_retain_grad_hidden_states_attentions(self) -> None:
         """Run theirs with attention weights where there are any."""

@@ -108,6 +108,9 @@ SKIPPED = {
     "a recurrent layer can only leave out tokens; a four-dimensional mask is refused with one clear line": """
         custom_4d_attention_mask
     """,
+    "theirs leaves out models with a sliding window": """
+        custom_4d_attention_mask
+    """,
     "theirs wants output_attentions among forward's named arguments, which the library's models have lost": """
         eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions
     """,
@@ -144,7 +147,10 @@ SKIPPED = {
 ONLY = {
     ("delta", "hybrid", "kalman", "linear", "mesa"): """
         assisted_decoding_matches_greedy_search_0_random assisted_decoding_matches_greedy_search_1_same
-        assisted_decoding_sample custom_4d_attention_mask
+        assisted_decoding_sample
+    """,
+    ("delta", "hybrid", "kalman", "linear", "mesa", "window"): """
+        custom_4d_attention_mask
     """,
     ("delta", "kalman", "linear", "mesa"): """
         attention_outputs model_rope_scaling_frequencies model_rope_scaling_from_config_0_linear
