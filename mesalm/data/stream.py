@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -121,7 +121,7 @@ class RowStream(SharedSteps):
         self.collate = collate
         self._mixture = mixture or Mixture([self.total], [1.0])
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         handed = 0
         for batch in _fetched(self.rows, self._indices(self.position), self.collate, self.workers):
             handed += 1

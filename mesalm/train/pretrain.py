@@ -264,7 +264,7 @@ def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowSt
         )
     if recipe.data.stream:
         if recipe.train.workers:
-            raise SettingsError("train.workers: a streamed corpus is read in the loop; set it to 0")
+            raise SettingsError("train.workers: a streamed corpus is read ahead without them; set it to 0")
         if recipe.ramp.over:
             raise SettingsError("train.ramp_tokens: a streamed corpus has steps of one size; set it to 0")
         return text_stream(recipe.data, prepared, batch_rows, rank=rank, world=world, micro_rows=micro_rows)

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(load: Load, stopped: Load,
     pretrain(recipe, quiet=True)
     assert_same_run(recipe.folder, whole)
     assert not journal(recipe.folder, "stop")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
 def test_control_c_is_answered_and_its_handler_put_back(load: Load, stopped: Load) -> None:
