@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -176,10 +175,10 @@ def _run(
         if plan.resume_from is not None:
             display.say(f"{run.path}: going on from {plan.resume_from.name}" + (plan.note and f" to {plan.note}"))
         if display.enabled:
-            world, sharded = accelerator.num_processes, accelerator.distributed_type == DistributedType.FSDP
+            world, sharded, rows = accelerator.num_processes, accelerator.is_fsdp2, getattr(stream, "total", None)
             rate = earlier_rate(recipe, device_name(accelerator.device), world)
             expected = make_plan(
-                recipe, model.config, rows=getattr(stream, "total", None), rate=rate, processes=world, sharded=sharded
+                recipe, model.config, rows=rows, rate=rate, processes=world, sharded=sharded, begun=plan.step
             )
             for line in expected.lines():
                 display.say(line)

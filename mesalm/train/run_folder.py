@@ -64,6 +64,11 @@ class Resumption:
     note: str = ""
     final_aside: Path | None = None
 
+    @property
+    def step(self) -> int:
+        """Return the step of the checkpoint to go on from, 0 without one."""
+        return 0 if self.resume_from is None else step_of(self.resume_from) or 0
+
 
 class RunFolder(RunFiles):
     """The folder of a run that one process works in and that a recipe enters."""
