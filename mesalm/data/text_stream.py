@@ -9,6 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mesalm.wording import plural
+
 from .build import Tokenise
 from .contamination import Contamination
 from .corpora import SOURCES
@@ -218,7 +220,7 @@ def _texts(parts: list[Source], faults: Faults) -> Iterator[dict[str, Any]]:
         for document in part.documents(faults):
             yield {"text": document.text}
         if faults.count > before:
-            say(f"skipped {faults.count - before:,} bad records of the stream, such as {faults.examples[-1]}")
+            say(f"skipped {plural(faults.count - before, 'bad record')} of the stream, such as {faults.examples[-1]}")
 
 
 def text_stream(

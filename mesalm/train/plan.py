@@ -104,7 +104,8 @@ class Plan:
     def lines(self) -> list[str]:
         """Return the plan in five lines."""
         recipe, train = self.recipe, self.recipe.train
-        batch = f"{recipe.steps:,} steps of {train.batch_rows:,} rows of {recipe.data.sequence_length:,} tokens"
+        row = f"of {plural(recipe.data.sequence_length, 'token')}"
+        batch = f"{plural(recipe.steps, 'step')} of {plural(train.batch_rows, 'row')} {row}"
         epochs = "epochs are known when the data are prepared"
         if self.rows is not None:
             epochs = f"{recipe.ramp.total(recipe.steps) / self.rows:.4g} epochs of {self.rows:,} rows"
