@@ -9,6 +9,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from mesalm.wording import plural
+
 from .mixture import Mixture
 from .packing import segment_positions
 from .ramp import RowRamp
@@ -70,8 +72,8 @@ class SharedSteps:
             raise ValueError(f"rank must be from 0 to world - 1 = {world - 1}, not {rank}")
         if micro_rows < 1 or global_rows < 1 or global_rows % (world * micro_rows):
             raise ValueError(
-                f"the {global_rows} rows of a step must be a multiple of {world} processes times "
-                f"{micro_rows} rows of a micro-batch; change the one or the other"
+                f"the {plural(global_rows, 'row')} of a step must be a multiple of {plural(world, 'process')} times "
+                f"{plural(micro_rows, 'row')} of a micro-batch; change the one or the other"
             )
         self.global_rows, self.rank, self.world, self.micro_rows = global_rows, rank, world, micro_rows
 

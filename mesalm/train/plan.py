@@ -153,8 +153,8 @@ def make_plan(
     micro_rows = train.micro_rows or max(recipe.ramp.rows(0) // processes, 1)
     if train.batch_rows % (processes * micro_rows):
         raise SettingsError(
-            f"train.batch_rows: {train.batch_rows} must be a multiple of {processes} processes times train.micro_rows "
-            f"{micro_rows}; change the one or the other"
+            f"train.batch_rows: {train.batch_rows} must be a multiple of {plural(processes, 'process')} times "
+            f"train.micro_rows {micro_rows}; change the one or the other"
         )
     card = hardware is not None or local_device(recipe).startswith("cuda")
     model, bf16 = outline(config, card=card), train.precision == "bf16"

@@ -54,6 +54,7 @@ from mesalm.train.token_loss import TokenLoss
 from mesalm.train.validation import validation
 from mesalm.train.watch import Watch, watching
 from mesalm.versions import versions
+from mesalm.wording import plural
 
 MakeProbe = Callable[..., Callable[[nn.Module, int], Iterable[dict[str, Any]]]]
 """What makes the evaluation of a run: called with the prepared folder, the tokenizer, the length of a row, names of
@@ -256,9 +257,9 @@ def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowSt
     micro_rows = recipe.train.micro_rows or max(batch_rows // world, 1)
     if batch_rows % (world * micro_rows):
         first = " of a first step" if recipe.ramp.over else ""
-        readers = "processes" if context == 1 else f"groups of {context} processes"
+        readers = plural(world, "process") if context == 1 else f"{plural(world, 'group')} of {context} processes"
         raise SettingsError(
-            f"train.batch_rows: {batch_rows}{first} must be a multiple of {world} {readers} times train.micro_rows "
+            f"train.batch_rows: {batch_rows}{first} must be a multiple of {readers} times train.micro_rows "
             f"{micro_rows}; change the one or the other"
         )
     if recipe.data.stream:

@@ -337,7 +337,7 @@ def test_bf16_run_saves_fp32_weights(load: Load) -> None:
 
 
 def test_rows_must_divide_among_micro_batches(load: Load) -> None:
-    with pytest.raises(SettingsError, match=r"train\.batch_rows: 4 must be a multiple of 1 processes times"):
+    with pytest.raises(SettingsError, match=r"train\.batch_rows: 4 must be a multiple of 1 process times"):
         pretrain(load("train.micro_rows=3"), quiet=True)
 
 
