@@ -9,6 +9,7 @@ import numpy as np
 from mesa_eval.reading.scoring import Scorer
 from mesa_eval.tasks import find_tasks
 from mesa_eval.tasks.task import Task
+from mesalm.wording import plural
 
 Row = tuple[list[int], int]
 
@@ -42,7 +43,7 @@ def tuning_rows(scorer: Scorer, tasks: Sequence[Task], shots: Sequence[int], cou
     Raises ValueError if there are fewer rows than tasks, a task has fewer demonstrations or nothing of it fits.
     """
     if count < len(tasks):
-        raise ValueError(f"{count} prompts of {len(tasks)} tasks: ask for at least one per task")
+        raise ValueError(f"{plural(count, 'prompt')} for {plural(len(tasks), 'task')}: ask for at least one per task")
     each, more = divmod(count, len(tasks))
     return [
         row for place, task in enumerate(tasks) for row in _task_rows(scorer, task, shots, each + (place < more), seed)

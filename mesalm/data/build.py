@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mesalm.wording import plural
+
 from .bpe import Encoder, add_start_token, begin_id, count_lost, tokenizer_hash, train_tokenizer
 from .data_settings import DataSettings
 from .documents import DataError, Document, Source
@@ -57,7 +59,7 @@ class Build:
             self._say(f"left out {path}, which is empty")
         documents = datasets.Dataset.from_file(str(gathered.path))
         about_tokenizer = self._tokenizer(documents, gathered)
-        self._say(f"tokenising {len(documents):,} documents, {int(gathered.sizes.sum()):,} bytes")
+        self._say(f"tokenising {plural(len(documents), 'document')}, {int(gathered.sizes.sum()):,} bytes")
         tokens = self._tokenise(documents, gathered, work / "tokens.arrow")
         lengths = _token_counts(tokens)
         splits: dict[str, Any] = {}

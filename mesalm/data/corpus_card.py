@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mesalm.markdown import code, plain
+from mesalm.wording import plural
 
 CARD = "corpus.md"
 """The card's file, in a folder of prepared data and in that of a run."""
@@ -27,8 +28,8 @@ def corpus_lines(manifest: Mapping[str, Any]) -> list[str]:
     settings = manifest.get("settings", {})
     if settings.get("stream"):
         lines.append(
-            f"- training text was streamed; counts are of the first {settings['stream_sample']:,} documents of each "
-            "source, from which tokenizer and held-out text come"
+            f"- training text was streamed; counts are of the first {plural(settings['stream_sample'], 'document')} of "
+            "each source, from which tokenizer and held-out text come"
         )
     for split in ("train", "valid"):
         counts = manifest["splits"].get(split)
@@ -44,12 +45,12 @@ def _details(manifest: Mapping[str, Any]) -> Iterator[str]:
     weighted = [source for source in settings["sources"] if source.get("weight")]
     for number, source in enumerate(weighted):
         parts = splits["train"].get("parts")
-        size = f", {parts[number]:,} rows" if parts else ""
+        size = f", {plural(parts[number], 'row')}" if parts else ""
         yield f"- mixture: {plain(source['name'])} by weight {source['weight']:g}{size}"
     for name, counts in splits.items():
         yield (
             f"- {name} rows: {counts['rows']:,} of {settings['sequence_length']:,} tokens, sha256 "
-            f"{code(counts['sha256'])}; {counts['dropped_tokens']:,} tokens at the end filled none"
+            f"{code(counts['sha256'])}; {plural(counts['dropped_tokens'], 'token')} at the end filled none"
         )
     tokenizer = manifest["tokenizer"]
     named = f" ({plain(tokenizer['name'])})" if "name" in tokenizer else ""
@@ -63,26 +64,27 @@ def _details(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 def _dropped(manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
     words = {
-        "duplicates": "exact copies",
-        "near_copies": "near-copies",
-        "empty": "empty files and documents",
-        "undecodable": "files that do not decode",
+        "duplicates": ("exact copy", None),
+        "near_copies": ("near-copy", None),
+        "empty": ("empty file or document", "empty files and documents"),
+        "undecodable": ("file that does not decode", "files that do not decode"),
     }
-    for key, what in words.items():
+    for key, nouns in words.items():
         if manifest.get(key):
             threshold = settings.get("deduplicate") if key == "near_copies" else None
-            yield f"{manifest[key]:,} {what}" + (f" (similarity {threshold:g} or more)" if threshold else "")
+            yield plural(manifest[key], *nouns) + (f" (similarity {threshold:g} or more)" if threshold else "")
     if manifest.get("bad", {}).get("count"):
-        yield f"{manifest['bad']['count']:,} bad files and records"
+        yield plural(manifest["bad"]["count"], "bad file or record", "bad files and records")
     for file in manifest.get("contamination", []):
         yield (
-            f"{file['documents']:,} documents that share 13 words in a row with {plain(file['name'])} (sha256 "
-            f"{code(file['sha256'])}), of whose {file['texts']:,} texts {file['short']:,} are shorter than that"
+            plural(file["documents"], "document that shares", "documents that share")
+            + f" 13 words in a row with {plain(file['name'])} (sha256 {code(file['sha256'])}; shorter than that are "
+            f"{file['short']:,} of its {plural(file['texts'], 'text')})"
         )
 
 
 def _counts(counts: Mapping[str, Any]) -> str:
-    return f"{counts['documents']:,} documents, {counts['bytes']:,} bytes, {counts['tokens']:,} tokens"
+    return ", ".join(plural(counts[f"{word}s"], word) for word in ("document", "byte", "token"))
 
 
 def _identity(source: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mesalm.fingerprints import SealError, first_damaged, read_sealed
+from mesalm.wording import plural
 
 from .documents import DataError
 from .mixture import Mixture
@@ -133,19 +134,17 @@ class Prepared:
         """Return what was prepared, a line a split, for a person to read."""
         lines = [f"prepared: {self.path}"]
         for split, counts in self.manifest["splits"].items():
-            lines.append(
-                f"  {split}: {counts['documents']:,} documents, {counts['bytes']:,} bytes, "
-                f"{counts['tokens']:,} tokens, {counts['rows']:,} rows of {self.sequence_length}"
-            )
+            said = ", ".join(plural(counts[f"{word}s"], word) for word in ("document", "byte", "token", "row"))
+            lines.append(f"  {split}: {said} of {self.sequence_length}")
             if counts.get("lost"):
-                lines.append(
-                    f"  {split}: {counts['lost']:,} documents do not come back from the tokenizer: no bits per byte"
-                )
-        left_out = {word: self.manifest[word] for word in ("duplicates", "empty", "undecodable")}
-        left_out["near copies"] = self.manifest["near_copies"]
+                lost = plural(counts["lost"], "document does", "documents do")
+                lines.append(f"  {split}: {lost} not come back from the tokenizer: no bits per byte")
+        left_out = {word: self.manifest[word] for word in ("empty", "undecodable")}
         left_out["contaminated"] = sum(file["documents"] for file in self.manifest.get("contamination", []))
         left_out["bad"] = self.manifest["bad"]["count"]
-        counted = [f"{count:,} {word}" for word, count in left_out.items() if count]
+        copies = {"exact copy": self.manifest["duplicates"], "near-copy": self.manifest["near_copies"]}
+        counted = [plural(count, word) for word, count in copies.items() if count]
+        counted += [f"{count:,} {word}" for word, count in left_out.items() if count]
         lines.append(f"  left out: {', '.join(counted) or 'nothing'}")
         return "\n".join(lines)
 

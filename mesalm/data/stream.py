@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import numpy as np
 import torch
+
+from mesalm.wording import plural
 
 from .mixture import Mixture
 from .packing import segment_positions
@@ -70,8 +72,8 @@ class SharedSteps:
             raise ValueError(f"rank must be from 0 to world - 1 = {world - 1}, not {rank}")
         if micro_rows < 1 or global_rows < 1 or global_rows % (world * micro_rows):
             raise ValueError(
-                f"the {global_rows} rows of a step must be a multiple of {world} processes times "
-                f"{micro_rows} rows of a micro-batch; change the one or the other"
+                f"the {plural(global_rows, 'row')} of a step must be a multiple of {plural(world, 'process')} times "
+                f"{plural(micro_rows, 'row')} of a micro-batch; change the one or the other"
             )
         self.global_rows, self.rank, self.world, self.micro_rows = global_rows, rank, world, micro_rows
 
@@ -121,7 +123,7 @@ class RowStream(SharedSteps):
         self.collate = collate
         self._mixture = mixture or Mixture([self.total], [1.0])
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         handed = 0
         for batch in _fetched(self.rows, self._indices(self.position), self.collate, self.workers):
             handed += 1

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mesalm.wording import plural
 
 from .build import Tokenise
 from .contamination import Contamination
@@ -21,6 +26,10 @@ if TYPE_CHECKING:
     import datasets
 
 ENCODE_BATCH = 64
+STEPS_AHEAD = 16
+"""Rows come in bursts, those of `ENCODE_BATCH` documents, and a slow source is hidden behind what lies between."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -114,8 +123,9 @@ class TextStream(SharedSteps):
     """Iterate for ever over the micro-batches of one process, as `mesalm.data.stream.RowStream` does over rows on disk.
 
     ``parts`` are the rows of each source, of which each step takes ``global_rows`` by ``weights``, `picks` of them in
-    a row for each process. ``position`` is that of the first step not yet handed out whole; setting it moves there,
-    and raises ValueError for the position of another number of processes.
+    a row for each process. A thread reads up to ``STEPS_AHEAD`` steps ahead until the iterator is closed.
+    ``position`` is that of the first step not yet handed out whole; a new ``iter`` begins there. Setting it raises
+    ValueError for the position of another number of processes.
     """
 
     def __init__(
@@ -149,18 +159,40 @@ class TextStream(SharedSteps):
                 "many"
             )
         self._position = position
+
+    def __iter__(self) -> Generator[Batch]:
+        count = STEPS_AHEAD * self.micro_batches
+        with closing(_read_ahead(self._read(self._position), count)) as batches:
+            for batch, self._position in batches:
+                yield batch
+
+    def _read(self, position: StreamPosition) -> Iterator[tuple[Batch, StreamPosition]]:
+        """Yield each micro-batch from ``position`` on, and the position when it has been handed out."""
         for part, place in zip(self.parts, position.places, strict=True):
             part.place = place
-
-    def __iter__(self) -> Iterator[Batch]:
         share = self.global_rows // self.world
         while True:
-            chosen, _ = picks(self.weights, self._position.rows + self.rank * share, share)
+            chosen, _ = picks(self.weights, position.rows + self.rank * share, share)
             for begin in range(0, share, self.micro_rows):
                 rows = [self.parts[part].take() for part in chosen[begin : begin + self.micro_rows]]
                 if begin + self.micro_rows == share:
-                    self._position = self._here(self._position.rows + self.global_rows)
-                yield collate_tokens(rows)
+                    position = self._here(position.rows + self.global_rows)
+                yield collate_tokens(rows), position
+
+
+def _read_ahead(items: Iterator[Item], count: int) -> Generator[Item]:
+    """Yield endless ``items``; a thread makes up to ``count`` of them before they are asked for.
+
+    An error in ``items`` is raised at its place. Closing waits for the item in the making.
+    """
+    reader = ThreadPoolExecutor(1, "reader")
+    try:
+        ahead = deque(reader.submit(next, items) for _ in range(count))
+        while True:
+            ahead.append(reader.submit(next, items))
+            yield ahead.popleft().result()
+    finally:
+        reader.shutdown(cancel_futures=True)
 
 
 def _encoded(source: Source, encode: TrainingText, faults: Faults, rank: int, world: int) -> datasets.IterableDataset:
@@ -188,7 +220,7 @@ def _texts(parts: list[Source], faults: Faults) -> Iterator[dict[str, Any]]:
         for document in part.documents(faults):
             yield {"text": document.text}
         if faults.count > before:
-            say(f"skipped {faults.count - before:,} bad records of the stream, such as {faults.examples[-1]}")
+            say(f"skipped {plural(faults.count - before, 'bad record')} of the stream, such as {faults.examples[-1]}")
 
 
 def text_stream(

@@ -9,6 +9,7 @@ from typing import Any
 from mesalm.data.corpus_card import corpus_lines
 from mesalm.markdown import plain
 from mesalm.runs import RunRecord
+from mesalm.wording import plural
 
 
 def training_lines(run: Path | None) -> list[str]:
@@ -58,7 +59,9 @@ def _loss_lines(events: list[dict[str, Any]]) -> list[str]:
     if end is not None:
         begun = f", from {steps[0]['loss']:.4f} at step {steps[0]['step']:,}" if steps else ""
         loss = "not recorded" if end.get("loss") is None else f"{end['loss']:.4f} nats per token"
-        lines.append(f"- {end['tokens']:,} tokens in {end['step']:,} steps; training loss at the end {loss}{begun}")
+        lines.append(
+            f"- {end['tokens']:,} tokens in {plural(end['step'], 'step')}; training loss at the end {loss}{begun}"
+        )
     measured = [event for event in events if event["event"] == "valid" and event.get("loss") is not None]
     if measured:
         last, first = measured[-1], measured[0]

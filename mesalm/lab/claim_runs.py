@@ -22,6 +22,7 @@ from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
 from mesalm.train.speeds import device_name
 from mesalm.versions import versions
+from mesalm.wording import plural
 
 RESULTS = Path("reports/lab")
 NETS = Path("runs/lab")
@@ -168,7 +169,7 @@ def _criteria(claim: Claim) -> list[dict[str, Any]]:
 def _summary(outcomes: dict[str, bool | None], studies: Collection[str]) -> str:
     """Return one line: how many came out how, and which claims were not reproduced or failed."""
     verdicts = {name: verdict for name, verdict in outcomes.items() if name not in studies}
-    parts = [f"{sum(verdict is True for verdict in verdicts.values())} claims reproduced"]
+    parts = [f"{plural(sum(verdict is True for verdict in verdicts.values()), 'claim')} reproduced"]
     for words, verdicts_of, kind in (("not reproduced", verdicts, False), ("failed", outcomes, None)):
         names = [name for name, verdict in verdicts_of.items() if verdict is kind]
         parts.append(f"{len(names)} {words}" + (f" ({', '.join(names)})" if names else ""))

@@ -13,6 +13,7 @@ from mesalm.lab.claims import TABLE, Claim, Criterion, Findings, Ruling, Size, j
 from mesalm.lab.findings_figure import draw_findings
 from mesalm.lab.studies import Study
 from mesalm.settings import SettingsError
+from mesalm.wording import plural
 
 STORY = (
     ("What layers can compute", (1, 2, 3, 4)),
@@ -58,7 +59,9 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
         source.read_text(encoding="utf-8")
     )
     page = page or results / f"claims-{size}.html"
-    write_text(page, template.render(parts=parts, studies=studies, counts=counts, size=size, table=table) + "\n")
+    write_text(
+        page, template.render(parts=parts, studies=studies, counts=counts, size=size, table=table, plural=plural) + "\n"
+    )
     return page
 
 

@@ -38,6 +38,7 @@ from mesalm.train.progress import Display
 from mesalm.train.randomness import seed_everything
 from mesalm.train.speeds import device_name
 from mesalm.versions import versions
+from mesalm.wording import plural
 
 FEWEST_ROWS = 32
 """Rows that are scored at least, however long they are."""
@@ -199,7 +200,9 @@ class CellRun:
         model.eval()
         valid = self._score(model, "valid", self.run.score.valid_rows)
         test = self._score(model, "test", self.run.score.test_rows)
-        self.display.say(f"{self.cell.title}: {test.value:.4f} after {outcome.step} steps, {outcome.seconds:.0f} s")
+        self.display.say(
+            f"{self.cell.title}: {test.value:.4f} after {plural(outcome.step, 'step')}, {outcome.seconds:.0f} s"
+        )
         return {
             "steps": outcome.step,
             "tokens": outcome.tokens,

@@ -16,6 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from mesalm.model.operator_inputs import unchecked_values
 from mesalm.train.sharded import local
+from mesalm.wording import plural
 
 
 class NonFiniteError(FloatingPointError):
@@ -103,9 +104,10 @@ class Guard:
         place = _first(accelerator, _fault_in_outputs(accelerator, model, micro) or _fault_in_gradients(model))
         seen = f", now first in {place}" if place else ""
         what = "not finite" if self.bound == math.inf else "refused"
+        steps = plural(self.in_row, "step")
         raise NonFiniteError(
-            f"step {step}: loss or gradient were {what} in {self.in_row} steps in a row{seen}; check the data, "
-            f"raise train.max_skipped, or {WAY_ON}"
+            f"step {step}: loss or gradient were {what} in {steps} in a row{seen}; check the data, raise "
+            f"train.max_skipped, or {WAY_ON}"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_
 
 from mesalm.settings import SettingsError
 from mesalm.train.sharded import fsdp_plugin, use_fsdp
+from mesalm.wording import plural
 
 PATIENCE = timedelta(minutes=10)
 """How long processes wait for each other in a step, or for one that saves."""
@@ -97,7 +98,7 @@ def make_accelerator(
         if not accelerator.is_fsdp2:
             raise LaunchError(
                 f"accelerate: FSDP was asked for but accelerate gives {accelerator.distributed_type.value} to "
-                f"{accelerator.num_processes} processes; launch several, or leave FSDP out, with {FSDP} unset"
+                f"{plural(accelerator.num_processes, 'process')}; launch several, or leave FSDP out, with {FSDP} unset"
             )
     elif accelerator.distributed_type not in REPLICATED:
         raise LaunchError(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -58,7 +59,7 @@ class Stream(Protocol):
     @property
     def micro_batches(self) -> int: ...
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Generator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class Loop:
         finite; CheckpointError for a checkpoint that does not fit.
         """
         self._begin()
-        with Interrupts() as interrupts, self.display:
+        with closing(self._batches), Interrupts() as interrupts, self.display:
             try:
                 self._verify(_other_start(self.resume_from))
                 heard = self._run(interrupts)

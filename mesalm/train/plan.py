@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from mesalm.data.bpe import load_tokenizer
 from mesalm.data.prepare import already_prepared
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
+from mesalm.runs import step_of
 from mesalm.settings import SettingsError, one_of
 from mesalm.train.activations import activation_bytes
 from mesalm.train.hardware import CARDS, Assumptions, Rate, calculated_rate
@@ -24,6 +26,7 @@ from mesalm.train.optim import build_optimiser
 from mesalm.train.randomness import preserved_randomness
 from mesalm.train.recipe import Recipe
 from mesalm.train.speeds import earlier_rate, local_device, probed_rate
+from mesalm.wording import plural
 
 
 def outline(config: PreTrainedConfig, *, card: bool = False) -> PreTrainedModel:
@@ -59,7 +62,10 @@ def work(model: Any, length: int, solver_steps: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers of a run: bytes per process, operations per token, tokens per second and seconds of the whole."""
+    """The numbers of a run: bytes per process, operations per token, tokens per second and seconds of what is left.
+
+    ``begun`` is the step of the checkpoint that it goes on from, 0 without one.
+    """
 
     recipe: Recipe
     parameters: int
@@ -72,6 +78,7 @@ class Plan:
     checkpoint: float
     rate: Rate | None
     assumed: dict[str, float]
+    begun: int
 
     @property
     def tokens(self) -> int:
@@ -80,20 +87,25 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Return the time of the run, its validations and checkpoints included; None where no speed is known."""
+        """Return the time of the steps that are left, with validations and checkpoints; None if no speed is known."""
         if self.rate is None:
             return None
-        every, saves = self.recipe.validate.every, self.recipe.checkpoint.every
-        validations = 1 + ((self.recipe.steps - 1) // every if every else 0)
+        recipe, length = self.recipe, self.recipe.data.sequence_length
+        left = self.tokens - recipe.ramp.total(self.begun) * length
         # a forward pass is a third of the work
-        scored = validations * self.recipe.validate.rows * self.recipe.data.sequence_length / 3
-        saved = 1 + ((self.recipe.steps - 1) // saves if saves else 0)
-        return (self.tokens + scored) / self.rate.tokens_per_second + saved * self.checkpoint / self.assumed["disk"]
+        scored = self._times(recipe.validate.every) * recipe.validate.rows * length / 3
+        written = self._times(recipe.checkpoint.every) * self.checkpoint / self.assumed["disk"]
+        return (left + scored) / self.rate.tokens_per_second + written
+
+    def _times(self, every: int) -> int:
+        """Return how often something is done that is due ``every`` steps (0: never) and at the end."""
+        return 1 + ((self.recipe.steps - 1) // every - self.begun // every if every else 0)
 
     def lines(self) -> list[str]:
         """Return the plan in five lines."""
         recipe, train = self.recipe, self.recipe.train
-        batch = f"{recipe.steps:,} steps of {train.batch_rows:,} rows of {recipe.data.sequence_length:,} tokens"
+        row = f"of {plural(recipe.data.sequence_length, 'token')}"
+        batch = f"{plural(recipe.steps, 'step')} of {plural(train.batch_rows, 'row')} {row}"
         epochs = "epochs are known when the data are prepared"
         if self.rows is not None:
             epochs = f"{recipe.ramp.total(recipe.steps) / self.rows:.4g} epochs of {self.rows:,} rows"
@@ -103,9 +115,9 @@ class Plan:
         work = ", ".join(f"{part} {_short(count)}" for part, count in self.flops.items())
         time = "time: not known without an earlier run of this shape or --plan --probe"
         if self.rate is not None and self.seconds is not None:
-            time = (
-                f"time: {clock_text(self.seconds)} at {self.rate.tokens_per_second:,.0f} tokens/s, {self.rate.source}"
-            )
+            left = f" for the last {plural(recipe.steps - self.begun, 'step')}" if self.begun else ""
+            speed = f"{self.rate.tokens_per_second:,.0f} tokens/s"
+            time = f"time: {clock_text(self.seconds)}{left} at {speed}, {self.rate.source}"
         total = sum(self.flops.values())
         return [
             f"{recipe.name}: {self.parameters:,} parameters, {batch}, {self.tokens:,} in all, {epochs}",
@@ -126,11 +138,13 @@ def make_plan(
     processes: int = 1,
     hardware: str | None = None,
     sharded: bool = False,
+    begun: int = 0,
 ) -> Plan:
     """Return what a run will need, here at a measured ``rate``, or on ``processes`` cards named ``hardware``.
 
-    ``rows`` is the number of prepared rows. With ``sharded`` the processes share out weights, gradients and optimiser
-    (FSDP2), else each holds all of them (DDP). Raises SettingsError where the batch does not divide among them.
+    ``rows`` is the number of prepared rows; ``begun`` steps are made already. With ``sharded`` the processes share out
+    weights, gradients and optimiser (FSDP2), else each holds all of them (DDP). Raises SettingsError where the batch
+    does not divide among them.
     """
     if hardware is not None:
         one_of(hardware, CARDS, "a card in the table")
@@ -139,8 +153,8 @@ def make_plan(
     micro_rows = train.micro_rows or max(recipe.ramp.rows(0) // processes, 1)
     if train.batch_rows % (processes * micro_rows):
         raise SettingsError(
-            f"train.batch_rows: {train.batch_rows} must be a multiple of {processes} processes times train.micro_rows "
-            f"{micro_rows}; change the one or the other"
+            f"train.batch_rows: {train.batch_rows} must be a multiple of {plural(processes, 'process')} times "
+            f"train.micro_rows {micro_rows}; change the one or the other"
         )
     card = hardware is not None or local_device(recipe).startswith("cuda")
     model, bf16 = outline(config, card=card), train.precision == "bf16"
@@ -193,6 +207,7 @@ def make_plan(
         checkpoint=weights + kept,
         rate=rate,
         assumed=assumed,
+        begun=begun,
     )
 
 
@@ -241,9 +256,16 @@ def plan_recipe(
         rate = earlier_rate(recipe, local_device(recipe), 1)
         if rate is None and probe:
             rate = probed_rate(recipe, config, rows)
-    number = None if rows is None else len(rows)
     return make_plan(
-        recipe, config, assumptions, rows=number, rate=rate, processes=cards, hardware=hardware, sharded=sharded
+        recipe,
+        config,
+        assumptions,
+        rows=None if rows is None else len(rows),
+        rate=rate,
+        processes=cards,
+        hardware=hardware,
+        sharded=sharded,
+        begun=0 if recipe.branch_from is None else step_of(Path(recipe.branch_from)) or 0,
     )
 
 

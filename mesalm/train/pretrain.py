@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -55,6 +54,7 @@ from mesalm.train.token_loss import TokenLoss
 from mesalm.train.validation import validation
 from mesalm.train.watch import Watch, watching
 from mesalm.versions import versions
+from mesalm.wording import plural
 
 MakeProbe = Callable[..., Callable[[nn.Module, int], Iterable[dict[str, Any]]]]
 """What makes the evaluation of a run: called with the prepared folder, the tokenizer, the length of a row, names of
@@ -176,10 +176,10 @@ def _run(
         if plan.resume_from is not None:
             display.say(f"{run.path}: going on from {plan.resume_from.name}" + (plan.note and f" to {plan.note}"))
         if display.enabled:
-            world, sharded = accelerator.num_processes, accelerator.distributed_type == DistributedType.FSDP
+            world, sharded, rows = accelerator.num_processes, accelerator.is_fsdp2, getattr(stream, "total", None)
             rate = earlier_rate(recipe, device_name(accelerator.device), world)
             expected = make_plan(
-                recipe, model.config, rows=getattr(stream, "total", None), rate=rate, processes=world, sharded=sharded
+                recipe, model.config, rows=rows, rate=rate, processes=world, sharded=sharded, begun=plan.step
             )
             for line in expected.lines():
                 display.say(line)
@@ -257,14 +257,14 @@ def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowSt
     micro_rows = recipe.train.micro_rows or max(batch_rows // world, 1)
     if batch_rows % (world * micro_rows):
         first = " of a first step" if recipe.ramp.over else ""
-        readers = "processes" if context == 1 else f"groups of {context} processes"
+        readers = plural(world, "process") if context == 1 else f"{plural(world, 'group')} of {context} processes"
         raise SettingsError(
-            f"train.batch_rows: {batch_rows}{first} must be a multiple of {world} {readers} times train.micro_rows "
+            f"train.batch_rows: {batch_rows}{first} must be a multiple of {readers} times train.micro_rows "
             f"{micro_rows}; change the one or the other"
         )
     if recipe.data.stream:
         if recipe.train.workers:
-            raise SettingsError("train.workers: a streamed corpus is read in the loop; set it to 0")
+            raise SettingsError("train.workers: a streamed corpus is read ahead without them; set it to 0")
         if recipe.ramp.over:
             raise SettingsError("train.ramp_tokens: a streamed corpus has steps of one size; set it to 0")
         return text_stream(recipe.data, prepared, batch_rows, rank=rank, world=world, micro_rows=micro_rows)

@@ -18,6 +18,7 @@ from mesalm.settings import SettingsError
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.recipe import Recipe
 from mesalm.train.schedule import agreement, learning_rate_factor
+from mesalm.wording import plural
 
 Resume = Literal["auto", "never", "must"]
 
@@ -63,6 +64,11 @@ class Resumption:
     trained_on: dict[str, Any] | None = None
     note: str = ""
     final_aside: Path | None = None
+
+    @property
+    def step(self) -> int:
+        """Return the step of the checkpoint to go on from, 0 without one."""
+        return 0 if self.resume_from is None else step_of(self.resume_from) or 0
 
 
 class RunFolder(RunFiles):
@@ -158,12 +164,12 @@ class RunFolder(RunFiles):
             )
         if new.steps < reached:
             raise SettingsError(
-                f"{key}: {new.steps} steps are fewer than the {reached} that {self.path} has made; give at least "
-                "that, another name, or --resume never, which sets the old folder aside"
+                f"{key}: {plural(new.steps, 'step is', 'steps are')} fewer than the {reached} that {self.path} has "
+                "made; give at least that, another name, or --resume never, which sets the old folder aside"
             )
         if reached == 0:
             return ""
-        said = f"{new.steps} steps instead of {old.steps}"
+        said = f"{plural(new.steps, 'step')} instead of {old.steps:,}"
         if self.final.is_dir():
             said += f", the model finished at step {reached} is now in final-{reached}"
         if agreement(new.schedule, old.steps, new.steps) >= reached:

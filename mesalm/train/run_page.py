@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from mesalm.train.recipe import Recipe
+from mesalm.wording import plural
 
 PAGE = "README.md"
 
 TEXT = """# {name}
 
-A training run of mesalm: {steps:,} steps, {tokens:,} tokens. `journal.jsonl` says how far it is.
+A training run of mesalm: {steps}, {tokens}. `journal.jsonl` says how far it is.
 
 | file | what it is |
 |---|---|
@@ -42,5 +43,9 @@ Give these commands in the folder in which training began.
 def run_page(recipe: Recipe, folder: Path) -> str:
     """Return the page, Markdown."""
     return TEXT.format(
-        name=recipe.name, steps=recipe.steps, tokens=recipe.planned_tokens, keep=recipe.checkpoint.keep, folder=folder
+        name=recipe.name,
+        steps=plural(recipe.steps, "step"),
+        tokens=plural(recipe.planned_tokens, "token"),
+        keep=recipe.checkpoint.keep,
+        folder=folder,
     )

@@ -68,7 +68,9 @@ class TrainSettings(Settings):
         default=False, description="Whether to recompute activations in the backward pass to save memory."
     )
     workers: int = Field(
-        default=0, ge=0, description="Processes that read rows ahead of the loop; 0: read in the loop."
+        default=0,
+        ge=0,
+        description="Processes that read rows ahead of the loop; 0: read in the loop. A streamed corpus needs none.",
     )
     log_every: int = Field(
         default=10, gt=0, description="Steps between step lines in the journal and in a log (means since the last)."

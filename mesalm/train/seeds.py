@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mesalm.settings import SettingsError
 from mesalm.train.recipe import Recipe, load_recipe
+from mesalm.wording import plural
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
@@ -60,8 +61,8 @@ def planned_runs(
 
 def plan_line(runs: Sequence[Recipe]) -> str:
     """Return in one line what will be trained: how many runs, their names, steps and tokens."""
-    lengths = [f"{run.steps:,} steps, {run.planned_tokens:,} tokens" for run in runs]
-    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    lengths = [f"{plural(run.steps, 'step')}, {plural(run.planned_tokens, 'token')}" for run in runs]
+    count = plural(len(runs), "run")
     if len(set(lengths)) == 1:
         return f"{count} of {lengths[0]}: {', '.join(run.name for run in runs)}"
     return f"{count}: " + "; ".join(f"{run.name} {length}" for run, length in zip(runs, lengths, strict=True))

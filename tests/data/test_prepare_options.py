@@ -72,7 +72,11 @@ def test_text_of_evaluation_files_is_dropped(
     decoded = prepared.tokenizer().decode(prepared.rows("train")[:]["input_ids"].reshape(-1).tolist())
     assert [row["text"] in decoded for row in rows[3:6]] == [False, True, False]
     assert len(prepared.documents("valid")) == 1
-    assert "2 documents that share 13 words in a row with task.jsonl" in (prepared.path / "corpus.md").read_text()
+    card = (prepared.path / "corpus.md").read_text()
+    assert "2 documents that share 13 words in a row with task.jsonl" in card
+    assert "shorter than that are 1 of its 2 texts" in card
+    assert "- valid split: 1 document, " in card
+    assert "  valid: 1 document, " in prepared.summary()
     # other contents of the file are other data
     asked.write_text('{"input": "nothing"}\n')
     other = prepare(data("", sources=sources, decontaminate=[str(asked)]), quiet=True)

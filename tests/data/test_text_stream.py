@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+import random
+import threading
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from mesalm.data.bpe import Encoder
 from mesalm.data.data_settings import DataSettings
@@ -14,7 +19,7 @@ from mesalm.data.documents import DataError
 from mesalm.data.mixture import picks
 from mesalm.data.prepare import prepare
 from mesalm.data.prepared import Prepared
-from mesalm.data.text_stream import StreamPosition, TextStream, text_stream
+from mesalm.data.text_stream import STEPS_AHEAD, StreamPosition, TextStream, text_stream
 
 Records = Callable[..., list[dict[str, Any]]]
 Writer = Callable[..., Path]
@@ -34,6 +39,10 @@ def streamed(records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path)
 
 def stream_of(settings: DataSettings, prepared: Prepared, rank: int = 0, world: int = 1) -> TextStream:
     return text_stream(settings, prepared, 8, rank=rank, world=world, micro_rows=2)
+
+
+def readers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
 def drawn(stream: TextStream, batches: int) -> list[Any]:
@@ -82,12 +91,14 @@ def test_processes_share_the_text_and_leave_the_held_out_alone(streamed: DataSet
 
 
 class Counted:
-    """Rows of one number, and how many were taken."""
+    """Rows of one number, and how many were taken; row ``last`` is the last that can be had."""
 
-    def __init__(self, number: int) -> None:
-        self.number, self.place = number, 0
+    def __init__(self, number: int, last: int | None = None) -> None:
+        self.number, self.place, self.last = number, 0, last
 
     def take(self) -> dict[str, list[int]]:
+        if self.place == self.last:
+            raise DataError("text.jsonl:7: broken")
         self.place += 1
         return {"input_ids": [self.number] * 4, "segments": [4]}
 
@@ -102,6 +113,71 @@ def test_weights_hold_over_all_processes_together() -> None:
         assert stream.position.rows == 40
     steps = [[order[rank][at : at + 4] for rank in range(2)] for at in range(0, 20, 4)]
     assert [row for step in steps for share in step for row in share] == picks([3.0, 1.0], 0, 40)[0].tolist()
+
+
+def test_rows_are_those_of_the_sources_in_turn(streamed: DataSettings) -> None:
+    prepared = prepare(streamed, quiet=True)
+    ahead, parts = stream_of(streamed, prepared), stream_of(streamed, prepared).parts
+    chosen, _ = picks([3.0, 1.0], 0, 80)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    found = drawn(ahead, 40)
+    # the thread has drawn no numbers, which the training would miss
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+    assert [row for rows, _ in found for row in rows] == [parts[part].take()["input_ids"] for part in chosen]
+
+
+def test_a_thread_reads_some_steps_ahead_until_the_iterator_is_closed() -> None:
+    part: Any = Counted(0)
+    stream = TextStream([part], [1.0], 8, micro_rows=2)
+    batches = iter(stream)
+    next(batches)
+    end = time.monotonic() + 30
+    while part.place < 2 + 8 * STEPS_AHEAD and time.monotonic() < end:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert part.place == 2 + 8 * STEPS_AHEAD
+    assert len(readers()) == 1
+    assert (stream.position.rows, stream.position.places) == (0, [0])
+    batches.close()
+    assert not readers()
+    # a new iterator begins at the position, not where the thread was
+    drawn(stream, 4)
+    assert (stream.position.rows, stream.position.places) == (8, [8])
+
+
+def test_closing_waits_for_the_batch_in_the_making_alone() -> None:
+    part: Any = Counted(0)
+    begun, go_on, take = threading.Event(), threading.Event(), part.take
+
+    def gated() -> dict[str, list[int]]:
+        if part.place == 2:
+            begun.set()
+            assert go_on.wait(30)
+        return take()
+
+    part.take = gated
+    batches = iter(TextStream([part], [1.0], 8, micro_rows=2))
+    next(batches)
+    assert begun.wait(30)
+    closing = threading.Thread(target=batches.close)
+    closing.start()
+    time.sleep(0.05)
+    go_on.set()
+    closing.join(30)
+    assert part.place == 4
+    assert not readers()
+
+
+def test_an_error_comes_after_the_batches_before_it() -> None:
+    parts: Any = [Counted(0, last=5)]
+    stream = TextStream(parts, [1.0], 2, micro_rows=1)
+    batches = iter(stream)
+    assert len(list(islice(batches, 5))) == 5
+    with pytest.raises(DataError, match=r"^text\.jsonl:7: broken$"):
+        next(batches)
+    assert stream.position.rows == 4
+    assert not readers()
+    assert not list(batches)
 
 
 def test_what_cannot_be_streamed_is_told(streamed: DataSettings, write_jsonl: Writer, data: Maker) -> None:

@@ -35,7 +35,7 @@ def test_the_example_is_run_and_reported(run, tmp_path: Path) -> None:
     assert "1 angle: not reproduced" in shown
     assert {path.name for path in Path("reports/lab").iterdir()} == {"angle-small.json", "angle-changed.json"}
     assert run("report", "--claims", "rotations.py")[0] == 0
-    assert "1 claims reproduced, 0 not, 0 not run" in Path("reports/lab/claims-small.html").read_text(encoding="utf-8")
+    assert "1 claim reproduced, 0 not, 0 not run" in Path("reports/lab/claims-small.html").read_text(encoding="utf-8")
     nets = len(list(Path("runs/lab").iterdir()))
     Path("rotations.py").write_text(EXAMPLE.replace("1.0, generator", "0.5, generator"), encoding="utf-8")
     run("run", "rotations.py", "steps=1", "learning_rate=1")

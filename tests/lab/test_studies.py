@@ -120,7 +120,7 @@ def test_a_claim_that_fails_does_not_stop_the_others(
     shown = capsys.readouterr()
     assert "mesalm lab: gradient-step failed: no memory is left" in shown.err
     assert "Traceback" in shown.err  # no error of input
-    assert "1 claims reproduced, 0 not reproduced, 1 failed (gradient-step)" in shown.out
+    assert "1 claim reproduced, 0 not reproduced, 1 failed (gradient-step)" in shown.out
     assert main(["lab", "run", "2", "--without", "2", *folders]) == 2
     assert "leaves nothing to run" in capsys.readouterr().err
 

@@ -116,24 +116,31 @@ def outcome(recipe: Recipe, root: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def trial(load: Callable[..., Recipe], tmp_path: Path) -> Callable[[str], tuple[Recipe, Path]]:
+def trial(load: Callable[..., Recipe], tmp_path: Path) -> Callable[..., tuple[Recipe, Path]]:
     """Give each trial a folder with runs and a cache of its own."""
 
-    def make(name: str) -> tuple[Recipe, Path]:
+    def make(name: str, *more: str) -> tuple[Recipe, Path]:
         root = tmp_path / name
         root.mkdir()
-        return load(*CHANGES, f"output_dir={root}/runs", f"data.cache_dir={root}/cache"), root
+        return load(*CHANGES, *more, f"output_dir={root}/runs", f"data.cache_dir={root}/cache"), root
 
     return make
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "data"),
+    [
+        (6, ()),
+        pytest.param(200, (), marks=pytest.mark.slow),
+        pytest.param(20, ("data.stream=true", "data.stream_sample=20"), marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
-    trial: Callable[[str], tuple[Recipe, Path]], kills: int
+    trial: Callable[..., tuple[Recipe, Path]], kills: int, data: tuple[str, ...]
 ) -> None:
     chance = random.Random(kills)
-    recipe, root = trial("whole")
+    recipe, root = trial("whole", *data)
     begun = time.monotonic()
     assert not life(recipe, root)
     seconds = time.monotonic() - begun
@@ -145,7 +152,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
     for number in range(10 * kills):
         if sum(made.values()) == kills:
             break
-        recipe, root = trial(f"trial-{number}")
+        recipe, root = trial(f"trial-{number}", *data)
         # events spread evenly, however many there are; first in a fresh run, then in one that was killed before
         event, moment = 1 + int(number * 0.618034 % 1 * events), chance.uniform(0, seconds)
         told = f"trial {number}: event {event}, moment {moment:.3f}"

@@ -18,7 +18,7 @@ from mesalm import MesaConfig, MesaForCausalLM
 from mesalm.cli import main
 from mesalm.journal import read_journal
 from mesalm.train.activations import activation_bytes
-from mesalm.train.hardware import CARDS, Assumptions, calculated_rate, read_assumptions
+from mesalm.train.hardware import CARDS, Assumptions, Rate, calculated_rate, read_assumptions
 from mesalm.train.plan import make_plan, optimiser_bytes, outline, plan_recipe, work
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe, load_recipe
@@ -129,6 +129,24 @@ def test_a_plan_takes_its_speed_from_an_earlier_run_and_meets_its_time(load: Loa
     other = plan_recipe(load(*changes, "name=third", "train.micro_rows=2"))
     assert other.rate is None
     assert "--probe" in other.lines()[3]
+
+
+def test_a_plan_counts_what_is_left_of_a_run_that_goes_on(load: Load) -> None:
+    recipe = load("train.steps=30", "validate.every=10", "checkpoint.every=4", "train.ramp_tokens=512")
+    config = MesaConfig(**WIDE)
+    rate = Rate(1000.0, None, "measured")
+
+    def seconds(begun: int) -> float:
+        plan = make_plan(recipe, config, rate=rate, begun=begun)
+        assert plan.seconds is not None
+        assert (f" for the last {30 - begun} step" in plan.lines()[3]) == (begun > 0)
+        return plan.seconds - plan.checkpoint / plan.assumed["disk"] * (8 - begun // 4)
+
+    # four rows of 32 tokens a step, one to three in the ramp; three validations of eight rows
+    valid = 8 * 32 / 3
+    assert seconds(0) == pytest.approx((recipe.planned_tokens + 3 * valid) / 1000)
+    assert seconds(20) == pytest.approx((10 * 4 * 32 + valid) / 1000)
+    assert seconds(29) == pytest.approx((4 * 32 + valid) / 1000)
 
 
 def test_cards_exchange_what_ddp_and_fsdp2_do() -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(load: Load, stopped: Load,
     pretrain(recipe, quiet=True)
     assert_same_run(recipe.folder, whole)
     assert not journal(recipe.folder, "stop")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
 def test_control_c_is_answered_and_its_handler_put_back(load: Load, stopped: Load) -> None:
@@ -335,7 +337,7 @@ def test_bf16_run_saves_fp32_weights(load: Load) -> None:
 
 
 def test_rows_must_divide_among_micro_batches(load: Load) -> None:
-    with pytest.raises(SettingsError, match=r"train\.batch_rows: 4 must be a multiple of 1 processes times"):
+    with pytest.raises(SettingsError, match=r"train\.batch_rows: 4 must be a multiple of 1 process times"):
         pretrain(load("train.micro_rows=3"), quiet=True)
 
 

@@ -318,7 +318,7 @@ def trunk(load: Load, stopped: Load) -> Path:
 
 
 def test_a_branch_is_the_undisturbed_run_whose_decay_begins_there(
-    load: Load, trunk: Path, recipe_file: Path, stopped: Load
+    load: Load, trunk: Path, recipe_file: Path, stopped: Load, capfd: pytest.CaptureFixture[str]
 ) -> None:
     planned = branch(load(*TRUNK, "schedule.warmup_fraction=0.1", "schedule.decay_steps=5"), f"{trunk}/step-8")
     stopped(planned, 11)
@@ -336,6 +336,10 @@ def test_a_branch_is_the_undisturbed_run_whose_decay_begins_there(
     rates = [line[3] for line in lines if line[0] == "step"]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] == pytest.approx(0.1 * planned.optim.learning_rate)
+    # a plan tells the time of the steps that are left, to the run from its own checkpoint and to one that begins
+    assert " for the last 2 steps at " in capfd.readouterr().err
+    assert main(["train", str(recipe_file), "--plan", "--branch", f"{trunk}/step-8", *words]) == 0
+    assert " for the last 5 steps at " in capfd.readouterr().out
 
 
 def test_the_journal_names_the_origin(load: Load, trunk: Path) -> None:

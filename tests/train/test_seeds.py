@@ -89,7 +89,5 @@ def test_a_run_that_breaks_does_not_take_the_others_along(
     printed = capsys.readouterr()
     plan, *_, error = printed.err.splitlines()
     assert plan.endswith(": tiny-broken-s0, tiny-fast-s0")
-    assert error.startswith(
-        "mesalm train: tiny-broken-s0: step 1: loss or gradient were not finite in 1 steps in a row"
-    )
+    assert error.startswith("mesalm train: tiny-broken-s0: step 1: loss or gradient were not finite in 1 step in a row")
     assert [Path(line).name for line in printed.out.splitlines() if line.startswith("trained: ")] == ["tiny-fast-s0"]

@@ -212,7 +212,7 @@ def test_writing_in_the_background_is_for_sharded_runs(load: Load) -> None:
 def test_one_process_cannot_shard(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**FSDP, "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(LaunchError, match=r"FSDP was asked for but accelerate gives NO to 1 processes"):
+    with pytest.raises(LaunchError, match=r"FSDP was asked for but accelerate gives NO to 1 process"):
         pretrain(load(), quiet=True)
     assert not load().folder.exists()
 

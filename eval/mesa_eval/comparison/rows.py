@@ -17,6 +17,7 @@ from mesa_eval.measures.scores import Measure, Scores, Statistic
 from mesa_eval.reading.documents import stable_number
 from mesa_eval.uncertainty.bootstrap import DRAWS, Resampled, Transform, mean_of, resample, seeds_and_units
 from mesa_eval.uncertainty.intervals import Interval, t_interval
+from mesalm.wording import plural
 
 OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
 OTHER_WINDOW = "windows differ"
@@ -203,7 +204,7 @@ class _Table:
 
 def _over_tasks(metric: str, variant: str, label: str, unit: str, tasks: int) -> Statistic:
     """Return what a mean over so many tasks is."""
-    words = f"{label} of {tasks} task{'s' if tasks != 1 else ''}"
+    words = f"{label} of {plural(tasks, 'task')}"
     return Statistic(
         section="primary",
         metric=metric,

@@ -17,6 +17,7 @@ import numpy as np
 from mesa_eval.reading.documents import HeldOutDocument
 from mesalm.data.contamination import passages
 from mesalm.data.read_python import COPIED_SHARE
+from mesalm.wording import plural
 
 PASSAGE_BYTES = 50
 MOST_TRAINING_TOKENS = 20_000_000
@@ -43,9 +44,10 @@ def overlap_notes(prepared: Iterable[Path], documents: Sequence[HeldOutDocument]
         part = "" if looked >= len(rows) else f", of which {looked:,} of {len(rows):,} rows were read"
         if data.manifest["settings"].get("stream"):
             part += ", of whose stream the first documents alone are kept"
+        some = plural(len(documents), "document shares", "documents share")
         notes.append(
-            f"text: {touched} of {len(documents)} documents share a passage of {length} tokens (about {PASSAGE_BYTES}"
-            f" bytes) with the training text in {place.name}{part}; {copies} share more than half of their passages"
+            f"text: {touched} of {some} a passage of {length} tokens (about {PASSAGE_BYTES} bytes) with the training "
+            f"text in {place.name}{part}; {copies} of them more than half of the passages"
         )
     return notes
 

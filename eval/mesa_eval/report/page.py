@@ -24,6 +24,7 @@ from mesa_eval.report.wording import (
     tested_score,
 )
 from mesa_eval.uncertainty.bootstrap import DRAWS, effective_units
+from mesalm.wording import plural
 
 GLANCE = (PRIMARY, "bits_per_byte", "perplexity", "in_context", "length_growth", "copy_score", "copy_accuracy")
 WORDS = (bracket, chance_words, count_words, number, p_words, spread_words, state_words, tested_name, tested_score)
@@ -92,8 +93,8 @@ def _window_words(comparison: Comparison, section: str) -> str:
         own = [measure for measure in scores.measures if measure.section == section and measure.last]
         for measure in own[-1:]:  # the last bin ends where the window does
             counts = np.array(measure.denominator)
-            documents = f"{len(counts)} documents (effective number {effective_units(counts):.1f})"
-            words.append(f"{counts.sum():.0f} windows of {measure.last} tokens from {documents}")
+            documents = f"{plural(len(counts), 'document')} (effective number {effective_units(counts):.1f})"
+            words.append(f"{plural(round(counts.sum()), 'window')} of {measure.last} tokens from {documents}")
     return "; ".join(dict.fromkeys(words))
 
 

@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from mesa_eval.comparison.record import CORRECTION, NOT_SIGNIFICANT, Comparison, Row
-from mesa_eval.report.wording import SECTIONS, Summary, number, p_words, plural, spread_words, tested_name, tested_score
+from mesa_eval.report.wording import SECTIONS, Summary, number, p_words, spread_words, tested_name, tested_score
+from mesalm.wording import plural
 
 STYLES = {"better": "green", "worse": "red", NOT_SIGNIFICANT: "dim"}
 MARKS = {"better": " +", "worse": " -"}  # colours alone do not reach every reader or every log

@@ -7,11 +7,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from mesalm.wording import plural
+
 
 def render(template: str, **content: Any) -> str:
     """Return a page as HTML; the template reads ``style`` and ``script``, the sheet and the program of all pages.
 
-    Text in ``content`` is escaped unless it is Markup; a name that the template reads and nobody gives is an error.
+    It also has `plural`. Text in ``content`` is escaped unless it is Markup; a name that nobody gives is an error.
     """
     loader = jinja2.PackageLoader("mesa_eval.report")
     environment = jinja2.Environment(
@@ -21,4 +23,4 @@ def render(template: str, **content: Any) -> str:
         name: Markup(loader.get_source(environment, source)[0])
         for name, source in (("style", "report.css"), ("script", "sort.js"))
     }
-    return environment.get_template(template).render(**shared, **content)
+    return environment.get_template(template).render(plural=plural, **shared, **content)

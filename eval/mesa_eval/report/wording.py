@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mesa_eval.comparison.record import CORRECTION, LEAST, NOT_SIGNIFICANT, Comparison, Difference, FamilyTest, Row
 from mesa_eval.uncertainty.intervals import FEW_UNITS, Interval
+from mesalm.wording import plural
 
 MINUS = "\u2212"
 SECTIONS = {
@@ -60,13 +61,6 @@ def bracket(interval: Interval, digits: int, *, signed: bool = False) -> str:
     if interval.low is None or interval.high is None:
         return "(one unit: no interval)"
     return f"[{number(interval.low, digits, signed=signed)}, {number(interval.high, digits, signed=signed)}]"
-
-
-def plural(count: int, word: str) -> str:
-    """Return a count with its noun, such as 1 query, 2 queries, 3 documents."""
-    if count != 1:
-        word = word[:-1] + "ies" if word.endswith("ry") else word + "s"
-    return f"{count:,} {word}"
 
 
 def spread_words(row: Row, difference: Difference) -> list[str]:

@@ -21,6 +21,7 @@ from mesa_eval.uncertainty.bootstrap import DRAWS
 from mesalm.draw import draw_svg_file
 from mesalm.files import write_text
 from mesalm.markdown import plain
+from mesalm.wording import plural
 
 DIGITS = 3
 DASH = "\u2013"
@@ -112,10 +113,10 @@ def notes(grid: Grid) -> list[str]:
         "State: the numbers that a model keeps of one sequence of the task's length.",
     ]
     if grid.missing:
-        said.append(f"{grid.missing} runs have not ended and are left out.")
+        said.append(f"{plural(grid.missing, 'run has not ended and is', 'runs have not ended and are')} left out.")
     diverged = [run for setting in grid.settings for run in setting.runs if run.scores is None]
     if diverged:
-        said.append(f"{len(diverged)} runs diverged at every learning rate and are left out.")
+        said.append(f"{plural(len(diverged), 'run')} diverged at every learning rate: left out.")
     return said
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.tasks.task import FewShotSizes, Item, Query, Task
 from mesa_eval.tasks.text_words import choose_words
+from mesalm.wording import plural
 
 DIGITS = 7
 SOLVED = 2
@@ -42,7 +43,7 @@ class PhonebookTask(Task):
 
     def shot_words(self, shots: int) -> str:
         """Call the shots what they are here."""
-        return f"{shots} entries"
+        return plural(shots, "entry")
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Number the books."""

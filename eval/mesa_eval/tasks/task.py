@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from mesa_eval.reading.documents import stable_number
+from mesalm.wording import plural
 
 QUESTION, ANSWER = "{input}", " {output}"
 SHUFFLED = "shuffled"
@@ -129,7 +130,7 @@ class Task:
 
     def shot_words(self, shots: int) -> str:
         """Return how a number of shots is called."""
-        return f"{shots} shot{'s' if shots != 1 else ''}"
+        return plural(shots, "shot")
 
     def draws(self, sizes: FewShotSizes) -> int:
         """Return how many sets of demonstrations of its own each query is asked behind."""

@@ -21,6 +21,7 @@ from mesalm.data.episodes import (
     draw_examples,
     draw_mapping,
 )
+from mesalm.wording import plural
 
 SHOWINGS = (0, 1, 2, 4, 8)
 EPISODES = 4
@@ -78,7 +79,7 @@ class WordLabelTask(TaughtTask):
 
     def shot_words(self, shots: int) -> str:
         """Call the shots what they are here."""
-        return f"{shots} showing{'s' if shots != 1 else ''}"
+        return plural(shots, "showing")
 
     def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of showings, the same for every suite."""

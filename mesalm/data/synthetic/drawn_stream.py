@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -76,7 +76,7 @@ class DrawnStream(SharedSteps):
         self.position = position
         self.device = device
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         share = self.global_rows // self.world
         begin = self.rank * share
         while True:

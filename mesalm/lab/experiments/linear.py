@@ -16,6 +16,7 @@ from mesalm.lab.predictors import best_step, mean_loss, pairs, position_losses
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 from mesalm.least_squares import best_rate, gradient_predictions, ridge_predictions
 from mesalm.regressor.configuration_regressor import SLOTS
+from mesalm.wording import plural
 
 Sizes = dict[str, Any]
 RIDGE = 1e-3
@@ -133,7 +134,7 @@ def depth(bench: Workbench, sizes: Sizes) -> Findings:
         recipe = constructed_net(bench, own, mixer, layers)
         batch = bench.batch(recipe.task, sizes["test_rows"])
         losses = position_losses(bench.net(recipe)(batch["inputs"]).predictions, batch["targets"])
-        curves.append(curve(f"{mixer}, {layers} layer{'s' * (layers > 1)}", losses))
+        curves.append(curve(f"{mixer}, {plural(layers, 'layer')}", losses))
         means.append(float(losses.mean()))
     inputs, targets = batch["inputs"].double(), batch["targets"]
     fresh, late = (position_losses(ridge_predictions(*pairs(inputs), RIDGE, lag), targets) for lag in (0, 1))

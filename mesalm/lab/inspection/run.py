@@ -23,6 +23,7 @@ from mesalm.lab.inspection.tables import print_inspection
 from mesalm.model.chunk_states import CHUNK
 from mesalm.model.mixer_kalman import KalmanMixer
 from mesalm.runs import resolve
+from mesalm.wording import plural
 
 LENGTH = 512
 """Tokens of a window where no run says how long its rows were."""
@@ -70,7 +71,7 @@ def inspect_model(
     text = held_out_text(model, found.run.prepared if found.run is not None else None, texts)
     windows = cut_windows(text, open_tokenizer(model, trust_remote_code=trust_remote_code), length, tokens // length)
     if len(windows.tokens) < tokens // length:
-        notes.append(f"the text gave only {len(windows.tokens)} windows of {length} tokens")
+        notes.append(f"the text gave only {plural(len(windows.tokens), 'window')} of {length} tokens")
     kept: list[Reading] = []
     layers, reach = run_windows(opened, windows, kept if record is not None else None, quiet)
     inspection = Inspection(
@@ -131,7 +132,7 @@ def write_inspection(inspection: Inspection, folder: Path) -> None:
     """Write `inspect.json` and `inspect.svg` to a folder, which is made if need be."""
     from mesalm.lab.inspection.gate_figure import draw_inspection
 
-    title = f"{resolve(inspection.model).name}, {inspection.windows} windows of {inspection.length} tokens"
+    title = f"{resolve(inspection.model).name}, {plural(inspection.windows, 'window')} of {inspection.length} tokens"
     write_text(folder / "inspect.json", inspection.to_json())
     write_text(folder / "inspect.svg", draw_inspection(inspection.heads, title))
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from mesalm.lab.inspection.gate_statistics import HeadNumbers
 from mesalm.lab.inspection.inspection import Inspection
 from mesalm.lab.inspection.reach import BINDS, LAGS, Reach
+from mesalm.wording import plural
 
 Row = tuple[str, ...]
 
@@ -26,7 +27,7 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
     if solved:
         out.print(table_of("Systems, (H + ridge) x = q", SYSTEMS, solved))
     out.print(table_of("Reach, shares in per cent", REACH, inspection.reach))
-    read = f"{inspection.windows} windows of {inspection.length} tokens"
+    read = f"{plural(inspection.windows, 'window')} of {inspection.length} tokens"
     lines = [
         f"{read}, {inspection.text['from']}, on {inspection.device}",
         "head: LAYER.HEAD; memory: -1 / mean log γ, in tokens",
