@@ -26,7 +26,14 @@ from mesa_eval.uncertainty.intervals import paired_t
 from mesalm.draw import MUTED, draw_svg_file, series_colour, series_marker
 
 HERE = Path(__file__).parent
-ARMS = {"mesa": "mesa", "softmax-conv": "softmax with convolution", "linear": "linear (no solve)"}
+ARMS = {
+    "mesa": "mesa",
+    "softmax-conv": "softmax with convolution",
+    "linear": "linear (no solve)",
+    "hybrid": "three layers of mesa, one of softmax",
+}
+PAIRS = (("mesa", "softmax-conv"), ("mesa", "linear"), ("hybrid", "softmax-conv"), ("hybrid", "mesa"))
+"""Arms whose difference is shown, where both were trained."""
 SHOWINGS = (0, 1, 2, 4, 8)
 TASKS = ("word_labels", "new_labels", "letter_labels", "noisy_labels")
 RULES = {"attribute_rules_of_three": (0, 2, 4, 6), "linear_rules_of_three": (0, 2, 4, 6), "attribute_rules": (0, 8, 32)}
@@ -122,7 +129,7 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
             shares = [[seed[f"task/{task}/{shown}/accuracy"] for seed in scores[arm]] for shown in chosen.shown]
             if not scores[arm]:
                 continue
-            places = [place + (index - 1) * 0.06 for place in ticks]
+            places = [place + (index - 1.5) * 0.06 for place in ticks]
             means = [sum(column) / len(column) for column in shares]
             colour = series_colour(index)
             panel.vlines(places, [min(x) for x in shares], [max(x) for x in shares], color=colour, linewidth=1)
@@ -144,7 +151,7 @@ def told_lines(chosen: ModelSet, task: str) -> dict[str, dict[int, float]]:
 
 
 def rows(scores: Scores) -> list[str]:
-    """Return the tables, Markdown: means over seeds, and mesa less the others."""
+    """Return the tables, Markdown: means over seeds, and the differences of `PAIRS`."""
     wanted = {
         **{f"{task}, {shown} showings": [f"task/{task}/{shown}/accuracy"] for task in TASKS for shown in SHOWINGS},
         **{f"{task}, mean of 1, 2, 4": [f"task/{task}/{n}/accuracy" for n in (1, 2, 4)] for task in TASKS},
@@ -155,15 +162,16 @@ def rows(scores: Scores) -> list[str]:
     }
     measured = scores["mesa"][0]
     scores = {arm: seeds for arm, seeds in scores.items() if seeds}
-    others = [arm for arm in scores if arm != "mesa"]
-    titles = [f"{len(scores['mesa'])} seeds", *scores, *(f"less {arm}" for arm in others)]
+    pairs = [(one, other) for one, other in PAIRS if one in scores and other in scores]
+    titles = [f"{len(scores['mesa'])} seeds", *scores, *(f"{one} less {other}" for one, other in pairs)]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, keys in wanted.items():
         if not all(key in measured for key in keys):
             continue
         values = {arm: [sum(seed[key] for key in keys) / len(keys) for seed in seeds] for arm, seeds in scores.items()}
         means = [f"{sum(column) / len(column):.3f}" for column in values.values()]
-        lines.append(" | ".join([f"| {name}", *means, *(less(values["mesa"], values[arm]) for arm in others)]) + " |")
+        gaps = [less(values[one], values[other]) for one, other in pairs]
+        lines.append(" | ".join([f"| {name}", *means, *gaps]) + " |")
     return lines
 
 
