@@ -222,7 +222,6 @@ def _check_sharded(recipe: Recipe) -> None:
     """Refuse settings that a sharded model cannot have."""
     for key, value, other in (
         ("train.compile", recipe.train.compile is True, "blocks"),
-        ("evaluate.every", recipe.evaluate.every, "0"),
         ("train.average", recipe.train.average, "none"),
         ("train.spikes", recipe.train.spikes == "rollback", "skip"),
     ):

@@ -236,7 +236,6 @@ def test_what_sharding_does_not_do_is_refused(environment: dict[str, str], words
     ("change", "instead"),
     [
         ("train.compile=true", "train.compile=blocks"),
-        ("evaluate.every=2", "evaluate.every=0"),
         ("train.average=0.9", "train.average=none"),
         ("train.spikes=rollback", "train.spikes=skip"),
     ],
