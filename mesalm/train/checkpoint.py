@@ -3,6 +3,7 @@
 A checkpoint is a folder ``step-00000100`` with
 
 - ``model.safetensors`` and, for a model of transformers, ``config.json``: a folder `from_pretrained` reads;
+- ``average/``, where a run keeps a running average of the weights: the same of that;
 - ``optimiser.pt``: the optimiser's state; of a sharded run the folder ``optimiser``, by torch.distributed.checkpoint;
 - ``random.pt``: the random state of every process;
 - ``state.json``: step, data position and all other numbers, and size and digest of the files above.
@@ -47,8 +48,8 @@ class Checkpoints:
 
     ``every`` is the number of steps between two, 0 for none but the last. ``decorate`` is called with the folder of
     each new checkpoint before it is complete, to add files of the caller's own such as the tokenizer. ``facts`` about
-    the run go into the state of each, such as what it is trained on. With ``asynchronous`` a sharded model's are
-    written in the background.
+    the run go into the state of each, such as what it is trained on. ``beside`` holds further models; the weights of
+    each go into a folder of its name. With ``asynchronous`` a sharded model's are written in the background.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Checkpoints:
         keep: int = 2,
         decorate: Callable[[Path], None] | None = None,
         facts: Mapping[str, Any] | None = None,
+        beside: Mapping[str, nn.Module] | None = None,
         asynchronous: bool = False,
     ) -> None:
         if keep < 1:
@@ -68,6 +70,7 @@ class Checkpoints:
         self.keep = keep
         self.decorate = decorate
         self.facts = dict(facts or {})
+        self.beside = dict(beside or {})
         self.asynchronous = asynchronous
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._written: Future[Any] = Future()  # the folder of the newest, or what this process adds to it
@@ -102,7 +105,8 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self._target(step)
         self.tidy()
-        weights = full_state(model)
+        models = {"": model, **self.beside}
+        weights = {name: full_state(kept) for name, kept in models.items()}
         background = self.asynchronous and is_sharded(model)
         with ExitStack() as stack:
             partial = stack.enter_context(whole_folder(target))
@@ -118,7 +122,9 @@ class Checkpoints:
 
         def write() -> Path:
             with whole:
-                save_weights(model, partial, weights)
+                for name, kept in models.items():
+                    (partial / name).mkdir(exist_ok=True)
+                    save_weights(kept, partial / name, weights[name])
                 _save(random_states, partial / RANDOM_FILE)
                 if self.decorate is not None:
                     self.decorate(partial)
@@ -139,7 +145,8 @@ class Checkpoints:
         """Write what this process holds of a checkpoint that the main process saves, if the model is sharded."""
         if is_sharded(model):
             self.wait()
-            full_state(model)
+            for kept in (model, *self.beside.values()):
+                full_state(kept)
             folder = partial_of(self._target(step)) / OPTIMISER_SHARDS
             if self.asynchronous:
                 self._written = begin_shards(model, optimiser, folder)
