@@ -27,11 +27,21 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed import get_rank
 
 from mesalm.files import sync, writing
 from mesalm.fingerprints import SealError, fingerprints, first_damaged, read_sealed, write_sealed
 from mesalm.runs import STATE_FILE, complete_checkpoints, step_of
-from mesalm.train.sharded import begin_shards, full_state, is_sharded, load_shards, save_shards, sharded_like
+from mesalm.train.sharded import (
+    begin_shards,
+    full_state,
+    is_sharded,
+    load_full,
+    load_shards,
+    local,
+    save_shards,
+    sharded_like,
+)
 
 MODEL_FILE = "model.safetensors"
 OPTIMISER_FILE = "optimiser.pt"
@@ -234,17 +244,32 @@ def save_weights(model: nn.Module, folder: Path, state: dict[str, Any] | None = 
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Load what `save_weights` wrote into a model of the same form; raises CheckpointError where they differ."""
-    tensors = load_file(folder / MODEL_FILE)
-    own = model.state_dict()
-    filled = {_memory(own[name], name) for name in tensors if name in own}
-    missing = [name for name in own if name not in tensors and _memory(own[name], name) not in filled]
+    """Load what `save_weights` wrote into a model of the same form; raises CheckpointError where they differ.
+
+    All processes call it where the model is sharded, and the main process reads.
+    """
+    own = model.state_dict()  # of a sharded model, all weights in shards again
+    sharded = is_sharded(model)
+    if not sharded or get_rank() == 0:
+        tensors = load_file(folder / MODEL_FILE)
+        _check_form(own, tensors, folder)
+    else:
+        tensors = {}
+    if sharded:
+        load_full(model, tensors)
+    else:
+        model.load_state_dict(tensors, strict=False)
+
+
+def _check_form(own: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Raise CheckpointError where a model's own state and what is to be loaded differ in names or shapes."""
+    filled = {_memory(local(own[name]), name) for name in tensors if name in own}
+    missing = [name for name in own if name not in tensors and _memory(local(own[name]), name) not in filled]
     strange = [name for name in tensors if name not in own]
     shapes = [name for name in tensors if name in own and own[name].shape != tensors[name].shape]
     for names, what in ((missing, "lacks"), (strange, "has, unlike the model,"), (shapes, "has another shape of")):
         if names:
             raise CheckpointError(f"{folder / MODEL_FILE} {what} {names[0]}; the model's settings must be the run's")
-    model.load_state_dict(tensors, strict=False)
 
 
 def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:

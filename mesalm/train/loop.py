@@ -320,9 +320,10 @@ class Loop:
 
     def _refuse(self, step: int, loss: float, norm: float) -> None:
         """Do what the guard says of a step that may not update the weights, and report it."""
-        newest = None if self.checkpoints is None else self.checkpoints.newest()
-        done = "skipped"
-        if self.guard.verdict(loss, step) == "rollback" and newest is not None:
+        done, newest = "skipped", None
+        if self.guard.verdict(loss, step) == "rollback" and self._saver is not None:
+            newest = self._saver.newest()
+        if newest is not None:
             load_weights(self.model, newest)
             load_optimiser(self.model, self.optimiser, newest)
             done = f"rolled back to {newest.name}"

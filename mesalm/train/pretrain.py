@@ -214,12 +214,8 @@ def _weights_at_hand(recipe: Recipe, run: RunFolder, plan: Resumption) -> Recipe
 
 def _check_sharded(recipe: Recipe) -> None:
     """Refuse settings that a sharded model cannot have."""
-    for key, value, other in (
-        ("train.compile", recipe.train.compile is True, "blocks"),
-        ("train.spikes", recipe.train.spikes == "rollback", "skip"),
-    ):
-        if value:
-            raise SettingsError(f"{key}: does not go with FSDP; set {key}={other}, or launch without FSDP")
+    if recipe.train.compile is True:
+        raise SettingsError("train.compile: does not go with FSDP; set train.compile=blocks, or launch without FSDP")
 
 
 def _prepared(

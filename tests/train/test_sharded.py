@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -210,6 +211,41 @@ def test_what_is_not_finite_is_refused_on_all_shards(tmp_path: Path, start: Star
         torch.testing.assert_close(two["weights"][name], weight, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_all_shards_go_back_from_a_spike(tmp_path: Path) -> None:
+    """As one process does; the checkpoint that is written in the background is waited for."""
+    script = Path(__file__).with_name("sharded_rollback.py")
+    found = {}
+    for name, processes, environment in (("one", 1, {}), ("two", 2, FSDP), ("meanwhile", 2, FSDP)):
+        launcher = torchrun(processes) if processes > 1 else ()
+        command = [sys.executable, *launcher, str(script), str(tmp_path / name), str(name == "meanwhile")]
+        threads = {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, env=os.environ | threads | environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+        found[name] = [torch.load(tmp_path / name / f"{rank}.pt") for rank in range(processes)]
+        refused = [line for line in read_journal(tmp_path / name / "journal.jsonl") if line["event"] == "refused"]
+        assert [(line["step"], line["done"]) for line in refused] == [
+            (25, "rolled back to step-00000024"),
+            (31, "rolled back to step-00000030"),
+        ]
+    assert [state["sharded"] for states in found.values() for state in states] == [False, True, True, True, True]
+    one, two, meanwhile = (found[name][0] for name in ("one", "two", "meanwhile"))
+    assert found["two"][0]["losses"] == found["two"][1]["losses"]
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert meanwhile["losses"] == two["losses"]
+    assert len(one["back"]) == 2
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], weight, atol=1e-5, rtol=0)
+        assert torch.equal(meanwhile["weights"][name], two["weights"][name])
+    for name, states in found.items():
+        for number, step in enumerate((24, 30)):
+            kept = load_file(tmp_path / name / "checkpoints" / f"step-000000{step}" / "model.safetensors")
+            assert all(torch.equal(states[0]["back"][number][key], kept[key]) for key in kept)
+
+
 def test_writing_in_the_background_is_for_sharded_runs(load: Load) -> None:
     with pytest.raises(SettingsError, match=r"^checkpoint.asynchronous: is for models sharded by FSDP; leave it out"):
         pretrain(load("checkpoint.asynchronous=true"), quiet=True)
@@ -238,14 +274,7 @@ def test_what_sharding_does_not_do_is_refused(environment: dict[str, str], words
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("change", "instead"),
-    [
-        ("train.compile=true", "train.compile=blocks"),
-        ("train.spikes=rollback", "train.spikes=skip"),
-    ],
-)
-def test_settings_that_do_not_shard_name_those_that_do(load: Load, change: str, instead: str) -> None:
-    _check_sharded(load(instead))
-    with pytest.raises(SettingsError, match=rf"{change.split('=')[0]}: does not go with FSDP; set {instead}, or"):
-        _check_sharded(load(change))
+def test_a_setting_that_does_not_shard_names_one_that_does(load: Load) -> None:
+    _check_sharded(load("train.compile=blocks"))
+    with pytest.raises(SettingsError, match=r"train\.compile: does not go with FSDP; set train\.compile=blocks, or"):
+        _check_sharded(load("train.compile=true"))
