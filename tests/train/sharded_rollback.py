@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from sharded_regression import Network, collate
 
+from mesalm import MesaConfig, MesaForCausalLM
 from mesalm.data.stream import Position, RowStream
 from mesalm.journal import Journal
-from mesalm.train.checkpoint import Checkpoints
+from mesalm.train.checkpoint import Checkpoints, load_weights, save_weights
 from mesalm.train.guard import Guard
 from mesalm.train.launch import make_accelerator
 from mesalm.train.loop import Loop, Probe
@@ -29,6 +31,19 @@ class Rows(RowStream):
             if step in SPIKES and self.rank == 0:
                 batch["y"][0] += 1e3
             yield batch
+
+
+def tied(accelerator: Accelerator, folder: Path) -> dict[str, torch.Tensor]:
+    """Save a model whose embeddings are tied, load it into another one, and return the weights of both."""
+    sizes = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    kept, other = (MesaForCausalLM(MesaConfig(num_attention_heads=2, **sizes)) for _ in range(2))
+    if accelerator.is_main_process:
+        folder.mkdir()
+        save_weights(kept, folder)
+    accelerator.wait_for_everyone()
+    other, _ = accelerator.prepare(other, torch.optim.SGD(other.parameters()))
+    load_weights(other, folder)
+    return {"kept": kept.state_dict(), "loaded": full_state(other)}
 
 
 def main() -> None:
@@ -67,6 +82,7 @@ def main() -> None:
         )
         loop.fit()
     found = {"weights": full_state(model), "losses": losses, "back": back, "sharded": is_sharded(model)}
+    found["tied"] = tied(accelerator, target / "tied")
     torch.save(found, target / f"{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
 

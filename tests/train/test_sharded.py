@@ -241,6 +241,9 @@ def test_all_shards_go_back_from_a_spike(tmp_path: Path) -> None:
         torch.testing.assert_close(two["weights"][name], weight, atol=1e-5, rtol=0)
         assert torch.equal(meanwhile["weights"][name], two["weights"][name])
     for name, states in found.items():
+        assert states[0]["tied"]["kept"].keys() == states[0]["tied"]["loaded"].keys()
+        for key, kept in states[0]["tied"]["kept"].items():
+            assert torch.equal(states[0]["tied"]["loaded"][key], kept), key
         for number, step in enumerate((24, 30)):
             kept = load_file(tmp_path / name / "checkpoints" / f"step-000000{step}" / "model.safetensors")
             assert all(torch.equal(states[0]["back"][number][key], kept[key]) for key in kept)
