@@ -1,4 +1,4 @@
-"""Train a small network over two spikes that take it back to a checkpoint; run by test_sharded.py."""
+"""Train a small network over two spikes that take it back; run by test_sharded.py and test_machines.py."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def tied(accelerator: Accelerator, folder: Path) -> dict[str, torch.Tensor]:
     """Save a model whose embeddings are tied, load it into another one, and return the weights of both."""
     sizes = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
     kept, other = (MesaForCausalLM(MesaConfig(num_attention_heads=2, **sizes)) for _ in range(2))
-    if accelerator.is_main_process:
+    if accelerator.is_local_main_process:
         folder.mkdir()
         save_weights(kept, folder)
     accelerator.wait_for_everyone()
-    other, _ = accelerator.prepare(other, torch.optim.SGD(other.parameters()))
+    accelerator.prepare(other, torch.optim.SGD(other.parameters()))  # shards it in place
     load_weights(other, folder)
     return {"kept": kept.state_dict(), "loaded": full_state(other)}
 
