@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mesalm.train.checkpoint import load_weights, save_weights
+from mesalm.train.checkpoint import load_weights
 
 FOLDER = "average"
 """The folder of a checkpoint that holds the average."""
@@ -30,12 +32,13 @@ class WeightAverage:
         """Update the average after each step of an optimiser."""
         optimiser.register_step_post_hook(lambda *_: self._averaged.update_parameters(self._source))
 
-    def save(self, checkpoint: Path) -> None:
-        """Write the average into the folder of a checkpoint."""
-        (checkpoint / FOLDER).mkdir()
-        save_weights(self.model, checkpoint / FOLDER)
-
     def load(self, checkpoint: Path) -> None:
         """Take up the average of a checkpoint."""
         load_weights(self.model, checkpoint / FOLDER)
         self._averaged.n_averaged.fill_(1)  # it has begun; how many there were makes no difference
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Shard the average as accelerate shards the model, where it does. All processes call it."""
+        if accelerator.is_fsdp2:
+            # no backward pass takes apart again what a forward pass has gathered
+            fsdp2_prepare_model(accelerator, self.model).set_reshard_after_forward(True)

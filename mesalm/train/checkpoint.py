@@ -3,6 +3,7 @@
 A checkpoint is a folder ``step-00000100`` with
 
 - ``model.safetensors`` and, for a model of transformers, ``config.json``: a folder `from_pretrained` reads;
+- ``average/``, where a run keeps a running average of the weights: the same of that;
 - ``optimiser.pt``: the optimiser's state; of a sharded run the folder ``optimiser``, by torch.distributed.checkpoint;
 - ``random.pt``: the random state of every process;
 - ``state.json``: step, data position and all other numbers, and size and digest of the files above.
@@ -26,11 +27,21 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed import get_rank
 
 from mesalm.files import sync, writing
 from mesalm.fingerprints import SealError, fingerprints, first_damaged, read_sealed, write_sealed
 from mesalm.runs import STATE_FILE, complete_checkpoints, step_of
-from mesalm.train.sharded import begin_shards, full_state, is_sharded, load_shards, save_shards, sharded_like
+from mesalm.train.sharded import (
+    begin_shards,
+    full_state,
+    is_sharded,
+    load_full,
+    load_shards,
+    local,
+    save_shards,
+    sharded_like,
+)
 
 MODEL_FILE = "model.safetensors"
 OPTIMISER_FILE = "optimiser.pt"
@@ -47,8 +58,8 @@ class Checkpoints:
 
     ``every`` is the number of steps between two, 0 for none but the last. ``decorate`` is called with the folder of
     each new checkpoint before it is complete, to add files of the caller's own such as the tokenizer. ``facts`` about
-    the run go into the state of each, such as what it is trained on. With ``asynchronous`` a sharded model's are
-    written in the background.
+    the run go into the state of each, such as what it is trained on. ``beside`` holds further models; the weights of
+    each go into a folder of its name. With ``asynchronous`` a sharded model's are written in the background.
     """
 
     def __init__(
@@ -59,6 +70,7 @@ class Checkpoints:
         keep: int = 2,
         decorate: Callable[[Path], None] | None = None,
         facts: Mapping[str, Any] | None = None,
+        beside: Mapping[str, nn.Module] | None = None,
         asynchronous: bool = False,
     ) -> None:
         if keep < 1:
@@ -68,6 +80,7 @@ class Checkpoints:
         self.keep = keep
         self.decorate = decorate
         self.facts = dict(facts or {})
+        self.beside = dict(beside or {})
         self.asynchronous = asynchronous
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._written: Future[Any] = Future()  # the folder of the newest, or what this process adds to it
@@ -102,7 +115,8 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self._target(step)
         self.tidy()
-        weights = full_state(model)
+        models = {"": model, **self.beside}
+        weights = {name: full_state(kept) for name, kept in models.items()}
         background = self.asynchronous and is_sharded(model)
         with ExitStack() as stack:
             partial = stack.enter_context(whole_folder(target))
@@ -118,7 +132,9 @@ class Checkpoints:
 
         def write() -> Path:
             with whole:
-                save_weights(model, partial, weights)
+                for name, kept in models.items():
+                    (partial / name).mkdir(exist_ok=True)
+                    save_weights(kept, partial / name, weights[name])
                 _save(random_states, partial / RANDOM_FILE)
                 if self.decorate is not None:
                     self.decorate(partial)
@@ -139,7 +155,8 @@ class Checkpoints:
         """Write what this process holds of a checkpoint that the main process saves, if the model is sharded."""
         if is_sharded(model):
             self.wait()
-            full_state(model)
+            for kept in (model, *self.beside.values()):
+                full_state(kept)
             folder = partial_of(self._target(step)) / OPTIMISER_SHARDS
             if self.asynchronous:
                 self._written = begin_shards(model, optimiser, folder)
@@ -227,17 +244,32 @@ def save_weights(model: nn.Module, folder: Path, state: dict[str, Any] | None = 
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Load what `save_weights` wrote into a model of the same form; raises CheckpointError where they differ."""
-    tensors = load_file(folder / MODEL_FILE)
-    own = model.state_dict()
-    filled = {_memory(own[name], name) for name in tensors if name in own}
-    missing = [name for name in own if name not in tensors and _memory(own[name], name) not in filled]
+    """Load what `save_weights` wrote into a model of the same form; raises CheckpointError where they differ.
+
+    All processes call it where the model is sharded, and the main process reads.
+    """
+    own = model.state_dict()  # of a sharded model, all weights in shards again
+    sharded = is_sharded(model)
+    if not sharded or get_rank() == 0:
+        tensors = load_file(folder / MODEL_FILE)
+        _check_form(own, tensors, folder)
+    else:
+        tensors = {}
+    if sharded:
+        load_full(model, tensors)
+    else:
+        model.load_state_dict(tensors, strict=False)
+
+
+def _check_form(own: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Raise CheckpointError where a model's own state and what is to be loaded differ in names or shapes."""
+    filled = {_memory(local(own[name]), name) for name in tensors if name in own}
+    missing = [name for name in own if name not in tensors and _memory(local(own[name]), name) not in filled]
     strange = [name for name in tensors if name not in own]
     shapes = [name for name in tensors if name in own and own[name].shape != tensors[name].shape]
     for names, what in ((missing, "lacks"), (strange, "has, unlike the model,"), (shapes, "has another shape of")):
         if names:
             raise CheckpointError(f"{folder / MODEL_FILE} {what} {names[0]}; the model's settings must be the run's")
-    model.load_state_dict(tensors, strict=False)
 
 
 def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from mesalm.interrupts import Interrupts
 from mesalm.journal import Journal
+from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_states, load_weights, move_stream
 from mesalm.train.guard import Guard, NonFiniteError
 from mesalm.train.meters import Speedometer, Tally
@@ -115,6 +116,7 @@ class Loop:
     number of scored items that it returns for a batch. ``clip`` bounds the global norm of the gradient. ``enough`` is
     asked after each step and its probes; where it says so on every process, that step was the last. ``peak`` is what
     a device can do in operations per second, None where that is not known; the share that training reaches is told.
+    ``average`` follows the weights.
 
     Losses and gradient norms stay on the device until they are read together: every ``read_every`` steps, every step
     that is logged, probed or kept in a checkpoint, and the last; by default each step on the CPU, where that waits for
@@ -140,6 +142,7 @@ class Loop:
     checkpoints: Checkpoints | None = None
     resume_from: Path | None = None
     display: Display = field(default_factory=lambda: Display("train", 0, enabled=False))
+    average: WeightAverage | None = None
     count_items: Callable[[Batch], int] | None = None
     enough: Callable[[], bool] | None = None
     compile_model: bool | Literal["blocks"] = False
@@ -193,12 +196,16 @@ class Loop:
             self.checkpoints.tidy()
         self._wrapped: Any = compiled(self.model, self.compile_model, sharded=self.accelerator.is_fsdp2)
         self._wrapped, self._wrapped_optimiser = self.accelerator.prepare(self._wrapped, self.optimiser)
+        if self.average is not None:
+            self.average.prepare(self.accelerator)
         if self.resume_from is not None:
             load_optimiser(self.model, self.optimiser, self.resume_from)
             # Last of all, since compiling and wrapping may draw random numbers.
             states = load_random_states(self.resume_from)
             if self.accelerator.process_index < len(states):
                 restore_random_state(states[self.accelerator.process_index])
+        if self.average is not None:
+            self.average.follow(self.optimiser)  # only now: torch may make an empty step to load an optimiser's state
         self._speed = Speedometer(self.tally.seconds)
         if not can_refuse(self.optimiser):
             self._read_every = 1
@@ -215,6 +222,8 @@ class Loop:
         """Load a checkpoint, all but the states of optimiser and random numbers."""
         state = (self.checkpoints or Checkpoints(folder.parent)).read_state(folder)
         load_weights(self.model, folder)
+        if self.average is not None:
+            self.average.load(folder)
         move_stream(self.stream, state["position"], self.accelerator.process_index, folder)
         self.guard.load_state_dict(state["guard"])
         self.tally = self._recorder.tally = Tally(**state["tally"])
@@ -312,9 +321,10 @@ class Loop:
 
     def _refuse(self, step: int, loss: float, norm: float) -> None:
         """Do what the guard says of a step that may not update the weights, and report it."""
-        newest = None if self.checkpoints is None else self.checkpoints.newest()
-        done = "skipped"
-        if self.guard.verdict(loss, step) == "rollback" and newest is not None:
+        done, newest = "skipped", None
+        if self.guard.verdict(loss, step) == "rollback" and self._saver is not None:
+            newest = self._saver.newest()
+        if newest is not None:
             load_weights(self.model, newest)
             load_optimiser(self.model, self.optimiser, newest)
             done = f"rolled back to {newest.name}"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +163,6 @@ def _run(
     stream = _stream(recipe, prepared, share)
     _set_loss(recipe, model, stream.micro_rows)
     average = None if recipe.train.average is None else WeightAverage(model, recipe.train.average)
-
-    def decorate(folder: Path) -> None:
-        _save_tokenizer(tokenizer, folder)
-        if average is not None:
-            average.save(folder)
-
     if recipe.track:
         accelerator.init_trackers(
             "mesalm", config={"recipe": recipe.to_yaml()}, init_kwargs=tracked_as(recipe.name, run.path)
@@ -193,18 +188,17 @@ def _run(
             display=display,
             start=_start(recipe, prepared, model, accelerator),
             probes=_probes(recipe, prepared, tokenizer, stream, accelerator, display, average, evaluation),
-            decorate=decorate,
+            decorate=partial(_save_tokenizer, tokenizer),
             facts={"data": prepared.contents()},
             origin=None if recipe.branch_from is None else Path(recipe.branch_from),
             average=average,
             uploads=_uploads(recipe, run, uploading),
         )
-        weights = full_state(model)
+        weights, averaged = full_state(model), None if average is None else full_state(average.model)
         if accelerator.is_main_process:
             if average is not None:
-                with whole_folder(run.path / "final-average") as partial, without_bars():
-                    average.model.save_pretrained(partial)
-                    _save_tokenizer(tokenizer, partial)
+                with whole_folder(run.path / "final-average") as folder:
+                    _save_model(average.model, averaged, tokenizer, folder)
             _finish(run, model, weights, tokenizer, journal, outcome)
         accelerator.wait_for_everyone()
         display.say(f"{run.path}: finished, the model is in {run.final}")
@@ -220,14 +214,8 @@ def _weights_at_hand(recipe: Recipe, run: RunFolder, plan: Resumption) -> Recipe
 
 def _check_sharded(recipe: Recipe) -> None:
     """Refuse settings that a sharded model cannot have."""
-    for key, value, other in (
-        ("train.compile", recipe.train.compile is True, "blocks"),
-        ("evaluate.every", recipe.evaluate.every, "0"),
-        ("train.average", recipe.train.average, "none"),
-        ("train.spikes", recipe.train.spikes == "rollback", "skip"),
-    ):
-        if value:
-            raise SettingsError(f"{key}: does not go with FSDP; set {key}={other}, or launch without FSDP")
+    if recipe.train.compile is True:
+        raise SettingsError("train.compile: does not go with FSDP; set train.compile=blocks, or launch without FSDP")
 
 
 def _prepared(
@@ -376,6 +364,17 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> 
         tokenizer.save_pretrained(folder)
 
 
+def _save_model(
+    model: PreTrainedModel,
+    weights: dict[str, torch.Tensor] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+) -> None:
+    with without_bars():
+        model.save_pretrained(folder, state_dict=weights)
+        _save_tokenizer(tokenizer, folder)
+
+
 def _finish(
     run: RunFolder,
     model: PreTrainedModel,
@@ -385,10 +384,8 @@ def _finish(
     outcome: Outcome,
 ) -> None:
     """Write ``final``; it appears last and whole, so that a folder that has it is a finished run."""
-    with whole_folder(run.final) as partial:
-        with without_bars():
-            model.save_pretrained(partial, state_dict=weights)
-            _save_tokenizer(tokenizer, partial)
+    with whole_folder(run.final) as folder:
+        _save_model(model, weights, tokenizer, folder)
         journal.write(
             "end",
             step=outcome.step,

@@ -14,6 +14,8 @@ from torch import nn
 
 from mesalm.journal import Journal
 from mesalm.train.checkpoint import Checkpoints
+from mesalm.train.launch import broadcast
+from mesalm.train.machines import send_folder
 from mesalm.train.meters import Tally
 from mesalm.train.randomness import random_state
 from mesalm.train.recorder import Recorder
@@ -75,6 +77,18 @@ class Saver:
         self._journal.write("checkpoint", step=step, tokens=tokens, folder=folder.name)
         if self._uploads is not None:
             self._recorder.report_all("upload", self._uploads.offer(folder, step))
+
+    def newest(self) -> Path | None:
+        """Return the newest checkpoint when it is on the disk of every machine; None if there is none.
+
+        All processes call it after the same step, and all get the same.
+        """
+        self.finish()
+        name = broadcast(self._accelerator, (found := self._checkpoints.newest()) and found.name)
+        if name is None:
+            return None
+        send_folder(self._accelerator, self._checkpoints.folder / name)
+        return self._checkpoints.folder / name
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, and report it."""

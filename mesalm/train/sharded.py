@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -72,6 +73,12 @@ def full_state(model: nn.Module) -> dict[str, Any]:
         if name in state:
             state[name] = state[first]  # weights that are tied share their memory again
     return state
+
+
+def load_full(model: nn.Module, state: dict[str, Any]) -> None:
+    """Load the state of the whole model, the main process's, into a sharded one; all processes call it."""
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+    set_model_state_dict(model, state, options=options)
 
 
 def save_shards(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:

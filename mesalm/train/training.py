@@ -14,7 +14,7 @@ from mesalm.interrupts import Interrupted
 from mesalm.journal import Journal
 from mesalm.runs import RunFiles, step_of
 from mesalm.settings import SettingsError
-from mesalm.train.average import WeightAverage
+from mesalm.train.average import FOLDER, WeightAverage
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard, Verdict
 from mesalm.train.hardware import local_peak
@@ -75,7 +75,8 @@ def run(
     kept = settings.checkpoint
     if kept.asynchronous and not accelerator.is_fsdp2:
         raise SettingsError("checkpoint.asynchronous: is for models sharded by FSDP; leave it out, or launch with FSDP")
-    checkpoints = Checkpoints(files.checkpoints, decorate=decorate, facts=facts, **kept.model_dump())
+    beside = {} if average is None else {FOLDER: average.model}
+    checkpoints = Checkpoints(files.checkpoints, decorate=decorate, facts=facts, beside=beside, **kept.model_dump())
     name: str | None = broadcast(accelerator, (found := checkpoints.newest()) and found.name)
     newest = origin if name is None else checkpoints.folder / name
     step = 0 if newest is None else step_of(newest)
@@ -85,11 +86,6 @@ def run(
         return settings.optim.learning_rate * learning_rate_factor(settings.schedule, step, settings.steps)
 
     optimiser = build_optimiser(model, settings.optim)
-    if average is not None:
-        average.follow(optimiser)
-        if newest is not None:
-            checkpoints.read_state(newest)  # damage is named before it is read
-            average.load(newest)
     outcome = Loop(
         model,
         stream,
@@ -105,6 +101,7 @@ def run(
         checkpoints=checkpoints,
         resume_from=newest,
         display=display,
+        average=average,
         count_items=count_items,
         enough=enough,
         compile_model=settings.compile_model,

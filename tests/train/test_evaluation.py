@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,15 +97,18 @@ def test_what_cannot_be_asked_is_told_before_the_first_step(load: Callable[..., 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}])
 def test_two_processes_share_an_evaluation(
-    load: Callable[..., Recipe], recipe_file: Path, task: Path, tmp_path: Path
+    load: Callable[..., Recipe], recipe_file: Path, task: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     changes = (*wanted(task), "train.micro_rows=1", "model.attention_dropout=0")
     one = load("name=one", *changes)
     pretrain(one, quiet=True, evaluation=make_probe)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     command = [sys.executable, *launcher, "-m", "mesalm", "train", str(recipe_file), *changes, "name=two"]
-    done = subprocess.run([*command, "arms={}"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        [*command, "arms={}"], cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     two = load("name=two", *changes)
     assert len(lines(two, "evaluation")) == len(lines(one, "evaluation")) == 12

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from mesalm.train.pretrain import pretrain
@@ -59,6 +62,29 @@ def test_machines_without_a_shared_disk_train_and_go_on(
     weights = load_file(first / "runs" / "tiny" / "final" / "model.safetensors")
     for name, weight in load_file(whole / "final" / "model.safetensors").items():
         assert (weights[name] - weight).abs().max() < 1e-5, name
+
+
+@pytest.mark.slow
+def test_machines_without_a_shared_disk_go_back_from_a_spike_together(tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("sharded_rollback.py"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = ("--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", port)
+    processes = []
+    for rank in range(2):
+        launcher = (sys.executable, "-m", "torch.distributed.run", "--node_rank", str(rank), *options)
+        command = [*launcher, script, str(tmp_path / f"machine{rank}"), "False"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    ends = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    first, second = (torch.load(tmp_path / f"machine{rank}" / f"{rank}.pt") for rank in range(2))
+    sent = (tmp_path / "machine1" / "checkpoints").iterdir()
+    assert sorted(path.name for path in sent) == ["step-00000024", "step-00000030"]
+    assert len(first["back"]) == 2
+    for one, other in zip([*first["back"], first["weights"]], [*second["back"], second["weights"]], strict=True):
+        assert all(torch.equal(other[name], weight) for name, weight in one.items())
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def losses(run: Path) -> list[tuple[str, int, float, float]]:
-    lines = [line for line in read_journal(run / "journal.jsonl") if line["event"] in ("step", "valid")]
+    events = ("step", "valid", "valid_average")
+    lines = [line for line in read_journal(run / "journal.jsonl") if line["event"] in events]
     return [(line["event"], line["step"], line["loss"], line.get("gradient_norm", 0.0)) for line in lines]
 
 
@@ -55,30 +57,33 @@ def assert_alike(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     for expected, found in zip(losses(one), losses(other), strict=True):
         assert found[:2] == expected[:2]
         assert found[2:] == pytest.approx(expected[2:], abs=tolerance), found[:2]
-    weights, others = (load_file(run / "final" / "model.safetensors") for run in (one, other))
-    assert weights.keys() == others.keys()
-    for name, weight in weights.items():
-        torch.testing.assert_close(others[name], weight, atol=tolerance, rtol=0)
+    for folder in ("final", "final-average") if (one / "final-average").exists() else ("final",):
+        weights, others = (load_file(run / folder / "model.safetensors") for run in (one, other))
+        assert weights.keys() == others.keys()
+        for name, weight in weights.items():
+            torch.testing.assert_close(others[name], weight, atol=tolerance, rtol=0)
 
 
 def test_two_processes_shard_and_one_goes_on(load: Load, start: Start) -> None:
-    process = start("name=run", "train.steps=4", *SAME, launcher=torchrun(2), environment=FSDP)
-    whole = pretrain(load("name=whole", "train.steps=8", *SAME), quiet=True)
+    settings = ("train.average=0.5", *SAME)
+    process = start("name=run", "train.steps=4", *settings, launcher=torchrun(2), environment=FSDP)
+    whole = pretrain(load("name=whole", "train.steps=8", *settings), quiet=True)
     finish(process)
-    run = load("name=run", *SAME).folder
+    run = load("name=run", *settings).folder
     kept = FileSystemReader(run / "checkpoints" / "step-00000004" / "optimiser").read_metadata().state_dict_metadata
     chunks = [about.chunks for name, about in kept.items() if name.endswith("exp_avg") and len(about.size) == 2]
     assert chunks
     assert all(len(parts) == 2 for parts in chunks)  # each process has a half
-    assert AutoModelForCausalLM.from_pretrained(run / "final").config.architectures == ["MesaForCausalLM"]
-    pretrain(load("name=run", "train.steps=8", *SAME), quiet=True)
+    for name in ("final", "final-average"):
+        assert AutoModelForCausalLM.from_pretrained(run / name).config.architectures == ["MesaForCausalLM"]
+    pretrain(load("name=run", "train.steps=8", *settings), quiet=True)
     assert_alike(whole, run)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_checkpoints_in_the_background_are_those_of_a_run_that_waits(load: Load, start: Start) -> None:
-    settings = ("train.steps=7", "checkpoint.every=2", "checkpoint.keep=9", *SAME)
+    settings = ("train.steps=7", "checkpoint.every=2", "checkpoint.keep=9", "train.average=0.5", *SAME)
     processes = [
         start(f"name={name}", f"checkpoint.asynchronous={how}", *settings, launcher=torchrun(2), environment=FSDP)
         for name, how in (("waited", "false"), ("meanwhile", "true"))
@@ -92,8 +97,10 @@ def test_checkpoints_in_the_background_are_those_of_a_run_that_waits(load: Load,
     for step in steps[0]:
         one, other = (run / "checkpoints" / f"step-{step:08d}" for run in (waited, meanwhile))
         assert Checkpoints(other.parent).read_state(other)["tally"]["step"] == step
-        assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+        for file in ("model.safetensors", "average/model.safetensors"):
+            assert (one / file).read_bytes() == (other / file).read_bytes()
     shutil.rmtree(meanwhile / "final")
+    shutil.rmtree(meanwhile / "final-average")
     for newer in (6, 7):
         shutil.rmtree(meanwhile / "checkpoints" / f"step-{newer:08d}")
     (meanwhile / "checkpoints" / "step-00000006.partial").mkdir()  # what a kill leaves
@@ -140,7 +147,7 @@ def test_processes_killed_while_they_write_in_the_background_go_on_from_the_chec
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 4)])
 def test_more_processes_go_on(load: Load, start: Start, first: int, then: int) -> None:
-    changes = ("sample.every=3", "sample.tokens=4", *SAME)
+    changes = ("sample.every=3", "sample.tokens=4", "train.average=0.5", *SAME)
     whole = pretrain(load("name=whole", "train.steps=6", *changes), quiet=True)
     if first == 1:
         pretrain(load("name=run", "train.steps=3", *changes), quiet=True)
@@ -204,6 +211,44 @@ def test_what_is_not_finite_is_refused_on_all_shards(tmp_path: Path, start: Star
         torch.testing.assert_close(two["weights"][name], weight, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_all_shards_go_back_from_a_spike(tmp_path: Path) -> None:
+    """As one process does; the checkpoint that is written in the background is waited for."""
+    script = Path(__file__).with_name("sharded_rollback.py")
+    found = {}
+    for name, processes, environment in (("one", 1, {}), ("two", 2, FSDP), ("meanwhile", 2, FSDP)):
+        launcher = torchrun(processes) if processes > 1 else ()
+        command = [sys.executable, *launcher, str(script), str(tmp_path / name), str(name == "meanwhile")]
+        threads = {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, env=os.environ | threads | environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+        found[name] = [torch.load(tmp_path / name / f"{rank}.pt") for rank in range(processes)]
+        refused = [line for line in read_journal(tmp_path / name / "journal.jsonl") if line["event"] == "refused"]
+        assert [(line["step"], line["done"]) for line in refused] == [
+            (25, "rolled back to step-00000024"),
+            (31, "rolled back to step-00000030"),
+        ]
+    assert [state["sharded"] for states in found.values() for state in states] == [False, True, True, True, True]
+    one, two, meanwhile = (found[name][0] for name in ("one", "two", "meanwhile"))
+    assert found["two"][0]["losses"] == found["two"][1]["losses"]
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert meanwhile["losses"] == two["losses"]
+    assert len(one["back"]) == 2
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], weight, atol=1e-5, rtol=0)
+        assert torch.equal(meanwhile["weights"][name], two["weights"][name])
+    for name, states in found.items():
+        assert states[0]["tied"]["kept"].keys() == states[0]["tied"]["loaded"].keys()
+        for key, kept in states[0]["tied"]["kept"].items():
+            assert torch.equal(states[0]["tied"]["loaded"][key], kept), key
+        for number, step in enumerate((24, 30)):
+            kept = load_file(tmp_path / name / "checkpoints" / f"step-000000{step}" / "model.safetensors")
+            assert all(torch.equal(states[0]["back"][number][key], kept[key]) for key in kept)
+
+
 def test_writing_in_the_background_is_for_sharded_runs(load: Load) -> None:
     with pytest.raises(SettingsError, match=r"^checkpoint.asynchronous: is for models sharded by FSDP; leave it out"):
         pretrain(load("checkpoint.asynchronous=true"), quiet=True)
@@ -232,16 +277,7 @@ def test_what_sharding_does_not_do_is_refused(environment: dict[str, str], words
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("change", "instead"),
-    [
-        ("train.compile=true", "train.compile=blocks"),
-        ("evaluate.every=2", "evaluate.every=0"),
-        ("train.average=0.9", "train.average=none"),
-        ("train.spikes=rollback", "train.spikes=skip"),
-    ],
-)
-def test_settings_that_do_not_shard_name_those_that_do(load: Load, change: str, instead: str) -> None:
-    _check_sharded(load(instead))
-    with pytest.raises(SettingsError, match=rf"{change.split('=')[0]}: does not go with FSDP; set {instead}, or"):
-        _check_sharded(load(change))
+def test_a_setting_that_does_not_shard_names_one_that_does(load: Load) -> None:
+    _check_sharded(load("train.compile=blocks"))
+    with pytest.raises(SettingsError, match=r"train\.compile: does not go with FSDP; set train\.compile=blocks, or"):
+        _check_sharded(load("train.compile=true"))

@@ -31,6 +31,7 @@ from mesa_eval.reading.model_source import (
 )
 from mesa_eval.reading.processes import Processes
 from mesa_eval.reading.reader import Reader, TokenScores
+from mesa_eval.reading.sharded import in_step, is_sharded
 from mesalm.hub.open_model import open_model, open_tokenizer, usable_device
 from mesalm.model.cache_mesa import cache_name, returned_cache
 
@@ -166,7 +167,9 @@ class Scorer(Reader):
         """Run this process's share of the batches, and return the results of all processes."""
         found: dict[int, Any] = {}
         error = ""
-        with self._progress(what, total) as progress:
+        if is_sharded(self.model):
+            self.shares_prefixes()  # is asked by all processes now, else by those alone that come to need it
+        with self._progress(what, total) as progress, in_step(self.model):
             for batch in batches[self.processes.index :: self.processes.count]:
                 try:
                     found.update(run(batch))
@@ -205,6 +208,7 @@ class Scorer(Reader):
                 max_new_tokens=most[batch.rows[0]],
                 pad_token_id=self._pad,
                 eos_token_id=ends or None,
+                **({"synced_gpus": False} if is_sharded(self.model) else {}),  # `in_step` does it for all passes
             )
         return {row: _up_to(out[place, ids.shape[1] :].tolist(), set(ends)) for place, row in enumerate(batch.rows)}
 
