@@ -327,6 +327,8 @@ class Loop:
         if newest is not None:
             load_weights(self.model, newest)
             load_optimiser(self.model, self.optimiser, newest)
+            if self.average is not None:
+                self.average.load(newest)
             done = f"rolled back to {newest.name}"
         self.journal.write("refused", step=step, loss=loss, gradient_norm=norm, done=done)
         self.display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {done}")

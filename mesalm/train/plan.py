@@ -165,6 +165,8 @@ def make_plan(
     weights, kept = 4.0 * model.num_parameters(), float(optimiser_bytes(recipe, model))
     share, wire = (processes if sharded else 1), (2.0 if bf16 else 4.0) / 4.0 * weights
     memory = {"weights": weights / share, "gradients": weights / share, "optimiser": kept / share}
+    if train.average is not None:
+        memory["average"] = weights / share
     if processes > 1:
         table = wire * config.vocab_size * config.hidden_size / model.num_parameters()
         layers = getattr(config, "num_hidden_layers", 1)
@@ -204,7 +206,7 @@ def make_plan(
         memory=memory,
         peak=peak,
         flops=flops,
-        checkpoint=weights + kept,
+        checkpoint=weights + kept + memory.get("average", 0.0) * share,
         rate=rate,
         assumed=assumed,
         begun=begun,

@@ -117,6 +117,13 @@ def test_the_optimiser_keeps_what_the_plan_says(load: Load, name: str) -> None:
     assert optimiser_bytes(recipe, outline(model.config)) == sum(value.nbytes for value in kept if value.ndim)
 
 
+def test_a_plan_counts_the_average(load: Load) -> None:
+    plain, averaged = (plan_recipe(load(*more)) for more in ([], ["train.average=0.99"]))
+    assert averaged.memory["average"] == plain.memory["weights"]
+    assert averaged.checkpoint - plain.checkpoint == plain.memory["weights"]
+    assert "average" in averaged.lines()[1]
+
+
 def test_a_plan_takes_its_speed_from_an_earlier_run_and_meets_its_time(load: Load) -> None:
     changes = ("train.steps=30", "train.precision=fp32", "validate.every=10", "checkpoint.every=0")
     first = pretrain(load(*changes, "name=first"), quiet=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from mesalm.journal import read_journal
+from mesalm.train.average import WeightAverage
+from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard, NonFiniteError, Verdict
 
 Train = Callable[..., SimpleNamespace]
@@ -59,13 +62,15 @@ def test_few_losses_say_nothing_of_a_spike(train_regression: Train) -> None:
 
 
 def test_a_rollback_takes_the_last_checkpoint_and_goes_on(train_regression: Train) -> None:
+    model = Spiky({25})
+    average = WeightAverage(model, 0.5)
+    kind = partial(Checkpoints, beside={"average": average.model})
     guard = Guard(10, "rollback")
-    run = train_regression("run", steps=25, every=10, keep=9, model=Spiky({25}), guard=guard)
+    run = train_regression("run", steps=25, every=10, keep=9, model=model, guard=guard, average=average, kind=kind)
     assert refused(run) == [(25, "rolled back to step-00000020")]
-    found, kept = (
-        load_file(run.path / "checkpoints" / f"step-000000{step}" / "model.safetensors") for step in (25, 20)
-    )
-    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    for file in ("model.safetensors", "average/model.safetensors"):
+        found, kept = (load_file(run.path / "checkpoints" / f"step-000000{step}" / file) for step in (25, 20))
+        assert all(torch.equal(found[name], kept[name]) for name in kept)
     states = [torch.load(run.path / f"checkpoints/step-000000{step}/optimiser.pt") for step in (25, 20)]
     for parameter, state in states[0]["state"].items():
         assert all(torch.equal(state[name], states[1]["state"][parameter][name]) for name in state)
