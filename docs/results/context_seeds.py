@@ -30,7 +30,7 @@ ARMS = {
     "mesa": "mesa",
     "softmax-conv": "softmax with convolution",
     "linear": "linear (no solve)",
-    "hybrid": "three layers of mesa, one of softmax",
+    "hybrid": "hybrid (1 softmax layer)",
 }
 PAIRS = (("mesa", "softmax-conv"), ("mesa", "linear"), ("hybrid", "softmax-conv"), ("hybrid", "mesa"))
 """Arms whose difference is shown, where both were trained."""
@@ -142,7 +142,10 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
         panel.set_xlabel(chosen.axes[0])
     panels[0].set_ylabel(chosen.axes[1])
     panels[0].text(ticks[-1], chosen.chance - 0.02, "chance", color=MUTED, ha="right", va="top")
-    panels[1].legend(loc="upper left")
+    if scores["hybrid"]:
+        panels[0].legend(loc="lower right", bbox_to_anchor=(1.0, 0.25))  # between chance and the lowest line
+    else:
+        panels[1].legend(loc="upper left")
 
 
 def told_lines(chosen: ModelSet, task: str) -> dict[str, dict[int, float]]:

@@ -37,6 +37,6 @@ def test_the_table_repeats_the_figures_of_the_pages_that_it_names() -> None:
         "operator on an H100, forward and backward, ms": gpu,
     }
     for name, page in cases.items():
-        figures = [re.match(r"\**([\d.,]+\d)", cell)[1] for cell in rows[name]]
-        assert len(figures) == 3
+        figures = [re.match(r"\**([\d.,]+\d)", cell)[1] for cell in rows[name] if cell != "–"]
+        assert len(figures) in (3, 4)
         assert all(re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", page) for figure in figures), name
