@@ -63,7 +63,7 @@ SETS = {
     "tuned": ModelSet("context-tuned", "context.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
     "h200": ModelSet("context-gpu", "context-h200.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
     "rules": ModelSet(
-        "rules-[^-]*-[0-9]",
+        "rules-(?:cpu|(?:qknorm-)?[^-]*-[0-9])",
         "context-rules.svg",
         {
             "attribute_rules_of_three": "one attribute of three decides",
