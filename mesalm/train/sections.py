@@ -83,7 +83,8 @@ class TrainSettings(Settings):
     spikes: Literal["accept", "skip", "rollback", "stop"] = Field(
         default="accept",
         description="What a loss far above the last ones does: accept: it updates the weights; skip: the step is left "
-        "out; rollback: weights, average and optimiser go back to the last checkpoint, the data on; stop: the run ends.",
+        "out; rollback: weights, average and optimiser go back to the last checkpoint, the data on; "
+        "stop: the run ends.",
     )
     timeout: float = Field(
         default=30.0,
