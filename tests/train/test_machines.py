@@ -22,20 +22,24 @@ SAME = ("model.attention_dropout=0", "schedule.name=constant", "schedule.warmup_
 FSDP = {"ACCELERATE_USE_FSDP": "true"}
 
 
+def launchers() -> list[tuple[str, ...]]:
+    """Return Python's arguments that launch one process on each of two machines, which find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = ("--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", port)
+    return [("-m", "torch.distributed.run", "--node_rank", str(rank), *options) for rank in range(2)]
+
+
 @pytest.fixture
 def launch(start: Start, tmp_path: Path) -> Callable[..., list[tuple[int, str]]]:
     """Launch a run on both machines; return exit status and standard error of each."""
 
     def begin(*overrides: str, second: tuple[str, ...] = (), environment: dict[str, str] | None = None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        options = ("--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", port)
         processes = []
-        for rank in range(2):
+        for rank, launcher in enumerate(launchers()):
             disk = tmp_path / f"machine{rank}"
             own = (f"output_dir={disk}/runs", f"data.cache_dir={disk}/cache", *(second if rank else ()))
-            launcher = ("-m", "torch.distributed.run", "--node_rank", str(rank), *options)
             processes.append(start(*overrides, *own, launcher=launcher, environment=environment))
         ends = [process.communicate(timeout=300)[1] for process in processes]
         return [(process.returncode, end) for process, end in zip(processes, ends, strict=True)]
@@ -67,14 +71,9 @@ def test_machines_without_a_shared_disk_train_and_go_on(
 @pytest.mark.slow
 def test_machines_without_a_shared_disk_go_back_from_a_spike_together(tmp_path: Path) -> None:
     script = str(Path(__file__).with_name("sharded_rollback.py"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    options = ("--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", port)
     processes = []
-    for rank in range(2):
-        launcher = (sys.executable, "-m", "torch.distributed.run", "--node_rank", str(rank), *options)
-        command = [*launcher, script, str(tmp_path / f"machine{rank}"), "False"]
+    for rank, launcher in enumerate(launchers()):
+        command = [sys.executable, *launcher, script, str(tmp_path / f"machine{rank}"), "False"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     ends = [process.communicate(timeout=200)[1] for process in processes]
