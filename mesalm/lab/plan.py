@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from mesalm.data.stream import Batch
 from mesalm.data.synthetic.drawn_stream import drawn_batch
@@ -285,12 +286,12 @@ def plan_experiments(wanted: Sequence[Planned], seeds: Sequence[int], nets: Path
     claims: dict[str, dict[Path, Training]] = {}
     costs: dict[str, Cost] = {}
     with preserved_randomness():
-        for name, experiment, sizes in wanted:
+        for name, experiment, sizes in tqdm(wanted, desc="Finding trainings", unit=" claims", leave=False, disable=None):
             found: dict[Path, Training] = {}
             claims[name] = found
             for seed in seeds if "steps" in sizes else ():
                 experiment(PlanningBench(seed, nets, device, quiet=True, found=found), dict(sizes))
-        for each in (each for found in claims.values() for each in found.values()):
-            if each.kind not in costs:
-                costs[each.kind] = measure(each)
+        kinds = {each.kind: each for found in claims.values() for each in found.values()}
+        for kind, each in tqdm(kinds.items(), desc="Timing steps", unit=" nets", leave=False, disable=None):
+            costs[kind] = measure(each)
     return ClaimPlan(claims, costs, device_name(torch.device(device)))
