@@ -42,7 +42,6 @@ def run(options: argparse.Namespace) -> None:
     """Tune a prefix and print how to measure its gain."""
     from mesa_eval.reading.scoring import Scorer
     from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
-    from mesalm.files import writing
     from mesalm.tuning.prompt_tuning import tune_prefix, tune_settings
 
     settings = tune_settings(options.overrides)
@@ -60,9 +59,10 @@ def run(options: argparse.Namespace) -> None:
         "tasks": {task.name: task.fingerprint() for task in tasks},
     }
     print(f"learning one prefix from {', '.join(names)}")
-    loss = tune_prefix(scorer.model, rows, valid, settings, folder, record, device=options.device)
-    with writing(folder):
-        scorer.tokenizer.save_pretrained(folder)
+    save_tokenizer = scorer.tokenizer.save_pretrained
+    loss = tune_prefix(
+        scorer.model, rows, valid, settings, folder, record, device=options.device, decorate=save_tokenizer
+    )
     print(f"tuned: {folder}, {loss:.4f} nats per token of the answers")
     asked = " ".join(f"--task {name}" for name in options.task)
     print(f"its gain over plain shots: mesalm compare {folder} {options.model} {asked}")
