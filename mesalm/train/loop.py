@@ -307,20 +307,20 @@ class Loop:
     def _settle(self, micro: list[Batch], number: int, received: int | None) -> tuple[bool, int | None]:
         """Read the losses up to step ``number``; return whether it may update the weights, and a signal."""
         values, heard = read(self.accelerator, self._unread, received)
-        accepted = True
+        accepted, back = True, False
         for step, (loss, norm) in enumerate(values, number - len(values) + 1):
             self.tally.add_loss(loss)
             accepted = self.guard.accepts(loss, norm)
             if not accepted:
                 self._verify()
                 self.guard.judge(self.accelerator, self.model, micro, step)
-                self._refuse(step, loss, norm)
+                back |= self._refuse(step, loss, norm)
         self._unread.clear()
         self.guard.renew_bound()
-        return accepted, heard
+        return accepted and not back, heard  # this gradient is not that of weights that went back
 
-    def _refuse(self, step: int, loss: float, norm: float) -> None:
-        """Do what the guard says of a step that may not update the weights, and report it."""
+    def _refuse(self, step: int, loss: float, norm: float) -> bool:
+        """Do what the guard says of a refused step, and report it; return whether the weights went back."""
         done, newest = "skipped", None
         if self.guard.verdict(loss, step) == "rollback" and self._saver is not None:
             newest = self._saver.newest()
@@ -332,6 +332,7 @@ class Loop:
             done = f"rolled back to {newest.name}"
         self.journal.write("refused", step=step, loss=loss, gradient_norm=norm, done=done)
         self.display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {done}")
+        return newest is not None
 
     def _show(self, due: Due, rate: float, norm: torch.Tensor, micro: list[Batch], solver: Any) -> None:
         """Record a step that is logged, and bring the display up to date."""
@@ -386,8 +387,7 @@ class Loop:
         self._saved_at = self.tally.step
         begun = time.perf_counter()
         self.tally.seconds = self._speed.seconds
-        position = self.stream.position.to_dict()
-        self._saver.save(self.model, self.optimiser, position, self.tally, self.guard.state_dict())
+        self._saver.save(self.model, self.optimiser, self.stream.position.to_dict(), self.tally, self.guard.state_dict())
         self._speed.pause(time.perf_counter() - begun)
 
     def _verify(self, way_on: str | None = None) -> None:
