@@ -387,7 +387,9 @@ class Loop:
         self._saved_at = self.tally.step
         begun = time.perf_counter()
         self.tally.seconds = self._speed.seconds
-        self._saver.save(self.model, self.optimiser, self.stream.position.to_dict(), self.tally, self.guard.state_dict())
+        self._saver.save(
+            self.model, self.optimiser, self.stream.position.to_dict(), self.tally, self.guard.state_dict()
+        )
         self._speed.pause(time.perf_counter() - begun)
 
     def _verify(self, way_on: str | None = None) -> None:

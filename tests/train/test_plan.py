@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mesalm import MesaConfig, MesaForCausalLM
 from mesalm.cli import main
 from mesalm.journal import read_journal
+from mesalm.settings import SettingsError
 from mesalm.train.activations import activation_bytes
 from mesalm.train.hardware import CARDS, Assumptions, Rate, calculated_rate, read_assumptions
 from mesalm.train.plan import make_plan, optimiser_bytes, outline, plan_recipe, work
@@ -122,6 +123,17 @@ def test_a_plan_counts_the_average(load: Load) -> None:
     assert averaged.memory["average"] == plain.memory["weights"]
     assert averaged.checkpoint - plain.checkpoint == plain.memory["weights"]
     assert "average" in averaged.lines()[1]
+
+
+def test_processes_that_share_rows_need_no_row_each(load: Load) -> None:
+    config = MesaConfig(**WIDE)
+    changes = ("train.batch_rows=1", "model.attention_dropout=0")
+    alone, shared = (
+        make_plan(load(*changes, f"parallelism.context={count}"), config, processes=count) for count in (1, 2)
+    )
+    assert shared.memory["activations"] < 0.7 * alone.memory["activations"]
+    with pytest.raises(SettingsError, match="1 must be a multiple of 2 groups of 2 processes times"):
+        make_plan(load(*changes, "parallelism.context=2"), config, processes=4)
 
 
 def test_a_plan_takes_its_speed_from_an_earlier_run_and_meets_its_time(load: Load) -> None:
