@@ -321,15 +321,14 @@ class Loop:
 
     def _refuse(self, step: int, loss: float, norm: float) -> bool:
         """Do what the guard says of a refused step, and report it; return whether the weights went back."""
-        done, newest = "skipped", None
-        if self.guard.verdict(loss, step) == "rollback" and self._saver is not None:
-            newest = self._saver.newest()
+        back = self.guard.verdict(loss, step) == "rollback"
+        newest = self._saver.newest() if back and self._saver is not None else None
         if newest is not None:
             load_weights(self.model, newest)
             load_optimiser(self.model, self.optimiser, newest)
             if self.average is not None:
                 self.average.load(newest)
-            done = f"rolled back to {newest.name}"
+        done = "skipped" if newest is None else f"rolled back to {newest.name}"
         self.journal.write("refused", step=step, loss=loss, gradient_norm=norm, done=done)
         self.display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {done}")
         return newest is not None
@@ -387,9 +386,8 @@ class Loop:
         self._saved_at = self.tally.step
         begun = time.perf_counter()
         self.tally.seconds = self._speed.seconds
-        self._saver.save(
-            self.model, self.optimiser, self.stream.position.to_dict(), self.tally, self.guard.state_dict()
-        )
+        position = self.stream.position.to_dict()
+        self._saver.save(self.model, self.optimiser, position, self.tally, self.guard.state_dict())
         self._speed.pause(time.perf_counter() - begun)
 
     def _verify(self, way_on: str | None = None) -> None:
