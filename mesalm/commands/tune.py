@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from mesalm.commands.words import MODEL, add_device, add_overrides, folder_to_write
@@ -64,5 +65,5 @@ def run(options: argparse.Namespace) -> None:
         scorer.model, rows, valid, settings, folder, record, device=options.device, decorate=save_tokenizer
     )
     print(f"tuned: {folder}, {loss:.4f} nats per token of the answers")
-    asked = " ".join(f"--task {name}" for name in options.task)
-    print(f"its gain over plain shots: mesalm compare {folder} {options.model} {asked}")
+    asked = [word for name in options.task for word in ("--task", name)]
+    print(f"its gain over plain shots: {shlex.join(['mesalm', 'compare', str(folder), options.model, *asked])}")

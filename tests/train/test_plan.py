@@ -145,6 +145,11 @@ def test_a_plan_takes_its_speed_from_an_earlier_run_and_meets_its_time(load: Loa
     assert plan.rows == 134
     (end,) = [event for event in read_journal(first / "journal.jsonl") if event["event"] == "end"]
     assert plan.seconds == pytest.approx(end["seconds"], rel=0.5)  # steps of milliseconds; the slow test is closer
+    gone, unreadable = (first.with_name(name) / "journal.jsonl" for name in ("gone", "unreadable"))
+    gone.parent.mkdir()
+    gone.symlink_to("nowhere")
+    unreadable.mkdir(parents=True)
+    assert plan_recipe(load(*changes, "name=second")).rate == plan.rate
     other = plan_recipe(load(*changes, "name=third", "train.micro_rows=2"))
     assert other.rate is None
     assert "--probe" in other.lines()[3]
