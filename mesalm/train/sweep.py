@@ -55,16 +55,20 @@ def plan_sweep(name_or_path: str, words: Sequence[str], arms: Sequence[str] | No
     """
     axes: dict[str, list[Any]] = {}
     fixed = []
-    for word in words:
+    keys = [word.partition("=")[0].strip() for word in words]
+    for key, word in zip(keys, words, strict=True):
         if len(tried := _values(word)) > 1:
-            axes[word.partition("=")[0].strip()] = tried
+            axes[key] = tried
         else:
             fixed.append(word)
+    for key in axes:
+        if keys.count(key) > 1:
+            raise SettingsError(f"sweep: {key} is given twice; give it once, with all its values")
     if not axes:
         raise SettingsError("sweep: nothing is swept; give a setting several values, optim.learning_rate=1e-3,2e-3")
     cells = []
     for values in itertools.product(*axes.values()):
-        chosen = [f"{key}={json.dumps(value)}" for key, value in zip(axes, values, strict=True)]
+        chosen = [f"{key}={json.dumps(value, default=str)}" for key, value in zip(axes, values, strict=True)]
         end = "".join(f"-{key}-{_plain(value)}" for key, value in zip(axes, values, strict=True))
         for run in planned_runs(name_or_path, [*fixed, *chosen], arms):
             recipe = Recipe.build({**run.plain(), "name": run.name + end})

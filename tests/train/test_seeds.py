@@ -22,7 +22,7 @@ def test_seeds_are_read_as_a_list_or_a_number() -> None:
     assert read_seeds(" 2 , 1 ") == (2, 1)
 
 
-@pytest.mark.parametrize("text", ["", "0", "a", "1,,2", "-1", "1,1", "1.5", ","])
+@pytest.mark.parametrize("text", ["", "0", "a", "1,,2", "-1", "1,1", "1.5", ",", "20240101"])
 def test_bad_seeds_are_refused_in_one_line(text: str) -> None:
     with pytest.raises(SettingsError, match="seed") as caught:
         read_seeds(text)
