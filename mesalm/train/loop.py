@@ -183,10 +183,8 @@ class Loop:
                 self._recorder.report_all("upload", self.uploads.finish())
         # Take the autocast off the model again, for whoever uses it next.
         self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
-        tally = self.tally
-        return Outcome(
-            tally.step, tally.tokens, tally.flops, self._speed.seconds, tally.loss, self.guard.skipped, heard
-        )
+        tally, seconds = self.tally, self._speed.seconds
+        return Outcome(tally.step, tally.tokens, tally.flops, seconds, tally.loss, self.guard.skipped, heard)
 
     def _begin(self) -> None:
         """Take up the checkpoint if there is one, and make model, optimiser and stream ready."""
@@ -207,12 +205,8 @@ class Loop:
         if self.average is not None:
             self.average.follow(self.optimiser)  # only now: torch may make an empty step to load an optimiser's state
         self._speed = Speedometer(self.tally.seconds)
-        if not can_refuse(self.optimiser):
-            self._read_every = 1
-        elif self.read_every is None:
-            self._read_every = 1 if self.accelerator.device.type == "cpu" else self.log_every
-        else:
-            self._read_every = self.read_every
+        usual = 1 if self.accelerator.device.type == "cpu" else self.log_every
+        self._read_every = (self.read_every or usual) if can_refuse(self.optimiser) else 1
         with preserved_randomness(devices=False):
             self._batches = iter(self.stream)
         self.model.train()
@@ -236,6 +230,9 @@ class Loop:
     def _run(self, interrupts: Interrupts) -> int | None:
         """Make all steps and their checkpoints; return the signal that ended them early."""
         heard = None
+        if self.tally.step == self.steps:  # of a run made shorter this was not the last step before
+            missing = self._recorder.missing(probe.event for probe in self.probes if probe.at_end)
+            self._probe(Due(self.steps, True, False, False, [probe for probe in self.probes if probe.event in missing]))
         while self.tally.step < self.steps and heard is None:
             heard = self._advance(interrupts)
             if self._saver is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,6 +143,23 @@ class Poisoned(torch.nn.Module):
         self.before.append(self.map.weight.detach().clone())
         factor = torch.inf if self.calls in self.bad else 1.0
         return SimpleNamespace(loss=(self.map(x).squeeze(-1) - y).square().mean() * factor)
+
+
+def test_a_run_made_shorter_is_validated_after_its_last_step(train_regression: Train) -> None:
+    asked: list[int] = []
+
+    def look(model: torch.nn.Module, step: int) -> list[dict[str, float]]:
+        asked.append(step)
+        assert not model.training
+        return [{"loss": 1.0}]
+
+    options: dict[str, Any] = {"keep": 9, "probes": (Probe("valid", 0, look),)}
+    run = train_regression("run", steps=9, **options)
+    shutil.rmtree(run.path / "checkpoints" / "step-00000009")
+    for _ in range(2):  # once, and not again where only the end is to be told once more
+        run = train_regression("run", steps=6, resume=True, **options)
+        assert asked == [9, 6]
+        assert [line["step"] for line in read_journal(run.path / "journal.jsonl") if line["event"] == "valid"] == [6]
 
 
 def test_guard_skips_a_step_that_is_not_finite(train_regression: Train) -> None:
