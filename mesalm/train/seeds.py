@@ -54,6 +54,10 @@ def planned_runs(
         raise SettingsError(f"--arm: {twice[0]} is given twice; give it once")
     chosen: list[str | None] = [*(arms or recipe.arms)] or [None]
     plain = [load_recipe(name_or_path, overrides, arm=arm) for arm in chosen]
+    folders = [run.folder for run in plain]
+    for arm, run in zip(chosen, plain, strict=True):
+        if folders.count(run.folder) > 1:
+            raise SettingsError(f"arms.{arm}: is named {run.name}, as another arm is; leave out its name")
     if seeds is None:
         return plain
     if any(text.partition("=")[0].strip() == "seed" for text in overrides):
