@@ -221,6 +221,8 @@ class Loop:
         move_stream(self.stream, state["position"], self.accelerator.process_index, folder)
         self.guard.load_state_dict(state["guard"])
         self.tally = self._recorder.tally = Tally(**state["tally"])
+        if self.tally.ended:  # stopped between its last step and what is made of it
+            self.steps = self.tally.step
         if self.checkpoints is not None and folder.parent != self.checkpoints.folder:
             return  # another run's, which this one leaves
         self._saved_at = self.tally.step
@@ -262,7 +264,7 @@ class Loop:
         self._show(due, rate, norm, micro, solver)
         self._probe(due)
         if self.enough is not None and self.enough():
-            self.steps = self.tally.step
+            self.steps, self.tally.ended = self.tally.step, True
             self._settle(micro, self.tally.step, None)
         return heard
 

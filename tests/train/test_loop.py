@@ -258,6 +258,8 @@ def test_enough_ends_the_run_after_its_step_and_writes_the_last_checkpoint(train
     assert run.outcome.interrupted_by is None
     assert asked == [1, 2, 3, 4, 5]
     assert run.checkpoints.newest().name == "step-00000005"
+    again = train_regression("early", steps=12, resume=True, enough=lambda: False)
+    assert again.outcome.step == 5  # and is not gone on with
 
 
 def test_the_share_of_the_peak_is_operations_by_time_and_device(train_regression: Train) -> None:
