@@ -1,6 +1,7 @@
-"""Reading and writing YAML for recipes, with two misleading rules of YAML 1.1 changed.
+"""Reading and writing YAML for recipes, with misleading rules of YAML 1.1 changed.
 
-``1e-3`` is read as the number it looks like (YAML 1.1 wants ``1.0e-3``), and a key given twice is an error.
+``1e-3`` is read as the number it looks like (YAML 1.1 wants ``1.0e-3``). ``010`` and ``1:30`` are text (there 8 and
+90); settings take the first as 10. A key given twice is an error.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from mesalm.settings import SettingsError
 FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 """A number with an exponent, which YAML 1.1 reads as text where it has no point or no sign of the exponent."""
 
+OTHER_BASE = re.compile(r"^[-+]?0[0-7_]+$|:")
+"""What YAML 1.1 reads in base 8 or in base 60."""
+
 
 class _RecipeLoader(yaml.SafeLoader):
     """A loader of plain data that refuses a key given twice."""
@@ -30,6 +34,16 @@ class _RecipeLoader(yaml.SafeLoader):
                     raise SettingsError(f"line {line}: {key_node.value} is given twice; keep one")
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """Return the number that a scalar looks like, or the text that it is."""
+        if OTHER_BASE.search(node.value):
+            return node.value
+        return self.construct_yaml_float(node) if node.tag.endswith(":float") else self.construct_yaml_int(node)
+
+
+for _kind in ("int", "float"):
+    _RecipeLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _RecipeLoader.construct_number)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class RunFiles:
         self.journal = path / "journal.jsonl"
         self.checkpoints = path / "checkpoints"
         self.final = path / "final"
+        self.final_average = path / "final-average"
 
 
 class RunRecord(RunFiles):
@@ -98,6 +99,8 @@ def resolve(model: str, *, unfinished: bool = False) -> Model:
         name = home.name
     elif home.name == "checkpoints":
         home = home.parent
+        name = f"{home.name}-{folder.name}"
+    elif folder.name.startswith("final-") and RunFiles(home).journal.is_file():
         name = f"{home.name}-{folder.name}"
     return Model(model, name, place, RunRecord(home) if RunFiles(home).journal.is_file() else None)
 

@@ -12,9 +12,10 @@ from mesalm.runs import RunFiles, RunRecord, complete_checkpoints, resolve
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Return the folder of a finished run with an older model of its own and two checkpoints, one of them torn."""
+    """Return the folder of a finished run with two more models of its own and two checkpoints, one of them torn."""
     files = RunFiles(tmp_path / "demo")
-    for folder in (files.final, files.path / "final-4", *(files.checkpoints / f"step-{step:08d}" for step in (4, 8))):
+    more = (files.path / "final-4", files.final_average)
+    for folder in (files.final, *more, *(files.checkpoints / f"step-{step:08d}" for step in (4, 8))):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
     (files.checkpoints / "step-00000004" / "state.json").write_text("{}")
@@ -29,7 +30,8 @@ def run(tmp_path: Path) -> Path:
     [
         ("", "final", "demo", True),
         ("final", "final", "demo", True),
-        ("final-4", "final-4", "final-4", False),
+        ("final-4", "final-4", "demo-final-4", False),
+        ("final-average", "final-average", "demo-final-average", False),
         ("checkpoints/step-00000004", "checkpoints/step-00000004", "demo-step-00000004", False),
     ],
 )

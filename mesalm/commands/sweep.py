@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     main = os.environ.get("RANK", "0") == "0"
     if main:
         print(f"to train: {plan_line([cell.recipe for cell in plan.cells])}", file=sys.stderr)
-    losses = run_sweep(plan, partial(pretrain, evaluation=make_probe))
+    measured = run_sweep(plan, partial(pretrain, evaluation=make_probe))
     if main:
-        print(report_sweep(plan, losses), end="")
+        print(report_sweep(plan, measured), end="")
         print(f"report: {plan.files}.md and .svg")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from mesalm.commands.words import MODEL, add_device, add_overrides, folder_to_write
@@ -42,7 +43,6 @@ def run(options: argparse.Namespace) -> None:
     """Tune a prefix and print how to measure its gain."""
     from mesa_eval.reading.scoring import Scorer
     from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
-    from mesalm.files import writing
     from mesalm.tuning.prompt_tuning import tune_prefix, tune_settings
 
     settings = tune_settings(options.overrides)
@@ -60,9 +60,10 @@ def run(options: argparse.Namespace) -> None:
         "tasks": {task.name: task.fingerprint() for task in tasks},
     }
     print(f"learning one prefix from {', '.join(names)}")
-    loss = tune_prefix(scorer.model, rows, valid, settings, folder, record, device=options.device)
-    with writing(folder):
-        scorer.tokenizer.save_pretrained(folder)
+    save_tokenizer = scorer.tokenizer.save_pretrained
+    loss = tune_prefix(
+        scorer.model, rows, valid, settings, folder, record, device=options.device, decorate=save_tokenizer
+    )
     print(f"tuned: {folder}, {loss:.4f} nats per token of the answers")
-    asked = " ".join(f"--task {name}" for name in options.task)
-    print(f"its gain over plain shots: mesalm compare {folder} {options.model} {asked}")
+    asked = [word for name in options.task for word in ("--task", name)]
+    print(f"its gain over plain shots: {shlex.join(['mesalm', 'compare', str(folder), options.model, *asked])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Mapping
@@ -30,7 +31,8 @@ class Alarms:
         norm = fields["gradient_norm"]
         if len(self._norms) >= FEWEST and norm > STEEP * statistics.median(self._norms):
             found.append({"alarm": "gradient norm", "value": norm})
-        self._norms.append(norm)
+        if math.isfinite(norm):  # else no median could be told
+            self._norms.append(norm)
         place = {"layer": fields["solver_layer"], "head": fields["solver_head"]}
         for name, key, bad in (
             ("solutions out of tolerance", "solver_misses", lambda value: value > MISSES),

@@ -183,10 +183,8 @@ class Loop:
                 self._recorder.report_all("upload", self.uploads.finish())
         # Take the autocast off the model again, for whoever uses it next.
         self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
-        tally = self.tally
-        return Outcome(
-            tally.step, tally.tokens, tally.flops, self._speed.seconds, tally.loss, self.guard.skipped, heard
-        )
+        tally, seconds = self.tally, self._speed.seconds
+        return Outcome(tally.step, tally.tokens, tally.flops, seconds, tally.loss, self.guard.skipped, heard)
 
     def _begin(self) -> None:
         """Take up the checkpoint if there is one, and make model, optimiser and stream ready."""
@@ -207,12 +205,8 @@ class Loop:
         if self.average is not None:
             self.average.follow(self.optimiser)  # only now: torch may make an empty step to load an optimiser's state
         self._speed = Speedometer(self.tally.seconds)
-        if not can_refuse(self.optimiser):
-            self._read_every = 1
-        elif self.read_every is None:
-            self._read_every = 1 if self.accelerator.device.type == "cpu" else self.log_every
-        else:
-            self._read_every = self.read_every
+        usual = 1 if self.accelerator.device.type == "cpu" else self.log_every
+        self._read_every = (self.read_every or usual) if can_refuse(self.optimiser) else 1
         with preserved_randomness(devices=False):
             self._batches = iter(self.stream)
         self.model.train()
@@ -227,6 +221,8 @@ class Loop:
         move_stream(self.stream, state["position"], self.accelerator.process_index, folder)
         self.guard.load_state_dict(state["guard"])
         self.tally = self._recorder.tally = Tally(**state["tally"])
+        if self.tally.ended:  # stopped between its last step and what is made of it
+            self.steps = self.tally.step
         if self.checkpoints is not None and folder.parent != self.checkpoints.folder:
             return  # another run's, which this one leaves
         self._saved_at = self.tally.step
@@ -236,6 +232,9 @@ class Loop:
     def _run(self, interrupts: Interrupts) -> int | None:
         """Make all steps and their checkpoints; return the signal that ended them early."""
         heard = None
+        if self.tally.step == self.steps:  # of a run made shorter this was not the last step before
+            missing = self._recorder.missing(probe.event for probe in self.probes if probe.at_end)
+            self._probe(Due(self.steps, True, False, False, [probe for probe in self.probes if probe.event in missing]))
         while self.tally.step < self.steps and heard is None:
             heard = self._advance(interrupts)
             if self._saver is not None:
@@ -265,7 +264,7 @@ class Loop:
         self._show(due, rate, norm, micro, solver)
         self._probe(due)
         if self.enough is not None and self.enough():
-            self.steps = self.tally.step
+            self.steps, self.tally.ended = self.tally.step, True
             self._settle(micro, self.tally.step, None)
         return heard
 
@@ -307,31 +306,31 @@ class Loop:
     def _settle(self, micro: list[Batch], number: int, received: int | None) -> tuple[bool, int | None]:
         """Read the losses up to step ``number``; return whether it may update the weights, and a signal."""
         values, heard = read(self.accelerator, self._unread, received)
-        accepted = True
+        accepted, back = True, False
         for step, (loss, norm) in enumerate(values, number - len(values) + 1):
             self.tally.add_loss(loss)
             accepted = self.guard.accepts(loss, norm)
             if not accepted:
                 self._verify()
                 self.guard.judge(self.accelerator, self.model, micro, step)
-                self._refuse(step, loss, norm)
+                back |= self._refuse(step, loss, norm)
         self._unread.clear()
         self.guard.renew_bound()
-        return accepted, heard
+        return accepted and not back, heard  # this gradient is not that of weights that went back
 
-    def _refuse(self, step: int, loss: float, norm: float) -> None:
-        """Do what the guard says of a step that may not update the weights, and report it."""
-        done, newest = "skipped", None
-        if self.guard.verdict(loss, step) == "rollback" and self._saver is not None:
-            newest = self._saver.newest()
+    def _refuse(self, step: int, loss: float, norm: float) -> bool:
+        """Do what the guard says of a refused step, and report it; return whether the weights went back."""
+        back = self.guard.verdict(loss, step) == "rollback"
+        newest = self._saver.newest() if back and self._saver is not None else None
         if newest is not None:
             load_weights(self.model, newest)
             load_optimiser(self.model, self.optimiser, newest)
             if self.average is not None:
                 self.average.load(newest)
-            done = f"rolled back to {newest.name}"
+        done = "skipped" if newest is None else f"rolled back to {newest.name}"
         self.journal.write("refused", step=step, loss=loss, gradient_norm=norm, done=done)
         self.display.say(f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {done}")
+        return newest is not None
 
     def _show(self, due: Due, rate: float, norm: torch.Tensor, micro: list[Batch], solver: Any) -> None:
         """Record a step that is logged, and bring the display up to date."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Tally:
-    """What a run has done so far; all of it goes into the checkpoint."""
+    """What a run has done so far; all of it goes into the checkpoint. ``ended``: whether that was enough."""
 
     step: int = 0
     tokens: int = 0
@@ -21,6 +21,7 @@ class Tally:
     window_loss: float = 0.0
     window_steps: int = 0
     window_tokens: int = 0
+    ended: bool = False
 
     def add(self, tokens: int) -> None:
         """Count one more step."""

@@ -143,18 +143,21 @@ def make_plan(
     """Return what a run will need, here at a measured ``rate``, or on ``processes`` cards named ``hardware``.
 
     ``rows`` is the number of prepared rows; ``begun`` steps are made already. With ``sharded`` the processes share out
-    weights, gradients and optimiser (FSDP2), else each holds all of them (DDP). Raises SettingsError where the batch
-    does not divide among them.
+    weights, gradients and optimiser (FSDP2), else each holds all of them (DDP); ``parallelism.context`` of them share
+    rows. Raises SettingsError where the batch does not divide among them.
     """
     if hardware is not None:
         one_of(hardware, CARDS, "a card in the table")
     assumptions = assumptions or Assumptions()
     train, length = recipe.train, recipe.data.sequence_length
-    micro_rows = train.micro_rows or max(recipe.ramp.rows(0) // processes, 1)
-    if train.batch_rows % (processes * micro_rows):
+    context = min(recipe.parallelism.context, processes)
+    readers = processes // context
+    micro_rows = train.micro_rows or max(recipe.ramp.rows(0) // readers, 1)
+    if train.batch_rows % (readers * micro_rows):
+        named = plural(readers, "process") if context == 1 else f"{plural(readers, 'group')} of {context} processes"
         raise SettingsError(
-            f"train.batch_rows: {train.batch_rows} must be a multiple of {plural(processes, 'process')} times "
-            f"train.micro_rows {micro_rows}; change the one or the other"
+            f"train.batch_rows: {train.batch_rows} must be a multiple of {named} times train.micro_rows {micro_rows}; "
+            "change the one or the other"
         )
     card = hardware is not None or local_device(recipe).startswith("cuda")
     model, bf16 = outline(config, card=card), train.precision == "bf16"
@@ -174,10 +177,11 @@ def make_plan(
     peak = sum(memory.values())
     if isinstance(config, MesaConfig):
         recompute = train.gradient_checkpointing
-        active = activation_bytes(config, micro_rows, length, bf16=bf16, recompute=recompute, copies=not sharded)
+        part = length // context
+        active = activation_bytes(config, micro_rows, part, bf16=bf16, recompute=recompute, copies=not sharded)
         memory["activations"] = active
         # the gradients of earlier micro-batches are there, or none are while the activations are
-        accumulates = train.batch_rows > processes * micro_rows
+        accumulates = train.batch_rows > readers * micro_rows
         peak += active if accumulates else max(0.0, active - memory["gradients"])
     assumed = assumptions.model_dump(include={"disk"})
     if "mesa" in flops:
@@ -194,7 +198,7 @@ def make_plan(
             processes=processes,
             tokens=train.batch_rows * length // processes,
             update=3 * memory["weights"] + 2 * memory["optimiser"],
-            exchange=_exchanged(processes, weights, wire, train.batch_rows // (processes * micro_rows), sharded),
+            exchange=_exchanged(processes, weights, wire, train.batch_rows // (readers * micro_rows), sharded),
             assumptions=assumptions,
         )
     return Plan(

@@ -197,7 +197,7 @@ def _run(
         weights, averaged = full_state(model), None if average is None else full_state(average.model)
         if accelerator.is_main_process:
             if average is not None:
-                with whole_folder(run.path / "final-average") as folder:
+                with whole_folder(run.final_average) as folder:
                     _save_model(average.model, averaged, tokenizer, folder)
             _finish(run, model, weights, tokenizer, journal, outcome)
         accelerator.wait_for_everyone()

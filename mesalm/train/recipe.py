@@ -198,7 +198,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), arm: str | Non
     changes = [parse_override(text) for text in overrides]
     if arm is not None:
         # the name comes first too, so that the arms of a renamed recipe stay apart
-        early = [change for change in changes if change[0].startswith("arms.") or change[0] == "name"]
+        early = [change for change in changes if change[0].partition(".")[0] in ("arms", "name")]
         apply_overrides(data, early, Recipe)
         _enter_arm(data, arm)
         changes = [change for change in changes if change not in early]

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from mesalm.journal import Journal
 from mesalm.train.alarms import Alarms
+from mesalm.train.launch import broadcast
 from mesalm.train.meters import Tally
 from mesalm.train.progress import Display, event_line
 
@@ -24,6 +25,12 @@ class Recorder:
     def write(self, event: str, **fields: Any) -> None:
         """Write a line of the journal, with the step and the tokens so far."""
         self._journal.write(event, step=self.tally.step, tokens=self.tally.tokens, **fields)
+
+    def missing(self, events: Iterable[str]) -> list[str]:
+        """Return those of some events that the journal lacks at the present step; all processes call it."""
+        lacking = [event for event in events if not self._journal.holds(event, self.tally.step)]
+        found: list[str] = broadcast(self._accelerator, lacking)
+        return found
 
     def step(self, fields: Mapping[str, Any]) -> None:
         """Record the numbers of a logged step, and the alarms that they raise."""

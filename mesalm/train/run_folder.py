@@ -56,14 +56,14 @@ class Resumption:
     """What is to be done in a run folder: nothing, begin, or go on from a checkpoint.
 
     ``trained_on`` is the `Prepared.contents` of the data so far, to which the run must keep; ``note`` is for the user;
-    ``final_aside`` is where the model of a finished run goes that is to be longer.
+    ``finished_at`` is the step of a finished run that is to be longer, whose model is set aside.
     """
 
     finished: bool = False
     resume_from: Path | None = None
     trained_on: dict[str, Any] | None = None
     note: str = ""
-    final_aside: Path | None = None
+    finished_at: int | None = None
 
     @property
     def step(self) -> int:
@@ -132,21 +132,24 @@ class RunFolder(RunFiles):
                 )
             return Resumption(finished=True, trained_on=_trained_on(newest))
         note = self._longer(there, recipe, newest) if there.steps != recipe.steps else ""
-        aside = self.path / f"final-{step_of(newest)}" if newest is not None and self.final.is_dir() else None
+        finished_at = there.steps if self.final.is_dir() else None  # its last checkpoint may have been deleted
         start = newest or _origin(recipe)
-        return Resumption(resume_from=start, trained_on=_trained_on(start), note=note, final_aside=aside)
+        return Resumption(resume_from=start, trained_on=_trained_on(start), note=note, finished_at=finished_at)
 
     def go_on(self, recipe: Recipe, plan: Resumption) -> None:
         """Make the folder that of ``recipe``, now that nothing speaks against it. For the main process only."""
-        if plan.final_aside is not None:
-            if plan.final_aside.exists():
-                shutil.rmtree(plan.final_aside)
-            os.rename(self.final, plan.final_aside)
+        if plan.finished_at is not None:
+            for model in (self.final_average, self.final):
+                aside = self.path / f"{model.name}-{plan.finished_at}"
+                if model.is_dir() and aside.exists():
+                    shutil.rmtree(aside)
+                if model.is_dir():
+                    os.rename(model, aside)
         self._write_recipe(recipe)
 
     def _sweep(self) -> None:
         """Delete what a process killed meanwhile has left beside the checkpoints."""
-        for pattern in ("*recipe.yaml.*", ".*.md.*"):
+        for pattern in ("recipe.yaml.partial", ".recipe.yaml.????????", ".*.md.????????"):
             for leftover in self.path.glob(pattern):
                 leftover.unlink()
         for pattern in ("final*.partial", "final*.replaced", "upload.partial"):
@@ -171,7 +174,7 @@ class RunFolder(RunFiles):
             return ""
         said = f"{plural(new.steps, 'step')} instead of {old.steps:,}"
         if self.final.is_dir():
-            said += f", the model finished at step {reached} is now in final-{reached}"
+            said += f", the model finished at step {old.steps} is now in final-{old.steps}"
         if agreement(new.schedule, old.steps, new.steps) >= reached:
             return f"{said}; so far the learning rate was that of a run of {new.steps} steps"
         if new.steps == reached:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from mesalm.train.recipe import Recipe
@@ -47,5 +48,5 @@ def run_page(recipe: Recipe, folder: Path) -> str:
         steps=plural(recipe.steps, "step"),
         tokens=plural(recipe.planned_tokens, "token"),
         keep=recipe.checkpoint.keep,
-        folder=folder,
+        folder=shlex.quote(str(folder)),
     )

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from mesalm.data.bpe import prompt_ids
+from mesalm.settings import SettingsError
 from mesalm.train.randomness import seed_everything
 from mesalm.train.sections import SampleSettings
 from mesalm.train.sharded import is_sharded
@@ -22,8 +23,14 @@ def sampling(
 
     All processes sample from a sharded model, and all get the same texts.
 
-    The samples of a step depend on the weights, the seed and the step alone.
+    The samples of a step depend on the weights, the seed and the step alone. Raises SettingsError for a prompt without
+    a token.
     """
+    for prompt in settings.prompts:
+        try:
+            prompt_ids(tokenizer, prompt)
+        except ValueError as error:
+            raise SettingsError(str(error).replace("prompt:", "sample.prompts:", 1)) from None
 
     def run(model: nn.Module, step: int) -> Iterator[dict[str, Any]]:
         if not main_process and not is_sharded(model):

@@ -8,6 +8,9 @@ from mesalm.settings import SettingsError
 from mesalm.train.recipe import Recipe, load_recipe
 from mesalm.wording import plural
 
+MOST = 1000
+"""The largest number of seeds; a larger one is a seed without its comma."""
+
 
 def read_seeds(text: str) -> tuple[int, ...]:
     """Read ``0,1,2`` as those seeds and a lone ``3`` as the three seeds 0, 1 and 2; ``7,`` is the one seed 7.
@@ -25,6 +28,8 @@ def read_seeds(text: str) -> tuple[int, ...]:
     if "," not in text:
         if numbers[0] < 1:
             raise SettingsError("seeds: 0 seeds train nothing; give a number of seeds, or 0, for the one seed 0")
+        if numbers[0] > MOST:
+            raise SettingsError(f"seeds: {numbers[0]} are too many runs; for the one seed {numbers[0]} add a comma")
         return tuple(range(numbers[0]))
     if len(set(numbers)) < len(numbers):
         raise SettingsError(f"seeds: {text!r} names a seed twice")
@@ -49,6 +54,10 @@ def planned_runs(
         raise SettingsError(f"--arm: {twice[0]} is given twice; give it once")
     chosen: list[str | None] = [*(arms or recipe.arms)] or [None]
     plain = [load_recipe(name_or_path, overrides, arm=arm) for arm in chosen]
+    folders = [run.folder for run in plain]
+    for arm, run in zip(chosen, plain, strict=True):
+        if folders.count(run.folder) > 1:
+            raise SettingsError(f"arms.{arm}: is named {run.name}, as another arm is; leave out its name")
     if seeds is None:
         return plain
     if any(text.partition("=")[0].strip() == "seed" for text in overrides):

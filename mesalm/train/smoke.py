@@ -57,16 +57,20 @@ def write_text(folder: Path) -> Path:
 def shrunk(recipe: Recipe, text: Path, folder: Path) -> Recipe:
     """Return the recipe with a small model, few steps and local text; its run and its data lie under ``folder``."""
     plain = recipe.plain()
-    train, schedule = plain["train"], plain["schedule"]
+    train, schedule, stream = plain["train"], plain["schedule"], plain["data"]["stream"]
+    rows = 2 * ROWS if train["ramp_tokens"] else ROWS  # a ramp needs quarters
     changes: dict[str, Any] = {
         "output_dir": str(folder / "runs"),
         "init_from": None,
+        "branch_from": None,
         "track": [],
         "upload": {},
         "arms": {},
         "data": {
             **plain["data"],
-            "sources": [_local(source, text) for source in plain["data"]["sources"]],
+            "prepared": None,
+            "sources": [_local(source, text, None if stream else DOCUMENTS) for source in plain["data"]["sources"]],
+            "stream_sample": DOCUMENTS,
             "tokenizer": "train",
             "vocab_size": 512,
             "sequence_length": LENGTH,
@@ -76,18 +80,25 @@ def shrunk(recipe: Recipe, text: Path, folder: Path) -> Recipe:
             "cache_dir": str(folder / "data"),
         },
         "model": small_model(recipe.model),
-        "schedule": {**schedule, "warmup_steps": min(schedule["warmup_steps"] or 2, 2)},
+        "schedule": {
+            **schedule,
+            "warmup_steps": min(schedule["warmup_steps"] or 2, 2),
+            "decay_steps": None if schedule["decay_steps"] is None else min(schedule["decay_steps"], STEPS // 4),
+            "decay_fraction": min(schedule["decay_fraction"], 0.9),
+        },
         "train": {
             **train,
             "tokens": None,
             "steps": STEPS,
-            "batch_rows": ROWS,
+            "batch_rows": rows,
+            "ramp_tokens": min(train["ramp_tokens"], STEPS // 4 * rows * LENGTH),
             "micro_rows": None if train["micro_rows"] is None else ROWS // 2,
             "device": "cpu",
             "compile": False,
             "workers": 0,
             "log_every": STEPS // 4,
         },
+        "parallelism": {"context": 1},
         "validate": {"every": STEPS // 2, "rows": ROWS},
         "sample": {**plain["sample"], "every": STEPS if plain["sample"]["every"] else 0, "tokens": 4},
         "evaluate": {"every": 0},
@@ -116,9 +127,9 @@ def small_model(model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _local(source: Mapping[str, Any], text: Path) -> dict[str, Any]:
+def _local(source: Mapping[str, Any], text: Path, limit: int | None) -> dict[str, Any]:
     """Return a source of the same kind that reads the local text; those that make their own text make less of it."""
-    kept = {**source, "limit": DOCUMENTS, "ids_column": None, "text_column": "text", "id_column": "id"}
+    kept = {**source, "limit": limit, "ids_column": None, "text_column": "text", "id_column": "id"}
     match source["name"]:
         case "hub":
             return {**kept, "dataset": str(text), "subset": None, "revision": None, "split": "train", "files": []}

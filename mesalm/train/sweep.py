@@ -21,6 +21,12 @@ from mesalm.train.overrides import NO_VALUE
 from mesalm.train.recipe import Recipe, load_recipe
 from mesalm.train.seeds import planned_runs
 
+UNITS = {
+    "loss": ("validation loss", "validation loss, nats per token"),
+    "bits_per_byte": ("validation bits per byte", "validation, bits per byte"),
+}
+"""What runs are compared by: field of the journal's valid lines -> its words in the table and in the figure."""
+
 
 @dataclass(frozen=True)
 class SweptCell:
@@ -55,16 +61,20 @@ def plan_sweep(name_or_path: str, words: Sequence[str], arms: Sequence[str] | No
     """
     axes: dict[str, list[Any]] = {}
     fixed = []
-    for word in words:
+    keys = [word.partition("=")[0].strip() for word in words]
+    for key, word in zip(keys, words, strict=True):
         if len(tried := _values(word)) > 1:
-            axes[word.partition("=")[0].strip()] = tried
+            axes[key] = tried
         else:
             fixed.append(word)
+    for key in axes:
+        if keys.count(key) > 1:
+            raise SettingsError(f"sweep: {key} is given twice; give it once, with all its values")
     if not axes:
         raise SettingsError("sweep: nothing is swept; give a setting several values, optim.learning_rate=1e-3,2e-3")
     cells = []
     for values in itertools.product(*axes.values()):
-        chosen = [f"{key}={json.dumps(value)}" for key, value in zip(axes, values, strict=True)]
+        chosen = [f"{key}={json.dumps(value, default=str)}" for key, value in zip(axes, values, strict=True)]
         end = "".join(f"-{key}-{_plain(value)}" for key, value in zip(axes, values, strict=True))
         for run in planned_runs(name_or_path, [*fixed, *chosen], arms):
             recipe = Recipe.build({**run.plain(), "name": run.name + end})
@@ -76,27 +86,42 @@ def plan_sweep(name_or_path: str, words: Sequence[str], arms: Sequence[str] | No
     return Sweep(name_or_path, tuple(fixed), axes, cells)
 
 
-def run_sweep(sweep: Sweep, train: Callable[[Recipe], Path]) -> dict[str, float]:
-    """Train each cell that has not finished; return the last validation loss by run name, infinity if it diverged."""
-    losses = {}
+@dataclass(frozen=True)
+class SweptLosses:
+    """The last validation of each run by its name, infinity if it diverged; ``unit`` is one of `UNITS`."""
+
+    by_run: dict[str, float]
+    unit: str = "loss"
+
+
+def run_sweep(sweep: Sweep, train: Callable[[Recipe], Path]) -> SweptLosses:
+    """Train each cell that has not finished; return how each run validates.
+
+    Where data are swept, tokens differ, and a loss per token says nothing; bits per byte are compared where they are
+    known.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for cell in sweep.cells:
         try:
             events = RunRecord(train(cell.recipe)).events
         except NonFiniteError:
-            losses[cell.recipe.name] = math.inf
+            found[cell.recipe.name] = dict.fromkeys(UNITS)
             continue
-        found = [event["loss"] for event in events if event["event"] == "valid"]
-        if not found:
+        valid = [event for event in events if event["event"] == "valid"]
+        if not valid:
             raise SettingsError("sweep: the valid split has not one full row; raise data.valid_fraction")
-        losses[cell.recipe.name] = math.inf if found[-1] is None else found[-1]
-    return losses
+        found[cell.recipe.name] = valid[-1]
+    data = any(key.partition(".")[0] == "data" for key in sweep.axes)
+    unit = "bits_per_byte" if data and all("bits_per_byte" in line for line in found.values()) else "loss"
+    return SweptLosses({name: math.inf if line[unit] is None else line[unit] for name, line in found.items()}, unit)
 
 
-def report_sweep(sweep: Sweep, losses: dict[str, float]) -> str:
+def report_sweep(sweep: Sweep, measured: SweptLosses) -> str:
     """Write table and figure beside the runs; return the table and what it says about the grid's edges."""
+    losses, (short, long) = measured.by_run, UNITS[measured.unit]
     best = [min(of_arm, key=lambda cell: losses[cell.recipe.name]) for of_arm in _by_arm(sweep).values()]
     lines = [
-        f"| run | {' | '.join(sweep.axes)} | validation loss |",
+        f"| run | {' | '.join(sweep.axes)} | {short} |",
         "|---|" + "---|" * (len(sweep.axes) + 1),
     ]
     for cell in sweep.cells:
@@ -107,7 +132,7 @@ def report_sweep(sweep: Sweep, losses: dict[str, float]) -> str:
     notes = [note for cell in best if math.isfinite(losses[cell.recipe.name]) for note in _edges(sweep, cell)]
     text = "\n".join([*lines, "", *notes] if notes else lines) + "\n"
     write_text(sweep.files.with_name(sweep.files.name + ".md"), text)
-    write_text(sweep.files.with_name(sweep.files.name + ".svg"), _figure(sweep, losses))
+    write_text(sweep.files.with_name(sweep.files.name + ".svg"), _figure(sweep, losses, long))
     return text
 
 
@@ -157,7 +182,7 @@ def _numeric(values: Sequence[Any]) -> bool:
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
 
 
-def _figure(sweep: Sweep, losses: dict[str, float]) -> str:
+def _figure(sweep: Sweep, losses: dict[str, float], label: str) -> str:
     """Draw the loss over the first swept setting, a line for each arm and combination of the others."""
     (key, values), *others = sweep.axes.items()
     numeric = _numeric(values)
@@ -170,9 +195,9 @@ def _figure(sweep: Sweep, losses: dict[str, float]) -> str:
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for number, (label, points) in enumerate(lines.items()):
+        for number, (name, points) in enumerate(lines.items()):
             x, y = zip(*sorted(points), strict=True)
-            axes.plot(x, y, color=series_colour(number), marker=series_marker(number), label=label)
+            axes.plot(x, y, color=series_colour(number), marker=series_marker(number), label=name)
         if not numeric:
             axes.set_xticks(range(len(values)), [_plain(value) for value in values])
         else:
@@ -181,7 +206,7 @@ def _figure(sweep: Sweep, losses: dict[str, float]) -> str:
             axes.set_xticks(sorted(values))
             plain_ticks(axes.xaxis)
         axes.set_xlabel(key)
-        axes.set_ylabel("validation loss, nats per token")
+        axes.set_ylabel(label)
         if lines:
             axes.legend()
 

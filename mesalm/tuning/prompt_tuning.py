@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from torch import nn
 from mesalm.data.stream import Position, RowStream, epoch_batches
 from mesalm.files import writing
 from mesalm.journal import Journal
+from mesalm.runs import RunRecord, complete_checkpoints
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError
 from mesalm.train import training
 from mesalm.train.launch import end_run, make_accelerator
@@ -24,10 +26,10 @@ from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.progress import Display
 from mesalm.train.randomness import seed_everything
-from mesalm.train.run_folder import RunFolder
+from mesalm.train.run_folder import RunFolder, first_difference
 from mesalm.train.schedule import ScheduleSettings, check_warmup
 from mesalm.train.sections import CheckpointSettings
-from mesalm.tuning.soft_prefix import PrefixedModel, save_prefix
+from mesalm.tuning.soft_prefix import PrefixedModel, embedding_digest, save_prefix
 
 Row = tuple[list[int], int]
 """Token ids and the place of the first that is scored."""
@@ -92,12 +94,15 @@ def tune_prefix(
     device: str = "auto",
     quiet: bool = False,
     score: Callable[..., float] = scored_loss,
+    decorate: Callable[[Path], object] = lambda folder: None,
 ) -> float:
     """Learn a prefix for a frozen model and save it into ``folder``; return the last loss on the valid rows, nats.
 
-    The loss is that of the tokens from each row's first scored place on; ``score`` measures it on the valid rows. The
-    same call goes on where an interrupted one stopped. Raises Interrupted (a SystemExit) after Ctrl-C or SIGTERM, a
-    checkpoint written; SettingsError where there is a finished prefix already, or another process is at work on it.
+    The loss is that of the tokens from each row's first scored place on; ``score`` measures it on the valid rows.
+    ``decorate`` adds files to the folder, such as the tokenizer, before it counts as finished. The same call goes on
+    where an interrupted one stopped. Raises Interrupted (a SystemExit) after Ctrl-C or SIGTERM, a checkpoint written;
+    SettingsError where there is a finished prefix already, or one begun with other settings, tasks or weights, or
+    another process is at work on it.
     """
     accelerator = make_accelerator(device="cpu" if device == "cpu" else "auto", precision="fp32")
     with ExitStack() as held:
@@ -107,6 +112,8 @@ def tune_prefix(
             held.enter_context(files.locked())
         if (folder / "prefix.json").exists():
             raise SettingsError(f"{folder}: holds a finished prefix; give another --out, or delete it")
+        start = {"settings": settings.model_dump(mode="json"), **record, "embedding_sha256": embedding_digest(model)}
+        _check_begun(files, start)
         seed_everything(settings.seed)
         prefixed = PrefixedModel(model, _start(model, rows, settings)).to(accelerator.device)
         losses: list[float] = []
@@ -137,7 +144,7 @@ def tune_prefix(
                 journal,
                 accelerator=accelerator,
                 display=Display(folder.name, settings.steps, enabled=accelerator.is_main_process and not quiet),
-                start={"settings": settings.model_dump(mode="json"), **record},
+                start=start,
                 probes=[Probe("valid", settings.every, watch)],
                 count_items=lambda batch: int((batch["labels"] != -100).sum()),
             )
@@ -145,11 +152,26 @@ def tune_prefix(
             if accelerator.is_main_process:
                 journal.write("end", step=outcome.step, loss=loss, seconds=outcome.seconds)
                 with writing(folder):
+                    decorate(folder)
                     save_prefix(
                         prefixed, folder, {**record, "settings": settings.model_dump(mode="json"), "loss": loss}
                     )
                 shutil.rmtree(files.checkpoints, ignore_errors=True)
         return loss
+
+
+def _check_begun(files: RunFolder, start: dict[str, Any]) -> None:
+    """Raise SettingsError where the folder has a checkpoint of a tuning that began otherwise."""
+    if not complete_checkpoints(files.checkpoints):
+        return
+    there = RunRecord(files.path).start if files.journal.is_file() else {}
+    difference = first_difference({key: there.get(key) for key in start}, json.loads(json.dumps(start)))
+    if difference is not None:
+        key, old, new = difference
+        raise SettingsError(
+            f"{files.path}: holds a prefix that was begun otherwise, {key} is {old!r} there and {new!r} now; give "
+            "another --out, or delete it"
+        )
 
 
 def collate_pairs(rows: Sequence[Row]) -> dict[str, torch.Tensor]:

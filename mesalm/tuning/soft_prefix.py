@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mesalm.files import write_text
 from mesalm.model.cache_mesa import CACHE, cache_name, one_cache
 
 VECTORS_FILE = "prefix.safetensors"
@@ -103,7 +104,7 @@ def save_prefix(prefixed: PrefixedModel, folder: Path, record: dict[str, Any]) -
     prefixed.config.save_pretrained(folder)
     content = {**record, "vectors": len(prefixed.prefix), "embedding_sha256": embedding_digest(prefixed.model)}
     # last, since a folder that has it is whole
-    (folder / RECORD_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_text(folder / RECORD_FILE, json.dumps(content, indent=1))
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

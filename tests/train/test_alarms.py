@@ -26,6 +26,13 @@ def test_a_gradient_far_above_the_last_ones_is_told_once() -> None:
     assert told[12] == []
 
 
+def test_a_gradient_that_is_not_finite_hides_no_other() -> None:
+    alarms = Alarms()
+    norms = [*[1.0] * 6, float("nan"), *[1.0] * 6, 20.0]
+    told = [alarms.raised({**QUIET, "gradient_norm": norm}) for norm in norms]
+    assert [bool(found) for found in told] == [False] * 13 + [True]
+
+
 def test_gates_and_solver_are_told_by_head() -> None:
     model = tiny_model(mixers="mesa", tolerance=1e-4)
     mixer = model.model.layers[1].mixer

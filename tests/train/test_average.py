@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def test_a_run_writes_validates_and_resumes_its_average(load: Load, stopped: Loa
     assert lines(whole, "valid_average") != lines(whole, "valid")
     model = AutoModelForCausalLM.from_pretrained(whole / "final-average")
     assert torch.equal(model.model.norm.weight, averages(whole)["model.norm.weight"])
+
+
+def test_a_run_that_grows_keeps_its_first_average_and_names_the_steps_of_its_model(load: Load) -> None:
+    changes = ("train.average=0.5", "schedule.name=constant", "checkpoint.every=2")
+    run = pretrain(load(*changes, "train.steps=4"), quiet=True)
+    names = ("final", "final-average")
+    before = [(run / name / "model.safetensors").read_bytes() for name in names]
+    shutil.rmtree(run / "checkpoints/step-00000004")  # as the line on a damaged checkpoint says
+    pretrain(load(*changes, "train.steps=5"), quiet=True)
+    assert [(run / f"{name}-4" / "model.safetensors").read_bytes() for name in names] == before
+    assert [(run / name / "model.safetensors").read_bytes() for name in names] != before
+    assert not (run / "final-2").exists()
 
 
 def test_a_damaged_average_is_named(load: Load, stopped: Load) -> None:

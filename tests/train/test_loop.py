@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,6 +145,23 @@ class Poisoned(torch.nn.Module):
         return SimpleNamespace(loss=(self.map(x).squeeze(-1) - y).square().mean() * factor)
 
 
+def test_a_run_made_shorter_is_validated_after_its_last_step(train_regression: Train) -> None:
+    asked: list[int] = []
+
+    def look(model: torch.nn.Module, step: int) -> list[dict[str, float]]:
+        asked.append(step)
+        assert not model.training
+        return [{"loss": 1.0}]
+
+    options: dict[str, Any] = {"keep": 9, "probes": (Probe("valid", 0, look),)}
+    run = train_regression("run", steps=9, **options)
+    shutil.rmtree(run.path / "checkpoints" / "step-00000009")
+    for _ in range(2):  # once, and not again where only the end is to be told once more
+        run = train_regression("run", steps=6, resume=True, **options)
+        assert asked == [9, 6]
+        assert [line["step"] for line in read_journal(run.path / "journal.jsonl") if line["event"] == "valid"] == [6]
+
+
 def test_guard_skips_a_step_that_is_not_finite(train_regression: Train) -> None:
     model = Poisoned({3, 4, 6})
     run = train_regression("guarded", model=model, guard=Guard(3))
@@ -240,6 +258,8 @@ def test_enough_ends_the_run_after_its_step_and_writes_the_last_checkpoint(train
     assert run.outcome.interrupted_by is None
     assert asked == [1, 2, 3, 4, 5]
     assert run.checkpoints.newest().name == "step-00000005"
+    again = train_regression("early", steps=12, resume=True, enough=lambda: False)
+    assert again.outcome.step == 5  # and is not gone on with
 
 
 def test_the_share_of_the_peak_is_operations_by_time_and_device(train_regression: Train) -> None:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mesalm import MesaConfig, MesaForCausalLM
 from mesalm.cli import main
 from mesalm.journal import read_journal
+from mesalm.settings import SettingsError
 from mesalm.train.activations import activation_bytes
 from mesalm.train.hardware import CARDS, Assumptions, Rate, calculated_rate, read_assumptions
 from mesalm.train.plan import make_plan, optimiser_bytes, outline, plan_recipe, work
@@ -124,6 +125,17 @@ def test_a_plan_counts_the_average(load: Load) -> None:
     assert "average" in averaged.lines()[1]
 
 
+def test_processes_that_share_rows_need_no_row_each(load: Load) -> None:
+    config = MesaConfig(**WIDE)
+    changes = ("train.batch_rows=1", "model.attention_dropout=0")
+    alone, shared = (
+        make_plan(load(*changes, f"parallelism.context={count}"), config, processes=count) for count in (1, 2)
+    )
+    assert shared.memory["activations"] < 0.7 * alone.memory["activations"]
+    with pytest.raises(SettingsError, match="1 must be a multiple of 2 groups of 2 processes times"):
+        make_plan(load(*changes, "parallelism.context=2"), config, processes=4)
+
+
 def test_a_plan_takes_its_speed_from_an_earlier_run_and_meets_its_time(load: Load) -> None:
     changes = ("train.steps=30", "train.precision=fp32", "validate.every=10", "checkpoint.every=0")
     first = pretrain(load(*changes, "name=first"), quiet=True)
@@ -133,6 +145,11 @@ def test_a_plan_takes_its_speed_from_an_earlier_run_and_meets_its_time(load: Loa
     assert plan.rows == 134
     (end,) = [event for event in read_journal(first / "journal.jsonl") if event["event"] == "end"]
     assert plan.seconds == pytest.approx(end["seconds"], rel=0.5)  # steps of milliseconds; the slow test is closer
+    gone, unreadable = (first.with_name(name) / "journal.jsonl" for name in ("gone", "unreadable"))
+    gone.parent.mkdir()
+    gone.symlink_to("nowhere")
+    unreadable.mkdir(parents=True)
+    assert plan_recipe(load(*changes, "name=second")).rate == plan.rate
     other = plan_recipe(load(*changes, "name=third", "train.micro_rows=2"))
     assert other.rate is None
     assert "--probe" in other.lines()[3]

@@ -297,6 +297,9 @@ def test_samples_depend_on_weights_seed_and_step_alone(load: Load) -> None:
     assert not list(sampling(tokenizer, settings, 0, main_process=False)(model, 5))
     greedy = [continuation(model, tokenizer, "the cat", 4, temperature=0.0) for _ in range(2)]
     assert greedy[0] == greedy[1]
+    tokenizer.bos_token = None
+    with pytest.raises(SettingsError, match=r"sample\.prompts: it is empty"):  # before the first step
+        sampling(tokenizer, SampleSettings(prompts=["a", ""]), 0, main_process=True)
 
 
 def test_trackers_get_what_the_journal_gets(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

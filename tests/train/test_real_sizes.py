@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from accelerate.utils import DistributedType
 
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.train.plan import outline
-from mesalm.train.recipe import load_recipe, recipes_folder
-from mesalm.train.smoke import small_model, smoke
+from mesalm.train.recipe import Recipe, load_recipe, recipes_folder
+from mesalm.train.smoke import shrunk, small_model, smoke
+
+Load = Callable[..., Recipe]
 
 SIZES = {"mesa-140m": 140e6, "mesa-440m": 440e6, "mesa-1b": 940e6}
 ARMS = ["mesa", "softmax", "softmax-conv", "linear", "hybrid"]
@@ -62,6 +65,33 @@ def test_a_recipe_trains_in_miniature(tmp_path: Path) -> None:
     line = smoke(load_recipe("mesa-140m", arm="hybrid"), tmp_path)
     assert line.startswith("mesa-140m-hybrid: 20 steps, loss 6.")
     assert "solver steps" in line
+
+
+UNSHRINKABLE = [
+    ("train.ramp_tokens=1e9",),
+    ("data.stream=true",),
+    ("schedule.name=wsd", "schedule.decay_steps=1000", "train.steps=2000"),
+    ("schedule.name=wsd", "schedule.decay_fraction=0.98"),
+    ("parallelism.context=4", "model.attention_dropout=0"),
+    ("data.prepared=/nowhere",),
+]
+
+
+@pytest.mark.parametrize("changes", UNSHRINKABLE, ids=str)
+def test_a_small_recipe_has_what_its_steps_and_its_one_process_allow(
+    changes: tuple[str, ...], load: Load, tmp_path: Path
+) -> None:
+    small = shrunk(load(*changes), tmp_path / "text", tmp_path)
+    assert small.ramp.over < small.ramp.total(small.steps)
+    assert (small.parallelism.context, small.data.prepared) == (1, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", UNSHRINKABLE[:3], ids=str)
+def test_a_recipe_with_a_ramp_a_stream_or_a_decay_trains_in_miniature(
+    changes: tuple[str, ...], load: Load, tmp_path: Path
+) -> None:
+    assert smoke(load(*changes), tmp_path).startswith("tiny: 20 steps, loss 6.")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,10 @@ def test_yaml_reads_numbers_as_they_look() -> None:
     data = {"a": 1e-3, "b": 2e5, "c": 1.5e-3, "d": "1e-3", "e": "1e3x", "f": -300.0}
     assert read_yaml(text, "t") == data
     assert read_yaml(write_yaml(data), "t") == data
+    zeros = read_yaml("[0010, 089, -07, 0x1F, 1_000, 1:30, 1:30.5, '010', 0, 0.5, -.inf]", "t")
+    assert zeros == ["0010", "089", "-07", 31, 1000, "1:30", "1:30.5", "010", 0, 0.5, -math.inf]
+    assert read_yaml(write_yaml(zeros), "t") == zeros
+    assert load_recipe("demo", ["train.steps=00001000", "seed=010", "name=007"]).steps == 1000
 
 
 @pytest.mark.parametrize(

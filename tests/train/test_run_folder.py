@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -27,6 +28,7 @@ from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import RunFolder
+from mesalm.train.run_page import run_page
 
 Load = Callable[..., Recipe]
 
@@ -284,6 +286,23 @@ def test_a_finished_run_grows_and_keeps_its_first_model(
     assert [line[1] for line in history(run) if line[0] == "end"] == [10]
     assert pretrain(own(*flat, "train.steps=10")) == run
     assert "this run is finished; --resume never" in capfd.readouterr().err
+
+
+def test_a_sweep_of_leftovers_spares_what_a_user_keeps(load: Load) -> None:
+    run = pretrain(load("train.steps=1"), quiet=True)
+    kept = ["recipe.yaml.bak", ".recipe.yaml.swp", ".README.md.swp"]
+    left = ["recipe.yaml.partial", ".recipe.yaml.a1b2c3_4", ".README.md.a1b2c3_4"]
+    for name in kept + left:
+        (run / name).touch()
+    pretrain(load("train.steps=1"), quiet=True)
+    assert {*kept, *left} & {path.name for path in run.iterdir()} == set(kept)
+
+
+def test_the_commands_of_the_page_hold_in_a_folder_with_a_space(load: Load) -> None:
+    recipe = load("output_dir=my runs")
+    commands = [line for line in run_page(recipe, recipe.folder).splitlines() if line.startswith("    mesalm ")]
+    assert len(commands) == 6
+    assert all(shlex.split(line)[2].startswith("my runs/tiny") for line in commands)
 
 
 def test_a_rate_that_jumps_is_told(load: Load, capfd: pytest.CaptureFixture[str]) -> None:

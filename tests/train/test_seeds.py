@@ -22,7 +22,7 @@ def test_seeds_are_read_as_a_list_or_a_number() -> None:
     assert read_seeds(" 2 , 1 ") == (2, 1)
 
 
-@pytest.mark.parametrize("text", ["", "0", "a", "1,,2", "-1", "1,1", "1.5", ","])
+@pytest.mark.parametrize("text", ["", "0", "a", "1,,2", "-1", "1,1", "1.5", ",", "20240101"])
 def test_bad_seeds_are_refused_in_one_line(text: str) -> None:
     with pytest.raises(SettingsError, match="seed") as caught:
         read_seeds(text)
@@ -43,6 +43,10 @@ def test_runs_are_planned_seed_by_seed(recipe_file: Path) -> None:
     assert [run.name for run in planned_runs(str(recipe_file), ["name=other"], ["fast"], (1,))] == ["other-fast-s1"]
     assert [run.name for run in planned_runs(str(recipe_file))] == ["tiny-fast", "tiny-mesa"]
     assert [run.name for run in planned_runs(str(recipe_file), ["arms={}"], None, (3,))] == ["tiny-s3"]
+    given = planned_runs(str(recipe_file), ["arms={slow: {optim.learning_rate: 1e-4}}"])
+    assert [(run.name, run.optim.learning_rate) for run in given] == [("tiny-slow", 1e-4)]
+    with pytest.raises(SettingsError, match=r"arms\.mesa: is named x, as another arm is"):
+        planned_runs(str(recipe_file), ["arms.mesa.name=x", "arms.fast.name=x"], ["mesa", "fast"])
 
 
 def test_a_seed_is_set_in_one_place(recipe_file: Path) -> None:

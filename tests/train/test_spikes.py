@@ -77,6 +77,15 @@ def test_a_rollback_takes_the_last_checkpoint_and_goes_on(train_regression: Trai
     assert run.stream.position.row == 25 * 4 % 10  # the data go on
 
 
+def test_a_rollback_that_is_read_late_ends_at_the_checkpoint(train_regression: Train) -> None:
+    options: dict[str, Any] = {"log_every": 20, "read_every": 24, "fused": True, "every": 20}
+    run = train_regression("run", steps=24, model=Spiky({23}), guard=Guard(10, "rollback"), **options)
+    assert refused(run) == [(23, "rolled back to step-00000020")]
+    # the gradient of step 24 is that of the weights before they went back
+    found, kept = (load_file(run.path / f"checkpoints/step-000000{step}/model.safetensors") for step in (24, 20))
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+
+
 def test_a_resumed_run_knows_the_losses_before(train_regression: Train) -> None:
     def train(folder: str, steps: int, bad: set[int], resume: bool = False) -> SimpleNamespace:
         guard = Guard(10, "skip")

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from mesalm.cli import main
-from mesalm.journal import read_journal
+from mesalm.journal import Journal, read_journal
 from mesalm.settings import SettingsError
-from mesalm.train.sweep import Sweep, plan_sweep, report_sweep
+from mesalm.train.recipe import Recipe
+from mesalm.train.sweep import Sweep, SweptLosses, plan_sweep, report_sweep, run_sweep
 
 
 def plan(recipe_file: Path, *words: str, arms: list[str] | None = None) -> Sweep:
@@ -40,6 +41,9 @@ def test_a_run_is_planned_for_each_combination_and_arm(recipe_file: Path) -> Non
         (["train.steps=3"], "nothing is swept"),
         (["train.steps=3,3"], "two runs would be named"),
         (["train.steps=3,,4"], "train.steps"),
+        (["train.steps=3,4", "train.steps=5,6"], "train.steps is given twice"),
+        (["train.steps=3,4", " train.steps =5"], "train.steps is given twice"),
+        (["train.steps=2024-01-01,2024-01-02"], "train.steps: must be a valid integer"),
         (["train.stepps=3,4"], "did you mean 'steps'"),
         (["train.steps=3,none"], "give exactly one of tokens and steps"),
     ],
@@ -97,7 +101,24 @@ def test_a_best_value_at_the_edge_of_the_grid_is_said(
     (tmp_path / "runs").mkdir()
     sweep = plan(recipe_file, word)
     named = {cell.recipe.name: loss for cell, loss in zip(sweep.cells, losses, strict=True)}
-    text = report_sweep(sweep, named)
+    text = report_sweep(sweep, SweptLosses(named))
     assert said in text
     assert ("tried" in text) == bool(said)
     assert text.count("diverged") == sum(map(math.isinf, losses))
+
+
+def test_runs_on_other_tokens_are_compared_by_bytes(recipe_file: Path, tmp_path: Path) -> None:
+    losses = {300: (3.0, 1.2), 320: (3.1, 1.1)}
+
+    def train(recipe: Recipe) -> Path:
+        loss, bits = losses[recipe.data.vocab_size]
+        with Journal(recipe.folder / "journal.jsonl") as journal:
+            journal.write("valid", step=1, loss=loss, bits_per_byte=bits)
+        return recipe.folder
+
+    measured = run_sweep(plan(recipe_file, "data.vocab_size=300,320"), train)
+    assert (measured.unit, *measured.by_run.values()) == ("bits_per_byte", 1.2, 1.1)
+    text = report_sweep(plan(recipe_file, "data.vocab_size=300,320"), measured)
+    assert "validation bits per byte" in text
+    assert "best at 320" in text
+    assert run_sweep(plan(recipe_file, "optim.eps=1e-8,1e-9"), train).unit == "loss"

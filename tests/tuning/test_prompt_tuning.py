@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ def test_padding_to_the_longest_row_is_not_seen(model: MesaForCausalLM) -> None:
     assert scored_loss(prefixed, ROWS, 4) == pytest.approx(one_by_one, rel=1e-4)
 
 
+def interrupting(*arguments: Any) -> float:
+    os.kill(os.getpid(), signal.SIGINT)
+    return scored_loss(*arguments)
+
+
 def test_stopped_and_taken_up_it_ends_at_the_same_prefix(tmp_path: Path) -> None:
     def run(name: str, **options: Any) -> torch.Tensor:
         base = small("softmax")
@@ -89,15 +95,42 @@ def test_stopped_and_taken_up_it_ends_at_the_same_prefix(tmp_path: Path) -> None
         return load_prefix(base, tmp_path / name).prefix.detach()
 
     whole = run("whole")
-
-    def interrupting(*arguments: Any) -> float:
-        os.kill(os.getpid(), signal.SIGINT)
-        return scored_loss(*arguments)
-
     with pytest.raises(Interrupted):
         run("broken", score=interrupting)
     assert not (tmp_path / "broken" / "prefix.json").exists()
     assert torch.equal(run("broken"), whole)
+
+
+def test_what_was_begun_otherwise_is_not_gone_on_with(tmp_path: Path) -> None:
+    def run(base: Any = None, *, task: str = "x", **options: Any) -> None:
+        changes = options.pop("changes", {})
+        record = {"base": "b", "tasks": {task: "1"}}
+        base = base or small("softmax")
+        tune_prefix(base, ROWS, ROWS, settings(**changes), tmp_path / "p", record, device="cpu", quiet=True, **options)
+
+    with pytest.raises(Interrupted):
+        run(score=interrupting)
+    with pytest.raises(SettingsError, match=r"settings\.seed is 0 there and 4 now; give another --out"):
+        run(changes={"seed": 4})
+    with pytest.raises(SettingsError, match=r"tasks\.x is '1' there and None now"):
+        run(task="y")
+    with pytest.raises(SettingsError, match="embedding_sha256 is"):
+        run(small("softmax", seed=1))
+    run()
+
+
+def test_a_prefix_is_finished_with_the_files_beside_it(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    def run(decorate: Callable[[Path], object]) -> None:
+        base, out, record = small("softmax"), tmp_path / "p", {"base": "x"}
+        tune_prefix(base, ROWS, ROWS, settings(steps=2), out, record, device="cpu", quiet=True, decorate=decorate)
+
+    with pytest.raises(OSError, match="No space left"):
+        run(full)
+    run(lambda folder: (folder / "tokenizer.json").touch())
+    assert {"prefix.json", "tokenizer.json"} < {path.name for path in (tmp_path / "p").iterdir()}
 
 
 def test_its_folder_opens_as_the_model_with_the_prefix(tmp_path: Path) -> None:
