@@ -15,7 +15,14 @@ from html_page import Page
 from rich.console import Console
 
 from mesa_eval.comparison.record import PRIMARY
-from mesa_eval.comparison.rows import OTHER_ITEMS, OTHER_TOKENIZER, OTHER_WINDOW, build_comparison
+from mesa_eval.comparison.rows import (
+    OTHER_ITEMS,
+    OTHER_SEED,
+    OTHER_TEXT,
+    OTHER_TOKENIZER,
+    OTHER_WINDOW,
+    build_comparison,
+)
 from mesa_eval.evaluate import read_scores, report
 from mesa_eval.measures.scores import Measure, ModelCard, Part, Scores, TaskRecord
 from mesa_eval.report.files import report_data, write_report
@@ -247,6 +254,22 @@ def test_what_may_not_be_compared_says_why() -> None:
     assert [entry.reason for entry in text.differences] == ["", "", "", OTHER_ITEMS]
     assert OTHER_WINDOW in " ".join(summarise(comparison).limits)
     assert OTHER_TOKENIZER in render_page(comparison, summarise(comparison))
+
+
+def test_scores_of_other_seeds_or_texts_are_not_paired_by_the_names_of_their_units() -> None:
+    """Positions name documents and episodes are numbered, so that names alone can be the same for other items."""
+    models = [made(name, 0) for name in "abc"]
+    for item in models:
+        for row in item.part("positions").measures:
+            row.items = ""
+    models[0].protocol["seed"] = 1
+    models[1].text_fingerprint = "other"
+    comparison = build_comparison(models, 2)
+    seeds = f"{OTHER_SEED}: 1 and 0; measure one again"
+    for key, reasons in (("task/pairs/4/accuracy", [seeds, "", ""]), ("position/1", [seeds, OTHER_TEXT, ""])):
+        assert [entry.reason for entry in comparison.row(key).differences] == reasons
+    assert "the same" not in summarise(comparison).compared
+    assert "Measured on the same 30 documents" in summarise(build_comparison(models[2:])).compared
 
 
 MODELS = {

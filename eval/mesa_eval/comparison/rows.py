@@ -23,6 +23,8 @@ OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
 OTHER_WINDOW = "windows differ"
 OTHER_SUITE = "suites differ"
 OTHER_ITEMS = "other items were asked"
+OTHER_SEED = "seeds of what is asked differ"
+OTHER_TEXT = "texts differ"
 NOT_MEASURED = "not measured"
 MOST_NULL = 0.8  # with less room above it, one query more or less would move a task by more than the others
 GAINS = (("", "demonstration gain"), ("pairing", "demonstration gain by pairing"))  # variant, label
@@ -238,11 +240,14 @@ def _reason(own: Measure | None, base: Measure | None, model: Scores, other: Sco
     """Say why a model is not compared with the baseline; "" if it can be."""
     if own is None or base is None:
         return NOT_MEASURED
-    suites = model.protocol["name"], other.protocol["name"]
-    if suites[0] != suites[1]:
-        return f"{OTHER_SUITE}: {suites[0]} and {suites[1]}; measure one again"
+    for setting, words in (("name", OTHER_SUITE), ("seed", OTHER_SEED)):
+        one, two = model.protocol[setting], other.protocol[setting]
+        if one != two:
+            return f"{words}: {one} and {two}; measure one again"
     if not own.any_tokenizer and model.model.tokenizer != other.model.tokenizer:
         return OTHER_TOKENIZER
     if not own.any_tokenizer and model.window != other.window:
         return OTHER_WINDOW
+    if own.resampled == "document" and not own.items and model.text_fingerprint != other.text_fingerprint:
+        return OTHER_TEXT
     return "" if (own.items, own.units) == (base.items, base.units) else OTHER_ITEMS
