@@ -100,13 +100,28 @@ def read_scores(places: Sequence[Path]) -> list[Scores]:
     """Read stored scores: report folders, their `report.json`, or single score files; no model is opened.
 
     Models keep the order in which they were compared. Raises ValueError in one line for a place that holds no scores,
-    for scores of another format, and for two models of one name.
+    for scores of another format, for two models of one name, and for a folder that holds other scores than its report.
     """
-    found = [scores for place in places for scores in _read_place(Path(place).expanduser())]
+    found = [scores for place in places for scores in _read_folder(Path(place).expanduser())]
     names = [item.model.name for item in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"--from-scores: {twice[0]} is there twice; name one place only for each model")
+    return found
+
+
+def _read_folder(place: Path) -> list[Scores]:
+    """Return the scores of a place; what was measured after a folder's report was written is never left out."""
+    found = _read_place(place)
+    if (place / "report.json").is_file():
+        known = {item.model.name: item for item in found}
+        for file in sorted(place.glob("scores/*.json")):
+            for item in _read_place(file):
+                if known.get(item.model.name) != item:
+                    raise ValueError(
+                        f"{place}: report.json does not hold what scores/{file.name} holds; name {place}/report.json"
+                        f" or {place}/scores"
+                    )
     return found
 
 
