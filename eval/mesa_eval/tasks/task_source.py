@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from mesa_eval.tasks.classification import ClassTask
 from mesa_eval.tasks.dataset_rows import read_dataset
 from mesa_eval.tasks.episodes import EpisodeTask
-from mesa_eval.tasks.extractive import ChoiceTask, is_choice
+from mesa_eval.tasks.extractive import ChoiceTask, is_choice, listed_words
 from mesa_eval.tasks.minimal_pairs import MinimalPairTask
 from mesa_eval.tasks.passages import LastWordTask, TextRecallTask, cut_last_word
 from mesa_eval.tasks.records import read_records
@@ -176,8 +176,8 @@ def make_tasks(
 
     Without a kind in the settings, labels make a classification; questions that list their answers a choice; words
     with their letters mixed a scramble; items without pool but with paradigms minimal pairs; all else pairs.
-    Raises ValueError in one line for a split that is empty, an input in both splits, an output that is no label, or
-    a label without a demonstration.
+    Raises ValueError in one line for a split that is empty, an input in both splits, an output that is no label, a
+    label without a demonstration, or a choice whose answer the question does not list.
     """
     kind = settings.kind or _kind_of(pool, evaluation, labels)
     wording = {key: value for key in ("header", "template") if (value := getattr(settings, key)) is not None}
@@ -190,6 +190,12 @@ def make_tasks(
     both = {item.input for item in pool} & {item.input for item in evaluation}
     if both:
         raise ValueError(f"{where}: {min(both)!r} is in pool and in eval; an input may be in one of them only")
+    unlisted = [item for item in evaluation if kind == "choice" and item.output not in listed_words(item)]
+    if unlisted:
+        raise ValueError(
+            f"{where}: {unlisted[0].output!r} is not among the words that {unlisted[0].input[:40]!r} lists; a choice"
+            " needs it there"
+        )
     own: dict[str, Any] = {"name": name, "pool": tuple(pool), "evaluation": tuple(evaluation), **wording}
     if kind != "class":
         return [KINDS[kind](**own)]
@@ -219,7 +225,12 @@ def _found_from(first: dict[str, Any], settings: TaskSettings) -> TaskSettings:
 
 
 def _passage(text: str, answer: str, whole: bool, where: str) -> Item:
-    """Return a text and its value; its last word where the answer is in the text's own column."""
+    """Return a text and its value; its last word where the answer is in the text's own column.
+
+    Raises ValueError in one line for a blank value, which anything that a model writes would contain.
+    """
+    if not whole and not answer.strip():
+        raise ValueError(f"{where}: the text {text[:40]!r} has a blank value; give one or leave the text out")
     return cut_last_word(text, where) if whole else Item(text.rstrip(), answer.strip())
 
 
