@@ -116,3 +116,12 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.2, 0.9, 0.5]) == pytest.approx([0.6, 1.0, 1.0])
     assert holm([]) == []
+
+
+def test_seeds_without_spread_are_judged_by_their_number_and_their_units() -> None:
+    assert paired_t([0.9, 0.7], [0.8, 0.6]).p == 0.5  # equal but for rounding
+    assert t_interval([0.0, 0.0, 0.0]).p == 1
+    assert joint_interval([1.0, 1.0], 0.0, 2).p == 0.5
+    assert joint_interval([1.0, 1.0], 0.0, 30).p == pytest.approx(2**-29)
+    # one difference for all seeds: units alone decide
+    assert joint_interval([1.0, 1.0], 0.04, 30).p == pytest.approx(tail(5.0, 29))

@@ -23,7 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mesa_eval.uncertainty.intervals import LEVEL, Interval, joint_interval
+from mesa_eval.uncertainty.intervals import LEVEL, ROUNDING, Interval, joint_interval, p_without_spread
 from mesa_eval.uncertainty.student import critical, tail
 
 DRAWS = 10_000
@@ -77,7 +77,8 @@ class Resampled:
         outside = math.erfc(critical(LEVEL, freedom) * math.sqrt(self.weighed / freedom / 2)) / 2
         low, high = (float(q) for q in np.quantile(here, [outside, 1 - outside]))
         error = math.sqrt(self.variance)
-        p = tail(self.value / error, freedom) if error else float(self.value == 0)
+        spread = error > ROUNDING * abs(self.value)
+        p = tail(self.value / error, freedom) if spread else p_without_spread(self.value, self.weighed)
         return Interval(self.value, low, high, p, self.units, effective=self.weighed)
 
     def _finite(self) -> np.ndarray:
