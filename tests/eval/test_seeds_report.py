@@ -54,6 +54,16 @@ def test_seeds_are_paired_and_shown() -> None:
     assert any("Student" in words for words in summarise(comparison).limits)
 
 
+def test_seeds_without_a_partner_are_told_of() -> None:
+    """The values 2.5 and 2.2 of a report must not seem to differ by 0.1."""
+    words = "values are means over all seeds, differences over those of both alone"
+    scores = campaign()
+    assert build_comparison(scores[:5], 1).notes == [f"mesa less softmax: {words}: 0, 1"]
+    assert build_comparison(scores[:4], 1).notes == [f"mesa less softmax-s0: {words}: 0"]
+    assert build_comparison(scores, 1).notes == []
+    assert build_comparison([*scores[:3], made("fixed", 0)], 1).notes == []  # compared with each seed
+
+
 def test_few_units_are_judged_by_their_effective_number() -> None:
     """Thirty documents of which five hold nearly all the bytes tell as much as five."""
     weights = [[1000.0] if place < 5 else [1.0] for place in range(UNITS)]

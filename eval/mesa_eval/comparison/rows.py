@@ -47,7 +47,22 @@ def build_comparison(
     table = _Table(scores, arms, baseline if differences and len(arms) > 1 else -1, draws)
     keys = ordered_keys([[(measure.section, measure.key) for measure in item.measures] for item in scores])
     rows = table.average() + table.gains() + [table.row(key) for key in keys]
-    return Comparison(scores, arms, table.baseline, rows, [*table.notes, *_gathered_notes(scores)])
+    notes = [*table.notes, *_lone_seeds(arms, table.baseline), *_gathered_notes(scores)]
+    return Comparison(scores, arms, table.baseline, rows, notes)
+
+
+def _lone_seeds(arms: Sequence[Arm], baseline: int) -> list[str]:
+    """Say where a difference rests on fewer training seeds than the values beside it."""
+    notes = []
+    for arm in arms if baseline >= 0 else ():
+        base = arms[baseline]
+        seeds = [str(seed) for seed, *_ in pairs(arm, base)]
+        if 0 < len(seeds) < max(len(arm.members), len(base.members)):
+            notes.append(
+                f"{arm.name} less {base.name}: values are means over all seeds, differences over those of both alone:"
+                f" {', '.join(seeds)}"
+            )
+    return notes
 
 
 def _gathered_notes(scores: Sequence[Scores]) -> list[str]:
