@@ -216,6 +216,8 @@ def test_the_page_tells_the_papers_story_and_the_newest_version_that_was_run_dec
     assert [page.index(f">{title}</h1>") for title, _ in STORY] == sorted(page.index(f">{t}</h1>") for t, _ in STORY)
     marks = re.findall(r'title="([a-z ]+) with seed (\d) alone"', page)
     assert marks[:2] == [("not reproduced", "3"), ("reproduced", "4")]  # though the mean over both is not
+    assert "<code>mesalm lab run fixed-teacher --seeds 2 --first-seed 3</code>" in page
+    assert "<code>mesalm lab run dimension-curse --first-seed 3</code>" in page
     assert "<code>fixed-teacher-v2</code> has not been run. Version 2: Too few steps" in page
 
 
@@ -229,11 +231,24 @@ def test_results_of_other_criteria_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert "run `mesalm lab run gradient-step` again" in capsys.readouterr().err
 
 
+def test_commands_that_are_shown_make_the_result_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "my claims.py"
+    command = claim_runs.run_command("angle", "paper", 2, 3, own)
+    assert command == f"mesalm lab run '{own}' angle --size paper --seeds 3 --first-seed 2"
+    assert claim_runs.run_command("depth") == "mesalm lab run depth"
+    claim_runs.run_claims(["gradient-step"], "small", 2, out=tmp_path, nets=tmp_path)
+    stored = (tmp_path / "gradient-step-small.json").read_text(encoding="utf-8")
+    (tmp_path / "gradient-step-paper.json").write_text(stored, encoding="utf-8")
+    assert main(["lab", "report", "--size", "paper", "--out", str(tmp_path)]) == 2
+    assert "run `mesalm lab run gradient-step --size paper --seeds 2` again" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["run", "no-such"], "no such claim"),
         (["report"], "holds no results"),
+        (["report", "--size", "paper"], "run `mesalm lab run all --size paper` first"),
     ],
 )
 def test_bad_input_is_one_line(
