@@ -119,6 +119,20 @@ def test_what_cannot_be_answered_gets_one_line(lines: list[dict], settings: str,
     assert "\n" not in str(caught.value)
 
 
+def test_questions_with_several_answers_are_told_of(tmp_path: Path) -> None:
+    """Another right answer is a wrong candidate, which no score shows."""
+    asked = [("red and", "blue"), ("red and", "green"), ("one and", "two"), ("one and", "two")]
+    lines = [{"input": "up and", "output": "down", "split": "pool"}]
+    lines += [{"input": question, "output": answer, "split": "eval"} for question, answer in asked]
+    write_lines(tmp_path / "own.jsonl", lines)
+    (task,) = find_tasks(str(tmp_path / "own.jsonl"), [], 0)
+    assert task.notes == ("1 question with several answers, each of which may stand among the wrong ones",)
+    assert set(task.query(0, 0, 1, 5, 0).candidates) == {" blue", " green", " two"}
+    write_lines(tmp_path / "own.jsonl", lines[:2])
+    (task,) = find_tasks(str(tmp_path / "own.jsonl"), [], 0)
+    assert task.notes == ()
+
+
 def test_blank_values_of_a_dataset_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "facts").mkdir()

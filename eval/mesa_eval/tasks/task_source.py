@@ -9,6 +9,7 @@ else for their last word. `NAME.yaml` beside a file, a `.yaml` that names a data
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -27,6 +28,7 @@ from mesa_eval.tasks.records import read_records
 from mesa_eval.tasks.scrambles import ScrambleTask, is_scramble
 from mesa_eval.tasks.task import Item, Task, check_template
 from mesalm.settings import Settings, one_of
+from mesalm.wording import plural
 
 MOST_LABELS = 20  # beyond, one demonstration of each label fills the window of a small model
 KINDS: dict[str, type[Task]] = {
@@ -197,6 +199,9 @@ def make_tasks(
             " needs it there"
         )
     own: dict[str, Any] = {"name": name, "pool": tuple(pool), "evaluation": tuple(evaluation), **wording}
+    if kind == "pair" and (many := _with_several_answers(evaluation)):
+        words = plural(many, "question")
+        own["notes"] = (f"{words} with several answers, each of which may stand among the wrong ones",)
     if kind != "class":
         return [KINDS[kind](**own)]
     own["labels"] = _checked_labels(labels, pool, evaluation, where)
@@ -207,6 +212,12 @@ def make_tasks(
     if len(own["labels"]) > ways:
         tasks.append(EpisodeTask(**{**own, "name": f"{name}_{ways}way"}))
     return tasks
+
+
+def _with_several_answers(items: Sequence[Item]) -> int:
+    """Count the different questions that are answered in more ways than one."""
+    pairs = {(item.input, item.output) for item in items}
+    return sum(count > 1 for count in Counter(question for question, _ in pairs).values())
 
 
 def _found_from(first: dict[str, Any], settings: TaskSettings) -> TaskSettings:
