@@ -12,10 +12,12 @@ import yaml
 from html_page import Page
 from tiny import TINY
 
+from mesa_eval.synthetic.figures import grid_figure
 from mesa_eval.synthetic.grid import lines, read_grid
 from mesa_eval.synthetic.report import report_grid
 from mesa_eval.synthetic.row_scores import RowScores, SyntheticScores
 from mesalm.cli import main
+from mesalm.draw import draw_svg_file
 
 
 def made_grid(
@@ -109,6 +111,15 @@ def test_the_page_holds_every_figure_and_nothing_from_outside(tmp_path: Path, pl
     assert [path.name for path in files] == ["accuracy.svg"] * bool(places)
     assert all(re.search(r">0\.\d+</text>", path.read_text()) for path in files)  # less than a decade has ticks too
     assert "| 16 | mesa |" in (folder / "report.md").read_text()
+
+
+def test_an_arm_that_failed_in_the_first_panel_is_in_the_legend(tmp_path: Path) -> None:
+    folder = made_grid(tmp_path, {"mesa": {0: [4, 3]}, "softmax": {0: [2, 2]}}, [1, 2, 3])
+    (folder / "cells/softmax-s0-16/result.json").write_text('{"diverged": "loss is not finite"}')
+    grid = read_grid(folder)
+    drawn = grid_figure(grid, grid.measures()[0], draw_svg_file)
+    assert drawn is not None
+    assert all(re.search(rf">\s*{arm}\s*<", drawn) for arm in grid.arms)
 
 
 def test_models_of_several_sizes_are_also_drawn_by_the_size_of_their_state(tmp_path: Path) -> None:
