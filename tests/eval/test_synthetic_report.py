@@ -81,6 +81,20 @@ def test_several_seeds_are_a_mean_a_range_and_a_paired_t_interval(tmp_path: Path
     assert softmax.guesses == {"chance": 1 / 4096, "a value shown": 0.25}
 
 
+def test_one_seed_that_is_left_of_several_has_no_interval(tmp_path: Path) -> None:
+    """An interval over rows would stand among those over seeds, and is much narrower."""
+    rows = [4, 4, 0, 2] * 10
+    folder = made_grid(tmp_path, {"mesa": {0: rows, 1: rows, 2: rows}, "softmax": {0: [2] * 40, 1: rows, 2: rows}})
+    for seed in (1, 2):
+        (folder / f"cells/softmax-s{seed}-16/result.json").write_text('{"diverged": "loss is not finite"}')
+    _, softmax, *_ = lines(read_grid(folder), "accuracy")
+    assert softmax.values == {0: 0.5}
+    assert softmax.spread is None
+    assert softmax.difference is not None
+    assert (softmax.difference.value, softmax.difference.low, softmax.difference.high) == (-0.125, None, None)
+    assert "−0.125 (one unit: no interval)" in report_grid(folder, quiet=True).with_suffix(".md").read_text()
+
+
 def test_one_seed_is_resampled_by_rows(tmp_path: Path) -> None:
     folder = made_grid(tmp_path, {"mesa": {0: [4, 4, 0, 2] * 10}, "softmax": {0: [4, 2, 0, 2] * 10}})
     mesa, softmax, *_ = lines(read_grid(folder), "accuracy")
