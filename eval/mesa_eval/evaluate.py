@@ -22,6 +22,8 @@ from mesa_eval.report.files import write_report
 from mesa_eval.report.tables import print_comparison
 from mesa_eval.report.wording import summarise
 
+LONGEST_NAME = 255  # bytes of a folder's name
+
 
 def evaluate(models: Sequence[str], suite: str = "quick", *, out: Path | None = None, **how: Any) -> list[Scores]:
     """Measure models under one protocol and print a table of the scores.
@@ -58,11 +60,19 @@ def compare(
     plan = make_plan(request)
     found = find_arms(plan.sources, read_groups(arms))
     base = find_baseline(found, plan.sources, baseline)  # before hours of measuring
-    folder = Path(out) if out is not None else Path("reports") / "-vs-".join(arm.name for arm in found)
+    folder = Path(out) if out is not None else _usual_folder(found)
     scores = run_plan(plan, folder)
     if not join_processes(request.device).main:
         return folder / "report.html"
     return _write(scores, found, base, folder, request.quiet)
+
+
+def _usual_folder(arms: Sequence[Arm]) -> Path:
+    """Return the folder named after the arms; ValueError where that is longer than file systems take."""
+    name = "-vs-".join(arm.name for arm in arms)
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"the names of {len(arms)} arms are too long for a folder; name one with --out")
+    return Path("reports") / name
 
 
 def named_models(models: Sequence[str], arms: Sequence[str]) -> list[str]:
