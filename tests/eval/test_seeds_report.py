@@ -25,7 +25,7 @@ from mesa_eval.comparison.rows import (
     build_comparison,
 )
 from mesa_eval.measures.scores import Part
-from mesa_eval.report.figures import tested_figure
+from mesa_eval.report import figures
 from mesa_eval.report.files import report_data, write_report
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
@@ -216,12 +216,22 @@ def test_scores_of_other_seeds_or_texts_are_not_paired_by_the_names_of_their_uni
     assert "Measured on the same 30 documents" in summarise(build_comparison(models[2:])).compared
 
 
+def test_seeds_asked_otherwise_are_not_one_difference() -> None:
+    """Each pair alone is asked alike, but the units of one are not those of the other."""
+    scores = campaign(2)
+    for item in (scores[1], scores[3]):
+        item.measure("bits_per_byte").items = "others"
+    comparison = build_comparison(scores, 1)
+    assert comparison.row("bits_per_byte").differences[0].reason == OTHER_ITEMS
+    assert comparison.row("bits_per_byte/a").differences[0].joint is not None
+
+
 def test_a_forest_names_every_arm_that_it_shows() -> None:
     """Also where an arm is not compared in the first row, which is the average over tasks."""
     models = [made(name, 0) for name in ("first", "second", "third")]
     for item in models[0].part("task/pairs").measures:
         item.items = "others"
-    drawn = tested_figure(build_comparison(models, 2))
+    drawn = figures.tested_figure(build_comparison(models, 2))
     assert drawn is not None
     assert re.search(r">\s*first\s*<", drawn)
     assert re.search(r">\s*second\s*<", drawn)

@@ -198,11 +198,19 @@ class _Table:
         if not paired:
             return Difference(reason=NO_COMMON_SEED)
         found: list[tuple[int | None, Resampled]] = []
+        first = paired[0][1]
         for seed, own, base in paired:
-            for one, other in zip(measures[own], measures[base], strict=True):
-                reason = _reason(one, other, self.scores[own], self.scores[base])
-                if reason:
-                    return Difference(reason=reason)
+            reasons = [
+                _reason(one, other, self.scores[own], self.scores[base])
+                for one, other in zip(measures[own], measures[base], strict=True)
+            ]
+            reasons += [
+                _unlike(one, other, self.scores[own], self.scores[first])  # all seeds are drawn with the same units
+                for one, other in zip(measures[own], measures[first], strict=True)
+                if one is not None and other is not None
+            ]
+            if any(reasons):
+                return Difference(reason=next(filter(None, reasons)))
             mine, theirs = drawn[own], drawn[base]
             if mine is not None and theirs is not None:
                 found.append((seed, mine - theirs))
@@ -255,14 +263,26 @@ def _reason(own: Measure | None, base: Measure | None, model: Scores, other: Sco
     """Say why a model is not compared with the baseline; "" if it can be."""
     if own is None or base is None:
         return NOT_MEASURED
+    if not own.any_tokenizer and model.model.tokenizer != other.model.tokenizer:
+        return _unlike_protocol(model, other) or OTHER_TOKENIZER
+    if not own.any_tokenizer and model.window != other.window:
+        return _unlike_protocol(model, other) or OTHER_WINDOW
+    return _unlike(own, base, model, other)
+
+
+def _unlike(own: Measure, base: Measure, model: Scores, other: Scores) -> str:
+    """Say why two measures are not of the same units; "" if they are."""
+    if words := _unlike_protocol(model, other):
+        return words
+    if own.resampled == "document" and not own.items and model.text_fingerprint != other.text_fingerprint:
+        return OTHER_TEXT
+    return "" if (own.items, own.units) == (base.items, base.units) else OTHER_ITEMS
+
+
+def _unlike_protocol(model: Scores, other: Scores) -> str:
+    """Say whether two models were asked by other suites or other seeds; "" where they were not."""
     for setting, words in (("name", OTHER_SUITE), ("seed", OTHER_SEED)):
         one, two = model.protocol[setting], other.protocol[setting]
         if one != two:
             return f"{words}: {one} and {two}; measure one again"
-    if not own.any_tokenizer and model.model.tokenizer != other.model.tokenizer:
-        return OTHER_TOKENIZER
-    if not own.any_tokenizer and model.window != other.window:
-        return OTHER_WINDOW
-    if own.resampled == "document" and not own.items and model.text_fingerprint != other.text_fingerprint:
-        return OTHER_TEXT
-    return "" if (own.items, own.units) == (base.items, base.units) else OTHER_ITEMS
+    return ""
