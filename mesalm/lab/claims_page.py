@@ -116,7 +116,8 @@ def _item(name: str, claim: Claim, found: list[Findings] | None, size: Size, fir
         empty: dict[str, Any] = {"closest": "", "room": "", "controls": [], "figure": "", "notes": []}
         return {**item, **empty, "rows": [{**row, **blank} for row in rows]}
     asked = {criterion.quantity for criterion in claim.criteria}
-    nearest = min(rulings, key=lambda ruling: room(ruling.criterion, ruling.mean))
+    # what is missed comes first, also a value that is no number and has no room
+    nearest = min(rulings, key=lambda ruling: (ruling.holds, room(ruling.criterion, ruling.mean)))
     return {
         **item,
         "closest": f"{nearest.mean:.4g}, {nearest.criterion.words()}",

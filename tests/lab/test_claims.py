@@ -221,6 +221,22 @@ def test_the_page_tells_the_papers_story_and_the_newest_version_that_was_run_dec
     assert "<code>fixed-teacher-v2</code> has not been run. Version 2: Too few steps" in page
 
 
+def test_a_value_that_is_no_number_is_the_closest_criterion(tmp_path: Path) -> None:
+    claim = CLAIMS["preconditioning"]
+    first, *others = (criterion.quantity for criterion in claim.criteria)
+    values = {first: 0.0, **dict.fromkeys(others, float("nan"))}
+    content = {
+        "criteria": [criterion.model_dump(exclude_none=True) for criterion in claim.criteria],
+        "sizes": claim.small,
+        "first_seed": 0,
+        "seeds": [asdict(Findings(values))],
+    }
+    (tmp_path / "preconditioning-small.json").write_text(json.dumps(content), encoding="utf-8")
+    page = write_page(tmp_path).read_text(encoding="utf-8")
+    assert "0 claims reproduced, 1 not, 19 not run" in page
+    assert '<td class="number">nan, below 1</td>' in page
+
+
 def test_results_of_other_criteria_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     claim_runs.run_claims(["gradient-step"], out=tmp_path, nets=tmp_path)
     path = tmp_path / "gradient-step-small.json"
