@@ -135,11 +135,13 @@ def seeds_and_units(parts: Sequence[Resampled]) -> Interval:
     """Return the mean over training seeds of one statistic each, over the same units, for new seeds and new units.
 
     Of the variance of the mean by units b^2 a part is of neither seed nor unit and averages out over the n seeds; the
-    spread over seeds holds it too. It is (mean of the single seeds' b_s^2 - b^2) / (n - 1), and is counted once.
+    spread over seeds holds it too. It is (mean of the single seeds' b_s^2 - b^2) / (n - 1), and is counted once. Seeds
+    without any spread, which scores of few values often are, do not hold it.
     """
-    mean = mean_of(parts)
+    mean, values = mean_of(parts), [part.value for part in parts]
     rest = (float(np.mean([part.variance for part in parts])) - mean.variance) / max(1, len(parts) - 1)
-    return joint_interval([part.value for part in parts], max(0.0, mean.variance - rest), mean.weighed)
+    held = rest if float(np.std(values)) > ROUNDING * abs(mean.value) else 0.0
+    return joint_interval(values, max(0.0, mean.variance - held), mean.weighed)
 
 
 def resampled_sums(values: np.ndarray, draws: int = DRAWS, seed: Seed = 0, kept: int = KEPT_COUNTS) -> np.ndarray:
