@@ -77,8 +77,8 @@ SETS = {
 }
 """The sets by the folder of their scores."""
 
-Scores = dict[str, list[dict[str, float]]]
-"""For each arm the values of every measure, one dictionary per seed."""
+Scores = dict[str, dict[int, dict[str, float]]]
+"""For each arm the values of every measure by seed."""
 
 
 def kept(chosen: str) -> Path:
@@ -106,12 +106,15 @@ def keep(chosen: str, files: list[Path]) -> None:
 
 
 def read_scores(chosen: str) -> Scores:
-    """Return all values of a set by arm and seed."""
+    """Return all values of a set by arm and seed. Raises ValueError for two models of one arm and seed."""
     stored = json.loads(gzip.decompress(kept(chosen).read_bytes()))["scores"]
-    found: Scores = {arm: [] for arm in ARMS}
+    found: Scores = {arm: {} for arm in ARMS}
     for one in sorted(stored, key=lambda scores: scores["model"]["name"]):
-        arm = re.fullmatch(rf"{SETS[chosen].runs}-(.*)-s\d", one["model"]["name"])[1]  # type: ignore[index]  # runs are named so
-        found[arm].append({m["key"]: ratio(m) for part in one["parts"] for m in part["measures"]})
+        name = one["model"]["name"]
+        arm, seed = re.fullmatch(rf"{SETS[chosen].runs}-(.*)-s(\d+)", name).groups()  # type: ignore[union-attr]  # runs are named so
+        if int(seed) in found[arm]:
+            raise ValueError(f"{name}: another model of arm {arm} has seed {seed}; keep one of the two")
+        found[arm][int(seed)] = {m["key"]: ratio(m) for part in one["parts"] for m in part["measures"]}
     return found
 
 
@@ -126,7 +129,9 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
     ticks = range(len(chosen.shown))
     for panel, (task, title) in zip(panels, chosen.panels.items(), strict=True):
         for index, (arm, label) in enumerate(ARMS.items()):
-            shares = [[seed[f"task/{task}/{shown}/accuracy"] for seed in scores[arm]] for shown in chosen.shown]
+            shares = [
+                [seed[f"task/{task}/{shown}/accuracy"] for seed in scores[arm].values()] for shown in chosen.shown
+            ]
             if not scores[arm]:
                 continue
             places = [place + (index - 1.5) * 0.06 for place in ticks]
@@ -163,7 +168,7 @@ def rows(scores: Scores) -> list[str]:
         **{f"nats at {place}": [f"length/{place}"] for place in LENGTHS},
         **{f"{task}, {shown} examples": [f"task/{task}/{shown}/accuracy"] for task in RULES for shown in RULES[task]},
     }
-    measured = scores["mesa"][0]
+    measured = next(iter(scores["mesa"].values()))
     scores = {arm: seeds for arm, seeds in scores.items() if seeds}
     pairs = [(one, other) for one, other in PAIRS if one in scores and other in scores]
     titles = [f"{len(scores['mesa'])} seeds", *scores, *(f"{one} less {other}" for one, other in pairs)]
@@ -171,18 +176,21 @@ def rows(scores: Scores) -> list[str]:
     for name, keys in wanted.items():
         if not all(key in measured for key in keys):
             continue
-        values = {arm: [sum(seed[key] for key in keys) / len(keys) for seed in seeds] for arm, seeds in scores.items()}
-        means = [f"{sum(column) / len(column):.3f}" for column in values.values()]
+        values = {
+            arm: {seed: sum(one[key] for key in keys) / len(keys) for seed, one in seeds.items()}
+            for arm, seeds in scores.items()
+        }
+        means = [f"{sum(column.values()) / len(column):.3f}" for column in values.values()]
         gaps = [less(values[one], values[other]) for one, other in pairs]
         lines.append(" | ".join([f"| {name}", *means, *gaps]) + " |")
     return lines
 
 
-def less(values: list[float], others: list[float]) -> str:
-    """Return the difference of the means with its interval, nothing where the seeds are not the same."""
-    if len(values) != len(others):
+def less(values: dict[int, float], others: dict[int, float]) -> str:
+    """Return the difference of the means by seed with its interval, nothing where the seeds are not the same."""
+    if values.keys() != others.keys():
         return ""
-    gap = paired_t(values, others)
+    gap = paired_t(list(values.values()), [others[seed] for seed in values])
     return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
 
 

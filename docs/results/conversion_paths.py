@@ -77,9 +77,9 @@ def held_out(run: Path) -> float:
 
 def follow(original: Recipe, start: Path, path: str, tokens: int, seed: int, rate: float, teacher: nn.Module) -> float:
     """Train along one path, or read what was trained; return the held-out loss at its end."""
-    todo = ways(path, teacher)
+    todo, converted = ways(path, teacher), start.name
     for place, train in enumerate(todo):
-        name = f"{start.name}-{path.replace(', ', '-')}-{tokens}-{rate:g}-s{seed}-{place}"
+        name = f"{converted}-{path.replace(', ', '-')}-{tokens}-{rate:g}-s{seed}-{place}"
         run = pretrain(recipe_of(original, start, name, tokens // len(todo), seed, rate), quiet=True, train=train)
         start = run / "final"
     return held_out(run)

@@ -22,6 +22,8 @@ from mesa_eval.report.files import write_report
 from mesa_eval.report.tables import print_comparison
 from mesa_eval.report.wording import summarise
 
+LONGEST_NAME = 255  # bytes of a folder's name
+
 
 def evaluate(models: Sequence[str], suite: str = "quick", *, out: Path | None = None, **how: Any) -> list[Scores]:
     """Measure models under one protocol and print a table of the scores.
@@ -58,11 +60,19 @@ def compare(
     plan = make_plan(request)
     found = find_arms(plan.sources, read_groups(arms))
     base = find_baseline(found, plan.sources, baseline)  # before hours of measuring
-    folder = Path(out) if out is not None else Path("reports") / "-vs-".join(arm.name for arm in found)
+    folder = Path(out) if out is not None else _usual_folder(found)
     scores = run_plan(plan, folder)
     if not join_processes(request.device).main:
         return folder / "report.html"
     return _write(scores, found, base, folder, request.quiet)
+
+
+def _usual_folder(arms: Sequence[Arm]) -> Path:
+    """Return the folder named after the arms; ValueError where that is longer than file systems take."""
+    name = "-vs-".join(arm.name for arm in arms)
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"the names of {len(arms)} arms are too long for a folder; name one with --out")
+    return Path("reports") / name
 
 
 def named_models(models: Sequence[str], arms: Sequence[str]) -> list[str]:
@@ -100,13 +110,28 @@ def read_scores(places: Sequence[Path]) -> list[Scores]:
     """Read stored scores: report folders, their `report.json`, or single score files; no model is opened.
 
     Models keep the order in which they were compared. Raises ValueError in one line for a place that holds no scores,
-    for scores of another format, and for two models of one name.
+    for scores of another format, for two models of one name, and for a folder that holds other scores than its report.
     """
-    found = [scores for place in places for scores in _read_place(Path(place).expanduser())]
+    found = [scores for place in places for scores in _read_folder(Path(place).expanduser())]
     names = [item.model.name for item in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"--from-scores: {twice[0]} is there twice; name one place only for each model")
+    return found
+
+
+def _read_folder(place: Path) -> list[Scores]:
+    """Return the scores of a place; what was measured after a folder's report was written is never left out."""
+    found = _read_place(place)
+    if (place / "report.json").is_file():
+        known = {item.model.name: item for item in found}
+        for file in sorted(place.glob("scores/*.json")):
+            for item in _read_place(file):
+                if known.get(item.model.name) != item:
+                    raise ValueError(
+                        f"{place}: report.json does not hold what scores/{file.name} holds; name {place}/report.json"
+                        f" or {place}/scores"
+                    )
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 import sys
 import traceback
@@ -228,9 +229,19 @@ def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, list
         content = json.loads(path.read_text(encoding="utf-8"))
         criteria = _criteria(table.claims[name]) if name in table.claims else []
         if content["criteria"] != criteria or content["sizes"] != table.sizes(name, size):
-            raise SettingsError(f"{path}: was made with other criteria or sizes; run `mesalm lab run {name}` again")
+            command = run_command(name, size, content.get("first_seed", 0), len(content["seeds"]), file)
+            raise SettingsError(f"{path}: was made with other criteria or sizes; run `{command}` again")
         results[name] = [_findings(seed) for seed in content["seeds"]]
     return results
+
+
+def run_command(name: str, size: Size = "small", first_seed: int = 0, seeds: int = 1, file: Path = TABLE) -> str:
+    """Return the command that makes a result; what is as without an option is not named."""
+    words = ["mesalm", "lab", "run", *([] if file == TABLE else [str(file)]), name]
+    options = (("--size", size, "small"), ("--seeds", seeds, 1), ("--first-seed", first_seed, 0))
+    return shlex.join(
+        [*words, *(str(word) for key, value, usual in options if value != usual for word in (key, value))]
+    )
 
 
 def first_seeds(folder: Path, size: Size, names: Collection[str]) -> dict[str, int]:

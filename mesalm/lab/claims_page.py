@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mesalm.files import write_text
-from mesalm.lab.claim_runs import RESULTS, first_seeds, mean_quantities, read_results
+from mesalm.lab.claim_runs import RESULTS, first_seeds, mean_quantities, read_results, run_command
 from mesalm.lab.claim_table import load_table
 from mesalm.lab.claims import TABLE, Claim, Criterion, Findings, Ruling, Size, judge
 from mesalm.lab.findings_figure import draw_findings
@@ -39,7 +39,8 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
 
     found = read_results(results, size, file)
     if not found:
-        raise SettingsError(f"{results}: holds no results of {size} size; run `mesalm lab run all` first")
+        command = run_command("all", size, file=file)
+        raise SettingsError(f"{results}: holds no results of {size} size; run `{command}` first")
     table, first = load_table(file), first_seeds(results, size, found)
     items = [_item(name, claim, found.get(name), size, first.get(name, 0)) for name, claim in table.claims.items()]
     studies = [
@@ -49,6 +50,7 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
     ]
     for item in (*items, *studies):
         item["figure"] = Markup(item["figure"])
+        item["command"] = run_command(item["name"], size, first.get(item["name"], 0), item["seeds"] or 1, file)
     parts = story(items, STORY if table.studies else ())
     latest = [claim["decides"]["verdict"] for part in parts for claim in part["claims"]]
     counts = {
@@ -114,7 +116,8 @@ def _item(name: str, claim: Claim, found: list[Findings] | None, size: Size, fir
         empty: dict[str, Any] = {"closest": "", "room": "", "controls": [], "figure": "", "notes": []}
         return {**item, **empty, "rows": [{**row, **blank} for row in rows]}
     asked = {criterion.quantity for criterion in claim.criteria}
-    nearest = min(rulings, key=lambda ruling: room(ruling.criterion, ruling.mean))
+    # what is missed comes first, also a value that is no number and has no room
+    nearest = min(rulings, key=lambda ruling: (ruling.holds, room(ruling.criterion, ruling.mean)))
     return {
         **item,
         "closest": f"{nearest.mean:.4g}, {nearest.criterion.words()}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -156,3 +158,16 @@ def test_windows_of_a_document_are_one_unit() -> None:
     sums, names = group_sums(np.array([[1.0], [2.0], [4.0]]), ["b", "a", "b"])
     assert names == ["b", "a"]
     np.testing.assert_array_equal(sums, [[5.0], [2.0]])
+
+
+@pytest.mark.parametrize("queries", [2, 3, 4])
+def test_few_queries_that_agree_are_no_proof(queries: int) -> None:
+    """Two models that guess between two answers: of all outcomes at most a share p has a p value of p or less."""
+    ones = np.ones((queries, 1))
+    found = []
+    for outcome in itertools.product((0.0, 1.0), repeat=2 * queries):
+        mine, theirs = np.array(outcome).reshape(2, queries, 1)
+        found.append((resample(mine, ones, draws=200) - resample(theirs, ones, draws=200)).interval().p)
+    for level in (0.001, 0.01, 0.05):
+        assert np.mean(np.array(found) <= level) <= level
+    assert min(found) == pytest.approx({2: 0.5, 3: 0.2, 4: 0.06}[queries], abs=0.05)

@@ -55,6 +55,26 @@ def test_paired_bootstrap_over_right_and_wrong(draws: int) -> None:
     assert seldom / TRIALS <= 0.0045  # 0.0017 and two and a half standard errors
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_over_seeds_and_items_of_right_and_wrong(seeds: int) -> None:
+    """Two models of one law, 30 queries: the differences of their seeds are often equal, and tell nothing by that."""
+    generator = np.random.default_rng(seeds)
+    ones, seldom, covered = np.ones((30, 1)), 0, 0
+    for trial in range(TRIALS):
+        chance = generator.uniform(0.1, 0.9, (30, 1))
+        drawn = [(generator.random((2, 30, 1)) < chance).astype(float) for _ in range(seeds)]
+        parts = [
+            resample(own, ones, draws=300, seed=trial) - resample(base, ones, draws=300, seed=trial)
+            for own, base in drawn
+        ]
+        found = seeds_and_units(parts)
+        covered += holds(found, 0)
+        seldom += found.p < 0.05 / 30
+    print(f"{seeds} seeds: coverage {covered / TRIALS:.3f}, p below .0017 in {seldom} of {TRIALS}")
+    assert covered / TRIALS >= 0.93
+    assert seldom / TRIALS <= 0.0045  # 0.0017 and two and a half standard errors
+
+
 @pytest.mark.parametrize(("seeds", "between", "items", "rest"), [(2, 1, 0, 6), (3, 1, 2, 2), (5, 1, 6, 1)])
 def test_over_seeds_and_over_items(seeds: int, between: float, items: float, rest: float) -> None:
     """Differences are seed + unit + rest: new seeds with these units, and new units with these seeds."""

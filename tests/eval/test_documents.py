@@ -22,6 +22,16 @@ def test_files_of_every_kind(tmp_path: Path) -> None:
     assert len({document.identifier for document in found}) == 3
 
 
+@pytest.mark.parametrize("names", [["x", "x", "x#2", "x"], ["x#2", "x", "x"], ["x", "x#2", "x#2", "x"]])
+def test_repeated_names_become_names_that_no_document_has(tmp_path: Path, names: list[str]) -> None:
+    """Windows are gathered by the names of their documents, and documents are drawn by them."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {n}", "id": name}) + "\n" for n, name in enumerate(names)))
+    found = read_documents([str(path)])
+    assert len({document.identifier for document in found}) == len(names)
+    assert found[0].identifier == names[0]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"", "no text"), (b"{broken\n", "a.jsonl:1"), (b'{"text": 3}\n', "a.jsonl:1"), (b'{"text": " "}\n', "no text")],

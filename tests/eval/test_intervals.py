@@ -116,3 +116,25 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.2, 0.9, 0.5]) == pytest.approx([0.6, 1.0, 1.0])
     assert holm([]) == []
+
+
+def test_seeds_without_spread_are_judged_by_their_number_and_their_units() -> None:
+    assert paired_t([0.9, 0.7], [0.8, 0.6]).p == 0.5  # equal but for rounding
+    assert t_interval([0.0, 0.0, 0.0]).p == 1
+    assert joint_interval([1.0, 1.0], 0.0, 2).p == 0.5
+    assert joint_interval([1.0, 1.0], 0.0, 30).p == pytest.approx(2**-29)
+    # one difference for all seeds: units alone decide
+    assert joint_interval([1.0, 1.0], 0.04, 30).p == pytest.approx(tail(5.0, 29))
+
+
+def test_seeds_that_are_right_as_often_on_other_queries_are_no_proof() -> None:
+    """Both seeds differ by 3 of 30 queries, on other queries each: by chance there is no spread over seeds."""
+    queries, ones = np.zeros((2, 30, 1)), np.ones((30, 1))
+    queries[0, :6], queries[0, 6:9] = 1, -1
+    queries[1, 12:18], queries[1, 18:21] = 1, -1
+    parts = [resample(own, ones, draws=2000) for own in queries]
+    both, units = seeds_and_units(parts), mean_of(parts).interval()
+    assert both.value == pytest.approx(0.1)
+    assert both.p == pytest.approx(units.p, rel=0.05)
+    assert both.p > 0.1
+    assert both.low < 0 < both.high

@@ -272,6 +272,12 @@ def test_bad_input_gets_one_line(save_model, text_file: str, tmp_path: Path) -> 
     assert [find_baseline(arms, known, key) for key in keys] == [1, 0, 1, 0, 0, 0]
 
 
+def test_names_too_long_for_a_folder_are_told_before_anything_is_measured(save_model, text_file: str) -> None:
+    model = save_model("a-model-with-a-name-of-many-words", 1)
+    with pytest.raises(ValueError, match="the names of 9 arms are too long for a folder; name one with --out"):
+        compare([model] * 9, texts=[text_file], tasks=["none"], quiet=True, device="cpu")
+
+
 def test_models_of_one_name_are_told_apart(save_model, text_file: str, tmp_path: Path) -> None:
     one = save_model("one", 1)
     plan = make_plan(Request(models=[one, one], texts=[text_file], tasks=["none"]))

@@ -1,4 +1,4 @@
-"""Comparisons of made-up scores with known answers: seeds, the average, Holm, stored scores, and the page of each."""
+"""Comparisons of made-up scores with known answers: seeds, the average, Holm, and the page of each."""
 
 from __future__ import annotations
 
@@ -12,85 +12,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 from html_page import Page
+from made_scores import BITS, UNITS, campaign, made, measure
 from rich.console import Console
 
 from mesa_eval.comparison.record import PRIMARY
-from mesa_eval.comparison.rows import OTHER_ITEMS, OTHER_TOKENIZER, OTHER_WINDOW, build_comparison
-from mesa_eval.evaluate import read_scores, report
-from mesa_eval.measures.scores import Measure, ModelCard, Part, Scores, TaskRecord
+from mesa_eval.comparison.rows import (
+    OTHER_ITEMS,
+    OTHER_SEED,
+    OTHER_TEXT,
+    OTHER_TOKENIZER,
+    OTHER_WINDOW,
+    build_comparison,
+)
+from mesa_eval.measures.scores import Part
+from mesa_eval.report import figures
 from mesa_eval.report.files import report_data, write_report
 from mesa_eval.report.markdown_report import render_markdown
 from mesa_eval.report.page import render_page
 from mesa_eval.report.tables import print_comparison
 from mesa_eval.report.wording import summarise
 from mesa_eval.uncertainty.intervals import paired_t
-from mesalm.cli import main
-
-UNITS = 30
-BITS = np.random.default_rng(0).normal(2.0, 0.3, UNITS)
-
-
-def measure(section: str, metric: str, values: np.ndarray, **options: object) -> Measure:
-    plain = {"label": metric, "unit": "share", "better": "higher", "digits": 3, "resampled": "query", "items": section}
-    return Measure(
-        section=section,
-        metric=metric,
-        units=[str(place) for place in range(len(values))],
-        numerator=values[:, None].astype(float).tolist(),
-        denominator=[[1.0] for _ in values],
-        **{**plain, **options},
-    )
-
-
-def task_part(task: str, right: np.ndarray, chance: float) -> Part:
-    rows = [
-        measure(
-            f"task/{task}",
-            metric,
-            right,
-            task=task,
-            shots=shots,
-            label=f"{shots} shots",
-            unit=metric,
-            chance=chance,
-            x=float(shots),
-            primary=metric == "accuracy" and shots == 4,
-        )
-        for shots in (1, 4)
-        for metric in ("answer", "accuracy")
-    ]
-    return Part(f"task/{task}", "", rows, task=TaskRecord(task, "pair", UNITS, 1, 5))
-
-
-def made(name: str, shift: float, *, seed: int | None = None, recipe: str = "", hits: int = 12) -> Scores:
-    """Make one model's scores: bits per byte moved by `shift`, and two tasks, one of them with `hits` of 30 right."""
-    model = ModelCard(name, f"runs/{name}", "M", "mesa", 1000, f"f-{name}", "t", 9, 64, 0, 5000, 7, False)
-    model.seed, model.recipe = seed, recipe
-    model.training = {"valid": [[1e6, 3.0 + shift], [2e6, 2.5 + shift]]}
-    noise = np.random.default_rng(len(name) + 7 * (seed or 0)).normal(0, 0.01, UNITS)
-    text = {"unit": "bits per byte", "better": "lower", "digits": 4, "resampled": "document", "any_tokenizer": True}
-    place = {"better": "lower", "resampled": "document"}
-    parts = [
-        Part(
-            "text", "", [measure("text", "bits_per_byte", BITS + shift + noise, **text, group=end) for end in ("", "a")]
-        ),
-        Part(
-            "positions",
-            "",
-            [measure("position", "loss", BITS + shift / x, x=float(x), last=x, **place) for x in (1, 2, 4)],
-        ),
-        task_part("pairs", np.arange(UNITS) < hits, 0.2),
-        task_part("labels", np.arange(UNITS) % 2 == 0, 0.25),
-    ]
-    protocol = {"seed": 0, "name": "made", "command": f"mesalm compare {name}", "text": "text"}
-    protocol |= {"documents_available": 30, "document_bytes": None}
-    return Scores(model, protocol, "text sha", 100, UNITS, 64, parts, {"python": "3"})
-
-
-def campaign(seeds: int = 3) -> list[Scores]:
-    shifts = [-0.10, -0.12, -0.11, -0.09, -0.1][:seeds]
-    arms = [made(f"mesa-s{n}", shift, seed=n, recipe="M", hits=20 + n) for n, shift in enumerate(shifts)]
-    return arms + [made(f"softmax-s{n}", 0.0, seed=n, recipe="S", hits=10 + n) for n in range(seeds)]
 
 
 def test_seeds_are_paired_and_shown() -> None:
@@ -112,6 +53,16 @@ def test_seeds_are_paired_and_shown() -> None:
     assert row.values[0].freedom == 2
     assert "mesa is lower than softmax by " in summarise(comparison).significant[0]
     assert any("Student" in words for words in summarise(comparison).limits)
+
+
+def test_seeds_without_a_partner_are_told_of() -> None:
+    """The values 2.5 and 2.2 of a report must not seem to differ by 0.1."""
+    words = "values are means over all seeds, differences over those of both alone"
+    scores = campaign()
+    assert build_comparison(scores[:5], 1).notes == [f"mesa less softmax: {words}: 0, 1"]
+    assert build_comparison(scores[:4], 1).notes == [f"mesa less softmax-s0: {words}: 0"]
+    assert build_comparison(scores, 1).notes == []
+    assert build_comparison([*scores[:3], made("fixed", 0)], 1).notes == []  # compared with each seed
 
 
 def test_few_units_are_judged_by_their_effective_number() -> None:
@@ -249,6 +200,43 @@ def test_what_may_not_be_compared_says_why() -> None:
     assert OTHER_TOKENIZER in render_page(comparison, summarise(comparison))
 
 
+def test_scores_of_other_seeds_or_texts_are_not_paired_by_the_names_of_their_units() -> None:
+    """Positions name documents and episodes are numbered, so that names alone can be the same for other items."""
+    models = [made(name, 0) for name in "abc"]
+    for item in models:
+        for row in item.part("positions").measures:
+            row.items = ""
+    models[0].protocol["seed"] = 1
+    models[1].text_fingerprint = "other"
+    comparison = build_comparison(models, 2)
+    seeds = f"{OTHER_SEED}: 1 and 0; measure one again"
+    for key, reasons in (("task/pairs/4/accuracy", [seeds, "", ""]), ("position/1", [seeds, OTHER_TEXT, ""])):
+        assert [entry.reason for entry in comparison.row(key).differences] == reasons
+    assert "the same" not in summarise(comparison).compared
+    assert "Measured on the same 30 documents" in summarise(build_comparison(models[2:])).compared
+
+
+def test_seeds_asked_otherwise_are_not_one_difference() -> None:
+    """Each pair alone is asked alike, but the units of one are not those of the other."""
+    scores = campaign(2)
+    for item in (scores[1], scores[3]):
+        item.measure("bits_per_byte").items = "others"
+    comparison = build_comparison(scores, 1)
+    assert comparison.row("bits_per_byte").differences[0].reason == OTHER_ITEMS
+    assert comparison.row("bits_per_byte/a").differences[0].joint is not None
+
+
+def test_a_forest_names_every_arm_that_it_shows() -> None:
+    """Also where an arm is not compared in the first row, which is the average over tasks."""
+    models = [made(name, 0) for name in ("first", "second", "third")]
+    for item in models[0].part("task/pairs").measures:
+        item.items = "others"
+    drawn = figures.tested_figure(build_comparison(models, 2))
+    assert drawn is not None
+    assert re.search(r">\s*first\s*<", drawn)
+    assert re.search(r">\s*second\s*<", drawn)
+
+
 MODELS = {
     "one": [made("a", 0)],
     "one arm": campaign()[:3],
@@ -288,43 +276,6 @@ def test_the_page_of_any_number_of_models(models: str, tmp_path: Path) -> None:
         assert not line.startswith("|") or line.endswith("|")
     assert "## Primary average" in paper
     assert all(name in paper for name in comparison.names)
-
-
-def test_stored_scores_make_the_same_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scores = campaign(2)
-    report(scores, tmp_path / "first", quiet=True)
-    for item in scores:
-        item.write(tmp_path / "apart" / "scores")
-    assert read_scores([tmp_path / "first"]) == scores
-    assert read_scores([tmp_path / "apart"]) == scores
-    assert read_scores([tmp_path / "apart/scores/mesa-s1.json"]) == [scores[1]]
-    assert main(["compare", "--from-scores", str(tmp_path / "apart"), "--out", str(tmp_path / "again")]) == 0
-    old, new = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("first", "again"))
-    assert [old[key] for key in ("rows", "family", "scores")] == [new[key] for key in ("rows", "family", "scores")]
-    shown = capsys.readouterr().out
-    assert "mesa less softmax" in shown
-    assert f"report: {tmp_path / 'again' / 'report.html'}" in shown
-
-
-def test_bad_stored_scores_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "broken.json").write_text("{")
-    (tmp_path / "old.json").write_text('{"format": 1}')
-    made("a", 0).write(tmp_path / "scores")
-    cases = [
-        (["compare", "--from-scores", str(tmp_path / "gone")], "no scores here"),
-        (["compare", "--from-scores", str(tmp_path / "broken.json"), "--out", "x"], "holds no scores"),
-        (["compare", "--from-scores", str(tmp_path / "old.json"), "--out", "x"], "format 1 cannot be read"),
-        (["compare", "--from-scores", str(tmp_path / "scores"), "--from-scores", str(tmp_path / "scores")], "twice"),
-        (["compare", "--from-scores", str(tmp_path / "scores/a.json")], "--out"),
-        (["compare", "--from-scores", str(tmp_path), "model"], "one of the two"),
-        (["compare"], "no model given"),
-        (["compare", "--arm", "one"], "NAME=MODEL"),
-    ]
-    for arguments, words in cases:
-        assert main(arguments) == 2
-        error = capsys.readouterr().err
-        assert words in error
-        assert error.count("\n") == 1
 
 
 def luminance(colour: str) -> float:

@@ -12,10 +12,12 @@ import yaml
 from html_page import Page
 from tiny import TINY
 
+from mesa_eval.synthetic.figures import grid_figure
 from mesa_eval.synthetic.grid import lines, read_grid
 from mesa_eval.synthetic.report import report_grid
 from mesa_eval.synthetic.row_scores import RowScores, SyntheticScores
 from mesalm.cli import main
+from mesalm.draw import draw_svg_file
 
 
 def made_grid(
@@ -79,6 +81,20 @@ def test_several_seeds_are_a_mean_a_range_and_a_paired_t_interval(tmp_path: Path
     assert softmax.guesses == {"chance": 1 / 4096, "a value shown": 0.25}
 
 
+def test_one_seed_that_is_left_of_several_has_no_interval(tmp_path: Path) -> None:
+    """An interval over rows would stand among those over seeds, and is much narrower."""
+    rows = [4, 4, 0, 2] * 10
+    folder = made_grid(tmp_path, {"mesa": {0: rows, 1: rows, 2: rows}, "softmax": {0: [2] * 40, 1: rows, 2: rows}})
+    for seed in (1, 2):
+        (folder / f"cells/softmax-s{seed}-16/result.json").write_text('{"diverged": "loss is not finite"}')
+    _, softmax, *_ = lines(read_grid(folder), "accuracy")
+    assert softmax.values == {0: 0.5}
+    assert softmax.spread is None
+    assert softmax.difference is not None
+    assert (softmax.difference.value, softmax.difference.low, softmax.difference.high) == (-0.125, None, None)
+    assert "−0.125 (one unit: no interval)" in report_grid(folder, quiet=True).with_suffix(".md").read_text()
+
+
 def test_one_seed_is_resampled_by_rows(tmp_path: Path) -> None:
     folder = made_grid(tmp_path, {"mesa": {0: [4, 4, 0, 2] * 10}, "softmax": {0: [4, 2, 0, 2] * 10}})
     mesa, softmax, *_ = lines(read_grid(folder), "accuracy")
@@ -109,6 +125,15 @@ def test_the_page_holds_every_figure_and_nothing_from_outside(tmp_path: Path, pl
     assert [path.name for path in files] == ["accuracy.svg"] * bool(places)
     assert all(re.search(r">0\.\d+</text>", path.read_text()) for path in files)  # less than a decade has ticks too
     assert "| 16 | mesa |" in (folder / "report.md").read_text()
+
+
+def test_an_arm_that_failed_in_the_first_panel_is_in_the_legend(tmp_path: Path) -> None:
+    folder = made_grid(tmp_path, {"mesa": {0: [4, 3]}, "softmax": {0: [2, 2]}}, [1, 2, 3])
+    (folder / "cells/softmax-s0-16/result.json").write_text('{"diverged": "loss is not finite"}')
+    grid = read_grid(folder)
+    drawn = grid_figure(grid, grid.measures()[0], draw_svg_file)
+    assert drawn is not None
+    assert all(re.search(rf">\s*{arm}\s*<", drawn) for arm in grid.arms)
 
 
 def test_models_of_several_sizes_are_also_drawn_by_the_size_of_their_state(tmp_path: Path) -> None:

@@ -96,6 +96,51 @@ def test_a_wrong_dataset_gets_one_line(dataset: Path, name: str, message: str) -
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("lines", "settings", "message"),
+    [
+        ([{"text": "The sky is", "value": "blue"}, {"text": "Snow is", "value": " "}], "", "2: .* has a blank value"),
+        (
+            [
+                {"input": "bread, salt", "output": "salt", "split": "pool"},
+                {"input": "rain, snow", "output": "hail", "split": "eval"},
+            ],
+            "kind: choice",
+            "'hail' is not among the words that 'rain, snow' lists",
+        ),
+    ],
+)
+def test_what_cannot_be_answered_gets_one_line(lines: list[dict], settings: str, message: str, tmp_path: Path) -> None:
+    """A blank value is in whatever a model writes; an answer that is no candidate has no score."""
+    write_lines(tmp_path / "own.jsonl", lines)
+    (tmp_path / "own.yaml").write_text(settings)
+    with pytest.raises(ValueError, match=message) as caught:
+        find_tasks(str(tmp_path / "own.jsonl"), [], 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_questions_with_several_answers_are_told_of(tmp_path: Path) -> None:
+    """Another right answer is a wrong candidate, which no score shows."""
+    asked = [("red and", "blue"), ("red and", "green"), ("one and", "two"), ("one and", "two")]
+    lines = [{"input": "up and", "output": "down", "split": "pool"}]
+    lines += [{"input": question, "output": answer, "split": "eval"} for question, answer in asked]
+    write_lines(tmp_path / "own.jsonl", lines)
+    (task,) = find_tasks(str(tmp_path / "own.jsonl"), [], 0)
+    assert task.notes == ("1 question with several answers, each of which may stand among the wrong ones",)
+    assert set(task.query(0, 0, 1, 5, 0).candidates) == {" blue", " green", " two"}
+    write_lines(tmp_path / "own.jsonl", lines[:2])
+    (task,) = find_tasks(str(tmp_path / "own.jsonl"), [], 0)
+    assert task.notes == ()
+
+
+def test_blank_values_of_a_dataset_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "facts").mkdir()
+    write_lines(tmp_path / "facts/test.jsonl", [{"text": "Snow is", "value": value} for value in (" ", "white")])
+    (task,) = find_tasks(f"hub:{tmp_path / 'facts'}?kind=text-recall", [], 0)
+    assert [item.output for item in task.evaluation] == ["white"]
+
+
 def test_scrambles_of_a_folder_are_asked_where_they_are_named(
     save_model, text_file: str, pair_file: str, tmp_path: Path
 ) -> None:

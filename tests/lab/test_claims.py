@@ -216,7 +216,25 @@ def test_the_page_tells_the_papers_story_and_the_newest_version_that_was_run_dec
     assert [page.index(f">{title}</h1>") for title, _ in STORY] == sorted(page.index(f">{t}</h1>") for t, _ in STORY)
     marks = re.findall(r'title="([a-z ]+) with seed (\d) alone"', page)
     assert marks[:2] == [("not reproduced", "3"), ("reproduced", "4")]  # though the mean over both is not
+    assert "<code>mesalm lab run fixed-teacher --seeds 2 --first-seed 3</code>" in page
+    assert "<code>mesalm lab run dimension-curse --first-seed 3</code>" in page
     assert "<code>fixed-teacher-v2</code> has not been run. Version 2: Too few steps" in page
+
+
+def test_a_value_that_is_no_number_is_the_closest_criterion(tmp_path: Path) -> None:
+    claim = CLAIMS["preconditioning"]
+    first, *others = (criterion.quantity for criterion in claim.criteria)
+    values = {first: 0.0, **dict.fromkeys(others, float("nan"))}
+    content = {
+        "criteria": [criterion.model_dump(exclude_none=True) for criterion in claim.criteria],
+        "sizes": claim.small,
+        "first_seed": 0,
+        "seeds": [asdict(Findings(values))],
+    }
+    (tmp_path / "preconditioning-small.json").write_text(json.dumps(content), encoding="utf-8")
+    page = write_page(tmp_path).read_text(encoding="utf-8")
+    assert "0 claims reproduced, 1 not, 19 not run" in page
+    assert '<td class="number">nan, below 1</td>' in page
 
 
 def test_results_of_other_criteria_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,11 +247,24 @@ def test_results_of_other_criteria_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert "run `mesalm lab run gradient-step` again" in capsys.readouterr().err
 
 
+def test_commands_that_are_shown_make_the_result_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "my claims.py"
+    command = claim_runs.run_command("angle", "paper", 2, 3, own)
+    assert command == f"mesalm lab run '{own}' angle --size paper --seeds 3 --first-seed 2"
+    assert claim_runs.run_command("depth") == "mesalm lab run depth"
+    claim_runs.run_claims(["gradient-step"], "small", 2, out=tmp_path, nets=tmp_path)
+    stored = (tmp_path / "gradient-step-small.json").read_text(encoding="utf-8")
+    (tmp_path / "gradient-step-paper.json").write_text(stored, encoding="utf-8")
+    assert main(["lab", "report", "--size", "paper", "--out", str(tmp_path)]) == 2
+    assert "run `mesalm lab run gradient-step --size paper --seeds 2` again" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["run", "no-such"], "no such claim"),
         (["report"], "holds no results"),
+        (["report", "--size", "paper"], "run `mesalm lab run all --size paper` first"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -23,6 +23,8 @@ OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
 OTHER_WINDOW = "windows differ"
 OTHER_SUITE = "suites differ"
 OTHER_ITEMS = "other items were asked"
+OTHER_SEED = "seeds of what is asked differ"
+OTHER_TEXT = "texts differ"
 NOT_MEASURED = "not measured"
 MOST_NULL = 0.8  # with less room above it, one query more or less would move a task by more than the others
 GAINS = (("", "demonstration gain"), ("pairing", "demonstration gain by pairing"))  # variant, label
@@ -45,7 +47,22 @@ def build_comparison(
     table = _Table(scores, arms, baseline if differences and len(arms) > 1 else -1, draws)
     keys = ordered_keys([[(measure.section, measure.key) for measure in item.measures] for item in scores])
     rows = table.average() + table.gains() + [table.row(key) for key in keys]
-    return Comparison(scores, arms, table.baseline, rows, [*table.notes, *_gathered_notes(scores)])
+    notes = [*table.notes, *_lone_seeds(arms, table.baseline), *_gathered_notes(scores)]
+    return Comparison(scores, arms, table.baseline, rows, notes)
+
+
+def _lone_seeds(arms: Sequence[Arm], baseline: int) -> list[str]:
+    """Say where a difference rests on fewer training seeds than the values beside it."""
+    notes = []
+    for arm in arms if baseline >= 0 else ():
+        base = arms[baseline]
+        seeds = [str(seed) for seed, *_ in pairs(arm, base)]
+        if 0 < len(seeds) < max(len(arm.members), len(base.members)):
+            notes.append(
+                f"{arm.name} less {base.name}: values are means over all seeds, differences over those of both alone:"
+                f" {', '.join(seeds)}"
+            )
+    return notes
 
 
 def _gathered_notes(scores: Sequence[Scores]) -> list[str]:
@@ -181,11 +198,19 @@ class _Table:
         if not paired:
             return Difference(reason=NO_COMMON_SEED)
         found: list[tuple[int | None, Resampled]] = []
+        first = paired[0][1]
         for seed, own, base in paired:
-            for one, other in zip(measures[own], measures[base], strict=True):
-                reason = _reason(one, other, self.scores[own], self.scores[base])
-                if reason:
-                    return Difference(reason=reason)
+            reasons = [
+                _reason(one, other, self.scores[own], self.scores[base])
+                for one, other in zip(measures[own], measures[base], strict=True)
+            ]
+            reasons += [
+                _unlike(one, other, self.scores[own], self.scores[first])  # all seeds are drawn with the same units
+                for one, other in zip(measures[own], measures[first], strict=True)
+                if one is not None and other is not None
+            ]
+            if any(reasons):
+                return Difference(reason=next(filter(None, reasons)))
             mine, theirs = drawn[own], drawn[base]
             if mine is not None and theirs is not None:
                 found.append((seed, mine - theirs))
@@ -238,11 +263,26 @@ def _reason(own: Measure | None, base: Measure | None, model: Scores, other: Sco
     """Say why a model is not compared with the baseline; "" if it can be."""
     if own is None or base is None:
         return NOT_MEASURED
-    suites = model.protocol["name"], other.protocol["name"]
-    if suites[0] != suites[1]:
-        return f"{OTHER_SUITE}: {suites[0]} and {suites[1]}; measure one again"
     if not own.any_tokenizer and model.model.tokenizer != other.model.tokenizer:
-        return OTHER_TOKENIZER
+        return _unlike_protocol(model, other) or OTHER_TOKENIZER
     if not own.any_tokenizer and model.window != other.window:
-        return OTHER_WINDOW
+        return _unlike_protocol(model, other) or OTHER_WINDOW
+    return _unlike(own, base, model, other)
+
+
+def _unlike(own: Measure, base: Measure, model: Scores, other: Scores) -> str:
+    """Say why two measures are not of the same units; "" if they are."""
+    if words := _unlike_protocol(model, other):
+        return words
+    if own.resampled == "document" and not own.items and model.text_fingerprint != other.text_fingerprint:
+        return OTHER_TEXT
     return "" if (own.items, own.units) == (base.items, base.units) else OTHER_ITEMS
+
+
+def _unlike_protocol(model: Scores, other: Scores) -> str:
+    """Say whether two models were asked by other suites or other seeds; "" where they were not."""
+    for setting, words in (("name", OTHER_SUITE), ("seed", OTHER_SEED)):
+        one, two = model.protocol[setting], other.protocol[setting]
+        if one != two:
+            return f"{words}: {one} and {two}; measure one again"
+    return ""

@@ -7,6 +7,7 @@ lengths, so their windows are the same tokens.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -92,7 +93,7 @@ def make_plan(request: Request) -> EvaluationPlan:
         "text": [str(text) for text in request.texts] or f"{request.split} split of the run's prepared data",
         "documents_available": len(documents),
         "tasks": names,
-        "command": " ".join(_versioned(sys.argv, suite.name)),
+        "command": shlex.join(["mesalm", *_versioned(sys.argv[1:], suite.name)]),
     }
     return EvaluationPlan(
         request,

@@ -123,11 +123,15 @@ def text_fingerprint(documents: Sequence[HeldOutDocument]) -> str:
 def _unique(documents: list[HeldOutDocument]) -> list[HeldOutDocument]:
     """Number repeated identifiers, so that one identifier means one document."""
     seen: dict[str, int] = {}
+    taken: set[str] = set()
     result = []
     for document in documents:
-        count = seen.get(document.identifier, 0)
-        seen[document.identifier] = count + 1
-        if count:
-            document = replace(document, identifier=f"{document.identifier}#{count + 1}")
-        result.append(document)
+        count = seen.get(document.identifier, 0) + 1
+        own = document.identifier if count == 1 else f"{document.identifier}#{count}"
+        while own in taken:  # also where a document is called what another's number makes of its name
+            count += 1
+            own = f"{document.identifier}#{count}"
+        seen[document.identifier] = count
+        taken.add(own)
+        result.append(replace(document, identifier=own))
     return result

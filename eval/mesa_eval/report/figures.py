@@ -75,10 +75,11 @@ def _forest(comparison: Comparison, entries: Sequence[tuple[str, Row]], what: st
         axes = figure.add_subplot()
         step = 0.7 / max(1, len(others))
         for place, index in enumerate(others):
-            for height, (_, row) in enumerate(entries):
+            compared = [height for height, (_, row) in enumerate(entries) if row.differences[index].decisive]
+            for height in compared:
                 y = height + (place - (len(others) - 1) / 2) * step
-                label = comparison.names[index] if height == 0 else None
-                _forest_mark(axes, row.differences[index], y, index, label)
+                label = comparison.names[index] if height == compared[0] else None
+                _forest_mark(axes, entries[height][1].differences[index], y, index, label)
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_yticks(range(len(entries)), [label for label, _ in entries])
         axes.set_ylim(len(entries) - 0.4, -0.6)

@@ -139,7 +139,9 @@ def _compared(comparison: Comparison) -> str:
     asked = len(comparison.tasks)
     tasks = f" and {plural(asked, 'few-shot task')}" if asked else ""
     text = f"{documents_words(comparison)} of held-out text{tasks}"
-    lead = f"Measured on the same {text}: {_listed(arms)}."
+    asked_of = {(item.text_fingerprint, item.protocol["name"], item.protocol["seed"]) for item in comparison.scores}
+    alike = "the same" if len(asked_of) == 1 else "unlike texts, suites or seeds, the first on"
+    lead = f"Measured on {alike} {text}: {_listed(arms)}."
     return f"{lead} Differences are against {comparison.base}." if comparison.compared else lead
 
 

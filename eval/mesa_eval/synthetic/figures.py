@@ -142,10 +142,13 @@ def _curves(grid: Grid, measure: RowScores, found: list[Line], write: Writer) ->
 
 
 def _label(figure: Figure, measure: RowScores) -> None:
-    """Name the axis and put one legend beside the panels, where it hides nothing."""
+    """Name the axis and put one legend of all panels beside them, where it hides nothing."""
     figure.axes[0].set_ylabel(measure.label)
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", fontsize=9)
+    shown: dict[str, Any] = {}
+    for axes in figure.axes:  # one panel may lack what another has
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            shown.setdefault(name, handle)
+    figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=9)
 
 
 def _panels(figure: Figure, count: int) -> list[Any]:

@@ -83,8 +83,9 @@ class Grid:
 class Line:
     """One statistic of one arm at one point: its mean over seeds, every seed, and how sure it is.
 
-    ``spread`` is the least and the greatest of several seeds, or the 95 % interval over rows of a single one.
-    ``difference`` is from the first arm: over seeds paired by t, over rows by the bootstrap where there is one seed.
+    ``spread`` is the least and the greatest of several seeds, or the 95 % interval over rows in a grid of one seed.
+    ``difference`` is from the first arm: over seeds paired by t, over rows by the bootstrap in a grid of one seed.
+    Where one of a grid's several seeds is left there is neither a spread nor an interval.
     """
 
     setting: ReportedSetting
@@ -127,8 +128,9 @@ def lines(grid: Grid, key: str) -> list[Line]:
             if not mine:
                 continue
             values = {seed: measure.value for seed, measure in mine.items()}
-            difference = None if setting is settings[0] else _difference(mine, base)
-            found.append(Line(setting, values, _spread(mine), difference, guess_values(grid, setting, key)))
+            several = len(grid.seeds) > 1
+            difference = None if setting is settings[0] else _difference(mine, base, several)
+            found.append(Line(setting, values, _spread(mine, several), difference, guess_values(grid, setting, key)))
     return found
 
 
@@ -178,8 +180,11 @@ def _scores(path: Path) -> SyntheticScores | None:
     return SyntheticScores.from_plain(data) if "measures" in data else None
 
 
-def _spread(measured: dict[int, RowScores]) -> tuple[float, float] | None:
-    if len(measured) > 1:
+def _spread(measured: dict[int, RowScores], several: bool) -> tuple[float, float] | None:
+    """Return the range of seeds, or of a grid with one seed the interval over rows; None of a seed left alone."""
+    if several and len(measured) == 1:
+        return None
+    if several:
         values = [measure.value for measure in measured.values()]
         return min(values), max(values)
     (only,) = measured.values()
@@ -187,12 +192,13 @@ def _spread(measured: dict[int, RowScores]) -> tuple[float, float] | None:
     return None if interval.low is None or interval.high is None else (interval.low, interval.high)
 
 
-def _difference(mine: dict[int, RowScores], base: dict[int, RowScores]) -> Interval | None:
+def _difference(mine: dict[int, RowScores], base: dict[int, RowScores], several: bool) -> Interval | None:
+    """Return the difference over the seeds of both, without an interval where one of several is left."""
     shared = [seed for seed in mine if seed in base]
-    if len(shared) > 1:
-        return paired_t([mine[seed].value for seed in shared], [base[seed].value for seed in shared])
     if not shared:
         return None
+    if several:
+        return paired_t([mine[seed].value for seed in shared], [base[seed].value for seed in shared])
     return (_resampled(mine[shared[0]]) - _resampled(base[shared[0]])).interval()
 
 

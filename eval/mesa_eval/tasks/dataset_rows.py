@@ -38,7 +38,7 @@ def read_dataset(
     found = []
     for row in islice(rows, most):
         entry = {key: _text(row.get(column), names[key], verbatim) for key, column in columns.items()}
-        if entry["input"] and entry["output"]:
+        if entry["input"].strip() and entry["output"].strip():
             found.append(entry)
     return found, names["output"]
 

@@ -9,6 +9,7 @@ else for their last word. `NAME.yaml` beside a file, a `.yaml` that names a data
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,13 +21,14 @@ from pydantic import Field, model_validator
 from mesa_eval.tasks.classification import ClassTask
 from mesa_eval.tasks.dataset_rows import read_dataset
 from mesa_eval.tasks.episodes import EpisodeTask
-from mesa_eval.tasks.extractive import ChoiceTask, is_choice
+from mesa_eval.tasks.extractive import ChoiceTask, is_choice, listed_words
 from mesa_eval.tasks.minimal_pairs import MinimalPairTask
 from mesa_eval.tasks.passages import LastWordTask, TextRecallTask, cut_last_word
 from mesa_eval.tasks.records import read_records
 from mesa_eval.tasks.scrambles import ScrambleTask, is_scramble
 from mesa_eval.tasks.task import Item, Task, check_template
 from mesalm.settings import Settings, one_of
+from mesalm.wording import plural
 
 MOST_LABELS = 20  # beyond, one demonstration of each label fills the window of a small model
 KINDS: dict[str, type[Task]] = {
@@ -176,8 +178,8 @@ def make_tasks(
 
     Without a kind in the settings, labels make a classification; questions that list their answers a choice; words
     with their letters mixed a scramble; items without pool but with paradigms minimal pairs; all else pairs.
-    Raises ValueError in one line for a split that is empty, an input in both splits, an output that is no label, or
-    a label without a demonstration.
+    Raises ValueError in one line for a split that is empty, an input in both splits, an output that is no label, a
+    label without a demonstration, or a choice whose answer the question does not list.
     """
     kind = settings.kind or _kind_of(pool, evaluation, labels)
     wording = {key: value for key in ("header", "template") if (value := getattr(settings, key)) is not None}
@@ -190,7 +192,16 @@ def make_tasks(
     both = {item.input for item in pool} & {item.input for item in evaluation}
     if both:
         raise ValueError(f"{where}: {min(both)!r} is in pool and in eval; an input may be in one of them only")
+    unlisted = [item for item in evaluation if kind == "choice" and item.output not in listed_words(item)]
+    if unlisted:
+        raise ValueError(
+            f"{where}: {unlisted[0].output!r} is not among the words that {unlisted[0].input[:40]!r} lists; a choice"
+            " needs it there"
+        )
     own: dict[str, Any] = {"name": name, "pool": tuple(pool), "evaluation": tuple(evaluation), **wording}
+    if kind == "pair" and (many := _with_several_answers(evaluation)):
+        words = plural(many, "question")
+        own["notes"] = (f"{words} with several answers, each of which may stand among the wrong ones",)
     if kind != "class":
         return [KINDS[kind](**own)]
     own["labels"] = _checked_labels(labels, pool, evaluation, where)
@@ -201,6 +212,12 @@ def make_tasks(
     if len(own["labels"]) > ways:
         tasks.append(EpisodeTask(**{**own, "name": f"{name}_{ways}way"}))
     return tasks
+
+
+def _with_several_answers(items: Sequence[Item]) -> int:
+    """Count the different questions that are answered in more ways than one."""
+    pairs = {(item.input, item.output) for item in items}
+    return sum(count > 1 for count in Counter(question for question, _ in pairs).values())
 
 
 def _found_from(first: dict[str, Any], settings: TaskSettings) -> TaskSettings:
@@ -219,7 +236,12 @@ def _found_from(first: dict[str, Any], settings: TaskSettings) -> TaskSettings:
 
 
 def _passage(text: str, answer: str, whole: bool, where: str) -> Item:
-    """Return a text and its value; its last word where the answer is in the text's own column."""
+    """Return a text and its value; its last word where the answer is in the text's own column.
+
+    Raises ValueError in one line for a blank value, which anything that a model writes would contain.
+    """
+    if not whole and not answer.strip():
+        raise ValueError(f"{where}: the text {text[:40]!r} has a blank value; give one or leave the text out")
     return cut_last_word(text, where) if whole else Item(text.rstrip(), answer.strip())
 
 

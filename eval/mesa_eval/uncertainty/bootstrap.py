@@ -23,7 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mesa_eval.uncertainty.intervals import LEVEL, Interval, joint_interval
+from mesa_eval.uncertainty.intervals import LEVEL, ROUNDING, Interval, joint_interval, p_without_spread
 from mesa_eval.uncertainty.student import critical, tail
 
 DRAWS = 10_000
@@ -77,7 +77,8 @@ class Resampled:
         outside = math.erfc(critical(LEVEL, freedom) * math.sqrt(self.weighed / freedom / 2)) / 2
         low, high = (float(q) for q in np.quantile(here, [outside, 1 - outside]))
         error = math.sqrt(self.variance)
-        p = tail(self.value / error, freedom) if error else float(self.value == 0)
+        spread = error > ROUNDING * abs(self.value)
+        p = tail(self.value / error, freedom) if spread else p_without_spread(self.value, self.weighed)
         return Interval(self.value, low, high, p, self.units, effective=self.weighed)
 
     def _finite(self) -> np.ndarray:
@@ -134,11 +135,13 @@ def seeds_and_units(parts: Sequence[Resampled]) -> Interval:
     """Return the mean over training seeds of one statistic each, over the same units, for new seeds and new units.
 
     Of the variance of the mean by units b^2 a part is of neither seed nor unit and averages out over the n seeds; the
-    spread over seeds holds it too. It is (mean of the single seeds' b_s^2 - b^2) / (n - 1), and is counted once.
+    spread over seeds holds it too. It is (mean of the single seeds' b_s^2 - b^2) / (n - 1), and is counted once. Seeds
+    without any spread, which scores of few values often are, do not hold it.
     """
-    mean = mean_of(parts)
+    mean, values = mean_of(parts), [part.value for part in parts]
     rest = (float(np.mean([part.variance for part in parts])) - mean.variance) / max(1, len(parts) - 1)
-    return joint_interval([part.value for part in parts], max(0.0, mean.variance - rest), mean.weighed)
+    held = rest if float(np.std(values)) > ROUNDING * abs(mean.value) else 0.0
+    return joint_interval(values, max(0.0, mean.variance - held), mean.weighed)
 
 
 def resampled_sums(values: np.ndarray, draws: int = DRAWS, seed: Seed = 0, kept: int = KEPT_COUNTS) -> np.ndarray:

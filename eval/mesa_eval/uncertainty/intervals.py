@@ -24,6 +24,7 @@ import numpy as np
 from mesa_eval.uncertainty.student import critical, tail
 
 LEVEL = 0.95
+ROUNDING = 1e-12  # a spread below this share of a value is that of rounding alone
 FEW_UNITS = 10  # effective units below which no interval has been shown to cover what it claims; reports say so
 
 
@@ -82,7 +83,17 @@ def joint_interval(values: Sequence[float], items: float, units: float) -> Inter
     freedom = 1 / (share / (count - 1) + (1 - share) / (units - 1))
     both = _student(mean, seeds + items, freedom, count)
     wider = max(alone, both, key=lambda interval: (interval.high or 0.0) - (interval.low or 0.0))
+    if math.sqrt(seeds) <= ROUNDING * abs(mean):  # seeds that agree to the last digit say nothing of their spread
+        return replace(wider, p=both.p if items else p_without_spread(mean, max(count, units)))
     return replace(wider, p=max(alone.p or 0.0, both.p or 0.0))
+
+
+def p_without_spread(value: float, units: float) -> float:
+    """Return the two-sided p value of a mean of units that are all equal: that of the sign test, 2 / 2^units; 1 for 0.
+
+    Their spread, which is 0, would give p = 0 for two queries, however often chance makes two answers alike.
+    """
+    return 2.0 ** (1 - units) if value else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -98,7 +109,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _student(mean: float, variance: float, freedom: float, count: int) -> Interval:
     error = math.sqrt(variance)
-    if error == 0:
-        return Interval(mean, mean, mean, float(mean == 0), count, freedom)
+    if error <= ROUNDING * abs(mean):
+        return Interval(mean, mean, mean, p_without_spread(mean, count), count, freedom)
     half = critical(LEVEL, freedom) * error
     return Interval(mean, mean - half, mean + half, tail(mean / error, freedom), count, freedom)

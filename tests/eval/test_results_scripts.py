@@ -1,0 +1,67 @@
+"""Scripts that make the tables of the results: pairs are of one seed, and every run has a folder of its own."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mesalm.train.recipe import Recipe
+
+RESULTS = Path(__file__).parents[2] / "docs/results"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that imports a script by its name."""
+    monkeypatch.syspath_prepend(RESULTS)
+    return importlib.import_module
+
+
+@pytest.fixture
+def script(scripts: Any) -> Any:
+    return scripts("context_seeds")
+
+
+def test_differences_are_of_models_with_one_seed(script: Any) -> None:
+    mesa, others = {0: 0.5, 1: 0.7, 2: 0.9}, {2: 0.8, 0: 0.4, 1: 0.6}
+    assert script.less(mesa, others).startswith("+0.100 [+0.100, ")
+    assert script.less(mesa, {0: 0.4, 1: 0.6, 3: 0.8}) == ""  # as many, but not the same
+    assert script.less(mesa, {0: 0.4, 1: 0.6}) == ""
+
+
+def test_two_models_of_one_arm_and_seed_are_refused(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [{"model": {"name": f"rules-{rate}-mesa-s0"}, "parts": []} for rate in ("1e-3", "2e-3")]
+    kept = tmp_path / "context/rules/scores.json.gz"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(gzip.compress(json.dumps({"scores": models}).encode()))
+    monkeypatch.setattr(script, "HERE", tmp_path)
+    with pytest.raises(ValueError, match="another model of arm"):
+        script.read_scores("rules")
+
+
+def test_conversions_of_other_mixers_have_runs_of_their_own(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the second of two runs that share the tokens, which begins from the first one's weights."""
+    script = scripts("conversion_paths")
+    made: list[Any] = []
+    monkeypatch.setattr(script, "pretrain", lambda recipe, **_: made.append(recipe) or recipe.folder)
+    monkeypatch.setattr(script, "held_out", lambda run: 0.0)
+    original = Recipe.build({"name": "o", "output_dir": str(tmp_path), "train": {"tokens": 4096, "batch_rows": 1}})
+    for mixer in ("mesa", "delta"):
+        start = tmp_path / f"converted-{mixer}-all"
+        for path in script.PATHS:
+            script.follow(original, start, path, 2048, 0, 1e-3, torch.nn.Identity())
+    assert len({recipe.name for recipe in made}) == len(made) == 10
+    for first, second in pairwise(made):
+        if second.name.endswith("-1"):
+            assert second.init_from == str(first.folder / "final")
