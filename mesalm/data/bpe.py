@@ -125,10 +125,14 @@ def add_start_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a sha256 over everything of a tokenizer that decides the ids of plain text and the start token."""
+    """Return a sha256 over everything of a tokenizer that decides the ids of plain text and the start token.
+
+    Padding and truncation, which a tokenizer keeps from its last call, are no part of it.
+    """
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
-        content = json.dumps({**rules, "post_processor": None}, sort_keys=True)
+        other = dict.fromkeys(("post_processor", "padding", "truncation"))
+        content = json.dumps({**rules, **other}, sort_keys=True)
     else:
         content = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
     specials = json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id])

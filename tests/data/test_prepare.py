@@ -282,6 +282,20 @@ def test_a_given_tokenizer_is_known_by_all_that_it_holds(
     assert all(getattr(changed.tokenizer(), name) == value for name, value in change.items())
 
 
+@pytest.mark.parametrize("call", [{"padding": True}, {"truncation": True, "max_length": 5}], ids=str)
+def test_a_tokenizer_that_was_saved_after_a_call_is_still_the_same(
+    call: dict[str, Any], trained: Prepared, records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
+) -> None:
+    tokenizer, path = trained.tokenizer(), write_jsonl("x.jsonl", records(30))
+    tokenizer("a text", **call)
+    tokenizer.save_pretrained(tmp_path / "given")
+    settings = data(path, tokenizer=str(tmp_path / "given"))
+    first = prepare(settings, quiet=True)
+    assert prepare(settings, quiet=True, expected=first.contents()).path == first.path
+    plain = prepare(data(path, tokenizer=str(trained.path / "tokenizer")), quiet=True)
+    assert first.contents() == plain.contents()
+
+
 def test_a_tokenizer_that_loses_text_gives_no_bits_per_byte(
     records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
 ) -> None:
