@@ -103,6 +103,9 @@ class DataSettings(Settings):
             )
         if self.tokenizer == "none" and not all(source.ids_column for source in self.sources):
             raise ValueError("tokenizer 'none' needs ids_column in every source; set a tokenizer or 'train'")
+        for name in ("deduplicate", "decontaminate"):
+            if self.tokenizer == "none" and getattr(self, name):
+                raise ValueError(f"{name} needs words, and ids have none without a tokenizer; set one, or leave it out")
         self._check_weights()
         if self.stream:
             self._check_stream()
