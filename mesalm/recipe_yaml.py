@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 class _RecipeLoader(yaml.SafeLoader):
     """A loader of plain data that refuses a key given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # as written: construction later puts the keys of a merge before those that override them
+        node = super().compose_mapping_node(anchor)
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode):
@@ -29,7 +30,7 @@ class _RecipeLoader(yaml.SafeLoader):
                     line = key_node.start_mark.line + 1
                     raise SettingsError(f"line {line}: {key_node.value} is given twice; keep one")
                 seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
