@@ -123,6 +123,11 @@ class SyntheticRecipe(TaskRun):
         for axis, values in self.grid.items():
             if not values:
                 raise ValueError(f"grid.{axis}: is empty; name at least one value")
+            if len({value.label for value in _axis_values(axis, values)}) < len(values):
+                raise ValueError(f"grid.{axis}: names a value twice")
+        for arm in self.arms:
+            if "/" in arm:
+                raise ValueError(f"arms.{arm}: names a folder, so it can hold no /")
         for key in ("seeds", "learning_rates"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 raise ValueError(f"{key}: names a value twice")

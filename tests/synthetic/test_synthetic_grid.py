@@ -258,7 +258,9 @@ def test_fresh_rows_never_come_twice(load: Any, monkeypatch: pytest.MonkeyPatch)
         ({"grid": {"task.pairs": [2, 9]}}, "softmax, task.pairs 9: .*pairs: 9 need a length"),
         ({"grid": {"model.hiden_size": [2]}}, "hidden_size"),
         ({"grid": {"task.pairs": []}}, "grid.task.pairs: is empty"),
+        ({"grid": {"task.pairs": [1, 1]}}, "grid.task.pairs: names a value twice"),
         ({"arms": {}}, "arms: is empty"),
+        ({"arms": {"mesa/2": {}}}, "arms.mesa/2: names a folder, so it can hold no /"),
         ({"score": {"longer": [1]}}, "score.longer.0: must be above 1|score.longer"),
         (
             {"task": {"name": "compression"}, "score": {"longer": [8]}},
