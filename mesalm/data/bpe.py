@@ -95,6 +95,11 @@ def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(chosen)
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the bound on a tokenizer's ids: more than the number of its tokens where some ids stand for none."""
+    return max(len(tokenizer), *(number + 1 for number in tokenizer.get_vocab().values()))
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Return the ids of a prompt behind the bos token, if there is one; ValueError where that makes no token at all."""
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]

@@ -296,6 +296,18 @@ def test_a_tokenizer_that_was_saved_after_a_call_is_still_the_same(
     assert first.contents() == plain.contents()
 
 
+def test_a_vocabulary_with_holes_reaches_to_its_last_id(
+    records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
+) -> None:
+    core = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "<s>": 20}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    given = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", bos_token="<s>")
+    given.save_pretrained(tmp_path / "given")
+    prepared = prepare(data(write_jsonl("x.jsonl", records(60)), tokenizer=str(tmp_path / "given")), quiet=True)
+    assert prepared.rows("train")[:]["input_ids"].max() == 20
+    assert prepared.vocab_size == 21
+
+
 def test_a_tokenizer_that_loses_text_gives_no_bits_per_byte(
     records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
 ) -> None:
