@@ -45,7 +45,8 @@ class Faults:
             raise DataError(message + self.way_out)
         self.count += 1
         if len(self.examples) < 20:
-            self.examples.append(message)
+            # names of columns may hold what cannot be written
+            self.examples.append(message.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 class Source(Protocol):

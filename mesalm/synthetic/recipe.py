@@ -138,10 +138,9 @@ class SyntheticRecipe(TaskRun):
         """Return the grid's folder, <output_dir>/<name>."""
         return Path(self.output_dir).expanduser() / self.name
 
-    @property
-    def rates(self) -> list[float]:
-        """Return the learning rates that are tried."""
-        return self.learning_rates or [self.optim.learning_rate]
+    def rates(self, setting: Setting) -> list[float]:
+        """Return the learning rates that are tried of an arm at a point of the grid."""
+        return self.learning_rates or [setting.run.optim.learning_rate]
 
     def to_yaml(self) -> str:
         """Return the recipe with all defaults written out; reading it gives an equal recipe."""
@@ -161,6 +160,10 @@ class SyntheticRecipe(TaskRun):
                 try:
                     run = TaskRun.build(data)
                     task = run.build_task()
+                    if self.learning_rates and run.optim.learning_rate != self.optim.learning_rate:
+                        raise SettingsError(
+                            "optim.learning_rate: learning_rates lists what is tried of all; leave one of them out"
+                        )
                     if run.score.longer and (isinstance(task, VectorTask) or task.reads_last_state):
                         raise SettingsError(
                             f"score.longer: {run.task['name']} is not tested at other lengths; leave it out"
@@ -269,7 +272,9 @@ def planned_cells(recipe: SyntheticRecipe, results: Mapping[str, Mapping[str, An
     their setting's best rate is known.
     """
     for setting in recipe.settings():
-        sweep = [Cell(setting, rate, seed) for seed in recipe.seeds[: recipe.sweep_seeds] for rate in recipe.rates]
+        sweep = [
+            Cell(setting, rate, seed) for seed in recipe.seeds[: recipe.sweep_seeds] for rate in recipe.rates(setting)
+        ]
         yield from sweep
         if all(cell.folder_name in results for cell in sweep):
             best = best_rate((cell.rate, results[cell.folder_name]) for cell in sweep)
@@ -279,7 +284,8 @@ def planned_cells(recipe: SyntheticRecipe, results: Mapping[str, Mapping[str, An
 def planned_count(recipe: SyntheticRecipe) -> int:
     """Return how many runs the whole grid has."""
     swept = len(recipe.seeds[: recipe.sweep_seeds])
-    return len(recipe.settings()) * (swept * len(recipe.rates) + len(recipe.seeds) - swept)
+    rates = len(recipe.learning_rates) or 1
+    return len(recipe.settings()) * (swept * rates + len(recipe.seeds) - swept)
 
 
 def best_rate(swept: Iterable[tuple[float, Mapping[str, Any]]]) -> float:

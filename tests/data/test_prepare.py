@@ -201,6 +201,14 @@ def test_several_processes_give_the_same_rows(records: Records, write_jsonl: Wri
     assert one.manifest["splits"] == two.manifest["splits"]
 
 
+def test_a_bad_record_with_a_name_that_cannot_be_written_is_counted(
+    records: Records, write_jsonl: Writer, data: Maker
+) -> None:
+    prepared = prepare(data(write_jsonl("x.jsonl", [*records(20), {"\ud800": 1}]), skip_bad=True), quiet=True)
+    assert prepared.manifest["bad"]["count"] == 1
+    assert "(columns: \\ud800)" in prepared.manifest["bad"]["examples"][0]
+
+
 def test_bad_records_are_counted(records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path) -> None:
     path = write_jsonl("x.jsonl", records(40))
     with path.open("a", encoding="utf-8") as file:

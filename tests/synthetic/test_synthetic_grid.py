@@ -109,6 +109,14 @@ def test_the_plan_is_arms_by_grid_by_rates_and_other_seeds_wait_for_the_best_rat
     assert len(list(planned_cells(recipe, done))) == planned_count(recipe) - 2
 
 
+def test_arms_and_points_may_have_learning_rates_of_their_own(load: Any) -> None:
+    arms = {"one": {}, "other": {"optim.learning_rate": 0.25}}
+    recipe = load(arms=arms, grid={"scheme": {"a": {}, "b": {"optim.learning_rate": 0.5}}}, optim={"learning_rate": 1})
+    assert [cell.rate for cell in planned_cells(recipe, {})] == [1, 0.25, 0.5, 0.25]
+    with pytest.raises(SettingsError, match=r"^other: optim\.learning_rate: learning_rates lists what is tried"):
+        load(arms=arms, learning_rates=[1, 2])
+
+
 def test_a_cell_is_named_by_what_decides_its_outcome(load: Any) -> None:
     def name(**changes: Any) -> str:
         return next(planned_cells(load(**changes), {})).folder_name
