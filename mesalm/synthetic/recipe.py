@@ -72,7 +72,8 @@ class TaskRun(Settings):
     def _counted_in_steps(self) -> Self:
         if self.train.steps is None:
             raise ValueError("train.steps: must be given, for these runs are counted in steps, not in tokens")
-        for section, name in (("train", "average"), ("train", "z_loss"), ("optim", "base_width")):
+        names = ("average", "z_loss", "ramp_tokens", "gradient_checkpointing", "workers")
+        for section, name in (*(("train", name) for name in names), ("optim", "base_width")):
             if getattr(getattr(self, section), name):
                 raise ValueError(f"{section}.{name}: is for runs of language models only; leave it out")
         check_warmup(self.schedule, self.train.steps)

@@ -278,6 +278,7 @@ def test_fresh_rows_never_come_twice(load: Any, monkeypatch: pytest.MonkeyPatch)
         ({"seeds": [1, 1]}, "seeds: names a value twice"),
         ({"train": {"tokens": 100}}, "train.steps: must be given"),
         ({"train": {"steps": 1, "z_loss": 0.1}}, "train.z_loss: is for runs of language models only"),
+        ({"train": {"steps": 1, "ramp_tokens": 9}}, "train.ramp_tokens: is for runs of language models only"),
         ({"optim": {"base_width": 8}}, "optim.base_width: is for runs of language models only"),
         ({"nam": "x"}, "nam: unknown key; did you mean 'name'"),
     ],
