@@ -195,6 +195,22 @@ def test_training_stops_when_the_score_is_enough(load: Any) -> None:
     assert result["steps"] == 2
 
 
+def test_a_run_that_was_good_enough_is_only_scored_when_it_is_taken_up(load: Any) -> None:
+    def crash() -> None:
+        raise MemoryError
+
+    whole, broken = (load(name=name, score={**GRID["score"], "enough": -1e9}) for name in ("whole", "broken"))
+    run_grid(whole, Scoring(), quiet=True)
+    with pytest.raises(MemoryError):
+        run_grid(broken, Scoring(at=3, act=crash), quiet=True)  # the test after the end
+    scoring = Scoring()
+    run_grid(broken, scoring, quiet=True)
+    assert scoring.calls == 2
+    (first,), (second,) = results(whole).values(), results(broken).values()
+    for key in ("steps", "tokens", "loss", "valid", "score"):
+        assert first[key] == second[key], key
+
+
 def test_longer_rows_are_tested_under_names_of_their_own(load: Any) -> None:
     asked: list[tuple[str, int, int, int]] = []
 
