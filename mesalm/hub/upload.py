@@ -37,7 +37,8 @@ class Uploads:
     """The uploads of one run: each a commit with the tag ``step-NNNNNNNN``, one at a time.
 
     ``place`` is a repository, made if it is not there; ``every`` and ``last`` say of which steps. An upload that fails
-    is a line of the journal and no more; a checkpoint that is due while another is under way is left out.
+    is a line of the journal and no more; a checkpoint that is due while another is under way is left out, but the
+    last one waits up to ``patience`` seconds.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Uploads:
 
     def offer(self, checkpoint: Path, step: int) -> Iterator[dict[str, Any]]:
         """Begin to send a checkpoint if it is due; give what became of the one before it."""
-        yield from self._outcome(0.0)
+        yield from self._outcome(self.patience if step == self.last else 0.0)
         if step != self.last and self.every and step % self.every:
             return
         if self._thread is not None:

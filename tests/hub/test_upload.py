@@ -125,6 +125,17 @@ def test_a_silent_hub_holds_nothing_up(checkpoint: Path, tmp_path: Path) -> None
     hub.answers.set()
 
 
+def test_the_last_checkpoint_waits_for_the_one_before_it(checkpoint: Path, tmp_path: Path) -> None:
+    hub = Hub(tmp_path, silent=True)
+    sent = uploads(hub, checkpoint)
+    assert list(sent.offer(checkpoint, 4)) == []
+    last = checkpoint.with_name("step-00000008")
+    shutil.copytree(checkpoint, last)
+    threading.Timer(0.2, hub.answers.set).start()
+    assert [line["checkpoint"] for line in sent.offer(last, 8)] == [checkpoint.name]
+    assert [(line["checkpoint"], "commit" in line) for line in sent.finish()] == [(last.name, True)]
+
+
 def test_a_run_goes_on_where_the_network_fails(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n\n".join(f"the cat sat on mat {number} " * 20 for number in range(30)))
     recipe = Recipe.build(
