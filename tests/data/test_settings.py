@@ -36,6 +36,14 @@ class Outer(Settings):
             "data.sources.0.files: must be a valid string or a valid list, not 3",
         ),
         ({"sources": [{"name": "files", "use": "tran"}]}, "did you mean 'train'?"),
+        (
+            {"sources": [{"name": "python-stdlib", "files": "mine.txt"}]},
+            "data.sources.0: files is not read by source 'python-stdlib'; set name=files or hub, or leave files out",
+        ),
+        (
+            {"sources": [{"name": "packages", "packages": ["numpy"], "dataset": "d"}]},
+            "dataset is not read by source 'packages'; set name=hub",
+        ),
         ({"sources": []}, "data.sources: "),
         ({"sources": [{"name": "episodes", "episodes": {"seed": 2**32}}]}, "seed: must be less than or equal to"),
         ({"valid_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
