@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,9 @@ OTHER_BASE = re.compile(r"^[-+]?0[0-7_]+$|:")
 class _RecipeLoader(yaml.SafeLoader):
     """A loader of plain data that refuses a key given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # as written: construction later puts the keys of a merge before those that override them
+        node = super().compose_mapping_node(anchor)
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode):
@@ -33,7 +34,7 @@ class _RecipeLoader(yaml.SafeLoader):
                     line = key_node.start_mark.line + 1
                     raise SettingsError(f"line {line}: {key_node.value} is given twice; keep one")
                 seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+        return node
 
     def construct_number(self, node: yaml.ScalarNode) -> Any:
         """Return the number that a scalar looks like, or the text that it is."""

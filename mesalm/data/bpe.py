@@ -95,6 +95,11 @@ def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(chosen)
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the bound on a tokenizer's ids: more than the number of its tokens where some ids stand for none."""
+    return max(len(tokenizer), *(number + 1 for number in tokenizer.get_vocab().values()))
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Return the ids of a prompt behind the bos token, if there is one; ValueError where that makes no token at all."""
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -125,10 +130,14 @@ def add_start_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a sha256 over everything of a tokenizer that decides the ids of plain text and the start token."""
+    """Return a sha256 over everything of a tokenizer that decides the ids of plain text and the start token.
+
+    Padding and truncation, which a tokenizer keeps from its last call, are no part of it.
+    """
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
-        content = json.dumps({**rules, "post_processor": None}, sort_keys=True)
+        other = dict.fromkeys(("post_processor", "padding", "truncation"))
+        content = json.dumps({**rules, **other}, sort_keys=True)
     else:
         content = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
     specials = json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id])

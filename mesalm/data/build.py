@@ -16,7 +16,7 @@ import numpy as np
 
 from mesalm.wording import plural
 
-from .bpe import Encoder, add_start_token, begin_id, count_lost, tokenizer_hash, train_tokenizer
+from .bpe import Encoder, add_start_token, begin_id, count_lost, tokenizer_hash, train_tokenizer, vocabulary_size
 from .data_settings import DataSettings
 from .documents import DataError, Document, Source
 from .gather import Gathered, gather, write_arrow
@@ -112,7 +112,7 @@ class Build:
         decode: Any = None
         vocab_size: int | None = self.settings.vocab_size
         if self.tokenizer is not None:
-            vocab_size = len(self.tokenizer)
+            vocab_size = vocabulary_size(self.tokenizer)
             decode = partial(self.tokenizer.decode, skip_special_tokens=True)
         return gather(self.settings, self.sources, path, vocab_size=vocab_size, decode=decode, progress=progress)
 
@@ -133,7 +133,7 @@ class Build:
         self.tokenizer.save_pretrained(self.folder / "tokenizer")
         return {
             **about,
-            "vocab_size": len(self.tokenizer),
+            "vocab_size": vocabulary_size(self.tokenizer),
             "bos_token_id": self.tokenizer.bos_token_id,
             "eos_token_id": self.tokenizer.eos_token_id,
             "pad_token_id": self.tokenizer.pad_token_id,

@@ -11,7 +11,7 @@ import numpy as np
 
 from mesalm.fingerprints import file_hash
 
-from .documents import Faults
+from .documents import DataError, Faults
 from .read_files import FileSource, matching_files
 from .source_settings import SourceSettings
 
@@ -38,7 +38,7 @@ class Contamination:
     """The passages of evaluation files, and the count of the texts that were found to hold one.
 
     Words are compared in lower case and without punctuation. A record of a .jsonl, .json, .csv or .parquet file is the
-    text of all its columns. Raises DataError for a file that cannot be read.
+    text of all its columns. Raises DataError for a file that cannot be read, and where no file holds a text.
     """
 
     def __init__(self, files: list[str]) -> None:
@@ -56,6 +56,8 @@ class Contamination:
                 self.counts[number]["short"] += len(found) == 0
                 digests.append(found)
                 owners.append(np.full(len(found), number))
+        if not digests:
+            raise DataError(f"{', '.join(files)}: no text to compare with; look at data.decontaminate")
         self._digests, first = np.unique(np.concatenate(digests), return_index=True)
         self._owners = np.concatenate(owners)[first]
 

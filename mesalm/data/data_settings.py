@@ -13,6 +13,17 @@ from mesalm.settings import LARGEST_SEED, Settings, one_of, without_none_words
 from .corpora import SOURCES
 from .source_settings import SourceSettings
 
+WITHOUT_FILES = ("python-stdlib", "packages", "episodes")
+"""Sources that have their text from elsewhere than the files or the dataset that a user may name."""
+PLACES = {
+    "files": ("files", "hub"),
+    "dataset": ("hub",),
+    "ids_column": ("files", "hub"),
+    "packages": ("packages",),
+    "episodes": ("episodes",),
+}
+"""Settings that say what text is read, and the sources that look at them."""
+
 
 class KnownSource(SourceSettings):
     """One corpus of a kind that the table of sources has."""
@@ -23,6 +34,15 @@ class KnownSource(SourceSettings):
     @classmethod
     def _known(cls, name: str) -> str:
         return one_of(name, SOURCES, "a source")
+
+    @model_validator(mode="after")
+    def _reads_what_is_given(self) -> Self:
+        for field, kinds in PLACES.items():
+            if self.name in WITHOUT_FILES and self.name not in kinds and getattr(self, field):
+                raise ValueError(
+                    f"{field} is not read by source {self.name!r}; set name={' or '.join(kinds)}, or leave {field} out"
+                )
+        return self
 
 
 class DataSettings(Settings):
@@ -103,6 +123,9 @@ class DataSettings(Settings):
             )
         if self.tokenizer == "none" and not all(source.ids_column for source in self.sources):
             raise ValueError("tokenizer 'none' needs ids_column in every source; set a tokenizer or 'train'")
+        for name in ("deduplicate", "decontaminate"):
+            if self.tokenizer == "none" and getattr(self, name):
+                raise ValueError(f"{name} needs words, and ids have none without a tokenizer; set one, or leave it out")
         self._check_weights()
         if self.stream:
             self._check_stream()

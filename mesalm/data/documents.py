@@ -45,7 +45,8 @@ class Faults:
             raise DataError(message + self.way_out)
         self.count += 1
         if len(self.examples) < 20:
-            self.examples.append(message)
+            # names of columns may hold what cannot be written
+            self.examples.append(message.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 class Source(Protocol):
@@ -91,6 +92,10 @@ def record_document(
     identity = record.get(settings.id_column)
     name = default_id if identity is None else str(identity)
     label = settings.name if domain is None else str(domain)
+    for key, text in ((column, value), (settings.domain_column, label), (settings.id_column, name)):
+        if isinstance(text, str) and not is_unicode(text):
+            faults.bad(f"{where}: column {key!r} holds half a surrogate pair, not Unicode; correct the record")
+            return None
     if settings.ids_column:
         if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
             faults.bad(f"{where}: column {column!r} must be a list of whole numbers >= 0, not {_kind(value)}")
@@ -98,9 +103,6 @@ def record_document(
         return Document(name, label, input_ids=value)
     if not isinstance(value, str):
         faults.bad(f"{where}: column {column!r} must be text, not {_kind(value)}; correct the record")
-        return None
-    if not is_unicode(value):
-        faults.bad(f"{where}: column {column!r} holds half a surrogate pair, not Unicode; correct the record")
         return None
     return Document(name, label, text=value)
 

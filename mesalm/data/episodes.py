@@ -14,7 +14,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from mesalm.settings import Settings
+from mesalm.settings import LARGEST_SEED, Settings
 
 from .episode_words import ATTRIBUTES, LABELS, WORDS
 
@@ -48,7 +48,7 @@ class EpisodeSettings(Settings):
     mappings: int = Field(
         default=0, ge=0, description="Different words, labels and rules in all; 0: each episode has its own."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the episodes.")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of the episodes.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -139,7 +139,7 @@ def _compare_inputs(
 ) -> None:
     from .bpe import tokenizer_hash
 
-    change = changed_sources(expected["sources"], _named(settings, identities))
+    change = changed_sources(expected["sources"], _named(settings, identities), in_order=settings.stream)
     if change is not None:
         raise ChangedDataError(change)
     if tokenizer is not None and tokenizer_hash(tokenizer) != expected["tokenizer"]:

@@ -155,10 +155,12 @@ class Prepared:
         return splits[split]
 
 
-def changed_sources(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> str | None:
+def changed_sources(
+    old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], *, in_order: bool = False
+) -> str | None:
     """Say in words how the sources of one manifest hold other things than those of another, None where they do not.
 
-    The place and the name of a file do not matter.
+    The place and the name of a file do not matter, nor the order of files unless ``in_order``.
     """
     was, now = dict(_held(old)), dict(_held(new))
     gone = [was[digest] for digest in was if digest not in now]
@@ -166,6 +168,9 @@ def changed_sources(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str,
     found = [f"{name} has changed" for name in gone if name in came]
     found += [f"{name} is missing" for name in gone if name not in came]
     found += [f"{name} is new" for name in came if name not in gone]
+    if in_order and not found and list(was) != list(now):
+        moved = next(now[digest] for digest, before in zip(now, was, strict=True) if digest != before)
+        found = [f"{moved} stands at another place among the files, which a stream reads in their order"]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return found[0] + more if found else None
 

@@ -7,6 +7,7 @@ import glob
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import IO, Any, cast
 from mesalm.fingerprints import file_hash
 from mesalm.settings import SettingsError
 
-from .documents import DataError, Document, Faults, Source, record_document
+from .documents import DataError, Document, Faults, Source, is_unicode, record_document
 from .source_settings import SourceSettings
 
 PACKED = {".gz": "gzip", ".zst": "zstd"}
@@ -44,7 +45,9 @@ class FileSource:
         for path in self.paths:
             if not path.name.endswith(ENDINGS):
                 raise DataError(f"{path}: unknown kind of file; give one of {', '.join(ENDINGS)}")
-            if settings.ids_column and ".txt" in path.suffixes:
+            if not is_unicode(str(path)):
+                raise DataError(f"{os.fsencode(path)!r}: this name is not UTF-8; rename the file or folder")
+            if settings.ids_column and _kind(path) == ".txt":
                 raise DataError(f"{path}: a .txt file has no column {settings.ids_column!r}; unset ids_column")
 
     def identity(self) -> dict[str, Any]:
@@ -85,8 +88,7 @@ class FileSource:
         if path.name.endswith(".parquet"):
             yield from self._parquet(path, faults)
             return
-        kinds = {".txt": self._txt, ".jsonl": self._jsonl, ".json": self._json, ".csv": self._csv}
-        read = next(kinds[suffix] for suffix in reversed(path.suffixes) if suffix in kinds)
+        read = {".txt": self._txt, ".jsonl": self._jsonl, ".json": self._json, ".csv": self._csv}[_kind(path)]
         number = 0
         try:
             with _opened(path) as file:
@@ -95,7 +97,7 @@ class FileSource:
         except (EOFError, OSError, zlib.error) as error:
             if path.suffix not in PACKED:
                 raise
-            place = f"{path}:{number + 1}" if ".jsonl" in path.suffixes else str(path)
+            place = f"{path}:{number + 1}" if _kind(path) == ".jsonl" else str(path)
             faults.bad(f"{place}: broken {PACKED[path.suffix]} file ({error}); get the file again")
             yield None
 
@@ -208,6 +210,12 @@ def matching_files(patterns: list[str]) -> list[Path]:
             raise DataError(f"{pattern}: {reason}; look at the path, from the folder you run in")
         found |= dict.fromkeys(hits)
     return list(found)
+
+
+def _kind(path: Path) -> str:
+    """Return the ending of a file's name that says how to read it, without that of its packing."""
+    name = path.name.removesuffix(path.suffix) if path.suffix in PACKED else path.name
+    return name[name.rindex(".") :]
 
 
 def _opened(path: Path) -> IO[bytes]:

@@ -106,8 +106,12 @@ def carry_weights(theirs: PreTrainedModel, config: MesaConfig) -> MesaForCausalL
 
 
 def load_whole(ours: MesaForCausalLM, weights: dict[str, torch.Tensor], model: str) -> None:
-    """Load weights into a mesa model; ValueError, by name, for one without a counterpart on either side."""
-    found = ours.load_state_dict(weights, strict=False)
-    odd = [*found.unexpected_keys, *found.missing_keys]
+    """Load weights into a mesa model; ValueError, by name, for one of another shape or missing on either side."""
+    for name, wanted in ours.state_dict().items():
+        if name in weights and weights[name].shape != wanted.shape:
+            found, asked = (" x ".join(map(str, made.shape)) for made in (weights[name], wanted))
+            raise ValueError(f"{model}: the weights are not those of config.json: {name} is {found}, not {asked}")
+    loaded = ours.load_state_dict(weights, strict=False)
+    odd = [*loaded.unexpected_keys, *loaded.missing_keys]
     if odd:
         raise ValueError(f"{model}: weight {odd[0]} has no counterpart")

@@ -15,6 +15,8 @@ from mesalm.model.mixer_softmax import SoftmaxMixer
 from mesalm.model.mixers import MIXERS
 
 ATTENTION = SoftmaxMixer.name
+LENGTH_BOUND = ("dynamic", "longrope")
+"""Kinds of rotary embedding whose frequencies depend on the longest of the sequences that are read together."""
 
 
 def recurrent_mixer(config: MesaConfig) -> str:
@@ -31,6 +33,12 @@ def recurrent_mixer(config: MesaConfig) -> str:
         raise ValueError(f"mixers: vLLM serves {recurrent[0]} beside softmax only, this has {', '.join(sorted(names))}")
     if ATTENTION in names and config.conv_size_of(ATTENTION):
         raise ValueError("conv_size: vLLM serves softmax layers without a convolution only")
+    rope = (config.rope_parameters or {}).get("rope_type")
+    if ATTENTION in names and rope in LENGTH_BOUND:
+        raise ValueError(
+            f"rope_parameters: {rope} depends on the longest request of a step, so one would change the others; vLLM "
+            f"serves softmax layers without {' and '.join(LENGTH_BOUND)} only"
+        )
     return recurrent[0]
 
 

@@ -19,6 +19,7 @@ from mesalm.hub.new_folder import must_be_new, new_folder
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
+from mesalm.pretrained import opening
 
 SETTINGS = {
     **{name: name for name in ("vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "conv_size")},
@@ -72,6 +73,10 @@ NAMES = (
     (".lambda_params", ".ridge_bias"),
 )
 """Parts of the names of weights, the peer's and ours; the MLP's gate_proj has one name in both."""
+
+
+EMBEDDING = "model.embeddings.weight"
+"""The peer's name of the embedding, which every checkpoint holds."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +142,15 @@ def open_peer(model: str, settings: dict[str, Any]) -> MesaForCausalLM:
     place = locate(model)
     folder = Path(place if Path(place).is_dir() else snapshot_download(place, allow_patterns=["*.safetensors"]))
     weights: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(file)
+    with opening(place, "weights", model):
+        for file in sorted(folder.glob("*.safetensors")):
+            weights |= load_file(file)
+    if EMBEDDING not in weights:
+        raise ValueError(f"{model}: no .safetensors file there holds {EMBEDDING}; get the whole checkpoint")
     config = our_config(settings, model)
     ours = MesaForCausalLM(config)
     load_whole(ours, our_weights(weights, ours, PEERS[settings["model_type"]]), model)
-    ours.config.dtype = weights["model.embeddings.weight"].dtype
+    ours.config.dtype = weights[EMBEDDING].dtype
     return ours.eval()
 
 
@@ -178,9 +186,12 @@ def our_weights(weights: dict[str, Tensor], model: MesaForCausalLM, peer: Peer) 
     for number in range(model.config.num_hidden_layers):
         mixer = f"model.layers.{number}.mixer."
         parts = [ours.pop(f"{mixer}{part}_conv1d.weight", None) for part in "qkv"]
-        ours[mixer + "conv.weight"] = torch.cat([part for part in parts if part is not None]).squeeze(1).flip(-1)
+        taps = [part for part in parts if part is not None]
+        if taps:  # what is missing is named once all the rest has its own name
+            ours[mixer + "conv.weight"] = torch.cat(taps).squeeze(1).flip(-1)
         for name in peer.unbiased:
-            ours[f"{mixer}{name}.bias"] = torch.zeros(len(ours[f"{mixer}{name}.weight"]))
+            if f"{mixer}{name}.weight" in ours:
+                ours[f"{mixer}{name}.bias"] = torch.zeros(len(ours[f"{mixer}{name}.weight"]))
         _negate(ours, mixer, peer)
     return ours
 
@@ -255,7 +266,9 @@ def _their_weights(model: MesaForCausalLM, peer: Peer, name: str) -> dict[str, T
 def _negate(weights: dict[str, Tensor], mixer: str, peer: Peer) -> None:
     """Turn the sign of a layer's forget gate."""
     for part in ("weight", "bias") if peer.negated else ():
-        weights[f"{mixer}forget_proj.{part}"] = -weights[f"{mixer}forget_proj.{part}"]
+        name = f"{mixer}forget_proj.{part}"
+        if name in weights:
+            weights[name] = -weights[name]
 
 
 def _renamed(name: str, parts: Iterable[tuple[str, str]]) -> str:

@@ -47,7 +47,9 @@ def sample(
     opened: Any = open_model(model, device=device, trust_remote_code=trust_remote_code)
     ids = prompt_ids(tokenizer, prompt)
     set_seed(seed)
-    choice = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+    # without top_k, transformers samples from the fifty likeliest tokens alone
+    how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    choice = how if temperature else {"do_sample": False}
     inputs = torch.tensor([ids], device=opened.device)
     with torch.inference_mode():
         output = opened.generate(

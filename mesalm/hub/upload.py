@@ -7,10 +7,12 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from mesalm.hub.publish import add_code
 
@@ -35,7 +37,8 @@ class Uploads:
     """The uploads of one run: each a commit with the tag ``step-NNNNNNNN``, one at a time.
 
     ``place`` is a repository, made if it is not there; ``every`` and ``last`` say of which steps. An upload that fails
-    is a line of the journal and no more; a checkpoint that is due while another is under way is left out.
+    is a line of the journal and no more; a checkpoint that is due while another is under way is left out, but the
+    last one waits up to ``patience`` seconds.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Uploads:
 
     def offer(self, checkpoint: Path, step: int) -> Iterator[dict[str, Any]]:
         """Begin to send a checkpoint if it is due; give what became of the one before it."""
-        yield from self._outcome(0.0)
+        yield from self._outcome(self.patience if step == self.last else 0.0)
         if step != self.last and self.every and step % self.every:
             return
         if self._thread is not None:
@@ -94,12 +97,22 @@ class Uploads:
         try:
             place = self.api.create_repo(self.place, private=self.private, exist_ok=True).repo_id
             commit = self.api.upload_folder(repo_id=place, folder_path=self.staged, commit_message=step)
-            self.api.create_tag(place, tag=step, exist_ok=True)
+            self._tag(place, step)
             shutil.rmtree(self.staged)
         except Exception as error:  # whatever it is, training goes on
             self._said = {"checkpoint": step, "failed": _line(error)}
         else:
             self._said = {"checkpoint": step, "commit": str(commit), "seconds": time.monotonic() - begun}
+
+    def _tag(self, place: str, step: str) -> None:
+        """Tag the newest commit; a tag that an earlier run has left would name that run's weights."""
+        try:
+            self.api.create_tag(place, tag=step)
+        except HfHubHTTPError as error:
+            if error.response.status_code != HTTPStatus.CONFLICT:
+                raise
+            self.api.delete_tag(place, tag=step)
+            self.api.create_tag(place, tag=step)
 
 
 def make_uploads(recipe: Any, folder: Path) -> Uploads:

@@ -72,7 +72,8 @@ class TaskRun(Settings):
     def _counted_in_steps(self) -> Self:
         if self.train.steps is None:
             raise ValueError("train.steps: must be given, for these runs are counted in steps, not in tokens")
-        for section, name in (("train", "average"), ("train", "z_loss"), ("optim", "base_width")):
+        names = ("average", "z_loss", "ramp_tokens", "gradient_checkpointing", "workers")
+        for section, name in (*(("train", name) for name in names), ("optim", "base_width")):
             if getattr(getattr(self, section), name):
                 raise ValueError(f"{section}.{name}: is for runs of language models only; leave it out")
         check_warmup(self.schedule, self.train.steps)
@@ -123,6 +124,11 @@ class SyntheticRecipe(TaskRun):
         for axis, values in self.grid.items():
             if not values:
                 raise ValueError(f"grid.{axis}: is empty; name at least one value")
+            if len({value.label for value in _axis_values(axis, values)}) < len(values):
+                raise ValueError(f"grid.{axis}: names a value twice")
+        for arm in self.arms:
+            if "/" in arm:
+                raise ValueError(f"arms.{arm}: names a folder, so it can hold no /")
         for key in ("seeds", "learning_rates"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 raise ValueError(f"{key}: names a value twice")
@@ -133,10 +139,9 @@ class SyntheticRecipe(TaskRun):
         """Return the grid's folder, <output_dir>/<name>."""
         return Path(self.output_dir).expanduser() / self.name
 
-    @property
-    def rates(self) -> list[float]:
-        """Return the learning rates that are tried."""
-        return self.learning_rates or [self.optim.learning_rate]
+    def rates(self, setting: Setting) -> list[float]:
+        """Return the learning rates that are tried of an arm at a point of the grid."""
+        return self.learning_rates or [setting.run.optim.learning_rate]
 
     def to_yaml(self) -> str:
         """Return the recipe with all defaults written out; reading it gives an equal recipe."""
@@ -156,6 +161,10 @@ class SyntheticRecipe(TaskRun):
                 try:
                     run = TaskRun.build(data)
                     task = run.build_task()
+                    if self.learning_rates and run.optim.learning_rate != self.optim.learning_rate:
+                        raise SettingsError(
+                            "optim.learning_rate: learning_rates lists what is tried of all; leave one of them out"
+                        )
                     if run.score.longer and (isinstance(task, VectorTask) or task.reads_last_state):
                         raise SettingsError(
                             f"score.longer: {run.task['name']} is not tested at other lengths; leave it out"
@@ -264,7 +273,9 @@ def planned_cells(recipe: SyntheticRecipe, results: Mapping[str, Mapping[str, An
     their setting's best rate is known.
     """
     for setting in recipe.settings():
-        sweep = [Cell(setting, rate, seed) for seed in recipe.seeds[: recipe.sweep_seeds] for rate in recipe.rates]
+        sweep = [
+            Cell(setting, rate, seed) for seed in recipe.seeds[: recipe.sweep_seeds] for rate in recipe.rates(setting)
+        ]
         yield from sweep
         if all(cell.folder_name in results for cell in sweep):
             best = best_rate((cell.rate, results[cell.folder_name]) for cell in sweep)
@@ -274,7 +285,8 @@ def planned_cells(recipe: SyntheticRecipe, results: Mapping[str, Mapping[str, An
 def planned_count(recipe: SyntheticRecipe) -> int:
     """Return how many runs the whole grid has."""
     swept = len(recipe.seeds[: recipe.sweep_seeds])
-    return len(recipe.settings()) * (swept * len(recipe.rates) + len(recipe.seeds) - swept)
+    rates = len(recipe.learning_rates) or 1
+    return len(recipe.settings()) * (swept * rates + len(recipe.seeds) - swept)
 
 
 def best_rate(swept: Iterable[tuple[float, Mapping[str, Any]]]) -> float:

@@ -45,7 +45,7 @@ def write_results(recipe: SyntheticRecipe) -> Path:
         mine = [cell for cell in cells if cell.setting == setting]
         swept = [cell for cell in mine if cell.seed in recipe.seeds[: recipe.sweep_seeds]]
         best = None
-        if len(swept) == len(recipe.rates) * len(recipe.seeds[: recipe.sweep_seeds]):
+        if len(swept) == len(recipe.rates(setting)) * len(recipe.seeds[: recipe.sweep_seeds]):
             best = best_rate((cell.rate, results[cell.folder_name]) for cell in swept)
         settings.append(
             {

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from mesalm.data.bpe import load_tokenizer
+from mesalm.data.bpe import load_tokenizer, vocabulary_size
 from mesalm.data.prepare import already_prepared
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
@@ -279,4 +279,4 @@ def _vocabulary(recipe: Recipe) -> int:
     """Return the number of tokens of data that are not prepared."""
     if recipe.data.tokenizer in ("train", "none"):
         return recipe.data.vocab_size
-    return int(recipe.model.get("vocab_size") or len(load_tokenizer(recipe.data.tokenizer)))
+    return int(recipe.model.get("vocab_size") or vocabulary_size(load_tokenizer(recipe.data.tokenizer)))

@@ -7,8 +7,10 @@ from itertools import product
 import numpy as np
 import pytest
 
+from mesalm.data.synthetic import automata
 from mesalm.data.synthetic.automata import Automata, Automaton, Edges, minimal_automaton
 from mesalm.data.synthetic.token_task import Split, TokenRows
+from mesalm.settings import SettingsError
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 TASK = Automata(length=256)
@@ -124,6 +126,13 @@ def test_true_distributions_match_the_frequencies_of_many_strings() -> None:
     # what was drawn, summed over places, against its expectation: within five standard deviations for each symbol
     spread = (chances[symbols] * (1 - chances[symbols])).sum(0) ** 0.5
     assert (np.abs(drawn.sum(0) - chances[symbols].sum(0)) <= 5 * spread).all()
+
+
+def test_settings_without_a_language_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automata, "MOST_DRAWS", 500)
+    few = Automata(vocabulary=6, states_min=1, states=1, edges=1, alphabet_min=1)  # four languages, none in test
+    with pytest.raises(SettingsError, match="none of 500 languages has 1 state and belongs to test"):
+        TokenRows(few, "test", 0, 1)[0]
 
 
 def test_an_illegal_symbol_is_an_error() -> None:

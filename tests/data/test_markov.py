@@ -26,6 +26,14 @@ def test_transitions_have_the_chances_of_the_rows_own_matrix() -> None:
         assert (np.abs(shares - matrix) <= 5 * error + 1e-6)[often].all()
 
 
+def test_the_smallest_concentration_lets_one_symbol_follow() -> None:
+    tokens = TokenRows(Markov(symbols=8, length=400, concentration=1e-9, switch=200), "train", 0, 1)[0]["input_ids"]
+    for part in (tokens[:200], tokens[200:]):
+        pairs = list(zip(part[:-1].tolist(), part[1:].tolist(), strict=True))
+        assert len(dict(pairs)) == len(set(pairs))
+    assert tokens.max() < 8
+
+
 def test_a_switch_outside_the_row_is_refused() -> None:
     with pytest.raises(SettingsError, match="switch: must be below the length of 8, not 8"):
         Markov.build({"length": 8, "switch": 8}, "task")

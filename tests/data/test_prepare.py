@@ -201,6 +201,14 @@ def test_several_processes_give_the_same_rows(records: Records, write_jsonl: Wri
     assert one.manifest["splits"] == two.manifest["splits"]
 
 
+def test_a_bad_record_with_a_name_that_cannot_be_written_is_counted(
+    records: Records, write_jsonl: Writer, data: Maker
+) -> None:
+    prepared = prepare(data(write_jsonl("x.jsonl", [*records(20), {"\ud800": 1}]), skip_bad=True), quiet=True)
+    assert prepared.manifest["bad"]["count"] == 1
+    assert "(columns: \\ud800)" in prepared.manifest["bad"]["examples"][0]
+
+
 def test_bad_records_are_counted(records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path) -> None:
     path = write_jsonl("x.jsonl", records(40))
     with path.open("a", encoding="utf-8") as file:
@@ -280,6 +288,32 @@ def test_a_given_tokenizer_is_known_by_all_that_it_holds(
     changed = prepare(data(path, tokenizer=str(tmp_path / "given")), quiet=True)
     assert changed.path != first.path
     assert all(getattr(changed.tokenizer(), name) == value for name, value in change.items())
+
+
+@pytest.mark.parametrize("call", [{"padding": True}, {"truncation": True, "max_length": 5}], ids=str)
+def test_a_tokenizer_that_was_saved_after_a_call_is_still_the_same(
+    call: dict[str, Any], trained: Prepared, records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
+) -> None:
+    tokenizer, path = trained.tokenizer(), write_jsonl("x.jsonl", records(30))
+    tokenizer("a text", **call)
+    tokenizer.save_pretrained(tmp_path / "given")
+    settings = data(path, tokenizer=str(tmp_path / "given"))
+    first = prepare(settings, quiet=True)
+    assert prepare(settings, quiet=True, expected=first.contents()).path == first.path
+    plain = prepare(data(path, tokenizer=str(trained.path / "tokenizer")), quiet=True)
+    assert first.contents() == plain.contents()
+
+
+def test_a_vocabulary_with_holes_reaches_to_its_last_id(
+    records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
+) -> None:
+    core = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "<s>": 20}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    given = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", bos_token="<s>")
+    given.save_pretrained(tmp_path / "given")
+    prepared = prepare(data(write_jsonl("x.jsonl", records(60)), tokenizer=str(tmp_path / "given")), quiet=True)
+    assert prepared.rows("train")[:]["input_ids"].max() == 20
+    assert prepared.vocab_size == 21
 
 
 def test_a_tokenizer_that_loses_text_gives_no_bits_per_byte(

@@ -81,6 +81,9 @@ def test_text_of_evaluation_files_is_dropped(
     asked.write_text('{"input": "nothing"}\n')
     other = prepare(data("", sources=sources, decontaminate=[str(asked)]), quiet=True)
     assert other.manifest["splits"]["train"]["documents"] == 39
+    asked.write_text("\n")
+    with pytest.raises(DataError, match=r"task\.jsonl: no text to compare with; look at data\.decontaminate"):
+        prepare(data("", sources=sources, decontaminate=[str(asked)]), quiet=True)
 
 
 def test_weights_give_each_source_rows_of_its_own(records: Records, write_jsonl: Writer, data: Maker) -> None:

@@ -36,10 +36,27 @@ class Outer(Settings):
             "data.sources.0.files: must be a valid string or a valid list, not 3",
         ),
         ({"sources": [{"name": "files", "use": "tran"}]}, "did you mean 'train'?"),
+        (
+            {"sources": [{"name": "python-stdlib", "files": "mine.txt"}]},
+            "data.sources.0: files is not read by source 'python-stdlib'; set name=files or hub, or leave files out",
+        ),
+        (
+            {"sources": [{"name": "packages", "packages": ["numpy"], "dataset": "d"}]},
+            "dataset is not read by source 'packages'; set name=hub",
+        ),
         ({"sources": []}, "data.sources: "),
+        ({"sources": [{"name": "episodes", "episodes": {"seed": 2**32}}]}, "seed: must be less than or equal to"),
         ({"valid_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
         ({"sources": [{"name": "files", "ids_column": "ids"}]}, "has its own tokenizer"),
         ({"tokenizer": "none"}, "tokenizer 'none' needs ids_column"),
+        (
+            {"tokenizer": "none", "sources": [{"name": "files", "ids_column": "i"}], "deduplicate": 0.8},
+            "deduplicate needs words, and ids have none without a tokenizer; set one",
+        ),
+        (
+            {"tokenizer": "none", "sources": [{"name": "files", "ids_column": "i"}], "decontaminate": ["asked.jsonl"]},
+            "decontaminate needs words",
+        ),
         ({"sources": [{"name": "files", "use": "valid", "weight": 1}]}, "is for valid alone; leave out its weight"),
         ({"sources": [{"name": "files", "weight": 1}, {"name": "hub"}]}, "some training sources have a weight"),
         ({"stream": True, "deduplicate": 0.8}, "deduplicate must see all documents first"),

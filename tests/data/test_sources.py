@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tokenize
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def test_every_kind_of_file_gives_its_documents(tmp_path: Path) -> None:
         ("x.jsonl", line(GOOD) + line({"body": 1}), ":2: ", "no column 'text' (columns: body); set text_column"),
         ("x.jsonl", line(GOOD) + line({"text": None}), ":2: ", "must be text, not null"),
         ("x.jsonl", line(GOOD) + b'{"text": "\\ud800"}\n', ":2: ", "half a surrogate pair"),
+        ("x.jsonl", line(GOOD) + line({**GOOD, "domain": "\ud800"}), ":2: ", "'domain' holds half a surrogate pair"),
+        ("x.jsonl", line(GOOD) + line({**GOOD, "id": "\ud800"}), ":2: ", "'id' holds half a surrogate pair"),
         ("x.jsonl", line(GOOD) + '{"text": "é"}\n'.encode("latin-1"), ":2: ", "not UTF-8 (byte 0xe9"),
         ("x.jsonl.gz", gzip.compress(line(GOOD) * 999, mtime=0)[:-20], ":", "broken gzip file"),
         ("x.jsonl.gz", b"not gzip at all", ":1: ", "broken gzip file"),
@@ -155,15 +158,18 @@ def test_files_that_cannot_be_chosen(tmp_path: Path) -> None:
         read(files=str(tmp_path))
     with pytest.raises(SettingsError, match="has no files"):
         read()
+    (tmp_path / os.fsdecode(b"\xfc.txt")).write_text("named in another encoding")
+    with pytest.raises(DataError, match=r"xfc\.txt': this name is not UTF-8; rename"):
+        read(files=str(tmp_path))
 
 
 def test_ready_made_ids(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
+    path = tmp_path / "x.txt.jsonl"
     path.write_bytes(line({"ids": [3, 4]}) + line({"ids": [3, -4]}))
-    with pytest.raises(DataError, match=r"x\.jsonl:2: column 'ids' must be a list of whole numbers"):
+    with pytest.raises(DataError, match=r"x\.txt\.jsonl:2: column 'ids' must be a list of whole numbers"):
         read(files=str(path), ids_column="ids")
     documents, faults = read(files=str(path), ids_column="ids", skip_bad=True)
-    assert documents == [Document("x.jsonl:1", "files", None, [3, 4])]
+    assert documents == [Document("x.txt.jsonl:1", "files", None, [3, 4])]
     assert faults.count == 1
 
 

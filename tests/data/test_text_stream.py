@@ -17,7 +17,7 @@ from mesalm.data.bpe import Encoder
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.documents import DataError
 from mesalm.data.mixture import picks
-from mesalm.data.prepare import prepare
+from mesalm.data.prepare import ChangedDataError, prepare
 from mesalm.data.prepared import Prepared
 from mesalm.data.text_stream import STEPS_AHEAD, StreamPosition, TextStream, text_stream
 
@@ -178,6 +178,16 @@ def test_an_error_comes_after_the_batches_before_it() -> None:
     assert stream.position.rows == 4
     assert not readers()
     assert not list(batches)
+
+
+def test_a_stream_does_not_go_on_among_files_in_another_order(streamed: DataSettings, tmp_path: Path) -> None:
+    orders = ((0, 1, 2, 3), (0, 1, 2, 3), (0, 1, 3, 2))
+    sources = [{"name": "files", "files": [str(tmp_path / f"a{number}.jsonl") for number in order]} for order in orders]
+    begun, same, moved = (DataSettings.build({**streamed.model_dump(), "sources": [one]}, "data") for one in sources)
+    expected = prepare(begun, quiet=True).contents()
+    assert prepare(same, quiet=True, expected=expected).contents() == expected
+    with pytest.raises(ChangedDataError, match=r"a3\.jsonl stands at another place among the files"):
+        prepare(moved, quiet=True, expected=expected)
 
 
 def test_what_cannot_be_streamed_is_told(streamed: DataSettings, write_jsonl: Writer, data: Maker) -> None:

@@ -20,6 +20,7 @@ from mesalm.hub.paged_states import (
 )
 from mesalm.model.mixers import MIXERS
 
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 RECURRENT = [name for name, row in MIXERS.items() if row.recurrent]
 
 
@@ -95,6 +96,7 @@ def test_prompts_come_after_the_requests_that_decode() -> None:
         ({"mixers": ["mesa", "linear"]}, "one kind of recurrent layer"),
         ({"mixers": ["mesa", "window"]}, "beside softmax only"),
         ({"mixers": ["mesa", "softmax"], "conv_size": 4}, "without a convolution"),
+        ({"mixers": ["mesa", "softmax"], "rope_parameters": DYNAMIC}, "depends on the longest request"),
     ],
 )
 def test_what_cannot_be_served_is_refused(fields: dict[str, object], said: str) -> None:

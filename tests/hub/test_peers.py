@@ -87,6 +87,34 @@ def test_a_strange_weight_is_refused(peer: Any, tmp_path: Path, capsys: pytest.C
     assert "mixer.strange.weight has no counterpart" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        ("", "no .safetensors file there holds model.embeddings.weight"),
+        ("layers.1.attn.q_conv1d", "mixer.conv.weight is "),
+        ("layers.1.attn.b_proj", "mixer.input_proj.weight has no counterpart"),
+        ("layers.1.attn.a_proj", "mixer.forget_proj.weight has no counterpart"),
+        ("layers.1.", "model.layers.1.input_layernorm.weight has no counterpart"),
+    ],
+)
+def test_a_missing_weight_is_named(
+    kind: str, lost: str, named: str, peer: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = peer(kind)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value for name, value in weights.items() if lost not in name}, folder / "model.safetensors")
+    assert main(["convert", str(folder), str(tmp_path / "ours")]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_a_broken_file_is_told(peer: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = peer("mesa_net")
+    (folder / "model.safetensors").write_bytes(b"half of a file")
+    assert main(["convert", str(folder), str(tmp_path / "ours")]) == 2
+    assert "mesa_net: no weights could be opened there" in capsys.readouterr().err
+
+
 def test_a_scaled_tied_model_goes_to_the_peer_and_back(save_beside: Any, tmp_path: Path) -> None:
     model: MesaForCausalLM = tiny_model(vocab_size=258, mixers="mesa", forget_cap=None, **SPECIAL)
     ids = torch.randint(2, 258, (1, 40), generator=torch.Generator().manual_seed(0))

@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from markdown_it import MarkdownIt
 
 from mesa_eval.evaluate import evaluate
+from mesalm import MesaForCausalLM
 from mesalm.cli import main
 from mesalm.hub.model_card import Evaluation, model_card
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
@@ -183,6 +185,21 @@ def test_a_model_is_found_or_its_absence_explained(run: Path, tmp_path: Path) ->
     (tmp_path / "young" / "journal.jsonl").write_text("")
     with pytest.raises(ValueError, match="no final/ yet"):
         locate(str(tmp_path / "young"))
+
+
+def test_any_token_may_be_sampled(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate, made = MesaForCausalLM.generate, []
+
+    def kept(self: MesaForCausalLM, *arguments: Any, **options: Any) -> Any:
+        made.append(generate(self, *arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(MesaForCausalLM, "generate", kept)
+    sample(str(run), "abc", tokens=40, temperature=1e6, top_p=1.0)
+    ids = made[0].clone()
+    logits = open_model(str(run))(ids).logits[0, -41:-1]
+    ranks = (logits > logits.gather(1, ids[0, -40:, None])).sum(1)
+    assert ranks.max() > 200  # of 258
 
 
 def test_sampling_streams_what_it_returns(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
@@ -25,10 +26,10 @@ NAME = "someone/model"
 
 
 class Hub:
-    """A Hub in a folder; it fails, or does not answer before it is told to."""
+    """A Hub in a folder; it fails, or does not answer before it is told to. `tags` count the commits up to theirs."""
 
     def __init__(self, folder: Path, *, fails: bool = False, silent: bool = False) -> None:
-        self.folder, self.fails, self.answers, self.tags = folder, fails, threading.Event(), []  # type: ignore[var-annotated]
+        self.folder, self.fails, self.answers, self.tags = folder, fails, threading.Event(), {}  # type: ignore[var-annotated]
         if not silent:
             self.answers.set()
 
@@ -48,11 +49,18 @@ class Hub:
         return SimpleNamespace(repo_id=repo_id)
 
     def _upload_folder(self, repo_id: str, folder_path: Path, commit_message: str, **_: Any) -> str:
-        shutil.copytree(folder_path, self.folder / commit_message)
+        shutil.copytree(folder_path, self.folder / commit_message, dirs_exist_ok=True)
         return f"{repo_id}@{commit_message}"
 
-    def _create_tag(self, repo_id: str, tag: str, **_: Any) -> None:
-        self.tags.append(tag)
+    def _create_tag(self, repo_id: str, tag: str, exist_ok: bool = False, **_: Any) -> None:
+        if tag not in self.tags:
+            self.tags[tag] = len(list(self.folder.glob("step-*")))
+        elif not exist_ok:
+            conflict: Any = SimpleNamespace(status_code=409, headers={}, request=None)
+            raise HfHubHTTPError("there is such a tag", response=conflict)
+
+    def _delete_tag(self, repo_id: str, tag: str, **_: Any) -> None:
+        del self.tags[tag]
 
 
 @pytest.fixture
@@ -78,7 +86,7 @@ def test_what_is_sent_is_a_model_that_transformers_loads(checkpoint: Path, tmp_p
     hub.answers.set()
     (line,) = sent.finish()
     assert (line["checkpoint"], line["commit"]) == (checkpoint.name, f"{NAME}@{checkpoint.name}")
-    assert hub.tags == [checkpoint.name]
+    assert list(hub.tags) == [checkpoint.name]
     there = tmp_path / checkpoint.name
     assert not (there / "optimiser.pt").exists()
     assert checkpoint.name in (there / "README.md").read_text()
@@ -86,6 +94,16 @@ def test_what_is_sent_is_a_model_that_transformers_loads(checkpoint: Path, tmp_p
     ids = torch.arange(5, 25)[None]
     torch.testing.assert_close(loaded(ids).logits, tiny_model()(ids).logits)
     assert not (tmp_path / "run/upload.partial").exists()
+
+
+def test_a_tag_of_an_earlier_run_goes_to_the_new_commit(checkpoint: Path, tmp_path: Path) -> None:
+    hub = Hub(tmp_path)
+    hub.tags[checkpoint.name] = 0
+    sent = uploads(hub, checkpoint)
+    assert list(sent.offer(checkpoint, 4)) == []
+    (line,) = sent.finish()
+    assert "commit" in line
+    assert hub.tags == {checkpoint.name: 1}
 
 
 def test_only_due_steps_and_the_last_are_sent(checkpoint: Path, tmp_path: Path) -> None:
@@ -105,6 +123,17 @@ def test_a_silent_hub_holds_nothing_up(checkpoint: Path, tmp_path: Path) -> None
     ]
     assert list(sent.finish()) == [{"failed": "the last upload did not end within 0.05 seconds"}]
     hub.answers.set()
+
+
+def test_the_last_checkpoint_waits_for_the_one_before_it(checkpoint: Path, tmp_path: Path) -> None:
+    hub = Hub(tmp_path, silent=True)
+    sent = uploads(hub, checkpoint)
+    assert list(sent.offer(checkpoint, 4)) == []
+    last = checkpoint.with_name("step-00000008")
+    shutil.copytree(checkpoint, last)
+    threading.Timer(0.2, hub.answers.set).start()
+    assert [line["checkpoint"] for line in sent.offer(last, 8)] == [checkpoint.name]
+    assert [(line["checkpoint"], "commit" in line) for line in sent.finish()] == [(last.name, True)]
 
 
 def test_a_run_goes_on_where_the_network_fails(tmp_path: Path) -> None:

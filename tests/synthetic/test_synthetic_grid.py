@@ -109,6 +109,14 @@ def test_the_plan_is_arms_by_grid_by_rates_and_other_seeds_wait_for_the_best_rat
     assert len(list(planned_cells(recipe, done))) == planned_count(recipe) - 2
 
 
+def test_arms_and_points_may_have_learning_rates_of_their_own(load: Any) -> None:
+    arms = {"one": {}, "other": {"optim.learning_rate": 0.25}}
+    recipe = load(arms=arms, grid={"scheme": {"a": {}, "b": {"optim.learning_rate": 0.5}}}, optim={"learning_rate": 1})
+    assert [cell.rate for cell in planned_cells(recipe, {})] == [1, 0.25, 0.5, 0.25]
+    with pytest.raises(SettingsError, match=r"^other: optim\.learning_rate: learning_rates lists what is tried"):
+        load(arms=arms, learning_rates=[1, 2])
+
+
 def test_a_cell_is_named_by_what_decides_its_outcome(load: Any) -> None:
     def name(**changes: Any) -> str:
         return next(planned_cells(load(**changes), {})).folder_name
@@ -187,6 +195,22 @@ def test_training_stops_when_the_score_is_enough(load: Any) -> None:
     assert result["steps"] == 2
 
 
+def test_a_run_that_was_good_enough_is_only_scored_when_it_is_taken_up(load: Any) -> None:
+    def crash() -> None:
+        raise MemoryError
+
+    whole, broken = (load(name=name, score={**GRID["score"], "enough": -1e9}) for name in ("whole", "broken"))
+    run_grid(whole, Scoring(), quiet=True)
+    with pytest.raises(MemoryError):
+        run_grid(broken, Scoring(at=3, act=crash), quiet=True)  # the test after the end
+    scoring = Scoring()
+    run_grid(broken, scoring, quiet=True)
+    assert scoring.calls == 2
+    (first,), (second,) = results(whole).values(), results(broken).values()
+    for key in ("steps", "tokens", "loss", "valid", "score"):
+        assert first[key] == second[key], key
+
+
 def test_longer_rows_are_tested_under_names_of_their_own(load: Any) -> None:
     asked: list[tuple[str, int, int, int]] = []
 
@@ -258,7 +282,9 @@ def test_fresh_rows_never_come_twice(load: Any, monkeypatch: pytest.MonkeyPatch)
         ({"grid": {"task.pairs": [2, 9]}}, "softmax, task.pairs 9: .*pairs: 9 need a length"),
         ({"grid": {"model.hiden_size": [2]}}, "hidden_size"),
         ({"grid": {"task.pairs": []}}, "grid.task.pairs: is empty"),
+        ({"grid": {"task.pairs": [1, 1]}}, "grid.task.pairs: names a value twice"),
         ({"arms": {}}, "arms: is empty"),
+        ({"arms": {"mesa/2": {}}}, "arms.mesa/2: names a folder, so it can hold no /"),
         ({"score": {"longer": [1]}}, "score.longer.0: must be above 1|score.longer"),
         (
             {"task": {"name": "compression"}, "score": {"longer": [8]}},
@@ -268,6 +294,7 @@ def test_fresh_rows_never_come_twice(load: Any, monkeypatch: pytest.MonkeyPatch)
         ({"seeds": [1, 1]}, "seeds: names a value twice"),
         ({"train": {"tokens": 100}}, "train.steps: must be given"),
         ({"train": {"steps": 1, "z_loss": 0.1}}, "train.z_loss: is for runs of language models only"),
+        ({"train": {"steps": 1, "ramp_tokens": 9}}, "train.ramp_tokens: is for runs of language models only"),
         ({"optim": {"base_width": 8}}, "optim.base_width: is for runs of language models only"),
         ({"nam": "x"}, "nam: unknown key; did you mean 'name'"),
     ],

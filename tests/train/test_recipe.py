@@ -150,6 +150,12 @@ def test_yaml_reads_numbers_as_they_look() -> None:
     assert load_recipe("demo", ["train.steps=00001000", "seed=010", "name=007"]).steps == 1000
 
 
+def test_yaml_merges_come_before_what_overrides_them() -> None:
+    text = "base: &base {rate: 1, size: 3}\nouter:\n  inner: &inner\n    <<: *base\n    rate: 2\nlast:\n  <<: *inner\n"
+    inner = {"rate": 2, "size": 3}
+    assert read_yaml(text, "t") == {"base": {"rate": 1, "size": 3}, "outer": {"inner": inner}, "last": inner}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

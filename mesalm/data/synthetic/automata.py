@@ -9,6 +9,9 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from mesalm.settings import SettingsError
+from mesalm.wording import plural
+
 from .token_task import Row, Split, TokenTask, scored_labels
 
 Edges = tuple[tuple[tuple[int, int], ...], ...]
@@ -16,6 +19,9 @@ Edges = tuple[tuple[tuple[int, int], ...], ...]
 
 SHARES: dict[str, tuple[int, int]] = {"train": (0, 80), "valid": (80, 90), "test": (90, 100)}
 """Which hundredths of all languages belong to a split."""
+
+MOST_DRAWS = 100_000
+"""Draws after which a split counts as without a language; the usual settings need ten or so."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +110,16 @@ class Automata(TokenTask):
         return self.vocabulary - 2
 
     def automaton(self, random: np.random.RandomState, split: Split) -> Automaton:
-        """Draw the language of a row: the first thing that `row` draws."""
+        """Draw the language of a row: the first thing that `row` draws. Raises SettingsError where none is found."""
         low, high = SHARES[split]
-        while True:
+        for _ in range(MOST_DRAWS):
             found = self._any_automaton(random)
             if len(found.edges) >= self.states_min and low <= found.share() < high:
                 return found
+        raise SettingsError(
+            f"task: none of {MOST_DRAWS:,} languages has {plural(self.states_min, 'state')} and belongs to {split}; "
+            "lower task.states_min, or raise task.vocabulary, task.states or task.edges"
+        )
 
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""

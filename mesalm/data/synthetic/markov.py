@@ -38,14 +38,21 @@ class Markov(TokenTask):
 
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""
-        chances = [self.concentration] * self.symbols
-        languages = [random.dirichlet(chances, size=self.symbols).cumsum(1) for _ in range(2 if self.switch else 1)]
+        languages = [self._language(random) for _ in range(2 if self.switch else 1)]
         tokens = np.empty(self.length, dtype=np.int64)
         tokens[0] = random.randint(self.symbols)
         for place, share in enumerate(random.random_sample(self.length - 1), start=1):
             below = languages[bool(self.switch) and place >= self.switch][tokens[place - 1]]
             tokens[place] = np.searchsorted(below, share * below[-1], side="right")
         return {"input_ids": tokens, "labels": scored_labels(tokens, np.arange(self.length) > 0)}
+
+    def _language(self, random: np.random.RandomState) -> np.ndarray:
+        """Draw a transition matrix and return the sums along its rows, float64 [symbols, symbols]."""
+        matrix = random.dirichlet([self.concentration] * self.symbols, size=self.symbols)
+        lost = np.flatnonzero(np.isnan(matrix).any(1))
+        if len(lost):  # all its numbers were below the least float; as the concentration goes to 0, one has all
+            matrix[lost] = np.eye(self.symbols)[random.randint(self.symbols, size=len(lost))]
+        return matrix.cumsum(1)
 
     def guesses(self) -> dict[str, float]:
         """Return nothing: the guesses for this task look at the row (mesa_eval.synthetic.markov_scores)."""
