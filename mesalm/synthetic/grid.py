@@ -23,9 +23,9 @@ from mesalm.data.synthetic.tasks import SyntheticTask
 from mesalm.data.synthetic.token_task import NOT_SCORED, TokenRows, TokenTask, collate_rows
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.files import write_text
-from mesalm.journal import Journal, read_journal
+from mesalm.journal import Journal
 from mesalm.locks import locked
-from mesalm.runs import RunFiles, complete_checkpoints, step_of
+from mesalm.runs import RunFiles
 from mesalm.settings import SettingsError
 from mesalm.synthetic.model import build_model
 from mesalm.synthetic.recipe import Cell, SyntheticRecipe, planned_cells, planned_count
@@ -132,7 +132,7 @@ class CellRun:
             "device": device_name(accelerator.device),
         }
         settings = training.RunSettings(
-            steps=self._ended_at() or self.steps,
+            steps=self.steps,
             optim=run.optim.model_copy(update={"learning_rate": self.cell.rate}),
             schedule=run.schedule,
             checkpoint=run.checkpoint,
@@ -187,14 +187,7 @@ class CellRun:
 
     def _validate(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
         self.valid = self._score(model, "valid", self.run.score.valid_rows)
-        return [{"score": self.valid.value, **({"enough": True} if self._enough() else {})}]
-
-    def _ended_at(self) -> int | None:
-        """Return the step of the newest checkpoint if the score was enough there: killed since, it is only scored."""
-        checkpoints = complete_checkpoints(self.files.checkpoints)
-        step = step_of(checkpoints[-1]) if checkpoints else None
-        lines = [line for line in read_journal(self.files.journal) if line["event"] == "valid" and line["step"] == step]
-        return step if any(line.get("enough") for line in lines) else None
+        return [{"score": self.valid.value}]
 
     def _enough(self) -> bool:
         wanted = self.run.score.enough
