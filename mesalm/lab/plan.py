@@ -286,7 +286,9 @@ def plan_experiments(wanted: Sequence[Planned], seeds: Sequence[int], nets: Path
     claims: dict[str, dict[Path, Training]] = {}
     costs: dict[str, Cost] = {}
     with preserved_randomness():
-        for name, experiment, sizes in tqdm(wanted, desc="Finding trainings", unit=" claims", leave=False, disable=None):
+        for name, experiment, sizes in tqdm(
+            wanted, desc="Finding trainings", unit=" claims", leave=False, disable=None
+        ):
             found: dict[Path, Training] = {}
             claims[name] = found
             for seed in seeds if "steps" in sizes else ():

@@ -181,6 +181,20 @@ def test_bfloat16_autocast_stays_near_float32(case: dict) -> None:
     assert (half.float() - exact).norm() / exact.norm() < 0.05
 
 
+@pytest.mark.parametrize("halves", [(False, True), (True, False)], ids=["float32-first", "autocast-first"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_cache_goes_on_into_and_out_of_autocast(case: dict, halves: tuple[bool, bool]) -> None:
+    model, ids, cache, parts = build(**case), tokens(2, 20), None, []
+    with torch.no_grad():
+        exact = model(ids).logits
+        for half, part in zip(halves * 2, ids.split([12, 5, 1, 2], dim=1), strict=True):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+                output = model(part, cache=cache, use_cache=True)
+            cache = returned_cache(output)
+            parts.append(output.logits.float())
+    assert (torch.cat(parts, dim=1) - exact).norm() / exact.norm() < 0.05
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_loaded_in_bfloat16_stays_near_float32(case: dict, tmp_path: Path) -> None:
     model, ids = build(**case), tokens(2, 40)
