@@ -161,6 +161,9 @@ def test_a_softmax_model_can_be_assisted_and_recurrent_ones_say_why_not(kind: st
     else:
         with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
             model.generate(ids, assistant_model=assistant, **GREEDY)
+        with pytest.raises(ValueError, match=r"assistant_model: .*mesalm.hub.speculate.draft_model") as caught:
+            assistant.generate(ids, assistant_model=model, **GREEDY)
+        assert "\n" not in str(caught.value)
 
 
 def test_what_recurrent_layers_cannot_use_is_refused_in_one_line(kind: str, build: Build, tokens: Draw) -> None:
