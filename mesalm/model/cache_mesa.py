@@ -29,9 +29,18 @@ class CountedTokens(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         """Return the number of tokens seen, an integer; a tensor in a static cache, as transformers' own is."""
-        if self.layers and all(self.is_linear):
+        if self.layers and all(super().is_linear):
             return tokens_seen(self)
         return super().get_seq_length(layer_idx)
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Return which layers are recurrent; none where all are, as `generate` reads tokens again that no layer counts.
+
+        Since transformers 5.24 it leaves out the tokens in the cache only where some layer is not recurrent.
+        """
+        recurrent: list[bool] = super().is_linear
+        return [False] * len(recurrent) if all(recurrent) else recurrent
 
 
 class MesaCache(CountedTokens, DynamicCache):
