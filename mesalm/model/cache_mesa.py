@@ -122,10 +122,13 @@ def write_recurrent_state(cache: Cache, layer_idx: int, state: torch.Tensor) -> 
 
 
 def _renew(cache: Cache, layer_idx: int, kind: str, state: torch.Tensor) -> None:
-    """Give a layer fresh memory for `state` where the old must stay as it is, since transformers writes in place."""
+    """Give a layer fresh memory for `state` where the old must stay as it is, since transformers writes in place.
+
+    So too where the old is of another batch, of before a reset.
+    """
     layer: Any = cache.layers[layer_idx]
     held = getattr(layer, kind)
-    if _may_change(held[0]):
+    if _may_change(held[0]) and (held[0] is None or held[0].shape == state.shape):
         return
     if held[0] is None:
         layer.lazy_initialization(**{kind: state})

@@ -85,6 +85,21 @@ def test_token_by_token_and_in_chunks_equals_the_whole(case: dict) -> None:
             torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=2e-4, rtol=2e-4)
 
 
+# recurrent ones alone: before release 5.24 transformers' reset leaves keys and values of zeros
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("conv_size", [0, 4])
+@pytest.mark.parametrize("mixers", [name for name, row in MIXERS.items() if row.recurrent])
+def test_a_state_is_empty_after_a_reset_and_takes_any_batch(mixers: str, conv_size: int, rows: int) -> None:
+    model, ids = build(mixers=mixers, conv_size=conv_size), tokens(rows, 13)
+    cache, parts = DynamicCache(config=model.config), []
+    with torch.no_grad():
+        model(tokens(2, 9, seed=5), cache=cache, use_cache=True)
+        cache.reset()
+        for part in ids.split([7, 1, 5], dim=1):
+            parts.append(model(part, cache=cache, use_cache=True).logits)
+        torch.testing.assert_close(torch.cat(parts, dim=1), model(ids).logits, atol=2e-4, rtol=2e-4)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_cache_holds_as_many_numbers_as_stated(case: dict) -> None:
     model = build(**case)
