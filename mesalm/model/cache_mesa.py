@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, StaticCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .operator_transforms import transforms_active
@@ -29,7 +29,7 @@ class CountedTokens(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         """Return the number of tokens seen, an integer; a tensor in a static cache, as transformers' own is."""
-        if self.layers and all(super().is_linear):
+        if self._all_recurrent:
             return tokens_seen(self)
         return super().get_seq_length(layer_idx)
 
@@ -40,7 +40,12 @@ class CountedTokens(Cache):
         Since transformers 5.24 it leaves out the tokens in the cache only where some layer is not recurrent.
         """
         recurrent: list[bool] = super().is_linear
-        return [False] * len(recurrent) if all(recurrent) else recurrent
+        return [False] * len(recurrent) if self._all_recurrent else recurrent
+
+    @property
+    def _all_recurrent(self) -> bool:
+        # transformers' own `is_linear` of release 5.17 takes layers for recurrent that keep a window beside a state
+        return bool(self.layers) and not any(isinstance(layer, CacheLayerMixin) for layer in self.layers)
 
 
 class MesaCache(CountedTokens, DynamicCache):

@@ -77,10 +77,15 @@ def test_token_by_token_and_in_chunks_equals_the_whole(case: dict) -> None:
     model, ids = build(**case), tokens(2, 19)
     with torch.no_grad():
         whole = model(ids).logits
-        for cuts in ([1] * 19, [7, 1, 1, 5, 1, 4], [18, 1]):
-            cache, parts = DynamicCache(config=model.config), []
+        for cuts, cache in (
+            ([1] * 19, None),
+            ([7, 1, 1, 5, 1, 4], DynamicCache(config=model.config)),
+            ([18, 1], DynamicCache(config=model.config)),
+        ):
+            parts = []
             for part in ids.split(cuts, dim=1):
                 output = model(part, cache=cache, use_cache=True)
+                cache = returned_cache(output)
                 parts.append(output.logits)
             torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=2e-4, rtol=2e-4)
 
