@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, StaticCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .operator_transforms import transforms_active
@@ -29,9 +29,23 @@ class CountedTokens(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         """Return the number of tokens seen, an integer; a tensor in a static cache, as transformers' own is."""
-        if self.layers and all(self.is_linear):
+        if self._all_recurrent:
             return tokens_seen(self)
         return super().get_seq_length(layer_idx)
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Return which layers are recurrent; none where all are, as `generate` reads tokens again that no layer counts.
+
+        Since transformers 5.24 it leaves out the tokens in the cache only where some layer is not recurrent.
+        """
+        recurrent: list[bool] = super().is_linear
+        return [False] * len(recurrent) if self._all_recurrent else recurrent
+
+    @property
+    def _all_recurrent(self) -> bool:
+        # transformers' own `is_linear` of release 5.17 takes layers for recurrent that keep a window beside a state
+        return bool(self.layers) and not any(isinstance(layer, CacheLayerMixin) for layer in self.layers)
 
 
 class MesaCache(CountedTokens, DynamicCache):
@@ -113,10 +127,13 @@ def write_recurrent_state(cache: Cache, layer_idx: int, state: torch.Tensor) -> 
 
 
 def _renew(cache: Cache, layer_idx: int, kind: str, state: torch.Tensor) -> None:
-    """Give a layer fresh memory for `state` where the old must stay as it is, since transformers writes in place."""
+    """Give a layer fresh memory for `state` where the old must stay as it is, since transformers writes in place.
+
+    So too where the old is of another batch, of before a reset.
+    """
     layer: Any = cache.layers[layer_idx]
     held = getattr(layer, kind)
-    if _may_change(held[0]):
+    if _may_change(held[0]) and (held[0] is None or held[0].shape == state.shape):
         return
     if held[0] is None:
         layer.lazy_initialization(**{kind: state})

@@ -8,16 +8,16 @@ from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
 
 from .cache_mesa import ATTENTION
 from .field_rules import (
+    ROTARY,
     STORED,
+    check_rotary,
     choice,
     documented,
     expect,
-    is_number,
     is_whole,
     misspelt,
     names_of,
@@ -214,8 +214,9 @@ class MesaConfig(PreTrainedConfig):
             self.num_key_value_heads = None
         if self.head_dim is not None and self.head_dim * self.num_attention_heads == self.hidden_size:
             self.head_dim = None
-        # a copy, since transformers completes it in place
-        self.rope_parameters = dict(self.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
+        # a copy, since transformers completes it in place, and then reads an older file's rope_theta no more
+        plain = {"rope_type": "default", "rope_theta": kwargs.get("rope_theta", 10000.0)}
+        self.rope_parameters = dict(self.rope_parameters or plain)
         super().__post_init__(**kwargs)
         self.check()
         if stated is not None:
@@ -245,6 +246,8 @@ class MesaConfig(PreTrainedConfig):
             ValueError: an argument that is nearly the name of a field; others may be meant for a model or tokenizer.
         """
         for key in kwargs:
+            if key in ROTARY and config_dict.get("rope_parameters"):
+                raise ValueError(f"{key}: the saved rope_parameters would go before it; give rope_parameters instead")
             cls._refuse_misspelt(key)
         return super().from_dict(config_dict, **kwargs)
 
@@ -364,13 +367,7 @@ class MesaConfig(PreTrainedConfig):
         """Raise ValueError for a rotary embedding that softmax mixers cannot have."""
         if not self.has_attention:
             return
-        rope = self.rope_parameters or {}
-        kind, known = rope.get("rope_type"), ("default", *ROPE_INIT_FUNCTIONS)
-        base: Any = rope.get("rope_theta")
-        if kind not in known:
-            raise ValueError(f"rope_parameters: rope_type {kind!r} is unknown; choose from {', '.join(known)}")
-        if not is_number(base) or base <= 0:
-            raise ValueError(f"rope_parameters: rope_theta {base!r} must be a number above 0")
+        check_rotary(self.rope_parameters or {})
         try:
             super().validate_rope()
         except KeyError as error:

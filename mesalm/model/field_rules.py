@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
 Config = TypeVar("Config", bound=type[Any])
 
 STORED = (
@@ -23,6 +25,9 @@ STORED = (
     "tokenizer_class",
 )
 """Keys of configurations that transformers writes or reads though no class has them."""
+
+ROTARY = ("partial_rotary_factor", "rope_scaling", "rope_theta")
+"""Keys of older configurations whose values transformers moves into `rope_parameters`, unless those are given."""
 
 
 class FieldRule(NamedTuple):
@@ -123,6 +128,19 @@ def names_of(known: Iterable[str], kind: str, meaning: str) -> FieldRule:
         return f"{strange[0]!r} is not a {kind}; choose from {', '.join(choices)}" if strange else None
 
     return FieldRule(fault, meaning)
+
+
+def check_rotary(rope: dict[str, Any]) -> None:
+    """Raise ValueError for `rope_parameters` of softmax mixers that transformers itself would let pass."""
+    kind, known = rope.get("rope_type"), ("default", *ROPE_INIT_FUNCTIONS)
+    base: Any = rope.get("rope_theta")
+    part: Any = rope.get("partial_rotary_factor")
+    if kind not in known:
+        raise ValueError(f"rope_parameters: rope_type {kind!r} is unknown; choose from {', '.join(known)}")
+    if not is_number(base) or base <= 0:
+        raise ValueError(f"rope_parameters: rope_theta {base!r} must be a number above 0")
+    if part not in (None, 1) and kind != "proportional":
+        raise ValueError(f"rope_parameters: partial_rotary_factor {part!r} must be 1: whole heads are rotated")
 
 
 def misspelt(key: str, fields: Iterable[str]) -> str | None:

@@ -92,7 +92,7 @@ class ShortConvolution(nn.Module):
 def same_segment(segments: torch.Tensor, lag: int) -> torch.Tensor:
     """Return which tokens share their document with the token `lag` before them, [B, T] booleans."""
     same = torch.zeros_like(segments, dtype=torch.bool)
-    same[:, lag:] = segments[:, lag:] == segments[:, : segments.shape[1] - lag]
+    same[:, lag:] = segments[:, lag:] == segments[:, :-lag]
     return same
 
 

@@ -251,7 +251,8 @@ def convolve(
     batch, _, channels = inputs.shape
     width = conv.size - 1
     past = conv_state(cache, layer_idx)
-    past = inputs.new_zeros(batch, width, channels) if past is None else past.transpose(1, 2)
+    # a cache may have been filled outside of autocast, or inside
+    past = inputs.new_zeros(batch, width, channels) if past is None else past.transpose(1, 2).to(inputs.dtype)
     if stretch is not None:
         past = stretch.last_before(inputs, width)
         segments = None if segments is None else stretch.cut(segments, before=width)

@@ -23,6 +23,7 @@ from transformers.masking_utils import (
 from transformers.utils.generic import is_flash_attention_requested
 from transformers.utils.import_utils import is_tracing
 
+from .cache_mesa import ATTENTION
 from .configuration_mesa import MesaConfig
 from .context_parallel import Stretch
 from .layers import same_segment
@@ -223,8 +224,10 @@ def attention_masks(
         sliding = kind == "sliding_attention"
         if segments is None or (mask is not None and len(mask.shape) == 4):
             create = create_sliding_window_causal_mask if sliding else create_causal_mask
+            # release 5.17 would measure the mask by a recurrent layer, or one of the other kind
+            first = next(number for number, name in enumerate(config.layer_types) if name in (kind, ATTENTION[kind]))
             # by place, since transformers 5.24 renames the cache
-            masks[kind] = create(config, inputs_embeds, mask, cache)
+            masks[kind] = create(config, inputs_embeds, mask, cache, layer_idx=first)
         elif not is_flash_attention_requested(config):
             # transformers' own causal mask looks for documents only where there is no mask, even of ones
             batch, length = inputs_embeds.shape[:2]

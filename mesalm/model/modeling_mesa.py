@@ -354,6 +354,11 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any, **more: Any
     ) -> None:
+        if self._is_stateful and generation_config.is_assistant:
+            raise ValueError(
+                "assistant_model: refused tokens cannot be taken back from its recurrent state; draft with it by "
+                "mesalm.hub.speculate.draft_model, or take a softmax model"
+            )
         # the parent's parameters differ between releases of transformers, so they are handed on unread
         parent: Any = super()
         parent._prepare_cache_for_generation(generation_config, model_kwargs, *rest, **more)

@@ -95,6 +95,16 @@ def test_greedy_generation_is_what_the_greedy_mark_means(make, tokenizer) -> Non
     assert hits.all()
 
 
+def test_penalties_of_a_model_do_not_change_what_it_finds_likeliest(make, tokenizer) -> None:
+    scorer = Scorer(make.llama(258, seed=5), tokenizer, quiet=True)
+    prompts = ["go on: ", "once"]
+    plain = scorer.generate(prompts, 12, stop="\0")
+    own = scorer.model.generation_config
+    own.update(repetition_penalty=1.5, no_repeat_ngram_size=1, suppress_tokens=scorer.encode(plain[0]))
+    assert scorer.generate(prompts, 12, stop="\0") == plain
+    assert scorer.model.generation_config is own
+
+
 def test_a_special_token_spelt_out_is_plain_text(make, tokenizer) -> None:
     scorer = Scorer(make.llama(258, seed=1), tokenizer, quiet=True)
     assert 0 not in scorer.encode("a <|endoftext|> b")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import tiny_config, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import LinearAttentionLayer
 
@@ -175,3 +175,14 @@ def test_rotary_settings_belong_to_softmax() -> None:
     assert tiny_config(mixers="softmax", rope_parameters=given).rope_parameters["rope_type"] == "default"
     assert given == {"rope_theta": 500.0}
     assert tiny_config(head_dim=7).head_dim == 7  # odd heads cannot be rotated, and mesa does not
+
+
+def test_a_rotary_base_beside_the_parameters_is_taken(tmp_path: Path) -> None:
+    config = tiny_config(mixers="softmax", rope_theta=500.0)
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 500.0}
+    rate = tiny_model(mixers="softmax", rope_theta=500.0).model.rotary_emb.inv_freq[1]
+    assert float(rate) == pytest.approx(500.0 ** -(2 / 16))
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"] == 500.0
+    with pytest.raises(ValueError, match=r"^rope_theta: .*; give rope_parameters instead$"):
+        AutoConfig.from_pretrained(tmp_path, rope_theta=700.0)

@@ -71,6 +71,10 @@ def test_the_configuration_survives_json(tmp_path: Path) -> None:
         ({"mixers": "softmax", "rope_parameters": {"rope_type": "foo"}}, "rope_type 'foo' is unknown; choose from"),
         ({"mixers": "softmax", "rope_parameters": {"rope_type": "yarn"}}, "rope_parameters: Missing required keys"),
         ({"mixers": "softmax", "rope_parameters": {"rope_theta": 0}}, "rope_theta 0 must be a number above 0"),
+        (
+            {"mixers": "window", "rope_parameters": {"partial_rotary_factor": 0.5}},
+            "partial_rotary_factor 0.5 must be 1",
+        ),
     ],
 )
 def test_misuse_is_one_clear_line(options: dict, words: str) -> None:

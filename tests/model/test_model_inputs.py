@@ -151,6 +151,14 @@ def test_a_hole_within_a_document_is_read_over(kind: str) -> None:
         torch.testing.assert_close(logits[:, place], model(ids[:, place], use_cache=False).logits, **NEAR)
 
 
+@pytest.mark.parametrize("length", [2, 3, 5])
+def test_a_convolution_may_be_wider_than_a_row_of_documents(length: int, kind: str) -> None:
+    model, ids = build(kind, conv_size=6), draw(1, length)
+    positions = torch.tensor([[0, *range(length - 1)]])
+    logits = model(ids, position_ids=positions).logits
+    assert_documents_alone(model, logits, ids, [[slice(0, 1), slice(1, length)]])
+
+
 def test_documents_are_found_as_a_loop_finds_them() -> None:
     generator = torch.Generator().manual_seed(0)
     for length in (1, 2, 17):

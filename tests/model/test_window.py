@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_model
 
 from mesalm import MesaConfig
+from mesalm.model.cache_mesa import returned_cache
 
 WINDOW = 5
 
@@ -43,3 +44,15 @@ def test_transformers_finds_the_window_only_where_there_is_one() -> None:
     assert not hasattr(MesaConfig(mixers="softmax"), "sliding_window")
     with pytest.raises(ValueError, match=r"^window: 1 must be a whole number of at least 2"):
         MesaConfig(window=1)
+
+
+@pytest.mark.parametrize("mixers", [["window", "mesa", "softmax"], ["kalman", "window", "softmax"]], ids="-".join)
+def test_masks_are_measured_by_a_layer_of_their_kind(mixers: list[str]) -> None:
+    model = tiny_model(mixers=mixers, num_hidden_layers=3, window=WINDOW)
+    ids, cache, parts = torch.randint(2, 61, (2, 17), generator=torch.Generator().manual_seed(1)), None, []
+    with torch.no_grad():
+        for part in ids.split([9, 1, 1, 6], dim=1):
+            output = model(part, cache=cache, use_cache=True)
+            cache = returned_cache(output)
+            parts.append(output.logits)
+        torch.testing.assert_close(torch.cat(parts, dim=1), model(ids).logits, atol=2e-4, rtol=2e-4)

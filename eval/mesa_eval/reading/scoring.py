@@ -10,14 +10,15 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
 import mesalm  # noqa: F401  (registers the model type "mesa")
@@ -199,7 +200,7 @@ class Scorer(Reader):
             device=self.device,
         )
         mask = (torch.arange(longest) >= torch.tensor(padding)[:, None]).long().to(self.device)
-        with torch.no_grad():
+        with torch.no_grad(), _by_likelihood(self.model):
             out = self.model.generate(
                 ids,
                 attention_mask=mask,
@@ -336,6 +337,19 @@ def _has_position_table(model: Any, limit: int) -> bool:
     ]
     tables += [table for name, table in model.named_buffers() if "position" in name and table.ndim == 2]
     return any(limit <= len(table) <= limit + 2 for table in tables)
+
+
+@contextmanager
+def _by_likelihood(model: Any) -> Iterator[None]:
+    """Let a model write its likeliest tokens, without the penalties and bans of a generation_config.json."""
+    own = [(part, part.generation_config) for part in model.modules() if hasattr(part, "generation_config")]
+    try:
+        for part, _ in own:
+            part.generation_config = GenerationConfig()
+        yield
+    finally:
+        for part, settings in own:
+            part.generation_config = settings
 
 
 def _up_to(tokens: list[int], ends: set[int]) -> list[int]:
