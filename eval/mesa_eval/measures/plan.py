@@ -93,7 +93,7 @@ def make_plan(request: Request) -> EvaluationPlan:
         "text": [str(text) for text in request.texts] or f"{request.split} split of the run's prepared data",
         "documents_available": len(documents),
         "tasks": names,
-        "command": shlex.join(["mesalm", *_versioned(sys.argv[1:], suite.name)]),
+        "command": shlex.join([_program(), *_versioned(sys.argv[1:], suite.name)]),
     }
     return EvaluationPlan(
         request,
@@ -119,6 +119,12 @@ def _windows(sources: Sequence[ModelSource], longest: int, trust_remote_code: bo
         keys.append(key)
         least[key] = min(least.get(key, longest), training_length(source, tokenizer, trust_remote_code))
     return tuple(least[key] for key in keys)
+
+
+def _program() -> str:
+    """Return mesalm where its command line runs, else the script that calls."""
+    called = Path(sys.argv[0])
+    return "mesalm" if called.name in ("mesalm", "__main__.py") else str(called)
 
 
 def _versioned(arguments: Sequence[str], version: str) -> list[str]:
