@@ -1,7 +1,7 @@
 """Draw what models learn from examples, and print the tables of models with several seeds.
 
 python docs/results/context_seeds.py tuned  # of the scores that are kept
-python docs/results/context_seeds.py tuned reports/*/scores/context-tuned-*.json  # keep these instead
+python docs/results/context_seeds.py tuned reports/*/scores/context-t*.json  # keep these instead
 python docs/results/context_seeds.py h200 reports/*/scores/context-gpu-*.json  # the models that were trained on a card
 python docs/results/context_seeds.py rules reports/*/scores/rules-*.json  # the models of rules alone
 
@@ -31,8 +31,9 @@ ARMS = {
     "softmax-conv": "softmax with convolution",
     "linear": "linear (no solve)",
     "hybrid": "hybrid (1 softmax layer)",
+    "time-softmax-conv": "softmax, mesa's time",
 }
-PAIRS = (("mesa", "softmax-conv"), ("mesa", "linear"), ("hybrid", "softmax-conv"), ("hybrid", "mesa"))
+PAIRS = (("mesa", "softmax-conv"), ("mesa", "linear"), ("hybrid", "softmax-conv"), ("hybrid", "mesa"), ("mesa", "time-softmax-conv"))
 """Arms whose difference is shown, where both were trained."""
 SHOWINGS = (0, 1, 2, 4, 8)
 TASKS = ("word_labels", "new_labels", "letter_labels", "noisy_labels")
@@ -60,7 +61,7 @@ class ModelSet(NamedTuple):
 WORDS = {"word_labels": "labels known from training", "new_labels": "labels never seen in training"}
 WORD_AXES = ("times the word was shown with its label", "accuracy among four labels")
 SETS = {
-    "tuned": ModelSet("context-tuned", "context.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
+    "tuned": ModelSet("context(?:-tuned)?", "context.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
     "h200": ModelSet("context-gpu", "context-h200.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
     "rules": ModelSet(
         "rules-(?:cpu|(?:qknorm-)?[^-]*-[0-9])",
@@ -134,7 +135,7 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
             ]
             if not scores[arm]:
                 continue
-            places = [place + (index - 1.5) * 0.06 for place in ticks]
+            places = [place + (index - 0.5 * (len(ARMS) - 1)) * 0.05 for place in ticks]
             means = [sum(column) / len(column) for column in shares]
             colour = series_colour(index)
             panel.vlines(places, [min(x) for x in shares], [max(x) for x in shares], color=colour, linewidth=1)
