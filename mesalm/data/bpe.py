@@ -9,14 +9,16 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mesalm.fingerprints import fingerprints
+from mesalm.pretrained import load
 
 from .documents import DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -33,9 +35,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     the texts and the size only; a small corpus can give fewer than ``vocab_size`` tokens. ``tokenizer(text)`` begins
     with the start token (`add_start_token`), with ``add_special_tokens=False`` there is none.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -69,10 +68,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     Raises DataError when there is none, or it cannot begin a document.
     """
-    from transformers import AutoTokenizer
-
-    from mesalm.pretrained import load
-
     folder = Path(name).expanduser()
     if folder.is_file():
         raise DataError(f"data.tokenizer: {name} is a file; give a folder, a Hub name or 'train'")
@@ -115,8 +110,6 @@ def add_start_token(tokenizer: PreTrainedTokenizerBase) -> None:
     Changes the tokenizer in place, unless it does so already or has no rules to change (a slow one). A second text of
     a pair begins with that token too.
     """
-    from tokenizers.processors import TemplateProcessing
-
     begin = begin_id(tokenizer)
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     if not tokenizer.is_fast or tokenizer("a")["input_ids"] == [begin, *plain]:

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow
+from datasets.utils import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from mesalm.wording import plural
 
@@ -23,11 +27,6 @@ from .gather import Gathered, gather, write_arrow
 from .packing import PackedRows, Packer
 from .splits import SPLITS
 from .stages import hidden_bars, say
-
-if TYPE_CHECKING:
-    import datasets
-    import pyarrow
-    from transformers import PreTrainedTokenizerBase
 
 # Below this many bytes, starting processes costs more than they save.
 MANY_BYTES = 200_000_000
@@ -49,8 +48,6 @@ class Build:
 
     def run(self) -> dict[str, Any]:
         """Build everything but the manifest, and return what the manifest says of it."""
-        import datasets
-
         work = self.folder / "work"
         work.mkdir()
         self._say(f"reading {', '.join(dict.fromkeys(source.name for source in self.settings.sources))}")
@@ -104,8 +101,6 @@ class Build:
             say(line)
 
     def _gather(self, path: Path) -> Gathered:
-        from datasets.utils import tqdm
-
         def progress(documents: Iterable[Document]) -> Iterable[Document]:
             return tqdm(documents, desc="Reading", unit=" documents", leave=False)
 
@@ -142,8 +137,6 @@ class Build:
 
     def _tokenise(self, documents: datasets.Dataset, gathered: Gathered, path: Path) -> datasets.Dataset:
         """Return a dataset with the column input_ids: the tokens of each document, its first one included."""
-        import datasets
-
         features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
         before = os.environ.get("TOKENIZERS_PARALLELISM")
         processes = self._processes(int(gathered.sizes.sum()), len(documents))
@@ -194,9 +187,6 @@ class Build:
         self, tokens: datasets.Dataset, parts: list[np.ndarray], split: str, work: Path
     ) -> tuple[Packer, list[int]]:
         """Write the rows of a split, those of each part behind those of the part before; return how many each has."""
-        import datasets
-        from datasets.utils import tqdm
-
         length = self.settings.sequence_length
         packer = Packer(length)
         ends = [0]
@@ -308,8 +298,6 @@ def _ratio(size: int, tokens: int) -> float | None:
 
 
 def _rows_table(rows: PackedRows) -> pyarrow.Table:
-    import pyarrow
-
     length = rows.input_ids.shape[1]
     flat = pyarrow.array(rows.input_ids.reshape(-1), pyarrow.int32())
     offsets = np.concatenate([[0], np.cumsum(rows.counts)]).astype(np.int32)

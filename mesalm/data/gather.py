@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow
 
 from .contamination import Contamination
 from .data_settings import DataSettings
 from .documents import DataError, Document, Faults, Source
 from .near_copies import NearCopies
 from .splits import SPLITS, assign_splits, content_digest, split_and_order
-
-if TYPE_CHECKING:
-    import pyarrow
 
 # Held-out documents are read first: a train document equal to one of them is the duplicate.
 READING_ORDER = ("test", "valid", "split", "train")
@@ -169,8 +167,6 @@ def gather(
 
 def write_arrow(path: Path, tables: Iterator[pyarrow.Table]) -> None:
     """Write tables of one schema as the Arrow stream that `datasets.Dataset.from_file` maps into memory."""
-    import pyarrow
-
     first = next(tables)
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, first.schema) as writer:
         writer.write_table(first)
@@ -194,8 +190,6 @@ def _tables(documents: Iterable[Document]) -> Iterator[pyarrow.Table]:
 
 
 def _table(documents: list[Document]) -> pyarrow.Table:
-    import pyarrow
-
     columns: dict[str, Any] = {
         "id": pyarrow.array([document.id for document in documents], pyarrow.string()),
         "domain": pyarrow.array([document.domain for document in documents], pyarrow.string()),

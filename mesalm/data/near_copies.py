@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from rensa import RMinHashDeduplicator
+
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
 BANDS = 32
@@ -20,8 +22,6 @@ class NearCopies:
     """
 
     def __init__(self, threshold: float) -> None:
-        from rensa import RMinHashDeduplicator
-
         self._seen = RMinHashDeduplicator(
             threshold=threshold, num_perm=PERMUTATIONS, use_lsh=True, num_bands=BANDS, seed=0
         )

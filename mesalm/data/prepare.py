@@ -11,13 +11,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from mesalm.files import write_text, writing
 from mesalm.fingerprints import file_hash, fingerprints, write_sealed
 from mesalm.locks import locked
 from mesalm.settings import SettingsError
 
+from .bpe import folder_hash, load_tokenizer, tokenizer_hash
+from .build import Build
 from .corpora import SOURCES
 from .corpus_card import CARD, corpus_card
 from .data_settings import DataSettings
@@ -25,9 +29,6 @@ from .documents import DataError, Source
 from .prepared import FORMAT, MANIFEST, Prepared, changed_sources
 from .read_files import matching_files
 from .stages import hidden_bars
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # These change where and how fast the work is done, not its result; contents stand for file names.
 NOT_IN_KEY = {"cache_dir", "decontaminate", "prepared", "processes", "sources"}
@@ -137,8 +138,6 @@ def _compare_inputs(
     tokenizer: PreTrainedTokenizerBase | None,
     expected: Mapping[str, Any],
 ) -> None:
-    from .bpe import tokenizer_hash
-
     change = changed_sources(expected["sources"], _named(settings, identities), in_order=settings.stream)
     if change is not None:
         raise ChangedDataError(change)
@@ -179,8 +178,6 @@ def _build(
     folder: Path,
     quiet: bool,
 ) -> None:
-    from .build import Build
-
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     with writing(folder, temporary):
         with hidden_bars(quiet):
@@ -204,8 +201,6 @@ def _build(
 def _cache_key(
     settings: DataSettings, identities: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase | None
 ) -> str:
-    from .bpe import folder_hash
-
     content = {
         "format": FORMAT,
         "settings": settings.model_dump(mode="json", exclude=NOT_IN_KEY | {"tokenizer"}),
@@ -220,8 +215,6 @@ def _cache_key(
 
 
 def _given_tokenizer(settings: DataSettings) -> PreTrainedTokenizerBase | None:
-    from .bpe import load_tokenizer
-
     return None if settings.tokenizer in ("train", "none") else load_tokenizer(settings.tokenizer)
 
 

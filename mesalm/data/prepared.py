@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
+from datasets.utils import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mesalm.fingerprints import SealError, first_damaged, read_sealed
 from mesalm.wording import plural
 
 from .documents import DataError
 from .mixture import Mixture
-
-if TYPE_CHECKING:
-    import datasets
-    from transformers import PreTrainedTokenizerBase
 
 # Raised whenever the meaning of prepared data changes, so that older ones are not taken for new.
 FORMAT = 2
@@ -54,8 +54,6 @@ class Prepared:
 
         Raises DataError naming the first that is damaged.
         """
-        from datasets.utils import tqdm
-
         files = {name: about for name, about in self.manifest["files"].items() if name.startswith(part)}
         total = sum(about["bytes"] for about in files.values())
         with tqdm(total=total, desc="Checking", unit="B", unit_scale=True, disable=total < MANY_BYTES) as bar:
@@ -92,16 +90,12 @@ class Prepared:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer. Raises DataError for data prepared with tokenizer 'none'."""
-        from transformers import AutoTokenizer
-
         if self.manifest["tokenizer"]["kind"] == "none":
             raise DataError(f"{self.path}: prepared without a tokenizer; set data.tokenizer to have one")
         return AutoTokenizer.from_pretrained(self._open("tokenizer"))
 
     def rows(self, split: str) -> datasets.Dataset:
         """Open the packed rows of a split: input_ids (length sequence_length) and segments, as NumPy."""
-        import datasets
-
         self._split(split)
         return datasets.load_from_disk(self._open(f"rows/{split}")).with_format("numpy")
 
@@ -113,8 +107,6 @@ class Prepared:
 
     def documents(self, split: str) -> datasets.Dataset:
         """Open the held-out documents of split valid or test: columns id, domain, text."""
-        import datasets
-
         self._split(split)
         if split == "train":
             raise DataError("documents are kept of the splits valid and test only")

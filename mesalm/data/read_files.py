@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+import pyarrow
+import pyarrow.parquet
+
 from mesalm.fingerprints import file_hash
 from mesalm.settings import SettingsError
 
@@ -156,9 +159,6 @@ class FileSource:
             text.detach()
 
     def _parquet(self, path: Path, faults: Faults) -> Iterator[Record]:
-        import pyarrow
-        import pyarrow.parquet
-
         settings = self.settings
         try:
             table = pyarrow.parquet.ParquetFile(path)
@@ -220,8 +220,6 @@ def _kind(path: Path) -> str:
 
 def _opened(path: Path) -> IO[bytes]:
     if path.suffix == ".zst":
-        import pyarrow
-
         return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 

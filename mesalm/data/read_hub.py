@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from mesalm.fingerprints import file_hash
 from mesalm.settings import SettingsError
 
@@ -53,8 +55,6 @@ class HubSource:
 
     def documents(self, faults: Faults) -> Iterator[Document]:
         """Yield up to ``limit`` documents in the dataset's order."""
-        import datasets
-
         settings = self.settings
         name = str(settings.dataset)
         rows = self._call("load_dataset", split=settings.split, streaming=settings.streaming)
@@ -81,8 +81,6 @@ class HubSource:
             raise DataError(f"{name}: {_first_line(error)}; look at the dataset's files") from error
 
     def _call(self, function: str, **options: Any) -> Any:
-        import datasets
-
         settings = self.settings
         try:
             return getattr(datasets, function)(

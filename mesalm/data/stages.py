@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import datasets
+
 
 def say(line: str) -> None:
     """Print a line to the standard error."""
@@ -15,8 +17,6 @@ def say(line: str) -> None:
 @contextmanager
 def hidden_bars(hide: bool = True) -> Iterator[None]:
     """Hide the bars of `datasets`, which ours are too, while the block runs, if ``hide`` or in a log file."""
-    import datasets
-
     if (not hide and sys.stderr.isatty()) or datasets.utils.are_progress_bars_disabled():
         yield
         return

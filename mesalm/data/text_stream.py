@@ -7,7 +7,10 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import datasets
+from datasets.distributed import split_dataset_by_node
 
 from mesalm.wording import plural
 
@@ -21,9 +24,6 @@ from .prepared import Prepared
 from .splits import content_digest
 from .stages import say
 from .stream import Batch, DataPosition, SharedSteps, collate_tokens
-
-if TYPE_CHECKING:
-    import datasets
 
 ENCODE_BATCH = 64
 STEPS_AHEAD = 16
@@ -197,9 +197,6 @@ def _read_ahead(items: Iterator[Item], count: int) -> Generator[Item]:
 
 def _encoded(source: Source, encode: TrainingText, faults: Faults, rank: int, world: int) -> datasets.IterableDataset:
     """Return the tokens of a source's documents as a dataset whose state can be saved."""
-    import datasets
-    from datasets.distributed import split_dataset_by_node
-
     documents = datasets.IterableDataset.from_generator(
         _texts,
         features=datasets.Features(text=datasets.Value("string")),

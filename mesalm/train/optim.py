@@ -1,21 +1,17 @@
-"""Optimisers by name with their settings, and which parameters decay.
-
-torch is imported inside the functions, so that reading a recipe, which checks the optimiser's name against the
-table, does not load it.
-"""
+"""Optimisers by name with their settings, and which parameters decay."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from pydantic import Field, field_validator
+from torch import nn
 
 from mesalm.settings import Settings, one_of
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+from mesalm.train.joined import JoinedOptimiser, hidden_matrices
+from mesalm.train.width import scaled_groups
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 """Device types on which torch has a fused AdamW."""
@@ -66,10 +62,6 @@ def muon(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
     Both take the same learning rate: Muon's update is scaled to the root mean square of AdamW's (Jordan et al. 2024;
     Liu et al. 2025, arXiv 2502.16982).
     """
-    import torch
-
-    from mesalm.train.joined import JoinedOptimiser, hidden_matrices
-
     hidden = hidden_matrices(model)
     # an orthogonal update of the same root mean square has a norm that grows with the square root of the width
     groups = _groups(model, settings, power=0.5)
@@ -84,8 +76,6 @@ def muon(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
 
 
 def _groups(model: nn.Module, settings: OptimSettings, power: float = 1.0) -> list[dict[str, Any]]:
-    from mesalm.train.width import scaled_groups
-
     groups = parameter_groups(model, settings.weight_decay, settings.decay_embeddings)
     return scaled_groups(groups, model, settings.base_width, power)
 
@@ -98,8 +88,6 @@ def _narrowed(groups: list[dict[str, Any]], wanted: Callable[[nn.Parameter], boo
 
 def _adamw(groups: list[dict[str, Any]], settings: OptimSettings) -> torch.optim.Optimizer:
     """Build AdamW, in its fused form where every parameter's device has one."""
-    import torch
-
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     return torch.optim.AdamW(
         groups,
@@ -124,8 +112,6 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bo
     bear the attribute ``_no_weight_decay = True`` (a soft prefix), and, unless ``decay_embeddings``, the weights of
     ``nn.Embedding`` (so a tied head does not decay either). Empty groups are left out; each parameter stands once.
     """
-    from torch import nn
-
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []

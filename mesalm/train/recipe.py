@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import pydantic
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field, field_validator, model_validator
 
 import mesalm
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.ramp import RowRamp
+from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.recipe_yaml import read_mapping, write_yaml
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError, hint, one_of, unknown_key, without_none_words
 from mesalm.train.optim import OptimSettings
@@ -240,31 +242,21 @@ def find_recipe(name_or_path: str, kind: str = "") -> Path:
     raise SettingsError(f"{name_or_path}: {what}")
 
 
-def language_configuration() -> Any:
-    """Return the configuration that the fields of ``model`` go into; imported when asked for."""
-    from mesalm.model.configuration_mesa import MesaConfig
-
-    return MesaConfig
-
-
-def model_fields(configuration: Any = None) -> dict[str, Any]:
-    """Return the keys allowed under ``model`` with their defaults, those of a configuration class or of MesaConfig."""
-    config = configuration or language_configuration()
-    return {name: getattr(config, name) for name in config.field_rules if name not in NOT_MODEL_KEYS}
+def model_fields(configuration: Any = MesaConfig) -> dict[str, Any]:
+    """Return the keys allowed under ``model`` with their defaults, those of a configuration class."""
+    names = (name for name in configuration.field_rules if name not in NOT_MODEL_KEYS)
+    return {name: getattr(configuration, name) for name in names}
 
 
-def check_model_fields(model: Mapping[str, Any], configuration: Any = None) -> None:
+def check_model_fields(model: Mapping[str, Any], configuration: Any = MesaConfig) -> None:
     """Refuse a key under ``model`` that the configuration lacks, or values it will not take (SettingsError)."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    config = configuration or language_configuration()
-    known = model_fields(config)
+    known = model_fields(configuration)
     for key in model:
         if key not in known:
             raise SettingsError(f"model.{key}: {unknown_key(key, known)}")
     try:
         # A copy, since the configuration completes nested fields in place.
-        config(**copy.deepcopy(dict(model)))
+        configuration(**copy.deepcopy(dict(model)))
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise SettingsError(f"model.{' '.join(str(error).split())}") from None
 
@@ -275,8 +267,8 @@ def help_text() -> str:
     for key, kind, default, description in Recipe.describe():
         lines.append(f"{key} ({kind}) = {default}\n    {description}")
         if key == "model":
-            rules = language_configuration().field_rules
-            lines += [f"model.{name} = {value!r}\n    {rules[name].meaning}" for name, value in model_fields().items()]
+            for name, value in model_fields().items():
+                lines.append(f"model.{name} = {value!r}\n    {MesaConfig.field_rules[name].meaning}")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 
 from mesalm.data.corpora import SOURCES
@@ -45,8 +46,6 @@ def smoke(recipe: Recipe, folder: Path) -> str:
 
 def write_text(folder: Path) -> Path:
     """Write documents of the standard library as a dataset's folder, with the columns of a text corpus."""
-    import datasets
-
     source = SOURCES["python-stdlib"](SourceSettings(name="python-stdlib", limit=DOCUMENTS))
     documents = [{"id": document.id, "text": document.text} for document in source.documents(Faults())]
     folder.mkdir(parents=True)
