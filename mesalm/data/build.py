@@ -87,7 +87,7 @@ class Build:
             "near_copies": gathered.faults.near_copies,
             "contamination": gathered.contamination,
             "licences": [
-                settings.licence or getattr(source, "licence", None)
+                settings.licence or source.licence
                 for settings, source in zip(self.settings.sources, self.sources, strict=True)
             ],
             "versions": {

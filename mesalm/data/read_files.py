@@ -30,14 +30,14 @@ Record = tuple[str, str, dict[str, Any]] | None
 """Where a record stands, its name and its columns; None for something that cannot be read."""
 
 
-class FileSource:
+class FileSource(Source):
     """The documents of local files, in the order of the patterns and sorted within a pattern.
 
     `records` gives the columns that documents are made of, or with ``every_column`` all.
     """
 
     def __init__(self, settings: SourceSettings, *, every_column: bool = False) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.column = settings.ids_column or settings.text_column
         self.every_column = every_column
         if not settings.file_patterns():
@@ -61,15 +61,10 @@ class FileSource:
         """Return a source for each file."""
         return [FileSource(self.settings.model_copy(update={"files": [str(path)]})) for path in self.paths]
 
-    def documents(self, faults: Faults) -> Iterator[Document]:
-        """Yield up to ``limit`` documents."""
-        count = 0
+    def read(self, faults: Faults) -> Iterator[Document]:
+        """Yield the documents file by file."""
         for path in self.paths:
-            for document in self.file(path, faults):
-                yield document
-                count += 1
-                if count == self.settings.limit:
-                    return
+            yield from self.file(path, faults)
 
     def file(self, path: Path, faults: Faults) -> Iterator[Document]:
         """Yield the documents of one of the files; a file that holds none is noted as empty."""

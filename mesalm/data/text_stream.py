@@ -18,7 +18,7 @@ from .build import Tokenise
 from .contamination import Contamination
 from .corpora import SOURCES
 from .data_settings import DataSettings
-from .documents import DataError, Document, Faults, Source, shards
+from .documents import DataError, Document, Faults, Source
 from .mixture import picks
 from .prepared import Prepared
 from .splits import content_digest
@@ -200,7 +200,7 @@ def _encoded(source: Source, encode: TrainingText, faults: Faults, rank: int, wo
     documents = datasets.IterableDataset.from_generator(
         _texts,
         features=datasets.Features(text=datasets.Value("string")),
-        gen_kwargs={"parts": shards(source), "faults": faults},
+        gen_kwargs={"parts": source.shards(), "faults": faults},
     )
     return split_dataset_by_node(documents, rank, world).map(
         encode,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from mesalm.settings import Settings, one_of
+from mesalm.settings import Settings, known
 from mesalm.train.joined import JoinedOptimiser, hidden_matrices
 from mesalm.train.width import scaled_groups
 
@@ -20,7 +20,9 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 class OptimSettings(Settings):
     """The optimiser's settings."""
 
-    name: str = Field(default="adamw", description="Optimiser, by its name in mesalm.train.optim.OPTIMISERS.")
+    name: Annotated[str, known(lambda: OPTIMISERS, "an optimiser")] = Field(
+        default="adamw", description="Optimiser, by its name in mesalm.train.optim.OPTIMISERS."
+    )
     learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate, reached when warm-up ends.")
     betas: tuple[float, float] = Field(
         default=(0.9, 0.95), description="AdamW's decay of the running means of the gradient and of its square."
@@ -37,11 +39,6 @@ class OptimSettings(Settings):
         "heads of the same size (muP). none: one rate for all weights.",
     )
     decay_embeddings: bool = Field(default=False, description="Whether weight decay acts on embeddings too.")
-
-    @field_validator("name")
-    @classmethod
-    def _known_name(cls, name: str) -> str:
-        return one_of(name, OPTIMISERS, "an optimiser")
 
     @field_validator("betas")
     @classmethod

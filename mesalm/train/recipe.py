@@ -8,18 +8,18 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import pydantic
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
 import mesalm
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.ramp import RowRamp
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.recipe_yaml import read_mapping, write_yaml
-from mesalm.settings import LARGEST_SEED, Settings, SettingsError, hint, one_of, unknown_key, without_none_words
+from mesalm.settings import LARGEST_SEED, Settings, SettingsError, hint, known, unknown_key, without_none_words
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.schedule import ScheduleSettings, check_warmup
@@ -53,6 +53,8 @@ def folder_name(name: str) -> str:
     return name
 
 
+FolderName = Annotated[str, pydantic.AfterValidator(folder_name)]
+
 with warnings.catch_warnings():
     # pydantic's deprecated BaseModel.validate is not used here, and `validate` is the word recipes use.
     warnings.filterwarnings("ignore", message='Field name "validate"', category=UserWarning)
@@ -60,7 +62,7 @@ with warnings.catch_warnings():
     class Recipe(Settings):
         """One training run."""
 
-        name: str = Field(description="Name of the run; its folder is <output_dir>/<name>.")
+        name: FolderName = Field(description="Name of the run; its folder is <output_dir>/<name>.")
         seed: int = Field(
             default=0, ge=0, le=LARGEST_SEED, description="Seed of initial weights, data order, dropout and samples."
         )
@@ -98,7 +100,7 @@ with warnings.catch_warnings():
         upload: UploadSettings = Field(
             default_factory=UploadSettings, description="Checkpoints on the Hub while training."
         )
-        track: list[str] = Field(
+        track: list[Annotated[str, known(lambda: TRACKERS, "a tracker")]] = Field(
             default_factory=list, description="Trackers of accelerate that get the journal too, such as tensorboard."
         )
         arms: dict[str, dict[str, Any]] = Field(
@@ -106,20 +108,7 @@ with warnings.catch_warnings():
             description="Variants of the run: name -> {dotted key: value}; each is trained as <name>-<arm>.",
         )
 
-        @field_validator("name")
-        @classmethod
-        def _name_is_a_folder(cls, name: str) -> str:
-            return folder_name(name)
-
-        @field_validator("track")
-        @classmethod
-        def _known_trackers(cls, track: list[str]) -> list[str]:
-            for name in track:
-                one_of(name, TRACKERS, "a tracker")
-            return track
-
-        @model_validator(mode="after")
-        def _parts_agree(self) -> Self:
+        def _check(self) -> None:
             positions, length = self.model.get("max_position_embeddings"), self.data.sequence_length
             if isinstance(positions, int) and positions < length:
                 raise ValueError(
@@ -133,7 +122,6 @@ with warnings.catch_warnings():
                     f"upload.every: {every} is no multiple of checkpoint.every {saved}; set it to one, or to 0"
                 )
             self._check_context()
-            return self
 
         def _check_context(self) -> None:
             context, length = self.parallelism.context, self.data.sequence_length

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .token_task import Row, Split, TokenTask, scored_labels
 
@@ -22,15 +22,13 @@ class ContextRecall(TokenTask):
     noise_tokens: int = Field(default=0, ge=0, description="Token ids that are noise.")
     noise: float = Field(default=0.0, ge=0, lt=1, description="Share of pairs that are two noise tokens instead.")
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check(self) -> None:
         if self.length % 2:
             raise ValueError(f"length: must be even, for rows are pairs of tokens, not {self.length}")
         if self.noise > 0 and self.noise_tokens < 1:
             raise ValueError("noise_tokens: must be at least 1 where there is noise")
         if self.vocabulary - self.noise_tokens < 4:
             raise ValueError(f"vocabulary: must be at least 4 above noise_tokens {self.noise_tokens}")
-        return self
 
     @property
     def first_value(self) -> int:

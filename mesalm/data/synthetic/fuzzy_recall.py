@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .token_task import Row, Split, TokenTask, scored_labels
 
@@ -25,15 +25,13 @@ class FuzzyRecall(TokenTask):
     key_size: int = Field(default=3, ge=1, description="Most tokens of a key.")
     value_size: int = Field(default=3, ge=1, description="Most tokens of a value.")
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check(self) -> None:
         if max(self.key_size, self.value_size) > self.first_value:
             raise ValueError(
                 f"key_size, value_size: must be at most {self.first_value}, the tokens there are of a kind"
             )
         if self.length < 2 * (self.key_size + self.value_size):
             raise ValueError(f"length: must hold two pairs, at least {2 * (self.key_size + self.value_size)}")
-        return self
 
     @property
     def first_value(self) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mesalm.settings import LARGEST_SEED
 
@@ -25,11 +25,9 @@ class Memorisation(TokenTask):
     map_seed: int = Field(default=12_345, ge=0, le=LARGEST_SEED, description="Seed of the map from keys to values.")
     train_rows: int = Field(default=256, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check(self) -> None:
         if self.length % 2:
             raise ValueError(f"length: must be even, for rows are keys and asking tokens, not {self.length}")
-        return self
 
     @property
     def values(self) -> np.ndarray:

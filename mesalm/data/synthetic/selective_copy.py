@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .token_task import NOT_SCORED, Row, Split, TokenTask
 
@@ -22,11 +22,9 @@ class SelectiveCopy(TokenTask):
     length: int = Field(default=256, ge=4, description="Tokens of a row.")
     copied: int = Field(default=16, ge=1, description="Tokens to copy.")
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check(self) -> None:
         if self.length < 2 * self.copied + 1:
             raise ValueError(f"length: must be at least {2 * self.copied + 1} for {self.copied} copied tokens")
-        return self
 
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""
