@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from mesalm.wording import plural
 
 from .bpe import Encoder, add_start_token, begin_id, count_lost, tokenizer_hash, train_tokenizer, vocabulary_size
 from .data_settings import DataSettings
-from .documents import DataError, Document, Source
-from .gather import Gathered, gather, write_arrow
+from .documents import DataError, Source
+from .gather import Gathered, write_arrow
 from .packing import PackedRows, Packer
 from .splits import SPLITS
 from .stages import hidden_bars, say
@@ -51,7 +50,7 @@ class Build:
         work = self.folder / "work"
         work.mkdir()
         self._say(f"reading {', '.join(dict.fromkeys(source.name for source in self.settings.sources))}")
-        gathered = self._gather(work / "documents.arrow")
+        gathered = Gathered(self.settings, self.sources, self.tokenizer, work / "documents.arrow")
         for path in gathered.faults.empty_files[:20]:
             self._say(f"left out {path}, which is empty")
         documents = datasets.Dataset.from_file(str(gathered.path))
@@ -100,17 +99,6 @@ class Build:
         if not self.quiet:
             say(line)
 
-    def _gather(self, path: Path) -> Gathered:
-        def progress(documents: Iterable[Document]) -> Iterable[Document]:
-            return tqdm(documents, desc="Reading", unit=" documents", leave=False)
-
-        decode: Any = None
-        vocab_size: int | None = self.settings.vocab_size
-        if self.tokenizer is not None:
-            vocab_size = vocabulary_size(self.tokenizer)
-            decode = partial(self.tokenizer.decode, skip_special_tokens=True)
-        return gather(self.settings, self.sources, path, vocab_size=vocab_size, decode=decode, progress=progress)
-
     def _tokenizer(self, documents: datasets.Dataset, gathered: Gathered) -> dict[str, Any]:
         settings = self.settings
         if settings.tokenizer == "none":
@@ -138,30 +126,19 @@ class Build:
     def _tokenise(self, documents: datasets.Dataset, gathered: Gathered, path: Path) -> datasets.Dataset:
         """Return a dataset with the column input_ids: the tokens of each document, its first one included."""
         features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
-        before = os.environ.get("TOKENIZERS_PARALLELISM")
         processes = self._processes(int(gathered.sizes.sum()), len(documents))
-        if processes > 1:
-            # Forked processes must not use the threads that training the tokenizer started.
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        try:
-            return documents.select_columns(["text", "input_ids"]).map(
-                Tokenise(self.tokenizer, trained=self.settings.tokenizer == "train"),
-                batched=True,
-                batch_size=ENCODE_BATCH,
-                writer_batch_size=ENCODE_BATCH,
-                remove_columns=["text"],
-                features=features,
-                num_proc=processes if processes > 1 else None,
-                cache_file_name=str(path),
-                new_fingerprint="tokens",
-                desc="Tokenising",
-            )
-        finally:
-            if processes > 1:
-                if before is None:
-                    del os.environ["TOKENIZERS_PARALLELISM"]
-                else:
-                    os.environ["TOKENIZERS_PARALLELISM"] = before
+        return documents.select_columns(["text", "input_ids"]).map(
+            Tokenise(self.tokenizer, trained=self.settings.tokenizer == "train"),
+            batched=True,
+            batch_size=ENCODE_BATCH,
+            writer_batch_size=ENCODE_BATCH,
+            remove_columns=["text"],
+            features=features,
+            num_proc=processes if processes > 1 else None,
+            cache_file_name=str(path),
+            new_fingerprint="tokens",
+            desc="Tokenising",
+        )
 
     def _count_lost(self, documents: datasets.Dataset, tokens: datasets.Dataset) -> int:
         """Count the documents that a given tokenizer does not bring back; a trained one brings back all."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
+from datasets.utils import tqdm
+from transformers import PreTrainedTokenizerBase
 
+from .bpe import vocabulary_size
 from .contamination import Contamination
 from .data_settings import DataSettings
 from .documents import DataError, Document, Faults, Source
@@ -22,147 +24,108 @@ BATCH_BYTES = 32_000_000
 BATCH_DOCUMENTS = 1000
 
 
-@dataclass
 class Gathered:
-    """The documents of ``path`` (columns id, domain, text, input_ids), one entry per document.
+    """The documents of all sources in the Arrow file ``path``, without empty ones, copies and contaminated text.
 
-    ``splits`` int8 indexes SPLITS; ``sources`` int32 index the sources of the settings; ``order`` uint64 is the rank
-    key within a split; ``sizes`` int64 are UTF-8 bytes; ``domains`` int32 index ``domain_names``.
+    The file's columns are id, domain, text and input_ids. ``tokenizer`` bounds ready-made ids and gives their text;
+    without one ``vocab_size`` of the settings bounds them.
+
+    There is one entry per document: ``splits`` int8 indexes SPLITS; ``sources`` int32 index the sources of the
+    settings; ``order`` uint64 is the rank key within a split; ``sizes`` int64 are UTF-8 bytes; ``domains`` int32 index
+    ``domain_names``.
+
+    Raises DataError for bad records (unless skipped) and without documents.
     """
 
-    path: Path
-    splits: np.ndarray
-    sources: np.ndarray
-    order: np.ndarray
-    sizes: np.ndarray
-    domains: np.ndarray
-    domain_names: list[str]
-    duplicates: int
-    empty: int
-    contamination: list[dict[str, Any]]
-    faults: Faults
+    def __init__(
+        self,
+        settings: DataSettings,
+        sources: Sequence[Source],
+        tokenizer: PreTrainedTokenizerBase | None,
+        path: Path,
+    ) -> None:
+        self.path = path
+        self.faults = Faults(settings.skip_bad, "; or set data.skip_bad=true to count and skip it")
+        self.duplicates = 0
+        self.empty = 0
+        self._settings, self._tokenizer = settings, tokenizer
+        self._vocab_size = settings.vocab_size if tokenizer is None else vocabulary_size(tokenizer)
+        self._near_copies = None if settings.deduplicate is None else NearCopies(settings.deduplicate)
+        self._contamination = Contamination(settings.decontaminate) if settings.decontaminate else None
+        self._seen: set[bytes] = set()
+        self._domain_codes: dict[str, int] = {}
+        self._found: list[tuple[str, int, float, int, int, int]] = []  # use, source, number, order, size and domain
+        documents = tqdm(self._kept(sources), desc="Reading", unit=" documents", leave=False)
+        write_arrow(path, _tables(documents))
+        if not self._found:
+            empty = self.faults.empty_files
+            counted = [f"{self.faults.count} bad records were skipped"] if self.faults.count else []
+            counted += [f"{len(empty)} empty files, such as {empty[0]}"] if empty else []
+            why = f" ({', '.join(counted)})" if counted else ""
+            raise DataError(f"the sources hold no documents{why}; look at data.sources")
+        uses, numbered, numbers, order, sizes, domains = zip(*self._found, strict=True)
+        self.splits = assign_splits(uses, numbers, settings)
+        self.sources = np.array(numbered, dtype=np.int32)
+        self.order = np.array(order, dtype=np.uint64)
+        self.sizes = np.array(sizes, dtype=np.int64)
+        self.domains = np.array(domains, dtype=np.int32)
+        self.domain_names = list(self._domain_codes)
+
+    @property
+    def contamination(self) -> list[dict[str, Any]]:
+        """Return what each evaluation file has in common with the text; see `Contamination`."""
+        return [] if self._contamination is None else self._contamination.counts
 
     def members(self, split: str, source: int | None = None) -> np.ndarray:
         """Return the numbers of a split's documents, of one source or of all, in the order of the rows, int64."""
         chosen = np.flatnonzero((self.splits == SPLITS.index(split)) & (source is None or self.sources == source))
         return chosen[np.argsort(self.order[chosen], kind="stable")]
 
-
-class Gathering:
-    """The reading of sources into one Arrow file; see `gather`."""
-
-    def __init__(
-        self,
-        settings: DataSettings,
-        vocab_size: int | None,
-        decode: Callable[[list[int]], str] | None,
-    ) -> None:
-        self.settings = settings
-        self.vocab_size = vocab_size
-        self.decode = decode
-        self.faults = Faults(settings.skip_bad, "; or set data.skip_bad=true to count and skip it")
-        self.seen: set[bytes] = set()
-        self.uses: list[str] = []
-        self.sources: list[int] = []
-        self.numbers: list[float] = []
-        self.order: list[int] = []
-        self.sizes: list[int] = []
-        self.domains: list[int] = []
-        self.domain_codes: dict[str, int] = {}
-        self.duplicates = 0
-        self.empty = 0
-        self.near_copies = None if settings.deduplicate is None else NearCopies(settings.deduplicate)
-        self.contamination = Contamination(settings.decontaminate) if settings.decontaminate else None
-
-    def kept(self, sources: Sequence[Source]) -> Iterator[Document]:
+    def _kept(self, sources: Sequence[Source]) -> Iterator[Document]:
         """Yield the documents that are kept, in reading order, and note what is known of each."""
         for use in READING_ORDER:
             for number, source in enumerate(sources):
-                if self.settings.sources[number].use == use:
+                if self._settings.sources[number].use == use:
                     for document in source.documents(self.faults):
-                        yield from self._kept(document, use, number)
+                        yield from self._noted(document, use, number)
 
-    def _kept(self, document: Document, use: str, source: int) -> Iterator[Document]:
+    def _noted(self, document: Document, use: str, source: int) -> Iterator[Document]:
         if not document.text and not document.input_ids:
             self.empty += 1
             return
         ids = document.input_ids
         if ids is not None:
-            if self.vocab_size is not None and max(ids) >= self.vocab_size:
+            if max(ids) >= self._vocab_size:
                 self.faults.bad(
-                    f"document {document.id}: token id {max(ids)} is not below {self.vocab_size}, the size of "
+                    f"document {document.id}: token id {max(ids)} is not below {self._vocab_size}, the size of "
                     "the vocabulary; set the tokenizer (or vocab_size) that made the ids"
                 )
                 return
-            if self.decode is not None:
-                document = Document(document.id, document.domain, self.decode(ids), ids)
+            if self._tokenizer is not None:
+                text = str(self._tokenizer.decode(ids, skip_special_tokens=True))
+                document = Document(document.id, document.domain, text, ids)
         digest = content_digest(document)
-        if digest in self.seen:
+        if digest in self._seen:
             self.duplicates += 1
             return
-        self.seen.add(digest)
+        self._seen.add(digest)
         if self._is_dropped(document.text, use):
             return
-        number, order = split_and_order(digest, self.settings.seed)
-        self.uses.append(use)
-        self.sources.append(source)
-        self.numbers.append(number)
-        self.order.append(order)
-        self.sizes.append(len((document.text or "").encode("utf-8")))
-        self.domains.append(self.domain_codes.setdefault(document.domain, len(self.domain_codes)))
+        size = len((document.text or "").encode("utf-8"))
+        domain = self._domain_codes.setdefault(document.domain, len(self._domain_codes))
+        self._found.append((use, source, *split_and_order(digest, self._settings.seed), size, domain))
         yield document
 
     def _is_dropped(self, text: str | None, use: str) -> bool:
         """Return whether a text is contaminated or a near-copy, and count it."""
         if text is None:
             return False
-        if self.contamination is not None and use in ("split", "train") and self.contamination.holds(text):
+        if self._contamination is not None and use in ("split", "train") and self._contamination.holds(text):
             return True
-        if self.near_copies is None or self.near_copies.add(text):
+        if self._near_copies is None or self._near_copies.add(text):
             return False
         self.faults.near_copies += 1
         return True
-
-    def result(self, path: Path) -> Gathered:
-        """Assign the splits once everything has been read. Raises DataError without documents."""
-        if not self.uses:
-            empty = self.faults.empty_files
-            counted = [f"{self.faults.count} bad records were skipped"] if self.faults.count else []
-            counted += [f"{len(empty)} empty files, such as {empty[0]}"] if empty else []
-            why = f" ({', '.join(counted)})" if counted else ""
-            raise DataError(f"the sources hold no documents{why}; look at data.sources")
-        return Gathered(
-            path,
-            assign_splits(self.uses, self.numbers, self.settings),
-            np.array(self.sources, dtype=np.int32),
-            np.array(self.order, dtype=np.uint64),
-            np.array(self.sizes, dtype=np.int64),
-            np.array(self.domains, dtype=np.int32),
-            list(self.domain_codes),
-            self.duplicates,
-            self.empty,
-            [] if self.contamination is None else self.contamination.counts,
-            self.faults,
-        )
-
-
-def gather(
-    settings: DataSettings,
-    sources: Sequence[Source],
-    path: Path,
-    *,
-    vocab_size: int | None = None,
-    decode: Callable[[list[int]], str] | None = None,
-    progress: Callable[[Iterable[Document]], Iterable[Document]],
-) -> Gathered:
-    """Read every source into the Arrow file ``path``, without empty documents, copies and contaminated text.
-
-    ``vocab_size`` bounds ready-made ids and ``decode`` gives their text; ``progress`` wraps the iterator
-    of documents. Raises DataError for bad records (unless skipped) and when no documents remain.
-    """
-    gathering = Gathering(settings, vocab_size, decode)
-    write_arrow(path, _tables(progress(gathering.kept(sources))))
-    return gathering.result(path)
 
 
 def write_arrow(path: Path, tables: Iterator[pyarrow.Table]) -> None:

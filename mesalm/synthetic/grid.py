@@ -131,16 +131,12 @@ class CellRun:
             "versions": versions(),
             "device": device_name(accelerator.device),
         }
-        settings = training.RunSettings(
+        settings = training.RunSettings.of(
+            run.train,
             steps=self.steps,
             optim=run.optim.model_copy(update={"learning_rate": self.cell.rate}),
             schedule=run.schedule,
             checkpoint=run.checkpoint,
-            clip=run.train.clip,
-            max_skipped=run.train.max_skipped,
-            spikes=run.train.spikes,
-            log_every=run.train.log_every,
-            compile_model=run.train.compile,
         )
         return training.run(
             model,

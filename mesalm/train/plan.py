@@ -17,7 +17,7 @@ from mesalm.data.prepare import already_prepared
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.runs import step_of
-from mesalm.settings import SettingsError, one_of
+from mesalm.settings import one_of
 from mesalm.train.activations import activation_bytes
 from mesalm.train.hardware import CARDS, Assumptions, Rate, calculated_rate
 from mesalm.train.initial import earlier_config
@@ -152,13 +152,8 @@ def make_plan(
     train, length = recipe.train, recipe.data.sequence_length
     context = min(recipe.parallelism.context, processes)
     readers = processes // context
-    micro_rows = train.micro_rows or max(recipe.ramp.rows(0) // readers, 1)
-    if train.batch_rows % (readers * micro_rows):
-        named = plural(readers, "process") if context == 1 else f"{plural(readers, 'group')} of {context} processes"
-        raise SettingsError(
-            f"train.batch_rows: {train.batch_rows} must be a multiple of {named} times train.micro_rows {micro_rows}; "
-            "change the one or the other"
-        )
+    micro_rows = recipe.micro_rows(processes)
+    micro_batches = train.batch_rows // (readers * micro_rows)
     card = hardware is not None or local_device(recipe).startswith("cuda")
     model, bf16 = outline(config, card=card), train.precision == "bf16"
     solver_steps = assumptions.solver_steps
@@ -181,8 +176,7 @@ def make_plan(
         active = activation_bytes(config, micro_rows, part, bf16=bf16, recompute=recompute, copies=not sharded)
         memory["activations"] = active
         # the gradients of earlier micro-batches are there, or none are while the activations are
-        accumulates = train.batch_rows > readers * micro_rows
-        peak += active if accumulates else max(0.0, active - memory["gradients"])
+        peak += active if micro_batches > 1 else max(0.0, active - memory["gradients"])
     assumed = assumptions.model_dump(include={"disk"})
     if "mesa" in flops:
         assumed["solver_steps"] = round(solver_steps, 1)
@@ -198,7 +192,7 @@ def make_plan(
             processes=processes,
             tokens=train.batch_rows * length // processes,
             update=3 * memory["weights"] + 2 * memory["optimiser"],
-            exchange=_exchanged(processes, weights, wire, train.batch_rows // (readers * micro_rows), sharded),
+            exchange=_exchanged(processes, weights, wire, micro_batches, sharded),
             assumptions=assumptions,
         )
     return Plan(

@@ -33,6 +33,7 @@ from mesalm.train.sections import (
     UploadSettings,
     ValidateSettings,
 )
+from mesalm.wording import plural
 
 NOT_MODEL_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Fields of the model's configuration that the run itself fills in."""
@@ -156,6 +157,24 @@ with warnings.catch_warnings():
         def ramp(self) -> RowRamp:
             """Return how many rows each step takes."""
             return RowRamp(self.train.batch_rows, math.ceil(self.train.ramp_tokens / self.data.sequence_length))
+
+        def micro_rows(self, processes: int) -> int:
+            """Return the rows that one of so many processes runs at once.
+
+            Raises SettingsError where the rows of a step do not divide among them.
+            """
+            context, rows = min(self.parallelism.context, processes), self.ramp.rows(0)
+            readers = processes // context
+            found = self.train.micro_rows or max(rows // readers, 1)
+            if rows % (readers * found):
+                first = " of a first step" if self.ramp.over else ""
+                group = f"{plural(readers, 'group')} of {context} processes"
+                raise SettingsError(
+                    f"train.batch_rows: {rows}{first} must be a multiple of "
+                    f"{plural(readers, 'process') if context == 1 else group} times train.micro_rows {found}; change "
+                    "the one or the other"
+                )
+            return found
 
         @property
         def planned_tokens(self) -> int:

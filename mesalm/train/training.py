@@ -24,7 +24,7 @@ from mesalm.train.optim import OptimSettings, build_optimiser
 from mesalm.train.progress import Display
 from mesalm.train.saving import Sender
 from mesalm.train.schedule import ScheduleSettings, learning_rate_factor
-from mesalm.train.sections import CheckpointSettings
+from mesalm.train.sections import CheckpointSettings, TrainSettings
 from mesalm.train.step import Batch
 
 
@@ -41,6 +41,12 @@ class RunSettings:
     spikes: Verdict = "accept"
     log_every: int = 10
     compile_model: bool | Literal["blocks"] = False
+
+    @classmethod
+    def of(cls, train: TrainSettings, **rest: Any) -> RunSettings:
+        """Return the settings of a recipe's section ``train``; ``rest`` are the fields that are not in it."""
+        same = train.model_dump(include={"clip", "max_skipped", "spikes", "log_every"})
+        return cls(compile_model=train.compile, **same, **rest)
 
 
 def run(
