@@ -38,7 +38,6 @@ from mesalm.train.sharded import (
     is_sharded,
     load_full,
     load_shards,
-    local,
     save_shards,
     sharded_like,
 )
@@ -230,17 +229,18 @@ def save_weights(model: nn.Module, folder: Path, state: dict[str, Any] | None = 
 
     ``state`` is the state if the model does not hold the whole of it.
     """
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
     state = model.state_dict() if state is None else state
-    kept: dict[tuple[Any, ...], str] = {}
-    # The names a model calls tied come last, so that the name from_pretrained looks for is the one written.
-    for name in sorted(state, key=lambda name: name in tied):
-        kept.setdefault(_memory(state[name], name), name)
-    tensors = {name: state[name].detach().cpu().contiguous() for name in kept.values()}
+    tensors = {name: state[name].detach().cpu().contiguous() for name in _kept_names(model)}
     save_file(tensors, folder / MODEL_FILE, metadata={"format": "pt"})
     config: Any = getattr(model, "config", None)
     if hasattr(config, "save_pretrained"):
         config.save_pretrained(folder)
+
+
+def _kept_names(model: nn.Module) -> list[str]:
+    """Return the names of a model's state, weights that are tied by their first one: that of from_pretrained."""
+    kept = model.state_dict().keys()
+    return [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name in kept]
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -252,24 +252,20 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     sharded = is_sharded(model)
     if not sharded or get_rank() == 0:
         tensors = load_file(folder / MODEL_FILE)
-        _check_form(own, tensors, folder)
+        missing = [name for name in _kept_names(model) if name not in tensors]
+        strange = [name for name in tensors if name not in own]
+        shapes = [name for name in tensors if name in own and own[name].shape != tensors[name].shape]
+        for names, what in ((missing, "lacks"), (strange, "has, unlike the model,"), (shapes, "has another shape of")):
+            if names:
+                raise CheckpointError(
+                    f"{folder / MODEL_FILE} {what} {names[0]}; the model's settings must be the run's"
+                )
     else:
         tensors = {}
     if sharded:
         load_full(model, tensors)
     else:
         model.load_state_dict(tensors, strict=False)
-
-
-def _check_form(own: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """Raise CheckpointError where a model's own state and what is to be loaded differ in names or shapes."""
-    filled = {_memory(local(own[name]), name) for name in tensors if name in own}
-    missing = [name for name in own if name not in tensors and _memory(local(own[name]), name) not in filled]
-    strange = [name for name in tensors if name not in own]
-    shapes = [name for name in tensors if name in own and own[name].shape != tensors[name].shape]
-    for names, what in ((missing, "lacks"), (strange, "has, unlike the model,"), (shapes, "has another shape of")):
-        if names:
-            raise CheckpointError(f"{folder / MODEL_FILE} {what} {names[0]}; the model's settings must be the run's")
 
 
 def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:
@@ -328,10 +324,3 @@ def _publish(partial: Path, target: Path) -> None:
     sync(target.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
-
-
-def _memory(tensor: torch.Tensor, name: str) -> tuple[Any, ...]:
-    """Return what two names of the same weights have in common."""
-    if tensor.numel() == 0:
-        return (name,)
-    return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)

@@ -45,19 +45,41 @@ REPLICATED = (
 
 
 FSDP = "ACCELERATE_USE_FSDP"
-SPLIT = {
-    FSDP: "FSDP (--use_fsdp)",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (--use_deepspeed)",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (--use_megatron_lm)",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (--use_parallelism_config)",
-}
-"""Ways of splitting a model over processes, by the variable in which accelerate launch hands them on."""
+NO = ("", "0", "false", "no")
+SPLIT = "{} is not supported; launch with --multi_gpu, one whole copy of the model in each process, with {} unset"
+REFUSED = (
+    (FSDP, NO, SPLIT.format("FSDP (--use_fsdp)", FSDP)),
+    ("ACCELERATE_USE_DEEPSPEED", NO, SPLIT.format("DeepSpeed (--use_deepspeed)", "ACCELERATE_USE_DEEPSPEED")),
+    ("ACCELERATE_USE_MEGATRON_LM", NO, SPLIT.format("Megatron-LM (--use_megatron_lm)", "ACCELERATE_USE_MEGATRON_LM")),
+    (
+        "ACCELERATE_USE_PARALLELISM_CONFIG",
+        NO,
+        SPLIT.format("a parallelism config (--use_parallelism_config)", "ACCELERATE_USE_PARALLELISM_CONFIG"),
+    ),
+    ("FSDP_VERSION", ("", "2"), "FSDP 1 (--use_fsdp) is not supported; set fsdp_version: 2"),
+    ("FSDP_OFFLOAD_PARAMS", NO, "fsdp_offload_params is not supported; set fsdp_offload_params: false"),
+    (
+        "FSDP_ACTIVATION_CHECKPOINTING",
+        NO,
+        "fsdp_activation_checkpointing is not supported; set fsdp_activation_checkpointing: false and, for the same, "
+        "train.gradient_checkpointing=true",
+    ),
+    (
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+        ("", "1"),
+        "gradient accumulation ({value} steps) is set by the recipe; leave it out and set train.micro_rows to the rows "
+        "that one process runs at once",
+    ),
+    (
+        "ACCELERATE_DYNAMO_BACKEND",
+        ("", "no"),
+        "--dynamo_backend {value} is set by the recipe; leave it out and set train.compile=true",
+    ),
+)
+"""Variables in which accelerate launch hands on its options, the values that are let pass, and what is said of others.
 
-NOT_WITH_FSDP = {
-    "FSDP_OFFLOAD_PARAMS": "",
-    "FSDP_ACTIVATION_CHECKPOINTING": "and, for the same, train.gradient_checkpointing=true",
-}
-"""Options of FSDP that are refused, with another way."""
+Those of FSDP count where that is asked for.
+"""
 
 
 class LaunchError(SettingsError):
@@ -83,7 +105,10 @@ def make_accelerator(
     for name in track:
         if name not in available:
             raise SettingsError(f"track: {name} is not installed; `pip install {name}`, or leave it out")
-    _forget_earlier_run()
+    # accelerate keeps its state for the life of the process, and refuses a second precision or device; a group of
+    # processes that there is already is taken over as it is, for it cannot be left and joined again
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision="bf16" if precision == "bf16" else "no",
@@ -141,31 +166,12 @@ def check_options(environment: Mapping[str, str], *, sharding: bool = False) -> 
 
     FSDP2 is let pass with ``sharding``.
     """
-    for variable, what in SPLIT.items():
-        if is_set(environment, variable) and not (sharding and variable == FSDP):
-            raise LaunchError(
-                f"accelerate: {what} is not supported; launch with --multi_gpu, one whole copy of the model in each "
-                f"process, with {variable} unset"
-            )
-    if is_set(environment, FSDP):
-        if environment.get("FSDP_VERSION", "2") != "2":
-            raise LaunchError("accelerate: FSDP 1 (--use_fsdp) is not supported; set fsdp_version: 2")
-        for variable, way_on in NOT_WITH_FSDP.items():
-            if is_set(environment, variable):
-                option = variable.lower()
-                raise LaunchError(f"accelerate: {option} is not supported; set {option}: false {way_on}".rstrip())
-    parts = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if parts != "1":
-        raise LaunchError(
-            f"accelerate: gradient accumulation ({parts} steps) is set by the recipe; leave it out and set "
-            "train.micro_rows to the rows that one process runs at once"
-        )
-    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    if backend.lower() != "no":
-        raise LaunchError(
-            f"accelerate: --dynamo_backend {backend.lower()} is set by the recipe; leave it out and set "
-            "train.compile=true"
-        )
+    sharded = is_set(environment, FSDP)
+    for variable, harmless, fault in REFUSED:
+        value = environment.get(variable, "").lower()
+        passed = sharding if variable == FSDP else variable.startswith("FSDP_") and not sharded
+        if value not in harmless and not passed:
+            raise LaunchError(f"accelerate: {fault.format(value=value)}")
 
 
 def broadcast(accelerator: Accelerator, value: Any) -> Any:
@@ -217,16 +223,6 @@ def end_run(accelerator: Accelerator) -> None:
     """Finish the trackers of a run; the group of processes is kept for a next run and left at exit."""
     for tracker in accelerator.trackers:
         tracker.finish()
-
-
-def _forget_earlier_run() -> None:
-    """Let one process make several Accelerators one after another, as a run of two arms does.
-
-    accelerate keeps its state for the life of the process and refuses a second precision or device. A group of
-    processes that there is already is taken over as it is, for it cannot be left and joined again.
-    """
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
 
 
 @atexit.register

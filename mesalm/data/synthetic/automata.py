@@ -149,10 +149,6 @@ class Automata(TokenTask):
             state = language.after(state, token)
         return chances
 
-    def guesses(self) -> dict[str, float]:
-        """Return nothing: the guesses for this task look at the row (mesa_eval.synthetic.ngrams)."""
-        return {}
-
     def _any_automaton(self, random: np.random.RandomState) -> Automaton:
         states = random.randint(self.states_min, self.states + 1)
         alphabet = random.permutation(self.symbols)[: random.randint(self.alphabet_min, self.symbols + 1)]

@@ -51,7 +51,3 @@ class Markov(TokenTask):
         if len(lost):  # all its numbers were below the least float; as the concentration goes to 0, one has all
             matrix[lost] = np.eye(self.symbols)[random.randint(self.symbols, size=len(lost))]
         return matrix.cumsum(1)
-
-    def guesses(self) -> dict[str, float]:
-        """Return nothing: the guesses for this task look at the row (mesa_eval.synthetic.markov_scores)."""
-        return {}
