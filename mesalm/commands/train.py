@@ -86,8 +86,8 @@ def run(options: argparse.Namespace) -> None:
 
 def show_plans(runs: Sequence[Recipe], options: argparse.Namespace) -> None:
     """Print what each run will need."""
-    from mesalm.train.hardware import read_assumptions
     from mesalm.train.plan import plan_recipe
+    from mesalm.train.speeds import read_assumptions
 
     if (options.gpus or options.fsdp) and not options.hardware:
         raise ValueError("--hardware: is missing; name the card, such as --hardware H100")

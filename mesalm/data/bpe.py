@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mesalm.fingerprints import fingerprints
+from mesalm.files import fingerprints
 from mesalm.pretrained import load
 
 from .documents import DataError

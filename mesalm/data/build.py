@@ -22,10 +22,9 @@ from mesalm.wording import plural
 from .bpe import Encoder, add_start_token, begin_id, count_lost, tokenizer_hash, train_tokenizer, vocabulary_size
 from .data_settings import DataSettings
 from .documents import DataError, Source
-from .gather import Gathered, write_arrow
+from .gather import SPLITS, Gathered, write_arrow
 from .packing import PackedRows, Packer
-from .splits import SPLITS
-from .stages import hidden_bars, say
+from .prepared import hidden_bars, say
 
 # Below this many bytes, starting processes costs more than they save.
 MANY_BYTES = 200_000_000
@@ -106,7 +105,10 @@ class Build:
             return {"kind": "none", "vocab_size": settings.vocab_size, **specials}
         about: dict[str, Any] = {"kind": "given", "name": settings.tokenizer}
         if self.tokenizer is None:
-            sample = _sample(gathered, settings.tokenizer_bytes)
+            # the first documents, in their shuffled order, that together have so many bytes
+            members = gathered.members("train")
+            total = np.cumsum(gathered.sizes[members])
+            sample = members[: int(np.searchsorted(total, settings.tokenizer_bytes)) + 1]
             sample_bytes = int(gathered.sizes[sample].sum())
             self._say(f"training a tokenizer of {settings.vocab_size:,} words on {sample_bytes:,} bytes")
             texts = (documents[int(number)]["text"] for number in sample)
@@ -126,7 +128,8 @@ class Build:
     def _tokenise(self, documents: datasets.Dataset, gathered: Gathered, path: Path) -> datasets.Dataset:
         """Return a dataset with the column input_ids: the tokens of each document, its first one included."""
         features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
-        processes = self._processes(int(gathered.sizes.sum()), len(documents))
+        usual = 1 if gathered.sizes.sum() < MANY_BYTES else os.cpu_count() or 1
+        processes = min(self.settings.processes or usual, len(documents))
         return documents.select_columns(["text", "input_ids"]).map(
             Tokenise(self.tokenizer, trained=self.settings.tokenizer == "train"),
             batched=True,
@@ -146,12 +149,6 @@ class Build:
             return 0
         pairs = zip(documents, tokens, strict=True)
         return sum(count_lost(self.tokenizer, [row["text"]], [ids["input_ids"][1:]]) for row, ids in pairs)
-
-    def _processes(self, size: int, documents: int) -> int:
-        wanted = self.settings.processes
-        if wanted is None:
-            wanted = 1 if size < MANY_BYTES else os.cpu_count() or 1
-        return max(1, min(wanted, documents))
 
     def _parts(self, gathered: Gathered, split: str) -> list[np.ndarray]:
         """Return the documents of a split: all together, or for training by weight those of each source."""
@@ -228,13 +225,6 @@ class Tokenise:
         return {
             "input_ids": [next(encoded) if ids is None else (ids if ids[0] == begin else [begin, *ids]) for ids in rows]
         }
-
-
-def _sample(gathered: Gathered, limit: int) -> np.ndarray:
-    """Return the first train documents, in their shuffled order, that together reach ``limit`` bytes."""
-    members = gathered.members("train")
-    total = np.cumsum(gathered.sizes[members])
-    return members[: int(np.searchsorted(total, limit)) + 1]
 
 
 def _save(dataset: datasets.Dataset, folder: Path) -> None:

@@ -13,8 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mesalm.files import write_text, writing
-from mesalm.fingerprints import file_hash, fingerprints, write_sealed
+from mesalm.files import file_hash, fingerprints, write_sealed, write_text, writing
 from mesalm.locks import locked
 from mesalm.settings import SettingsError
 
@@ -24,9 +23,8 @@ from .corpora import SOURCES
 from .corpus_card import CARD, corpus_card
 from .data_settings import DataSettings
 from .documents import DataError
-from .prepared import FORMAT, MANIFEST, Prepared, changed_sources
+from .prepared import FORMAT, MANIFEST, Prepared, changed_sources, hidden_bars
 from .read_files import matching_files
-from .stages import hidden_bars
 
 # These change where and how fast the work is done, not its result; contents stand for file names.
 NOT_IN_KEY = {"cache_dir", "decontaminate", "prepared", "processes", "sources"}

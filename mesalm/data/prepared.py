@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,11 @@ import datasets
 from datasets.utils import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mesalm.fingerprints import SealError, first_damaged, read_sealed
+from mesalm.files import SealError, first_damaged, read_sealed
 from mesalm.wording import plural
 
 from .documents import DataError
-from .mixture import Mixture
+from .stream import Mixture
 
 # Raised whenever the meaning of prepared data changes, so that older ones are not taken for new.
 FORMAT = 2
@@ -172,3 +174,21 @@ def _held(sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     for source in sources:
         for part in source.get("files", [source]):
             yield part.get("sha256") or repr(sorted(part.items())), part["name"]
+
+
+def say(line: str) -> None:
+    """Print a line to the standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def hidden_bars(hide: bool = True) -> Iterator[None]:
+    """Hide the bars of `datasets`, which ours are too, while the block runs, if ``hide`` or in a log file."""
+    if (not hide and sys.stderr.isatty()) or datasets.utils.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import pyarrow
 import pyarrow.parquet
 
-from mesalm.fingerprints import file_hash
+from mesalm.files import file_hash
 from mesalm.settings import SettingsError
 
 from .documents import DataError, Document, Faults, Source, is_unicode, record_document

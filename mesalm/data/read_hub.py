@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from mesalm.fingerprints import file_hash
+from mesalm.files import file_hash
 from mesalm.settings import SettingsError
 
 from .documents import DataError, Document, Faults, Source, record_document

@@ -19,11 +19,9 @@ from .contamination import Contamination
 from .corpora import SOURCES
 from .data_settings import DataSettings
 from .documents import DataError, Document, Faults, Source
-from .mixture import picks
-from .prepared import Prepared
-from .splits import content_digest
-from .stages import say
-from .stream import Batch, DataPosition, SharedSteps, collate_tokens
+from .gather import content_digest
+from .prepared import Prepared, say
+from .stream import Batch, DataPosition, SharedSteps, collate_tokens, picks
 
 ENCODE_BATCH = 64
 STEPS_AHEAD = 16

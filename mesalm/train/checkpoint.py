@@ -29,8 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed import get_rank
 
-from mesalm.files import sync, writing
-from mesalm.fingerprints import SealError, fingerprints, first_damaged, read_sealed, write_sealed
+from mesalm.files import SealError, fingerprints, first_damaged, read_sealed, sync, write_sealed, writing
 from mesalm.runs import STATE_FILE, complete_checkpoints, step_of
 from mesalm.train.sharded import (
     begin_shards,
@@ -72,8 +71,6 @@ class Checkpoints:
         beside: Mapping[str, nn.Module] | None = None,
         asynchronous: bool = False,
     ) -> None:
-        if keep < 1:
-            raise ValueError(f"keep: must be at least 1, not {keep}")
         self.folder = folder
         self.every = every
         self.keep = keep

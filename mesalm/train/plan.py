@@ -19,13 +19,12 @@ from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.runs import step_of
 from mesalm.settings import one_of
 from mesalm.train.activations import activation_bytes
-from mesalm.train.hardware import CARDS, Assumptions, Rate, calculated_rate
 from mesalm.train.initial import earlier_config
-from mesalm.train.meters import clock_text
 from mesalm.train.optim import build_optimiser
+from mesalm.train.progress import clock_text
 from mesalm.train.randomness import preserved_randomness
 from mesalm.train.recipe import Recipe
-from mesalm.train.speeds import earlier_rate, local_device, probed_rate
+from mesalm.train.speeds import CARDS, Assumptions, Rate, calculated_rate, earlier_rate, local_device, probed_rate
 from mesalm.wording import plural
 
 

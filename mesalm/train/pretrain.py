@@ -26,32 +26,30 @@ from mesalm.settings import SettingsError
 from mesalm.train import training
 from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints, whole_folder
-from mesalm.train.context import data_share, share_rows
-from mesalm.train.hardware import local_peak
 from mesalm.train.initial import earlier_config, initial_model
 from mesalm.train.launch import (
     LaunchError,
     blind_to,
     broadcast,
+    data_share,
     end_run,
     launch_precision,
     make_accelerator,
+    share_rows,
     tracked_as,
 )
 from mesalm.train.loop import Outcome, Probe
 from mesalm.train.machines import prepared_on_each, send_folder
 from mesalm.train.plan import make_plan
+from mesalm.train.probes import sampling, validation
 from mesalm.train.progress import Display, without_bars
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
-from mesalm.train.run_folder import Resume, Resumption, RunFolder
-from mesalm.train.run_page import PAGE, run_page
-from mesalm.train.sampling import sampling
+from mesalm.train.run_folder import PAGE, Resume, Resumption, RunFolder, run_page
 from mesalm.train.saving import Sender
 from mesalm.train.sharded import full_state
-from mesalm.train.speeds import device_name, earlier_rate
+from mesalm.train.speeds import device_name, earlier_rate, local_peak
 from mesalm.train.token_loss import TokenLoss
-from mesalm.train.validation import validation
 from mesalm.train.watch import Watch, watching
 from mesalm.versions import versions
 

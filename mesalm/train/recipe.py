@@ -16,7 +16,7 @@ from pydantic import Field
 
 import mesalm
 from mesalm.data.data_settings import DataSettings
-from mesalm.data.ramp import RowRamp
+from mesalm.data.stream import RowRamp
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.recipe_yaml import read_mapping, write_yaml
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError, hint, known, unknown_key, without_none_words
@@ -56,144 +56,140 @@ def folder_name(name: str) -> str:
 
 FolderName = Annotated[str, pydantic.AfterValidator(folder_name)]
 
-with warnings.catch_warnings():
-    # pydantic's deprecated BaseModel.validate is not used here, and `validate` is the word recipes use.
-    warnings.filterwarnings("ignore", message='Field name "validate"', category=UserWarning)
+# pydantic's deprecated BaseModel.validate is not used here, and `validate` is the word recipes use.
+warnings.filterwarnings("ignore", message='Field name "validate"', category=UserWarning)
 
-    class Recipe(Settings):
-        """One training run."""
 
-        name: FolderName = Field(description="Name of the run; its folder is <output_dir>/<name>.")
-        seed: int = Field(
-            default=0, ge=0, le=LARGEST_SEED, description="Seed of initial weights, data order, dropout and samples."
-        )
-        output_dir: str = Field(default="runs", description="Folder that holds the run folders.")
-        init_from: str | None = Field(
-            default=None,
-            description="Weights to begin from: a run folder, a checkpoint, a published folder or a Hub name; "
-            "none: fresh weights.",
-        )
-        branch_from: str | None = Field(
-            default=None,
-            description="Checkpoint of another run that this one begins at, optimiser and data position "
-            "too; set by --branch.",
-        )
-        data: DataSettings = Field(default_factory=DataSettings, description="Corpus, tokenizer and rows.")
-        model: ModelFields = Field(
-            default_factory=dict, description="Fields of MesaConfig; vocab_size is the tokenizer's if left out."
-        )
-        optim: OptimSettings = Field(default_factory=OptimSettings, description="Optimiser.")
-        schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
-        train: TrainSettings = Field(description="Length, batches and arithmetic.")
-        parallelism: ParallelismSettings = Field(
-            default_factory=ParallelismSettings, description="Long sequences over several processes."
-        )
-        validate: ValidateSettings = Field(  # type: ignore[assignment]  # as above
-            default_factory=ValidateSettings, description="Validation while training."
-        )
-        sample: SampleSettings = Field(default_factory=SampleSettings, description="Samples while training.")
-        evaluate: EvaluateSettings = Field(
-            default_factory=EvaluateSettings, description="Few-shot tasks and copying while training."
-        )
-        checkpoint: CheckpointSettings = Field(
-            default_factory=CheckpointSettings, description="Checkpoints of the run."
-        )
-        upload: UploadSettings = Field(
-            default_factory=UploadSettings, description="Checkpoints on the Hub while training."
-        )
-        track: list[Annotated[str, known(lambda: TRACKERS, "a tracker")]] = Field(
-            default_factory=list, description="Trackers of accelerate that get the journal too, such as tensorboard."
-        )
-        arms: dict[str, dict[str, Any]] = Field(
-            default_factory=dict,
-            description="Variants of the run: name -> {dotted key: value}; each is trained as <name>-<arm>.",
-        )
+class Recipe(Settings):
+    """One training run."""
 
-        def _check(self) -> None:
-            positions, length = self.model.get("max_position_embeddings"), self.data.sequence_length
-            if isinstance(positions, int) and positions < length:
-                raise ValueError(
-                    f"model.max_position_embeddings: {positions} is less than data.sequence_length {length}; set "
-                    f"model.max_position_embeddings={length}"
-                )
-            check_warmup(self.schedule, self.steps)
-            every, saved = self.upload.every, self.checkpoint.every
-            if every and (not saved or every % saved):
-                raise ValueError(
-                    f"upload.every: {every} is no multiple of checkpoint.every {saved}; set it to one, or to 0"
-                )
-            self._check_context()
+    name: FolderName = Field(description="Name of the run; its folder is <output_dir>/<name>.")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of initial weights, data order, dropout and samples."
+    )
+    output_dir: str = Field(default="runs", description="Folder that holds the run folders.")
+    init_from: str | None = Field(
+        default=None,
+        description="Weights to begin from: a run folder, a checkpoint, a published folder or a Hub name; "
+        "none: fresh weights.",
+    )
+    branch_from: str | None = Field(
+        default=None,
+        description="Checkpoint of another run that this one begins at, optimiser and data position "
+        "too; set by --branch.",
+    )
+    data: DataSettings = Field(default_factory=DataSettings, description="Corpus, tokenizer and rows.")
+    model: ModelFields = Field(
+        default_factory=dict, description="Fields of MesaConfig; vocab_size is the tokenizer's if left out."
+    )
+    optim: OptimSettings = Field(default_factory=OptimSettings, description="Optimiser.")
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
+    train: TrainSettings = Field(description="Length, batches and arithmetic.")
+    parallelism: ParallelismSettings = Field(
+        default_factory=ParallelismSettings, description="Long sequences over several processes."
+    )
+    validate: ValidateSettings = Field(  # type: ignore[assignment]  # as above
+        default_factory=ValidateSettings, description="Validation while training."
+    )
+    sample: SampleSettings = Field(default_factory=SampleSettings, description="Samples while training.")
+    evaluate: EvaluateSettings = Field(
+        default_factory=EvaluateSettings, description="Few-shot tasks and copying while training."
+    )
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings, description="Checkpoints of the run.")
+    upload: UploadSettings = Field(default_factory=UploadSettings, description="Checkpoints on the Hub while training.")
+    track: list[Annotated[str, known(lambda: TRACKERS, "a tracker")]] = Field(
+        default_factory=list, description="Trackers of accelerate that get the journal too, such as tensorboard."
+    )
+    arms: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Variants of the run: name -> {dotted key: value}; each is trained as <name>-<arm>.",
+    )
 
-        def _check_context(self) -> None:
-            context, length = self.parallelism.context, self.data.sequence_length
-            if context == 1:
-                return
-            if length % context:
-                raise ValueError(
-                    f"parallelism.context: {context} does not divide data.sequence_length {length}; set "
-                    f"data.sequence_length={(length // context + 1) * context}"
-                )
-            if self.train.compile:
-                raise ValueError("parallelism.context: goes without train.compile; set train.compile=false")
-            if self.evaluate.every:
-                raise ValueError("parallelism.context: goes without evaluations on the way; set evaluate.every=0")
-            if self.model.get("attention_dropout"):
-                raise ValueError("parallelism.context: goes without attention dropout; set model.attention_dropout=0")
+    def _check(self) -> None:
+        positions, length = self.model.get("max_position_embeddings"), self.data.sequence_length
+        if isinstance(positions, int) and positions < length:
+            raise ValueError(
+                f"model.max_position_embeddings: {positions} is less than data.sequence_length {length}; set "
+                f"model.max_position_embeddings={length}"
+            )
+        check_warmup(self.schedule, self.steps)
+        every, saved = self.upload.every, self.checkpoint.every
+        if every and (not saved or every % saved):
+            raise ValueError(
+                f"upload.every: {every} is no multiple of checkpoint.every {saved}; set it to one, or to 0"
+            )
+        self._check_context()
 
-        @property
-        def folder(self) -> Path:
-            """Return the run folder, <output_dir>/<name>."""
-            return Path(self.output_dir).expanduser() / self.name
+    def _check_context(self) -> None:
+        context, length = self.parallelism.context, self.data.sequence_length
+        if context == 1:
+            return
+        if length % context:
+            raise ValueError(
+                f"parallelism.context: {context} does not divide data.sequence_length {length}; set "
+                f"data.sequence_length={(length // context + 1) * context}"
+            )
+        if self.train.compile:
+            raise ValueError("parallelism.context: goes without train.compile; set train.compile=false")
+        if self.evaluate.every:
+            raise ValueError("parallelism.context: goes without evaluations on the way; set evaluate.every=0")
+        if self.model.get("attention_dropout"):
+            raise ValueError("parallelism.context: goes without attention dropout; set model.attention_dropout=0")
 
-        @property
-        def steps(self) -> int:
-            """Return the number of optimiser steps, tokens rounded up to whole steps."""
-            if self.train.steps is not None:
-                return self.train.steps
-            tokens = self.train.tokens or 0
-            return self.ramp.steps(math.ceil(tokens / self.data.sequence_length))
+    @property
+    def folder(self) -> Path:
+        """Return the run folder, <output_dir>/<name>."""
+        return Path(self.output_dir).expanduser() / self.name
 
-        @property
-        def ramp(self) -> RowRamp:
-            """Return how many rows each step takes."""
-            return RowRamp(self.train.batch_rows, math.ceil(self.train.ramp_tokens / self.data.sequence_length))
+    @property
+    def steps(self) -> int:
+        """Return the number of optimiser steps, tokens rounded up to whole steps."""
+        if self.train.steps is not None:
+            return self.train.steps
+        tokens = self.train.tokens or 0
+        return self.ramp.steps(math.ceil(tokens / self.data.sequence_length))
 
-        def micro_rows(self, processes: int) -> int:
-            """Return the rows that one of so many processes runs at once.
+    @property
+    def ramp(self) -> RowRamp:
+        """Return how many rows each step takes."""
+        return RowRamp(self.train.batch_rows, math.ceil(self.train.ramp_tokens / self.data.sequence_length))
 
-            Raises SettingsError where the rows of a step do not divide among them.
-            """
-            context, rows = min(self.parallelism.context, processes), self.ramp.rows(0)
-            readers = processes // context
-            found = self.train.micro_rows or max(rows // readers, 1)
-            if rows % (readers * found):
-                first = " of a first step" if self.ramp.over else ""
-                group = f"{plural(readers, 'group')} of {context} processes"
-                raise SettingsError(
-                    f"train.batch_rows: {rows}{first} must be a multiple of "
-                    f"{plural(readers, 'process') if context == 1 else group} times train.micro_rows {found}; change "
-                    "the one or the other"
-                )
-            return found
+    def micro_rows(self, processes: int) -> int:
+        """Return the rows that one of so many processes runs at once.
 
-        @property
-        def planned_tokens(self) -> int:
-            """Return the tokens of all steps together."""
-            return self.ramp.total(self.steps) * self.data.sequence_length
+        Raises SettingsError where the rows of a step do not divide among them.
+        """
+        context, rows = min(self.parallelism.context, processes), self.ramp.rows(0)
+        readers = processes // context
+        found = self.train.micro_rows or max(rows // readers, 1)
+        if rows % (readers * found):
+            first = " of a first step" if self.ramp.over else ""
+            group = f"{plural(readers, 'group')} of {context} processes"
+            raise SettingsError(
+                f"train.batch_rows: {rows}{first} must be a multiple of "
+                f"{plural(readers, 'process') if context == 1 else group} times train.micro_rows {found}; change "
+                "the one or the other"
+            )
+        return found
 
-        def plain(self) -> dict[str, Any]:
-            """Return the recipe with all defaults written out, as plain data."""
-            return self.model_dump(mode="json")
+    @property
+    def planned_tokens(self) -> int:
+        """Return the tokens of all steps together."""
+        return self.ramp.total(self.steps) * self.data.sequence_length
 
-        def to_yaml(self) -> str:
-            """Return the recipe with all defaults written out; reading it gives an equal recipe."""
-            return write_yaml(self.plain())
+    def plain(self) -> dict[str, Any]:
+        """Return the recipe with all defaults written out, as plain data."""
+        return self.model_dump(mode="json")
 
-        def arm(self, name: str) -> Recipe:
-            """Return the recipe of one arm: its settings applied, named <name>-<arm>, without arms of its own."""
-            data = copy.deepcopy(self.plain())
-            _enter_arm(data, name)
-            return Recipe.build(data)
+    def to_yaml(self) -> str:
+        """Return the recipe with all defaults written out; reading it gives an equal recipe."""
+        return write_yaml(self.plain())
+
+    def arm(self, name: str) -> Recipe:
+        """Return the recipe of one arm: its settings applied, named <name>-<arm>, without arms of its own."""
+        data = copy.deepcopy(self.plain())
+        _enter_arm(data, name)
+        return Recipe.build(data)
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), arm: str | None = None) -> Recipe:

@@ -17,7 +17,6 @@ from mesalm.settings import SettingsError
 from mesalm.train.average import FOLDER, WeightAverage
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard, Verdict
-from mesalm.train.hardware import local_peak
 from mesalm.train.launch import broadcast
 from mesalm.train.loop import Loop, Outcome, Probe, Stream
 from mesalm.train.optim import OptimSettings, build_optimiser
@@ -25,6 +24,7 @@ from mesalm.train.progress import Display
 from mesalm.train.saving import Sender
 from mesalm.train.schedule import ScheduleSettings, learning_rate_factor
 from mesalm.train.sections import CheckpointSettings, TrainSettings
+from mesalm.train.speeds import local_peak
 from mesalm.train.step import Batch
 
 

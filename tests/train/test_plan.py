@@ -19,10 +19,10 @@ from mesalm.cli import main
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
 from mesalm.train.activations import activation_bytes
-from mesalm.train.hardware import CARDS, Assumptions, Rate, calculated_rate, read_assumptions
 from mesalm.train.plan import make_plan, optimiser_bytes, outline, plan_recipe, work
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe, load_recipe
+from mesalm.train.speeds import CARDS, Assumptions, Rate, calculated_rate, read_assumptions
 
 Load = Callable[..., Recipe]
 WIDE: dict[str, Any] = {
