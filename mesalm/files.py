@@ -65,6 +65,40 @@ def write_text(path: Path, text: str) -> None:
         sync(path.parent)
 
 
+def partial_of(target: Path) -> Path:
+    """Return the folder in which `whole_folder` fills ``target``."""
+    return target.with_name(target.name + ".partial")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder to fill that becomes ``target`` at the end, in one step and after all of it is on the disk.
+
+    A folder that has the name already is replaced; where an error comes first, nothing is left.
+    """
+    partial = partial_of(target)
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
+    with writing(target, partial):
+        yield partial
+        _publish(partial, target)
+
+
+def _publish(partial: Path, target: Path) -> None:
+    replaced = target.with_name(target.name + ".replaced")
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    for path in [*sorted(partial.rglob("*")), partial]:
+        sync(path)
+    if target.exists():
+        os.rename(target, replaced)
+    os.rename(partial, target)
+    sync(target.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
 def sync(path: Path) -> None:
     """Wait until a file's contents, or a folder's list of names, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

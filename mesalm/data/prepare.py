@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mesalm.files import file_hash, fingerprints, write_sealed, write_text, writing
+from mesalm.files import file_hash, fingerprints, whole_folder, write_sealed, write_text
 from mesalm.locks import locked
 from mesalm.settings import SettingsError
 
@@ -110,7 +108,6 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
 
         with locked(parent / f"{folder.name}.lock", busy):
             if not _is_whole(folder):
-                shutil.rmtree(folder, ignore_errors=True)
                 _build(inputs, folder, quiet)
     prepared = Prepared(folder)
     with hidden_bars(quiet):
@@ -178,15 +175,13 @@ def _sweep(parent: Path) -> None:
     def busy(holder: str) -> None:
         raise BlockingIOError(holder)
 
-    for leftover in parent.glob(".*-*"):
-        key = leftover.name[1:].partition("-")[0]
-        with suppress(OSError), locked(parent / f"{key}.lock", busy):
+    for leftover in parent.glob("*.partial"):
+        with suppress(OSError), locked(leftover.with_suffix(".lock"), busy):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _build(inputs: Inputs, folder: Path, quiet: bool) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    with writing(folder, temporary):
+    with whole_folder(folder) as temporary:
         with hidden_bars(quiet):
             found = Build(inputs.settings, inputs.sources, inputs.tokenizer, temporary, quiet).run()
         if [source.identity() for source in inputs.sources] != inputs.identities:
@@ -201,8 +196,6 @@ def _build(inputs: Inputs, folder: Path, quiet: bool) -> None:
         write_text(temporary / CARD, corpus_card(manifest))
         manifest["files"] = fingerprints(temporary)
         write_sealed(temporary / MANIFEST, manifest)
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, folder)
 
 
 def _is_whole(folder: Path) -> bool:

@@ -15,11 +15,10 @@ run writes in the background: there training goes on when everything has been co
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed import get_rank
 
-from mesalm.files import SealError, fingerprints, first_damaged, read_sealed, sync, write_sealed, writing
+from mesalm.files import (
+    SealError,
+    fingerprints,
+    first_damaged,
+    partial_of,
+    read_sealed,
+    whole_folder,
+    write_sealed,
+)
 from mesalm.runs import STATE_FILE, complete_checkpoints, step_of
 from mesalm.train.sharded import (
     begin_shards,
@@ -287,37 +294,3 @@ def move_stream(stream: Any, saved: Any, process: int, folder: Path) -> None:
 def load_random_states(folder: Path) -> list[dict[str, Any]]:
     """Return the random state of every process of the run that wrote the checkpoint."""
     return torch.load(folder / RANDOM_FILE, map_location="cpu", weights_only=True)
-
-
-def partial_of(target: Path) -> Path:
-    """Return the folder in which `whole_folder` fills ``target``."""
-    return target.with_name(target.name + ".partial")
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder to fill that becomes ``target`` at the end, in one step and after all of it is on the disk.
-
-    A folder that has the name already is replaced; where an error comes first, nothing is left.
-    """
-    partial = partial_of(target)
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir()
-    with writing(target, partial):
-        yield partial
-        _publish(partial, target)
-
-
-def _publish(partial: Path, target: Path) -> None:
-    replaced = target.with_name(target.name + ".replaced")
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    for path in [*sorted(partial.rglob("*")), partial]:
-        sync(path)
-    if target.exists():
-        os.rename(target, replaced)
-    os.rename(partial, target)
-    sync(target.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)

@@ -69,7 +69,6 @@ class Plan:
     recipe: Recipe
     parameters: int
     rows: int | None
-    processes: int
     hardware: str | None
     memory: dict[str, float]
     peak: float
@@ -80,17 +79,12 @@ class Plan:
     begun: int
 
     @property
-    def tokens(self) -> int:
-        """Return the tokens of the whole run."""
-        return self.recipe.planned_tokens
-
-    @property
     def seconds(self) -> float | None:
         """Return the time of the steps that are left, with validations and checkpoints; None if no speed is known."""
         if self.rate is None:
             return None
         recipe, length = self.recipe, self.recipe.data.sequence_length
-        left = self.tokens - recipe.ramp.total(self.begun) * length
+        left = recipe.planned_tokens - recipe.ramp.total(self.begun) * length
         # a forward pass is a third of the work
         scored = self._times(recipe.validate.every) * recipe.validate.rows * length / 3
         written = self._times(recipe.checkpoint.every) * self.checkpoint / self.assumed["disk"]
@@ -119,9 +113,9 @@ class Plan:
             time = f"time: {clock_text(self.seconds)}{left} at {speed}, {self.rate.source}"
         total = sum(self.flops.values())
         return [
-            f"{recipe.name}: {self.parameters:,} parameters, {batch}, {self.tokens:,} in all, {epochs}",
+            f"{recipe.name}: {self.parameters:,} parameters, {batch}, {recipe.planned_tokens:,} in all, {epochs}",
             f"memory: {_short(self.peak)}B a process at its peak: {parts}{fits}",
-            f"work: {_short(total)}FLOP per token: {work}; {total * self.tokens:.3g} in all",
+            f"work: {_short(total)}FLOP per token: {work}; {total * recipe.planned_tokens:.3g} in all",
             f"{time}; a checkpoint is {_short(self.checkpoint)}B",
             "assumed: " + ", ".join(f"{name} {value:g}" for name, value in self.assumed.items()),
         ]
@@ -198,7 +192,6 @@ def make_plan(
         recipe=recipe,
         parameters=model.num_parameters(),
         rows=rows,
-        processes=processes,
         hardware=hardware,
         memory=memory,
         peak=peak,

@@ -19,13 +19,13 @@ from mesalm.data.prepare import ChangedDataError, check_inputs, prepare
 from mesalm.data.prepared import Prepared
 from mesalm.data.stream import Position, RowStream
 from mesalm.data.text_stream import TextStream, text_stream
-from mesalm.files import write_text
+from mesalm.files import whole_folder, write_text
 from mesalm.journal import Journal
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.settings import SettingsError
 from mesalm.train import training
 from mesalm.train.average import WeightAverage
-from mesalm.train.checkpoint import Checkpoints, whole_folder
+from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.initial import earlier_config, initial_model
 from mesalm.train.launch import (
     LaunchError,

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -144,12 +143,16 @@ def local_device(recipe: Recipe) -> str:
 
 def earlier_rate(recipe: Recipe, device: str, world: int) -> Rate | None:
     """Return the speed of the newest run beside this one with the same shape on the same device, None without one."""
-    journals = sorted(recipe.folder.parent.glob("*/journal.jsonl"), key=_changed)
-    for path in reversed(journals):
+    found = []
+    for path in recipe.folder.parent.glob("*/journal.jsonl"):
+        # those of other runs are not asked to be whole, nor to be there still
+        with suppress(OSError):
+            found.append((path.stat().st_mtime, path))
+    for _, path in sorted(found, reverse=True):
         try:
             events = read_journal(path)
         except (ValueError, OSError):
-            continue  # of another run, which is not asked to be whole, nor to be there still
+            continue
         start = next((event for event in reversed(events) if event["event"] == "start" and "recipe" in event), None)
         steps = [event for event in events if event["event"] == "step"]
         if start is None or not steps or (_hardware(start["device"]), start["world"]) != (_hardware(device), world):
@@ -158,13 +161,6 @@ def earlier_rate(recipe: Recipe, device: str, world: int) -> Rate | None:
             speed = statistics.median(event["tokens_per_second"] for event in steps[len(steps) // 2 :])
             return Rate(speed, steps[-1].get("solver_steps"), f"as {path.parent}")
     return None
-
-
-def _changed(path: Path) -> float:
-    """Return when a file was last written, 0 where it is there no more."""
-    with suppress(OSError):
-        return path.stat().st_mtime
-    return 0.0
 
 
 def _hardware(device: str) -> str:

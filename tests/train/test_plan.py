@@ -206,7 +206,7 @@ def test_cards_exchange_what_ddp_and_fsdp2_do() -> None:
         (["--plan", "--hardware", "H10"], "'H10' is not a card in the table; did you mean 'H100'?"),
         (["--plan", "--gpus", "8"], "--hardware: is missing; name the card, such as --hardware H100"),
         (["--plan", "--assume", "map=1"], "map: unknown key; did you mean 'maps'?"),
-        (["--plan", "--assume", "mixers.mess=1"], "mixers: 'mess' is not a mixer; did you mean 'mesa'?"),
+        (["--plan", "--assume", "mixers.mess=1"], "mixers.mess: 'mess' is not a mixer; did you mean 'mesa'?"),
         (["--probe"], "--probe: belongs to --plan; add --plan, or leave it out"),
         (["--plan", "--hardware", "H100", "--gpus", "512"], "train.batch_rows: 256 must be a multiple of 512"),
     ],

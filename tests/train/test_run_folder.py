@@ -23,8 +23,8 @@ from mesalm.data.documents import DataError
 from mesalm.files import read_sealed, write_sealed
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
-from mesalm.train.branch import branch
 from mesalm.train.checkpoint import Checkpoints
+from mesalm.train.planned import branch
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import RunFolder, run_page
