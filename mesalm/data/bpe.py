@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from .documents import DataError
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 PIECE = 1_000_000
+BORDER = re.compile(r"(?<=\S)\n(?=\S)")
 # Training takes time that grows with the square of a word's length, and unbroken text is one word.
 LONGEST_WORD = 1024
 
@@ -166,19 +168,10 @@ def pieces(text: str, size: int = PIECE) -> Iterator[str]:
     pattern, so the tokens are those of the whole text. Long texts cost less memory so.
     """
     begin = 0
-    while len(text) - begin > size:
-        cut = text.find("\n", begin + size)
-        while cut != -1 and not _is_border(text, cut):
-            cut = text.find("\n", cut + 1)
-        if cut == -1:
-            break
-        yield text[begin : cut + 1]
-        begin = cut + 1
+    while (border := BORDER.search(text, begin + size)) is not None:
+        yield text[begin : border.end()]
+        begin = border.end()
     yield text[begin:]
-
-
-def _is_border(text: str, cut: int) -> bool:
-    return cut + 1 < len(text) and not text[cut - 1].isspace() and not text[cut + 1].isspace()
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,6 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
     prepared = Prepared(folder)
     with hidden_bars(quiet):
         prepared.check()
-    prepared.checked = True
     if expected is not None:
         _compare_results(prepared.contents(), expected)
     return prepared
@@ -144,7 +143,6 @@ def _given(settings: DataSettings, expected: Mapping[str, Any] | None) -> Prepar
             f"{prepared.sequence_length} tokens; set it to {prepared.sequence_length}"
         )
     prepared.check()
-    prepared.checked = True
     if expected is not None:
         change = changed_sources(expected["sources"], prepared.contents()["sources"])
         if change is not None:
@@ -171,12 +169,8 @@ def _compare_results(contents: Mapping[str, Any], expected: Mapping[str, Any]) -
 
 def _sweep(parent: Path) -> None:
     """Delete what killed processes left half built; what a living one builds is locked."""
-
-    def busy(holder: str) -> None:
-        raise BlockingIOError(holder)
-
     for leftover in parent.glob("*.partial"):
-        with suppress(OSError), locked(leftover.with_suffix(".lock"), busy):
+        with suppress(OSError), locked(leftover.with_suffix(".lock")):
             shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -62,6 +62,7 @@ class Prepared:
             name = first_damaged(self.path, files, bar.update)
         if name is not None:
             raise DataError(self._damage(name))
+        self.checked = self.checked or not part
 
     def _open(self, part: str) -> str:
         if not self.checked:

@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from mesalm.files import file_hash
 from mesalm.settings import SettingsError
+from mesalm.wording import bad_byte
 
 from .documents import DataError, Document, Faults, Source, is_unicode, record_document
 from .source_settings import SourceSettings
@@ -224,7 +225,7 @@ def _decoded(content: bytes, path: Path, faults: Faults) -> str | None:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        faults.bad(f"{path}:{line}: not UTF-8 ({_byte(error)}); convert the file to UTF-8")
+        faults.bad(f"{path}:{line}: not UTF-8 ({bad_byte(error)}); convert the file to UTF-8")
         return None
 
 
@@ -232,7 +233,7 @@ def _json_object(line: bytes, where: str, faults: Faults) -> dict[str, Any] | No
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        faults.bad(f"{where}: not UTF-8 ({_byte(error)}); convert the file to UTF-8")
+        faults.bad(f"{where}: not UTF-8 ({bad_byte(error)}); convert the file to UTF-8")
         return None
     except (ValueError, RecursionError) as error:
         faults.bad(f"{where}: broken JSON ({error}); correct the line")
@@ -241,7 +242,3 @@ def _json_object(line: bytes, where: str, faults: Faults) -> dict[str, Any] | No
         faults.bad(f"{where}: must be a JSON object, not {type(record).__name__}; correct the line")
         return None
     return record
-
-
-def _byte(error: UnicodeDecodeError) -> str:
-    return f"byte 0x{error.object[error.start]:02x} at {error.start}"

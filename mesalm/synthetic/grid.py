@@ -226,13 +226,9 @@ def _count_scored(batch: dict[str, torch.Tensor]) -> int:
 def _claim(folder: Path) -> Iterator[bool]:
     """Yield whether this process alone works in a cell's folder; the claim ends with the block or the process."""
     folder.mkdir(parents=True, exist_ok=True)
-
-    def busy(holder: str) -> None:
-        raise BlockingIOError(holder)
-
     with ExitStack() as held:
         try:
-            held.enter_context(locked(folder / "lock", busy))
+            held.enter_context(locked(folder / "lock"))
         except BlockingIOError:
             yield False
             return

@@ -30,7 +30,7 @@ def smoke(recipe: Recipe, folder: Path) -> str:
 
     Raises what `pretrain` raises.
     """
-    small = shrunk(recipe, write_text(folder / "text"), folder)
+    small = shrunk(recipe, write_documents(folder / "text"), folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more would only wait for one another
     try:
@@ -45,7 +45,7 @@ def smoke(recipe: Recipe, folder: Path) -> str:
     )
 
 
-def write_text(folder: Path) -> Path:
+def write_documents(folder: Path) -> Path:
     """Write documents of the standard library as a dataset's folder, with the columns of a text corpus."""
     source = SOURCES["python-stdlib"](SourceSettings(name="python-stdlib", limit=DOCUMENTS))
     documents = [{"id": document.id, "text": document.text} for document in source.documents(Faults())]

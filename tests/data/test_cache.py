@@ -43,7 +43,7 @@ def test_an_interrupted_preparation_leaves_nothing(
     assert [path.suffix for path in parent.iterdir()] == [".lock"]
     # What a killed process leaves behind is neither believed nor kept.
     key = next(parent.iterdir()).stem
-    for name in (key, f".{key}-killed"):
+    for name in (key, f"{key}.partial"):
         (parent / name / "rows").mkdir(parents=True)
     prepared = prepare(settings, quiet=True)
     assert prepared.path == parent / key
