@@ -135,11 +135,6 @@ def make_accelerator(
     return accelerator
 
 
-def tracked_as(name: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what some trackers must be told, so that a run has its own name there and its files in its folder."""
-    return {"wandb": {"name": name, "dir": str(folder)}, "trackio": {"name": name, "resume": "allow"}}
-
-
 def launch_precision(precision: str, environment: Mapping[str, str]) -> str:
     """Return "fp32" or "bf16": a recipe's precision, or for "auto" that of accelerate launch, fp32 if it names none.
 

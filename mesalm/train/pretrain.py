@@ -36,7 +36,6 @@ from mesalm.train.launch import (
     launch_precision,
     make_accelerator,
     share_rows,
-    tracked_as,
 )
 from mesalm.train.loop import Outcome, Probe
 from mesalm.train.machines import prepared_on_each, send_folder
@@ -195,7 +194,9 @@ class Pretraining:
         self._set_loss(model, stream.micro_rows)
         average = None if recipe.train.average is None else WeightAverage(model, recipe.train.average)
         if recipe.track:
-            names = tracked_as(recipe.name, run.path)
+            # some must be told, so that a run has its own name there and its files in its folder
+            wandb, trackio = {"name": recipe.name, "dir": str(run.path)}, {"name": recipe.name, "resume": "allow"}
+            names = {"wandb": wandb, "trackio": trackio}
             accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()}, init_kwargs=names)
         with Journal(run.journal if accelerator.is_main_process else None) as journal:
             self._announce(model, getattr(stream, "total", None), device)
