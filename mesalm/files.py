@@ -1,15 +1,18 @@
-"""Files that are written whole or not at all, and disk errors that name their file."""
+"""Files that are written whole or not at all, disk errors that name their file, and digests of what files hold."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 FULL = "; make room, then run the same command again"
 PLACE = "; choose another place"
@@ -62,6 +65,40 @@ def write_text(path: Path, text: str) -> None:
         sync(path.parent)
 
 
+def partial_of(target: Path) -> Path:
+    """Return the folder in which `whole_folder` fills ``target``."""
+    return target.with_name(target.name + ".partial")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder to fill that becomes ``target`` at the end, in one step and after all of it is on the disk.
+
+    A folder that has the name already is replaced; where an error comes first, nothing is left.
+    """
+    partial = partial_of(target)
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
+    with writing(target, partial):
+        yield partial
+        _publish(partial, target)
+
+
+def _publish(partial: Path, target: Path) -> None:
+    replaced = target.with_name(target.name + ".replaced")
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    for path in [*sorted(partial.rglob("*")), partial]:
+        sync(path)
+    if target.exists():
+        os.rename(target, replaced)
+    os.rename(partial, target)
+    sync(target.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
 def sync(path: Path) -> None:
     """Wait until a file's contents, or a folder's list of names, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -97,3 +134,65 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+SEAL = "sha256"
+"""The key of a sealed JSON object that holds the digest of all its other keys."""
+
+
+class SealError(ValueError):
+    """A sealed file that is missing, no JSON object, or not as it was written."""
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Return a file's size in ``bytes`` and its ``sha256``."""
+    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+
+
+def fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the fingerprint of every file under a folder, by its path from there with ``/``."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): fingerprint(path) for path in files}
+
+
+def first_damaged(
+    folder: Path, files: Mapping[str, Mapping[str, Any]], read: Callable[[int], object] = lambda size: None
+) -> str | None:
+    """Return the first of ``files`` that is gone or not as `fingerprints` found it, None if all are whole.
+
+    ``read`` is called with the size of each file that was read.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != expected["bytes"] or fingerprint(path) != expected:
+            return name
+        read(expected["bytes"])
+    return None
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as a JSON object with its own digest beside its keys."""
+    plain = json.loads(json.dumps(content, ensure_ascii=False))
+    text = json.dumps({**plain, SEAL: _digest(plain)}, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return what `write_sealed` wrote. Raises SealError when a key, a value or the file is another or missing."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SealError(f"{path}: {error}") from error
+    if not isinstance(content, dict) or content.pop(SEAL, None) != _digest(content):
+        raise SealError(f"{path}: is not as it was written")
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

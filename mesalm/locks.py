@@ -12,16 +12,18 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
-def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
+def locked(path: Path, busy: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the operating system's lock on the file ``path``, whose folder must be there, while the block runs.
 
     Where another process holds it, ``busy`` is called with that process in words, and may raise; if it returns, the
-    lock is waited for. The file stays, since deleting it is not safe.
+    lock is waited for. Without ``busy``, BlockingIOError is raised. The file stays, since deleting it is not safe.
     """
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
+        if busy is None:
+            raise BlockingIOError(_holder(path)) from None
         busy(_holder(path))
         lock.acquire()
     try:

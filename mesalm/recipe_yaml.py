@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from mesalm.settings import SettingsError
+from mesalm.wording import bad_byte
 
 FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 """A number with an exponent, which YAML 1.1 reads as text where it has no point or no sign of the exponent."""
@@ -52,17 +53,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{path}: is not text in UTF-8 ({_byte(error)}); a recipe is a plain YAML file") from None
+        raise SettingsError(
+            f"{path}: is not text in UTF-8 ({bad_byte(error)}); a recipe is a plain YAML file"
+        ) from None
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror})") from None
     data = read_yaml(text, str(path))
     if not isinstance(data, dict):
         raise SettingsError(f"{path}: must hold a mapping of settings")
     return data
-
-
-def _byte(error: UnicodeDecodeError) -> str:
-    return f"byte 0x{error.object[error.start]:02x} at {error.start}"
 
 
 def read_yaml(text: str, where: str) -> Any:

@@ -6,7 +6,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import pydantic
@@ -56,10 +56,16 @@ def one_of(word: str, choices: Iterable[str], what: str) -> str:
     return word
 
 
+def known(choices: Callable[[], Iterable[str]], what: str) -> pydantic.AfterValidator:
+    """Return what lets an annotated text be one of ``choices`` only, as `one_of` does; asked for them when used."""
+    return pydantic.AfterValidator(lambda word: one_of(word, choices(), what))
+
+
 class Settings(pydantic.BaseModel):
     """One section of settings: unknown keys are refused, assignments are checked, ``none`` is no value.
 
-    Subclasses give every field ``Field(..., description=...)``; `describe` and ``--help`` read it.
+    Subclasses give every field ``Field(..., description=...)``; `describe` and ``--help`` read it. What holds of
+    several fields together is refused in ``_check``.
     """
 
     model_config = pydantic.ConfigDict(
@@ -74,6 +80,14 @@ class Settings(pydantic.BaseModel):
         fields = cls.model_fields.items()
         optional = {name for name, field in fields if type(None) in typing.get_args(field.annotation)}
         return {name: without_none_words(value) if name in optional else value for name, value in data.items()}
+
+    @pydantic.model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        self._check()
+        return self
+
+    def _check(self) -> None:
+        """Raise ValueError where fields that are right by themselves do not go together; nothing here."""
 
     @classmethod
     def build(cls, data: Any, where: str = "") -> Self:

@@ -16,3 +16,8 @@ def plural(count: int, word: str, words: str | None = None) -> str:
         stem = re.sub(r"(?<=[^aeiou])y$", "ie", word)
         words = f"{stem}es" if re.search(r"(s|x|ch|sh)$", stem) else f"{stem}s"
     return f"{count:,} {words}"
+
+
+def bad_byte(error: UnicodeDecodeError) -> str:
+    """Return which byte of a text is not UTF-8, and where."""
+    return f"byte 0x{error.object[error.start]:02x} at {error.start}"

@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> None:
     import tempfile
     from pathlib import Path
 
-    from mesalm.train.seeds import planned_runs
+    from mesalm.train.planned import planned_runs
     from mesalm.train.smoke import smoke
 
     for recipe in planned_runs(options.recipe, options.overrides, options.arm):

@@ -30,8 +30,8 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Train every cell that has not finished, then print the table and where it and the figure lie."""
     from mesa_eval.measures.probe import make_probe
+    from mesalm.train.planned import plan_line
     from mesalm.train.pretrain import pretrain
-    from mesalm.train.seeds import plan_line
     from mesalm.train.sweep import plan_sweep, report_sweep, run_sweep
 
     plan = plan_sweep(options.recipe, options.overrides, options.arm)

@@ -56,10 +56,9 @@ def run(options: argparse.Namespace) -> None:
     """Train a recipe, every arm of it in turn, with every seed."""
     from mesa_eval.measures.probe import make_probe
     from mesalm.hub.upload import make_uploads
-    from mesalm.train.branch import branch
     from mesalm.train.guard import NonFiniteError
+    from mesalm.train.planned import branch, plan_line, planned_runs, read_seeds
     from mesalm.train.pretrain import pretrain
-    from mesalm.train.seeds import plan_line, planned_runs, read_seeds
 
     seeds = None if options.seeds is None else read_seeds(options.seeds)
     failed = []
@@ -86,8 +85,8 @@ def run(options: argparse.Namespace) -> None:
 
 def show_plans(runs: Sequence[Recipe], options: argparse.Namespace) -> None:
     """Print what each run will need."""
-    from mesalm.train.hardware import read_assumptions
     from mesalm.train.plan import plan_recipe
+    from mesalm.train.speeds import read_assumptions
 
     if (options.gpus or options.fsdp) and not options.hardware:
         raise ValueError("--hardware: is missing; name the card, such as --hardware H100")

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mesalm.fingerprints import fingerprints
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mesalm.files import fingerprints
+from mesalm.pretrained import load
 
 from .documents import DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 PIECE = 1_000_000
+BORDER = re.compile(r"(?<=\S)\n(?=\S)")
 # Training takes time that grows with the square of a word's length, and unbroken text is one word.
 LONGEST_WORD = 1024
 
@@ -33,9 +37,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     the texts and the size only; a small corpus can give fewer than ``vocab_size`` tokens. ``tokenizer(text)`` begins
     with the start token (`add_start_token`), with ``add_special_tokens=False`` there is none.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -69,10 +70,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     Raises DataError when there is none, or it cannot begin a document.
     """
-    from transformers import AutoTokenizer
-
-    from mesalm.pretrained import load
-
     folder = Path(name).expanduser()
     if folder.is_file():
         raise DataError(f"data.tokenizer: {name} is a file; give a folder, a Hub name or 'train'")
@@ -115,8 +112,6 @@ def add_start_token(tokenizer: PreTrainedTokenizerBase) -> None:
     Changes the tokenizer in place, unless it does so already or has no rules to change (a slow one). A second text of
     a pair begins with that token too.
     """
-    from tokenizers.processors import TemplateProcessing
-
     begin = begin_id(tokenizer)
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     if not tokenizer.is_fast or tokenizer("a")["input_ids"] == [begin, *plain]:
@@ -173,19 +168,10 @@ def pieces(text: str, size: int = PIECE) -> Iterator[str]:
     pattern, so the tokens are those of the whole text. Long texts cost less memory so.
     """
     begin = 0
-    while len(text) - begin > size:
-        cut = text.find("\n", begin + size)
-        while cut != -1 and not _is_border(text, cut):
-            cut = text.find("\n", cut + 1)
-        if cut == -1:
-            break
-        yield text[begin : cut + 1]
-        begin = cut + 1
+    while (border := BORDER.search(text, begin + size)) is not None:
+        yield text[begin : border.end()]
+        begin = border.end()
     yield text[begin:]
-
-
-def _is_border(text: str, cut: int) -> bool:
-    return cut + 1 < len(text) and not text[cut - 1].isspace() and not text[cut + 1].isspace()
 
 
 @dataclass(frozen=True)

@@ -5,29 +5,26 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow
+from datasets.utils import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from mesalm.wording import plural
 
 from .bpe import Encoder, add_start_token, begin_id, count_lost, tokenizer_hash, train_tokenizer, vocabulary_size
 from .data_settings import DataSettings
-from .documents import DataError, Document, Source
-from .gather import Gathered, gather, write_arrow
+from .documents import DataError, Source
+from .gather import SPLITS, Gathered, write_arrow
 from .packing import PackedRows, Packer
-from .splits import SPLITS
-from .stages import hidden_bars, say
-
-if TYPE_CHECKING:
-    import datasets
-    import pyarrow
-    from transformers import PreTrainedTokenizerBase
+from .prepared import hidden_bars, say
 
 # Below this many bytes, starting processes costs more than they save.
 MANY_BYTES = 200_000_000
@@ -49,12 +46,10 @@ class Build:
 
     def run(self) -> dict[str, Any]:
         """Build everything but the manifest, and return what the manifest says of it."""
-        import datasets
-
         work = self.folder / "work"
         work.mkdir()
         self._say(f"reading {', '.join(dict.fromkeys(source.name for source in self.settings.sources))}")
-        gathered = self._gather(work / "documents.arrow")
+        gathered = Gathered(self.settings, self.sources, self.tokenizer, work / "documents.arrow")
         for path in gathered.faults.empty_files[:20]:
             self._say(f"left out {path}, which is empty")
         documents = datasets.Dataset.from_file(str(gathered.path))
@@ -90,7 +85,7 @@ class Build:
             "near_copies": gathered.faults.near_copies,
             "contamination": gathered.contamination,
             "licences": [
-                settings.licence or getattr(source, "licence", None)
+                settings.licence or source.licence
                 for settings, source in zip(self.settings.sources, self.sources, strict=True)
             ],
             "versions": {
@@ -103,19 +98,6 @@ class Build:
         if not self.quiet:
             say(line)
 
-    def _gather(self, path: Path) -> Gathered:
-        from datasets.utils import tqdm
-
-        def progress(documents: Iterable[Document]) -> Iterable[Document]:
-            return tqdm(documents, desc="Reading", unit=" documents", leave=False)
-
-        decode: Any = None
-        vocab_size: int | None = self.settings.vocab_size
-        if self.tokenizer is not None:
-            vocab_size = vocabulary_size(self.tokenizer)
-            decode = partial(self.tokenizer.decode, skip_special_tokens=True)
-        return gather(self.settings, self.sources, path, vocab_size=vocab_size, decode=decode, progress=progress)
-
     def _tokenizer(self, documents: datasets.Dataset, gathered: Gathered) -> dict[str, Any]:
         settings = self.settings
         if settings.tokenizer == "none":
@@ -123,7 +105,10 @@ class Build:
             return {"kind": "none", "vocab_size": settings.vocab_size, **specials}
         about: dict[str, Any] = {"kind": "given", "name": settings.tokenizer}
         if self.tokenizer is None:
-            sample = _sample(gathered, settings.tokenizer_bytes)
+            # the first documents, in their shuffled order, that together have so many bytes
+            members = gathered.members("train")
+            total = np.cumsum(gathered.sizes[members])
+            sample = members[: int(np.searchsorted(total, settings.tokenizer_bytes)) + 1]
             sample_bytes = int(gathered.sizes[sample].sum())
             self._say(f"training a tokenizer of {settings.vocab_size:,} words on {sample_bytes:,} bytes")
             texts = (documents[int(number)]["text"] for number in sample)
@@ -142,33 +127,21 @@ class Build:
 
     def _tokenise(self, documents: datasets.Dataset, gathered: Gathered, path: Path) -> datasets.Dataset:
         """Return a dataset with the column input_ids: the tokens of each document, its first one included."""
-        import datasets
-
         features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
-        before = os.environ.get("TOKENIZERS_PARALLELISM")
-        processes = self._processes(int(gathered.sizes.sum()), len(documents))
-        if processes > 1:
-            # Forked processes must not use the threads that training the tokenizer started.
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        try:
-            return documents.select_columns(["text", "input_ids"]).map(
-                Tokenise(self.tokenizer, trained=self.settings.tokenizer == "train"),
-                batched=True,
-                batch_size=ENCODE_BATCH,
-                writer_batch_size=ENCODE_BATCH,
-                remove_columns=["text"],
-                features=features,
-                num_proc=processes if processes > 1 else None,
-                cache_file_name=str(path),
-                new_fingerprint="tokens",
-                desc="Tokenising",
-            )
-        finally:
-            if processes > 1:
-                if before is None:
-                    del os.environ["TOKENIZERS_PARALLELISM"]
-                else:
-                    os.environ["TOKENIZERS_PARALLELISM"] = before
+        usual = 1 if gathered.sizes.sum() < MANY_BYTES else os.cpu_count() or 1
+        processes = min(self.settings.processes or usual, len(documents))
+        return documents.select_columns(["text", "input_ids"]).map(
+            Tokenise(self.tokenizer, trained=self.settings.tokenizer == "train"),
+            batched=True,
+            batch_size=ENCODE_BATCH,
+            writer_batch_size=ENCODE_BATCH,
+            remove_columns=["text"],
+            features=features,
+            num_proc=processes if processes > 1 else None,
+            cache_file_name=str(path),
+            new_fingerprint="tokens",
+            desc="Tokenising",
+        )
 
     def _count_lost(self, documents: datasets.Dataset, tokens: datasets.Dataset) -> int:
         """Count the documents that a given tokenizer does not bring back; a trained one brings back all."""
@@ -176,12 +149,6 @@ class Build:
             return 0
         pairs = zip(documents, tokens, strict=True)
         return sum(count_lost(self.tokenizer, [row["text"]], [ids["input_ids"][1:]]) for row, ids in pairs)
-
-    def _processes(self, size: int, documents: int) -> int:
-        wanted = self.settings.processes
-        if wanted is None:
-            wanted = 1 if size < MANY_BYTES else os.cpu_count() or 1
-        return max(1, min(wanted, documents))
 
     def _parts(self, gathered: Gathered, split: str) -> list[np.ndarray]:
         """Return the documents of a split: all together, or for training by weight those of each source."""
@@ -194,9 +161,6 @@ class Build:
         self, tokens: datasets.Dataset, parts: list[np.ndarray], split: str, work: Path
     ) -> tuple[Packer, list[int]]:
         """Write the rows of a split, those of each part behind those of the part before; return how many each has."""
-        import datasets
-        from datasets.utils import tqdm
-
         length = self.settings.sequence_length
         packer = Packer(length)
         ends = [0]
@@ -263,13 +227,6 @@ class Tokenise:
         }
 
 
-def _sample(gathered: Gathered, limit: int) -> np.ndarray:
-    """Return the first train documents, in their shuffled order, that together reach ``limit`` bytes."""
-    members = gathered.members("train")
-    total = np.cumsum(gathered.sizes[members])
-    return members[: int(np.searchsorted(total, limit)) + 1]
-
-
 def _save(dataset: datasets.Dataset, folder: Path) -> None:
     # Without a number of shards, datasets saves an empty dataset in a form that it cannot load.
     with hidden_bars():
@@ -308,8 +265,6 @@ def _ratio(size: int, tokens: int) -> float | None:
 
 
 def _rows_table(rows: PackedRows) -> pyarrow.Table:
-    import pyarrow
-
     length = rows.input_ids.shape[1]
     flat = pyarrow.array(rows.input_ids.reshape(-1), pyarrow.int32())
     offsets = np.concatenate([[0], np.cumsum(rows.counts)]).astype(np.int32)

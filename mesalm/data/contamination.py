@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mesalm.fingerprints import file_hash
+from mesalm.files import file_hash
 
 from .documents import DataError, Faults
 from .read_files import FileSource, matching_files

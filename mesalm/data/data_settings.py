@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from mesalm.settings import LARGEST_SEED, Settings, one_of, without_none_words
+from mesalm.settings import LARGEST_SEED, Settings, known, without_none_words
 
 from .corpora import SOURCES
 from .source_settings import SourceSettings
@@ -28,21 +28,16 @@ PLACES = {
 class KnownSource(SourceSettings):
     """One corpus of a kind that the table of sources has."""
 
-    name: str = Field(description=f"Kind of source: {', '.join(SOURCES)}.")
+    name: Annotated[str, known(lambda: SOURCES, "a source")] = Field(
+        description=f"Kind of source: {', '.join(SOURCES)}."
+    )
 
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return one_of(name, SOURCES, "a source")
-
-    @model_validator(mode="after")
-    def _reads_what_is_given(self) -> Self:
+    def _check(self) -> None:
         for field, kinds in PLACES.items():
             if self.name in WITHOUT_FILES and self.name not in kinds and getattr(self, field):
                 raise ValueError(
                     f"{field} is not read by source {self.name!r}; set name={' or '.join(kinds)}, or leave {field} out"
                 )
-        return self
 
 
 class DataSettings(Settings):
@@ -112,8 +107,7 @@ class DataSettings(Settings):
     def _none_is_a_choice(cls, tokenizer: Any) -> Any:
         return "none" if without_none_words(tokenizer) is None else tokenizer
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check(self) -> None:
         if self.valid_fraction + self.test_fraction >= 1.0:
             raise ValueError("valid_fraction + test_fraction leave nothing to train on; make them less than 1")
         if self.tokenizer == "train" and any(source.ids_column for source in self.sources):
@@ -129,7 +123,6 @@ class DataSettings(Settings):
         self._check_weights()
         if self.stream:
             self._check_stream()
-        return self
 
     def _check_weights(self) -> None:
         training = self.training_sources()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from itertools import islice
+from typing import Any
 
 from .source_settings import SourceSettings
 
@@ -49,29 +50,32 @@ class Faults:
             self.examples.append(message.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-class Source(Protocol):
-    """A reader of one kind of corpus. `mesalm.data.corpora.SOURCES` lists the classes."""
+class Source:
+    """A reader of one kind of corpus, which writes `identity` and `read`; `mesalm.data.corpora.SOURCES` lists them."""
 
-    def __init__(self, settings: SourceSettings) -> None: ...
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+
+    @property
+    def licence(self) -> str | None:
+        """The licence that the corpus states, for its card, if any."""
+        return None
 
     def identity(self) -> dict[str, Any]:
         """Return what fixes the contents (hashes, versions), for the cache key and the manifest."""
+        raise NotImplementedError
+
+    def read(self, faults: Faults) -> Iterator[Document]:
+        """Yield all documents in a fixed order; hand what cannot be read to ``faults``."""
+        raise NotImplementedError
 
     def documents(self, faults: Faults) -> Iterator[Document]:
-        """Yield the documents in a fixed order; hand what cannot be read to ``faults``."""
-
-
-@runtime_checkable
-class ShardedSource(Source, Protocol):
-    """A source that can be read in parts."""
+        """Yield the first ``limit`` documents."""
+        return islice(self.read(faults), self.settings.limit)
 
     def shards(self) -> list[Source]:
         """Return sources whose documents are, one after the other, all of this one's, ``limit`` aside."""
-
-
-def shards(source: Source) -> list[Source]:
-    """Return the parts in which a source can be read; itself where it has none."""
-    return source.shards() if isinstance(source, ShardedSource) else [source]
+        return [self]
 
 
 def record_document(

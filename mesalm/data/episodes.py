@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mesalm.settings import LARGEST_SEED, Settings
 
@@ -50,11 +50,9 @@ class EpisodeSettings(Settings):
     )
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of the episodes.")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check(self) -> None:
         if self.task == "recall" and self.labels > self.words:
             raise ValueError(f"labels: {self.labels} are more than the {self.words} words; lower labels or raise words")
-        return self
 
 
 @dataclass(frozen=True)

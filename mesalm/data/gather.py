@@ -2,21 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow
+from datasets.utils import tqdm
+from rensa import RMinHashDeduplicator
+from transformers import PreTrainedTokenizerBase
 
+from .bpe import vocabulary_size
 from .contamination import Contamination
 from .data_settings import DataSettings
 from .documents import DataError, Document, Faults, Source
-from .near_copies import NearCopies
-from .splits import SPLITS, assign_splits, content_digest, split_and_order
 
-if TYPE_CHECKING:
-    import pyarrow
+SHINGLE_WORDS = 5
+PERMUTATIONS = 128
+BANDS = 32
+"""Bands of four values: a pair of similarity 0.8 is compared with a chance of 1 - 5e-8, one of 0.5 of 0.87."""
+
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class NearCopies:
+    """The documents so far, each as a sketch of its runs of five words and marks.
+
+    Sketches are those of MinHash (Broder 1997), compared by locality-sensitive hashing.
+    A document is a near-copy where the Jaccard similarity of its runs with those of one before it is estimated at
+    ``threshold`` or more, with a standard error of 0.04 at most.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self._seen = RMinHashDeduplicator(
+            threshold=threshold, num_perm=PERMUTATIONS, use_lsh=True, num_bands=BANDS, seed=0
+        )
+        self._count = 0
+
+    def add(self, text: str) -> bool:
+        """Take in a document; return False, and forget it, where it is a near-copy."""
+        words = WORD.findall(text)
+        runs = [" ".join(words[at : at + SHINGLE_WORDS]) for at in range(max(1, len(words) - SHINGLE_WORDS + 1))]
+        self._count += 1
+        return bool(self._seen.add_pairs([(str(self._count), runs)])[0])
+
+
+SPLITS = ("train", "valid", "test")
+
+
+def content_digest(document: Document) -> bytes:
+    """Return a digest of a document's text (of its ids where it has no text); equal means duplicate."""
+    if document.text is not None:
+        return hashlib.blake2b(document.text.encode("utf-8"), digest_size=16).digest()
+    ids = np.asarray(document.input_ids, dtype="<i8")
+    return hashlib.blake2b(ids.tobytes(), digest_size=16, person=b"ids").digest()
+
+
+def split_and_order(digest: bytes, seed: int) -> tuple[float, int]:
+    """Return a document's number in [0, 1) that decides its split, and its rank key within the split.
+
+    Both depend on the seed and the text only, so adding documents moves none of the others.
+    """
+    mixed = hashlib.blake2b(digest, digest_size=16, key=str(seed).encode()).digest()
+    return int.from_bytes(mixed[:6], "big") / 2.0**48, int.from_bytes(mixed[8:], "big")
+
+
+def assign_splits(uses: Sequence[str], numbers: Sequence[float], settings: DataSettings) -> np.ndarray:
+    """Return the split of each document as an index into SPLITS, int8 [documents].
+
+    ``uses`` is the `use` of each document's source. A held-out split with a fraction above 0 that came
+    out empty takes the train document with the smallest number. Raises DataError when documents run out.
+    """
+    free = np.array([use == "split" for use in uses], dtype=bool)
+    fixed = np.array([SPLITS.index(use) if use != "split" else 0 for use in uses], dtype=np.int8)
+    drawn = np.asarray(numbers, dtype=np.float64)
+    valid_end = settings.valid_fraction
+    test_end = valid_end + settings.test_fraction
+    chosen = np.where(drawn < valid_end, 1, np.where(drawn < test_end, 2, 0)).astype(np.int8)
+    splits = np.where(free, chosen, fixed).astype(np.int8)
+    for index, fraction in ((1, settings.valid_fraction), (2, settings.test_fraction)):
+        if fraction == 0.0 or not free.any() or (splits == index).any():
+            continue
+        candidates = np.flatnonzero(free & (splits == 0))
+        if len(candidates) == 0 or np.count_nonzero(splits == 0) < 2:
+            raise DataError(
+                f"{len(splits)} documents are too few for a {SPLITS[index]} split; give more documents, give "
+                f"a source with use: {SPLITS[index]}, or set {SPLITS[index]}_fraction to 0"
+            )
+        splits[candidates[np.argmin(drawn[candidates])]] = index
+    if not (splits == 0).any():
+        raise DataError("no document is left to train on; give more documents or lower the fractions")
+    return splits
+
 
 # Held-out documents are read first: a train document equal to one of them is the duplicate.
 READING_ORDER = ("test", "valid", "split", "train")
@@ -24,153 +103,112 @@ BATCH_BYTES = 32_000_000
 BATCH_DOCUMENTS = 1000
 
 
-@dataclass
 class Gathered:
-    """The documents of ``path`` (columns id, domain, text, input_ids), one entry per document.
+    """The documents of all sources in the Arrow file ``path``, without empty ones, copies and contaminated text.
 
-    ``splits`` int8 indexes SPLITS; ``sources`` int32 index the sources of the settings; ``order`` uint64 is the rank
-    key within a split; ``sizes`` int64 are UTF-8 bytes; ``domains`` int32 index ``domain_names``.
+    The file's columns are id, domain, text and input_ids. ``tokenizer`` bounds ready-made ids and gives their text;
+    without one ``vocab_size`` of the settings bounds them.
+
+    There is one entry per document: ``splits`` int8 indexes SPLITS; ``sources`` int32 index the sources of the
+    settings; ``order`` uint64 is the rank key within a split; ``sizes`` int64 are UTF-8 bytes; ``domains`` int32 index
+    ``domain_names``.
+
+    Raises DataError for bad records (unless skipped) and without documents.
     """
 
-    path: Path
-    splits: np.ndarray
-    sources: np.ndarray
-    order: np.ndarray
-    sizes: np.ndarray
-    domains: np.ndarray
-    domain_names: list[str]
-    duplicates: int
-    empty: int
-    contamination: list[dict[str, Any]]
-    faults: Faults
+    def __init__(
+        self,
+        settings: DataSettings,
+        sources: Sequence[Source],
+        tokenizer: PreTrainedTokenizerBase | None,
+        path: Path,
+    ) -> None:
+        self.path = path
+        self.faults = Faults(settings.skip_bad, "; or set data.skip_bad=true to count and skip it")
+        self.duplicates = 0
+        self.empty = 0
+        self._settings, self._tokenizer = settings, tokenizer
+        self._vocab_size = settings.vocab_size if tokenizer is None else vocabulary_size(tokenizer)
+        self._near_copies = None if settings.deduplicate is None else NearCopies(settings.deduplicate)
+        self._contamination = Contamination(settings.decontaminate) if settings.decontaminate else None
+        self._seen: set[bytes] = set()
+        self._domain_codes: dict[str, int] = {}
+        self._found: list[tuple[str, int, float, int, int, int]] = []  # use, source, number, order, size and domain
+        documents = tqdm(self._kept(sources), desc="Reading", unit=" documents", leave=False)
+        write_arrow(path, _tables(documents))
+        if not self._found:
+            empty = self.faults.empty_files
+            counted = [f"{self.faults.count} bad records were skipped"] if self.faults.count else []
+            counted += [f"{len(empty)} empty files, such as {empty[0]}"] if empty else []
+            why = f" ({', '.join(counted)})" if counted else ""
+            raise DataError(f"the sources hold no documents{why}; look at data.sources")
+        uses, numbered, numbers, order, sizes, domains = zip(*self._found, strict=True)
+        self.splits = assign_splits(uses, numbers, settings)
+        self.sources = np.array(numbered, dtype=np.int32)
+        self.order = np.array(order, dtype=np.uint64)
+        self.sizes = np.array(sizes, dtype=np.int64)
+        self.domains = np.array(domains, dtype=np.int32)
+        self.domain_names = list(self._domain_codes)
+
+    @property
+    def contamination(self) -> list[dict[str, Any]]:
+        """Return what each evaluation file has in common with the text; see `Contamination`."""
+        return [] if self._contamination is None else self._contamination.counts
 
     def members(self, split: str, source: int | None = None) -> np.ndarray:
         """Return the numbers of a split's documents, of one source or of all, in the order of the rows, int64."""
         chosen = np.flatnonzero((self.splits == SPLITS.index(split)) & (source is None or self.sources == source))
         return chosen[np.argsort(self.order[chosen], kind="stable")]
 
-
-class Gathering:
-    """The reading of sources into one Arrow file; see `gather`."""
-
-    def __init__(
-        self,
-        settings: DataSettings,
-        vocab_size: int | None,
-        decode: Callable[[list[int]], str] | None,
-    ) -> None:
-        self.settings = settings
-        self.vocab_size = vocab_size
-        self.decode = decode
-        self.faults = Faults(settings.skip_bad, "; or set data.skip_bad=true to count and skip it")
-        self.seen: set[bytes] = set()
-        self.uses: list[str] = []
-        self.sources: list[int] = []
-        self.numbers: list[float] = []
-        self.order: list[int] = []
-        self.sizes: list[int] = []
-        self.domains: list[int] = []
-        self.domain_codes: dict[str, int] = {}
-        self.duplicates = 0
-        self.empty = 0
-        self.near_copies = None if settings.deduplicate is None else NearCopies(settings.deduplicate)
-        self.contamination = Contamination(settings.decontaminate) if settings.decontaminate else None
-
-    def kept(self, sources: Sequence[Source]) -> Iterator[Document]:
+    def _kept(self, sources: Sequence[Source]) -> Iterator[Document]:
         """Yield the documents that are kept, in reading order, and note what is known of each."""
         for use in READING_ORDER:
             for number, source in enumerate(sources):
-                if self.settings.sources[number].use == use:
+                if self._settings.sources[number].use == use:
                     for document in source.documents(self.faults):
-                        yield from self._kept(document, use, number)
+                        yield from self._noted(document, use, number)
 
-    def _kept(self, document: Document, use: str, source: int) -> Iterator[Document]:
+    def _noted(self, document: Document, use: str, source: int) -> Iterator[Document]:
         if not document.text and not document.input_ids:
             self.empty += 1
             return
         ids = document.input_ids
         if ids is not None:
-            if self.vocab_size is not None and max(ids) >= self.vocab_size:
+            if max(ids) >= self._vocab_size:
                 self.faults.bad(
-                    f"document {document.id}: token id {max(ids)} is not below {self.vocab_size}, the size of "
+                    f"document {document.id}: token id {max(ids)} is not below {self._vocab_size}, the size of "
                     "the vocabulary; set the tokenizer (or vocab_size) that made the ids"
                 )
                 return
-            if self.decode is not None:
-                document = Document(document.id, document.domain, self.decode(ids), ids)
+            if self._tokenizer is not None:
+                text = str(self._tokenizer.decode(ids, skip_special_tokens=True))
+                document = Document(document.id, document.domain, text, ids)
         digest = content_digest(document)
-        if digest in self.seen:
+        if digest in self._seen:
             self.duplicates += 1
             return
-        self.seen.add(digest)
+        self._seen.add(digest)
         if self._is_dropped(document.text, use):
             return
-        number, order = split_and_order(digest, self.settings.seed)
-        self.uses.append(use)
-        self.sources.append(source)
-        self.numbers.append(number)
-        self.order.append(order)
-        self.sizes.append(len((document.text or "").encode("utf-8")))
-        self.domains.append(self.domain_codes.setdefault(document.domain, len(self.domain_codes)))
+        size = len((document.text or "").encode("utf-8"))
+        domain = self._domain_codes.setdefault(document.domain, len(self._domain_codes))
+        self._found.append((use, source, *split_and_order(digest, self._settings.seed), size, domain))
         yield document
 
     def _is_dropped(self, text: str | None, use: str) -> bool:
         """Return whether a text is contaminated or a near-copy, and count it."""
         if text is None:
             return False
-        if self.contamination is not None and use in ("split", "train") and self.contamination.holds(text):
+        if self._contamination is not None and use in ("split", "train") and self._contamination.holds(text):
             return True
-        if self.near_copies is None or self.near_copies.add(text):
+        if self._near_copies is None or self._near_copies.add(text):
             return False
         self.faults.near_copies += 1
         return True
 
-    def result(self, path: Path) -> Gathered:
-        """Assign the splits once everything has been read. Raises DataError without documents."""
-        if not self.uses:
-            empty = self.faults.empty_files
-            counted = [f"{self.faults.count} bad records were skipped"] if self.faults.count else []
-            counted += [f"{len(empty)} empty files, such as {empty[0]}"] if empty else []
-            why = f" ({', '.join(counted)})" if counted else ""
-            raise DataError(f"the sources hold no documents{why}; look at data.sources")
-        return Gathered(
-            path,
-            assign_splits(self.uses, self.numbers, self.settings),
-            np.array(self.sources, dtype=np.int32),
-            np.array(self.order, dtype=np.uint64),
-            np.array(self.sizes, dtype=np.int64),
-            np.array(self.domains, dtype=np.int32),
-            list(self.domain_codes),
-            self.duplicates,
-            self.empty,
-            [] if self.contamination is None else self.contamination.counts,
-            self.faults,
-        )
-
-
-def gather(
-    settings: DataSettings,
-    sources: Sequence[Source],
-    path: Path,
-    *,
-    vocab_size: int | None = None,
-    decode: Callable[[list[int]], str] | None = None,
-    progress: Callable[[Iterable[Document]], Iterable[Document]],
-) -> Gathered:
-    """Read every source into the Arrow file ``path``, without empty documents, copies and contaminated text.
-
-    ``vocab_size`` bounds ready-made ids and ``decode`` gives their text; ``progress`` wraps the iterator
-    of documents. Raises DataError for bad records (unless skipped) and when no documents remain.
-    """
-    gathering = Gathering(settings, vocab_size, decode)
-    write_arrow(path, _tables(progress(gathering.kept(sources))))
-    return gathering.result(path)
-
 
 def write_arrow(path: Path, tables: Iterator[pyarrow.Table]) -> None:
     """Write tables of one schema as the Arrow stream that `datasets.Dataset.from_file` maps into memory."""
-    import pyarrow
-
     first = next(tables)
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, first.schema) as writer:
         writer.write_table(first)
@@ -194,8 +232,6 @@ def _tables(documents: Iterable[Document]) -> Iterator[pyarrow.Table]:
 
 
 def _table(documents: list[Document]) -> pyarrow.Table:
-    import pyarrow
-
     columns: dict[str, Any] = {
         "id": pyarrow.array([document.id for document in documents], pyarrow.string()),
         "domain": pyarrow.array([document.domain for document in documents], pyarrow.string()),

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mesalm.files import write_text, writing
-from mesalm.fingerprints import file_hash, fingerprints, write_sealed
+from mesalm.files import file_hash, fingerprints, whole_folder, write_sealed, write_text
 from mesalm.locks import locked
 from mesalm.settings import SettingsError
 
+from .bpe import folder_hash, load_tokenizer, tokenizer_hash
+from .build import Build
 from .corpora import SOURCES
 from .corpus_card import CARD, corpus_card
 from .data_settings import DataSettings
-from .documents import DataError, Source
-from .prepared import FORMAT, MANIFEST, Prepared, changed_sources
+from .documents import DataError
+from .prepared import FORMAT, MANIFEST, Prepared, changed_sources, hidden_bars
 from .read_files import matching_files
-from .stages import hidden_bars
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # These change where and how fast the work is done, not its result; contents stand for file names.
 NOT_IN_KEY = {"cache_dir", "decontaminate", "prepared", "processes", "sources"}
@@ -35,6 +30,49 @@ NOT_IN_KEY = {"cache_dir", "decontaminate", "prepared", "processes", "sources"}
 
 class ChangedDataError(DataError):
     """Data that are not the expected ones."""
+
+
+class Inputs:
+    """What data are prepared from: the sources, what fixes the contents of each, and the tokenizer if one is given."""
+
+    def __init__(self, settings: DataSettings) -> None:
+        self.settings = settings.sampled()
+        self.sources = [SOURCES[source.name](source) for source in self.settings.sources]
+        self.identities = [source.identity() for source in self.sources]
+        trained = settings.tokenizer in ("train", "none")
+        self.tokenizer = None if trained else load_tokenizer(settings.tokenizer)
+
+    def key(self) -> str:
+        """Return a sha256 over all that decides the prepared data."""
+        settings = self.settings
+        content = {
+            "format": FORMAT,
+            "settings": settings.model_dump(mode="json", exclude=NOT_IN_KEY | {"tokenizer"}),
+            "sources": [
+                [source.model_dump(mode="json", exclude={"files", "dataset"}), identity]
+                for source, identity in zip(settings.sources, self.identities, strict=True)
+            ],
+            "tokenizer": settings.tokenizer if self.tokenizer is None else folder_hash(self.tokenizer),
+            "decontaminate": [file_hash(path) for path in matching_files(settings.decontaminate)],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def folder(self) -> Path:
+        """Return the folder of the data, which need not be there."""
+        return self.settings.cache_folder() / "prepared" / self.key()[:24]
+
+    def named(self) -> list[dict[str, Any]]:
+        """Return what fixes the contents of each source, with the source's name."""
+        pairs = zip(self.settings.sources, self.identities, strict=True)
+        return [{"name": source.name, **identity} for source, identity in pairs]
+
+    def compare(self, expected: Mapping[str, Any]) -> None:
+        """Raise ChangedDataError where ``expected`` was prepared from other inputs."""
+        change = changed_sources(expected["sources"], self.named(), in_order=self.settings.stream)
+        if change is not None:
+            raise ChangedDataError(change)
+        if self.tokenizer is not None and tokenizer_hash(self.tokenizer) != expected["tokenizer"]:
+            raise ChangedDataError(f"the tokenizer {self.settings.tokenizer} has changed")
 
 
 def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[str, Any] | None = None) -> Prepared:
@@ -52,15 +90,11 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
     """
     if settings.prepared is not None:
         return _given(settings, expected)
-    settings = settings.sampled()
-    sources = [SOURCES[source.name](source) for source in settings.sources]
-    identities = [source.identity() for source in sources]
-    tokenizer = _given_tokenizer(settings)
+    inputs = Inputs(settings)
     if expected is not None:
-        _compare_inputs(settings, identities, tokenizer, expected)
-    key = _cache_key(settings, identities, tokenizer)
-    parent = settings.cache_folder() / "prepared"
-    folder = parent / key[:24]
+        inputs.compare(expected)
+    folder = inputs.folder()
+    parent = folder.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,12 +108,10 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
 
         with locked(parent / f"{folder.name}.lock", busy):
             if not _is_whole(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-                _build(settings, sources, identities, tokenizer, key, folder, quiet)
+                _build(inputs, folder, quiet)
     prepared = Prepared(folder)
     with hidden_bars(quiet):
         prepared.check()
-    prepared.checked = True
     if expected is not None:
         _compare_results(prepared.contents(), expected)
     return prepared
@@ -93,14 +125,12 @@ def already_prepared(settings: DataSettings) -> Prepared | None:
     if settings.prepared is not None:
         folder = Path(settings.prepared).expanduser()
         return Prepared(folder) if _is_whole(folder) else None
-    settings = settings.sampled()
     if any(source.name == "hub" for source in settings.sources) or settings.tokenizer not in ("train", "none"):
         return None
     try:
-        identities = [SOURCES[source.name](source).identity() for source in settings.sources]
+        folder = Inputs(settings).folder()
     except ValueError:
         return None
-    folder = settings.cache_folder() / "prepared" / _cache_key(settings, identities, None)[:24]
     return Prepared(folder) if _is_whole(folder) else None
 
 
@@ -113,7 +143,6 @@ def _given(settings: DataSettings, expected: Mapping[str, Any] | None) -> Prepar
             f"{prepared.sequence_length} tokens; set it to {prepared.sequence_length}"
         )
     prepared.check()
-    prepared.checked = True
     if expected is not None:
         change = changed_sources(expected["sources"], prepared.contents()["sources"])
         if change is not None:
@@ -126,28 +155,8 @@ def check_inputs(settings: DataSettings, expected: Mapping[str, Any]) -> None:
     """Raise ChangedDataError where what `prepare` would read is not what ``expected`` was made from."""
     if settings.prepared is not None:
         _given(settings, expected)
-        return
-    identities = [SOURCES[source.name](source).identity() for source in settings.sources]
-    _compare_inputs(settings, identities, _given_tokenizer(settings), expected)
-
-
-def _compare_inputs(
-    settings: DataSettings,
-    identities: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase | None,
-    expected: Mapping[str, Any],
-) -> None:
-    from .bpe import tokenizer_hash
-
-    change = changed_sources(expected["sources"], _named(settings, identities), in_order=settings.stream)
-    if change is not None:
-        raise ChangedDataError(change)
-    if tokenizer is not None and tokenizer_hash(tokenizer) != expected["tokenizer"]:
-        raise ChangedDataError(f"the tokenizer {settings.tokenizer} has changed")
-
-
-def _named(settings: DataSettings, identities: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"name": source.name, **found} for source, found in zip(settings.sources, identities, strict=True)]
+    else:
+        Inputs(settings).compare(expected)
 
 
 def _compare_results(contents: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -160,69 +169,27 @@ def _compare_results(contents: Mapping[str, Any], expected: Mapping[str, Any]) -
 
 def _sweep(parent: Path) -> None:
     """Delete what killed processes left half built; what a living one builds is locked."""
-
-    def busy(holder: str) -> None:
-        raise BlockingIOError(holder)
-
-    for leftover in parent.glob(".*-*"):
-        key = leftover.name[1:].partition("-")[0]
-        with suppress(OSError), locked(parent / f"{key}.lock", busy):
+    for leftover in parent.glob("*.partial"):
+        with suppress(OSError), locked(leftover.with_suffix(".lock")):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _build(
-    settings: DataSettings,
-    sources: Sequence[Source],
-    identities: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase | None,
-    key: str,
-    folder: Path,
-    quiet: bool,
-) -> None:
-    from .build import Build
-
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    with writing(folder, temporary):
+def _build(inputs: Inputs, folder: Path, quiet: bool) -> None:
+    with whole_folder(folder) as temporary:
         with hidden_bars(quiet):
-            found = Build(settings, sources, tokenizer, temporary, quiet).run()
-        if [source.identity() for source in sources] != identities:
+            found = Build(inputs.settings, inputs.sources, inputs.tokenizer, temporary, quiet).run()
+        if [source.identity() for source in inputs.sources] != inputs.identities:
             raise DataError("a source changed while it was being read; run prepare again")
         manifest = {
             "format": FORMAT,
-            "hash": key,
-            "settings": settings.model_dump(mode="json"),
-            "sources": _named(settings, identities),
+            "hash": inputs.key(),
+            "settings": inputs.settings.model_dump(mode="json"),
+            "sources": inputs.named(),
             **found,
         }
         write_text(temporary / CARD, corpus_card(manifest))
         manifest["files"] = fingerprints(temporary)
         write_sealed(temporary / MANIFEST, manifest)
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, folder)
-
-
-def _cache_key(
-    settings: DataSettings, identities: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase | None
-) -> str:
-    from .bpe import folder_hash
-
-    content = {
-        "format": FORMAT,
-        "settings": settings.model_dump(mode="json", exclude=NOT_IN_KEY | {"tokenizer"}),
-        "sources": [
-            [source.model_dump(mode="json", exclude={"files", "dataset"}), identity]
-            for source, identity in zip(settings.sources, identities, strict=True)
-        ],
-        "tokenizer": settings.tokenizer if tokenizer is None else folder_hash(tokenizer),
-        "decontaminate": [file_hash(path) for path in matching_files(settings.decontaminate)],
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _given_tokenizer(settings: DataSettings) -> PreTrainedTokenizerBase | None:
-    from .bpe import load_tokenizer
-
-    return None if settings.tokenizer in ("train", "none") else load_tokenizer(settings.tokenizer)
 
 
 def _is_whole(folder: Path) -> bool:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mesalm.fingerprints import SealError, first_damaged, read_sealed
+import datasets
+from datasets.utils import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mesalm.files import SealError, first_damaged, read_sealed
 from mesalm.wording import plural
 
 from .documents import DataError
-from .mixture import Mixture
-
-if TYPE_CHECKING:
-    import datasets
-    from transformers import PreTrainedTokenizerBase
+from .stream import Mixture
 
 # Raised whenever the meaning of prepared data changes, so that older ones are not taken for new.
 FORMAT = 2
@@ -54,14 +56,13 @@ class Prepared:
 
         Raises DataError naming the first that is damaged.
         """
-        from datasets.utils import tqdm
-
         files = {name: about for name, about in self.manifest["files"].items() if name.startswith(part)}
         total = sum(about["bytes"] for about in files.values())
         with tqdm(total=total, desc="Checking", unit="B", unit_scale=True, disable=total < MANY_BYTES) as bar:
             name = first_damaged(self.path, files, bar.update)
         if name is not None:
             raise DataError(self._damage(name))
+        self.checked = self.checked or not part
 
     def _open(self, part: str) -> str:
         if not self.checked:
@@ -92,16 +93,12 @@ class Prepared:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer. Raises DataError for data prepared with tokenizer 'none'."""
-        from transformers import AutoTokenizer
-
         if self.manifest["tokenizer"]["kind"] == "none":
             raise DataError(f"{self.path}: prepared without a tokenizer; set data.tokenizer to have one")
         return AutoTokenizer.from_pretrained(self._open("tokenizer"))
 
     def rows(self, split: str) -> datasets.Dataset:
         """Open the packed rows of a split: input_ids (length sequence_length) and segments, as NumPy."""
-        import datasets
-
         self._split(split)
         return datasets.load_from_disk(self._open(f"rows/{split}")).with_format("numpy")
 
@@ -113,8 +110,6 @@ class Prepared:
 
     def documents(self, split: str) -> datasets.Dataset:
         """Open the held-out documents of split valid or test: columns id, domain, text."""
-        import datasets
-
         self._split(split)
         if split == "train":
             raise DataError("documents are kept of the splits valid and test only")
@@ -180,3 +175,21 @@ def _held(sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     for source in sources:
         for part in source.get("files", [source]):
             yield part.get("sha256") or repr(sorted(part.items())), part["name"]
+
+
+def say(line: str) -> None:
+    """Print a line to the standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def hidden_bars(hide: bool = True) -> Iterator[None]:
+    """Hide the bars of `datasets`, which ours are too, while the block runs, if ``hide`` or in a log file."""
+    if (not hide and sys.stderr.isatty()) or datasets.utils.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

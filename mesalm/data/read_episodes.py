@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from .documents import Document, Faults
+from .documents import Document, Faults, Source
 from .episode_words import ATTRIBUTES
 from .episodes import TRAINING, TRAINING_WORDS, EpisodeSettings, draw_examples, draw_mapping
 from .source_settings import SourceSettings
 
 
-class EpisodeSource:
+class EpisodeSource(Source):
     """Episodes of training words as documents of domain "episodes"; see `EpisodeSettings`."""
 
     def __init__(self, settings: SourceSettings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.episodes = settings.episodes or EpisodeSettings()
 
     def identity(self) -> dict[str, Any]:
@@ -27,11 +27,11 @@ class EpisodeSource:
         pool = repr([asdict(TRAINING), ATTRIBUTES])
         return {"words": hashlib.sha256(pool.encode()).hexdigest()}
 
-    def documents(self, faults: Faults) -> Iterator[Document]:
+    def read(self, faults: Faults) -> Iterator[Document]:
         """Yield the episodes in the order of their numbers; an episode depends on the seed and its number alone."""
         settings = self.episodes
         pool = TRAINING_WORDS if settings.label_pool == "words" else TRAINING
-        for number in range(min(settings.count, self.settings.limit or settings.count)):
+        for number in range(settings.count):
             taught = number % settings.mappings if settings.mappings else number
             mapping = draw_mapping(settings, pool, np.random.RandomState([settings.seed, 0, taught]))
             random = np.random.RandomState([settings.seed, 1, number])

@@ -13,8 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from mesalm.fingerprints import file_hash
+import pyarrow
+import pyarrow.parquet
+
+from mesalm.files import file_hash
 from mesalm.settings import SettingsError
+from mesalm.wording import bad_byte
 
 from .documents import DataError, Document, Faults, Source, is_unicode, record_document
 from .source_settings import SourceSettings
@@ -27,14 +31,14 @@ Record = tuple[str, str, dict[str, Any]] | None
 """Where a record stands, its name and its columns; None for something that cannot be read."""
 
 
-class FileSource:
+class FileSource(Source):
     """The documents of local files, in the order of the patterns and sorted within a pattern.
 
     `records` gives the columns that documents are made of, or with ``every_column`` all.
     """
 
     def __init__(self, settings: SourceSettings, *, every_column: bool = False) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.column = settings.ids_column or settings.text_column
         self.every_column = every_column
         if not settings.file_patterns():
@@ -58,15 +62,10 @@ class FileSource:
         """Return a source for each file."""
         return [FileSource(self.settings.model_copy(update={"files": [str(path)]})) for path in self.paths]
 
-    def documents(self, faults: Faults) -> Iterator[Document]:
-        """Yield up to ``limit`` documents."""
-        count = 0
+    def read(self, faults: Faults) -> Iterator[Document]:
+        """Yield the documents file by file."""
         for path in self.paths:
-            for document in self.file(path, faults):
-                yield document
-                count += 1
-                if count == self.settings.limit:
-                    return
+            yield from self.file(path, faults)
 
     def file(self, path: Path, faults: Faults) -> Iterator[Document]:
         """Yield the documents of one of the files; a file that holds none is noted as empty."""
@@ -156,9 +155,6 @@ class FileSource:
             text.detach()
 
     def _parquet(self, path: Path, faults: Faults) -> Iterator[Record]:
-        import pyarrow
-        import pyarrow.parquet
-
         settings = self.settings
         try:
             table = pyarrow.parquet.ParquetFile(path)
@@ -220,8 +216,6 @@ def _kind(path: Path) -> str:
 
 def _opened(path: Path) -> IO[bytes]:
     if path.suffix == ".zst":
-        import pyarrow
-
         return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
@@ -231,7 +225,7 @@ def _decoded(content: bytes, path: Path, faults: Faults) -> str | None:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        faults.bad(f"{path}:{line}: not UTF-8 ({_byte(error)}); convert the file to UTF-8")
+        faults.bad(f"{path}:{line}: not UTF-8 ({bad_byte(error)}); convert the file to UTF-8")
         return None
 
 
@@ -239,7 +233,7 @@ def _json_object(line: bytes, where: str, faults: Faults) -> dict[str, Any] | No
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        faults.bad(f"{where}: not UTF-8 ({_byte(error)}); convert the file to UTF-8")
+        faults.bad(f"{where}: not UTF-8 ({bad_byte(error)}); convert the file to UTF-8")
         return None
     except (ValueError, RecursionError) as error:
         faults.bad(f"{where}: broken JSON ({error}); correct the line")
@@ -248,7 +242,3 @@ def _json_object(line: bytes, where: str, faults: Faults) -> dict[str, Any] | No
         faults.bad(f"{where}: must be a JSON object, not {type(record).__name__}; correct the line")
         return None
     return record
-
-
-def _byte(error: UnicodeDecodeError) -> str:
-    return f"byte 0x{error.object[error.start]:02x} at {error.start}"

@@ -6,20 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mesalm.fingerprints import file_hash
+import datasets
+
+from mesalm.files import file_hash
 from mesalm.settings import SettingsError
 
 from .documents import DataError, Document, Faults, Source, record_document
 from .source_settings import SourceSettings
 
 
-class HubSource:
+class HubSource(Source):
     """The rows of one split of a dataset, loaded or streamed; or of ``part`` (count, index) of a streamed one."""
 
     def __init__(self, settings: SourceSettings, part: tuple[int, int] | None = None) -> None:
         if not settings.dataset:
             raise SettingsError("source 'hub' has no dataset; set dataset to a Hub name or a local folder")
-        self.settings = settings
+        super().__init__(settings)
         self.files = settings.file_patterns() or None
         self.part = part
 
@@ -51,10 +53,8 @@ class HubSource:
         """The licence that the dataset's card states, if any."""
         return self._call("load_dataset_builder").info.license or None
 
-    def documents(self, faults: Faults) -> Iterator[Document]:
-        """Yield up to ``limit`` documents in the dataset's order."""
-        import datasets
-
+    def read(self, faults: Faults) -> Iterator[Document]:
+        """Yield the documents in the dataset's order."""
         settings = self.settings
         name = str(settings.dataset)
         rows = self._call("load_dataset", split=settings.split, streaming=settings.streaming)
@@ -66,23 +66,16 @@ class HubSource:
             # Other columns may hold images or sound, whose decoding needs packages of their own.
             wanted = {main, settings.domain_column, settings.id_column}
             rows = rows.select_columns([column for column in columns if column in wanted])
-        count = 0
         try:
             for number, record in enumerate(rows, 1):
                 where, default_id = f"{name}: row {number}", f"{Path(name).name}:{number}"
                 document = record_document(record, where, default_id, settings, faults)
-                if document is None:
-                    continue
-                yield document
-                count += 1
-                if count == settings.limit:
-                    return
+                if document is not None:
+                    yield document
         except datasets.exceptions.DatasetsError as error:
             raise DataError(f"{name}: {_first_line(error)}; look at the dataset's files") from error
 
     def _call(self, function: str, **options: Any) -> Any:
-        import datasets
-
         settings = self.settings
         try:
             return getattr(datasets, function)(

@@ -15,7 +15,7 @@ from typing import Any
 
 from mesalm.settings import SettingsError
 
-from .documents import DataError, Document, Faults
+from .documents import DataError, Document, Faults, Source
 from .source_settings import SourceSettings
 
 # Tests are many, repetitive and full of odd literals; installed packages are not the standard library; and
@@ -32,7 +32,7 @@ COPIED_SHARE = 0.5
 """A file is a near-copy when more than this share of its telling lines stood in files before it."""
 
 
-class StandardLibrarySource:
+class StandardLibrarySource(Source):
     """The ``.py`` files of the standard library, one document of domain "python" each.
 
     A file whose declared encoding does not fit its bytes is skipped and counted, never an error: the user
@@ -42,7 +42,7 @@ class StandardLibrarySource:
     licence = "PSF-2.0"
 
     def __init__(self, settings: SourceSettings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         root = Path(sysconfig.get_paths()["stdlib"])
         self.files = _own_files({path.relative_to(root).as_posix(): path for path in root.rglob("*.py")})
         if not self.files:
@@ -53,15 +53,10 @@ class StandardLibrarySource:
         interpreter = f"{platform.python_implementation()} {platform.python_version()}"
         return {"interpreter": interpreter, "sha256": _digest(self.files)}
 
-    def documents(self, faults: Faults) -> Iterator[Document]:
+    def read(self, faults: Faults) -> Iterator[Document]:
         """Yield the files in the order of their paths."""
-        domain = self.settings.domain or "python"
-        for name, path in list(self.files.items())[: self.settings.limit]:
-            text = decode_python(path.read_bytes())
-            if text is None:
-                faults.undecodable += 1
-                continue
-            yield Document(name, domain, text)
+        for name, text in _decoded(self.files, faults):
+            yield Document(name, self.settings.domain or "python", text)
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class Package:
     files: dict[str, Path]
 
 
-class PackageSource:
+class PackageSource(Source):
     """The ``.py`` files of the named distributions, one document each; the distribution's name is its domain.
 
     Tests are left out, and so are near-copies of files that came before: some packages hold the same few hundred
@@ -85,7 +80,7 @@ class PackageSource:
     """
 
     def __init__(self, settings: SourceSettings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         if not settings.packages:
             raise SettingsError("source 'packages' has no packages; set packages, such as ['sympy==1.14.0']")
         self.packages = [find_package(asked) for asked in settings.packages]
@@ -103,25 +98,17 @@ class PackageSource:
         ]
         return {"packages": packages}
 
-    def documents(self, faults: Faults) -> Iterator[Document]:
-        """Yield up to ``limit`` files, package by package, in the order of their paths."""
+    def read(self, faults: Faults) -> Iterator[Document]:
+        """Yield the files, package by package, in the order of their paths."""
         seen: set[bytes] = set()
-        count = 0
         for package in self.packages:
-            for name, path in package.files.items():
-                text = decode_python(path.read_bytes())
-                if text is None:
-                    faults.undecodable += 1
-                    continue
+            for name, text in _decoded(package.files, faults):
                 lines = telling_lines(text)
                 if sum(line in seen for line in lines) > COPIED_SHARE * len(lines):
                     faults.near_copies += 1
                     continue
                 seen.update(lines)
                 yield Document(name, self.settings.domain or package.name, text)
-                count += 1
-                if count == self.settings.limit:
-                    return
 
 
 def find_package(asked: str) -> Package:
@@ -150,13 +137,17 @@ def telling_lines(text: str) -> set[bytes]:
     return {hashlib.blake2b(line.encode(), digest_size=8).digest() for line in lines if len(line) >= TELLING_LENGTH}
 
 
-def decode_python(content: bytes) -> str | None:
-    """Decode Python source by its byte-order mark or coding line; None where that fails."""
-    try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
-        return content.decode(encoding)
-    except (SyntaxError, UnicodeDecodeError, LookupError):
-        return None
+def _decoded(files: Mapping[str, Path], faults: Faults) -> Iterator[tuple[str, str]]:
+    """Yield the names and texts of Python files, decoded by byte-order mark or coding line; count where that fails."""
+    for name, path in files.items():
+        content = path.read_bytes()
+        try:
+            encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+            text = content.decode(encoding)
+        except (SyntaxError, UnicodeDecodeError, LookupError):
+            faults.undecodable += 1
+        else:
+            yield name, text
 
 
 def _package_files(found: Distribution) -> dict[str, Path]:

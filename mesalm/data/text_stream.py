@@ -7,7 +7,10 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import datasets
+from datasets.distributed import split_dataset_by_node
 
 from mesalm.wording import plural
 
@@ -15,15 +18,10 @@ from .build import Tokenise
 from .contamination import Contamination
 from .corpora import SOURCES
 from .data_settings import DataSettings
-from .documents import DataError, Document, Faults, Source, shards
-from .mixture import picks
-from .prepared import Prepared
-from .splits import content_digest
-from .stages import say
-from .stream import Batch, DataPosition, SharedSteps, collate_tokens
-
-if TYPE_CHECKING:
-    import datasets
+from .documents import DataError, Document, Faults, Source
+from .gather import content_digest
+from .prepared import Prepared, say
+from .stream import Batch, DataPosition, SharedSteps, collate_tokens, picks
 
 ENCODE_BATCH = 64
 STEPS_AHEAD = 16
@@ -197,13 +195,10 @@ def _read_ahead(items: Iterator[Item], count: int) -> Generator[Item]:
 
 def _encoded(source: Source, encode: TrainingText, faults: Faults, rank: int, world: int) -> datasets.IterableDataset:
     """Return the tokens of a source's documents as a dataset whose state can be saved."""
-    import datasets
-    from datasets.distributed import split_dataset_by_node
-
     documents = datasets.IterableDataset.from_generator(
         _texts,
         features=datasets.Features(text=datasets.Value("string")),
-        gen_kwargs={"parts": shards(source), "faults": faults},
+        gen_kwargs={"parts": source.shards(), "faults": faults},
     )
     return split_dataset_by_node(documents, rank, world).map(
         encode,

@@ -28,8 +28,8 @@ from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.regressor.regressor_mesa import MesaRegressor
 from mesalm.runs import RunFiles, complete_checkpoints, step_of
 from mesalm.train.activations import counted_storages
-from mesalm.train.meters import clock_text
 from mesalm.train.optim import OptimSettings, build_optimiser
+from mesalm.train.progress import clock_text
 from mesalm.train.randomness import preserved_randomness
 from mesalm.train.recipe import Recipe
 from mesalm.train.speeds import device_name

@@ -20,7 +20,7 @@ from mesalm.data.prepared import Prepared
 from mesalm.data.stream import Batch, epoch_batches
 from mesalm.data.synthetic.drawn_stream import DrawnStream, StepPosition, drawn_batch
 from mesalm.data.synthetic.vector_task import VectorTask
-from mesalm.files import write_text
+from mesalm.files import whole_folder, write_text
 from mesalm.journal import Journal
 from mesalm.locks import locked
 from mesalm.model.modeling_mesa import MesaForCausalLM
@@ -29,7 +29,7 @@ from mesalm.regressor.regressor_mesa import MesaRegressor, RegressionOutput
 from mesalm.runs import RunFiles, RunRecord, complete_checkpoints, step_of
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError
 from mesalm.train import training
-from mesalm.train.checkpoint import load_weights, save_weights, whole_folder
+from mesalm.train.checkpoint import load_weights, save_weights
 from mesalm.train.launch import make_accelerator
 from mesalm.train.loop import Outcome
 from mesalm.train.optim import OptimSettings

@@ -131,16 +131,12 @@ class CellRun:
             "versions": versions(),
             "device": device_name(accelerator.device),
         }
-        settings = training.RunSettings(
+        settings = training.RunSettings.of(
+            run.train,
             steps=self.steps,
             optim=run.optim.model_copy(update={"learning_rate": self.cell.rate}),
             schedule=run.schedule,
             checkpoint=run.checkpoint,
-            clip=run.train.clip,
-            max_skipped=run.train.max_skipped,
-            spikes=run.train.spikes,
-            log_every=run.train.log_every,
-            compile_model=run.train.compile,
         )
         return training.run(
             model,
@@ -230,13 +226,9 @@ def _count_scored(batch: dict[str, torch.Tensor]) -> int:
 def _claim(folder: Path) -> Iterator[bool]:
     """Yield whether this process alone works in a cell's folder; the claim ends with the block or the process."""
     folder.mkdir(parents=True, exist_ok=True)
-
-    def busy(holder: str) -> None:
-        raise BlockingIOError(holder)
-
     with ExitStack() as held:
         try:
-            held.enter_context(locked(folder / "lock", busy))
+            held.enter_context(locked(folder / "lock"))
         except BlockingIOError:
             yield False
             return

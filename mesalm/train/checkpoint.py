@@ -15,11 +15,10 @@ run writes in the background: there training goes on when everything has been co
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed import get_rank
 
-from mesalm.files import sync, writing
-from mesalm.fingerprints import SealError, fingerprints, first_damaged, read_sealed, write_sealed
+from mesalm.files import (
+    SealError,
+    fingerprints,
+    first_damaged,
+    partial_of,
+    read_sealed,
+    whole_folder,
+    write_sealed,
+)
 from mesalm.runs import STATE_FILE, complete_checkpoints, step_of
 from mesalm.train.sharded import (
     begin_shards,
@@ -38,7 +44,6 @@ from mesalm.train.sharded import (
     is_sharded,
     load_full,
     load_shards,
-    local,
     save_shards,
     sharded_like,
 )
@@ -73,8 +78,6 @@ class Checkpoints:
         beside: Mapping[str, nn.Module] | None = None,
         asynchronous: bool = False,
     ) -> None:
-        if keep < 1:
-            raise ValueError(f"keep: must be at least 1, not {keep}")
         self.folder = folder
         self.every = every
         self.keep = keep
@@ -230,17 +233,18 @@ def save_weights(model: nn.Module, folder: Path, state: dict[str, Any] | None = 
 
     ``state`` is the state if the model does not hold the whole of it.
     """
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
     state = model.state_dict() if state is None else state
-    kept: dict[tuple[Any, ...], str] = {}
-    # The names a model calls tied come last, so that the name from_pretrained looks for is the one written.
-    for name in sorted(state, key=lambda name: name in tied):
-        kept.setdefault(_memory(state[name], name), name)
-    tensors = {name: state[name].detach().cpu().contiguous() for name in kept.values()}
+    tensors = {name: state[name].detach().cpu().contiguous() for name in _kept_names(model)}
     save_file(tensors, folder / MODEL_FILE, metadata={"format": "pt"})
     config: Any = getattr(model, "config", None)
     if hasattr(config, "save_pretrained"):
         config.save_pretrained(folder)
+
+
+def _kept_names(model: nn.Module) -> list[str]:
+    """Return the names of a model's state, weights that are tied by their first one: that of from_pretrained."""
+    kept = model.state_dict().keys()
+    return [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name in kept]
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -252,24 +256,20 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     sharded = is_sharded(model)
     if not sharded or get_rank() == 0:
         tensors = load_file(folder / MODEL_FILE)
-        _check_form(own, tensors, folder)
+        missing = [name for name in _kept_names(model) if name not in tensors]
+        strange = [name for name in tensors if name not in own]
+        shapes = [name for name in tensors if name in own and own[name].shape != tensors[name].shape]
+        for names, what in ((missing, "lacks"), (strange, "has, unlike the model,"), (shapes, "has another shape of")):
+            if names:
+                raise CheckpointError(
+                    f"{folder / MODEL_FILE} {what} {names[0]}; the model's settings must be the run's"
+                )
     else:
         tensors = {}
     if sharded:
         load_full(model, tensors)
     else:
         model.load_state_dict(tensors, strict=False)
-
-
-def _check_form(own: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """Raise CheckpointError where a model's own state and what is to be loaded differ in names or shapes."""
-    filled = {_memory(local(own[name]), name) for name in tensors if name in own}
-    missing = [name for name in own if name not in tensors and _memory(local(own[name]), name) not in filled]
-    strange = [name for name in tensors if name not in own]
-    shapes = [name for name in tensors if name in own and own[name].shape != tensors[name].shape]
-    for names, what in ((missing, "lacks"), (strange, "has, unlike the model,"), (shapes, "has another shape of")):
-        if names:
-            raise CheckpointError(f"{folder / MODEL_FILE} {what} {names[0]}; the model's settings must be the run's")
 
 
 def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:
@@ -294,44 +294,3 @@ def move_stream(stream: Any, saved: Any, process: int, folder: Path) -> None:
 def load_random_states(folder: Path) -> list[dict[str, Any]]:
     """Return the random state of every process of the run that wrote the checkpoint."""
     return torch.load(folder / RANDOM_FILE, map_location="cpu", weights_only=True)
-
-
-def partial_of(target: Path) -> Path:
-    """Return the folder in which `whole_folder` fills ``target``."""
-    return target.with_name(target.name + ".partial")
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder to fill that becomes ``target`` at the end, in one step and after all of it is on the disk.
-
-    A folder that has the name already is replaced; where an error comes first, nothing is left.
-    """
-    partial = partial_of(target)
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir()
-    with writing(target, partial):
-        yield partial
-        _publish(partial, target)
-
-
-def _publish(partial: Path, target: Path) -> None:
-    replaced = target.with_name(target.name + ".replaced")
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    for path in [*sorted(partial.rglob("*")), partial]:
-        sync(path)
-    if target.exists():
-        os.rename(target, replaced)
-    os.rename(partial, target)
-    sync(target.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-
-
-def _memory(tensor: torch.Tensor, name: str) -> tuple[Any, ...]:
-    """Return what two names of the same weights have in common."""
-    if tensor.numel() == 0:
-        return (name,)
-    return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)

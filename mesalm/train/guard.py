@@ -43,9 +43,7 @@ class Guard:
     """
 
     def __init__(self, limit: int, spikes: Verdict = "accept") -> None:
-        """Allow fewer than ``limit`` refused steps in a row."""
-        if limit < 1:
-            raise ValueError(f"limit: must be at least 1, not {limit}")
+        """Allow fewer than ``limit`` refused steps in a row; at least 1."""
         self.limit = limit
         self.skipped = 0
         self.in_row = 0

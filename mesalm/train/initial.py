@@ -16,9 +16,9 @@ from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.pretrained import load, load_model
 from mesalm.runs import resolve
 from mesalm.settings import SettingsError
+from mesalm.train.optim import scale_first_weights
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
-from mesalm.train.width import scale_first_weights
 
 
 def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:

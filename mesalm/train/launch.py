@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
+from torch import nn
 
 from mesalm.settings import SettingsError
 from mesalm.train.sharded import fsdp_plugin, use_fsdp
@@ -45,19 +47,41 @@ REPLICATED = (
 
 
 FSDP = "ACCELERATE_USE_FSDP"
-SPLIT = {
-    FSDP: "FSDP (--use_fsdp)",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (--use_deepspeed)",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (--use_megatron_lm)",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (--use_parallelism_config)",
-}
-"""Ways of splitting a model over processes, by the variable in which accelerate launch hands them on."""
+NO = ("", "0", "false", "no")
+SPLIT = "{} is not supported; launch with --multi_gpu, one whole copy of the model in each process, with {} unset"
+REFUSED = (
+    (FSDP, NO, SPLIT.format("FSDP (--use_fsdp)", FSDP)),
+    ("ACCELERATE_USE_DEEPSPEED", NO, SPLIT.format("DeepSpeed (--use_deepspeed)", "ACCELERATE_USE_DEEPSPEED")),
+    ("ACCELERATE_USE_MEGATRON_LM", NO, SPLIT.format("Megatron-LM (--use_megatron_lm)", "ACCELERATE_USE_MEGATRON_LM")),
+    (
+        "ACCELERATE_USE_PARALLELISM_CONFIG",
+        NO,
+        SPLIT.format("a parallelism config (--use_parallelism_config)", "ACCELERATE_USE_PARALLELISM_CONFIG"),
+    ),
+    ("FSDP_VERSION", ("", "2"), "FSDP 1 (--use_fsdp) is not supported; set fsdp_version: 2"),
+    ("FSDP_OFFLOAD_PARAMS", NO, "fsdp_offload_params is not supported; set fsdp_offload_params: false"),
+    (
+        "FSDP_ACTIVATION_CHECKPOINTING",
+        NO,
+        "fsdp_activation_checkpointing is not supported; set fsdp_activation_checkpointing: false and, for the same, "
+        "train.gradient_checkpointing=true",
+    ),
+    (
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+        ("", "1"),
+        "gradient accumulation ({value} steps) is set by the recipe; leave it out and set train.micro_rows to the rows "
+        "that one process runs at once",
+    ),
+    (
+        "ACCELERATE_DYNAMO_BACKEND",
+        ("", "no"),
+        "--dynamo_backend {value} is set by the recipe; leave it out and set train.compile=true",
+    ),
+)
+"""Variables in which accelerate launch hands on its options, the values that are let pass, and what is said of others.
 
-NOT_WITH_FSDP = {
-    "FSDP_OFFLOAD_PARAMS": "",
-    "FSDP_ACTIVATION_CHECKPOINTING": "and, for the same, train.gradient_checkpointing=true",
-}
-"""Options of FSDP that are refused, with another way."""
+Those of FSDP count where that is asked for.
+"""
 
 
 class LaunchError(SettingsError):
@@ -83,7 +107,10 @@ def make_accelerator(
     for name in track:
         if name not in available:
             raise SettingsError(f"track: {name} is not installed; `pip install {name}`, or leave it out")
-    _forget_earlier_run()
+    # accelerate keeps its state for the life of the process, and refuses a second precision or device; a group of
+    # processes that there is already is taken over as it is, for it cannot be left and joined again
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision="bf16" if precision == "bf16" else "no",
@@ -106,11 +133,6 @@ def make_accelerator(
             "copy of the model in each process"
         )
     return accelerator
-
-
-def tracked_as(name: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what some trackers must be told, so that a run has its own name there and its files in its folder."""
-    return {"wandb": {"name": name, "dir": str(folder)}, "trackio": {"name": name, "resume": "allow"}}
 
 
 def launch_precision(precision: str, environment: Mapping[str, str]) -> str:
@@ -141,31 +163,12 @@ def check_options(environment: Mapping[str, str], *, sharding: bool = False) -> 
 
     FSDP2 is let pass with ``sharding``.
     """
-    for variable, what in SPLIT.items():
-        if is_set(environment, variable) and not (sharding and variable == FSDP):
-            raise LaunchError(
-                f"accelerate: {what} is not supported; launch with --multi_gpu, one whole copy of the model in each "
-                f"process, with {variable} unset"
-            )
-    if is_set(environment, FSDP):
-        if environment.get("FSDP_VERSION", "2") != "2":
-            raise LaunchError("accelerate: FSDP 1 (--use_fsdp) is not supported; set fsdp_version: 2")
-        for variable, way_on in NOT_WITH_FSDP.items():
-            if is_set(environment, variable):
-                option = variable.lower()
-                raise LaunchError(f"accelerate: {option} is not supported; set {option}: false {way_on}".rstrip())
-    parts = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if parts != "1":
-        raise LaunchError(
-            f"accelerate: gradient accumulation ({parts} steps) is set by the recipe; leave it out and set "
-            "train.micro_rows to the rows that one process runs at once"
-        )
-    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    if backend.lower() != "no":
-        raise LaunchError(
-            f"accelerate: --dynamo_backend {backend.lower()} is set by the recipe; leave it out and set "
-            "train.compile=true"
-        )
+    sharded = is_set(environment, FSDP)
+    for variable, harmless, fault in REFUSED:
+        value = environment.get(variable, "").lower()
+        passed = sharding if variable == FSDP else variable.startswith("FSDP_") and not sharded
+        if value not in harmless and not passed:
+            raise LaunchError(f"accelerate: {fault.format(value=value)}")
 
 
 def broadcast(accelerator: Accelerator, value: Any) -> Any:
@@ -219,17 +222,40 @@ def end_run(accelerator: Accelerator) -> None:
         tracker.finish()
 
 
-def _forget_earlier_run() -> None:
-    """Let one process make several Accelerators one after another, as a run of two arms does.
-
-    accelerate keeps its state for the life of the process and refuses a second precision or device. A group of
-    processes that there is already is taken over as it is, for it cannot be left and joined again.
-    """
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-
-
 @atexit.register
 def _leave_group() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def data_share(accelerator: Accelerator, context: int) -> tuple[int, int]:
+    """Return which share of a step's rows this process reads, and the number of shares.
+
+    ``context`` processes that follow one another read the same share.
+
+    Raises SettingsError where processes are left over, and with FSDP.
+    """
+    processes = accelerator.num_processes
+    if processes % context:
+        raise SettingsError(
+            f"parallelism.context: {context} does not divide the number of processes, {processes}; launch a multiple "
+            f"of {context}, or set parallelism.context=1"
+        )
+    if context > 1 and accelerator.is_fsdp2:
+        raise SettingsError("parallelism.context: goes without FSDP; leave out the one or the other")
+    return accelerator.process_index // context, processes // context
+
+
+def share_rows(model: nn.Module, context: int) -> None:
+    """Let ``context`` processes that follow one another share the rows of every forward pass that has labels.
+
+    Other passes, such as those of sampling, are of one process. To be called on all processes.
+    """
+    if context == 1:
+        return
+    group, _ = dist.new_subgroups(group_size=context)
+
+    def with_context(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return arguments, {**options, "context": group} if "labels" in options else options
+
+    model.register_forward_pre_hook(with_context, with_kwargs=True)

@@ -22,8 +22,7 @@ from mesalm.journal import Journal
 from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints, load_optimiser, load_random_states, load_weights, move_stream
 from mesalm.train.guard import Guard, NonFiniteError
-from mesalm.train.meters import Speedometer, Tally
-from mesalm.train.progress import Display
+from mesalm.train.progress import Display, Speedometer, Tally
 from mesalm.train.randomness import preserved_randomness, restore_random_state
 from mesalm.train.recorder import Recorder
 from mesalm.train.saving import Saver, Sender

@@ -11,9 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mesalm.data.prepared import Prepared
-from mesalm.fingerprints import fingerprint
+from mesalm.files import fingerprint, whole_folder
 from mesalm.runs import STATE_FILE
-from mesalm.train.checkpoint import whole_folder
 from mesalm.train.launch import LaunchError, blind_to, broadcast
 from mesalm.train.watch import Watch
 

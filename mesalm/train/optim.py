@@ -1,32 +1,31 @@
-"""Optimisers by name with their settings, and which parameters decay.
-
-torch is imported inside the functions, so that reading a recipe, which checks the optimiser's name against the
-table, does not load it.
-"""
+"""Optimisers by name with their settings, which parameters decay, and rates that carry over between widths."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+import torch
+from pydantic import Field
+from torch import nn
 
-from mesalm.settings import Settings, one_of
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+from mesalm.settings import Settings, known
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 """Device types on which torch has a fused AdamW."""
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimSettings(Settings):
     """The optimiser's settings."""
 
-    name: str = Field(default="adamw", description="Optimiser, by its name in mesalm.train.optim.OPTIMISERS.")
+    name: Annotated[str, known(lambda: OPTIMISERS, "an optimiser")] = Field(
+        default="adamw", description="Optimiser, by its name in mesalm.train.optim.OPTIMISERS."
+    )
     learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate, reached when warm-up ends.")
-    betas: tuple[float, float] = Field(
+    betas: tuple[Beta, Beta] = Field(
         default=(0.9, 0.95), description="AdamW's decay of the running means of the gradient and of its square."
     )
     momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's decay of the running mean of the gradient.")
@@ -42,18 +41,6 @@ class OptimSettings(Settings):
     )
     decay_embeddings: bool = Field(default=False, description="Whether weight decay acts on embeddings too.")
 
-    @field_validator("name")
-    @classmethod
-    def _known_name(cls, name: str) -> str:
-        return one_of(name, OPTIMISERS, "an optimiser")
-
-    @field_validator("betas")
-    @classmethod
-    def _betas_in_range(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"both must be at least 0 and below 1, not {list(betas)}")
-        return betas
-
 
 def adamw(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
     """Build AdamW for all parameters."""
@@ -66,10 +53,6 @@ def muon(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
     Both take the same learning rate: Muon's update is scaled to the root mean square of AdamW's (Jordan et al. 2024;
     Liu et al. 2025, arXiv 2502.16982).
     """
-    import torch
-
-    from mesalm.train.joined import JoinedOptimiser, hidden_matrices
-
     hidden = hidden_matrices(model)
     # an orthogonal update of the same root mean square has a norm that grows with the square root of the width
     groups = _groups(model, settings, power=0.5)
@@ -84,8 +67,6 @@ def muon(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
 
 
 def _groups(model: nn.Module, settings: OptimSettings, power: float = 1.0) -> list[dict[str, Any]]:
-    from mesalm.train.width import scaled_groups
-
     groups = parameter_groups(model, settings.weight_decay, settings.decay_embeddings)
     return scaled_groups(groups, model, settings.base_width, power)
 
@@ -98,8 +79,6 @@ def _narrowed(groups: list[dict[str, Any]], wanted: Callable[[nn.Parameter], boo
 
 def _adamw(groups: list[dict[str, Any]], settings: OptimSettings) -> torch.optim.Optimizer:
     """Build AdamW, in its fused form where every parameter's device has one."""
-    import torch
-
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     return torch.optim.AdamW(
         groups,
@@ -124,8 +103,6 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bo
     bear the attribute ``_no_weight_decay = True`` (a soft prefix), and, unless ``decay_embeddings``, the weights of
     ``nn.Embedding`` (so a tied head does not decay either). Empty groups are left out; each parameter stands once.
     """
-    from torch import nn
-
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
@@ -148,3 +125,97 @@ def build_optimiser(model: nn.Module, settings: OptimSettings) -> torch.optim.Op
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("model: has no trainable parameter; unfreeze at least one")
     return OPTIMISERS[settings.name](model, settings)
+
+
+class JoinedOptimiser(torch.optim.Optimizer):
+    """Several optimisers as one: it shares its groups and its state with them."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        """Join optimisers that have made no step yet."""
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        first = 0
+        for part in self.parts:
+            last = first + len(part.param_groups)
+            part.param_groups, part.state = self.param_groups[first:last], self.state
+            first = last
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state that `state_dict` returned."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    # torch overloads step for both kinds of closure
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Make one step of every part; return what the closure returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+
+def hidden_matrices(model: nn.Module) -> set[int]:
+    """Return the ids of the weights of linear maps, the output head and what is tied to embeddings left out."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    outer = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) or module is head}
+    return {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - outer
+
+
+@torch.no_grad()
+def scale_first_weights(model: nn.Module, base_width: int) -> None:
+    """Scale fresh weights: hidden matrices by the square root of base over width, others as their rates."""
+    scale, outer = _scales(model, base_width)
+    hidden = hidden_matrices(model)
+    for parameter in model.parameters():
+        parameter.mul_(scale**0.5 if id(parameter) in hidden else outer.get(id(parameter), 1.0))
+
+
+def scaled_groups(
+    groups: list[dict[str, Any]], model: nn.Module, base_width: int | None, power: float = 1.0
+) -> list[dict[str, Any]]:
+    """Part groups of parameters by the factor of their rate, ``rate_scale``, so that rates carry over between widths.
+
+    Hidden matrices have base over width to the ``power``. Weight decay is divided by the factor: a step takes as much
+    off a weight at all widths. Without ``base_width`` the groups stay as they are.
+
+    This is maximal update parametrisation (Yang et al. 2022, arXiv 2203.03466, table 8). Sizes grow with
+    ``hidden_size``, but for that of a head. Factors on embeddings and logits lie in the weights and in the gain of the
+    last norm, as Adam's updates allow, so that a saved model is a plain one.
+
+    Raises ValueError for a model without ``hidden_size``, or without a norm before its head.
+    """
+    if base_width is None:
+        return groups
+    scale, outer = _scales(model, base_width)
+    scales = dict.fromkeys(hidden_matrices(model), scale**power) | outer
+    parted = []
+    for group in groups:
+        for factor in dict.fromkeys(scales.get(id(weight), 1.0) for weight in group["params"]):
+            chosen = [weight for weight in group["params"] if scales.get(id(weight), 1.0) == factor]
+            decay = group["weight_decay"] / factor
+            parted.append({**group, "params": chosen, "rate_scale": factor, "weight_decay": decay})
+    return parted
+
+
+def _scales(model: Any, base_width: int) -> tuple[float, dict[int, float]]:
+    """Return base over width, and the factors of embeddings and of the last norm's gain by the parameters' ids.
+
+    Where embeddings are multiplied by the square root of the width, they have the inverse of it, and a tied head too.
+    """
+    config: Any = getattr(model, "config", None)
+    norm = getattr(getattr(model, "model", None), "norm", None)
+    gains = [] if norm is None else list(norm.parameters())
+    if not gains or not hasattr(config, "hidden_size"):
+        raise ValueError(f"optim.base_width: {type(model).__name__} has no hidden_size and last norm; leave it out")
+    scale = base_width / config.hidden_size
+    embedding = scale**0.5 if getattr(config, "scale_embeddings", False) else 1.0
+    head = embedding if config.tie_word_embeddings else 1.0
+    weight = model.get_input_embeddings().weight
+    return scale, {id(weight): embedding} | {id(gain): scale / head for gain in gains}

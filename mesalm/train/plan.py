@@ -17,15 +17,14 @@ from mesalm.data.prepare import already_prepared
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.runs import step_of
-from mesalm.settings import SettingsError, one_of
+from mesalm.settings import one_of
 from mesalm.train.activations import activation_bytes
-from mesalm.train.hardware import CARDS, Assumptions, Rate, calculated_rate
 from mesalm.train.initial import earlier_config
-from mesalm.train.meters import clock_text
 from mesalm.train.optim import build_optimiser
+from mesalm.train.progress import clock_text
 from mesalm.train.randomness import preserved_randomness
 from mesalm.train.recipe import Recipe
-from mesalm.train.speeds import earlier_rate, local_device, probed_rate
+from mesalm.train.speeds import CARDS, Assumptions, Rate, calculated_rate, earlier_rate, local_device, probed_rate
 from mesalm.wording import plural
 
 
@@ -70,7 +69,6 @@ class Plan:
     recipe: Recipe
     parameters: int
     rows: int | None
-    processes: int
     hardware: str | None
     memory: dict[str, float]
     peak: float
@@ -81,17 +79,12 @@ class Plan:
     begun: int
 
     @property
-    def tokens(self) -> int:
-        """Return the tokens of the whole run."""
-        return self.recipe.planned_tokens
-
-    @property
     def seconds(self) -> float | None:
         """Return the time of the steps that are left, with validations and checkpoints; None if no speed is known."""
         if self.rate is None:
             return None
         recipe, length = self.recipe, self.recipe.data.sequence_length
-        left = self.tokens - recipe.ramp.total(self.begun) * length
+        left = recipe.planned_tokens - recipe.ramp.total(self.begun) * length
         # a forward pass is a third of the work
         scored = self._times(recipe.validate.every) * recipe.validate.rows * length / 3
         written = self._times(recipe.checkpoint.every) * self.checkpoint / self.assumed["disk"]
@@ -120,9 +113,9 @@ class Plan:
             time = f"time: {clock_text(self.seconds)}{left} at {speed}, {self.rate.source}"
         total = sum(self.flops.values())
         return [
-            f"{recipe.name}: {self.parameters:,} parameters, {batch}, {self.tokens:,} in all, {epochs}",
+            f"{recipe.name}: {self.parameters:,} parameters, {batch}, {recipe.planned_tokens:,} in all, {epochs}",
             f"memory: {_short(self.peak)}B a process at its peak: {parts}{fits}",
-            f"work: {_short(total)}FLOP per token: {work}; {total * self.tokens:.3g} in all",
+            f"work: {_short(total)}FLOP per token: {work}; {total * recipe.planned_tokens:.3g} in all",
             f"{time}; a checkpoint is {_short(self.checkpoint)}B",
             "assumed: " + ", ".join(f"{name} {value:g}" for name, value in self.assumed.items()),
         ]
@@ -152,13 +145,8 @@ def make_plan(
     train, length = recipe.train, recipe.data.sequence_length
     context = min(recipe.parallelism.context, processes)
     readers = processes // context
-    micro_rows = train.micro_rows or max(recipe.ramp.rows(0) // readers, 1)
-    if train.batch_rows % (readers * micro_rows):
-        named = plural(readers, "process") if context == 1 else f"{plural(readers, 'group')} of {context} processes"
-        raise SettingsError(
-            f"train.batch_rows: {train.batch_rows} must be a multiple of {named} times train.micro_rows {micro_rows}; "
-            "change the one or the other"
-        )
+    micro_rows = recipe.micro_rows(processes)
+    micro_batches = train.batch_rows // (readers * micro_rows)
     card = hardware is not None or local_device(recipe).startswith("cuda")
     model, bf16 = outline(config, card=card), train.precision == "bf16"
     solver_steps = assumptions.solver_steps
@@ -181,8 +169,7 @@ def make_plan(
         active = activation_bytes(config, micro_rows, part, bf16=bf16, recompute=recompute, copies=not sharded)
         memory["activations"] = active
         # the gradients of earlier micro-batches are there, or none are while the activations are
-        accumulates = train.batch_rows > readers * micro_rows
-        peak += active if accumulates else max(0.0, active - memory["gradients"])
+        peak += active if micro_batches > 1 else max(0.0, active - memory["gradients"])
     assumed = assumptions.model_dump(include={"disk"})
     if "mesa" in flops:
         assumed["solver_steps"] = round(solver_steps, 1)
@@ -198,14 +185,13 @@ def make_plan(
             processes=processes,
             tokens=train.batch_rows * length // processes,
             update=3 * memory["weights"] + 2 * memory["optimiser"],
-            exchange=_exchanged(processes, weights, wire, train.batch_rows // (readers * micro_rows), sharded),
+            exchange=_exchanged(processes, weights, wire, micro_batches, sharded),
             assumptions=assumptions,
         )
     return Plan(
         recipe=recipe,
         parameters=model.num_parameters(),
         rows=rows,
-        processes=processes,
         hardware=hardware,
         memory=memory,
         peak=peak,

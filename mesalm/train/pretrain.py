@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,42 +19,38 @@ from mesalm.data.prepare import ChangedDataError, check_inputs, prepare
 from mesalm.data.prepared import Prepared
 from mesalm.data.stream import Position, RowStream
 from mesalm.data.text_stream import TextStream, text_stream
-from mesalm.files import write_text
+from mesalm.files import whole_folder, write_text
 from mesalm.journal import Journal
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.settings import SettingsError
 from mesalm.train import training
 from mesalm.train.average import WeightAverage
-from mesalm.train.checkpoint import Checkpoints, whole_folder
-from mesalm.train.context import data_share, share_rows
-from mesalm.train.hardware import local_peak
+from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.initial import earlier_config, initial_model
 from mesalm.train.launch import (
     LaunchError,
     blind_to,
     broadcast,
+    data_share,
     end_run,
     launch_precision,
     make_accelerator,
-    tracked_as,
+    share_rows,
 )
 from mesalm.train.loop import Outcome, Probe
 from mesalm.train.machines import prepared_on_each, send_folder
 from mesalm.train.plan import make_plan
+from mesalm.train.probes import sampling, validation
 from mesalm.train.progress import Display, without_bars
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
-from mesalm.train.run_folder import Resume, Resumption, RunFolder
-from mesalm.train.run_page import PAGE, run_page
-from mesalm.train.sampling import sampling
+from mesalm.train.run_folder import PAGE, Resume, Resumption, RunFolder, run_page
 from mesalm.train.saving import Sender
 from mesalm.train.sharded import full_state
-from mesalm.train.speeds import device_name, earlier_rate
+from mesalm.train.speeds import device_name, earlier_rate, local_peak
 from mesalm.train.token_loss import TokenLoss
-from mesalm.train.validation import validation
 from mesalm.train.watch import Watch, watching
 from mesalm.versions import versions
-from mesalm.wording import plural
 
 MakeProbe = Callable[..., Callable[[nn.Module, int], Iterable[dict[str, Any]]]]
 """What makes the evaluation of a run: called with the prepared folder, the tokenizer, the length of a row, names of
@@ -114,7 +109,7 @@ def pretrain(
                     run.go_on(recipe, plan)
                 if plan.resume_from is not None:
                     send_folder(accelerator, plan.resume_from)
-                _run(recipe, run, plan, prepared, accelerator, share, display, train, evaluation, uploading)
+                Pretraining(recipe, run, plan, prepared, accelerator, share, display).fit(train, evaluation, uploading)
     finally:
         end_run(accelerator)
     return run.path
@@ -132,84 +127,6 @@ def _entered(recipe: Recipe, run: RunFolder, resume: Resume, accelerator: Accele
     if plan.resume_from is None or str(plan.resume_from) == recipe.branch_from:
         return plan
     return replace(plan, resume_from=run.checkpoints / plan.resume_from.name)
-
-
-def _run(
-    recipe: Recipe,
-    run: RunFolder,
-    plan: Resumption,
-    prepared: Prepared,
-    accelerator: Accelerator,
-    share: tuple[int, int],
-    display: Display,
-    train: Callable[..., Outcome],
-    evaluation: MakeProbe | None,
-    uploading: MakeUploads | None,
-) -> None:
-    tokenizer = prepared.tokenizer() if prepared.manifest["tokenizer"]["kind"] != "none" else None
-    model = initial_model(_weights_at_hand(recipe, run, plan), prepared, tokenizer)
-    if recipe.train.gradient_checkpointing:
-        # the name before transformers 5.23 is the second
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    model.to(accelerator.device)
-    share_rows(model, recipe.parallelism.context)
-    if accelerator.is_main_process:
-        write_text(run.path / CARD, corpus_card(prepared.manifest))
-        write_text(run.path / PAGE, run_page(recipe, run.path))
-    unknown = "; its peak is not in the table, so no MFU" if local_peak(accelerator.device) is None else ""
-    display.say(f"{recipe.name}: on {device_name(accelerator.device)}{unknown}")
-    # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
-    seed_everything(recipe.seed + accelerator.process_index + 1)
-    stream = _stream(recipe, prepared, share)
-    _set_loss(recipe, model, stream.micro_rows)
-    average = None if recipe.train.average is None else WeightAverage(model, recipe.train.average)
-    if recipe.track:
-        accelerator.init_trackers(
-            "mesalm", config={"recipe": recipe.to_yaml()}, init_kwargs=tracked_as(recipe.name, run.path)
-        )
-    with Journal(run.journal if accelerator.is_main_process else None) as journal:
-        if plan.resume_from is not None:
-            display.say(f"{run.path}: going on from {plan.resume_from.name}" + (plan.note and f" to {plan.note}"))
-        if display.enabled:
-            world, sharded, rows = accelerator.num_processes, accelerator.is_fsdp2, getattr(stream, "total", None)
-            rate = earlier_rate(recipe, device_name(accelerator.device), world)
-            expected = make_plan(
-                recipe, model.config, rows=rows, rate=rate, processes=world, sharded=sharded, begun=plan.step
-            )
-            for line in expected.lines():
-                display.say(line)
-        outcome = train(
-            model,
-            stream,
-            _settings(recipe),
-            run,
-            journal,
-            accelerator=accelerator,
-            display=display,
-            start=_start(recipe, prepared, model, accelerator),
-            probes=_probes(recipe, prepared, tokenizer, stream, accelerator, display, average, evaluation),
-            decorate=partial(_save_tokenizer, tokenizer),
-            facts={"data": prepared.contents()},
-            origin=None if recipe.branch_from is None else Path(recipe.branch_from),
-            average=average,
-            uploads=_uploads(recipe, run, uploading),
-        )
-        weights, averaged = full_state(model), None if average is None else full_state(average.model)
-        if accelerator.is_main_process:
-            if average is not None:
-                with whole_folder(run.final_average) as folder:
-                    _save_model(average.model, averaged, tokenizer, folder)
-            _finish(run, model, weights, tokenizer, journal, outcome)
-        accelerator.wait_for_everyone()
-        display.say(f"{run.path}: finished, the model is in {run.final}")
-
-
-def _weights_at_hand(recipe: Recipe, run: RunFolder, plan: Resumption) -> Recipe:
-    """Return the recipe with its own checkpoint as ``init_from``: a run that has begun needs no earlier one."""
-    if recipe.init_from is None or plan.resume_from is None:
-        return recipe
-    Checkpoints(run.checkpoints).read_state(plan.resume_from)  # so that damage is named before the library reads it
-    return recipe.model_copy(update={"init_from": str(plan.resume_from)})
 
 
 def _check_sharded(recipe: Recipe) -> None:
@@ -240,158 +157,185 @@ def _prepared(
     return None if path is None else Prepared(path, checked=True)
 
 
-def _stream(recipe: Recipe, prepared: Prepared, share: tuple[int, int]) -> RowStream | TextStream:
-    (rank, world), batch_rows, context = share, recipe.ramp.rows(0), recipe.parallelism.context
-    micro_rows = recipe.train.micro_rows or max(batch_rows // world, 1)
-    if batch_rows % (world * micro_rows):
-        first = " of a first step" if recipe.ramp.over else ""
-        readers = plural(world, "process") if context == 1 else f"{plural(world, 'group')} of {context} processes"
-        raise SettingsError(
-            f"train.batch_rows: {batch_rows}{first} must be a multiple of {readers} times train.micro_rows "
-            f"{micro_rows}; change the one or the other"
+@dataclass(frozen=True)
+class Pretraining:
+    """A run whose folder and data are at hand, on one of its processes."""
+
+    recipe: Recipe
+    run: RunFolder
+    plan: Resumption
+    prepared: Prepared
+    accelerator: Accelerator
+    share: tuple[int, int]
+    display: Display
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Return the tokenizer of the data, None for data that were prepared without one."""
+        return self.prepared.tokenizer() if self.prepared.manifest["tokenizer"]["kind"] != "none" else None
+
+    def fit(self, train: Callable[..., Outcome], evaluation: MakeProbe | None, uploading: MakeUploads | None) -> None:
+        """Train to the end and write the final folder; arguments as `pretrain`'s."""
+        recipe, run, accelerator, display = self.recipe, self.run, self.accelerator, self.display
+        model = initial_model(self._weights_at_hand(), self.prepared, self.tokenizer)
+        if recipe.train.gradient_checkpointing:
+            # the name before transformers 5.23 is the second
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        model.to(accelerator.device)
+        share_rows(model, recipe.parallelism.context)
+        if accelerator.is_main_process:
+            write_text(run.path / CARD, corpus_card(self.prepared.manifest))
+            write_text(run.path / PAGE, run_page(recipe, run.path))
+        device, peak = device_name(accelerator.device), local_peak(accelerator.device)
+        display.say(f"{recipe.name}: on {device}" + ("" if peak else "; its peak is not in the table, so no MFU"))
+        # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
+        seed_everything(recipe.seed + accelerator.process_index + 1)
+        stream = self._stream()
+        self._set_loss(model, stream.micro_rows)
+        average = None if recipe.train.average is None else WeightAverage(model, recipe.train.average)
+        if recipe.track:
+            # some must be told, so that a run has its own name there and its files in its folder
+            wandb, trackio = {"name": recipe.name, "dir": str(run.path)}, {"name": recipe.name, "resume": "allow"}
+            names = {"wandb": wandb, "trackio": trackio}
+            accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()}, init_kwargs=names)
+        with Journal(run.journal if accelerator.is_main_process else None) as journal:
+            self._announce(model, getattr(stream, "total", None), device)
+            outcome = train(
+                model,
+                stream,
+                training.RunSettings.of(
+                    recipe.train,
+                    steps=recipe.steps,
+                    optim=recipe.optim,
+                    schedule=recipe.schedule,
+                    checkpoint=recipe.checkpoint,
+                ),
+                run,
+                journal,
+                accelerator=accelerator,
+                display=display,
+                start={
+                    "recipe": recipe.plain(),
+                    "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                    "prepared": str(self.prepared.path),
+                    "data": self.prepared.manifest["hash"],
+                    "versions": versions(),
+                    "device": device,
+                    "world": accelerator.num_processes,
+                },
+                probes=self._probes(stream, average, evaluation),
+                decorate=self._save_tokenizer,
+                facts={"data": self.prepared.contents()},
+                origin=None if recipe.branch_from is None else Path(recipe.branch_from),
+                average=average,
+                uploads=self._uploads(uploading),
+            )
+            kept = {run.final: model} if average is None else {run.final_average: average.model, run.final: model}
+            weights = {folder: full_state(held) for folder, held in kept.items()}
+            if accelerator.is_main_process:
+                for target, held in kept.items():  # final comes last and whole: a folder that has it is a finished run
+                    with whole_folder(target) as folder, without_bars():
+                        held.save_pretrained(folder, state_dict=weights[target])
+                        self._save_tokenizer(folder)
+                        if held is model:
+                            numbers = asdict(outcome)
+                            del numbers["interrupted_by"]
+                            journal.write("end", **numbers)
+            accelerator.wait_for_everyone()
+            display.say(f"{run.path}: finished, the model is in {run.final}")
+
+    def _weights_at_hand(self) -> Recipe:
+        """Return the recipe with its own checkpoint as ``init_from``: a run that has begun needs no earlier one."""
+        start = self.plan.resume_from
+        if self.recipe.init_from is None or start is None:
+            return self.recipe
+        Checkpoints(self.run.checkpoints).read_state(start)  # so that damage is named before the library reads it
+        return self.recipe.model_copy(update={"init_from": str(start)})
+
+    def _announce(self, model: PreTrainedModel, rows: int | None, device: str) -> None:
+        """Say where the run goes on, and what it will need."""
+        recipe, plan, world = self.recipe, self.plan, self.accelerator.num_processes
+        if plan.resume_from is not None:
+            said = f"{self.run.path}: going on from {plan.resume_from.name}"
+            self.display.say(said + (plan.note and f" to {plan.note}"))
+        if self.display.enabled:
+            rate, sharded = earlier_rate(recipe, device, world), self.accelerator.is_fsdp2
+            expected = make_plan(
+                recipe, model.config, rows=rows, rate=rate, processes=world, sharded=sharded, begun=plan.step
+            )
+            for line in expected.lines():
+                self.display.say(line)
+
+    def _stream(self) -> RowStream | TextStream:
+        recipe, prepared, (rank, world) = self.recipe, self.prepared, self.share
+        micro_rows = recipe.micro_rows(self.accelerator.num_processes)
+        if recipe.data.stream:
+            if recipe.train.workers:
+                raise SettingsError("train.workers: a streamed corpus is read ahead without them; set it to 0")
+            if recipe.ramp.over:
+                raise SettingsError("train.ramp_tokens: a streamed corpus has steps of one size; set it to 0")
+            batch_rows = recipe.train.batch_rows
+            return text_stream(recipe.data, prepared, batch_rows, rank=rank, world=world, micro_rows=micro_rows)
+        return RowStream(
+            prepared.rows("train"),
+            Position(recipe.seed),
+            recipe.train.batch_rows,
+            rank=rank,
+            world=world,
+            micro_rows=micro_rows,
+            workers=recipe.train.workers,
+            ramp=recipe.ramp.over,
+            mixture=prepared.mixture(),
         )
-    if recipe.data.stream:
-        if recipe.train.workers:
-            raise SettingsError("train.workers: a streamed corpus is read ahead without them; set it to 0")
-        if recipe.ramp.over:
-            raise SettingsError("train.ramp_tokens: a streamed corpus has steps of one size; set it to 0")
-        return text_stream(recipe.data, prepared, batch_rows, rank=rank, world=world, micro_rows=micro_rows)
-    rows = prepared.rows("train")
-    if len(rows) == 0:
-        raise SettingsError("data: the train split has not one full row; give more text or a shorter sequence_length")
-    return RowStream(
-        rows,
-        Position(recipe.seed),
-        recipe.train.batch_rows,
-        rank=rank,
-        world=world,
-        micro_rows=micro_rows,
-        workers=recipe.train.workers,
-        ramp=recipe.ramp.over,
-        mixture=prepared.mixture(),
-    )
 
+    def _set_loss(self, model: PreTrainedModel, micro_rows: int) -> None:
+        """Let the model make its loss in parts where its logits are many, and with z-loss where that is asked for."""
+        train, logits = self.recipe.train, micro_rows * self.recipe.data.sequence_length * model.config.vocab_size
+        if isinstance(model, MesaForCausalLM):
+            if train.z_loss or logits > train.logits_at_once:
+                model.token_loss = TokenLoss(train.logits_at_once, train.z_loss)
+        elif train.z_loss:
+            raise SettingsError(f"train.z_loss: {type(model).__name__} has no z-loss; set it to 0")
 
-def _set_loss(recipe: Recipe, model: PreTrainedModel, micro_rows: int) -> None:
-    """Let the model make its loss in parts where its logits are many, and with z-loss where that is asked for."""
-    train, logits = recipe.train, micro_rows * recipe.data.sequence_length * model.config.vocab_size
-    if isinstance(model, MesaForCausalLM):
-        if train.z_loss or logits > train.logits_at_once:
-            model.token_loss = TokenLoss(train.logits_at_once, train.z_loss)
-    elif train.z_loss:
-        raise SettingsError(f"train.z_loss: {type(model).__name__} has no z-loss; set it to 0")
+    def _probes(
+        self, stream: RowStream | TextStream, average: WeightAverage | None, evaluation: MakeProbe | None
+    ) -> list[Probe]:
+        recipe, tokenizer, accelerator = self.recipe, self.tokenizer, self.accelerator
+        probes = []
+        rows = self.prepared.rows("valid")
+        wanted = recipe.validate.rows
+        if wanted and wanted < len(rows):
+            # evenly spaced, since rows that follow one another are often of one document
+            rows = rows.select([place * len(rows) // wanted for place in range(wanted)])
+        if len(rows):
+            per_token = self.prepared.manifest["splits"]["valid"]["bytes_per_token"]
+            run = validation(rows, stream.micro_rows, per_token, accelerator, self.share)
+            probes.append(Probe("valid", recipe.validate.every, run))
+            if average is not None:
+                probes.append(Probe("valid_average", recipe.validate.every, lambda _, step: run(average.model, step)))
+        else:
+            self.display.say("data: the valid split has not one full row, so there is no validation")
+        if recipe.sample.every:
+            if tokenizer is None:
+                raise SettingsError("sample.every: there is no tokenizer to write samples with; set it to 0")
+            show = sampling(tokenizer, recipe.sample, recipe.seed, main_process=accelerator.is_main_process)
+            probes.append(Probe("sample", recipe.sample.every, show))
+        if recipe.evaluate.every:
+            if tokenizer is None or evaluation is None:
+                missing = "tokenizer" if tokenizer is None else "evaluation here, as in `mesalm train`,"
+                raise SettingsError(f"evaluate.every: there is no {missing} to ask a model with; set it to 0")
+            how, place = recipe.evaluate, (accelerator.process_index, accelerator.num_processes)
+            ask = evaluation(self.prepared.path, tokenizer, recipe.data.sequence_length, how.tasks, how.prompts, place)
+            probes.append(Probe("evaluation", how.every, ask))
+        return probes
 
+    def _uploads(self, uploading: MakeUploads | None) -> Sender | None:
+        if self.recipe.upload.to is None:
+            return None
+        if uploading is None:
+            raise SettingsError("upload.to: nothing here sends checkpoints, only `mesalm train` does; set it to none")
+        return uploading(self.recipe, self.run.path)
 
-def _probes(
-    recipe: Recipe,
-    prepared: Prepared,
-    tokenizer: PreTrainedTokenizerBase | None,
-    stream: RowStream | TextStream,
-    accelerator: Accelerator,
-    display: Display,
-    average: WeightAverage | None,
-    evaluation: MakeProbe | None,
-) -> list[Probe]:
-    probes = []
-    rows = prepared.rows("valid")
-    wanted = recipe.validate.rows
-    if wanted and wanted < len(rows):
-        # evenly spaced, since rows that follow one another are often of one document
-        rows = rows.select([place * len(rows) // wanted for place in range(wanted)])
-    if len(rows):
-        per_token = prepared.manifest["splits"]["valid"]["bytes_per_token"]
-        run = validation(rows, stream.micro_rows, per_token, accelerator, (stream.rank, stream.world))
-        probes.append(Probe("valid", recipe.validate.every, run))
-        if average is not None:
-            probes.append(Probe("valid_average", recipe.validate.every, lambda _, step: run(average.model, step)))
-    else:
-        display.say("data: the valid split has not one full row, so there is no validation")
-    if recipe.sample.every:
-        if tokenizer is None:
-            raise SettingsError("sample.every: there is no tokenizer to write samples with; set it to 0")
-        show = sampling(tokenizer, recipe.sample, recipe.seed, main_process=accelerator.is_main_process)
-        probes.append(Probe("sample", recipe.sample.every, show))
-    if recipe.evaluate.every:
-        if tokenizer is None or evaluation is None:
-            missing = "tokenizer" if tokenizer is None else "evaluation here, as in `mesalm train`,"
-            raise SettingsError(f"evaluate.every: there is no {missing} to ask a model with; set it to 0")
-        how, place = recipe.evaluate, (accelerator.process_index, accelerator.num_processes)
-        ask = evaluation(prepared.path, tokenizer, recipe.data.sequence_length, how.tasks, how.prompts, place)
-        probes.append(Probe("evaluation", how.every, ask))
-    return probes
-
-
-def _uploads(recipe: Recipe, run: RunFolder, uploading: MakeUploads | None) -> Sender | None:
-    if recipe.upload.to is None:
-        return None
-    if uploading is None:
-        raise SettingsError("upload.to: nothing here sends checkpoints, only `mesalm train` does; set it to none")
-    return uploading(recipe, run.path)
-
-
-def _settings(recipe: Recipe) -> training.RunSettings:
-    return training.RunSettings(
-        steps=recipe.steps,
-        optim=recipe.optim,
-        schedule=recipe.schedule,
-        checkpoint=recipe.checkpoint,
-        clip=recipe.train.clip,
-        max_skipped=recipe.train.max_skipped,
-        spikes=recipe.train.spikes,
-        log_every=recipe.train.log_every,
-        compile_model=recipe.train.compile,
-    )
-
-
-def _start(recipe: Recipe, prepared: Prepared, model: PreTrainedModel, accelerator: Accelerator) -> dict[str, Any]:
-    return {
-        "recipe": recipe.plain(),
-        "parameters": _parameters(model),
-        "prepared": str(prepared.path),
-        "data": prepared.manifest["hash"],
-        "versions": versions(),
-        "device": device_name(accelerator.device),
-        "world": accelerator.num_processes,
-    }
-
-
-def _parameters(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-
-
-def _save_model(
-    model: PreTrainedModel,
-    weights: dict[str, torch.Tensor] | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    folder: Path,
-) -> None:
-    with without_bars():
-        model.save_pretrained(folder, state_dict=weights)
-        _save_tokenizer(tokenizer, folder)
-
-
-def _finish(
-    run: RunFolder,
-    model: PreTrainedModel,
-    weights: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase | None,
-    journal: Journal,
-    outcome: Outcome,
-) -> None:
-    """Write ``final``; it appears last and whole, so that a folder that has it is a finished run."""
-    with whole_folder(run.final) as folder:
-        _save_model(model, weights, tokenizer, folder)
-        journal.write(
-            "end",
-            step=outcome.step,
-            tokens=outcome.tokens,
-            loss=outcome.loss,
-            seconds=outcome.seconds,
-            flops=outcome.flops,
-            skipped=outcome.skipped,
-        )
+    def _save_tokenizer(self, folder: Path) -> None:
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)

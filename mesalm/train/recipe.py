@@ -8,16 +8,18 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import pydantic
-from pydantic import Field, field_validator, model_validator
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import Field
 
 import mesalm
 from mesalm.data.data_settings import DataSettings
-from mesalm.data.ramp import RowRamp
+from mesalm.data.stream import RowRamp
+from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.recipe_yaml import read_mapping, write_yaml
-from mesalm.settings import LARGEST_SEED, Settings, SettingsError, hint, one_of, unknown_key, without_none_words
+from mesalm.settings import LARGEST_SEED, Settings, SettingsError, hint, known, unknown_key, without_none_words
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.schedule import ScheduleSettings, check_warmup
@@ -31,6 +33,7 @@ from mesalm.train.sections import (
     UploadSettings,
     ValidateSettings,
 )
+from mesalm.wording import plural
 
 NOT_MODEL_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Fields of the model's configuration that the run itself fills in."""
@@ -51,140 +54,142 @@ def folder_name(name: str) -> str:
     return name
 
 
-with warnings.catch_warnings():
-    # pydantic's deprecated BaseModel.validate is not used here, and `validate` is the word recipes use.
-    warnings.filterwarnings("ignore", message='Field name "validate"', category=UserWarning)
+FolderName = Annotated[str, pydantic.AfterValidator(folder_name)]
 
-    class Recipe(Settings):
-        """One training run."""
+# pydantic's deprecated BaseModel.validate is not used here, and `validate` is the word recipes use.
+warnings.filterwarnings("ignore", message='Field name "validate"', category=UserWarning)
 
-        name: str = Field(description="Name of the run; its folder is <output_dir>/<name>.")
-        seed: int = Field(
-            default=0, ge=0, le=LARGEST_SEED, description="Seed of initial weights, data order, dropout and samples."
-        )
-        output_dir: str = Field(default="runs", description="Folder that holds the run folders.")
-        init_from: str | None = Field(
-            default=None,
-            description="Weights to begin from: a run folder, a checkpoint, a published folder or a Hub name; "
-            "none: fresh weights.",
-        )
-        branch_from: str | None = Field(
-            default=None,
-            description="Checkpoint of another run that this one begins at, optimiser and data position "
-            "too; set by --branch.",
-        )
-        data: DataSettings = Field(default_factory=DataSettings, description="Corpus, tokenizer and rows.")
-        model: ModelFields = Field(
-            default_factory=dict, description="Fields of MesaConfig; vocab_size is the tokenizer's if left out."
-        )
-        optim: OptimSettings = Field(default_factory=OptimSettings, description="Optimiser.")
-        schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
-        train: TrainSettings = Field(description="Length, batches and arithmetic.")
-        parallelism: ParallelismSettings = Field(
-            default_factory=ParallelismSettings, description="Long sequences over several processes."
-        )
-        validate: ValidateSettings = Field(  # type: ignore[assignment]  # as above
-            default_factory=ValidateSettings, description="Validation while training."
-        )
-        sample: SampleSettings = Field(default_factory=SampleSettings, description="Samples while training.")
-        evaluate: EvaluateSettings = Field(
-            default_factory=EvaluateSettings, description="Few-shot tasks and copying while training."
-        )
-        checkpoint: CheckpointSettings = Field(
-            default_factory=CheckpointSettings, description="Checkpoints of the run."
-        )
-        upload: UploadSettings = Field(
-            default_factory=UploadSettings, description="Checkpoints on the Hub while training."
-        )
-        track: list[str] = Field(
-            default_factory=list, description="Trackers of accelerate that get the journal too, such as tensorboard."
-        )
-        arms: dict[str, dict[str, Any]] = Field(
-            default_factory=dict,
-            description="Variants of the run: name -> {dotted key: value}; each is trained as <name>-<arm>.",
-        )
 
-        @field_validator("name")
-        @classmethod
-        def _name_is_a_folder(cls, name: str) -> str:
-            return folder_name(name)
+class Recipe(Settings):
+    """One training run."""
 
-        @field_validator("track")
-        @classmethod
-        def _known_trackers(cls, track: list[str]) -> list[str]:
-            for name in track:
-                one_of(name, TRACKERS, "a tracker")
-            return track
+    name: FolderName = Field(description="Name of the run; its folder is <output_dir>/<name>.")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of initial weights, data order, dropout and samples."
+    )
+    output_dir: str = Field(default="runs", description="Folder that holds the run folders.")
+    init_from: str | None = Field(
+        default=None,
+        description="Weights to begin from: a run folder, a checkpoint, a published folder or a Hub name; "
+        "none: fresh weights.",
+    )
+    branch_from: str | None = Field(
+        default=None,
+        description="Checkpoint of another run that this one begins at, optimiser and data position "
+        "too; set by --branch.",
+    )
+    data: DataSettings = Field(default_factory=DataSettings, description="Corpus, tokenizer and rows.")
+    model: ModelFields = Field(
+        default_factory=dict, description="Fields of MesaConfig; vocab_size is the tokenizer's if left out."
+    )
+    optim: OptimSettings = Field(default_factory=OptimSettings, description="Optimiser.")
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
+    train: TrainSettings = Field(description="Length, batches and arithmetic.")
+    parallelism: ParallelismSettings = Field(
+        default_factory=ParallelismSettings, description="Long sequences over several processes."
+    )
+    validate: ValidateSettings = Field(  # type: ignore[assignment]  # as above
+        default_factory=ValidateSettings, description="Validation while training."
+    )
+    sample: SampleSettings = Field(default_factory=SampleSettings, description="Samples while training.")
+    evaluate: EvaluateSettings = Field(
+        default_factory=EvaluateSettings, description="Few-shot tasks and copying while training."
+    )
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings, description="Checkpoints of the run.")
+    upload: UploadSettings = Field(default_factory=UploadSettings, description="Checkpoints on the Hub while training.")
+    track: list[Annotated[str, known(lambda: TRACKERS, "a tracker")]] = Field(
+        default_factory=list, description="Trackers of accelerate that get the journal too, such as tensorboard."
+    )
+    arms: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Variants of the run: name -> {dotted key: value}; each is trained as <name>-<arm>.",
+    )
 
-        @model_validator(mode="after")
-        def _parts_agree(self) -> Self:
-            positions, length = self.model.get("max_position_embeddings"), self.data.sequence_length
-            if isinstance(positions, int) and positions < length:
-                raise ValueError(
-                    f"model.max_position_embeddings: {positions} is less than data.sequence_length {length}; set "
-                    f"model.max_position_embeddings={length}"
-                )
-            check_warmup(self.schedule, self.steps)
-            every, saved = self.upload.every, self.checkpoint.every
-            if every and (not saved or every % saved):
-                raise ValueError(
-                    f"upload.every: {every} is no multiple of checkpoint.every {saved}; set it to one, or to 0"
-                )
-            self._check_context()
-            return self
+    def _check(self) -> None:
+        positions, length = self.model.get("max_position_embeddings"), self.data.sequence_length
+        if isinstance(positions, int) and positions < length:
+            raise ValueError(
+                f"model.max_position_embeddings: {positions} is less than data.sequence_length {length}; set "
+                f"model.max_position_embeddings={length}"
+            )
+        check_warmup(self.schedule, self.steps)
+        every, saved = self.upload.every, self.checkpoint.every
+        if every and (not saved or every % saved):
+            raise ValueError(
+                f"upload.every: {every} is no multiple of checkpoint.every {saved}; set it to one, or to 0"
+            )
+        self._check_context()
 
-        def _check_context(self) -> None:
-            context, length = self.parallelism.context, self.data.sequence_length
-            if context == 1:
-                return
-            if length % context:
-                raise ValueError(
-                    f"parallelism.context: {context} does not divide data.sequence_length {length}; set "
-                    f"data.sequence_length={(length // context + 1) * context}"
-                )
-            if self.train.compile:
-                raise ValueError("parallelism.context: goes without train.compile; set train.compile=false")
-            if self.evaluate.every:
-                raise ValueError("parallelism.context: goes without evaluations on the way; set evaluate.every=0")
-            if self.model.get("attention_dropout"):
-                raise ValueError("parallelism.context: goes without attention dropout; set model.attention_dropout=0")
+    def _check_context(self) -> None:
+        context, length = self.parallelism.context, self.data.sequence_length
+        if context == 1:
+            return
+        if length % context:
+            raise ValueError(
+                f"parallelism.context: {context} does not divide data.sequence_length {length}; set "
+                f"data.sequence_length={(length // context + 1) * context}"
+            )
+        if self.train.compile:
+            raise ValueError("parallelism.context: goes without train.compile; set train.compile=false")
+        if self.evaluate.every:
+            raise ValueError("parallelism.context: goes without evaluations on the way; set evaluate.every=0")
+        if self.model.get("attention_dropout"):
+            raise ValueError("parallelism.context: goes without attention dropout; set model.attention_dropout=0")
 
-        @property
-        def folder(self) -> Path:
-            """Return the run folder, <output_dir>/<name>."""
-            return Path(self.output_dir).expanduser() / self.name
+    @property
+    def folder(self) -> Path:
+        """Return the run folder, <output_dir>/<name>."""
+        return Path(self.output_dir).expanduser() / self.name
 
-        @property
-        def steps(self) -> int:
-            """Return the number of optimiser steps, tokens rounded up to whole steps."""
-            if self.train.steps is not None:
-                return self.train.steps
-            tokens = self.train.tokens or 0
-            return self.ramp.steps(math.ceil(tokens / self.data.sequence_length))
+    @property
+    def steps(self) -> int:
+        """Return the number of optimiser steps, tokens rounded up to whole steps."""
+        if self.train.steps is not None:
+            return self.train.steps
+        tokens = self.train.tokens or 0
+        return self.ramp.steps(math.ceil(tokens / self.data.sequence_length))
 
-        @property
-        def ramp(self) -> RowRamp:
-            """Return how many rows each step takes."""
-            return RowRamp(self.train.batch_rows, math.ceil(self.train.ramp_tokens / self.data.sequence_length))
+    @property
+    def ramp(self) -> RowRamp:
+        """Return how many rows each step takes."""
+        return RowRamp(self.train.batch_rows, math.ceil(self.train.ramp_tokens / self.data.sequence_length))
 
-        @property
-        def planned_tokens(self) -> int:
-            """Return the tokens of all steps together."""
-            return self.ramp.total(self.steps) * self.data.sequence_length
+    def micro_rows(self, processes: int) -> int:
+        """Return the rows that one of so many processes runs at once.
 
-        def plain(self) -> dict[str, Any]:
-            """Return the recipe with all defaults written out, as plain data."""
-            return self.model_dump(mode="json")
+        Raises SettingsError where the rows of a step do not divide among them.
+        """
+        context, rows = min(self.parallelism.context, processes), self.ramp.rows(0)
+        readers = processes // context
+        found = self.train.micro_rows or max(rows // readers, 1)
+        if rows % (readers * found):
+            first = " of a first step" if self.ramp.over else ""
+            group = f"{plural(readers, 'group')} of {context} processes"
+            raise SettingsError(
+                f"train.batch_rows: {rows}{first} must be a multiple of "
+                f"{plural(readers, 'process') if context == 1 else group} times train.micro_rows {found}; change "
+                "the one or the other"
+            )
+        return found
 
-        def to_yaml(self) -> str:
-            """Return the recipe with all defaults written out; reading it gives an equal recipe."""
-            return write_yaml(self.plain())
+    @property
+    def planned_tokens(self) -> int:
+        """Return the tokens of all steps together."""
+        return self.ramp.total(self.steps) * self.data.sequence_length
 
-        def arm(self, name: str) -> Recipe:
-            """Return the recipe of one arm: its settings applied, named <name>-<arm>, without arms of its own."""
-            data = copy.deepcopy(self.plain())
-            _enter_arm(data, name)
-            return Recipe.build(data)
+    def plain(self) -> dict[str, Any]:
+        """Return the recipe with all defaults written out, as plain data."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Return the recipe with all defaults written out; reading it gives an equal recipe."""
+        return write_yaml(self.plain())
+
+    def arm(self, name: str) -> Recipe:
+        """Return the recipe of one arm: its settings applied, named <name>-<arm>, without arms of its own."""
+        data = copy.deepcopy(self.plain())
+        _enter_arm(data, name)
+        return Recipe.build(data)
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), arm: str | None = None) -> Recipe:
@@ -240,31 +245,21 @@ def find_recipe(name_or_path: str, kind: str = "") -> Path:
     raise SettingsError(f"{name_or_path}: {what}")
 
 
-def language_configuration() -> Any:
-    """Return the configuration that the fields of ``model`` go into; imported when asked for."""
-    from mesalm.model.configuration_mesa import MesaConfig
-
-    return MesaConfig
-
-
-def model_fields(configuration: Any = None) -> dict[str, Any]:
-    """Return the keys allowed under ``model`` with their defaults, those of a configuration class or of MesaConfig."""
-    config = configuration or language_configuration()
-    return {name: getattr(config, name) for name in config.field_rules if name not in NOT_MODEL_KEYS}
+def model_fields(configuration: Any = MesaConfig) -> dict[str, Any]:
+    """Return the keys allowed under ``model`` with their defaults, those of a configuration class."""
+    names = (name for name in configuration.field_rules if name not in NOT_MODEL_KEYS)
+    return {name: getattr(configuration, name) for name in names}
 
 
-def check_model_fields(model: Mapping[str, Any], configuration: Any = None) -> None:
+def check_model_fields(model: Mapping[str, Any], configuration: Any = MesaConfig) -> None:
     """Refuse a key under ``model`` that the configuration lacks, or values it will not take (SettingsError)."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    config = configuration or language_configuration()
-    known = model_fields(config)
+    known = model_fields(configuration)
     for key in model:
         if key not in known:
             raise SettingsError(f"model.{key}: {unknown_key(key, known)}")
     try:
         # A copy, since the configuration completes nested fields in place.
-        config(**copy.deepcopy(dict(model)))
+        configuration(**copy.deepcopy(dict(model)))
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise SettingsError(f"model.{' '.join(str(error).split())}") from None
 
@@ -275,8 +270,8 @@ def help_text() -> str:
     for key, kind, default, description in Recipe.describe():
         lines.append(f"{key} ({kind}) = {default}\n    {description}")
         if key == "model":
-            rules = language_configuration().field_rules
-            lines += [f"model.{name} = {value!r}\n    {rules[name].meaning}" for name, value in model_fields().items()]
+            for name, value in model_fields().items():
+                lines.append(f"model.{name} = {value!r}\n    {MesaConfig.field_rules[name].meaning}")
     return "\n".join(lines)
 
 

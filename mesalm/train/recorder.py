@@ -1,17 +1,63 @@
-"""What a run says of itself: each fact goes to the journal, to the trackers and to the display."""
+"""What a run says of itself, and what the numbers of a logged step warn of."""
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from accelerate import Accelerator
 
 from mesalm.journal import Journal
-from mesalm.train.alarms import Alarms
 from mesalm.train.launch import broadcast
-from mesalm.train.meters import Tally
-from mesalm.train.progress import Display, event_line
+from mesalm.train.progress import Display, Tally, event_line
+
+STEEP, FEWEST = 10.0, 10
+"""A gradient norm is an alarm above so many times the median of the last logged ones, if there are so many of them."""
+MISSES = 0.01
+"""Share of solutions out of tolerance that is an alarm."""
+SHUT = 0.01
+"""Mean of a gate over a row below which its head is dead: it writes nothing, or keeps nothing."""
+SATURATED = 0.95
+"""Share of a row's forget gates within 0.01 of 0 or 1 above which they hardly learn: a sigmoid is nearly flat there."""
+
+
+class Alarms:
+    """Alarms on gradient norm, solver and gates, each raised once for the whole model or for a head."""
+
+    def __init__(self) -> None:
+        self._norms: deque[float] = deque(maxlen=50)
+        self._told: set[tuple[Any, ...]] = set()
+
+    def raised(self, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return what is new in a step's journal line: the alarm, its value and, where it is a head's, its place."""
+        found = []
+        norm = fields["gradient_norm"]
+        if len(self._norms) >= FEWEST and norm > STEEP * statistics.median(self._norms):
+            found.append({"alarm": "gradient norm", "value": norm})
+        if math.isfinite(norm):  # else no median could be told
+            self._norms.append(norm)
+        place = {"layer": fields["solver_layer"], "head": fields["solver_head"]}
+        for name, key, bad in (
+            ("solutions out of tolerance", "solver_misses", lambda value: value > MISSES),
+            ("input gate shut", "input_gate", lambda value: value < SHUT),
+            ("forget gate shut", "forget_gate", lambda value: value < SHUT),
+        ):
+            value = fields[key]
+            if value is not None and bad(value):
+                found.append({"alarm": name, "value": value, **place})
+        saturated = fields["saturated_forget_gates"]
+        if saturated is not None and saturated > SATURATED:
+            found.append({"alarm": "forget gates saturated", "value": saturated})
+        fresh = [alarm for alarm in found if self._key(alarm) not in self._told]
+        self._told |= {self._key(alarm) for alarm in fresh}
+        return fresh
+
+    @staticmethod
+    def _key(alarm: Mapping[str, Any]) -> tuple[Any, ...]:
+        return alarm["alarm"], alarm.get("layer"), alarm.get("head")
 
 
 class Recorder:

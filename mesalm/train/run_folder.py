@@ -1,12 +1,14 @@
-"""The folder of a run: what lies where, and whether a recipe may go on in it."""
+"""The folder of a run: what lies where, the page that says so, and whether a recipe may go on in it."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,7 +99,8 @@ class RunFolder(RunFiles):
         if resume not in ("auto", "never", "must"):
             raise SettingsError(f"resume: must be auto, never or must, not {resume!r}")
         if resume == "never" and self.path.exists():
-            os.rename(self.path, self._aside())
+            taken = (self.path.with_name(f"{self.path.name}.old-{number}") for number in count(1))
+            os.rename(self.path, next(aside for aside in taken if not aside.exists()))
         if self.path.exists() and not self.path.is_dir():
             raise SettingsError(f"{self.path}: is a file; change name or output_dir")
         self._sweep()
@@ -116,12 +119,18 @@ class RunFolder(RunFiles):
 
     def _enter_anew(self, recipe: Recipe) -> Resumption:
         origin = _origin(recipe)
-        self._write_recipe(recipe)
+        write_text(self.recipe, recipe.to_yaml())
         return Resumption(resume_from=origin, trained_on=_trained_on(origin))
 
     def _enter_again(self, recipe: Recipe, newest: Path | None) -> Resumption:
         there = read_run_recipe(self.path)
-        self._compare(there, recipe)
+        difference = first_difference(there.plain(), recipe.plain())
+        if difference is not None:
+            key, old, new = difference
+            raise SettingsError(
+                f"{self.path}: holds a run of another recipe, {key} is {old!r} there and {new!r} now; give this run "
+                "another name, or start afresh with --resume never, which sets the old folder aside"
+            )
         if self.final.is_dir() and there.steps == recipe.steps:
             if _places(there) == _places(recipe):
                 return Resumption(finished=True)
@@ -145,7 +154,7 @@ class RunFolder(RunFiles):
                     shutil.rmtree(aside)
                 if model.is_dir():
                     os.rename(model, aside)
-        self._write_recipe(recipe)
+        write_text(self.recipe, recipe.to_yaml())
 
     def _sweep(self) -> None:
         """Delete what a process killed meanwhile has left beside the checkpoints."""
@@ -185,25 +194,6 @@ class RunFolder(RunFiles):
             f"{said}; the learning rate goes from {before:.3g} at step {reached} to {after:.3g}, for "
             f"{new.schedule.name} is now that of {new.steps} steps, so this will not be the run planned for them"
         )
-
-    def _aside(self) -> Path:
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
-            number += 1
-        return aside
-
-    def _write_recipe(self, recipe: Recipe) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.recipe, recipe.to_yaml())
-
-    def _compare(self, there: Recipe, recipe: Recipe) -> None:
-        difference = first_difference(there.plain(), recipe.plain())
-        if difference is not None:
-            key, old, new = difference
-            raise SettingsError(
-                f"{self.path}: holds a run of another recipe, {key} is {old!r} there and {new!r} now; give this run "
-                "another name, or start afresh with --resume never, which sets the old folder aside"
-            )
 
 
 def _origin(recipe: Recipe) -> Path | None:
@@ -272,3 +262,47 @@ def _flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, key + ".")
         else:
             yield key, value
+
+
+PAGE = "README.md"
+
+TEXT = """# {name}
+
+A training run of mesalm: {steps}, {tokens}. `journal.jsonl` says how far it is.
+
+| file | what it is |
+|---|---|
+| `recipe.yaml` | all settings of the run |
+| `journal.jsonl` | what happened, one JSON object per line: steps, validations, samples, alarms, checkpoints, the end |
+| `corpus.md` | the data: sources, licences, counts, what was dropped |
+| `checkpoints/step-N/` | weights, optimiser, random state and place in the data after step N; the newest {keep} stay |
+| `final/` | the trained model and its tokenizer; there when the run is finished |
+
+Resume it, or report that it is finished:
+
+    mesalm train {folder}/recipe.yaml
+
+Draw its curves, sample from it, evaluate it:
+
+    mesalm plot {folder} --out {name}.svg
+    mesalm sample {folder} --prompt "Once"
+    mesalm eval {folder} --suite quick --out {name}-measured
+
+Write a folder for the Hub, and upload it:
+
+    mesalm publish {folder} {name}-published --scores {name}-measured/scores/{name}.json
+    mesalm publish {folder} {name}-uploaded --push OWNER/{name}
+
+Give these commands in the folder in which training began.
+"""
+
+
+def run_page(recipe: Recipe, folder: Path) -> str:
+    """Return the page, Markdown."""
+    return TEXT.format(
+        name=recipe.name,
+        steps=plural(recipe.steps, "step"),
+        tokens=plural(recipe.planned_tokens, "token"),
+        keep=recipe.checkpoint.keep,
+        folder=shlex.quote(str(folder)),
+    )

@@ -16,7 +16,7 @@ from mesalm.journal import Journal
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.launch import broadcast
 from mesalm.train.machines import send_folder
-from mesalm.train.meters import Tally
+from mesalm.train.progress import Tally
 from mesalm.train.randomness import random_state
 from mesalm.train.recorder import Recorder
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from mesalm.settings import Settings, one_of
+from mesalm.settings import Settings, known
 
 
 class ScheduleSettings(Settings):
     """The learning rate over the run."""
 
-    name: str = Field(default="cosine", description="Shape: cosine, wsd (warm-up, stable, decay) or constant.")
+    name: Annotated[str, known(lambda: SCHEDULES, "a schedule")] = Field(
+        default="cosine", description="Shape: cosine, wsd (warm-up, stable, decay) or constant."
+    )
     warmup_fraction: float = Field(
         default=0.02, ge=0, le=1, description="Share of all steps in which the rate rises linearly from zero."
     )
@@ -29,11 +32,6 @@ class ScheduleSettings(Settings):
     decay_steps: int | None = Field(
         default=None, ge=0, description="Steps of wsd's decay; takes the place of decay_fraction when given."
     )
-
-    @field_validator("name")
-    @classmethod
-    def _known_name(cls, name: str) -> str:
-        return one_of(name, SCHEDULES, "a schedule")
 
 
 def check_warmup(settings: ScheduleSettings, steps: int) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from mesalm.settings import LEAST_TEMPERATURE, Settings
 
@@ -93,13 +93,11 @@ class TrainSettings(Settings):
         "A slow step or a long save does not count.",
     )
 
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    def _check(self) -> None:
         if (self.tokens is None) == (self.steps is None):
             raise ValueError("give exactly one of tokens and steps")
         if self.ramp_tokens and self.batch_rows % 4:
             raise ValueError(f"batch_rows: {self.batch_rows} must be a multiple of 4 where train.ramp_tokens is given")
-        return self
 
 
 class ParallelismSettings(Settings):
@@ -132,11 +130,9 @@ class SampleSettings(Settings):
             raise ValueError(f"must be 0 or at least {LEAST_TEMPERATURE}, not {temperature}")
         return temperature
 
-    @model_validator(mode="after")
-    def _something_to_continue(self) -> Self:
+    def _check(self) -> None:
         if self.every and not self.prompts:
             raise ValueError("prompts: is empty; name at least one, or set sample.every=0")
-        return self
 
 
 class EvaluateSettings(Settings):

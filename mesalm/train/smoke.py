@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 
 from mesalm.data.corpora import SOURCES
@@ -16,6 +17,7 @@ from mesalm.data.source_settings import SourceSettings
 from mesalm.journal import read_journal
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.runs import RunFiles
+from mesalm.train.overrides import apply_overrides
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
 
@@ -28,7 +30,7 @@ def smoke(recipe: Recipe, folder: Path) -> str:
 
     Raises what `pretrain` raises.
     """
-    small = shrunk(recipe, write_text(folder / "text"), folder)
+    small = shrunk(recipe, write_documents(folder / "text"), folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more would only wait for one another
     try:
@@ -43,10 +45,8 @@ def smoke(recipe: Recipe, folder: Path) -> str:
     )
 
 
-def write_text(folder: Path) -> Path:
+def write_documents(folder: Path) -> Path:
     """Write documents of the standard library as a dataset's folder, with the columns of a text corpus."""
-    import datasets
-
     source = SOURCES["python-stdlib"](SourceSettings(name="python-stdlib", limit=DOCUMENTS))
     documents = [{"id": document.id, "text": document.text} for document in source.documents(Faults())]
     folder.mkdir(parents=True)
@@ -57,8 +57,8 @@ def write_text(folder: Path) -> Path:
 def shrunk(recipe: Recipe, text: Path, folder: Path) -> Recipe:
     """Return the recipe with a small model, few steps and local text; its run and its data lie under ``folder``."""
     plain = recipe.plain()
-    train, schedule, stream = plain["train"], plain["schedule"], plain["data"]["stream"]
-    rows = 2 * ROWS if train["ramp_tokens"] else ROWS  # a ramp needs quarters
+    train, schedule, limit = recipe.train, recipe.schedule, None if recipe.data.stream else DOCUMENTS
+    rows = 2 * ROWS if train.ramp_tokens else ROWS  # a ramp needs quarters
     changes: dict[str, Any] = {
         "output_dir": str(folder / "runs"),
         "init_from": None,
@@ -66,45 +66,37 @@ def shrunk(recipe: Recipe, text: Path, folder: Path) -> Recipe:
         "track": [],
         "upload": {},
         "arms": {},
-        "data": {
-            **plain["data"],
-            "prepared": None,
-            "sources": [_local(source, text, None if stream else DOCUMENTS) for source in plain["data"]["sources"]],
-            "stream_sample": DOCUMENTS,
-            "tokenizer": "train",
-            "vocab_size": 512,
-            "sequence_length": LENGTH,
-            "valid_fraction": 0.1,
-            "test_fraction": 0.05,
-            "processes": 1,
-            "cache_dir": str(folder / "data"),
-        },
+        "data.prepared": None,
+        "data.sources": [_local(source, text, limit) for source in plain["data"]["sources"]],
+        "data.stream_sample": DOCUMENTS,
+        "data.tokenizer": "train",
+        "data.vocab_size": 512,
+        "data.sequence_length": LENGTH,
+        "data.valid_fraction": 0.1,
+        "data.test_fraction": 0.05,
+        "data.processes": 1,
+        "data.cache_dir": str(folder / "data"),
         "model": small_model(recipe.model),
-        "schedule": {
-            **schedule,
-            "warmup_steps": min(schedule["warmup_steps"] or 2, 2),
-            "decay_steps": None if schedule["decay_steps"] is None else min(schedule["decay_steps"], STEPS // 4),
-            "decay_fraction": min(schedule["decay_fraction"], 0.9),
-        },
-        "train": {
-            **train,
-            "tokens": None,
-            "steps": STEPS,
-            "batch_rows": rows,
-            "ramp_tokens": min(train["ramp_tokens"], STEPS // 4 * rows * LENGTH),
-            "micro_rows": None if train["micro_rows"] is None else ROWS // 2,
-            "device": "cpu",
-            "compile": False,
-            "workers": 0,
-            "log_every": STEPS // 4,
-        },
-        "parallelism": {"context": 1},
+        "schedule.warmup_steps": min(schedule.warmup_steps or 2, 2),
+        "schedule.decay_steps": None if schedule.decay_steps is None else min(schedule.decay_steps, STEPS // 4),
+        "schedule.decay_fraction": min(schedule.decay_fraction, 0.9),
+        "train.steps": STEPS,
+        "train.batch_rows": rows,
+        "train.ramp_tokens": min(train.ramp_tokens, STEPS // 4 * rows * LENGTH),
+        "train.micro_rows": None if train.micro_rows is None else ROWS // 2,
+        "train.device": "cpu",
+        "train.compile": False,
+        "train.workers": 0,
+        "train.log_every": STEPS // 4,
+        "parallelism": {},
         "validate": {"every": STEPS // 2, "rows": ROWS},
-        "sample": {**plain["sample"], "every": STEPS if plain["sample"]["every"] else 0, "tokens": 4},
-        "evaluate": {"every": 0},
+        "sample.every": STEPS if recipe.sample.every else 0,
+        "sample.tokens": 4,
+        "evaluate": {},
         "checkpoint": {"every": STEPS // 2, "keep": 1},
     }
-    return Recipe.build({**plain, **changes})
+    apply_overrides(plain, changes.items(), Recipe)
+    return Recipe.build(plain)
 
 
 def small_model(model: Mapping[str, Any]) -> dict[str, Any]:

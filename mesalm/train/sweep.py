@@ -18,8 +18,8 @@ from mesalm.runs import RunRecord
 from mesalm.settings import SettingsError
 from mesalm.train.guard import NonFiniteError
 from mesalm.train.overrides import NO_VALUE
+from mesalm.train.planned import planned_runs
 from mesalm.train.recipe import Recipe, load_recipe
-from mesalm.train.seeds import planned_runs
 
 UNITS = {
     "loss": ("validation loss", "validation loss, nats per token"),
@@ -119,7 +119,11 @@ def run_sweep(sweep: Sweep, train: Callable[[Recipe], Path]) -> SweptLosses:
 def report_sweep(sweep: Sweep, measured: SweptLosses) -> str:
     """Write table and figure beside the runs; return the table and what it says about the grid's edges."""
     losses, (short, long) = measured.by_run, UNITS[measured.unit]
-    best = [min(of_arm, key=lambda cell: losses[cell.recipe.name]) for of_arm in _by_arm(sweep).values()]
+    arms = dict.fromkeys(cell.arm for cell in sweep.cells)
+    best = [
+        min((cell for cell in sweep.cells if cell.arm == arm), key=lambda cell: losses[cell.recipe.name])
+        for arm in arms
+    ]
     lines = [
         f"| run | {' | '.join(sweep.axes)} | {short} |",
         "|---|" + "---|" * (len(sweep.axes) + 1),
@@ -145,13 +149,6 @@ def _values(word: str) -> list[Any]:
 def _plain(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
-
-
-def _by_arm(sweep: Sweep) -> dict[str, list[SweptCell]]:
-    arms: dict[str, list[SweptCell]] = {}
-    for cell in sweep.cells:
-        arms.setdefault(cell.arm, []).append(cell)
-    return arms
 
 
 def _edges(sweep: Sweep, best: SweptCell) -> list[str]:

@@ -17,14 +17,14 @@ from mesalm.settings import SettingsError
 from mesalm.train.average import FOLDER, WeightAverage
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard, Verdict
-from mesalm.train.hardware import local_peak
 from mesalm.train.launch import broadcast
 from mesalm.train.loop import Loop, Outcome, Probe, Stream
 from mesalm.train.optim import OptimSettings, build_optimiser
 from mesalm.train.progress import Display
 from mesalm.train.saving import Sender
 from mesalm.train.schedule import ScheduleSettings, learning_rate_factor
-from mesalm.train.sections import CheckpointSettings
+from mesalm.train.sections import CheckpointSettings, TrainSettings
+from mesalm.train.speeds import local_peak
 from mesalm.train.step import Batch
 
 
@@ -41,6 +41,12 @@ class RunSettings:
     spikes: Verdict = "accept"
     log_every: int = 10
     compile_model: bool | Literal["blocks"] = False
+
+    @classmethod
+    def of(cls, train: TrainSettings, **rest: Any) -> RunSettings:
+        """Return the settings of a recipe's section ``train``; ``rest`` are the fields that are not in it."""
+        same = train.model_dump(include={"clip", "max_skipped", "spikes", "log_every"})
+        return cls(compile_model=train.compile, **same, **rest)
 
 
 def run(

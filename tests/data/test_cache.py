@@ -43,7 +43,7 @@ def test_an_interrupted_preparation_leaves_nothing(
     assert [path.suffix for path in parent.iterdir()] == [".lock"]
     # What a killed process leaves behind is neither believed nor kept.
     key = next(parent.iterdir()).stem
-    for name in (key, f".{key}-killed"):
+    for name in (key, f"{key}.partial"):
         (parent / name / "rows").mkdir(parents=True)
     prepared = prepare(settings, quiet=True)
     assert prepared.path == parent / key
@@ -65,14 +65,14 @@ def test_what_a_killed_preparation_left_goes_whatever_is_prepared_next(
 ) -> None:
     parent = tmp_path / "cache" / "prepared"
     for key in ("a" * 24, "b" * 24):
-        (parent / f".{key}-killed" / "rows").mkdir(parents=True)
+        (parent / f"{key}.partial" / "rows").mkdir(parents=True)
     settings = data(write_jsonl("x.jsonl", records(30)))
     with locked(parent / f"{'b' * 24}.lock", lambda holder: None):
         # what another process is at work on stays
         assert prepare(settings, quiet=True).path.parent == parent
-        assert [path.name for path in parent.glob(".*-*")] == [f".{'b' * 24}-killed"]
+        assert [path.name for path in parent.glob("*.partial")] == [f"{'b' * 24}.partial"]
     prepare(settings, quiet=True)  # found in the cache, and the sweeping goes on
-    assert not list(parent.glob(".*-*"))
+    assert not list(parent.glob("*.partial"))
 
 
 def test_who_is_waited_for_is_told(

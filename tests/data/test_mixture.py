@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mesalm.data.mixture import Mixture, epoch_order, picks
+from mesalm.data.stream import Mixture, epoch_order, picks
 
 
 def one_by_one(weights: list[int], draws: int) -> list[int]:

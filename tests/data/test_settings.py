@@ -1,13 +1,8 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from pydantic import Field
 
-import mesalm
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.source_settings import SourceSettings
 from mesalm.settings import Settings, SettingsError, nearest
@@ -107,17 +102,3 @@ def test_describe_lists_every_field_with_its_default() -> None:
 def test_nearest() -> None:
     assert nearest("lerning_rate", ["learning_rate", "steps"]) == "learning_rate"
     assert nearest("zzz", ["learning_rate"]) is None
-
-
-def test_settings_import_nothing_heavy() -> None:
-    # The package itself imports the model; an empty one in its place shows what the data room imports.
-    program = (
-        "import sys, types\n"
-        "package = types.ModuleType('mesalm')\n"
-        f"package.__path__ = [{str(Path(mesalm.__file__).parent)!r}]\n"
-        "sys.modules['mesalm'] = package\n"
-        "import mesalm.data.data_settings, mesalm.data.prepare, mesalm.data.prepared\n"
-        "heavy = {'datasets', 'pyarrow', 'tokenizers', 'transformers', 'torch'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

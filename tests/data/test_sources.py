@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from mesalm.data.corpora import SOURCES
-from mesalm.data.documents import DataError, Document, Faults, shards
+from mesalm.data.documents import DataError, Document, Faults
 from mesalm.data.read_python import StandardLibrarySource
 from mesalm.data.source_settings import SourceSettings
 from mesalm.settings import SettingsError
@@ -111,7 +111,7 @@ def test_tables_arrays_and_packed_files_of_a_folder(tmp_path: Path) -> None:
     assert texts == expected
     assert [document.id for document in documents[:6]] == ["1", "2", "3", "4", "one", "b.json:2"]
     source = SOURCES["files"](SourceSettings(name="files", files=str(tmp_path / "[1]")))
-    assert [document for part in shards(source) for document in part.documents(Faults())] == documents
+    assert [document for part in source.shards() for document in part.documents(Faults())] == documents
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_hub_reads_a_local_dataset(tmp_path: Path, streaming: bool) -> None:
     documents, _ = read(**settings)
     assert documents == [Document(str(number), "books", GOOD["text"]) for number in range(5)]
     assert len(read(**settings, limit=2)[0]) == 2
-    parts = shards(SOURCES["hub"](SourceSettings.build(settings)))
+    parts = SOURCES["hub"](SourceSettings.build(settings)).shards()
     assert [list(part.documents(Faults())) for part in parts] == [documents[:3], documents[3:]]
     with pytest.raises(DataError, match=r"corpus: row 1: no column 'body' \(columns: .*other"):
         read(**settings, text_column="body")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mesalm.data.mixture import epoch_order
-from mesalm.data.stream import Position, RowStream, epoch_batches
+from mesalm.data.stream import Position, RowStream, epoch_batches, epoch_order
 
 
 class Numbers:

@@ -16,9 +16,9 @@ import torch
 from mesalm.data.bpe import Encoder
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.documents import DataError
-from mesalm.data.mixture import picks
 from mesalm.data.prepare import ChangedDataError, prepare
 from mesalm.data.prepared import Prepared
+from mesalm.data.stream import picks
 from mesalm.data.text_stream import STEPS_AHEAD, StreamPosition, TextStream, text_stream
 
 Records = Callable[..., list[dict[str, Any]]]

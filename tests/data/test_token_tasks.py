@@ -10,11 +10,7 @@ import torch
 
 from mesalm.data.stream import Position, RowStream
 from mesalm.data.synthetic.associative_recall import AssociativeRecall
-from mesalm.data.synthetic.compression import Compression
-from mesalm.data.synthetic.context_recall import ContextRecall, NoisyRecall
-from mesalm.data.synthetic.fuzzy_recall import FuzzyRecall
-from mesalm.data.synthetic.memorisation import Memorisation
-from mesalm.data.synthetic.selective_copy import SelectiveCopy
+from mesalm.data.synthetic.mad import Compression, ContextRecall, FuzzyRecall, Memorisation, NoisyRecall, SelectiveCopy
 from mesalm.data.synthetic.tasks import TASKS
 from mesalm.data.synthetic.token_task import NOT_SCORED, TokenRows, TokenTask, collate_rows
 from mesalm.settings import SettingsError

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mesalm.train.alarms import Alarms
 from mesalm.train.progress import event_line
+from mesalm.train.recorder import Alarms
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_model
 
 from mesalm.journal import read_journal
-from mesalm.train.alarms import Alarms
+from mesalm.train.recorder import Alarms
 from mesalm.train.step import sample_solver, solver_fields
 
 QUIET: dict[str, Any] = dict.fromkeys(

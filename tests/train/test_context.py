@@ -13,8 +13,8 @@ import pytest
 
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
-from mesalm.train.context import data_share
 from mesalm.train.initial import earlier_config
+from mesalm.train.launch import data_share
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
 

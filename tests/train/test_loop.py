@@ -14,9 +14,9 @@ import torch
 from mesalm.journal import read_journal
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.guard import Guard, NonFiniteError
-from mesalm.train.hardware import known_peak
 from mesalm.train.launch import make_accelerator
 from mesalm.train.loop import Loop, Probe
+from mesalm.train.speeds import known_peak
 
 Train = Callable[..., SimpleNamespace]
 

@@ -8,8 +8,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from mesalm.train.meters import Speedometer, clock_text
-from mesalm.train.progress import Display
+from mesalm.train.progress import Display, Speedometer, clock_text
 
 
 def test_speed_and_time_left() -> None:

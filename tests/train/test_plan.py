@@ -19,10 +19,10 @@ from mesalm.cli import main
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
 from mesalm.train.activations import activation_bytes
-from mesalm.train.hardware import CARDS, Assumptions, Rate, calculated_rate, read_assumptions
 from mesalm.train.plan import make_plan, optimiser_bytes, outline, plan_recipe, work
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe, load_recipe
+from mesalm.train.speeds import CARDS, Assumptions, Rate, calculated_rate, read_assumptions
 
 Load = Callable[..., Recipe]
 WIDE: dict[str, Any] = {
@@ -206,7 +206,7 @@ def test_cards_exchange_what_ddp_and_fsdp2_do() -> None:
         (["--plan", "--hardware", "H10"], "'H10' is not a card in the table; did you mean 'H100'?"),
         (["--plan", "--gpus", "8"], "--hardware: is missing; name the card, such as --hardware H100"),
         (["--plan", "--assume", "map=1"], "map: unknown key; did you mean 'maps'?"),
-        (["--plan", "--assume", "mixers.mess=1"], "mixers: 'mess' is not a mixer; did you mean 'mesa'?"),
+        (["--plan", "--assume", "mixers.mess=1"], "mixers.mess: 'mess' is not a mixer; did you mean 'mesa'?"),
         (["--probe"], "--probe: belongs to --plan; add --plan, or leave it out"),
         (["--plan", "--hardware", "H100", "--gpus", "512"], "train.batch_rows: 256 must be a multiple of 512"),
     ],

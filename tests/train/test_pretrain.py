@@ -29,9 +29,9 @@ from mesalm.train import training
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.loop import Outcome, Probe
 from mesalm.train.pretrain import pretrain
+from mesalm.train.probes import continuation, sampling
 from mesalm.train.recipe import Recipe
 from mesalm.train.run_folder import RunFolder, read_run_recipe
-from mesalm.train.sampling import continuation, sampling
 from mesalm.train.sections import SampleSettings
 
 STREAMED = ("data.stream=true", "data.stream_sample=20", "train.micro_rows=20")

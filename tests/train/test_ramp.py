@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mesalm.data.ramp import RowRamp
-from mesalm.data.stream import Position, RowStream
+from mesalm.data.stream import Position, RowRamp, RowStream
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
 from mesalm.train.pretrain import pretrain

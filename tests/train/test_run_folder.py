@@ -20,15 +20,14 @@ from mesalm.cli import main
 from mesalm.data import prepare as prepare_module
 from mesalm.data.bpe import train_tokenizer
 from mesalm.data.documents import DataError
-from mesalm.fingerprints import read_sealed, write_sealed
+from mesalm.files import read_sealed, write_sealed
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
-from mesalm.train.branch import branch
 from mesalm.train.checkpoint import Checkpoints
+from mesalm.train.planned import branch
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
-from mesalm.train.run_folder import RunFolder
-from mesalm.train.run_page import run_page
+from mesalm.train.run_folder import RunFolder, run_page
 
 Load = Callable[..., Recipe]
 

@@ -11,8 +11,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from mesalm.cli import main
 from mesalm.settings import SettingsError
+from mesalm.train.planned import planned_runs, read_seeds
 from mesalm.train.run_folder import read_run_recipe
-from mesalm.train.seeds import planned_runs, read_seeds
 
 
 def test_seeds_are_read_as_a_list_or_a_number() -> None:

@@ -11,10 +11,9 @@ from safetensors.torch import load_file
 from tiny import SPECIAL
 
 from mesalm import MesaConfig, MesaForCausalLM
-from mesalm.train.optim import OptimSettings, build_optimiser
+from mesalm.train.optim import OptimSettings, build_optimiser, scale_first_weights
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
-from mesalm.train.width import scale_first_weights
 
 WIDTHS = (32, 64, 128, 256)
 

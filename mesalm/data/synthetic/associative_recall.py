@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .token_task import NOT_SCORED, Row, Split, TokenTask
 
@@ -30,8 +30,7 @@ class AssociativeRecall(TokenTask):
     random_filler: bool = Field(default=True, description="Whether filler is drawn from the vocabulary; else token 0.")
     train_rows: int = Field(default=100_000, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check(self) -> None:
         if self.rebound > self.pairs:
             raise ValueError(f"rebound: must be at most the {self.pairs} pairs, not {self.rebound}")
         least = 4 * self.pairs + 2 * self.rebound
@@ -44,7 +43,6 @@ class AssociativeRecall(TokenTask):
             )
         if self.pairs >= self.vocabulary // 2:
             raise ValueError(f"pairs: must be below half the vocabulary of {self.vocabulary}, not {self.pairs}")
-        return self
 
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""

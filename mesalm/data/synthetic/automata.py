@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mesalm.settings import SettingsError
 from mesalm.wording import plural
@@ -93,8 +93,7 @@ class Automata(TokenTask):
     string_length: int = Field(default=50, ge=1, description="Most symbols of a string.")
     train_rows: int = Field(default=5_000, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check(self) -> None:
         for least, most in (("states_min", "states"), ("strings_min", "strings")):
             if getattr(self, least) > getattr(self, most):
                 raise ValueError(f"{least}: must be at most {most}")
@@ -102,7 +101,6 @@ class Automata(TokenTask):
             raise ValueError(f"alphabet_min: must be from edges {self.edges} to the {self.symbols} symbols there are")
         if self.states_min > 1 and self.edges == 1 and self.alphabet_min == 1:
             raise ValueError("edges: one edge under one symbol makes one state only")
-        return self
 
     @property
     def symbols(self) -> int:
@@ -150,10 +148,6 @@ class Automata(TokenTask):
             chances[place, legal] = 1 / len(legal)
             state = language.after(state, token)
         return chances
-
-    def guesses(self) -> dict[str, float]:
-        """Return nothing: the guesses for this task look at the row (mesa_eval.synthetic.ngrams)."""
-        return {}
 
     def _any_automaton(self, random: np.random.RandomState) -> Automaton:
         states = random.randint(self.states_min, self.states + 1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .vector_task import Batch, VectorTask, normal, orthogonal, uniform
 
@@ -43,13 +43,11 @@ class ContextRegression(VectorTask):
     separator: bool = Field(default=False, description="Whether a learned vector stands after each pair.")
     prefix: int = Field(default=0, ge=0, description="Learned vectors before the first pair.")
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check(self) -> None:
         if not 1 <= self.output_size <= self.size:
             raise ValueError(f"outputs: must be from 1 to size {self.size}, not {self.outputs}")
         if self.map == "orthogonal" and self.output_size != self.size:
             raise ValueError(f"outputs: an orthogonal map has {self.size} of them, not {self.outputs}")
-        return self
 
     @property
     def output_size(self) -> int:

@@ -55,7 +55,7 @@ class DrawnStream(SharedSteps):
     keeps the rank-th contiguous slice, cut into micro-batches of ``micro_rows`` (None: the whole slice).
     ``position`` is that of the first step not yet handed out whole; a new ``iter`` begins there.
 
-    Raises ValueError when the rows of a step do not divide evenly or the position is negative.
+    Raises ValueError when the rows of a step do not divide evenly.
     """
 
     def __init__(
@@ -70,8 +70,6 @@ class DrawnStream(SharedSteps):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(global_rows, rank, world, global_rows // world if micro_rows is None else micro_rows)
-        if position.step < 0:
-            raise ValueError(f"{position} lies before the first step")
         self.task = task
         self.position = position
         self.device = device

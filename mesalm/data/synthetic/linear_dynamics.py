@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mesalm.settings import LARGEST_SEED
 
@@ -47,11 +47,9 @@ class LinearDynamics(VectorTask):
     )
     teacher_seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of the teacher's W.")
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check(self) -> None:
         if self.hidden is not None and self.hidden < self.size:
             raise ValueError(f"hidden: must be at least size {self.size}, or none to see the state, not {self.hidden}")
-        return self
 
     @property
     def sequence_length(self) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .token_task import Row, Split, TokenTask, scored_labels
 
@@ -25,11 +25,9 @@ class Markov(TokenTask):
     switch: int = Field(default=0, ge=0, description="First position that a second language decides; 0: there is one.")
     train_rows: int = Field(default=0, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
 
-    @model_validator(mode="after")
-    def _switches_inside(self) -> Self:
+    def _check(self) -> None:
         if self.switch >= self.length:
             raise ValueError(f"switch: must be below the length of {self.length}, not {self.switch}")
-        return self
 
     @property
     def vocab_size(self) -> int:
@@ -53,7 +51,3 @@ class Markov(TokenTask):
         if len(lost):  # all its numbers were below the least float; as the concentration goes to 0, one has all
             matrix[lost] = np.eye(self.symbols)[random.randint(self.symbols, size=len(lost))]
         return matrix.cumsum(1)
-
-    def guesses(self) -> dict[str, float]:
-        """Return nothing: the guesses for this task look at the row (mesa_eval.synthetic.markov_scores)."""
-        return {}

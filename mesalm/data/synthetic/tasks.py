@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from .associative_recall import AssociativeRecall
 from .automata import Automata
-from .compression import Compression
-from .context_recall import ContextRecall, NoisyRecall
 from .context_regression import ContextRegression
-from .fuzzy_recall import FuzzyRecall
 from .linear_dynamics import LinearDynamics
+from .mad import Compression, ContextRecall, FuzzyRecall, Memorisation, NoisyRecall, SelectiveCopy
 from .markov import Markov
-from .memorisation import Memorisation
-from .selective_copy import SelectiveCopy
 from .token_task import TokenTask
 from .vector_task import VectorTask
 

@@ -1,19 +1,53 @@
-"""Texts sampled from a model while it trains."""
+"""What is measured and sampled while a model trains."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from mesalm.data.bpe import prompt_ids
+from mesalm.data.stream import epoch_batches
 from mesalm.settings import SettingsError
 from mesalm.train.randomness import seed_everything
 from mesalm.train.sections import SampleSettings
 from mesalm.train.sharded import is_sharded
+from mesalm.train.step import moved
+
+
+def validation(
+    rows: Any, micro_rows: int, bytes_per_token: float | None, accelerator: Accelerator, share: tuple[int, int]
+) -> Callable[[nn.Module, int], Iterable[dict[str, Any]]]:
+    """Return what `Probe` runs: one line with loss and, where the bytes are known, bits_per_byte.
+
+    The loss is the mean over all rows in nats per token; each is scored once by those of a share (`data_share`). The
+    rows must be of one length, so that each counts alike.
+    """
+
+    def run(model: nn.Module, step: int) -> Iterable[dict[str, Any]]:
+        total = torch.zeros(2, device=accelerator.device)
+        left = math.ceil(math.ceil(len(rows) / share[1]) / micro_rows)
+        for batch in epoch_batches(rows, micro_rows, *share):
+            count = len(batch["input_ids"])
+            loss = model(**moved(batch, accelerator.device)).loss.float()
+            total += torch.stack([loss * count, total.new_tensor(float(count))])
+            left -= 1
+        if is_sharded(model):  # its processes must run it equally often
+            for batch in islice(epoch_batches(rows, 1), left):
+                model(**moved(batch, accelerator.device))
+        total = accelerator.reduce(total, "sum")
+        fields = {"loss": float(total[0] / total[1])}
+        if bytes_per_token is not None:
+            fields["bits_per_byte"] = fields["loss"] / math.log(2) / bytes_per_token
+        return [fields]
+
+    return run
 
 
 def sampling(
