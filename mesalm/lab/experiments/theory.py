@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from mesalm.lab.constructions import (
     polynomial_heads,
     set_products,
 )
-from mesalm.lab.experiments.linear import curve
+from mesalm.lab.experiments.frame import Sizes, curve, dynamics
 from mesalm.lab.preconditioners import neumann_inverse
 from mesalm.lab.predictors import kernel_predictions, mean_loss, pairs, previous
 from mesalm.lab.recursion import sherman_morrison
@@ -28,8 +27,6 @@ from mesalm.least_squares import gradient_predictions, ridge_predictions, runnin
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 from mesalm.train.activations import counted_storages
-
-Sizes = dict[str, Any]
 
 
 def largest(difference: Tensor) -> float:
@@ -44,7 +41,7 @@ def relative(value: Tensor, reference: Tensor) -> float:
 
 def gradient_step(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 1: proposition 1's weights against the gradient step itself, random starts and rates."""
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
+    task = dynamics(sizes)
     found, curves = {}, []
     for dtype, name in ((torch.float32, "float32"), (torch.float64, "float64")):
         inputs = drawn_batch(task, sizes["rows"], bench.seed)["inputs"].to(dtype)
@@ -73,8 +70,7 @@ def gradient_step(bench: Workbench, sizes: Sizes) -> Findings:
 def preconditioning(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 2: truncated Neumann from attention weights, against the matrix recursion and exact ridge."""
     size, ridge = sizes["size"], sizes["ridge"]
-    task = LinearDynamics(size=size, length=sizes["length"])
-    inputs = drawn_batch(task, sizes["rows"], bench.seed)["inputs"].double()
+    inputs = drawn_batch(dynamics(sizes), sizes["rows"], bench.seed)["inputs"].double()
     keys = previous(inputs)
     gram = running_gram(keys) + ridge * torch.eye(size, dtype=torch.float64)
     cross = running_cross(inputs, keys)
