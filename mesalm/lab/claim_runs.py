@@ -30,7 +30,7 @@ NETS = Path("runs/lab")
 
 
 @dataclass(frozen=True)
-class Result:
+class ClaimResult:
     """What a result file holds: sizes and criteria of a claim or study, and the findings with each seed."""
 
     sizes: dict[str, Any]
@@ -217,14 +217,14 @@ def write_result(
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: Path) -> ClaimResult:
     """Return what a file written by `write_result` holds; the first seed is 0 where it is not named."""
     content = json.loads(path.read_text(encoding="utf-8"))
     seeds = [Findings(**{**seed, "curves": [Curve(**curve) for curve in seed["curves"]]}) for seed in content["seeds"]]
-    return Result(content["sizes"], content["criteria"], content.get("first_seed", 0), seeds)
+    return ClaimResult(content["sizes"], content["criteria"], content.get("first_seed", 0), seeds)
 
 
-def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, Result]:
+def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, ClaimResult]:
     """Return the result of every claim and study that has one of this size.
 
     Raises SettingsError for a result whose criteria or sizes are not those of ``file`` now.

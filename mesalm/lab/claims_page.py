@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mesalm.files import write_text
-from mesalm.lab.claim_runs import RESULTS, Result, mean_quantities, read_results, run_command
+from mesalm.lab.claim_runs import RESULTS, ClaimResult, mean_quantities, read_results, run_command
 from mesalm.lab.claim_table import load_table
 from mesalm.lab.claims import TABLE, Claim, Criterion, Findings, Ruling, Size, Study, judge
 from mesalm.lab.findings_figure import draw_findings
@@ -109,7 +109,7 @@ def _item_not_run(name: str, claim: Claim) -> dict[str, Any]:
     return {**item, "seeds": 0, "by_seed": [], "closest": "", "room": ""}
 
 
-def _item(name: str, claim: Claim, result: Result, size: Size) -> dict[str, Any]:
+def _item(name: str, claim: Claim, result: ClaimResult, size: Size) -> dict[str, Any]:
     """Return what the page shows of a claim with a result."""
     found = result.seeds
     rulings = judge(claim, [findings.values for findings in found])
@@ -138,7 +138,7 @@ def _verdict(claim: Claim, found: Sequence[Findings]) -> bool:
     return all(ruling.holds for ruling in judge(claim, [each.values for each in found]))
 
 
-def _study(name: str, study: Study, claim: Claim, results: dict[str, Result]) -> dict[str, Any]:
+def _study(name: str, study: Study, claim: Claim, results: dict[str, ClaimResult]) -> dict[str, Any]:
     """Return what the page shows of a study: its quantities beside what its claim asks for and found."""
     found = results[name].seeds
     quantities = mean_quantities(found)
