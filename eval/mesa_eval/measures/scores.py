@@ -162,9 +162,9 @@ class Part:
     were asked, so that a stored part is used again only where nothing differs.
     """
 
-    name: str
-    key: str
-    measures: list[Measure]
+    name: str = ""
+    key: str = ""
+    measures: list[Measure] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
     task: TaskRecord | None = None
     notes: list[Note] = field(default_factory=list)

@@ -11,13 +11,12 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tqdm import tqdm
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
@@ -170,15 +169,16 @@ class Scorer(Reader):
         error = ""
         if is_sharded(self.model):
             self.shares_prefixes()  # is asked by all processes now, else by those alone that come to need it
-        with self._progress(what, total) as progress, in_step(self.model):
+        hidden = self.quiet or not what or not self.processes.main or None  # None: where no person watches
+        bar = tqdm(total=total, desc=f"{self.name}: {self.stage}{what}", unit=" tokens", leave=False, disable=hidden)
+        with bar, in_step(self.model):
             for batch in batches[self.processes.index :: self.processes.count]:
                 try:
                     found.update(run(batch))
                 except ValueError as caught:
                     error = str(caught)
                     break
-                if progress is not None:
-                    progress.advance(progress.task_ids[0], size(batch) * self.processes.count)
+                bar.update(size(batch) * self.processes.count)
         self._read = None
         return self.processes.gather(found, error)
 
@@ -311,22 +311,6 @@ class Scorer(Reader):
             hits = likeliest == targets[number, span].numpy()
             results[index] = TokenScores(values, hits, likeliest)
         return results
-
-    def _progress(self, what: str, total: int) -> AbstractContextManager[Progress | None]:
-        if self.quiet or not what or total == 0 or not self.processes.main:
-            return nullcontext()
-        console = Console(stderr=True)
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_interactive,
-        )
-        progress.add_task(f"{self.name}: {self.stage}{what}", total=total)
-        return progress
 
 
 def _has_position_table(model: Any, limit: int) -> bool:
