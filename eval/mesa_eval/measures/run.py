@@ -172,7 +172,7 @@ class PartStore:
             return None
         try:
             part = Part.from_json(texts[0])
-        except (ValueError, KeyError, TypeError) as caught:
+        except ValueError as caught:
             raise ValueError(f"{path}: is not a part of an evaluation; remove it to measure again") from caught
         self.taken += 1
         return part
