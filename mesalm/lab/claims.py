@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import pkgutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from mesalm.settings import Settings, SettingsError, one_of
 TABLE = Path(__file__).with_name("claims.yaml")
 STUDIES = TABLE.with_name("studies.yaml")
 Size = Literal["small", "paper"]
+KEPT = {"at_least": operator.ge, "at_most": operator.le, "above": operator.gt, "below": operator.lt}
+"""What keeps a bound: function(value, bound)."""
 
 
 class Criterion(Settings):
@@ -29,20 +32,18 @@ class Criterion(Settings):
     above: float | None = Field(default=None, description="A value that must be exceeded.")
     below: float | None = Field(default=None, description="A value that must not be reached.")
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Return the bounds that there are, by name."""
+        return {name: bound for name in KEPT if (bound := getattr(self, name)) is not None}
+
     def holds(self, value: float) -> bool:
         """Return whether a value keeps every bound; NaN keeps none."""
-        return (
-            not math.isnan(value)
-            and (self.at_least is None or value >= self.at_least)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
+        return not math.isnan(value) and all(KEPT[name](value, bound) for name, bound in self.bounds.items())
 
     def words(self) -> str:
         """Return the bounds in words."""
-        bounds = {"at least": self.at_least, "at most": self.at_most, "above": self.above, "below": self.below}
-        return " and ".join(f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None)
+        return " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in self.bounds.items())
 
 
 @dataclass

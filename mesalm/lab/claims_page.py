@@ -94,11 +94,8 @@ def story(items: list[dict[str, Any]], order: Sequence[tuple[str, tuple[int, ...
 
 def room(criterion: Criterion, value: float) -> float:
     """Return the distance to the nearest bound as a share of it, negative where it is missed; of a bound 0, itself."""
-    upper = [bound for bound in (criterion.at_most, criterion.below) if bound is not None]
-    lower = [bound for bound in (criterion.at_least, criterion.above) if bound is not None]
-    distances = [(bound - value) / (abs(bound) or 1.0) for bound in upper]
-    distances += [(value - bound) / (abs(bound) or 1.0) for bound in lower]
-    return min(distances)
+    signs = {"at_most": 1.0, "below": 1.0, "at_least": -1.0, "above": -1.0}
+    return min(signs[name] * (bound - value) / (abs(bound) or 1.0) for name, bound in criterion.bounds.items())
 
 
 def _item_not_run(name: str, claim: Claim) -> dict[str, Any]:

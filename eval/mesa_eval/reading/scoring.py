@@ -82,30 +82,21 @@ class Scorer(Reader):
         model: str | ModelSource,
         *,
         device: str = "auto",
-        batch_tokens: int = 8192,
         trust_remote_code: bool = False,
-        quiet: bool = False,
         processes: Processes | None = None,
+        **options: Any,
     ) -> Scorer:
         """Load a run folder's `final/`, a model folder or a Hub name, or what `find_model` made of one, in float32.
 
-        `device` "auto" is CUDA where there is one, else the CPU. Raises ValueError in one line when there is
-        no such model, the run is not finished, or the tokenizer is missing.
+        `device` "auto" is CUDA where there is one, else the CPU; `options` are those of the class. Raises ValueError in
+        one line when there is no such model, the run is not finished, or the tokenizer is missing.
         """
         source = find_model(model) if isinstance(model, str) else model
         own = (processes or Processes()).device
         where = str(usable_device(own if own and device == "auto" else device))
         tokenizer = open_tokenizer(source.argument, trust_remote_code=trust_remote_code)
         loaded = open_model(source.argument, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
-        return cls(
-            loaded,
-            tokenizer,
-            source=source,
-            device=where,
-            batch_tokens=batch_tokens,
-            quiet=quiet,
-            processes=processes,
-        )
+        return cls(loaded, tokenizer, source=source, device=where, processes=processes, **options)
 
     def refuses(self, length: int) -> str:
         """Return why the model cannot read so many tokens at once; "" if it can.
