@@ -190,33 +190,22 @@ def _kept_numbers(seed: int, size: int, length: int) -> int:
 
 def dimension_curse(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 14: kernel regression by softmax against ridge regression, sequences four times as long as the size."""
-    ridge_losses: list[float] = []
-    fresh_losses: list[float] = []
-    kernel_losses: list[float] = []
+    losses = []
     for size in sizes["sizes"]:
         batch = drawn_batch(LinearDynamics(size=size, length=4 * size), sizes["rows"], bench.seed)
         inputs, targets = batch["inputs"], batch["targets"]
-        for losses, lag in ((ridge_losses, 1), (fresh_losses, 0)):
-            fitted = ridge_predictions(*pairs(inputs.double()), sizes["ridge"], lag)
-            losses.append(mean_loss(fitted, targets) / size)
         # the best sharpness of a grid that is fine beside how flat the loss is around it
-        kernel_losses.append(
-            min(mean_loss(kernel_predictions(inputs, 0.25 * 2 ** (power / 2)), targets) for power in range(16)) / size
-        )
-    ratios = dict(zip(sizes["sizes"], (k / r for k, r in zip(kernel_losses, ridge_losses, strict=True)), strict=True))
-    fresh = {size: k / r for size, k, r in zip(sizes["sizes"], kernel_losses, fresh_losses, strict=True)}
+        kernel = min(mean_loss(kernel_predictions(inputs, 0.25 * 2 ** (power / 2)), targets) for power in range(16))
+        fitted = [ridge_predictions(*pairs(inputs.double()), sizes["ridge"], lag) for lag in (1, 0)]
+        losses.append([loss / size for loss in (kernel, *(mean_loss(each, targets) for each in fitted))])
+    ratios = {size: kernel / late for size, (kernel, late, _) in zip(sizes["sizes"], losses, strict=True)}
+    fresh = {size: kernel / all_ for size, (kernel, _, all_) in zip(sizes["sizes"], losses, strict=True)}
+    labels = ("kernel regression", "ridge without the newest pair", "ridge with all pairs")
     x = [float(size) for size in sizes["sizes"]]
     return Findings(
-        {
-            "kernel loss over ridge loss at size 4": ratios[4],
-            "kernel loss over ridge loss at size 40": ratios[40],
-        },
+        {f"kernel loss over ridge loss at size {size}": ratios[size] for size in (4, 40)},
         controls={f"ratio at size {size} with the newest pair": fresh[size] for size in (4, 40)},
-        curves=[
-            Curve("kernel regression", x, kernel_losses),
-            Curve("ridge without the newest pair", x, ridge_losses),
-            Curve("ridge with all pairs", x, fresh_losses),
-        ],
+        curves=[Curve(label, x, list(own)) for label, own in zip(labels, zip(*losses, strict=True), strict=True)],
         x_label="dimension",
         y_label="loss per dimension",
     )
