@@ -54,7 +54,7 @@ def best_ridge(losses: dict[float, Tensor]) -> float:
     return min(losses, key=lambda ridge: float(losses[ridge].mean()))
 
 
-def zero_loss(bench: Workbench, task: ContextRegression, rows: int) -> float:
+def zero_answer_loss(bench: Workbench, task: ContextRegression, rows: int) -> float:
     """Return the loss of answering zero to every question."""
     targets = bench.batch(task, rows)["targets"]
     return float(position_losses(torch.zeros_like(targets), targets)[list(task.query_positions())].mean())
@@ -91,7 +91,7 @@ def learning_from_pairs(bench: Workbench, sizes: Sizes, base: NetRecipe) -> Find
     tasks = {name: task for name, (task, _) in ways.items()}
     found = [pair_losses(bench, recipe, task, rows) for task, recipe in ways.values()]
     plain, separated, prefixed = found
-    zero = zero_loss(bench, tasks["plain"], rows)
+    zero = zero_answer_loss(bench, tasks["plain"], rows)
     controls: dict[str, float] = {"loss of predicting zero": zero}
     curves = [curve(name, losses) for name, losses in zip(tasks, found, strict=True)]
     for lag, name in ((0, "all pairs"), (1, "without the newest pair")):
@@ -134,7 +134,7 @@ def continual(bench: Workbench, sizes: Sizes) -> Findings:
     task = pairs_task(sizes["size"], pairs=first, second_pairs=sizes["second_pairs"])
     losses = pair_losses(bench, base_net(bench, sizes), task, sizes["test_rows"])
     control = least_squares_losses(bench, task, sizes["test_rows"], 0)
-    ridge, zero = best_ridge(control), zero_loss(bench, task, sizes["test_rows"])
+    ridge, zero = best_ridge(control), zero_answer_loss(bench, task, sizes["test_rows"])
     return Findings(
         {
             "loss at the switch over the loss before": float(losses[first] / losses[first - 1]),

@@ -18,6 +18,8 @@ from mesalm.least_squares import ridge_predictions
 Sizes = dict[str, Any]
 RIDGE = 1e-3
 """The ridge of the least-squares controls, the authors' choice."""
+FIT_ROWS = 512
+"""Sequences that few numbers are fitted on, where the sizes have no ``fit_rows``."""
 
 
 def dynamics(sizes: Sizes, **options: Any) -> LinearDynamics:
@@ -27,7 +29,7 @@ def dynamics(sizes: Sizes, **options: Any) -> LinearDynamics:
 
 def fit_and_test(bench: Workbench, task: VectorTask, sizes: Sizes) -> tuple[Batch, Batch]:
     """Return sequences to fit on, and others to score on."""
-    return bench.batch(task, sizes["fit_rows"], step=1), bench.batch(task, sizes["test_rows"])
+    return bench.batch(task, sizes.get("fit_rows", FIT_ROWS), step=1), bench.batch(task, sizes["test_rows"])
 
 
 def net_losses(bench: Workbench, recipe: NetRecipe, batch: Batch) -> Tensor:

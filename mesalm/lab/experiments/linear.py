@@ -5,21 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mesalm.data.stream import Batch
-from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.lab.claims import Curve, Findings
 from mesalm.lab.compressed import averaged, compressed, counts, diagonal_mass, learned_rate, with_products
 from mesalm.lab.constructions import products_of
-from mesalm.lab.experiments.frame import RIDGE, Sizes, curve, dynamics, net_losses, ridge_losses, zero_loss
+from mesalm.lab.experiments.frame import (
+    RIDGE,
+    Sizes,
+    curve,
+    dynamics,
+    fit_and_test,
+    net_losses,
+    ridge_losses,
+    zero_loss,
+)
 from mesalm.lab.preconditioners import learned_coefficients, momentum_predictions
 from mesalm.lab.predictors import best_step, mean_loss, pairs, position_losses
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 from mesalm.least_squares import best_rate, gradient_predictions, ridge_predictions
 from mesalm.regressor.configuration_regressor import SLOTS
 from mesalm.wording import plural
-
-FIT_ROWS = 512
-"""Sequences that the coefficients of proposition 2 are fitted on."""
 
 
 def constructed_net(
@@ -41,12 +45,6 @@ def constructed_net(
         "residual_clip": 4.0 if mixer == "linear" else None,
     }
     return net_recipe(dynamics(sizes, transition=transition), sizes, bench.seed, model)
-
-
-def fit_and_test(bench: Workbench, task: VectorTask, sizes: Sizes) -> tuple[Batch, Batch]:
-    """Return sequences to fit coefficients on, and others to test them on, both float64."""
-    fit, test = bench.batch(task, FIT_ROWS, step=1), bench.batch(task, sizes["test_rows"])
-    return {name: each.double() for name, each in fit.items()}, {name: each.double() for name, each in test.items()}
 
 
 def late_upturn(losses: Tensor) -> float:
@@ -152,7 +150,7 @@ def depth_to_the_end(bench: Workbench, sizes: Sizes) -> Findings:
     found = depth(bench, sizes)
     fit, test = fit_and_test(bench, dynamics(sizes), sizes)
     learned = learned_coefficients(fit["inputs"], fit["targets"], 4, RIDGE, 0)
-    steps = mean_loss(momentum_predictions(test["inputs"], learned, RIDGE, 0), test["targets"])
+    steps = mean_loss(momentum_predictions(test["inputs"].double(), learned, RIDGE, 0), test["targets"])
     found.controls["proposition 2, four steps"] = steps
     for words, label in (("four layers", "linear, 4 layers"), ("one mesa layer", "mesa, 1 layer")):
         found.values[f"loss of {words} relative to proposition 2"] = found.controls[label] / steps
@@ -164,11 +162,12 @@ def chebyshev(bench: Workbench, sizes: Sizes) -> Findings:
     layers = sizes["layers"]
     recipe = constructed_net(bench, sizes, "linear", layers)
     fit, test = fit_and_test(bench, recipe.task, sizes)
-    net = position_losses(bench.net(recipe)(test["inputs"].float()).predictions, test["targets"])
+    inputs, targets = test["inputs"].double(), test["targets"].double()
+    net = position_losses(bench.net(recipe)(test["inputs"]).predictions, targets)
     curves, controls, gaps = [curve(f"linear, {layers} layers", net)], {"loss of the net": float(net.mean())}, []
     for lag, name in ((0, "all pairs"), (1, "without the newest pair")):
         found = learned_coefficients(fit["inputs"], fit["targets"], layers, sizes["ridge"], lag)
-        losses = position_losses(momentum_predictions(test["inputs"], found, sizes["ridge"], lag), test["targets"])
+        losses = position_losses(momentum_predictions(inputs, found, sizes["ridge"], lag), targets)
         curves.append(curve(f"proposition 2, {name}", losses))
         controls[f"loss of proposition 2, {name}"] = float(losses.mean())
         gaps.append(abs(float(losses.mean() / net.mean()) - 1))
@@ -183,19 +182,16 @@ def chebyshev_by_predictions(bench: Workbench, sizes: Sizes) -> Findings:
     found, layers, ridge = chebyshev(bench, sizes), sizes["layers"], sizes["ridge"]
     recipe = constructed_net(bench, sizes, "linear", layers)
     fit, test = fit_and_test(bench, recipe.task, sizes)
-    net = bench.net(recipe)
-    ours = net(test["inputs"].float()).predictions.double()
+    inputs, ours = test["inputs"].double(), bench.net(recipe)(test["inputs"]).predictions.double()
     learned = {
         (steps, lag): learned_coefficients(fit["inputs"], fit["targets"], steps, ridge, lag)
         for steps in range(max(layers - 2, 1), layers + 3)
         for lag in (0, 1)
     }
-    apart = {
-        key: mean_loss(momentum_predictions(test["inputs"], each, ridge, key[1]), ours) for key, each in learned.items()
-    }
+    apart = {key: mean_loss(momentum_predictions(inputs, each, ridge, key[1]), ours) for key, each in learned.items()}
     steps, lag = min(apart, key=lambda key: apart[key])
     own = min(apart[layers, each] for each in (0, 1))
-    exact = min(mean_loss(ridge_predictions(*pairs(test["inputs"]), ridge, each), ours) for each in (0, 1))
+    exact = min(mean_loss(ridge_predictions(*pairs(inputs), ridge, each), ours) for each in (0, 1))
     other = bench.batch(dynamics(sizes, transition="contracting"), sizes["test_rows"])
     inputs, targets = other["inputs"].double(), other["targets"]
     loss = float(net_losses(bench, recipe, other).mean())

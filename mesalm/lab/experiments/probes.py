@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mesalm.lab.claims import Findings
 from mesalm.lab.experiments.controls import best_of_rates, shuffled
-from mesalm.lab.experiments.frame import Sizes, curve, dynamics, fit_and_test
+from mesalm.lab.experiments.frame import FIT_ROWS, Sizes, curve, dynamics, fit_and_test
 from mesalm.lab.experiments.linear import constructed_net
 from mesalm.lab.linear_decoders import decode
 from mesalm.lab.preconditioners import Coefficients, learned_coefficients, momentum_inverse
@@ -94,7 +94,7 @@ def preconditioning_errors(
     """
     at, ridge = sizes["position"] - 1, sizes["ridge"]
     fit, test = fit_and_test(bench, dynamics(sizes), sizes)
-    learned = learned_coefficients(fit["inputs"][:512].double(), fit["targets"][:512].double(), 6, ridge, 0)
+    learned = learned_coefficients(fit["inputs"][:FIT_ROWS], fit["targets"][:FIT_ROWS], 6, ridge, 0)
     parts = []
     for batch in (fit, test):
         query = preconditioned(batch["inputs"], learned, at, ridge)

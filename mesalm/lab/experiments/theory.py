@@ -21,7 +21,6 @@ from mesalm.lab.constructions import (
 from mesalm.lab.experiments.frame import Sizes, curve, dynamics
 from mesalm.lab.preconditioners import neumann_inverse
 from mesalm.lab.predictors import kernel_predictions, mean_loss, pairs, previous
-from mesalm.lab.recursion import sherman_morrison
 from mesalm.lab.workbench import Workbench
 from mesalm.least_squares import gradient_predictions, ridge_predictions, running_cross, running_gram
 from mesalm.model.operator_linear import linear_attention
@@ -129,6 +128,26 @@ def batch_ridge(bench: Workbench, sizes: Sizes) -> Findings:
         y_label="relative distance",
         logarithmic=True,
     )
+
+
+def sherman_morrison(query: Tensor, key: Tensor, value: Tensor, inverse_ridge: float) -> Tensor:
+    """Return Phi_t q_t, [B, T, H, V], with Phi_t the ridge regression of the values on the keys up to t.
+
+    R_t = R_{t-1} - R_{t-1} k k' R_{t-1} / (1 + k' R_{t-1} k), R_0 = inverse_ridge I (the paper's lambda);
+    Phi_t = sum_{t' <= t} v_{t'} k_{t'}' R_t. query and key [B, T, H, K], value [B, T, H, V], computed in their dtype;
+    autograd passes through. von Oswald et al. 2023 (arXiv 2309.05858), section 3.
+    """
+    batch, length, heads, size = key.shape
+    inverse = inverse_ridge * torch.eye(size, dtype=key.dtype, device=key.device).expand(batch, heads, size, size)
+    cross = value.new_zeros(batch, heads, value.shape[-1], size)
+    outputs = []
+    for t in range(length):
+        k, v, q = key[:, t].unsqueeze(-1), value[:, t].unsqueeze(-1), query[:, t].unsqueeze(-1)
+        along = inverse @ k
+        inverse = inverse - along @ along.mT / (1.0 + k.mT @ along)
+        cross = cross + v @ k.mT
+        outputs.append((cross @ (inverse @ q)).squeeze(-1))
+    return torch.stack(outputs, dim=1)
 
 
 def mesa_by_solve(query: Tensor, key: Tensor, value: Tensor, inverse_ridge: float) -> Tensor:
