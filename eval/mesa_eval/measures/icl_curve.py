@@ -124,27 +124,32 @@ def by_document(
     values: np.ndarray,
     owners: Sequence[str],
     *,
+    counts: np.ndarray | None = None,
+    group: str = "",
     first: int | None = None,
     last: int | None = None,
 ) -> Measure:
-    """Make a measure, in nats per token, of one value per window: a document with several windows is one unit.
+    """Make a measure of one value per window: a document with several windows is one unit.
 
+    values [N]: nats per token, or of an accuracy hits; counts [N]: what each value is a sum of (None: one token each).
     first, last: a bin of positions, both ends included; it is drawn at their geometric mean.
     """
-    sums, names = group_sums(values[:, None], owners)
-    counts, _ = group_sums(np.ones((len(values), 1)), owners)
+    counts = np.ones(len(values)) if counts is None else counts
+    sums, names = group_sums(np.stack([values, counts], axis=1), owners)
+    accuracy = metric == "accuracy"
     return Measure(
         section=section,
         metric=metric,
+        group=group,
         first=first,
         last=last,
         label=label,
-        unit="nats per token",
-        better="lower",
+        unit=metric if accuracy else "nats per token",
+        better="higher" if accuracy else "lower",
         digits=3,
         resampled="document",
         units=names,
-        numerator=sums.tolist(),
-        denominator=counts.tolist(),
+        numerator=sums[:, :1].tolist(),
+        denominator=sums[:, 1:].tolist(),
         x=None if first is None or last is None else (first * last) ** 0.5,
     )
