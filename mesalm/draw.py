@@ -67,6 +67,7 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+DASHES = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (5, 2, 1, 2)), (0, (9, 3)), (0, (2, 1.5, 6, 1.5)))
 
 
 def series_colour(index: int) -> str:
@@ -77,6 +78,11 @@ def series_colour(index: int) -> str:
 def series_marker(index: int) -> str:
     """Return the marker of the model at an index."""
     return MARKERS[index % len(MARKERS)]
+
+
+def reference_dash(index: int) -> Any:
+    """Return the dashes of a line that no model drew, such as a published one or a guess, at an index."""
+    return DASHES[index % len(DASHES)]
 
 
 def plain_ticks(*axes: Any) -> None:

@@ -140,9 +140,8 @@ def _read_place(place: Path) -> list[Scores]:
     if whole.is_file():
         try:
             data = json.loads(whole.read_text(encoding="utf-8"))
-            return [Scores.from_dict(item) for item in data.get("scores", [data])]
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{whole}: holds no scores ({type(error).__name__}: {error}); measure again") from None
+            report = isinstance(data, dict) and "scores" in data
+            return [Scores.from_dict(item) for item in (data["scores"] if report else [data])]
         except (OSError, ValueError) as error:
             raise ValueError(f"{whole}: holds no scores that can be read ({error})") from None
     files = sorted([*place.glob("*.json"), *place.glob("scores/*.json")]) if place.is_dir() else []

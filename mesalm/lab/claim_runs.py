@@ -8,7 +8,7 @@ import statistics
 import sys
 import traceback
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from mesalm.files import write_text
 from mesalm.hub.open_model import usable_device
 from mesalm.lab.claim_table import ClaimTable, load_table
-from mesalm.lab.claims import TABLE, Claim, Curve, Findings, Size, chosen, judge
+from mesalm.lab.claims import TABLE, Claim, Curve, Findings, Size, judge
 from mesalm.lab.plan import ClaimPlan, Planned, plan_experiments
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
@@ -27,6 +27,16 @@ from mesalm.wording import plural
 
 RESULTS = Path("reports/lab")
 NETS = Path("runs/lab")
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """What a result file holds: sizes and criteria of a claim or study, and the findings with each seed."""
+
+    sizes: dict[str, Any]
+    criteria: list[dict[str, Any]]
+    first_seed: int
+    seeds: list[Findings]
 
 
 def list_claims() -> None:
@@ -80,9 +90,7 @@ def run_claims(
     paths = {name: out / f"{name}-{'changed' if changes else size}.json" for name in wanted}
     numbers = range(first_seed, first_seed + seeds)
     if missing:
-        there = [name for name in wanted if paths[name].is_file()]
-        held = [name for name in there if _holds(paths[name], table, name, table.sizes(name, size, changes), numbers)]
-        wanted = [name for name in wanted if name not in held]
+        wanted = [name for name in wanted if not _holds(paths[name], table, name, size, changes, numbers)]
         if not wanted:
             print("no result is missing")
     if cheapest_first and wanted:
@@ -130,41 +138,34 @@ def _planned(names: Sequence[str], table: ClaimTable, size: Size, changes: Mappi
 
 def _wanted(names: Sequence[str], without: Collection[str], table: ClaimTable) -> list[str]:
     """Return the claims and studies that are asked for and not left out."""
-    left_out = chosen(list(without), table.claims, list(table.studies))
-    wanted = [name for name in chosen(names, table.claims, list(table.studies)) if name not in left_out]
+    left_out = table.chosen(list(without))
+    wanted = [name for name in table.chosen(names) if name not in left_out]
     if not wanted:
         raise SettingsError("--without: leaves nothing to run; name fewer claims there")
     return wanted
 
 
-def _holds(path: Path, table: ClaimTable, name: str, sizes: dict[str, Any], seeds: range) -> bool:
+def _holds(
+    path: Path, table: ClaimTable, name: str, size: Size, changes: Mapping[str, Any] | None, seeds: range
+) -> bool:
     """Return whether a result has these sizes, the criteria of now, and these seeds or more from the same first."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    criteria = _criteria(table.claims[name]) if name in table.claims else []
-    first, count = content["first_seed"], len(content["seeds"])
-    return (content["criteria"], content["sizes"]) == (criteria, sizes) and (first, max(count, len(seeds))) == (
-        seeds.start,
-        count,
-    )
+    if not path.is_file():
+        return False
+    kept = read_result(path)
+    alike = (kept.criteria, kept.sizes) == (table.criteria(name), table.sizes(name, size, changes))
+    return alike and kept.first_seed == seeds.start and len(kept.seeds) >= len(seeds)
 
 
 def _run(name: str, table: ClaimTable, sizes: dict[str, Any], benches: Sequence[Workbench], path: Path) -> bool:
     """Run one claim or study once per bench, write its result and print it; return whether every criterion holds."""
-    claim = table.claims.get(name)
-    experiment = table.experiment(name)
-    found = [experiment(bench, dict(sizes)) for bench in benches]
-    criteria = [] if claim is None else _criteria(claim)
-    write_result(path, name, criteria, sizes, found, benches[0])
-    if claim is not None:
-        return print_verdict(name, claim, found)
+    found = [table.experiment(name)(bench, dict(sizes)) for bench in benches]
+    write_result(path, name, table.criteria(name), sizes, found, benches[0])
+    if name in table.claims:
+        return print_verdict(name, table.claims[name], found)
     print(f" - {name}: {table.studies[name].question}")
     for quantity, mean in mean_quantities(found).items():
         print(f"       {quantity}: {mean:.4g}")
     return True
-
-
-def _criteria(claim: Claim) -> list[dict[str, Any]]:
-    return [criterion.model_dump(exclude_none=True) for criterion in claim.criteria]
 
 
 def _summary(outcomes: dict[str, bool | None], studies: Collection[str]) -> str:
@@ -216,22 +217,26 @@ def write_result(
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, list[Findings]]:
-    """Return the findings of every claim and study that has a result of this size, one entry per seed.
+def read_result(path: Path) -> ClaimResult:
+    """Return what a file written by `write_result` holds; the first seed is 0 where it is not named."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    seeds = [Findings(**{**seed, "curves": [Curve(**curve) for curve in seed["curves"]]}) for seed in content["seeds"]]
+    return ClaimResult(content["sizes"], content["criteria"], content.get("first_seed", 0), seeds)
+
+
+def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, ClaimResult]:
+    """Return the result of every claim and study that has one of this size.
 
     Raises SettingsError for a result whose criteria or sizes are not those of ``file`` now.
     """
     results, table = {}, load_table(file)
     for name in (*table.claims, *table.studies):
         path = folder / f"{name}-{size}.json"
-        if not path.is_file():
-            continue
-        content = json.loads(path.read_text(encoding="utf-8"))
-        criteria = _criteria(table.claims[name]) if name in table.claims else []
-        if content["criteria"] != criteria or content["sizes"] != table.sizes(name, size):
-            command = run_command(name, size, content.get("first_seed", 0), len(content["seeds"]), file)
-            raise SettingsError(f"{path}: was made with other criteria or sizes; run `{command}` again")
-        results[name] = [_findings(seed) for seed in content["seeds"]]
+        if path.is_file():
+            kept = results[name] = read_result(path)
+            if (kept.criteria, kept.sizes) != (table.criteria(name), table.sizes(name, size)):
+                command = run_command(name, size, kept.first_seed, len(kept.seeds), file)
+                raise SettingsError(f"{path}: was made with other criteria or sizes; run `{command}` again")
     return results
 
 
@@ -244,14 +249,6 @@ def run_command(name: str, size: Size = "small", first_seed: int = 0, seeds: int
     )
 
 
-def first_seeds(folder: Path, size: Size, names: Collection[str]) -> dict[str, int]:
-    """Return the first seed of results that are there."""
-    return {
-        name: json.loads((folder / f"{name}-{size}.json").read_text(encoding="utf-8")).get("first_seed", 0)
-        for name in names
-    }
-
-
 def rounded(value: Any, digits: int = 6) -> Any:
     """Return plain data with every float rounded to ``digits`` significant digits."""
     if isinstance(value, float):
@@ -259,7 +256,3 @@ def rounded(value: Any, digits: int = 6) -> Any:
     if isinstance(value, dict):
         return {key: rounded(item, digits) for key, item in value.items()}
     return [rounded(item, digits) for item in value] if isinstance(value, list) else value
-
-
-def _findings(data: dict[str, Any]) -> Findings:
-    return Findings(**{**data, "curves": [Curve(**curve) for curve in data["curves"]]})

@@ -1,32 +1,46 @@
-"""A table of claims: what is claimed, and the experiments that test it, the paper's own or those of a Python file."""
+"""A table of claims and studies: the paper's own or those of a Python file."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mesalm.lab.claims import TABLE, Claim, Findings, Size, load_claims
-from mesalm.lab.experiments.table import EXPERIMENTS
-from mesalm.lab.studies import STUDIES, Study
-from mesalm.lab.workbench import Workbench
-from mesalm.settings import SettingsError, unknown_key
-
-Experiment = Callable[[Workbench, dict[str, Any]], Findings]
+from mesalm.lab.claims import TABLE, Claim, Experiment, Size, Study, load_claims, load_studies
+from mesalm.settings import SettingsError, hint, unknown_key
 
 
 @dataclass(frozen=True)
 class ClaimTable:
-    """Claims by name with the experiment of each, and studies beside them."""
+    """Claims by name, and studies beside them."""
 
     title: str
     claims: Mapping[str, Claim]
-    experiments: Mapping[str, Experiment]
     studies: Mapping[str, Study] = field(default_factory=dict)
+
+    def chosen(self, names: Sequence[str]) -> list[str]:
+        """Return what names, numbers of claims or "all" refer to, each once, in the order of the table.
+
+        A number means every version of its claim. Studies, which "all" leaves out, follow the claims. Raises
+        SettingsError for a name that is no claim's or study's.
+        """
+        by_number: dict[str, set[str]] = {}
+        for name, claim in self.claims.items():
+            by_number.setdefault(str(claim.number), set()).add(name)
+        wanted: set[str] = set()
+        for name in names:
+            if name == "all":
+                wanted |= set(self.claims)
+            elif name in self.claims or name in by_number or name in self.studies:
+                wanted |= by_number.get(name, {name})
+            else:
+                meant = hint(name, [*self.claims, *self.studies], "`mesalm lab list` shows them all")
+                raise SettingsError(f"{name}: there is no such claim; {meant}")
+        return [name for name in (*self.claims, *self.studies) if name in wanted]
 
     def sizes(self, name: str, size: Size, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the sizes of a claim or study, some of them changed.
@@ -47,7 +61,15 @@ class ClaimTable:
 
     def experiment(self, name: str) -> Experiment:
         """Return the experiment of a claim or study."""
-        return self.studies[name].experiment if name in self.studies else self.experiments[name]
+        if name in self.claims:
+            return self.claims[name].experiment
+        study = self.studies[name]
+        return study.experiment or self.claims[study.sizes_of].experiment
+
+    def criteria(self, name: str) -> list[dict[str, Any]]:
+        """Return the criteria of a claim as a result file holds them; a study has none."""
+        criteria = self.claims[name].criteria if name in self.claims else []
+        return [criterion.model_dump(exclude_none=True) for criterion in criteria]
 
 
 def load_table(path: Path = TABLE) -> ClaimTable:
@@ -57,18 +79,18 @@ def load_table(path: Path = TABLE) -> ClaimTable:
     `Findings`. Raises SettingsError, one line, for a file that cannot be used.
     """
     if path.suffix != ".py":
-        return ClaimTable("The mesa-optimisation paper", load_claims(path), EXPERIMENTS, STUDIES)
+        return ClaimTable("The mesa-optimisation paper", load_claims(path), load_studies())
     module = _module(path)
     for part in ("CLAIMS", "EXPERIMENTS"):
         if not isinstance(getattr(module, part, None), dict):
             raise SettingsError(f"{path}: has no dictionary {part}; see docs/lab.md")
+    if lacking := sorted(set(module.CLAIMS) ^ set(module.EXPERIMENTS)):
+        raise SettingsError(f"{path}: {lacking[0]} must stand in both CLAIMS and EXPERIMENTS")
     claims = {
-        name: Claim.build({"number": place, **entry}, name)
+        name: Claim.build({"number": place, **entry, "experiment": module.EXPERIMENTS[name]}, name)
         for place, (name, entry) in enumerate(module.CLAIMS.items(), start=1)
     }
-    if lacking := sorted(set(claims) ^ set(module.EXPERIMENTS)):
-        raise SettingsError(f"{path}: {lacking[0]} must stand in both CLAIMS and EXPERIMENTS")
-    return ClaimTable(path.stem, claims, module.EXPERIMENTS)
+    return ClaimTable(path.stem, claims)
 
 
 def _module(path: Path) -> ModuleType:

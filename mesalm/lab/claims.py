@@ -1,21 +1,26 @@
-"""The claims of the mesa-optimisation paper: criteria and sizes from claims.yaml, and the verdict on an experiment."""
+"""Claims and studies: criteria, sizes and experiments from claims.yaml and studies.yaml, and verdicts."""
 
 from __future__ import annotations
 
 import math
+import operator
+import pkgutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from mesalm.settings import Settings, SettingsError, hint, one_of
+from mesalm.settings import Settings, SettingsError, one_of
 
 TABLE = Path(__file__).with_name("claims.yaml")
+STUDIES = TABLE.with_name("studies.yaml")
 Size = Literal["small", "paper"]
+KEPT = {"at_least": operator.ge, "at_most": operator.le, "above": operator.gt, "below": operator.lt}
+"""What keeps a bound: function(value, bound)."""
 
 
 class Criterion(Settings):
@@ -27,20 +32,18 @@ class Criterion(Settings):
     above: float | None = Field(default=None, description="A value that must be exceeded.")
     below: float | None = Field(default=None, description="A value that must not be reached.")
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Return the bounds that there are, by name."""
+        return {name: bound for name in KEPT if (bound := getattr(self, name)) is not None}
+
     def holds(self, value: float) -> bool:
         """Return whether a value keeps every bound; NaN keeps none."""
-        return (
-            not math.isnan(value)
-            and (self.at_least is None or value >= self.at_least)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
+        return not math.isnan(value) and all(KEPT[name](value, bound) for name, bound in self.bounds.items())
 
     def words(self) -> str:
         """Return the bounds in words."""
-        bounds = {"at least": self.at_least, "at most": self.at_most, "above": self.above, "below": self.below}
-        return " and ".join(f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None)
+        return " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in self.bounds.items())
 
 
 @dataclass
@@ -50,6 +53,35 @@ class Curve:
     label: str
     x: list[float]
     y: list[float]
+
+
+@dataclass
+class Findings:
+    """What an experiment found with one seed.
+
+    ``values`` are the quantities of the criteria; ``controls`` further numbers to print. ``curves`` is drawn over
+    ``x_label`` and ``y_label``; ``blocks`` names matrices [rows, columns] drawn as pictures, cut by lines into
+    ``divisions`` parts per side.
+    """
+
+    values: dict[str, float]
+    controls: dict[str, float] = field(default_factory=dict)
+    curves: list[Curve] = field(default_factory=list)
+    x_label: str = "position"
+    y_label: str = "loss"
+    logarithmic: bool = False
+    blocks: dict[str, list[list[float]]] = field(default_factory=dict)
+    divisions: int = 4
+    notes: list[str] = field(default_factory=list)
+
+
+def _experiment(value: Any) -> Any:
+    """Return the function that text such as ``linear.one_layer`` names; anything else as it is."""
+    return pkgutil.resolve_name(f"mesalm.lab.experiments.{value}") if isinstance(value, str) else value
+
+
+Experiment = Annotated[Callable[..., Findings], BeforeValidator(_experiment)]
+"""Function(bench, sizes) -> findings of one seed; in a file, its place in `mesalm.lab.experiments`."""
 
 
 class PublishedCurve(Settings):
@@ -68,6 +100,7 @@ class Claim(Settings):
     version: int = Field(default=1, ge=1, description="Version of criteria and experiment; a new one is no weaker.")
     why: str = Field(default="", description="What was wrong with the version before.")
     claim: str = Field(description="The claim in one sentence.")
+    experiment: Experiment = Field(description="The function that tests it.")
     source: str = Field(default="", description="Its place in the paper.")
     published: dict[str, float] = Field(default_factory=dict, description="Quantity -> the paper's number.")
     published_curves: list[PublishedCurve] = Field(default_factory=list, description="Lines of the paper's figure.")
@@ -95,24 +128,24 @@ class Claim(Settings):
         ]
 
 
-@dataclass
-class Findings:
-    """What an experiment found with one seed.
+class Study(Settings):
+    """A measurement beside the claims: its question, the claim whose sizes and nets it uses, and the experiment.
 
-    ``values`` are the quantities of the criteria; ``controls`` further numbers to print. ``curves`` is drawn over
-    ``x_label`` and ``y_label``; ``blocks`` names matrices [rows, columns] drawn as pictures, cut by lines into
-    ``divisions`` parts per side.
+    A study that changes sizes has no paper size.
     """
 
-    values: dict[str, float]
-    controls: dict[str, float] = field(default_factory=dict)
-    curves: list[Curve] = field(default_factory=list)
-    x_label: str = "position"
-    y_label: str = "loss"
-    logarithmic: bool = False
-    blocks: dict[str, list[list[float]]] = field(default_factory=dict)
-    divisions: int = 4
-    notes: list[str] = field(default_factory=list)
+    question: str = Field(description="What it asks.")
+    sizes_of: str = Field(description="The claim whose sizes it has.")
+    experiment: Experiment | None = Field(default=None, description="The function that answers; none: the claim's.")
+    changes: dict[str, Any] = Field(default_factory=dict, description="Small sizes that differ from the claim's.")
+
+    def sizes(self, claims: Mapping[str, Claim], size: Size) -> dict[str, Any]:
+        """Return the sizes of one of the two scales. Raises SettingsError for a paper size that is not there."""
+        if self.changes and size == "paper":
+            raise SettingsError(
+                f"size: this study changes small sizes; `mesalm lab run {self.sizes_of} --size paper` has the paper's"
+            )
+        return {**claims[self.sizes_of].sizes(size), **self.changes}
 
 
 @dataclass(frozen=True)
@@ -133,25 +166,9 @@ def load_claims(path: Path = TABLE) -> dict[str, Claim]:
     return dict(sorted(claims.items(), key=lambda item: (item[1].number, item[1].version)))
 
 
-def chosen(names: Sequence[str], claims: Mapping[str, Claim], studies: Sequence[str] = ()) -> list[str]:
-    """Return the claims that names, numbers or "all" refer to, each once, in the order of the table.
-
-    A number means every version of its claim. Studies, which "all" leaves out, follow the claims. Raises SettingsError
-    for a name that is no claim's or study's.
-    """
-    by_number: dict[str, set[str]] = {}
-    for name, claim in claims.items():
-        by_number.setdefault(str(claim.number), set()).add(name)
-    wanted: set[str] = set()
-    for name in names:
-        if name == "all":
-            wanted |= set(claims)
-        elif name in claims or name in by_number or name in studies:
-            wanted |= by_number.get(name, {name})
-        else:
-            meant = hint(name, [*claims, *studies], "`mesalm lab list` shows them all")
-            raise SettingsError(f"{name}: there is no such claim; {meant}")
-    return [name for name in (*claims, *studies) if name in wanted]
+def load_studies(path: Path = STUDIES) -> dict[str, Study]:
+    """Return the studies by name. Raises SettingsError for a fault in the file."""
+    return {name: Study.build(entry, name) for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
 
 
 def judge(claim: Claim, values: Sequence[Mapping[str, float]]) -> list[Ruling]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from mesalm.files import write_text
-from mesalm.lab.claim_runs import RESULTS, first_seeds, mean_quantities, read_results, run_command
+from mesalm.lab.claim_runs import RESULTS, ClaimResult, mean_quantities, read_results, run_command
 from mesalm.lab.claim_table import load_table
-from mesalm.lab.claims import TABLE, Claim, Criterion, Findings, Ruling, Size, judge
+from mesalm.lab.claims import TABLE, Claim, Criterion, Findings, Ruling, Size, Study, judge
 from mesalm.lab.findings_figure import draw_findings
-from mesalm.lab.studies import Study
 from mesalm.settings import SettingsError
 from mesalm.wording import plural
 
@@ -35,22 +36,24 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
     Raises SettingsError where there are no results of this size.
     """
     import jinja2
-    from markupsafe import Markup
 
     found = read_results(results, size, file)
     if not found:
         command = run_command("all", size, file=file)
         raise SettingsError(f"{results}: holds no results of {size} size; run `{command}` first")
-    table, first = load_table(file), first_seeds(results, size, found)
-    items = [_item(name, claim, found.get(name), size, first.get(name, 0)) for name, claim in table.claims.items()]
+    table = load_table(file)
+    items = [
+        _item(name, claim, found[name], size) if name in found else _item_not_run(name, claim)
+        for name, claim in table.claims.items()
+    ]
     studies = [
         _study(name, study, table.claims[study.sizes_of], found)
         for name, study in table.studies.items()
         if name in found
     ]
     for item in (*items, *studies):
-        item["figure"] = Markup(item["figure"])
-        item["command"] = run_command(item["name"], size, first.get(item["name"], 0), item["seeds"] or 1, file)
+        if item["seeds"]:
+            item["command"] = run_command(item["name"], size, found[item["name"]].first_seed, item["seeds"], file)
     parts = story(items, STORY if table.studies else ())
     latest = [claim["decides"]["verdict"] for part in parts for claim in part["claims"]]
     counts = {
@@ -91,67 +94,66 @@ def story(items: list[dict[str, Any]], order: Sequence[tuple[str, tuple[int, ...
 
 def room(criterion: Criterion, value: float) -> float:
     """Return the distance to the nearest bound as a share of it, negative where it is missed; of a bound 0, itself."""
-    upper = [bound for bound in (criterion.at_most, criterion.below) if bound is not None]
-    lower = [bound for bound in (criterion.at_least, criterion.above) if bound is not None]
-    distances = [(bound - value) / (abs(bound) or 1.0) for bound in upper]
-    distances += [(value - bound) / (abs(bound) or 1.0) for bound in lower]
-    return min(distances)
+    signs = {"at_most": 1.0, "below": 1.0, "at_least": -1.0, "above": -1.0}
+    return min(signs[name] * (bound - value) / (abs(bound) or 1.0) for name, bound in criterion.bounds.items())
 
 
-def _item(name: str, claim: Claim, found: list[Findings] | None, size: Size, first: int) -> dict[str, Any]:
-    rulings = judge(claim, [findings.values for findings in found]) if found else []
+def _item_not_run(name: str, claim: Claim) -> dict[str, Any]:
+    """Return what the page shows of a claim without a result: what it asks for."""
+    verdict, style = VERDICTS[None]
+    rows = [{"quantity": criterion.quantity, "bound": criterion.words()} for criterion in claim.criteria]
+    item = {"name": name, "claim": claim, "verdict": verdict, "style": style, "rows": rows}
+    return {**item, "seeds": 0, "by_seed": [], "closest": "", "room": ""}
+
+
+def _item(name: str, claim: Claim, result: ClaimResult, size: Size) -> dict[str, Any]:
+    """Return what the page shows of a claim with a result."""
+    found = result.seeds
+    rulings = judge(claim, [findings.values for findings in found])
     verdict, style = VERDICTS[_verdict(claim, found)]
-    by_seed = [(first + place, _verdict(claim, [each])) for place, each in enumerate(found or ())]
-    item: dict[str, Any] = {
-        "name": name,
-        "claim": claim,
-        "verdict": verdict,
-        "style": style,
-        "seeds": len(by_seed),
-        "by_seed": [(seed, *VERDICTS[each]) for seed, each in by_seed],
-    }
-    if not found:
-        rows = [{"quantity": c.quantity, "value": "", "bound": c.words()} for c in claim.criteria]
-        blank = {"holds": "", "style": "none", "room": ""}
-        empty: dict[str, Any] = {"closest": "", "room": "", "controls": [], "figure": "", "notes": []}
-        return {**item, **empty, "rows": [{**row, **blank} for row in rows]}
     asked = {criterion.quantity for criterion in claim.criteria}
     # what is missed comes first, also a value that is no number and has no room
     nearest = min(rulings, key=lambda ruling: (ruling.holds, room(ruling.criterion, ruling.mean)))
     return {
-        **item,
+        "name": name,
+        "claim": claim,
+        "verdict": verdict,
+        "style": style,
+        "seeds": len(found),
+        "by_seed": [(seed, *VERDICTS[_verdict(claim, [each])]) for seed, each in enumerate(found, result.first_seed)],
         "closest": f"{nearest.mean:.4g}, {nearest.criterion.words()}",
         "room": _percent(nearest),
         "rows": [_row(ruling, [seed.values[ruling.criterion.quantity] for seed in found]) for ruling in rulings],
         "controls": _in_digits({key: mean for key, mean in mean_quantities(found).items() if key not in asked}),
-        "figure": draw_findings(found[0], name, claim.curves_beside(size)),
+        "figure": Markup(draw_findings(found[0], name, claim.curves_beside(size))),
         "notes": found[0].notes,
     }
 
 
-def _verdict(claim: Claim, found: Sequence[Findings] | None) -> bool | None:
-    """Return whether every criterion holds for the mean over seeds; None without a result."""
-    return all(ruling.holds for ruling in judge(claim, [each.values for each in found])) if found else None
+def _verdict(claim: Claim, found: Sequence[Findings]) -> bool:
+    """Return whether every criterion holds for the mean over seeds."""
+    return all(ruling.holds for ruling in judge(claim, [each.values for each in found]))
 
 
-def _study(name: str, study: Study, claim: Claim, found: dict[str, list[Findings]]) -> dict[str, Any]:
+def _study(name: str, study: Study, claim: Claim, results: dict[str, ClaimResult]) -> dict[str, Any]:
     """Return what the page shows of a study: its quantities beside what its claim asks for and found."""
-    quantities = mean_quantities(found[name])
-    of_claim = dict(_in_digits(mean_quantities(found[study.sizes_of]))) if study.sizes_of in found else {}
+    found = results[name].seeds
+    quantities = mean_quantities(found)
+    of_claim = dict(_in_digits(mean_quantities(results[study.sizes_of].seeds))) if study.sizes_of in results else {}
     bounds = {criterion.quantity: criterion.words() for criterion in claim.criteria}
     return {
         "name": name,
         "question": study.question,
         "sizes_of": study.sizes_of,
         "changes": ", ".join(f"{key} {value}" for key, value in study.changes.items()),
-        "seeds": len(found[name]),
+        "seeds": len(found),
         "rows": [
             {"quantity": key, "value": value, "claim": of_claim.get(key, ""), "bound": bounds.get(key, "")}
             for key, value in _in_digits(quantities)
         ],
         "compared": not quantities.keys().isdisjoint(of_claim),
-        "figure": draw_findings(found[name][0], name),
-        "notes": found[name][0].notes,
+        "figure": Markup(draw_findings(found[0], name)),
+        "notes": found[0].notes,
     }
 
 

@@ -7,11 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mesalm.draw import GRID, INK, draw_svg, plain_ticks, series_colour
+from mesalm.draw import GRID, INK, draw_svg, plain_ticks, reference_dash, series_colour
 from mesalm.lab.claims import Curve, Findings
-
-DASHES = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (5, 2, 1, 2)))
-"""One pattern per published line."""
 
 
 def draw_findings(findings: Findings, name: str, published: Sequence[Curve] = ()) -> str:
@@ -37,8 +34,7 @@ def _draw_curves(axes: Any, findings: Findings, published: Sequence[Curve]) -> N
         style = {"marker": "o", "markersize": 3} if len(curve.x) <= 12 else {}
         axes.plot(curve.x, curve.y, color=series_colour(place), label=curve.label, **style)
     for place, curve in enumerate(published):
-        dash = DASHES[place % len(DASHES)]
-        style = {"color": INK, "linestyle": dash, "linewidth": 1.0, "marker": "x", "markersize": 4}
+        style = {"color": INK, "linestyle": reference_dash(place), "linewidth": 1.0, "marker": "x", "markersize": 4}
         axes.plot(curve.x, curve.y, label=f"published: {curve.label}", **style)
     axes.set_xlabel(findings.x_label)
     axes.set_ylabel(findings.y_label)

@@ -55,10 +55,11 @@ def momentum_predictions(states: Tensor, coefficients: Coefficients, ridge: floa
 
 
 def learned_coefficients(states: Tensor, targets: Tensor, depth: int, ridge: float, lag: int) -> Coefficients:
-    """Return the coefficients whose predictions have the least mean loss, found by L-BFGS from 1 and 0.
+    """Return the coefficients whose predictions have the least mean loss, found by L-BFGS from 1 and 0, float64.
 
-    states and targets [B, T, D], float64 for a search that ends at the minimum.
+    states and targets [B, T, D].
     """
+    states = states.double()  # for a search that ends at the minimum
     values = torch.zeros(2, depth, dtype=states.dtype, device=states.device)
     values[0] = 1.0
     values.requires_grad_()

@@ -101,16 +101,14 @@ def net_recipe(
     seed: int,
     model: dict[str, Any],
     *,
-    net: Callable[..., nn.Module] = regressor,
     weight_decay: float = 0.05,
     cosine: bool = False,
-    base: NetRecipe | None = None,
-    imitates: int | None = None,
-    fresh: bool = False,
+    **fields: Any,
 ) -> NetRecipe:
     """Make a recipe of an experiment's sizes: ``steps``, ``batch`` and ``learning_rate`` are read from them.
 
-    Without ``cosine`` the rate is constant behind a ``warmup`` in steps, if the sizes have one.
+    Without ``cosine`` the rate is constant behind a ``warmup`` in steps, if the sizes have one. ``fields`` are further
+    ones of the recipe.
 
     AdamW as the authors have it; the gradient is clipped to norm 1 as a whole, theirs entry by entry.
     """
@@ -125,20 +123,8 @@ def net_recipe(
         "eps": 1e-8,
         "weight_decay": weight_decay,
     }
-    data = {
-        "task": task,
-        "net": net,
-        "model": model,
-        "steps": sizes["steps"],
-        "batch": sizes["batch"],
-        "optim": optim,
-        "schedule": schedule,
-        "seed": seed,
-        "base": base,
-        "imitates": imitates,
-        "fresh": fresh,
-    }
-    return NetRecipe.build(data)
+    own = {"task": task, "model": model, "seed": seed, "steps": sizes["steps"], "batch": sizes["batch"]}
+    return NetRecipe.build({**own, "optim": optim, "schedule": schedule, **fields})
 
 
 @dataclass(frozen=True)

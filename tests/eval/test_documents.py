@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mesa_eval.reading.documents import HeldOutDocument, in_turn, read_documents, subsample, text_fingerprint
+from mesa_eval.reading.documents import (
+    HeldOutDocument,
+    in_turn,
+    read_documents,
+    subsample,
+    text_fingerprint,
+    told_apart,
+)
 from mesa_eval.reading.model_source import find_model
 
 
@@ -79,3 +86,7 @@ def test_a_run_says_what_its_journal_and_recipe_recorded(tmp_path: Path) -> None
         assert (source.name, source.sequence_length, source.tokens_trained) == ("demo-mesa", 128, 300)
         assert source.prepared == Path("/data/prepared")
         assert source.training == {"loss": [[100.0, 5.0], [200.0, 3.5]], "valid": [[200.0, 3.0]]}
+
+
+def test_a_number_never_makes_a_name_that_is_there() -> None:
+    assert told_apart(["a", "a-2", "a", "a"], "-") == ["a", "a-2", "a-3", "a-4"]

@@ -184,7 +184,7 @@ def test_items_do_not_depend_on_the_tokenizer(make, pair_file: str) -> None:
 @pytest.mark.parametrize(
     ("lines", "labels", "message"),
     [
-        (["{"], None, r"bad\.jsonl:1: not a line of JSON"),
+        (["{"], None, r"bad\.jsonl:1: broken JSON"),
         ([{"input": "a", "output": "b", "split": "train"}], None, "'pool' or 'eval'"),
         ([{"input": "a", "split": "pool"}], None, "'output'"),
         ([{"input": "a", "output": "b", "split": "eval"}], None, "no line of split 'pool'"),

@@ -8,10 +8,10 @@ import torch
 
 from mesalm.lab.compressed import averaged, block_scalars, compressed, diagonal_mass, with_products
 from mesalm.lab.constructions import HeadProducts, linear_net, placed, products_of, set_products
+from mesalm.lab.experiments.theory import sherman_morrison
 from mesalm.lab.linear_decoders import decode
 from mesalm.lab.preconditioners import Coefficients, learned_coefficients, momentum_inverse, momentum_predictions
 from mesalm.lab.predictors import best_step, kernel_predictions, mean_loss, pairs, position_losses
-from mesalm.lab.recursion import sherman_morrison
 from mesalm.least_squares import gradient_predictions, ridge_predictions
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from mesalm.lab.claims import judge, load_claims
-from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.findings_figure import draw_findings
 from mesalm.lab.workbench import Workbench
 
@@ -66,14 +65,14 @@ def test_every_experiment_is_tried_somewhere() -> None:
     theory = {"gradient-step", "preconditioning", "batch-ridge", "mesa-gradients", "dimension-curse"}
     elsewhere = {"linearisation", "language-order"}  # test_linearisation.py, test_language_order.py
     elsewhere |= {"linearisation-v2", "language-order-v2", "language-order-deep-v2"}
-    assert set(TRAINED) | theory | elsewhere == set(EXPERIMENTS)
+    assert set(TRAINED) | theory | elsewhere == set(load_claims())
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_an_experiment_gives_what_its_criteria_ask_for(name: str, tmp_path: Path) -> None:
     claim = load_claims()[name]
     sizes = {**claim.small, **{key: value for key, value in TINY.items() if key in claim.small}, **OWN.get(name, {})}
-    findings = EXPERIMENTS[name](Workbench(0, tmp_path, quiet=True), sizes)
+    findings = claim.experiment(Workbench(0, tmp_path, quiet=True), sizes)
     rulings = judge(claim, [findings.values])
     assert len(findings.values) >= len(rulings) == len(claim.criteria)
     assert all(math.isfinite(value) for value in (*findings.values.values(), *findings.controls.values()))

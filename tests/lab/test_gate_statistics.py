@@ -52,10 +52,7 @@ def test_condition_numbers_are_those_of_the_recurrence(restart: bool) -> None:
     tokens = [0, 1, 70, 120, T - 1]
     query = operands(1)[0]
     late = survey(query, key, log_forget, input_gate, ridge, tokens)
-    plain, scaled, dimension, rank = late.condition, late.scaled, late.dimension, late.rank
-    assert plain is not None
-    assert scaled is not None
-    assert dimension is not None
+    plain, scaled, dimension, rank = (late[name] for name in ("condition", "scaled", "dimension", "rank"))
     assert plain.shape == scaled.shape == dimension.shape == rank.shape == (len(tokens), G)
     for head in range(G):
         grams = recurrent_gram(key[:, head].numpy(), log_forget[:, head].numpy(), input_gate[:, head].numpy())
@@ -78,15 +75,12 @@ def test_a_case_that_can_be_worked_out_by_hand() -> None:
     key = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64).unsqueeze(1)
     half = torch.full((3, 1), math.log(0.5), dtype=torch.float64)
     late = survey(key, key, half, torch.ones_like(half), torch.tensor([[1.0, 4.0]]).double(), [1, 2])
-    assert late.condition is not None
-    assert late.scaled is not None
-    assert late.dimension is not None
-    assert late.condition[:, 0].tolist() == pytest.approx([4.0 / 2.5, 5.0 / 1.75])
-    assert late.scaled[:, 0].tolist() == pytest.approx([2.5 / 1.0, 1.75 / 1.25])
-    assert late.dimension[:, 0].tolist() == pytest.approx([1.5 / 2.5, 0.75 / 1.75 + 1.0 / 5.0])
+    assert late["condition"][:, 0].tolist() == pytest.approx([4.0 / 2.5, 5.0 / 1.75])
+    assert late["scaled"][:, 0].tolist() == pytest.approx([2.5 / 1.0, 1.75 / 1.25])
+    assert late["dimension"][:, 0].tolist() == pytest.approx([1.5 / 2.5, 0.75 / 1.75 + 1.0 / 5.0])
     # both weights of token 1's read-out are along the first key, the older one decayed by half
-    assert late.lags[0, 0, :3].tolist() == pytest.approx([2 / 3, 1 / 3, 0.0])
-    assert late.lags[1, 0, :3].tolist() == pytest.approx([1.0, 0.0, 0.0])
+    assert late["lags"][0, 0, :3].tolist() == pytest.approx([2 / 3, 1 / 3, 0.0])
+    assert late["lags"][1, 0, :3].tolist() == pytest.approx([1.0, 0.0, 0.0])
 
 
 def test_the_read_out_is_the_sum_of_the_weighted_values() -> None:
@@ -102,7 +96,7 @@ def test_the_read_out_is_the_sum_of_the_weighted_values() -> None:
     }
     for mixer, weights in weights_of.items():
         solved, places = ridge if mixer == "mesa" else None, [40, T - 1]
-        found = survey(query, key, log_forget, input_gate, solved, places, corrects=mixer == "delta").lags
+        found = survey(query, key, log_forget, input_gate, solved, places, corrects=mixer == "delta")["lags"]
         for place, t in enumerate(places):
             expected = lag_shares(weights[0, t, :, : t + 1])
             torch.testing.assert_close(found[place], expected, rtol=1e-9, atol=1e-12)
@@ -142,12 +136,12 @@ def test_late_tokens_lie_in_the_last_quarter_and_reach_its_end() -> None:
 
 
 def test_a_head_is_summed_up_over_its_windows() -> None:
-    samples = LayerSamples(3, "mesa", True)
+    samples = LayerSamples(3, "mesa")
     gates, inputs, all_steps = [], [], []
     for seed in range(2):
         key, log_forget, input_gate, ridge = operands(seed)
         steps = torch.arange(3 * 2 * G, dtype=torch.int32).view(1, 3, 2 * G) + seed
-        reading = Reading(3, "mesa", True, key, key, key, log_forget, input_gate, ridge, steps)
+        reading = Reading(3, "mesa", key, key, key, log_forget, input_gate, ridge, steps)
         batched = {name: getattr(reading, name).unsqueeze(0) for name in ("query", "key", "value")}
         samples.add(reading._replace(log_forget=log_forget.unsqueeze(0), input_gate=input_gate.unsqueeze(0), **batched))
         gates.append(log_forget.numpy())
@@ -174,10 +168,10 @@ def test_a_head_is_summed_up_over_its_windows() -> None:
 
 
 def test_a_head_that_never_forgets_has_endless_memory() -> None:
-    samples = LayerSamples(0, "linear", False)
+    samples = LayerSamples(0, "linear")
     zeros, ones = torch.zeros(1, 64, 1), torch.ones(1, 64, 1)
     key = torch.ones(1, 64, 1, 4)
-    samples.add(Reading(0, "linear", False, key, key, key, zeros, ones, None, None))
+    samples.add(Reading(0, "linear", key, key, key, zeros, ones, None, None))
     (head,) = samples.numbers()
     assert head.memory is None
     assert (head.gamma, head.beta, head.long_chunks) == (1.0, 1.0, 1.0)

@@ -119,7 +119,7 @@ def test_what_is_seen_is_what_the_operator_reads(save_model: SaveModel, text_fil
     assert [reading.layer for reading in seen] == [0, 1]
     for reading in seen:
         assert reading.ridge is not None
-        again = mesa_attention(*reading[3:8], reading.ridge, tolerance=1e-6)
+        again = mesa_attention(*reading[2:7], reading.ridge, tolerance=1e-6)
         torch.testing.assert_close(again, outputs[reading.layer], rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=inputs).logits, before, rtol=0, atol=0)
@@ -168,7 +168,7 @@ def test_recorded_operands_come_back(save_model: SaveModel, text_file: str, tmp_
         torch.testing.assert_close(last[name], getattr(seen[2], name), rtol=0, atol=0)
     # float16 has 11 bits, but unit length is restored to float32's
     assert float((last["key"].norm(dim=-1) - 1).abs().max()) < 1e-6
-    full = mesa_attention(*seen[2][3:8], seen[2].ridge, tolerance=1e-6)
+    full = mesa_attention(*seen[2][2:7], seen[2].ridge, tolerance=1e-6)
     torch.testing.assert_close(mesa_attention(**last, tolerance=1e-6), full, rtol=0, atol=2e-3)
 
     metadata = recorded_metadata(file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,17 @@ import torch
 
 from mesalm.cli import main
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
-from mesalm.lab import claim_runs
-from mesalm.lab.claims import Findings, load_claims
+from mesalm.lab import claim_runs, claim_table
+from mesalm.lab.claims import Findings, load_claims, load_studies
 from mesalm.lab.claims_page import write_page
 from mesalm.lab.experiments.attention import mean_maps, shares_by_lag
-from mesalm.lab.experiments.few_shot import base_net, few_shot
+from mesalm.lab.experiments.few_shot import base_net, continual_aided, few_shot
 from mesalm.lab.experiments.softmax import plain_net
-from mesalm.lab.experiments.table import EXPERIMENTS
 from mesalm.lab.findings_figure import draw_findings
-from mesalm.lab.studies import STUDIES
 from mesalm.lab.workbench import Workbench
 from mesalm.settings import SettingsError
 
+STUDIES = load_studies()
 TINY: dict[str, Any] = {"size": 2, "length": 24, "test_rows": 32, "steps": 2, "batch": 4, "layers": 2}
 OWN: dict[str, dict[str, Any]] = {
     "attention-maps-partial": {"hidden": 5, "width": 8},
@@ -40,7 +38,7 @@ def sizes_of(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if not study.changes])
 def test_a_study_gives_numbers_and_a_figure(name: str, tmp_path: Path) -> None:
-    findings = STUDIES[name].experiment(Workbench(0, tmp_path, quiet=True), sizes_of(name))
+    findings = claim_table.load_table().experiment(name)(Workbench(0, tmp_path, quiet=True), sizes_of(name))
     assert all(math.isfinite(value) for value in (*findings.values.values(), *findings.controls.values()))
     assert draw_findings(findings, name).startswith("<svg")
 
@@ -52,7 +50,7 @@ def test_a_study_of_other_sizes_is_its_claims_experiment() -> None:
         changed = {key for key in sizes if sizes[key] != claimed.get(key)}
         assert changed == set(study.changes), name  # nothing changed to what it was
         if changed:
-            assert study.experiment is EXPERIMENTS[study.sizes_of]
+            assert claim_table.load_table().experiment(name) is claims[study.sizes_of].experiment
             with pytest.raises(SettingsError, match=f"lab run {study.sizes_of} --size paper"):
                 study.sizes(claims, "paper")
 
@@ -94,7 +92,7 @@ def test_two_tasks_meet_the_vectors_that_one_task_tuned(tmp_path: Path) -> None:
     bench, sizes = Workbench(0, tmp_path, quiet=True), sizes_of("continual-aided")
     few_shot(bench, sizes)
     nets = sorted(path.name for path in tmp_path.iterdir())
-    findings = STUDIES["continual-aided"].experiment(bench, sizes)
+    findings = continual_aided(bench, sizes)
     assert sorted(path.name for path in tmp_path.iterdir()) == nets  # none was trained
     assert bench.folder(base_net(bench, sizes)).name in nets
     # (24 - 2) / 3 pairs fit with separator and prefix
@@ -113,7 +111,7 @@ def test_a_claim_that_fails_does_not_stop_the_others(
     def broken(bench: Workbench, sizes: dict[str, Any]) -> Findings:
         raise RuntimeError("no memory is left")
 
-    monkeypatch.setitem(EXPERIMENTS, "gradient-step", broken)
+    monkeypatch.setattr("mesalm.lab.experiments.theory.gradient_step", broken)
     folders = ["--out", str(tmp_path), "--nets", str(tmp_path)]
     assert main(["lab", "run", "1", "2", "3", "--without", "batch-ridge", *folders]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["preconditioning-small.json"]
@@ -148,8 +146,8 @@ def test_a_study_stands_beside_what_its_claim_asks_and_found(
     small = load_claims()["fixed-teacher"].small
     small = {**small, **{key: value for key, value in TINY.items() if key in small}, "learning_rate": 0.1}
     table = claims_file("fixed-teacher", small)
-    study = replace(STUDIES["fixed-teacher-longer"], changes={"steps": 3})
-    monkeypatch.setitem(STUDIES, "fixed-teacher-longer", study)
+    study = STUDIES["fixed-teacher-longer"].model_copy(update={"changes": {"steps": 3}})
+    monkeypatch.setattr(claim_table, "load_studies", lambda: {"fixed-teacher-longer": study})
     claim_runs.run_claims(["fixed-teacher-longer"], out=tmp_path, nets=tmp_path, quiet=True, file=table)
     alone = write_page(tmp_path, file=table).read_text(encoding="utf-8")
     assert "</a>, but steps 3</p>" in alone
@@ -158,7 +156,7 @@ def test_a_study_stands_beside_what_its_claim_asks_and_found(
     page = write_page(tmp_path, file=table).read_text(encoding="utf-8")
     found = claim_runs.read_results(tmp_path, "small", table)
     quantity = "loss relative to the best gradient step"
-    longer, claimed = (found[name][0].values[quantity] for name in ("fixed-teacher-longer", "fixed-teacher"))
+    longer, claimed = (found[name].seeds[0].values[quantity] for name in ("fixed-teacher-longer", "fixed-teacher"))
     assert longer != claimed
     cells = [f"{longer:.4g}", f"{claimed:.4g}", "at most 0.3"]
     row = page[page.index(f"<td>{quantity}</td>", page.index("Beside the claims")) :].split("</tr>")[0]

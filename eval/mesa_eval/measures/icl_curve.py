@@ -30,8 +30,8 @@ LEAST_WINDOW = 8  # tokens
 class PositionScores:
     """Windows and their scores.
 
-    For each window: its document and tokens [N, window + 1]. For each position: its nats and whether the token was the
-    likeliest, `losses` and `hits` [N, window].
+    For each window: its document and tokens [N, window + 1]. For each position from `first` on: its nats and whether
+    the token was the likeliest, `losses` and `hits` [N, window + 1 - first].
     """
 
     window: int
@@ -39,6 +39,11 @@ class PositionScores:
     tokens: np.ndarray
     losses: np.ndarray
     hits: np.ndarray
+    first: int = 1
+
+    def mean_losses(self, first: int, last: int) -> np.ndarray:
+        """Return the mean loss of each window at some positions, both ends included, [N]."""
+        return self.losses[:, first - self.first : last - self.first + 1].mean(1)
 
 
 def position_bins(window: int) -> list[list[int]]:
@@ -70,29 +75,46 @@ def score_positions(
     if window < LEAST_WINDOW:
         return None
     windows = collect_windows(scorer, documents, window, wanted, most, seed)
-    if not windows:
-        return None
-    scored = scorer.token_scores([tokens for _, tokens in windows], what="positions")
+    return score_windows(scorer, windows, 1, "positions") if windows else None
+
+
+def score_windows(scorer: Reader, windows: Sequence[tuple[str, list[int]]], first: int, what: str) -> PositionScores:
+    """Return the scores of (document, tokens) of one length from a position on."""
+    rows = [tokens for _, tokens in windows]
+    scored = scorer.token_scores(rows, [first] * len(rows), what)
     return PositionScores(
-        window=window,
+        window=len(rows[0]) - 1,
         owners=tuple(owner for owner, _ in windows),
-        tokens=np.array([tokens for _, tokens in windows]),
+        tokens=np.array(rows),
         losses=-np.stack([one.nats for one in scored]),
         hits=np.stack([one.hits for one in scored]),
+        first=first,
     )
 
 
 def position_measures(scores: PositionScores) -> list[Measure]:
     """Return the mean loss of each bin of positions, and the in-context score."""
-    measures = []
-    for first, last in position_bins(scores.window):
-        label = str(first) if first == last else f"{first}-{last}"
-        values = scores.losses[:, first - 1 : last].mean(1)
-        measures.append(by_document("position", "loss", label, values, scores.owners, first=first, last=last))
     name, early, late = score_ranges(scores.window)
-    values = scores.losses[:, late[0] - 1 : late[1]].mean(1) - scores.losses[:, early[0] - 1 : early[1]].mean(1)
+    values = scores.mean_losses(*late) - scores.mean_losses(*early)
     ends = None if scores.window >= 512 else scores.window  # the analogue of each window is a statistic of its own
-    return [*measures, by_document("context", "in_context", name, values, scores.owners, last=ends)]
+    bins = bin_measures("position", scores, position_bins(scores.window))
+    return [*bins, by_document("context", "in_context", name, values, scores.owners, last=ends)]
+
+
+def bin_measures(section: str, scores: PositionScores, bins: Sequence[Sequence[int]]) -> list[Measure]:
+    """Return the mean loss of each bin (first, last) of positions, both ends included."""
+    return [
+        by_document(
+            section,
+            "loss",
+            str(first) if first == last else f"{first}-{last}",
+            scores.mean_losses(first, last),
+            scores.owners,
+            first=first,
+            last=last,
+        )
+        for first, last in bins
+    ]
 
 
 def by_document(
@@ -102,27 +124,32 @@ def by_document(
     values: np.ndarray,
     owners: Sequence[str],
     *,
+    counts: np.ndarray | None = None,
+    group: str = "",
     first: int | None = None,
     last: int | None = None,
 ) -> Measure:
-    """Make a measure, in nats per token, of one value per window: a document with several windows is one unit.
+    """Make a measure of one value per window: a document with several windows is one unit.
 
+    values [N]: nats per token, or of an accuracy hits; counts [N]: what each value is a sum of (None: one token each).
     first, last: a bin of positions, both ends included; it is drawn at their geometric mean.
     """
-    sums, names = group_sums(values[:, None], owners)
-    counts, _ = group_sums(np.ones((len(values), 1)), owners)
+    counts = np.ones(len(values)) if counts is None else counts
+    sums, names = group_sums(np.stack([values, counts], axis=1), owners)
+    accuracy = metric == "accuracy"
     return Measure(
         section=section,
         metric=metric,
+        group=group,
         first=first,
         last=last,
         label=label,
-        unit="nats per token",
-        better="lower",
+        unit=metric if accuracy else "nats per token",
+        better="higher" if accuracy else "lower",
         digits=3,
         resampled="document",
         units=names,
-        numerator=sums.tolist(),
-        denominator=counts.tolist(),
+        numerator=sums[:, :1].tolist(),
+        denominator=sums[:, 1:].tolist(),
         x=None if first is None or last is None else (first * last) ** 0.5,
     )

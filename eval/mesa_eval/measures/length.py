@@ -9,27 +9,15 @@ more text than it knows confuses, and below 0 for one that still gains from it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
-from mesa_eval.measures.icl_curve import LEAST_WINDOW, by_document
+from mesa_eval.measures.icl_curve import LEAST_WINDOW, PositionScores, bin_measures, by_document, score_windows
 from mesa_eval.measures.scores import Measure
 from mesa_eval.measures.windows import collect_windows
 from mesa_eval.reading.documents import HeldOutDocument
 from mesa_eval.reading.reader import Reader
 
 TIMES = 8
-
-
-@dataclass(frozen=True)
-class LengthScores:
-    """For each window of 8 T tokens: its document, and the nats of positions T/2 + 1 to 8 T [N, ...]."""
-
-    window: int
-    owners: tuple[str, ...]
-    losses: np.ndarray
 
 
 def length_bins(window: int) -> list[tuple[int, int]]:
@@ -40,8 +28,8 @@ def length_bins(window: int) -> list[tuple[int, int]]:
 
 def score_length(
     scorer: Reader, documents: Sequence[HeldOutDocument], window: int, wanted: int, most: int, seed: int
-) -> LengthScores:
-    """Return the nats of up to `wanted` long windows, `most` of one document.
+) -> PositionScores:
+    """Return the scores of positions T/2 + 1 to 8 T of up to `wanted` long windows, `most` of one document.
 
     Raises ValueError where no document has 8 T + 1 tokens, and where the model cannot read them or gives values that
     are not finite.
@@ -55,20 +43,13 @@ def score_length(
     refused = scorer.refuses(longest)
     if refused:
         raise ValueError(refused)
-    first = length_bins(window)[0][0]
-    scored = scorer.token_scores([tokens for _, tokens in windows], [first] * len(windows), "length")
-    return LengthScores(window, tuple(owner for owner, _ in windows), -np.stack([one.nats for one in scored]))
+    return score_windows(scorer, windows, length_bins(window)[0][0], "length")
 
 
-def length_measures(scores: LengthScores) -> list[Measure]:
+def length_measures(scores: PositionScores) -> list[Measure]:
     """Return the mean loss of each bin, and that of the last bin less that of the first."""
-    bins = length_bins(scores.window)
-    before = bins[0][0]
-    means = [scores.losses[:, first - before : last - before + 1].mean(1) for first, last in bins]
-    labels = [f"{first}-{last}" for first, last in bins]
-    measures = [
-        by_document("length", "loss", label, values, scores.owners, first=first, last=last)
-        for label, values, (first, last) in zip(labels, means, bins, strict=True)
-    ]
-    name = f"loss at {labels[-1]} less loss at {labels[0]}"
-    return [*measures, by_document("length", "length_growth", name, means[-1] - means[0], scores.owners)]
+    bins = length_bins(scores.window // TIMES)
+    measures = bin_measures("length", scores, bins)
+    name = f"loss at {measures[-1].label} less loss at {measures[0].label}"
+    growth = scores.mean_losses(*bins[-1]) - scores.mean_losses(*bins[0])
+    return [*measures, by_document("length", "length_growth", name, growth, scores.owners)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from mesa_eval.measures.icl_curve import position_measures, score_positions
 from mesa_eval.measures.length import length_measures, score_length
 from mesa_eval.measures.perplexity import score_documents, text_measures
 from mesa_eval.measures.plan import EvaluationPlan
-from mesa_eval.measures.scores import Measure, Note, TaskRecord
+from mesa_eval.measures.scores import Note, Part, TaskRecord
 from mesa_eval.measures.task_measures import VARIANTS, task_measures
 from mesa_eval.measures.text_recall import rare_in_training, recall_measures
 from mesa_eval.reading.documents import text_fingerprint
@@ -26,22 +26,15 @@ from mesa_eval.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Result:
-    """What came of one measurement; as in `Part`, which adds what it cost."""
-
-    measures: list[Measure]
-    raw: dict[str, Any] = field(default_factory=dict)
-    task: TaskRecord | None = None
-    notes: list[Note] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Measurement:
-    """One thing to measure; `inputs` is plain data that is equal only where the same is asked."""
+    """One thing to measure; `inputs` is plain data that is equal only where the same is asked.
+
+    run: returns a part without name, key and costs.
+    """
 
     name: str
     inputs: Any
-    run: Callable[[], Result]
+    run: Callable[[], Part]
     task: str = ""
 
 
@@ -75,15 +68,16 @@ def measurements(reader: Reader, window: int, plan: EvaluationPlan, training_dat
     ]
 
 
-def _text(reader: Reader, window: int, plan: EvaluationPlan) -> Result:
+def _text(reader: Reader, window: int, plan: EvaluationPlan) -> Part:
     scores = score_documents(reader, plan.sample, window)
     raw = {"documents": [dataclasses.asdict(score) for score in scores]}
     lost = sum(score.lost for score in scores)
     notes = [_lost("text: no bits per byte", lost, len(scores), "documents")] if lost else []
-    return Result(text_measures(scores, text_fingerprint(plan.sample)), raw, notes=notes)
+    measures = text_measures(scores, text_fingerprint(plan.sample))
+    return Part(measures=measures, raw=raw, notes=notes)
 
 
-def _positions(reader: Reader, window: int, plan: EvaluationPlan, wanted: int, training_data: Path | None) -> Result:
+def _positions(reader: Reader, window: int, plan: EvaluationPlan, wanted: int, training_data: Path | None) -> Part:
     from mesalm.data.prepared import Prepared
 
     scores = score_positions(reader, plan.documents, window, wanted, plan.suite.document_windows, plan.seed)
@@ -97,26 +91,27 @@ def _positions(reader: Reader, window: int, plan: EvaluationPlan, wanted: int, t
         words = "recall is not split by what is rare in training: the training text is not known"
         notes.append(Note(words, own=True))
     raw = {"window": window, "owners": list(scores.owners), "nats": np.round(scores.losses, 4).tolist()}
-    return Result([*position_measures(scores), *recall_measures(scores, rare)], raw, notes=notes)
+    measures = [*position_measures(scores), *recall_measures(scores, rare)]
+    return Part(measures=measures, raw=raw, notes=notes)
 
 
-def _length(reader: Reader, window: int, plan: EvaluationPlan) -> Result:
+def _length(reader: Reader, window: int, plan: EvaluationPlan) -> Part:
     wanted, most = plan.suite.length_windows, plan.suite.document_windows
     try:
         scores = score_length(reader, plan.documents, window, wanted, most, plan.seed)
     except ValueError as error:
         return _missed("loss past the window is", str(error).removeprefix(f"{reader.name}: "))
-    return Result(length_measures(scores), {"window": window, "owners": list(scores.owners)})
+    return Part(measures=length_measures(scores), raw={"window": window, "owners": list(scores.owners)})
 
 
-def _copying(reader: Reader, window: int, plan: EvaluationPlan) -> Result:
+def _copying(reader: Reader, window: int, plan: EvaluationPlan) -> Part:
     scores = score_copying(reader, window, plan.suite.copy_windows, plan.seed)
     if scores is None:
         return _missed("copying is", "the window or the vocabulary is too small")
-    return Result(copy_measures(scores), dataclasses.asdict(scores))
+    return Part(measures=copy_measures(scores), raw=dataclasses.asdict(scores))
 
 
-def _task(reader: Reader, window: int, plan: EvaluationPlan, task: Task) -> Result:
+def _task(reader: Reader, window: int, plan: EvaluationPlan, task: Task) -> Part:
     try:
         scores = score_task(reader, task, plan.suite.few_shot, window, plan.seed)
     except CannotAskError as error:
@@ -137,17 +132,18 @@ def _task(reader: Reader, window: int, plan: EvaluationPlan, task: Task) -> Resu
     if scores.record.cut:
         words = ", ".join(map(str, scores.record.cut))
         found.append(Note(f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out"))
-    return Result(task_measures(scores), {"queries": scores.queries, "levels": by_shots}, scores.record, found)
+    raw = {"queries": scores.queries, "levels": by_shots}
+    return Part(measures=task_measures(scores), raw=raw, task=scores.record, notes=found)
 
 
-def _missed(what: str, reason: str) -> Result:
-    return Result([], notes=[Note(f"{what} not measured: {reason}", own=True)])
+def _missed(what: str, reason: str) -> Part:
+    return Part(notes=[Note(f"{what} not measured: {reason}", own=True)])
 
 
 def _lost(what: str, lost: int, of: int, things: str) -> Note:
     return Note(f"{what}: {lost} of {of} {things} do not come back from the tokenizer", own=True)
 
 
-def _not_asked(name: str, kind: str, reason: str) -> Result:
+def _not_asked(name: str, kind: str, reason: str) -> Part:
     record = TaskRecord(name, kind, skipped=reason)
-    return Result([], task=record, notes=[Note(f"{name}: not measured: {reason}")])
+    return Part(task=record, notes=[Note(f"{name}: not measured: {reason}")])

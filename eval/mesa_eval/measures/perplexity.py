@@ -96,16 +96,6 @@ def score_documents(scorer: Reader, documents: Sequence[HeldOutDocument], window
     ]
 
 
-def perplexity(scores: Sequence[DocumentScore]) -> float:
-    """Return exp of the mean nats per token over all documents together."""
-    return math.exp(sum(score.nats for score in scores) / sum(score.tokens for score in scores))
-
-
-def bits_per_byte(scores: Sequence[DocumentScore]) -> float:
-    """Return the sum of bits over the sum of bytes of all documents together."""
-    return sum(score.nats for score in scores) / math.log(2) / sum(score.bytes for score in scores)
-
-
 def text_measures(scores: Sequence[DocumentScore], items: str = "") -> list[Measure]:
     """Return bits per byte over all text, by domain and by file, and the perplexity per token over all text.
 

@@ -16,13 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mesa_eval.measures.suites import Suite, find_suite
-from mesa_eval.reading.documents import HeldOutDocument, held_out_documents, read_documents, subsample
-from mesa_eval.reading.model_source import (
-    ModelSource,
-    find_model,
-    tokenizer_fingerprint,
-    training_length,
-)
+from mesa_eval.reading.documents import HeldOutDocument, held_out_documents, read_documents, subsample, told_apart
+from mesa_eval.reading.model_source import ModelSource, find_model, tokenizer_fingerprint, training_length
 from mesa_eval.tasks import BUILT_IN, find_tasks
 from mesa_eval.tasks.task import Task
 from mesalm.hub.open_model import open_tokenizer
@@ -182,10 +177,5 @@ def _held_out(sources: Sequence[ModelSource], split: str, notes: list[str]) -> l
 
 def _named_apart(sources: list[ModelSource]) -> tuple[ModelSource, ...]:
     """Number models of the same name, so that each has a row and a file of its own."""
-    counts: dict[str, int] = {}
-    result = []
-    for source in sources:
-        counts[source.name] = counts.get(source.name, 0) + 1
-        number = counts[source.name]
-        result.append(source if number == 1 else dataclasses.replace(source, name=f"{source.name}-{number}"))
-    return tuple(result)
+    names = told_apart([source.name for source in sources], "-")
+    return tuple(dataclasses.replace(source, name=name) for source, name in zip(sources, names, strict=True))

@@ -78,9 +78,8 @@ def score_model(scorer: Scorer, plan: EvaluationPlan, window: int, store: PartSt
         part = store.read(key)
         if part is None:
             began, read = time.monotonic(), scorer.tokens_run
-            found = measurement.run()
-            tokens, seconds = scorer.tokens_run - read, time.monotonic() - began
-            part = Part(measurement.name, key, **vars(found), tokens_run=tokens, seconds=seconds)
+            part = dataclasses.replace(measurement.run(), name=measurement.name, key=key)
+            part.tokens_run, part.seconds = scorer.tokens_run - read, time.monotonic() - began
             store.write(part)
         parts.append(part)
     return Scores(
@@ -173,7 +172,7 @@ class PartStore:
             return None
         try:
             part = Part.from_json(texts[0])
-        except (ValueError, KeyError, TypeError) as caught:
+        except ValueError as caught:
             raise ValueError(f"{path}: is not a part of an evaluation; remove it to measure again") from caught
         self.taken += 1
         return part

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from mesalm.files import write_text
 
 FORMAT = 4
+T = TypeVar("T")
 
 
 @dataclass
@@ -162,9 +163,9 @@ class Part:
     were asked, so that a stored part is used again only where nothing differs.
     """
 
-    name: str
-    key: str
-    measures: list[Measure]
+    name: str = ""
+    key: str = ""
+    measures: list[Measure] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
     task: TaskRecord | None = None
     notes: list[Note] = field(default_factory=list)
@@ -177,10 +178,8 @@ class Part:
 
     @classmethod
     def from_json(cls, text: str) -> Part:
-        """Rebuild a part from `to_json`."""
-        result = _rebuild(cls, json.loads(text))
-        assert isinstance(result, cls)
-        return result
+        """Rebuild a part from `to_json`; ValueError in one line for anything else."""
+        return _rebuilt(cls, json.loads(text))
 
 
 @dataclass
@@ -232,13 +231,11 @@ class Scores:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Scores:
-        """Rebuild scores from `to_dict`; ValueError if they are of another format."""
-        given = data.get("format")
+        """Rebuild scores from `to_dict`; ValueError in one line for anything else, and for those of another format."""
+        given = data.get("format") if isinstance(data, dict) else None
         if given != FORMAT:
             raise ValueError(f"scores of format {given!r} cannot be read; this version reads {FORMAT}: measure again")
-        result = _rebuild(cls, data)
-        assert isinstance(result, cls)
-        return result
+        return _rebuilt(cls, data)
 
     def write(self, folder: Path) -> Path:
         """Write `<folder>/<model>.json` atomically and return its path."""
@@ -252,21 +249,10 @@ class Scores:
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _rebuild(kind: Any, value: Any) -> Any:
-    origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        there = [  # older ones lack what came since
-            item.name for item in dataclasses.fields(kind) if item.init and item.name in value
-        ]
-        known = {name: _rebuild(hints[name], value[name]) for name in there}
-        return kind(**known)
-    if origin is list:
-        (inner,) = typing.get_args(kind)
-        return [_rebuild(inner, item) for item in value]
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        (inner,) = [choice for choice in typing.get_args(kind) if choice is not type(None)]
-        return _rebuild(inner, value)
-    return value
+def _rebuilt(kind: type[T], data: Any) -> T:
+    """Return the record of a dataclass that plain data holds; fields that older ones lack have their defaults."""
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None

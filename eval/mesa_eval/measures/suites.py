@@ -1,4 +1,4 @@
-"""The suites: how much each asks, fixed before any model is seen.
+"""The suites of suites.yaml: how much each asks, fixed before any model is seen.
 
 A version that has been used is never changed: other sizes or other rules of choice are a new version beside it, such as
 `full-2`, and `--suite full` then means that one. Scores of different versions are not compared.
@@ -13,7 +13,11 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
 
 from mesa_eval.tasks.task import FewShotSizes
 
@@ -49,78 +53,11 @@ class Suite:
         return plain
 
 
-_VERSIONS = (
-    Suite(
-        name="quick-1",
-        text_bytes=160_000,
-        document_bytes=5_000,
-        longest_window=1024,
-        position_tokens=32_768,
-        position_windows=2_000,
-        document_windows=8,
-        length_windows=4,
-        copy_windows=64,
-        few_shot=FewShotSizes(
-            shots=(0, 2, 8),
-            draws=1,
-            queries=30,
-            candidates=5,
-            class_shots=(0, 2),
-            entries=(4, 8, 16),
-            episodes=25,
-            episode_shots=(1, 2),
-            group_pairs=5,
-            passages=100,
-            named_only=("scramble",),
-        ),
-        budget=800_000,
-    ),
-    Suite(
-        name="full-1",
-        text_bytes=1_500_000,
-        document_bytes=20_000,
-        longest_window=2048,
-        position_tokens=1_048_576,
-        position_windows=2_000,
-        document_windows=32,
-        length_windows=16,
-        copy_windows=512,
-        few_shot=FewShotSizes(
-            shots=(0, 1, 2, 4, 8, 16, 32),
-            draws=1,
-            queries=75,
-            candidates=20,
-            episodes=100,
-            group_pairs=30,
-            passages=500,
-            named_only=("scramble",),
-        ),
-        budget=8_000_000,
-    ),
-    Suite(
-        name="paper-1",
-        text_bytes=None,
-        document_bytes=64_000,
-        longest_window=8192,
-        position_tokens=16_777_216,
-        position_windows=8_000,
-        document_windows=64,
-        length_windows=64,
-        copy_windows=512,
-        few_shot=FewShotSizes(
-            shots=(0, 1, 2, 4, 8, 16, 32),
-            draws=5,
-            queries=1_000,
-            candidates=20,
-            class_shots=(0, 1, 2, 4, 8, 16),
-            episodes=1_000,
-            group_pairs=None,
-            passages=None,
-        ),
-        tasks=("copying", "key_value_recall", "case_change", "phonebook"),
-    ),
-)
-SUITES = {suite.name: suite for suite in _VERSIONS}
+_FILE = Path(__file__).with_name("suites.yaml")
+SUITES: dict[str, Suite] = {
+    name: TypeAdapter(Suite).validate_python({"name": name, **sizes})
+    for name, sizes in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items()
+}
 SUITE_NAMES = tuple(dict.fromkeys(name.rpartition("-")[0] for name in SUITES))
 
 

@@ -8,14 +8,12 @@ once in a million training tokens (never, in a training text shorter than that),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mesa_eval.measures.icl_curve import PositionScores
+from mesa_eval.measures.icl_curve import PositionScores, by_document
 from mesa_eval.measures.scores import Measure
-from mesa_eval.uncertainty.bootstrap import group_sums
 
 RARE_PER_TOKEN = 1e-6
 MOST_TRAINING_TOKENS = 2**28
@@ -73,29 +71,9 @@ def recall_measures(scores: PositionScores, rare: np.ndarray | None) -> list[Mea
         ]
     measures = []
     for group, label, mask in chosen:
-        if not mask.any():
-            continue
-        share = f"{label} ({100 * mask.mean():.1f} % of tokens)"
-        measures.append(_measure("loss", group, share, scores.losses, mask, scores.owners))
-        hits = scores.hits.astype(float)
-        measures.append(_measure("accuracy", group, share, hits, mask, scores.owners))
+        if mask.any():
+            share = f"{label} ({100 * mask.mean():.1f} % of tokens)"
+            for metric, values in (("loss", scores.losses), ("accuracy", scores.hits)):
+                sums, counts = (values * mask).sum(1), mask.sum(1)
+                measures.append(by_document("recall", metric, share, sums, scores.owners, counts=counts, group=group))
     return measures
-
-
-def _measure(
-    metric: str, group: str, label: str, values: np.ndarray, mask: np.ndarray, owners: Sequence[str]
-) -> Measure:
-    sums, names = group_sums(np.stack([(values * mask).sum(1), mask.sum(1)], axis=1), owners)
-    return Measure(
-        section="recall",
-        metric=metric,
-        group=group,
-        label=label,
-        unit="nats per token" if metric == "loss" else metric,
-        better="lower" if metric == "loss" else "higher",
-        digits=3,
-        resampled="document",
-        units=names,
-        numerator=sums[:, :1].tolist(),
-        denominator=sums[:, 1:].tolist(),
-    )

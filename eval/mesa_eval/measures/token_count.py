@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
+from tqdm import tqdm
 
 from mesa_eval.measures.forecast import Forecast, forecast
 from mesa_eval.measures.parts import measurements
@@ -132,8 +132,7 @@ def count_parts(reader: TokenCounter, plan: EvaluationPlan, window: int, quiet: 
     """Ask the counter everything, and return what each part would read."""
     counts = []
     asked = measurements(reader, window, plan, None)
-    console = Console(stderr=True)
-    for each in track(asked, reader.name, console=console, transient=True, disable=quiet or not console.is_interactive):
+    for each in tqdm(asked, desc=reader.name, leave=False, disable=quiet or None):
         before, reader.at_most, reader.batches, reader.steps = reader.tokens_run, False, 0, 0
         began = time.perf_counter()
         found = each.run()

@@ -120,18 +120,21 @@ def text_fingerprint(documents: Sequence[HeldOutDocument]) -> str:
     return digest.hexdigest()
 
 
-def _unique(documents: list[HeldOutDocument]) -> list[HeldOutDocument]:
-    """Number repeated identifiers, so that one identifier means one document."""
+def told_apart(names: Sequence[str], sign: str) -> list[str]:
+    """Number repeated names behind a sign, so that one name means one thing."""
     seen: dict[str, int] = {}
-    taken: set[str] = set()
-    result = []
-    for document in documents:
-        count = seen.get(document.identifier, 0) + 1
-        own = document.identifier if count == 1 else f"{document.identifier}#{count}"
-        while own in taken:  # also where a document is called what another's number makes of its name
+    result: dict[str, None] = {}
+    for name in names:
+        count = seen.get(name, 0) + 1
+        own = name if count == 1 else f"{name}{sign}{count}"
+        while own in result:  # also where one is called what another's number makes of its name
             count += 1
-            own = f"{document.identifier}#{count}"
-        seen[document.identifier] = count
-        taken.add(own)
-        result.append(replace(document, identifier=own))
-    return result
+            own = f"{name}{sign}{count}"
+        seen[name] = count
+        result[own] = None
+    return list(result)
+
+
+def _unique(documents: list[HeldOutDocument]) -> list[HeldOutDocument]:
+    names = told_apart([document.identifier for document in documents], "#")
+    return [replace(document, identifier=name) for document, name in zip(documents, names, strict=True)]

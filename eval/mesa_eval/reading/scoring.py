@@ -11,13 +11,12 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tqdm import tqdm
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
@@ -83,30 +82,21 @@ class Scorer(Reader):
         model: str | ModelSource,
         *,
         device: str = "auto",
-        batch_tokens: int = 8192,
         trust_remote_code: bool = False,
-        quiet: bool = False,
         processes: Processes | None = None,
+        **options: Any,
     ) -> Scorer:
         """Load a run folder's `final/`, a model folder or a Hub name, or what `find_model` made of one, in float32.
 
-        `device` "auto" is CUDA where there is one, else the CPU. Raises ValueError in one line when there is
-        no such model, the run is not finished, or the tokenizer is missing.
+        `device` "auto" is CUDA where there is one, else the CPU; `options` are those of the class. Raises ValueError in
+        one line when there is no such model, the run is not finished, or the tokenizer is missing.
         """
         source = find_model(model) if isinstance(model, str) else model
         own = (processes or Processes()).device
         where = str(usable_device(own if own and device == "auto" else device))
         tokenizer = open_tokenizer(source.argument, trust_remote_code=trust_remote_code)
         loaded = open_model(source.argument, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
-        return cls(
-            loaded,
-            tokenizer,
-            source=source,
-            device=where,
-            batch_tokens=batch_tokens,
-            quiet=quiet,
-            processes=processes,
-        )
+        return cls(loaded, tokenizer, source=source, device=where, processes=processes, **options)
 
     def refuses(self, length: int) -> str:
         """Return why the model cannot read so many tokens at once; "" if it can.
@@ -170,15 +160,16 @@ class Scorer(Reader):
         error = ""
         if is_sharded(self.model):
             self.shares_prefixes()  # is asked by all processes now, else by those alone that come to need it
-        with self._progress(what, total) as progress, in_step(self.model):
+        hidden = self.quiet or not what or not self.processes.main or None  # None: where no person watches
+        bar = tqdm(total=total, desc=f"{self.name}: {self.stage}{what}", unit=" tokens", leave=False, disable=hidden)
+        with bar, in_step(self.model):
             for batch in batches[self.processes.index :: self.processes.count]:
                 try:
                     found.update(run(batch))
                 except ValueError as caught:
                     error = str(caught)
                     break
-                if progress is not None:
-                    progress.advance(progress.task_ids[0], size(batch) * self.processes.count)
+                bar.update(size(batch) * self.processes.count)
         self._read = None
         return self.processes.gather(found, error)
 
@@ -311,22 +302,6 @@ class Scorer(Reader):
             hits = likeliest == targets[number, span].numpy()
             results[index] = TokenScores(values, hits, likeliest)
         return results
-
-    def _progress(self, what: str, total: int) -> AbstractContextManager[Progress | None]:
-        if self.quiet or not what or total == 0 or not self.processes.main:
-            return nullcontext()
-        console = Console(stderr=True)
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_interactive,
-        )
-        progress.add_task(f"{self.name}: {self.stage}{what}", total=total)
-        return progress
 
 
 def _has_position_table(model: Any, limit: int) -> bool:

@@ -19,7 +19,7 @@ def card_rows(path: Path) -> list[Evaluation]:
         scores = Scores.read(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); give scores/NAME.json of `mesalm eval --out`") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: these are no scores that can be read ({error})") from None
     found = []
     for row in build_comparison([scores], differences=False).rows:

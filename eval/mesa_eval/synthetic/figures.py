@@ -10,10 +10,8 @@ from matplotlib.figure import Figure
 
 from mesa_eval.synthetic.grid import Grid, Line, guesses, lines
 from mesa_eval.synthetic.row_scores import RowScores
-from mesalm.draw import INK, MUTED, draw_svg, plain_ticks, series_colour, series_marker
+from mesalm.draw import INK, MUTED, draw_svg, plain_ticks, reference_dash, series_colour, series_marker
 
-DASHES = ((0, (5, 3)), (0, (1.5, 2.5)), (0, (5, 2, 1, 2)), (0, (9, 3)), (0, (2, 1.5, 6, 1.5)))
-"""One pattern per guess."""
 PANELS_A_ROW = 3
 Writer = Callable[[Callable[[Figure], None], tuple[float, float], str], str]
 """Function(draw, size in inches, label) -> the text of a drawing."""
@@ -106,7 +104,7 @@ def _guess_lines(axes: Any, inside: list[Line], ticks: list[str], across: str | 
         places = sorted(by_place)
         x = [places[0] - 0.3, *places, places[-1] + 0.3]
         y = [by_place[places[0]], *(by_place[place] for place in places), by_place[places[-1]]]
-        axes.plot(x, y, linestyle=DASHES[number % len(DASHES)], color=MUTED, linewidth=1.2, label=name)
+        axes.plot(x, y, linestyle=reference_dash(number), color=MUTED, linewidth=1.2, label=name)
 
 
 def _curves(grid: Grid, measure: RowScores, found: list[Line], write: Writer) -> str:
@@ -117,9 +115,8 @@ def _curves(grid: Grid, measure: RowScores, found: list[Line], write: Writer) ->
         for axes, point in zip(_panels(figure, len(points)), points, strict=False):
             settings = [line.setting for line in found if line.setting.point == point]
             for number, (name, guess) in enumerate(guesses(grid, settings[0], measure.key).items()):
-                dash = DASHES[number % len(DASHES)]
                 # above the arms: where a model meets an oracle, both are seen
-                style = {"linestyle": dash, "color": INK, "linewidth": 1.0, "zorder": 3}
+                style = {"linestyle": reference_dash(number), "color": INK, "linewidth": 1.0, "zorder": 3}
                 axes.plot(guess.places, guess.columns, label=name, **style)
             for setting in settings:
                 measured = list(setting.measured(measure.key).values())

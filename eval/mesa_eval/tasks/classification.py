@@ -36,7 +36,7 @@ class ClassTask(Task):
     @property
     def most_shots(self) -> int:
         """Return the number of items of the rarest label of the pool."""
-        return min(len(own) for own in self.pool_by_label)
+        return min(len(own) for own in self.pool_by_label.values())
 
     def shot_words(self, shots: int) -> str:
         """Say that shots count for each label."""
@@ -81,14 +81,15 @@ class ClassTask(Task):
         return sorted(taken[: sizes.queries])
 
     @cached_property
-    def pool_by_label(self) -> list[list[Item]]:
+    def pool_by_label(self) -> dict[str, list[Item]]:
         """Return the pool's items of each label."""
-        return [[item for item in self.pool if item.output == label] for label in self.labels]
+        return by_label(self.pool, self.labels)
 
     def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
         """Return `shots` rounds in which every label comes once, each round in a fresh order."""
         generator = self.generator(seed, "demonstrations", query, draw)
-        queues = [[own[i] for i in generator.permutation(len(own))[:shots]] for own in self.pool_by_label]
+        own = self.pool_by_label.values()
+        queues = [[items[i] for i in generator.permutation(len(items))[:shots]] for items in own]
         rounds = [generator.permutation(len(self.labels)) for _ in range(shots)]
         return [queues[label][turn] for turn, labels in enumerate(rounds) for label in labels]
 
@@ -106,3 +107,8 @@ class ClassTask(Task):
         """Return the share of the commonest label among the queries."""
         outputs = [self.evaluation[index].output for index in queries]
         return max(outputs.count(label) for label in self.labels) / len(outputs)
+
+
+def by_label(items: Sequence[Item], labels: Sequence[str]) -> dict[str, list[Item]]:
+    """Return the items of each label."""
+    return {label: [item for item in items if item.output == label] for label in labels}

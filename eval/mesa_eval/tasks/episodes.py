@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from mesa_eval.tasks.classification import SYMBOLS
+from mesa_eval.tasks.classification import SYMBOLS, by_label
 from mesa_eval.tasks.task import FewShotSizes, Item, Query, Task
 
 
@@ -44,13 +44,12 @@ class EpisodeTask(Task):
     @cached_property
     def pool_by_label(self) -> dict[str, list[Item]]:
         """Return the pool's items of each label."""
-        return {label: [item for item in self.pool if item.output == label] for label in self.labels}
+        return by_label(self.pool, self.labels)
 
     @cached_property
     def asked_by_label(self) -> dict[str, list[Item]]:
         """Return the evaluation items of each label that has some."""
-        found = {label: [item for item in self.evaluation if item.output == label] for label in self.labels}
-        return {label: own for label, own in found.items() if own}
+        return {label: own for label, own in by_label(self.evaluation, self.labels).items() if own}
 
     def shot_words(self, shots: int) -> str:
         """Say that shots count for each class."""

@@ -24,9 +24,11 @@ from mesa_eval.tasks.episodes import EpisodeTask
 from mesa_eval.tasks.extractive import ChoiceTask, is_choice, listed_words
 from mesa_eval.tasks.minimal_pairs import MinimalPairTask
 from mesa_eval.tasks.passages import LastWordTask, TextRecallTask, cut_last_word
-from mesa_eval.tasks.records import read_records
 from mesa_eval.tasks.scrambles import ScrambleTask, is_scramble
 from mesa_eval.tasks.task import Item, Task, check_template
+from mesalm.data.documents import Faults
+from mesalm.data.read_files import FileSource
+from mesalm.data.source_settings import SourceSettings
 from mesalm.settings import Settings, one_of
 from mesalm.wording import plural
 
@@ -125,19 +127,32 @@ def _from_file(path: Path) -> list[Task]:
     labels_path = path.with_name(f"{stem}.labels.json")
     labels = settings.labels or (_read_labels(labels_path) if labels_path.is_file() else None)
     splits: dict[str, list[Item]] = {"pool": [], "eval": []}
-    (_, first), *_ = read_records(path, [])
-    settings = _found_from(first, settings)
+    records = _read_records(path)
+    settings = _found_from(records[0][1], settings)
     question, answer = settings.columns(settings.kind)
-    if settings.kind in PASSAGES:
-        records = [(f"{path}:{number}", record) for number, record in read_records(path, [question, answer])]
-        splits["eval"] = [_passage(record[question], record[answer], question == answer, at) for at, record in records]
-        return make_tasks(settings.name or stem, [], splits["eval"], None, settings, str(path))
-    for number, record in read_records(path, [question, answer, "split"]):
-        if record["split"] not in splits:
-            raise ValueError(f"{path}:{number}: split is {record['split']!r}; it must be 'pool' or 'eval'")
-        group = str(record.get(settings.group, ""))
-        splits[record["split"]].append(Item(record[question], record[answer], group))
+    passages = settings.kind in PASSAGES
+    for where, record in records:
+        for key in (question, answer) if passages else (question, answer, "split"):
+            if not isinstance(record.get(key), str):
+                raise ValueError(f"{where}: needs the text field {key!r}")
+        if passages:
+            splits["eval"].append(_passage(record[question], record[answer], question == answer, where))
+        elif record["split"] in splits:
+            item = Item(record[question], record[answer], str(record.get(settings.group, "")))
+            splits[record["split"]].append(item)
+        else:
+            raise ValueError(f"{where}: split is {record['split']!r}; it must be 'pool' or 'eval'")
+    labels = None if passages else labels
     return make_tasks(settings.name or stem, splits["pool"], splits["eval"], labels, settings, str(path))
+
+
+def _read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the place and the columns of each record of a file; ValueError in one line for a broken one, or none."""
+    source = FileSource(SourceSettings.build({"name": "files", "files": [str(path)]}), every_column=True)
+    records = [(record[0], record[2]) for record in source.records(path, Faults()) if record is not None]
+    if not records:
+        raise ValueError(f"{path}: holds no line")
+    return records
 
 
 def _from_dataset(settings: TaskSettings, where: str) -> list[Task]:
@@ -222,8 +237,6 @@ def _with_several_answers(items: Sequence[Item]) -> int:
 
 def _found_from(first: dict[str, Any], settings: TaskSettings) -> TaskSettings:
     """Return the settings with what the first line of a file tells: whether it is a passage, and its columns."""
-    if not isinstance(first, dict):
-        return settings  # and the line is refused where all are read
     kind = settings.kind
     if kind is None and "split" not in first and "text" in first:
         kind = "text-recall" if settings.output or "value" in first or "output" in first else "last-word"

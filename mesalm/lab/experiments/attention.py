@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from mesalm.data.synthetic.linear_dynamics import LinearDynamics
-from mesalm.lab.claims import Curve, Findings
+from mesalm.lab.claims import Findings
 from mesalm.lab.experiments.copying import LAGS, hybrid_net
+from mesalm.lab.experiments.frame import Sizes, curve, dynamics
 from mesalm.lab.inspection.reach import attention_watched
 from mesalm.lab.workbench import Workbench
 from mesalm.regressor.regressor_mesa import MesaRegressor
 
-Sizes = dict[str, Any]
 ROWS_A_PASS = 256
 """Sequences of one forward pass: maps of all heads and sequences are large together."""
 
@@ -24,13 +21,12 @@ def attention_maps(bench: Workbench, sizes: Sizes) -> Findings:
     The net is that of claim 11 or, where ``hidden`` is among the sizes, of claim 12. Shares are means over heads and
     over the positions that have every lag of the figure; a uniform map is shown beside them.
     """
-    task = LinearDynamics(size=sizes["size"], hidden=sizes.get("hidden"), length=sizes["length"])
+    task = dynamics(sizes)
     net = hybrid_net(bench, sizes, task)
     maps = mean_maps(net, bench.batch(task, sizes["test_rows"])["inputs"])
     by_head = torch.stack([shares_by_lag(head) for head in maps])
     even = shares_by_lag(torch.ones_like(maps[0]).tril() / torch.arange(1, len(maps[0]) + 1).unsqueeze(-1))
     shares = by_head.mean(dim=0)
-    lags = [float(lag) for lag in range(LAGS)]
     return Findings(
         {
             "share on the diagonal": float(shares[0]),
@@ -40,8 +36,8 @@ def attention_maps(bench: Workbench, sizes: Sizes) -> Findings:
         },
         controls={"share on both where all tokens are seen alike": float(even[:2].sum())},
         curves=[
-            *(Curve(f"head {head}", lags, each.tolist()) for head, each in enumerate(by_head)),
-            Curve("all tokens alike", lags, even.tolist()),
+            *(curve(f"head {head}", each, 0) for head, each in enumerate(by_head)),
+            curve("all tokens alike", even, 0),
         ],
         x_label="lag",
         y_label="share of the attention",

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 
-from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.lab.claims import Findings
-from mesalm.lab.experiments.linear import constructed_net, curve
+from mesalm.lab.experiments.frame import Sizes, curve, dynamics, net_losses
+from mesalm.lab.experiments.linear import constructed_net
 from mesalm.lab.experiments.softmax import plain_net
-from mesalm.lab.predictors import mean_loss, position_losses
 from mesalm.lab.workbench import NetRecipe, Workbench
 from mesalm.regressor.regressor_mesa import MesaRegressor
 
-Sizes = dict[str, Any]
 CHOOSING_ROWS = 2048
 """Sequences on which rates are compared; no score is taken on them."""
 
@@ -38,23 +35,20 @@ def best_of_rates(
     """Return the recipe of the plain net whose rate, of several, gives the least loss on sequences of their own."""
     batch = bench.batch(task, CHOOSING_ROWS, step=2)
     recipes = [plain_net(bench, {**sizes, "learning_rate": rate}, task, mixers, layers) for rate in rates]
-    return min(recipes, key=lambda each: mean_loss(bench.net(each)(batch["inputs"]).predictions, batch["targets"]))
+    return min(recipes, key=lambda each: float(net_losses(bench, each, batch).mean()))
 
 
 def tuned_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 16, version 2: both nets at their best rates, and linear layers on constructed tokens, one fewer."""
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
-    batch, layers, rates = bench.batch(task, sizes["test_rows"]), sizes["layers"], sizes["learning_rates"]
+    task, layers, rates = dynamics(sizes), sizes["layers"], sizes["learning_rates"]
     own = {**sizes, "steps": sizes["linear_steps"], "learning_rate": sizes["linear_rate"]}
     recipes = {
         "softmax then mesa": best_of_rates(bench, sizes, task, ["softmax", "mesa"], 2, rates),
         f"softmax, {layers} layers": best_of_rates(bench, sizes, task, "softmax", layers, rates),
         f"linear, {layers - 1} layers": constructed_net(bench, own, "linear", layers - 1),
     }
-    losses = {
-        name: position_losses(bench.net(recipe)(batch["inputs"]).predictions, batch["targets"])
-        for name, recipe in recipes.items()
-    }
+    batch = bench.batch(task, sizes["test_rows"])
+    losses = {name: net_losses(bench, recipe, batch) for name, recipe in recipes.items()}
     hybrid, softmax, linear = (float(each.mean()) for each in losses.values())
     return Findings(
         {

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
 from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.lab.claims import Curve, Findings
 from mesalm.lab.experiments.controls import shuffled
+from mesalm.lab.experiments.frame import Sizes, curve, dynamics, fit_and_test
 from mesalm.lab.experiments.softmax import plain_net
 from mesalm.lab.linear_decoders import decode
 from mesalm.lab.workbench import Workbench
 from mesalm.regressor.regressor_mesa import MesaRegressor
 
-Sizes = dict[str, Any]
 LAGS = 6
 """Lags of the figures of what the first layer holds."""
 
@@ -34,7 +33,7 @@ def copied_lags(
     gradient by s_{t - lag}, averaged over 64 sequences.
     """
     here = (at or task.sequence_length) - 1
-    fit, test = (bench.batch(task, sizes[f"{name}_rows"], step) for step, name in ((1, "fit"), (0, "test")))
+    fit, test = fit_and_test(bench, task, sizes)
     states = [net(batch["inputs"], output_hidden_states=True).hidden_states[1][:, here] for batch in (fit, test)]
     explained = [
         decode((states[0], fit["inputs"][:, here - lag]), (states[1], test["inputs"][:, here - lag])).r2
@@ -51,40 +50,24 @@ def copied_lags(
 
 
 def _lines(explained: list[float], sensitivity: list[float], name: str = "") -> list[Curve]:
-    lags = [float(lag) for lag in range(LAGS)]
-    return [Curve(f"R2 of decoding{name}", lags, explained), Curve(f"sensitivity{name}", lags, sensitivity)]
+    return [curve(f"R2 of decoding{name}", explained, 0), curve(f"sensitivity{name}", sensitivity, 0)]
 
 
 def copy_layer(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 11: the first layer holds this token and the one before, and little else."""
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
-    explained, sensitivity = copied_lags(bench, sizes, task, hybrid_net(bench, sizes, task))
-    return Findings(
-        {
-            "least R2 of lags 0 and 1": min(explained[:2]),
-            "R2 of lag 3": explained[3],
-            "sensitivity of lag 1 over lag 4": sensitivity[1] / sensitivity[4],
-        },
-        curves=_lines(explained, sensitivity),
-        x_label="lag",
-        y_label="R2, norm of the gradient",
-    )
+    """Claim 11: the first layer holds this token and the one before, and little else.
 
-
-def copy_layer_of_nets(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 11, version 2: the hybrid and a deep softmax net at three positions, of which the worst counts."""
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
-    hybrid = hybrid_net(bench, sizes, task)
-    nets = {
-        "": hybrid,
-        ", softmax": bench.net(plain_net(bench, sizes, task, "softmax", sizes["layers"])),
-        ", shuffled weights": shuffled(hybrid, bench.seed),
-    }
+    Version 2, whose sizes have ``layers``, asks a deep softmax net and a control too, at three positions, of which the
+    worst counts.
+    """
+    task = dynamics(sizes)
+    nets, places = {"": hybrid_net(bench, sizes, task)}, [task.length]
+    if "layers" in sizes:
+        nets[", softmax"] = bench.net(plain_net(bench, sizes, task, "softmax", sizes["layers"]))
+        nets[", shuffled weights"] = shuffled(nets[""], bench.seed)
+        places = [task.length // 2, 3 * task.length // 4, task.length]
     values, curves = {}, []
     for name, net in nets.items():
-        found = [
-            copied_lags(bench, sizes, task, net, at) for at in (task.length // 2, 3 * task.length // 4, task.length)
-        ]
+        found = [copied_lags(bench, sizes, task, net, at) for at in places]
         values[f"least R2 of lags 0 and 1{name}"] = min(min(explained[:2]) for explained, _ in found)
         values[f"R2 of lag 3{name}"] = max(explained[3] for explained, _ in found)
         values[f"sensitivity of lag 1 over lag 4{name}"] = min(each[1] / each[4] for _, each in found)
@@ -94,7 +77,7 @@ def copy_layer_of_nets(bench: Workbench, sizes: Sizes) -> Findings:
 
 def longer_binding(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 12: with a state of n_h seen through n_s numbers, ceil(n_h / n_s) tokens are held."""
-    task = LinearDynamics(size=sizes["size"], hidden=sizes["hidden"], length=sizes["length"])
+    task = dynamics(sizes)
     net = hybrid_net(bench, sizes, task)
     explained, sensitivity = copied_lags(bench, sizes, task, net)
     needed = math.ceil(sizes["hidden"] / sizes["size"])

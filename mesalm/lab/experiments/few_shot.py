@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from mesalm.data.synthetic.context_regression import ContextRegression
-from mesalm.data.synthetic.linear_dynamics import LinearDynamics
-from mesalm.lab.claims import Curve, Findings
+from mesalm.lab.claims import Findings
+from mesalm.lab.experiments.frame import Sizes, curve, dynamics
 from mesalm.lab.experiments.softmax import plain_net
 from mesalm.lab.predictors import pairs, position_losses
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 from mesalm.least_squares import ridge_predictions
 
-Sizes = dict[str, Any]
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridges that the least-squares control is tuned over: at the least, it is far off near half the dimension."""
 
@@ -55,21 +54,15 @@ def best_ridge(losses: dict[float, Tensor]) -> float:
     return min(losses, key=lambda ridge: float(losses[ridge].mean()))
 
 
-def zero_loss(bench: Workbench, task: ContextRegression, rows: int) -> float:
+def zero_answer_loss(bench: Workbench, task: ContextRegression, rows: int) -> float:
     """Return the loss of answering zero to every question."""
     targets = bench.batch(task, rows)["targets"]
     return float(position_losses(torch.zeros_like(targets), targets)[list(task.query_positions())].mean())
 
 
-def by_pair(label: str, losses: Tensor) -> Curve:
-    """Return losses by the number of the pair as a line."""
-    return Curve(label, [float(pair + 1) for pair in range(len(losses))], losses.tolist())
-
-
 def base_net(bench: Workbench, sizes: Sizes) -> NetRecipe:
     """Return the recipe of the softmax net that has seen linear dynamics alone."""
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
-    return plain_net(bench, sizes, task, "softmax", sizes["layers"])
+    return plain_net(bench, sizes, dynamics(sizes), "softmax", sizes["layers"])
 
 
 def aided(bench: Workbench, sizes: Sizes, base: NetRecipe) -> dict[str, tuple[ContextRegression, NetRecipe]]:
@@ -98,14 +91,14 @@ def learning_from_pairs(bench: Workbench, sizes: Sizes, base: NetRecipe) -> Find
     tasks = {name: task for name, (task, _) in ways.items()}
     found = [pair_losses(bench, recipe, task, rows) for task, recipe in ways.values()]
     plain, separated, prefixed = found
-    zero = zero_loss(bench, tasks["plain"], rows)
+    zero = zero_answer_loss(bench, tasks["plain"], rows)
     controls: dict[str, float] = {"loss of predicting zero": zero}
-    curves = [by_pair(name, losses) for name, losses in zip(tasks, found, strict=True)]
+    curves = [curve(name, losses) for name, losses in zip(tasks, found, strict=True)]
     for lag, name in ((0, "all pairs"), (1, "without the newest pair")):
         by_ridge = least_squares_losses(bench, tasks["plain"], rows, lag)
         ridge = best_ridge(by_ridge)
         losses = by_ridge[ridge]
-        curves.append(by_pair(f"least squares, {name}", losses))
+        curves.append(curve(f"least squares, {name}", losses))
         controls |= {
             f"least squares, highest within the dimension over predicting zero, {name}, ridge {each:g}": float(
                 found[1:size].max() / zero
@@ -141,7 +134,7 @@ def continual(bench: Workbench, sizes: Sizes) -> Findings:
     task = pairs_task(sizes["size"], pairs=first, second_pairs=sizes["second_pairs"])
     losses = pair_losses(bench, base_net(bench, sizes), task, sizes["test_rows"])
     control = least_squares_losses(bench, task, sizes["test_rows"], 0)
-    ridge, zero = best_ridge(control), zero_loss(bench, task, sizes["test_rows"])
+    ridge, zero = best_ridge(control), zero_answer_loss(bench, task, sizes["test_rows"])
     return Findings(
         {
             "loss at the switch over the loss before": float(losses[first] / losses[first - 1]),
@@ -152,15 +145,14 @@ def continual(bench: Workbench, sizes: Sizes) -> Findings:
             "loss after four times the dimension over predicting zero": float(losses[first + 4 * sizes["size"]] / zero),
         },
         controls={"best ridge of the control": ridge, "loss of predicting zero": zero},
-        curves=[by_pair("plain", losses), by_pair("least squares, all pairs", control[ridge])],
+        curves=[curve("plain", losses), curve("least squares, all pairs", control[ridge])],
         x_label="pair",
     )
 
 
 def few_shot_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
     """Measure what claim 17 asks for of one softmax and one mesa layer in place of the deep softmax net."""
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
-    return learning_from_pairs(bench, sizes, plain_net(bench, sizes, task, ["softmax", "mesa"], 2))
+    return learning_from_pairs(bench, sizes, plain_net(bench, sizes, dynamics(sizes), ["softmax", "mesa"], 2))
 
 
 def continual_aided(bench: Workbench, sizes: Sizes) -> Findings:
@@ -178,7 +170,7 @@ def continual_aided(bench: Workbench, sizes: Sizes) -> Findings:
         values[f"loss at the switch over the loss before, {name}"] = float(losses[first] / losses[first - 1])
         values[f"last loss over the loss at the switch, {name}"] = float(losses[-1] / losses[first])
         values[f"mean loss of the second task, {name}"] = float(losses[first:].mean())
-        curves.append(by_pair(name, losses))
+        curves.append(curve(name, losses))
     return Findings(
         values,
         curves=curves,

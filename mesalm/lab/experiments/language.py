@@ -6,17 +6,15 @@ import hashlib
 import json
 import math
 import statistics
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mesalm.lab.claims import Findings
-from mesalm.lab.experiments.linear import curve
+from mesalm.lab.experiments.frame import Sizes, curve
 from mesalm.lab.workbench import Workbench
 from mesalm.train.recipe import Recipe
 
-Sizes = dict[str, Any]
 ARMS = ("softmax", "linear", "mesa")
 """The mixer after the first layer."""
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import Tensor
 
-from mesalm.data.stream import Batch
-from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.lab.claims import Curve, Findings
 from mesalm.lab.compressed import averaged, compressed, counts, diagonal_mass, learned_rate, with_products
 from mesalm.lab.constructions import products_of
+from mesalm.lab.experiments.frame import (
+    RIDGE,
+    Sizes,
+    curve,
+    dynamics,
+    fit_and_test,
+    net_losses,
+    ridge_losses,
+    zero_loss,
+)
 from mesalm.lab.preconditioners import learned_coefficients, momentum_predictions
 from mesalm.lab.predictors import best_step, mean_loss, pairs, position_losses
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 from mesalm.least_squares import best_rate, gradient_predictions, ridge_predictions
 from mesalm.regressor.configuration_regressor import SLOTS
 from mesalm.wording import plural
-
-Sizes = dict[str, Any]
-RIDGE = 1e-3
-"""The ridge of the least-squares controls, the authors' choice."""
 
 
 def constructed_net(
@@ -41,17 +44,10 @@ def constructed_net(
         "initializer_range": 2e-4,
         "residual_clip": 4.0 if mixer == "linear" else None,
     }
-    # a claim names the transition as text; the settings check it
-    task = LinearDynamics(size=size, length=sizes["length"], transition=transition)  # type: ignore[arg-type]
-    return net_recipe(task, sizes, bench.seed, model)
+    return net_recipe(dynamics(sizes, transition=transition), sizes, bench.seed, model)
 
 
-def curve(label: str, losses: torch.Tensor) -> Curve:
-    """Return the losses by position as a line."""
-    return Curve(label, [float(t + 1) for t in range(len(losses))], losses.tolist())
-
-
-def late_upturn(losses: torch.Tensor) -> float:
+def late_upturn(losses: Tensor) -> float:
     """Return by how much the last loss is above the least, as a share of the least."""
     return float(losses[-1] / losses.min() - 1)
 
@@ -85,7 +81,7 @@ def one_layer(bench: Workbench, sizes: Sizes) -> Findings:
             "loss of the gradient step": float(step.mean()),
             "best rate": rate,
             "loss of the gradient step without the newest pair": mean_loss(best_step(inputs, targets, lag=1), targets),
-            "loss of predicting zero": mean_loss(torch.zeros_like(targets), targets),
+            "loss of predicting zero": zero_loss(batch),
         },
         curves=[curve("trained linear layer", ours), curve("best gradient step", step)],
         blocks=blocks,
@@ -128,61 +124,46 @@ def interpolation(bench: Workbench, sizes: Sizes) -> Findings:
 def depth(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 7: one, two and four linear layers, and one mesa layer, beside ridge regression."""
     forms = [("linear", 1), ("linear", 2), ("linear", 4), ("mesa", 1)]
-    curves, means = [], []
-    for place, (mixer, layers) in enumerate(forms):
-        own = {**sizes, "steps": sizes["steps"][place], "learning_rate": sizes["learning_rate"][place]}
+    batch = bench.batch(dynamics(sizes), sizes["test_rows"])
+    losses = {}
+    for (mixer, layers), steps, rate in zip(forms, sizes["steps"], sizes["learning_rate"], strict=True):
+        own = {**sizes, "steps": steps, "learning_rate": rate}
         recipe = constructed_net(bench, own, mixer, layers)
-        batch = bench.batch(recipe.task, sizes["test_rows"])
-        losses = position_losses(bench.net(recipe)(batch["inputs"]).predictions, batch["targets"])
-        curves.append(curve(f"{mixer}, {plural(layers, 'layer')}", losses))
-        means.append(float(losses.mean()))
-    inputs, targets = batch["inputs"].double(), batch["targets"]
-    fresh, late = (position_losses(ridge_predictions(*pairs(inputs), RIDGE, lag), targets) for lag in (0, 1))
-    one, two, four, mesa = means
+        losses[f"{mixer}, {plural(layers, 'layer')}"] = net_losses(bench, recipe, batch)
+    losses |= ridge_losses(batch)
+    means = {name: float(each.mean()) for name, each in losses.items()}
+    one, two, four, mesa, ridge, _ = means.values()
     return Findings(
         {
             "loss of two layers relative to one": two / one,
             "loss of four layers relative to two": four / two,
             "loss of one mesa layer relative to four": mesa / four,
-            "loss of one mesa layer relative to ridge": mesa / float(fresh.mean()),
+            "loss of one mesa layer relative to ridge": mesa / ridge,
         },
-        controls={
-            **dict(zip((line.label for line in curves), means, strict=True)),
-            "ridge with all pairs": float(fresh.mean()),
-            "ridge without the newest pair": float(late.mean()),
-        },
-        curves=[*curves, curve("ridge with all pairs", fresh), curve("ridge without the newest pair", late)],
+        controls=means,
+        curves=[curve(name, each) for name, each in losses.items()],
     )
 
 
 def depth_to_the_end(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 7, version 2: beside version 1's, proposition 2 with four learned steps on all pairs."""
     found = depth(bench, sizes)
-    # a claim names the transition as text; the settings check it
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
-    fit, test = fit_and_test(bench, task, 512, sizes["test_rows"])
+    fit, test = fit_and_test(bench, dynamics(sizes), sizes)
     learned = learned_coefficients(fit["inputs"], fit["targets"], 4, RIDGE, 0)
-    steps = mean_loss(momentum_predictions(test["inputs"], learned, RIDGE, 0), test["targets"])
+    steps = mean_loss(momentum_predictions(test["inputs"].double(), learned, RIDGE, 0), test["targets"])
     found.controls["proposition 2, four steps"] = steps
     for words, label in (("four layers", "linear, 4 layers"), ("one mesa layer", "mesa, 1 layer")):
         found.values[f"loss of {words} relative to proposition 2"] = found.controls[label] / steps
     return found
 
 
-def fit_and_test(bench: Workbench, task: LinearDynamics, fit_rows: int, test_rows: int) -> tuple[Batch, Batch]:
-    """Return sequences to fit coefficients on, and others to test them on, both float64."""
-    fit, test = bench.batch(task, fit_rows, step=1), bench.batch(task, test_rows)
-    return {name: each.double() for name, each in fit.items()}, {name: each.double() for name, each in test.items()}
-
-
 def chebyshev(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 8: proposition 2 with learned coefficients beside a net of as many layers; the nearer lag counts."""
     layers = sizes["layers"]
     recipe = constructed_net(bench, sizes, "linear", layers)
-    batch = bench.batch(recipe.task, sizes["test_rows"])
-    inputs, targets = batch["inputs"].double(), batch["targets"].double()
-    fit = {name: tensor.double() for name, tensor in bench.batch(recipe.task, 512, step=1).items()}
-    net = position_losses(bench.net(recipe)(batch["inputs"]).predictions, targets)
+    fit, test = fit_and_test(bench, recipe.task, sizes)
+    inputs, targets = test["inputs"].double(), test["targets"].double()
+    net = position_losses(bench.net(recipe)(test["inputs"]).predictions, targets)
     curves, controls, gaps = [curve(f"linear, {layers} layers", net)], {"loss of the net": float(net.mean())}, []
     for lag, name in ((0, "all pairs"), (1, "without the newest pair")):
         found = learned_coefficients(fit["inputs"], fit["targets"], layers, sizes["ridge"], lag)
@@ -200,25 +181,20 @@ def chebyshev_by_predictions(bench: Workbench, sizes: Sizes) -> Findings:
     """
     found, layers, ridge = chebyshev(bench, sizes), sizes["layers"], sizes["ridge"]
     recipe = constructed_net(bench, sizes, "linear", layers)
-    assert isinstance(recipe.task, LinearDynamics)
-    fit, test = fit_and_test(bench, recipe.task, 512, sizes["test_rows"])
-    net = bench.net(recipe)
-    ours = net(test["inputs"].float()).predictions.double()
+    fit, test = fit_and_test(bench, recipe.task, sizes)
+    inputs, ours = test["inputs"].double(), bench.net(recipe)(test["inputs"]).predictions.double()
     learned = {
         (steps, lag): learned_coefficients(fit["inputs"], fit["targets"], steps, ridge, lag)
         for steps in range(max(layers - 2, 1), layers + 3)
         for lag in (0, 1)
     }
-    apart = {
-        key: mean_loss(momentum_predictions(test["inputs"], each, ridge, key[1]), ours) for key, each in learned.items()
-    }
+    apart = {key: mean_loss(momentum_predictions(inputs, each, ridge, key[1]), ours) for key, each in learned.items()}
     steps, lag = min(apart, key=lambda key: apart[key])
     own = min(apart[layers, each] for each in (0, 1))
-    exact = min(mean_loss(ridge_predictions(*pairs(test["inputs"]), ridge, each), ours) for each in (0, 1))
-    contracting = recipe.task.model_copy(update={"transition": "contracting"})
-    other = bench.batch(contracting, sizes["test_rows"])
+    exact = min(mean_loss(ridge_predictions(*pairs(inputs), ridge, each), ours) for each in (0, 1))
+    other = bench.batch(dynamics(sizes, transition="contracting"), sizes["test_rows"])
     inputs, targets = other["inputs"].double(), other["targets"]
-    loss = mean_loss(net(other["inputs"]).predictions, targets)
+    loss = float(net_losses(bench, recipe, other).mean())
     gaps = [
         abs(mean_loss(momentum_predictions(inputs, learned[layers, each], ridge, each), targets) / loss - 1)
         for each in (0, 1)
@@ -240,18 +216,16 @@ def fixed_teacher(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 15: a linear layer trained on one map for all sequences."""
     recipe = constructed_net(bench, sizes, "linear", 1, transition="teacher")
     batch = bench.batch(recipe.task, sizes["test_rows"])
-    inputs, targets = batch["inputs"], batch["targets"]
-    ours = position_losses(bench.net(recipe)(inputs).predictions, targets)
-    step = position_losses(best_step(inputs, targets), targets)
-    zero = position_losses(torch.zeros_like(targets), targets)
-    other = bench.batch(LinearDynamics(size=sizes["size"], length=sizes["length"]), sizes["test_rows"])
-    elsewhere = mean_loss(bench.net(recipe)(other["inputs"]).predictions, other["targets"])
+    ours = net_losses(bench, recipe, batch)
+    step = position_losses(best_step(batch["inputs"], batch["targets"]), batch["targets"])
+    zero = position_losses(torch.zeros_like(batch["targets"]), batch["targets"])
+    other = bench.batch(dynamics(sizes), sizes["test_rows"])
+    elsewhere = float(net_losses(bench, recipe, other).mean())
     return Findings(
         {
             "loss relative to the best gradient step": float(ours.mean() / step.mean()),
             "loss at the first position over predicting zero": float(ours[0] / zero[0]),
-            "loss on other maps over predicting zero": elsewhere
-            / mean_loss(torch.zeros_like(other["targets"]), other["targets"]),
+            "loss on other maps over predicting zero": elsewhere / zero_loss(other),
         },
         controls={"loss of the net": float(ours.mean()), "loss of the gradient step": float(step.mean())},
         curves=[curve("trained linear layer", ours), curve("best gradient step", step)],

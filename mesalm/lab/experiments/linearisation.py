@@ -5,15 +5,10 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-import torch
-
-from mesalm.data.synthetic.linear_dynamics import LinearDynamics
-from mesalm.lab.claims import Curve, Findings
+from mesalm.lab.claims import Findings
+from mesalm.lab.experiments.frame import Sizes, curve, dynamics, net_losses, zero_loss
 from mesalm.lab.experiments.softmax import plain_net
-from mesalm.lab.predictors import mean_loss
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
-
-Sizes = dict[str, Any]
 
 
 def linearised(bench: Workbench, sizes: Sizes, base: NetRecipe, layer: int) -> NetRecipe:
@@ -36,24 +31,21 @@ def linearised(bench: Workbench, sizes: Sizes, base: NetRecipe, layer: int) -> N
 def loss_ratios(bench: Workbench, sizes: Sizes, base: NetRecipe) -> list[float]:
     """Return for each layer the net's loss with that layer alone linear, over the loss of the net as it is."""
     batch = bench.batch(base.task, sizes["test_rows"])
-
-    def loss(recipe: NetRecipe) -> float:
-        return mean_loss(bench.net(recipe)(batch["inputs"]).predictions, batch["targets"])
-
-    layers = range(bench.net(base).config.num_hidden_layers)
-    return [loss(linearised(bench, sizes, base, layer)) / loss(base) for layer in layers]
+    own = float(net_losses(bench, base, batch).mean())
+    recipes = [linearised(bench, sizes, base, layer) for layer in range(bench.net(base).config.num_hidden_layers)]
+    return [float(net_losses(bench, recipe, batch).mean()) / own for recipe in recipes]
 
 
 def linearisation(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 13: nets of softmax layers, four positions per entry of the state; ratios are means over the sizes."""
     ratios, bases, zeros = {}, {}, {}
     for size in sizes["sizes"]:
-        task = LinearDynamics(size=size, length=4 * size)
+        task = dynamics({"size": size, "length": 4 * size})
         base = plain_net(bench, sizes, task, "softmax", sizes["layers"])
         ratios[size] = loss_ratios(bench, sizes, base)
         batch = bench.batch(task, sizes["test_rows"])
-        bases[size] = mean_loss(bench.net(base)(batch["inputs"]).predictions, batch["targets"])
-        zeros[size] = mean_loss(torch.zeros_like(batch["targets"]), batch["targets"])
+        bases[size] = float(net_losses(bench, base, batch).mean())
+        zeros[size] = zero_loss(batch)
     later = {size: statistics.fmean(found[1:]) for size, found in ratios.items()}
     small, large = min(later), max(later)
     return Findings(
@@ -71,10 +63,7 @@ def linearisation(bench: Workbench, sizes: Sizes) -> Findings:
                 for layer, ratio in enumerate(found)
             },
         },
-        curves=[
-            Curve(f"size {size}", [float(layer + 1) for layer in range(len(found))], found)
-            for size, found in ratios.items()
-        ],
+        curves=[curve(f"size {size}", found) for size, found in ratios.items()],
         x_label="layer that is linear",
         y_label="loss over the net's own",
     )

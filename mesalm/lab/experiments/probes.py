@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mesalm.data.synthetic.linear_dynamics import LinearDynamics
-from mesalm.lab.claims import Curve, Findings
+from mesalm.lab.claims import Findings
 from mesalm.lab.experiments.controls import best_of_rates, shuffled
+from mesalm.lab.experiments.frame import FIT_ROWS, Sizes, curve, dynamics, fit_and_test
 from mesalm.lab.experiments.linear import constructed_net
 from mesalm.lab.linear_decoders import decode
 from mesalm.lab.preconditioners import Coefficients, learned_coefficients, momentum_inverse
@@ -19,27 +18,29 @@ from mesalm.lab.workbench import Workbench
 from mesalm.least_squares import running_gram
 from mesalm.regressor.regressor_mesa import MesaRegressor
 
-Sizes = dict[str, Any]
 
+def probed_nets(bench: Workbench, sizes: Sizes) -> dict[str, MesaRegressor]:
+    """Return the linear net under the name "", and in version 2 a softmax net and two controls.
 
-def other_nets(bench: Workbench, sizes: Sizes) -> dict[str, MesaRegressor]:
-    """Return the softmax net of version 2 and its two controls, which have not learned to learn in context."""
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
+    Their sizes have ``softmax_layers``. The controls have not learned to learn in context.
+    """
+    linear = bench.net(constructed_net(bench, sizes, "linear", sizes["layers"]))
+    if "softmax_layers" not in sizes:
+        return {"": linear}
     own = {**sizes, "steps": sizes["softmax_steps"]}
-    deep = best_of_rates(bench, own, task, "softmax", sizes["softmax_layers"], sizes["softmax_rates"])
+    deep = best_of_rates(bench, own, dynamics(sizes), "softmax", sizes["softmax_layers"], sizes["softmax_rates"])
     teacher = constructed_net(bench, sizes, "linear", sizes["layers"], transition="teacher")
-    linear = constructed_net(bench, sizes, "linear", sizes["layers"])
     return {
-        "softmax": bench.net(deep),
-        "shuffled weights": shuffled(bench.net(linear), bench.seed),
-        "fixed teacher": bench.net(teacher),
+        "": linear,
+        ", softmax": bench.net(deep),
+        ", shuffled weights": shuffled(linear, bench.seed),
+        ", fixed teacher": bench.net(teacher),
     }
 
 
 def next_token_errors(bench: Workbench, sizes: Sizes, net: MesaRegressor) -> dict[int, list[float]]:
     """Return for several positions, from 1, the error of decoding the next token from the input and every layer."""
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
-    fit, test = (bench.batch(task, sizes[f"{name}_rows"], step) for step, name in ((1, "fit"), (0, "test")))
+    fit, test = fit_and_test(bench, dynamics(sizes), sizes)
     streams = [net(batch["inputs"], output_hidden_states=True).hidden_states for batch in (fit, test)]
     return {
         position: [
@@ -55,35 +56,23 @@ def next_token_errors(bench: Workbench, sizes: Sizes, net: MesaRegressor) -> dic
 
 def target_probe(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 9: the next token decoded from the residual stream at the last position, layer by layer."""
-    net = bench.net(constructed_net(bench, sizes, "linear", sizes["layers"]))
-    errors = next_token_errors(bench, sizes, net)
-    last = errors[sizes["length"]]
+    values, curves = {}, []
+    for name, net in probed_nets(bench, sizes).items():
+        errors = next_token_errors(bench, sizes, net)
+        last = errors[sizes["length"]]
+        values[f"largest ratio of successive errors{name}"] = max(b / a for a, b in pairwise(last))
+        values[f"last error relative to the input's{name}"] = last[-1] / last[0]
+        if name:
+            curves.append(curve(f"{name.removeprefix(', ')}, last position", last, 0))
+        else:
+            curves += [curve(f"position {position}", found, 0) for position, found in errors.items()]
     return Findings(
-        {
-            "largest ratio of successive errors": max(b / a for a, b in pairwise(last)),
-            "last error relative to the input's": last[-1] / last[0],
-        },
-        curves=[by_layer(f"position {position}", found) for position, found in errors.items()],
+        values,
+        curves=curves,
         x_label="layer",
         y_label="error of the decoder, fresh sequences",
         logarithmic=True,
     )
-
-
-def by_layer(label: str, values: list[float]) -> Curve:
-    """Return values of the input and every layer as a line."""
-    return Curve(label, [float(layer) for layer in range(len(values))], values)
-
-
-def target_probe_of_nets(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 9, version 2: beside version 1's, a softmax net and two controls, all at the last position."""
-    found = target_probe(bench, sizes)
-    for name, net in other_nets(bench, sizes).items():
-        last = next_token_errors(bench, sizes, net)[sizes["length"]]
-        found.values[f"largest ratio of successive errors, {name}"] = max(b / a for a, b in pairwise(last))
-        found.values[f"last error relative to the input's, {name}"] = last[-1] / last[0]
-        found.curves.append(by_layer(f"{name}, last position", last))
-    return found
 
 
 def preconditioned(inputs: Tensor, learned: Coefficients, at: int, ridge: float) -> Tensor:
@@ -103,10 +92,9 @@ def preconditioning_errors(
     The query is preconditioned by six steps with learned coefficients, as in the paper; sequences where its norm is
     two standard deviations above the mean are left out.
     """
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
     at, ridge = sizes["position"] - 1, sizes["ridge"]
-    fit, test = (bench.batch(task, sizes[f"{name}_rows"], step) for step, name in ((1, "fit"), (0, "test")))
-    learned = learned_coefficients(fit["inputs"][:512].double(), fit["targets"][:512].double(), 6, ridge, 0)
+    fit, test = fit_and_test(bench, dynamics(sizes), sizes)
+    learned = learned_coefficients(fit["inputs"][:FIT_ROWS], fit["targets"][:FIT_ROWS], 6, ridge, 0)
     parts = []
     for batch in (fit, test):
         query = preconditioned(batch["inputs"], learned, at, ridge)
@@ -121,25 +109,12 @@ def preconditioning_errors(
 
 def preconditioning_probe(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 10: the preconditioned query decoded layer by layer, and the control: the next token from it alone."""
-    net = bench.net(constructed_net(bench, sizes, "linear", sizes["layers"]))
-    errors, *queries_and_next = preconditioning_errors(bench, sizes, net)
-    control = decode(*queries_and_next)
-    return Findings(
-        {
-            "least error relative to the input's": min(errors[1:]) / errors[0],
-            "error of the control relative to the variance": control.error / control.variance,
-        },
-        curves=[by_layer(f"position {sizes['position']}", errors)],
-        x_label="layer",
-        y_label="error of the decoder, fresh sequences",
-    )
-
-
-def preconditioning_probe_of_nets(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 10, version 2: beside version 1's, a softmax net and two nets that cannot precondition."""
-    found = preconditioning_probe(bench, sizes)
-    for name, net in other_nets(bench, sizes).items():
-        errors, *_ = preconditioning_errors(bench, sizes, net)
-        found.values[f"least error relative to the input's, {name}"] = min(errors[1:]) / errors[0]
-        found.curves.append(by_layer(name, errors))
-    return found
+    values, curves = {}, []
+    for name, net in probed_nets(bench, sizes).items():
+        errors, *queries_and_next = preconditioning_errors(bench, sizes, net)
+        values[f"least error relative to the input's{name}"] = min(errors[1:]) / errors[0]
+        if not name:
+            control = decode(*queries_and_next)
+            values["error of the control relative to the variance"] = control.error / control.variance
+        curves.append(curve(name.removeprefix(", ") or f"position {sizes['position']}", errors, 0))
+    return Findings(values, curves=curves, x_label="layer", y_label="error of the decoder, fresh sequences")

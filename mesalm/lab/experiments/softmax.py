@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
-from mesalm.data.synthetic.linear_dynamics import LinearDynamics
 from mesalm.data.synthetic.nonlinear_dynamics import NonlinearDynamics
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.lab.claims import Findings
-from mesalm.lab.experiments.linear import RIDGE, curve
+from mesalm.lab.experiments.frame import (
+    Sizes,
+    curve,
+    dynamics,
+    fit_and_test,
+    net_losses,
+    ridge_losses,
+    zero_loss,
+)
 from mesalm.lab.linear_decoders import decode
-from mesalm.lab.predictors import mean_loss, pairs, position_losses
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
-from mesalm.least_squares import ridge_predictions
-
-Sizes = dict[str, Any]
 
 
 def plain_net(
@@ -44,29 +43,25 @@ def plain_net(
 
 def shallow_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 16: softmax then mesa against a deeper net of softmax layers."""
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
+    task, layers = dynamics(sizes), sizes["layers"]
     batch = bench.batch(task, sizes["test_rows"])
-    inputs, targets = batch["inputs"], batch["targets"]
-    forms: list[tuple[str, Any, int]] = [
-        ("softmax then mesa", ["softmax", "mesa"], 2),
-        (f"softmax, {sizes['layers']} layers", "softmax", sizes["layers"]),
-    ]
-    losses = {
-        name: position_losses(bench.net(plain_net(bench, sizes, task, mixers, layers))(inputs).predictions, targets)
-        for name, mixers, layers in forms
+    recipes = {
+        "softmax then mesa": plain_net(bench, sizes, task, ["softmax", "mesa"], 2),
+        f"softmax, {layers} layers": plain_net(bench, sizes, task, "softmax", layers),
     }
+    losses = {name: net_losses(bench, recipe, batch) for name, recipe in recipes.items()}
     hybrid, softmax = (float(each.mean()) for each in losses.values())
-    fresh, late = (position_losses(ridge_predictions(*pairs(inputs.double()), RIDGE, lag), targets) for lag in (0, 1))
+    ridge = ridge_losses(batch)
+    losses["ridge with all pairs"] = ridge["ridge with all pairs"]
     return Findings(
         {"loss of the hybrid relative to softmax": hybrid / softmax},
         controls={
             "loss of the hybrid": hybrid,
             "loss of softmax": softmax,
-            "ridge with all pairs": float(fresh.mean()),
-            "ridge without the newest pair": float(late.mean()),
-            "loss of predicting zero": mean_loss(torch.zeros_like(targets), targets),
+            **{name: float(each.mean()) for name, each in ridge.items()},
+            "loss of predicting zero": zero_loss(batch),
         },
-        curves=[*(curve(name, each) for name, each in losses.items()), curve("ridge with all pairs", fresh)],
+        curves=[curve(name, each) for name, each in losses.items()],
     )
 
 
@@ -75,15 +70,14 @@ def nonlinear(bench: Workbench, sizes: Sizes) -> Findings:
     task = NonlinearDynamics(size=sizes["size"], width=sizes["features_width"], length=sizes["length"])
     deep = plain_net(bench, sizes, task, "softmax", sizes["layers"], mlps=True)
     hybrid = plain_net(bench, sizes, task, ["softmax", "mesa"], 2, mlps=True)
-    fit, test = (bench.batch(task, sizes[f"{name}_rows"], step) for step, name in ((1, "fit"), (0, "test")))
+    fit, test = fit_and_test(bench, task, sizes)
     features = [task.features(batch["inputs"][:, -1]) for batch in (fit, test)]
     raw = [task.raw_features(batch["inputs"][:, -1]) for batch in (fit, test)]
     net = bench.net(deep)
     streams = [net(batch["inputs"], output_hidden_states=True).hidden_states for batch in (fit, test)]
     explained = [decode((a[:, -1], features[0]), (b[:, -1], features[1])).r2 for a, b in zip(*streams, strict=True)]
     first, second = (decode((a[:, -1], raw[0]), (b[:, -1], raw[1])).r2 for a, b in list(zip(*streams, strict=True))[:2])
-    inputs, targets = test["inputs"], test["targets"]
-    losses = [position_losses(bench.net(recipe)(inputs).predictions, targets) for recipe in (deep, hybrid)]
+    losses = [net_losses(bench, recipe, test) for recipe in (deep, hybrid)]
     softmax, ours = (float(each.mean()) for each in losses)
     return Findings(
         {
@@ -97,8 +91,8 @@ def nonlinear(bench: Workbench, sizes: Sizes) -> Findings:
             "R2 of the unnormalised features in the input": first,
             "loss of softmax": softmax,
             "loss of the hybrid": ours,
-            "ridge on the states, all pairs": mean_loss(ridge_predictions(*pairs(inputs.double()), RIDGE), targets),
-            "loss of predicting zero": mean_loss(torch.zeros_like(targets), targets),
+            "ridge on the states, all pairs": float(ridge_losses(test)["ridge with all pairs"].mean()),
+            "loss of predicting zero": zero_loss(test),
         },
         curves=[curve(f"softmax, {sizes['layers']} layers", losses[0]), curve("softmax then mesa", losses[1])],
         notes=["the MLPs are gated GELU, and softmax layers do not scale queries and keys to unit length"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,17 +18,14 @@ from mesalm.lab.constructions import (
     polynomial_heads,
     set_products,
 )
-from mesalm.lab.experiments.linear import curve
+from mesalm.lab.experiments.frame import Sizes, curve, dynamics
 from mesalm.lab.preconditioners import neumann_inverse
 from mesalm.lab.predictors import kernel_predictions, mean_loss, pairs, previous
-from mesalm.lab.recursion import sherman_morrison
 from mesalm.lab.workbench import Workbench
 from mesalm.least_squares import gradient_predictions, ridge_predictions, running_cross, running_gram
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 from mesalm.train.activations import counted_storages
-
-Sizes = dict[str, Any]
 
 
 def largest(difference: Tensor) -> float:
@@ -44,7 +40,7 @@ def relative(value: Tensor, reference: Tensor) -> float:
 
 def gradient_step(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 1: proposition 1's weights against the gradient step itself, random starts and rates."""
-    task = LinearDynamics(size=sizes["size"], length=sizes["length"])
+    task = dynamics(sizes)
     found, curves = {}, []
     for dtype, name in ((torch.float32, "float32"), (torch.float64, "float64")):
         inputs = drawn_batch(task, sizes["rows"], bench.seed)["inputs"].to(dtype)
@@ -73,8 +69,7 @@ def gradient_step(bench: Workbench, sizes: Sizes) -> Findings:
 def preconditioning(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 2: truncated Neumann from attention weights, against the matrix recursion and exact ridge."""
     size, ridge = sizes["size"], sizes["ridge"]
-    task = LinearDynamics(size=size, length=sizes["length"])
-    inputs = drawn_batch(task, sizes["rows"], bench.seed)["inputs"].double()
+    inputs = drawn_batch(dynamics(sizes), sizes["rows"], bench.seed)["inputs"].double()
     keys = previous(inputs)
     gram = running_gram(keys) + ridge * torch.eye(size, dtype=torch.float64)
     cross = running_cross(inputs, keys)
@@ -133,6 +128,26 @@ def batch_ridge(bench: Workbench, sizes: Sizes) -> Findings:
         y_label="relative distance",
         logarithmic=True,
     )
+
+
+def sherman_morrison(query: Tensor, key: Tensor, value: Tensor, inverse_ridge: float) -> Tensor:
+    """Return Phi_t q_t, [B, T, H, V], with Phi_t the ridge regression of the values on the keys up to t.
+
+    R_t = R_{t-1} - R_{t-1} k k' R_{t-1} / (1 + k' R_{t-1} k), R_0 = inverse_ridge I (the paper's lambda);
+    Phi_t = sum_{t' <= t} v_{t'} k_{t'}' R_t. query and key [B, T, H, K], value [B, T, H, V], computed in their dtype;
+    autograd passes through. von Oswald et al. 2023 (arXiv 2309.05858), section 3.
+    """
+    batch, length, heads, size = key.shape
+    inverse = inverse_ridge * torch.eye(size, dtype=key.dtype, device=key.device).expand(batch, heads, size, size)
+    cross = value.new_zeros(batch, heads, value.shape[-1], size)
+    outputs = []
+    for t in range(length):
+        k, v, q = key[:, t].unsqueeze(-1), value[:, t].unsqueeze(-1), query[:, t].unsqueeze(-1)
+        along = inverse @ k
+        inverse = inverse - along @ along.mT / (1.0 + k.mT @ along)
+        cross = cross + v @ k.mT
+        outputs.append((cross @ (inverse @ q)).squeeze(-1))
+    return torch.stack(outputs, dim=1)
 
 
 def mesa_by_solve(query: Tensor, key: Tensor, value: Tensor, inverse_ridge: float) -> Tensor:
@@ -194,33 +209,22 @@ def _kept_numbers(seed: int, size: int, length: int) -> int:
 
 def dimension_curse(bench: Workbench, sizes: Sizes) -> Findings:
     """Claim 14: kernel regression by softmax against ridge regression, sequences four times as long as the size."""
-    ridge_losses: list[float] = []
-    fresh_losses: list[float] = []
-    kernel_losses: list[float] = []
+    losses = []
     for size in sizes["sizes"]:
         batch = drawn_batch(LinearDynamics(size=size, length=4 * size), sizes["rows"], bench.seed)
         inputs, targets = batch["inputs"], batch["targets"]
-        for losses, lag in ((ridge_losses, 1), (fresh_losses, 0)):
-            fitted = ridge_predictions(*pairs(inputs.double()), sizes["ridge"], lag)
-            losses.append(mean_loss(fitted, targets) / size)
         # the best sharpness of a grid that is fine beside how flat the loss is around it
-        kernel_losses.append(
-            min(mean_loss(kernel_predictions(inputs, 0.25 * 2 ** (power / 2)), targets) for power in range(16)) / size
-        )
-    ratios = dict(zip(sizes["sizes"], (k / r for k, r in zip(kernel_losses, ridge_losses, strict=True)), strict=True))
-    fresh = {size: k / r for size, k, r in zip(sizes["sizes"], kernel_losses, fresh_losses, strict=True)}
+        kernel = min(mean_loss(kernel_predictions(inputs, 0.25 * 2 ** (power / 2)), targets) for power in range(16))
+        fitted = [ridge_predictions(*pairs(inputs.double()), sizes["ridge"], lag) for lag in (1, 0)]
+        losses.append([loss / size for loss in (kernel, *(mean_loss(each, targets) for each in fitted))])
+    ratios = {size: kernel / late for size, (kernel, late, _) in zip(sizes["sizes"], losses, strict=True)}
+    fresh = {size: kernel / all_ for size, (kernel, _, all_) in zip(sizes["sizes"], losses, strict=True)}
+    labels = ("kernel regression", "ridge without the newest pair", "ridge with all pairs")
     x = [float(size) for size in sizes["sizes"]]
     return Findings(
-        {
-            "kernel loss over ridge loss at size 4": ratios[4],
-            "kernel loss over ridge loss at size 40": ratios[40],
-        },
+        {f"kernel loss over ridge loss at size {size}": ratios[size] for size in (4, 40)},
         controls={f"ratio at size {size} with the newest pair": fresh[size] for size in (4, 40)},
-        curves=[
-            Curve("kernel regression", x, kernel_losses),
-            Curve("ridge without the newest pair", x, ridge_losses),
-            Curve("ridge with all pairs", x, fresh_losses),
-        ],
+        curves=[Curve(label, x, list(own)) for label, own in zip(labels, zip(*losses, strict=True), strict=True)],
         x_label="dimension",
         y_label="loss per dimension",
     )

@@ -22,7 +22,6 @@ class Reading(NamedTuple):
 
     layer: int
     mixer: str
-    gated: bool
     query: Tensor
     key: Tensor
     value: Tensor
@@ -84,7 +83,6 @@ def _reading(mixer: Any, operands: Any) -> Reading:
     return Reading(
         layer=mixer.layer_idx,
         mixer=mixer.name,
-        gated=log_forget is not None and input_gate is not None,
         query=query,
         key=key,
         value=value,

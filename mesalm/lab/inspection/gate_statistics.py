@@ -35,7 +35,7 @@ class HeadNumbers:
     least, mean, largest; condition, scaled: condition numbers of H_t + ridge and of the form that the solver sees,
     ridge^-1/2 H_t ridge^-1/2 + 1, of each sampled token; steps: mean over chunks of the slowest token's; long_chunks:
     share of the whole 64-token chunks whose decay is above 1/16; rank: the effective rank of the keys gathered, and
-    dimension: the effective dimension of their ridge regression, means over the sampled tokens (`late_systems`). Layers
+    dimension: the effective dimension of their ridge regression, means over the sampled tokens (`survey`). Layers
     that solve nothing have no ridge, no condition numbers, no dimension and no steps. forget_counts, input_counts:
     tokens in the bins of `FORGET_EDGES` (-log gamma) and `INPUT_EDGES` (beta).
     """
@@ -60,74 +60,57 @@ class HeadNumbers:
 
 @dataclass
 class LayerSamples:
-    """What one layer showed, window by window; each array's last axis is the key head."""
+    """What one layer showed in each window: float64 tensors by name, the second axis of each the key head.
+
+    log_forget, input_gate `[T, G]`; long_chunks `[T // 64, G]`; steps `[N, G]` of a layer that solves; and those of
+    `survey`.
+    """
 
     layer: int
     mixer: str
-    gated: bool
-    log_forget: list[np.ndarray] = field(default_factory=list)
-    input_gate: list[np.ndarray] = field(default_factory=list)
-    steps: list[np.ndarray] = field(default_factory=list)
-    long_chunks: list[np.ndarray] = field(default_factory=list)
-    rank: list[np.ndarray] = field(default_factory=list)
-    lags: list[Tensor] = field(default_factory=list)
-    dimension: list[np.ndarray] = field(default_factory=list)
-    condition: list[np.ndarray] = field(default_factory=list)
-    scaled: list[np.ndarray] = field(default_factory=list)
-    ridge: np.ndarray | None = None
+    ridge: Tensor | None = None
+    windows: list[dict[str, Tensor]] = field(default_factory=list)
 
     def add(self, reading: Reading) -> None:
         """Take in one forward pass of one window, B = 1."""
         log_forget, input_gate = _double(reading.log_forget[0]), _double(reading.input_gate[0])
-        self.log_forget.append(log_forget.numpy())
-        self.input_gate.append(input_gate.numpy())
-        self.long_chunks.append(long_chunks(log_forget).numpy())
         query, key = _double(reading.query[0]), _double(reading.key[0])
-        ridge = None if reading.ridge is None else _double(reading.ridge)
+        self.ridge = None if reading.ridge is None else _double(reading.ridge)
         corrects = self.mixer == DeltaMixer.name
-        late = survey(query, key, log_forget, input_gate, ridge, late_tokens(len(key)), corrects)
-        self.rank.append(late.rank.numpy())
-        self.lags.append(late.lags)
-        if ridge is None:
-            return
-        assert late.dimension is not None
-        assert late.condition is not None
-        assert late.scaled is not None
-        self.ridge = ridge.numpy()
-        self.dimension.append(late.dimension.numpy())
-        self.condition.append(late.condition.numpy())
-        self.scaled.append(late.scaled.numpy())
+        late = survey(query, key, log_forget, input_gate, self.ridge, late_tokens(len(key)), corrects)
+        gates = {"log_forget": log_forget, "input_gate": input_gate, "long_chunks": long_chunks(log_forget)}
         if reading.steps is not None:
-            by_query_head = _double(reading.steps[0])
-            self.steps.append(by_query_head.unflatten(-1, (key.shape[1], -1)).mean(-1).numpy())
+            late["steps"] = _double(reading.steps[0]).unflatten(-1, (key.shape[1], -1)).mean(-1)
+        self.windows.append({**gates, **late})
 
     def numbers(self) -> list[HeadNumbers]:
         """Return the numbers of each key head."""
-        log_forget, input_gate = np.concatenate(self.log_forget), np.concatenate(self.input_gate)
-        return [self._head(head, log_forget[:, head], input_gate[:, head]) for head in range(log_forget.shape[1])]
+        seen = {name: torch.cat([window[name] for window in self.windows]).numpy() for name in self.windows[0]}
+        heads = range(seen["log_forget"].shape[1])
+        return [self._head(head, {name: values[:, head] for name, values in seen.items()}) for head in heads]
 
-    def _head(self, head: int, log_forget: np.ndarray, input_gate: np.ndarray) -> HeadNumbers:
-        low, middle, high = (float(value) for value in np.quantile(log_forget, (0.05, 0.5, 0.95)))
-        mean = float(log_forget.mean())
-        ridge = None if self.ridge is None else self.ridge[head]
-        forgetting = np.clip(-log_forget, FORGET_EDGES[0], FORGET_EDGES[-1])
+    def _head(self, head: int, seen: dict[str, np.ndarray]) -> HeadNumbers:
+        low, middle, high = (float(value) for value in np.quantile(seen["log_forget"], (0.05, 0.5, 0.95)))
+        mean = {name: float(values.mean()) for name, values in seen.items()}
+        ridge = None if self.ridge is None else self.ridge[head].numpy()
+        forgetting = np.clip(-seen["log_forget"], FORGET_EDGES[0], FORGET_EDGES[-1])
         return HeadNumbers(
             layer=self.layer,
             head=head,
             mixer=self.mixer,
-            gamma=float(np.exp(log_forget).mean()),
+            gamma=float(np.exp(seen["log_forget"]).mean()),
             log_gamma=(low, middle, high),
-            memory=-1.0 / mean if mean else None,
-            beta=float(input_gate.mean()),
+            memory=-1.0 / mean["log_forget"] if mean["log_forget"] else None,
+            beta=mean["input_gate"],
             ridge=None if ridge is None else (float(ridge.min()), float(ridge.mean()), float(ridge.max())),
-            condition=[float(value) for window in self.condition for value in window[:, head]],
-            scaled=[float(value) for window in self.scaled for value in window[:, head]],
-            steps=float(np.concatenate(self.steps)[:, head].mean()) if self.steps else None,
-            long_chunks=float(np.concatenate(self.long_chunks)[:, head].mean()),
-            rank=float(np.concatenate(self.rank)[:, head].mean()),
-            dimension=float(np.concatenate(self.dimension)[:, head].mean()) if self.dimension else None,
+            condition=seen["condition"].tolist() if "condition" in seen else [],
+            scaled=seen["scaled"].tolist() if "scaled" in seen else [],
+            steps=mean.get("steps"),
+            long_chunks=mean["long_chunks"],
+            rank=mean["rank"],
+            dimension=mean.get("dimension"),
             forget_counts=np.histogram(forgetting, FORGET_EDGES)[0].tolist(),
-            input_counts=np.histogram(input_gate, INPUT_EDGES)[0].tolist(),
+            input_counts=np.histogram(seen["input_gate"], INPUT_EDGES)[0].tolist(),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,24 +70,17 @@ def cut_windows(text: HeldOut, tokenizer: PreTrainedTokenizerBase, length: int, 
         raise ValueError("the tokenizer has neither bos nor eos, so a document has no beginning; use another model")
     first, later = Windows(), Windows()
     longest = 0
-    for name, tokens in _encoded(text.documents, tokenizer, length * count * CHARACTERS_PER_TOKEN):
+    encode, most = Encoder(tokenizer, cut=False), length * count * CHARACTERS_PER_TOKEN
+    for document in text.documents:
+        tokens = encode([document.text[:most]])[0] if document.text else []
         longest = max(longest, len(tokens))
         for begin in range(0, len(tokens) - length + 1, length):
             chosen = later if begin else first
             chosen.tokens.append(tokens[begin : begin + length])
-            chosen.documents.append(name)
+            chosen.documents.append(document.id)
         if len(first.tokens) == count:
             break
     if not first.tokens:
         hint = f"give --length {longest} or less, or longer text" if longest >= 64 else "name longer text with --text"
         raise ValueError(f"no document has {length} tokens, the longest has {longest}; {hint}")
     return Windows((first.tokens + later.tokens)[:count], (first.documents + later.documents)[:count])
-
-
-def _encoded(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, characters: int
-) -> Iterator[tuple[str, list[int]]]:
-    encode = Encoder(tokenizer, cut=False)
-    for document in documents:
-        if document.text:
-            yield document.id, encode([document.text[:characters]])[0]

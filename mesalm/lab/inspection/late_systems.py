@@ -13,29 +13,12 @@ densely in float64.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import defaultdict
 
 import torch
 from torch import Tensor
 
 from mesalm.lab.inspection.reach import lag_shares
-
-
-class LateSystems(NamedTuple):
-    """Properties of the systems of S tokens, by key head, float64.
-
-    rank `[S, G]`: the effective rank of H_t, exp of the entropy of its normalised eigenvalues (Roy and Vetterli 2007).
-    lags `[S, G, L]`: the shares of |weight| by distance in the read-out (`reach.LAGS`), averaged over the query heads
-    that read the key head. Of mesa heads only, else None: dimension `[S, G]`: the effective dimension of the ridge
-    regression, tr H_t (H_t + ridge)^-1; condition, scaled `[S, G]`: condition numbers of H_t + diag(ridge) and of the
-    form that the solver works on, ridge^-1/2 H_t ridge^-1/2 + 1.
-    """
-
-    rank: Tensor
-    lags: Tensor
-    dimension: Tensor | None
-    condition: Tensor | None
-    scaled: Tensor | None
 
 
 def survey(
@@ -46,7 +29,7 @@ def survey(
     ridge: Tensor | None,
     tokens: list[int],
     corrects: bool = False,
-) -> LateSystems:
+) -> dict[str, Tensor]:
     """Compute properties of the systems of some tokens.
 
     Args:
@@ -54,35 +37,38 @@ def survey(
         ridge: `[G, K]`, None for heads that solve nothing.
         tokens: places t, S of them.
         corrects: whether the heads are delta heads.
+
+    Returns:
+        By name and key head, float64. rank `[S, G]`: the effective rank of H_t, exp of the entropy of its normalised
+        eigenvalues (Roy and Vetterli 2007). lags `[S, G, L]`: the shares of |weight| by distance in the read-out
+        (`reach.LAGS`), averaged over the query heads that read the key head. Of mesa heads only: dimension `[S, G]`:
+        the effective dimension of the ridge regression, tr H_t (H_t + ridge)^-1; condition, scaled `[S, G]`: condition
+        numbers of H_t + diag(ridge) and of the form that the solver works on, ridge^-1/2 H_t ridge^-1/2 + 1.
     """
     # far below what counts beside a token's own weight, and no difference of infinities arises
     total = log_forget.clamp(min=-700.0).cumsum(0)
     keys = key.transpose(0, 1)  # [G, T, K]
     identity = torch.eye(key.shape[-1], dtype=key.dtype)
-    rank, lags, dimension, condition, scaled = [], [], [], [], []
+    found: dict[str, list[Tensor]] = defaultdict(list)
     for t in tokens:
         weight = ((total[t] - total[: t + 1]).exp() * input_gate[: t + 1]).T.unsqueeze(-1)  # [G, t + 1, 1]
         written = keys[:, : t + 1] * weight
         gram = written.mT @ keys[:, : t + 1]
         rows = query[t].unflatten(0, (key.shape[1], -1))  # [G, R, K]
-        rank.append(effective_rank(gram))
+        found["rank"].append(effective_rank(gram))
         if ridge is not None:
             system = gram + torch.diag_embed(ridge)
-            solved = torch.linalg.solve(system.unsqueeze(1), rows.unsqueeze(-1)).squeeze(-1)
             # tr H (H + L)^-1 = K - tr L (H + L)^-1
-            dimension.append(key.shape[-1] - (ridge * torch.linalg.inv(system).diagonal(dim1=-2, dim2=-1)).sum(-1))
+            shrunk = (ridge * torch.linalg.inv(system).diagonal(dim1=-2, dim2=-1)).sum(-1)
+            found["dimension"].append(key.shape[-1] - shrunk)
             root = ridge.sqrt()
-            condition.append(_condition(system))
-            scaled.append(_condition(gram / (root.unsqueeze(-1) * root.unsqueeze(-2)) + identity))
-            rows = solved
+            found["condition"].append(_condition(system))
+            found["scaled"].append(_condition(gram / (root.unsqueeze(-1) * root.unsqueeze(-2)) + identity))
+            rows = torch.linalg.solve(system.unsqueeze(1), rows.unsqueeze(-1)).squeeze(-1)
         gates = (log_forget[: t + 1], input_gate[: t + 1])
         weights = _corrected(rows, keys, *gates) if corrects else rows @ written.mT
-        lags.append(lag_shares(weights).mean(1))
-    return LateSystems(
-        torch.stack(rank),
-        torch.stack(lags),
-        *(torch.stack(numbers) if numbers else None for numbers in (dimension, condition, scaled)),
-    )
+        found["lags"].append(lag_shares(weights).mean(1))
+    return {name: torch.stack(values) for name, values in found.items()}
 
 
 def _corrected(rows: Tensor, keys: Tensor, log_forget: Tensor, input_gate: Tensor) -> Tensor:

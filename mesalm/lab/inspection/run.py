@@ -112,11 +112,11 @@ def run_windows(
     reach = {layer: ReachSamples(layer, mixer.name, key_taps(mixer)) for layer, mixer in mixers.items()}
 
     def see(reading: Reading) -> None:
-        samples = layers.setdefault(reading.layer, LayerSamples(reading.layer, reading.mixer, reading.gated))
-        if keep is not None and not samples.log_forget and reading.ridge is not None:
+        samples = layers.setdefault(reading.layer, LayerSamples(reading.layer, reading.mixer))
+        if keep is not None and not samples.windows and reading.ridge is not None:
             keep.append(reading)
         samples.add(reading)
-        reach[reading.layer].shares.append(samples.lags[-1])
+        reach[reading.layer].shares.append(samples.windows[-1]["lags"])
 
     def see_attention(layer: int, weights: Tensor) -> None:
         places = late_tokens(weights.shape[-1])
