@@ -128,7 +128,7 @@ def mesa_attention(
     check_choice("return_report", return_report, (False, True, "steps"))
     states = return_state or initial_state is not None
     tokens, padding = separate(Tokens(query, key, value, *gates), cu_seqlens, states)
-    state = _complete_state(initial_state, tokens.query.shape[0], layout, query)
+    state = complete_state(initial_state, tokens.query.shape[0], layout, query)
 
     operands = Operands(*tokens, ridges, *state)
     solved, ran = _run(operands, solving)
@@ -184,7 +184,7 @@ def _missed(tolerance: float, residual: Tensor, converged: Tensor, steps: Tensor
     )
 
 
-def _complete_state(initial_state: Any, rows: int, layout: Layout, query: Tensor) -> MesaState:
+def complete_state(initial_state: Any, rows: int, layout: Layout, query: Tensor) -> MesaState:
     """Check the initial state of `rows` sequences, or make one of zeros."""
     G, K, V = layout.G, layout.K, layout.V
     if initial_state is None:
