@@ -270,3 +270,15 @@ def test_blocks_do_not_change_the_answer(method: str) -> None:
     assert relative_errors(blocks, whole) < 1e-11
     alone = solve([*(x[:, :64] for x in inputs[:5]), *inputs[5:]], 1e-8, 1000, method).solution
     assert relative_errors(alone, solve(inputs, 1e-8, 1000, method).solution[:, :64]) < 1e-11
+
+
+def test_a_row_is_solved_as_if_it_were_alone() -> None:
+    """Also where solutions are corrected, whose products follow from the row's own memory."""
+    inputs = [x.float() for x in make_inputs(64, "nearly identical", 1.0, 0.05)]
+    rows = [x.repeat(3, *[1] * (x.dim() - 1)) for x in inputs]
+    rows[3] += torch.tensor([0.0, -0.001, -0.01])[:, None, None]
+    rows[5] = inputs[5]
+    whole = solve(rows, 1e-4, 100, "shared").solution
+    for row in range(3):
+        alone = [*(x[row : row + 1] for x in rows[:5]), inputs[5], *(x[row : row + 1] for x in rows[6:])]
+        assert torch.equal(solve(alone, 1e-4, 100, "shared").solution, whole[row : row + 1])
