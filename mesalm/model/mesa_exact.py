@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .chunk_states import compute_dtype
+from .chunk_states import compute_dtype, without_autocast
 from .operator_inputs import values_are_checked
 from .operator_records import Operands
 
@@ -28,7 +28,7 @@ def mesa_exact(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, T, H, K = query.shape
     G, V = value.shape[2:]
     dtype = compute_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         q = query.to(dtype).view(B, T, G, H // G, K).mT  # [B, T, G, K, H / G]
         k, v = operands.key.to(dtype).unsqueeze(-1), value.to(dtype).unsqueeze(-1)
         gamma = operands.log_forget.to(dtype).exp()[..., None, None]

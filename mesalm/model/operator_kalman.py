@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .chunk_states import compute_dtype, from_chunks, read_states, to_chunks
+from .chunk_states import compute_dtype, from_chunks, read_states, to_chunks, without_autocast
 from .linear_chunked import LINEAR, LinearOperands, cut
 from .operator_inputs import check_mix, check_projections, complete_gates
 from .operator_linear import linear_attention
@@ -56,7 +56,7 @@ def kalman_attention(
         raise ValueError(f"steps is {steps!r}: must be a whole number of at least 1")
     dtype, R = compute_dtype(query.dtype), layout.H // layout.G
     gram, cross = complete_state(initial_state, layout.B, layout, query)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         gram = 0.5 * (gram + gram.mT).to(dtype)
         q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
         gates = (log_forget.to(dtype), input_gate.to(dtype))
