@@ -35,7 +35,7 @@ def mesa_exact(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         beta = operands.input_gate.to(dtype)[..., None, None]
         Lambda = torch.diag_embed(operands.ridge.to(dtype))
         H_t, G_t = 0.5 * (operands.gram + operands.gram.mT).to(dtype), operands.cross.to(dtype)
-        factorise = torch.linalg.cholesky if values_are_checked() else _cholesky_or_nan
+        factorise = _cholesky if values_are_checked() else _cholesky_or_nan
         outputs, solutions = [], []
         for t in range(T):
             H_t = gamma[:, t] * H_t + beta[:, t] * k[:, t] @ k[:, t].mT
@@ -47,6 +47,17 @@ def mesa_exact(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             return query.new_zeros(B, T, H, V), H_t, G_t.clone(), query.new_zeros(B, T, H, K, dtype=dtype)
         output = torch.stack(outputs, 1).reshape(B, T, H, V).to(query.dtype)
         return output, H_t, G_t, torch.stack(solutions, 1).reshape(B, T, H, K)
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """Factor matrices `[..., K, K]`, or raise torch.linalg.LinAlgError."""
+    try:
+        return torch.linalg.cholesky(matrix)
+    except torch.linalg.LinAlgError:
+        raise torch.linalg.LinAlgError(
+            f"H_t + ridge is not positive definite in {matrix.dtype}: the ridge must be larger or the keys smaller, or "
+            "everything float64; or the initial gram has a negative eigenvalue"
+        ) from None
 
 
 def _cholesky_or_nan(matrix: Tensor) -> Tensor:

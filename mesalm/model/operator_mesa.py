@@ -117,7 +117,8 @@ def mesa_attention(
 
     Raises ValueError, in one line, for arguments of wrong shape, dtype, device or range; ranges and NaN are
     looked at on CPU tensors only, where that costs no synchronisation, and not while torch traces or transforms. Raises
-    ArithmeticError if strict and the tolerance was not kept.
+    ArithmeticError if strict and the tolerance was not kept, and torch.linalg.LinAlgError where a dense solve finds
+    H_t + ridge not positive definite, as rounding makes it where the ridge is below it.
     Source: MesaNet, arXiv 2506.05233, section 2; docs/mathematics.md.
     """
     layout = check_projections(query, key, value, cu_seqlens)
