@@ -39,10 +39,13 @@ def kalman_attention(
         x_t = (H_t + ratio |H_t| I)^-1 q_t      o_t = G_t' (q_t + mix_t (x_t - q_t))
 
     H and G are the states of `mesa_attention`, whose other arguments these are; |H| is the Frobenius norm, so that no
-    system has a condition number above 1 + 1 / ratio; beside it the rounding unit of the dtype is added in squares, so
-    that an empty state has a solution, and states below it are read as if they faded. mix `[B, T, H]` in [0, 1] (None: 1). The solution is that of a
-    fixed number of Chebyshev steps. Its derivative is that of the exact solution: the gradient's adjoint system is
-    solved by as many steps, and under torch.func and in forward mode one dense system per token is. ratio is above 0.
+    system has a condition number above 1 + 1 / ratio. Its square has that of the dtype's rounding unit added: an empty
+    state then has a solution, and what is read of states smaller than that unit fades with them. mix `[B, T, H]` in
+    [0, 1] (None: 1). ratio is above 0.
+
+    The solution is that of a fixed number of Chebyshev steps. Its derivative is that of the exact solution: the
+    gradient's adjoint system is solved by as many steps, and under torch.func and in forward mode one dense system per
+    token is.
 
     Returns output `[B, T, H, V]` in query's dtype; then the `MesaState` if return_state. Raises ValueError as
     `mesa_attention` does. Source: Peng et al. 2025 (arXiv 2511.21016).
