@@ -184,10 +184,10 @@ def scan(
     BI, BJ = min(2 * choice.tile, power_of_two(K)), min(choice.tile, power_of_two(D))
     if sizes.half:  # whole blocks of SIDE rows, each with its unit
         BI, BJ = max(SIDE, BI), NARROWEST
-    grid = ((K + BI - 1) // BI, (D + BJ - 1) // BJ, B * G)
+    tiles = -(-K // BI) * -(-D // BJ)
     capped = K == BI and sizes.half and torch.float16 not in (left.dtype, right.dtype)
     most = min(255, REGISTERS // (2 * 32 * choice.warps)) if capped else None
-    states.scan_kernel[grid](
+    states.scan_kernel[(tiles * B * G,)](
         left, right, sums.before if reverse else sums.after, sums.before, initial, each, final, scale,
         sums.growth[0 if gram else 1], unit, sizes.T, sizes.N, G, sizes.R if reverse else 1, K, D, *strides,
         REVERSE=reverse, SYMMETRIC=gram, TOP=states.TOP, LEAST=states.LEAST_GRAM if name == "gram" else states.LEAST,

@@ -121,7 +121,7 @@ def scan_kernel(
     BI: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """One program a tile `[BI, BJ]` of the state of one key head, through all chunks in turn.
+    """One program a tile `[BI, BJ]` of the state of one key head, through all chunks in turn; tiles of a head together.
 
     Forwards states are stored scaled by the ridge, as two float16 planes over a power of two. It follows from a bound
     on all entries that every program knows, so that none waits for another. SYMMETRIC: the gram.
@@ -129,11 +129,16 @@ def scan_kernel(
     A turn is a chunk, backwards one of its query heads, and for the gram one order of the product. No load of tokens
     waits for the state, so all can be made turns ahead.
     """
-    bg = tl.program_id(2).to(tl.int64)
+    DOWN: tl.constexpr = (K + BI - 1) // BI
+    ACROSS: tl.constexpr = (D + BJ - 1) // BJ
+    place = tl.program_id(0)
+    row = place % DOWN
+    column = place // DOWN % ACROSS
+    bg = (place // (DOWN * ACROSS)).to(tl.int64)
     b = bg // G
     g = (bg % G).to(tl.int32)
-    i = tl.program_id(0) * BI + tl.arange(0, BI)
-    j = tl.program_id(1) * BJ + tl.arange(0, BJ)
+    i = row * BI + tl.arange(0, BI)
+    j = column * BJ + tl.arange(0, BJ)
     tile = i.to(tl.int64)[:, None] * ROW + j.to(tl.int64)[None, :] * COLUMN
     inside = tl.full([BI, BJ], True, tl.int1)
     if K % BI != 0 or D % BJ != 0:
@@ -143,8 +148,8 @@ def scan_kernel(
     if not REVERSE:
         bound = bound_entries(initial + bg * K * D, scale + g * K, K, D, SYMMETRIC, BI, BJ)
     elif states.dtype.element_ty == tl.float16:
-        down = tl.program_id(0) * (BI // SIDE) + tl.arange(0, BI // SIDE)
-        blocks = down * (1 if ROW == 1 else tl.cdiv(D, SIDE)) + tl.program_id(1) * (tl.cdiv(K, SIDE) if ROW == 1 else 1)
+        down = row * (BI // SIDE) + tl.arange(0, BI // SIDE)
+        blocks = down * (1 if ROW == 1 else tl.cdiv(D, SIDE)) + column * (tl.cdiv(K, SIDE) if ROW == 1 else 1)
     if SYMMETRIC and not REVERSE:
         state *= tl.load(scale + g * K + j, mask=j < K, other=1.0)[None, :]
     TURNS: tl.constexpr = 2 if REVERSE and SYMMETRIC else 1
@@ -157,8 +162,8 @@ def scan_kernel(
             if turn % (R * TURNS) == 0:
                 if states.dtype.element_ty == tl.float16:
                     size = measure_blocks(state, TOP, LEAST, BI, SIDE)
-                    place = unit + p * tl.cdiv(K, SIDE) * tl.cdiv(D, SIDE) + blocks
-                    tl.store(place, size, mask=down < tl.cdiv(K, SIDE))
+                    units = unit + p * tl.cdiv(K, SIDE) * tl.cdiv(D, SIDE) + blocks
+                    tl.store(units, size, mask=down < tl.cdiv(K, SIDE))
                     whole = tl.reshape(tl.broadcast_to((1.0 / size)[:, None], [BI // SIDE, SIDE]), [BI])
                     tl.store(states + p * K * D + tile, (state * whole[:, None]).to(tl.float16), mask=inside)
                 else:

@@ -14,6 +14,7 @@ where `start_t` is the decay since the chunk began and `mask_ts` the decay from 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,11 @@ def cache_blocks(operand: Tensor) -> list[slice]:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of states and solves for inputs of `dtype`: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast changes no dtype; tensors on meta, which have shapes alone, know none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def chunk_count(length: int, chunk: int = CHUNK) -> int:

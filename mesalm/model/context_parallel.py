@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .chunk_states import compute_dtype, gate_floor
+from .chunk_states import compute_dtype, gate_floor, without_autocast
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def leave_behind(
     def factor(log: Tensor) -> Tensor:
         return log.exp().masked_fill(log < floor, 0.0).to(dtype)
 
-    with torch.autocast(key.device.type, enabled=False):
+    with without_autocast(key.device):
         total = log_forget.to(torch.float64).clamp(min=floor - 1.0).cumsum(1)
         weight = factor(total[:, -1:] - total)
         if input_gate is not None:

@@ -24,6 +24,7 @@ from .chunk_states import (
     is_restart,
     read_states,
     to_chunks,
+    without_autocast,
 )
 from .linear_chunked import LinearOperands, LinearResults, LinearUpstreams, exact, make_recurrence
 
@@ -95,7 +96,7 @@ def forward(operands: LinearOperands) -> LinearResults:
     B, T = query.shape[:2]
     G = operands.key.shape[2]
     dtype = compute_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         chunks = _cut(operands, dtype)
         rows = to_chunks(query, G, dtype)
         output = read_states(rows, chunks.key, chunks.corrected, chunks.starts, chunks.decay)
@@ -108,7 +109,7 @@ def backward(upstreams: LinearUpstreams, operands: LinearOperands) -> LinearOper
     B, T = query.shape[:2]
     G = operands.key.shape[2]
     dtype = compute_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         chunks = _cut(operands, dtype)
         keys, values, gate, decay, starts = chunks.key, chunks.value, chunks.gate, chunks.decay, chunks.starts
         d, x = to_chunks(upstreams.upstream, G, dtype), to_chunks(query, G, dtype)

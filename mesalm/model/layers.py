@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .chunk_states import without_autocast
+
 
 class ScaledEmbedding(nn.Embedding):
     """An embedding multiplied by `embed_scale`, so that a small tied head and a large residual stream agree.
@@ -42,7 +44,7 @@ class GateProjection(nn.Linear):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the gates before their activation, [..., gates] float32."""
-        with torch.autocast(inputs.device.type, enabled=False):
+        with without_autocast(inputs.device):
             return nn.functional.linear(inputs.float(), self.weight.float(), self.bias.float())
 
 

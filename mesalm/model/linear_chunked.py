@@ -23,6 +23,7 @@ from .chunk_states import (
     read_states,
     scan_states,
     to_chunks,
+    without_autocast,
 )
 from .operator_records import register
 from .operator_transforms import gradient_is_differentiated, pull_back, register_second_order
@@ -70,7 +71,7 @@ def exact(write: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
         B, T, H, K = query.shape
         G, V = value.shape[2:]
         dtype = compute_dtype(query.dtype)
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device):
             q = query.to(dtype).reshape(B, T, G, H // G, K)
             k, v = key.to(dtype).unsqueeze(-1), value.to(dtype).unsqueeze(-2)
             gamma = log_forget.to(dtype).exp()[..., None, None]
@@ -109,7 +110,7 @@ def forward(operands: LinearOperands) -> LinearResults:
     B, T = query.shape[:2]
     G = operands.key.shape[2]
     dtype = compute_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         keys, values, gate, decay, starts, last = cut(operands, dtype)
         output = read_states(to_chunks(query, G, dtype), keys, values * gate, starts, decay)
     return LinearResults(from_chunks(output, B, T, G, query.dtype), last)
@@ -124,7 +125,7 @@ def ungated(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     B, T, H, K = query.shape
     G, V = value.shape[2:]
     dtype = compute_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         q = query.to(dtype).view(B, T, G, H // G, K).permute(0, 2, 3, 1, 4)
         k, v = (x.to(dtype).transpose(1, 2).unsqueeze(2) for x in (key, value))
         earlier = torch.ones(T, T, dtype=dtype, device=query.device).tril()
@@ -138,7 +139,7 @@ def backward(upstreams: LinearUpstreams, operands: LinearOperands) -> LinearOper
     B, T = query.shape[:2]
     G = operands.key.shape[2]
     dtype = compute_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         keys, values, gate, decay, starts, _ = cut(operands, dtype)
         d, x = to_chunks(upstreams.upstream, G, dtype), to_chunks(query, G, dtype)
         d_query = read_states(d, values * gate, keys, starts.mT, decay)

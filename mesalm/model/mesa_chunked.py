@@ -25,6 +25,7 @@ from .chunk_states import (
     read_states,
     scan_states,
     to_chunks,
+    without_autocast,
 )
 from .mesa_exact import mesa_exact
 from .mesa_problems import cut_problems
@@ -51,7 +52,7 @@ def forward(operands: Operands, solving: Solving, keep: bool) -> tuple[Results, 
     B, T = query.shape[:2]
     G, chunk = value.shape[2], solving.chunk
     dtype = compute_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         made = cut_problems(operands, dtype, chunk)
         rhs = to_chunks(query, G, dtype, chunk).mul_(made.inverse_root)
         x, steps, factors = solve(made, rhs, solving)
@@ -77,7 +78,7 @@ def backward(
     B, T, _, K = operands.query.shape
     G, chunk = operands.key.shape[2], solving.chunk
     dtype = compute_dtype(operands.query.dtype)
-    with torch.autocast(operands.query.device.type, enabled=False):
+    with without_autocast(operands.query.device):
         made = cut_problems(operands, dtype, chunk)
         decay, inverse_root = made.decay, made.inverse_root
         d = to_chunks(upstreams.upstream, G, dtype, chunk)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .chunk_states import compute_dtype
+from .chunk_states import compute_dtype, without_autocast
 from .operator_inputs import values_are_checked
 from .operator_records import Operands
 
@@ -28,14 +28,14 @@ def mesa_exact(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, T, H, K = query.shape
     G, V = value.shape[2:]
     dtype = compute_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         q = query.to(dtype).view(B, T, G, H // G, K).mT  # [B, T, G, K, H / G]
         k, v = operands.key.to(dtype).unsqueeze(-1), value.to(dtype).unsqueeze(-1)
         gamma = operands.log_forget.to(dtype).exp()[..., None, None]
         beta = operands.input_gate.to(dtype)[..., None, None]
         Lambda = torch.diag_embed(operands.ridge.to(dtype))
         H_t, G_t = 0.5 * (operands.gram + operands.gram.mT).to(dtype), operands.cross.to(dtype)
-        factorise = torch.linalg.cholesky if values_are_checked() else _cholesky_or_nan
+        factorise = _cholesky if values_are_checked() else _cholesky_or_nan
         outputs, solutions = [], []
         for t in range(T):
             H_t = gamma[:, t] * H_t + beta[:, t] * k[:, t] @ k[:, t].mT
@@ -47,6 +47,17 @@ def mesa_exact(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             return query.new_zeros(B, T, H, V), H_t, G_t.clone(), query.new_zeros(B, T, H, K, dtype=dtype)
         output = torch.stack(outputs, 1).reshape(B, T, H, V).to(query.dtype)
         return output, H_t, G_t, torch.stack(solutions, 1).reshape(B, T, H, K)
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """Factor matrices `[..., K, K]`, or raise torch.linalg.LinAlgError."""
+    try:
+        return torch.linalg.cholesky(matrix)
+    except torch.linalg.LinAlgError:
+        raise torch.linalg.LinAlgError(
+            f"H_t + ridge is not positive definite in {matrix.dtype}: the ridge must be larger or the keys smaller, or "
+            "everything float64; or the initial gram has a negative eigenvalue"
+        ) from None
 
 
 def _cholesky_or_nan(matrix: Tensor) -> Tensor:

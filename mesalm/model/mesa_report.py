@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .chunk_states import chunk_count, to_chunks
+from .chunk_states import chunk_count, to_chunks, without_autocast
 from .mesa_cg import conjugate_gradients
 from .mesa_problems import cut_problems
 from .operator_records import Operands
@@ -27,7 +27,7 @@ def relative_residual(solution: Tensor, operands: Operands, tolerance: float) ->
     if B * T == 0:
         nothing = torch.zeros(B, N, H, dtype=torch.float64, device=query.device)
         return nothing, nothing == 0
-    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(query.device):
         double = torch.float64
         value, cross = key.new_zeros(*key.shape[:3], 1), gram.new_zeros(*gram.shape[:3], 1)  # H does not depend on them
         made = cut_problems(operands._replace(value=value, cross=cross), double)

@@ -270,14 +270,15 @@ def solve(
 def _correct(
     systems: Systems, factor: Factor, rhs: Tensor, x: Tensor, reference: Reference, index: Tensor, again: Tensor
 ) -> None:
-    """Correct the solutions x of some problems (`again`) of a block (`index`) by what their true residual asks for."""
-    if len(again) < len(index):
-        factor, reference, right, start = factor.take(again), reference.take(again), rhs[again], x[again]
-    else:
-        right, start = rhs, x
-    residual = right - systems.take(index[again]).apply(start)
-    products = products_needed(reference.reach.amax(), reference.reach.new_tensor(CORRECTION))
-    x.index_add_(0, again, apply_series(factor, residual, reference.log_ratio, [int(products)] * len(again)))
+    """Correct the solutions x of some problems (`again`) of a block (`index`) by what their true residual asks for.
+
+    Each takes as many products as it needs itself, so that no answer depends on the others.
+    """
+    products = products_needed(reference.reach[again], reference.reach.new_tensor(CORRECTION))
+    falling = products.argsort(descending=True, stable=True)
+    again, degree = again[falling], products[falling].to(torch.int64).tolist()
+    residual = rhs[again] - systems.take(index[again]).apply(x[again])
+    x.index_add_(0, again, apply_series(factor.take(again), residual, reference.log_ratio[again], degree))
 
 
 def _blocks(assigned: Assignment, size: int) -> Iterator[tuple[int, int]]:

@@ -154,21 +154,36 @@ def complete_gates(
     for name, gate, default in (("log_forget", log_forget, 0.0), ("input_gate", input_gate, 1.0)):
         if gate is None:
             gates.append(query.new_full(shape, default, dtype=torch.float32))
-            continue
-        _check_tensor(name, gate, "[B, T, G]", 3)
-        if gate.shape != shape:
-            raise _fail(name, f"of shape {list(gate.shape)}", f"[B, T, G] = {list(shape)}")
-        _check_device(name, gate, query)
-        gates.append(gate)
+        else:
+            _check_gate(name, gate, shape, "[B, T, G]", query)
+            gates.append(gate)
     if log_forget is not None and _readable(log_forget):
         largest = float(log_forget.detach().amax())
         if not largest <= 0.0:
             raise _fail("log_forget", _shown(largest), "at most 0 (a log of a factor in [0, 1])")
-    if input_gate is not None and _readable(input_gate):
-        low, high = (float(x) for x in input_gate.detach().aminmax())
-        if not (low >= 0.0 and high <= 1.0):
-            raise _fail("input_gate", _shown(low if not low >= 0.0 else high), "between 0 and 1")
+    if input_gate is not None:
+        _check_share("input_gate", input_gate)
     return gates[0], gates[1]
+
+
+def check_mix(mix: Tensor, layout: Layout, query: Tensor) -> None:
+    """Check what mixes two outputs of each query head."""
+    _check_gate("mix", mix, (layout.B, layout.T, layout.H), "[B, T, H]", query)
+    _check_share("mix", mix)
+
+
+def _check_gate(name: str, gate: Tensor, shape: tuple[int, ...], letters: str, query: Tensor) -> None:
+    _check_tensor(name, gate, letters, 3)
+    if gate.shape != shape:
+        raise _fail(name, f"of shape {list(gate.shape)}", f"{letters} = {list(shape)}")
+    _check_device(name, gate, query)
+
+
+def _check_share(name: str, gate: Tensor) -> None:
+    if _readable(gate):
+        low, high = (float(x) for x in gate.detach().aminmax())
+        if not (low >= 0.0 and high <= 1.0):
+            raise _fail(name, _shown(low if not low >= 0.0 else high), "between 0 and 1")
 
 
 def _shown(value: float) -> str:
@@ -180,11 +195,13 @@ def complete_ridge(ridge: float | Tensor, layout: Layout, query: Tensor) -> Tens
     G, K = layout.G, layout.K
     wanted = "a number, [G] or [G, K]"
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    least, most = torch.finfo(dtype).tiny, torch.finfo(dtype).max
+    must = f"above 0 and finite in {dtype}, {least:.2g} to {most:.2g}"
     if not isinstance(ridge, Tensor):
         if isinstance(ridge, bool) or not isinstance(ridge, (int, float)):
             raise _fail("ridge", f"a {type(ridge).__name__}", wanted)
-        if not (ridge > 0.0 and math.isfinite(ridge)):
-            raise _fail("ridge", ridge, "above 0 and finite")
+        if not least <= ridge <= most:
+            raise _fail("ridge", ridge, must)
         return query.new_full((G, K), float(ridge), dtype=dtype)
     _check_device("ridge", ridge, query)
     if ridge.dtype not in DTYPES:
@@ -193,9 +210,8 @@ def complete_ridge(ridge: float | Tensor, layout: Layout, query: Tensor) -> Tens
         raise _fail("ridge", f"of shape {list(ridge.shape)}", f"{wanted} with G = {G} and K = {K}")
     if _readable(ridge):
         low, high = (float(x) for x in ridge.detach().aminmax())
-        if not (low > 0.0 and math.isfinite(high)):
-            was = _shown(low if not low > 0.0 else high)
-            raise _fail("ridge", was, "above 0 and finite")
+        if not least <= low <= high <= most:
+            raise _fail("ridge", _shown(high if least <= low else low), must)
     expanded = ridge.unsqueeze(-1) if ridge.dim() == 1 else ridge
     return expanded.to(dtype).expand(G, K)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .chunk_states import compute_dtype, from_chunks, read_states, to_chunks
+from .chunk_states import compute_dtype, from_chunks, read_states, to_chunks, without_autocast
 from .linear_chunked import LINEAR, LinearOperands, cut
-from .operator_inputs import check_projections, check_state, complete_gates
+from .operator_inputs import check_mix, check_projections, complete_gates
 from .operator_linear import linear_attention
-from .operator_mesa import MesaState
+from .operator_mesa import MesaState, complete_state
 from .operator_records import register
+from .operator_transforms import gradient_is_differentiated, pull_back, transforms_active
 
 RATIO, STEPS = 0.02, 30
 """The source's ridge over the norm of H, and its number of steps."""
@@ -28,7 +31,7 @@ def kalman_attention(
     *,
     ratio: float = RATIO,
     steps: int = STEPS,
-    initial_state: MesaState | None = None,
+    initial_state: MesaState | tuple[Tensor, Tensor] | None = None,
     return_state: bool = False,
 ) -> Any:
     """Read a ridge regression whose ridge follows the norm of its state, mixed with the plain query.
@@ -36,22 +39,29 @@ def kalman_attention(
         x_t = (H_t + ratio |H_t| I)^-1 q_t      o_t = G_t' (q_t + mix_t (x_t - q_t))
 
     H and G are the states of `mesa_attention`, whose other arguments these are; |H| is the Frobenius norm, so that no
-    system has a condition number above 1 + 1 / ratio. mix `[B, T, H]` in [0, 1] (None: 1). The solution is that of a
-    fixed number of Chebyshev steps, and the gradient, of first order in reverse mode, that of the exact solution, its
-    adjoint system solved by as many. ratio is above 0.
+    system has a condition number above 1 + 1 / ratio. Its square has that of the dtype's rounding unit added: an empty
+    state then has a solution, and what is read of states smaller than that unit fades with them. mix `[B, T, H]` in
+    [0, 1] (None: 1). ratio is above 0.
+
+    The solution is that of a fixed number of Chebyshev steps. Its derivative is that of the exact solution: the
+    gradient's adjoint system is solved by as many steps, and under torch.func and in forward mode one dense system per
+    token is.
 
     Returns output `[B, T, H, V]` in query's dtype; then the `MesaState` if return_state. Raises ValueError as
     `mesa_attention` does. Source: Peng et al. 2025 (arXiv 2511.21016).
     """
     layout = check_projections(query, key, value, None)
     log_forget, input_gate = complete_gates(log_forget, input_gate, layout, query)
+    if mix is not None:
+        check_mix(mix, layout, query)
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0.0 < ratio < math.inf:
+        raise ValueError(f"ratio is {ratio!r}: must be a finite number above 0")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps is {steps!r}: must be a whole number of at least 1")
     dtype, R = compute_dtype(query.dtype), layout.H // layout.G
-    sizes = (layout.B, layout.G, layout.K)
-    gram, cross = initial_state or (query.new_zeros(*sizes, size, dtype=dtype) for size in (layout.K, layout.V))
-    check_state("initial_state.gram", gram, (*sizes, layout.K), "[B, G, K, K]", query)
-    check_state("initial_state.cross", cross, (*sizes, layout.V), "[B, G, K, V]", query)
-    with torch.autocast(query.device.type, enabled=False):
-        gram = 0.5 * (gram + gram.mT)
+    gram, cross = complete_state(initial_state, layout.B, layout, query)
+    with without_autocast(query.device):
+        gram = 0.5 * (gram + gram.mT).to(dtype)
         q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
         gates = (log_forget.to(dtype), input_gate.to(dtype))
         along, last_gram = linear_attention(k, k, k, *gates, initial_state=gram, return_state=True)
@@ -60,7 +70,9 @@ def kalman_attention(
         one, start = torch.ones_like(k[..., :1]), gram.square().sum((-2, -1))[..., None, None]
         square = linear_attention(one, one, gained.unsqueeze(-1), 2.0 * gates[0], gates[1], initial_state=start)
         norm = (square.clamp(min=0.0) + torch.finfo(dtype).eps ** 2).sqrt().repeat_interleave(R, 2)
-        solved = _solve_op(q, norm, k, *gates, gram, ratio, steps)
+        system, solved = System(q, norm, k, *gates, gram), q  # of no tokens q is the solution
+        if q.numel():
+            solved = (solve_exact if transforms_active() else _solve_op)(*system, float(ratio), steps)
         read = solved if mix is None else q + mix.to(dtype).unsqueeze(-1) * (solved - q)
         output, last_cross = linear_attention(read, k, v, *gates, initial_state=cross, return_state=True)
     output = output.to(query.dtype)
@@ -85,20 +97,51 @@ class System(NamedTuple):
 def solve(system: System, ratio: float, steps: int) -> Tensor:
     """Return the solutions `[B, T, H, K]`, by Chebyshev steps on [ratio norm_t, (1 + ratio) norm_t]."""
     right, norm, key = system[:3]
-    if not right.numel():
-        return right.clone()
     (B, T, G, _), dtype = key.shape, right.dtype
     keys, _, gate, decay, starts, _ = cut(LinearOperands(right, key, key, *system[3:]), dtype)
     written = keys * gate
-    wanted = to_chunks(right, G, dtype)
     scale = to_chunks(norm, G, dtype).clamp_(min=torch.finfo(dtype).tiny)  # tokens past T have zeros
+    x = _iterate(
+        lambda x: read_states(x, keys, written, starts, decay), to_chunks(right, G, dtype), scale, ratio, steps
+    )
+    return from_chunks(x, B, T, G, dtype)
+
+
+def _iterate(multiply: Callable[[Tensor], Tensor], wanted: Tensor, scale: Tensor, ratio: float, steps: int) -> Tensor:
+    """Take Chebyshev steps towards (H + ratio scale) x = wanted; `multiply` gives H x."""
     step, width = 1.0 / ((ratio + 0.5) * scale), 1.0 / (2.0 * ratio + 1.0)
     x, before, omega = step * wanted, torch.zeros_like(wanted), 2.0
     for _ in range(steps):
         omega = 4.0 / (4.0 - width**2 * omega)
-        residual = wanted - read_states(x, keys, written, starts, decay) - ratio * scale * x
+        residual = wanted - multiply(x) - ratio * scale * x
         x, before = x + omega * step * residual + (omega - 1.0) * (x - before), x
-    return from_chunks(x, B, T, G, dtype)
+    return x
+
+
+def solve_exact(
+    right: Tensor,
+    norm: Tensor,
+    key: Tensor,
+    log_forget: Tensor,
+    input_gate: Tensor,
+    gram: Tensor,
+    ratio: float,
+    steps: int,
+) -> Tensor:
+    """Return what `solve` does, differentiable by every transform, with the derivatives of the exact solution.
+
+    It keeps a matrix `[K, K]` per token and key head.
+    """
+    G, K = key.shape[2:]
+    grams = []
+    for k, gamma, beta in zip(key.unbind(1), log_forget.exp().unbind(1), input_gate.unbind(1), strict=True):
+        gram = gamma[..., None, None] * gram + (beta[..., None] * k).unsqueeze(-1) * k.unsqueeze(-2)
+        grams.append(gram)
+    matrix = torch.stack(grams, 1).unsqueeze(3)
+    wanted, scale = (x.unflatten(2, (G, -1)).unsqueeze(-1) for x in (right, norm))
+    exact = torch.linalg.solve(matrix + ratio * scale * torch.eye(K, dtype=right.dtype, device=right.device), wanted)
+    x = exact + (_iterate(lambda x: matrix @ x, wanted, scale, ratio, steps) - exact).detach()
+    return x.squeeze(-1).flatten(2, 3)
 
 
 def _shapes(system: System, ratio: float, steps: int) -> Tensor:
@@ -109,13 +152,16 @@ _solve_op = register("kalman_solve", solve, _shapes)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:6], output)
+    ctx.save_for_backward(*inputs[:6], output)
     ctx.settings = inputs[6:]
 
 
 def _differentiate(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the exact solution: y solves the adjoint system, and the matrix's gradient is -x_t y_t'."""
-    norm, key, log_forget, input_gate, gram, solution = ctx.saved_tensors
+    *operands, solution = ctx.saved_tensors
+    if gradient_is_differentiated():
+        return *pull_back(lambda *x: (solve_exact(*x, *ctx.settings),), [upstream], operands), None, None
+    _, norm, key, log_forget, input_gate, gram = operands
     adjoint = _solve_op(upstream, norm, key, log_forget, input_gate, gram, *ctx.settings)
     product = LinearOperands(solution, key, key, log_forget, input_gate, gram)
     through = LinearOperands(*LINEAR.backward(-adjoint, torch.zeros_like(gram), *product))

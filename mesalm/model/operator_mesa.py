@@ -117,7 +117,8 @@ def mesa_attention(
 
     Raises ValueError, in one line, for arguments of wrong shape, dtype, device or range; ranges and NaN are
     looked at on CPU tensors only, where that costs no synchronisation, and not while torch traces or transforms. Raises
-    ArithmeticError if strict and the tolerance was not kept.
+    ArithmeticError if strict and the tolerance was not kept, and torch.linalg.LinAlgError where a dense solve finds
+    H_t + ridge not positive definite, as rounding makes it where the ridge is below it.
     Source: MesaNet, arXiv 2506.05233, section 2; docs/mathematics.md.
     """
     layout = check_projections(query, key, value, cu_seqlens)
@@ -128,7 +129,7 @@ def mesa_attention(
     check_choice("return_report", return_report, (False, True, "steps"))
     states = return_state or initial_state is not None
     tokens, padding = separate(Tokens(query, key, value, *gates), cu_seqlens, states)
-    state = _complete_state(initial_state, tokens.query.shape[0], layout, query)
+    state = complete_state(initial_state, tokens.query.shape[0], layout, query)
 
     operands = Operands(*tokens, ridges, *state)
     solved, ran = _run(operands, solving)
@@ -184,7 +185,7 @@ def _missed(tolerance: float, residual: Tensor, converged: Tensor, steps: Tensor
     )
 
 
-def _complete_state(initial_state: Any, rows: int, layout: Layout, query: Tensor) -> MesaState:
+def complete_state(initial_state: Any, rows: int, layout: Layout, query: Tensor) -> MesaState:
     """Check the initial state of `rows` sequences, or make one of zeros."""
     G, K, V = layout.G, layout.K, layout.V
     if initial_state is None:

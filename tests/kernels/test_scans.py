@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from mesa_kernels import launch
+from mesa_kernels import conjugate_gradients, gates, launch, one_step, read, solver, states, token_gradients
 from mesa_kernels.tiles import CHUNK, SIDE
 
 B, T, H, G, K, V = 1, 130, 2, 1, 72, 40
@@ -91,3 +94,46 @@ def test_gradients_at_chunk_ends(dtype: torch.dtype, bound: float, size: float, 
             product = sum(x_wide[t, h][:, None] * right_wide[t, h][None, :] for h in range(H))
             wide = log[t].exp() * (wide + (product if name == "cross adjoint" else -0.5 * (product + product.mT)))
         assert largest_error(first[0, 0], wide) < bound
+
+
+KERNELS: dict[ModuleType, str] = {
+    gates: "gate",
+    states: "scan",
+    solver: "solve",
+    conjugate_gradients: "gradient",
+    read: "read",
+    token_gradients: "token",
+    one_step: "one_step",
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_no_launch_asks_for_more_programs_than_a_card_allows(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the three numbers of a CUDA launch only the first may be above 65,535: here are 70,000 sequences."""
+    grids: dict[str, tuple[int, ...]] = {}
+
+    class Recorder:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids[self.name] = grid
+            return lambda *_, **__: None
+
+    for module, name in KERNELS.items():
+        monkeypatch.setattr(module, f"{name}_kernel", Recorder(name))
+    rows, limits = 70_000, {"tolerance": 1e-4, "max_steps": 9}
+
+    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    tokens = [meta(rows, 2, 1, size, dtype=dtype) for size in (72, 72, 40)]
+    operands = (*tokens, *[meta(rows, 2, 1)] * 2, meta(1, 72), meta(rows, 1, 72, 72), meta(rows, 1, 72, 40))
+    output, gram, cross, solution, _ = launch.forward(*operands, **limits)
+    launch.backward(output, gram, cross, *operands, solution, **limits)
+    launch.step(*(x[:, :1] for x in operands[:5]), *operands[5:], **limits)
+    assert set(grids) == set(KERNELS.values()) - ({"solve"} if dtype == torch.float32 else set())
+    for name, grid in grids.items():
+        assert all(count <= most for count, most in zip(grid, (2**31 - 1, 65_535, 65_535), strict=False)), name

@@ -62,3 +62,15 @@ def test_a_model_learns_and_generates_on_every_device(device: str, mixers: str) 
     cached = model.generate(ids[:, :7], max_new_tokens=6, do_sample=False, pad_token_id=0)
     plain = model.generate(ids[:, :7], max_new_tokens=6, do_sample=False, pad_token_id=0, use_cache=False)
     assert torch.equal(cached, plain)
+
+
+@pytest.mark.parametrize("mixers", ["mesa", "linear", "delta", "kalman", "window"])
+def test_shapes_without_memory(mixers: str) -> None:
+    """On meta, where shapes and operations are found before there is memory, as transformers' own models are."""
+    model = tiny_model(vocab_size=64, mixers=mixers).train().to("meta")
+    for length in (1, 5, 70):
+        ids = torch.zeros(2, length, dtype=torch.int64, device="meta")
+        output = model(ids, labels=ids, use_cache=True)
+        assert output.logits.shape == (2, length, 64)
+        output.loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in model.parameters())

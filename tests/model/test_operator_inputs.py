@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mesalm.model.operator_inputs import unchecked_values
+from mesalm.model.operator_kalman import kalman_attention
 from mesalm.model.operator_linear import delta_rule, linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
@@ -72,6 +73,10 @@ MESA = [
     ("ridge", torch.tensor([1.0, 0.0]), r"ridge is 0 somewhere: must be above 0"),
     ("ridge", torch.tensor([1.0, inf]), r"ridge is inf somewhere: must be above 0 and finite"),
     ("ridge", torch.tensor([1.0, nan]), r"ridge is NaN somewhere"),
+    ("ridge", 1e-50, r"ridge is 1e-50: must be above 0 and finite in torch.float32, 1.2e-38 to 3.4e\+38"),
+    ("ridge", 1e39, r"ridge is 1e\+39: must be above 0 and finite in torch.float32"),
+    ("ridge", torch.tensor([1.0, 1e-50], dtype=torch.float64), r"ridge is 1e-50 somewhere: must be above 0"),
+    ("ridge", torch.tensor([1.0, 1e50], dtype=torch.float64), r"ridge is 1e\+50 somewhere: must be above 0"),
     ("tolerance", 0.0, r"tolerance is 0.0: must be a number between 0 and 1"),
     ("tolerance", 1.0, r"tolerance is 1.0: must be"),
     ("tolerance", nan, r"tolerance is nan: must be"),
@@ -99,6 +104,18 @@ MESA = [
         r"initial_state.gram is NaN somewhere: must be finite",
     ),
 ]
+KALMAN = [
+    ("mix", 0.5, r"mix is a float: must be a tensor \[B, T, H\]"),
+    ("mix", torch.ones(2, 5, 1), r"mix is of shape \[2, 5, 1\]: must be \[B, T, H\] = \[2, 5, 4\]"),
+    ("mix", torch.full((2, 5, 4), 1.5), r"mix is 1.5 somewhere: must be between 0 and 1"),
+    ("mix", torch.full((2, 5, 4), nan), r"mix is NaN somewhere: must be between 0 and 1"),
+    ("ratio", 0.0, r"ratio is 0.0: must be a finite number above 0"),
+    ("ratio", -1, r"ratio is -1: must be"),
+    ("ratio", nan, r"ratio is nan: must be"),
+    ("ratio", "1", r"ratio is '1': must be"),
+    ("steps", 0, r"steps is 0: must be a whole number of at least 1"),
+    ("steps", 2.5, r"steps is 2.5: must be"),
+]
 
 
 def message(operator: Any, **changes: Any) -> str:
@@ -118,6 +135,14 @@ def test_all_operators_refuse(operator: Any, name: str, bad: Any, pattern: str) 
 @pytest.mark.parametrize(("name", "bad", "pattern"), MESA)
 def test_mesa_refuses(name: str, bad: Any, pattern: str) -> None:
     assert re.search(pattern, message(mesa_attention, **{name: bad}))
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "pattern"),
+    [*(row for row in BOTH if row[0] in good()), *(row for row in MESA if row[0] == "initial_state"), *KALMAN],
+)
+def test_kalman_refuses(name: str, bad: Any, pattern: str) -> None:
+    assert re.search(pattern, message(kalman_attention, **{name: bad}))
 
 
 def test_linear_refuses_its_state() -> None:

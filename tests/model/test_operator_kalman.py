@@ -78,3 +78,11 @@ def test_dtypes_gates_of_zero_and_no_tokens() -> None:
     assert bool((output == 0).all())
     assert bool(torch.autograd.grad(output.sum(), leaf)[0].isfinite().all())
     assert kalman_attention(*[x[:, :0] for x in inputs]).shape == (2, 0, 4, 5)
+
+
+def test_an_empty_batch_has_gradients() -> None:
+    inputs = [x.detach()[:0].requires_grad_() for x in make_inputs(5)]
+    output, last = kalman_attention(*inputs[:6], initial_state=MesaState(*inputs[6:]), return_state=True)
+    assert output.shape == (0, 5, 4, 5)
+    gradients = torch.autograd.grad(output.sum() + last.gram.sum() + last.cross.sum(), inputs)
+    assert [x.shape for x in gradients] == [x.shape for x in inputs]

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from mesalm.model import mesa_chunked, mesa_triton, operator_records
 from mesalm.model.delta_chunked import DELTA
 from mesalm.model.linear_chunked import LINEAR
+from mesalm.model.operator_kalman import System, _solve_op, kalman_attention
 from mesalm.model.operator_linear import delta_rule, linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
@@ -41,7 +42,8 @@ def block(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     output, state, report = mesa_attention(*inputs, return_state=True, return_report="steps")
     key = torch.nn.functional.normalize(inputs[1], dim=-1)
     delta = delta_rule(inputs[0], key, *inputs[2:5])
-    return (output.tanh() + linear_attention(*inputs[:5]) + delta).sum(-1), state.gram, report.steps
+    mixed = kalman_attention(*inputs[:5], steps=3)
+    return (output.tanh() + linear_attention(*inputs[:5]) + delta + mixed).sum(-1), state.gram, report.steps
 
 
 @pytest.mark.parametrize(("T", "dynamic"), [(1, False), (70, False), (70, True)])
@@ -73,6 +75,13 @@ def test_packed_rows_compile() -> None:
     assert torch.equal(compiled(*inputs), packed(*inputs))
 
 
+def test_a_number_for_a_ridge_compiles_where_numbers_are_symbols() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(mesa_attention, fullgraph=True, backend="aot_eager", dynamic=True)
+    inputs = [x.detach() for x in make_inputs(5)[:5]]
+    assert torch.equal(compiled(*inputs, 0.5), mesa_attention(*inputs, 0.5))
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing(reentrant: bool) -> None:
     inputs = make_inputs(70)
@@ -100,6 +109,9 @@ def test_registration_is_consistent(dtype: torch.dtype) -> None:
         torch.library.opcheck(mesa_chunked._forward_op, (*inputs, *states, *settings), test_utils=some)
     for recurrence in (LINEAR, DELTA):
         torch.library.opcheck(recurrence.forward, (*inputs[:5], cross), test_utils=checks)
+    if dtype == torch.float32:
+        system = System(inputs[0], inputs[0][..., :1].square() + 1.0, *inputs[1:2], *inputs[3:5], gram)
+        torch.library.opcheck(_solve_op, (*system, 0.5, 3), test_utils=checks)
     with torch.no_grad():
         output, last_gram, last_cross, solution, _, *factors = mesa_chunked._forward_op(*mesa)
         backward = (output, last_gram, last_cross, *mesa[:8], solution, *factors, *mesa[-6:-1])
@@ -127,6 +139,12 @@ SCHEMAS = {
     mesa_triton._step_op: ("mesa_step", f"{OPERANDS}, float tolerance, int max_steps", 4),
     LINEAR.forward: ("linear_forward", READ, 2),
     LINEAR.backward: ("linear_backward", f"Tensor upstream, Tensor cross_upstream, {READ}", 6),
+    _solve_op: (
+        "kalman_solve",
+        "Tensor right, Tensor norm, Tensor key, Tensor log_forget, Tensor input_gate, Tensor gram, float ratio, "
+        "int steps",
+        1,
+    ),
     DELTA.forward: ("delta_forward", READ, 2),
     DELTA.backward: ("delta_backward", f"Tensor upstream, Tensor cross_upstream, {READ}", 6),
 }
@@ -136,7 +154,7 @@ def test_schemas_stay() -> None:
     """Programs that torch.export wrote name the operators and their arguments."""
     for operator, (name, arguments, results) in SCHEMAS.items():
         returns = ", ".join(["Tensor"] * results)
-        schema = f"{operator_records.NAMESPACE}::{name}({arguments}) -> ({returns})"
+        schema = f"{operator_records.NAMESPACE}::{name}({arguments}) -> {returns if results == 1 else f'({returns})'}"
         assert str(operator._opoverload._schema) == schema
 
 

@@ -243,6 +243,16 @@ def test_an_indefinite_state_is_survived_and_reported() -> None:
     assert not bool(report.converged.all())
 
 
+def test_a_ridge_that_is_lost_in_rounding_gets_one_line() -> None:
+    """A token alone is solved densely, which float32 does not allow here; the exact back end of float64 can."""
+    inputs = make_inputs(130, "repeated", 1.0, 1e-7, K=32)
+    _, state = mesa_attention(*(x[:, :129].float() for x in inputs[:5]), inputs[5].float(), return_state=True)
+    last = [x[:, 129:] for x in inputs[:5]]
+    with pytest.raises(torch.linalg.LinAlgError, match=r"^H_t \+ ridge is not positive definite in torch.float32: "):
+        mesa_attention(*(x.float() for x in last), inputs[5].float(), initial_state=state)
+    assert bool(mesa_attention(*inputs[:6], backend="exact").isfinite().all())
+
+
 def test_solved_systems_are_dropped() -> None:
     """A head that forgets at once needs few steps; it must not ride along with one that remembers all."""
     inputs = make_inputs(256, "correlated", 1.0, 0.01)
@@ -270,3 +280,15 @@ def test_blocks_do_not_change_the_answer(method: str) -> None:
     assert relative_errors(blocks, whole) < 1e-11
     alone = solve([*(x[:, :64] for x in inputs[:5]), *inputs[5:]], 1e-8, 1000, method).solution
     assert relative_errors(alone, solve(inputs, 1e-8, 1000, method).solution[:, :64]) < 1e-11
+
+
+def test_a_row_is_solved_as_if_it_were_alone() -> None:
+    """Also where solutions are corrected, whose products follow from the row's own memory."""
+    inputs = [x.float() for x in make_inputs(64, "nearly identical", 1.0, 0.05)]
+    rows = [x.repeat(3, *[1] * (x.dim() - 1)) for x in inputs]
+    rows[3] += torch.tensor([0.0, -0.001, -0.01])[:, None, None]
+    rows[5] = inputs[5]
+    whole = solve(rows, 1e-4, 100, "shared").solution
+    for row in range(3):
+        alone = [*(x[row : row + 1] for x in rows[:5]), inputs[5], *(x[row : row + 1] for x in rows[6:])]
+        assert torch.equal(solve(alone, 1e-4, 100, "shared").solution, whole[row : row + 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +16,17 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, line
 
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
+from mesalm.model.operator_kalman import kalman_attention
 from mesalm.model.operator_linear import delta_rule, linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
 Function = Callable[..., Tensor]
 # torch makes its first dual number by what it has deprecated
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-OPERATORS = {"mesa": mesa_attention, "linear": linear_attention, "delta": delta_rule}
+WITH_BACKENDS = {"mesa": mesa_attention, "linear": linear_attention, "delta": delta_rule}
+# systems so easy that these steps end at the exact solution, whose derivatives gated KalmaNet's attention has
+KALMAN = functools.partial(kalman_attention, ratio=4.0, steps=9)
+OPERATORS: dict[str, Callable[..., Any]] = {**WITH_BACKENDS, "kalman": KALMAN}
 
 
 def make(operator: str, T: int, layout: str = "plain", backend: str = "auto") -> tuple[Function, list[Tensor]]:
@@ -31,31 +36,35 @@ def make(operator: str, T: int, layout: str = "plain", backend: str = "auto") ->
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
+    if operator == "kalman":  # takes no packed rows
+        layout = layout.replace("packed", "plain")
     B, rows = (1, 2) if "packed" in layout else (2, 2)
     gates = [-normal(B, T, 1).abs() - 0.1, normal(B, T, 1).sigmoid()]
     made = [normal(B, T, 2, 3), normal(B, T, 1, 3), normal(B, T, 1, 2), *gates]
-    options: dict[str, object] = {"backend": backend}
+    options: dict[str, object] = {} if operator == "kalman" else {"backend": backend}
     if "packed" in layout:
         options["cu_seqlens"] = torch.tensor([0, T // 2, T])
     if operator == "mesa":
         made.append(1.0 + normal(1, 3).square())
         options |= {"tolerance": 1e-13, "max_steps": 100}
+    if operator == "kalman":
+        made.append(normal(B, T, 2).sigmoid())
+    gram = operator in ("mesa", "kalman")
     given = len(made)
     if "state" in layout:
         options["return_state"] = True
         root = normal(rows, 1, 3, 3)
-        made += [root @ root.mT, normal(rows, 1, 3, 2)] if operator == "mesa" else [normal(rows, 1, 3, 2)]
+        made += [root @ root.mT, normal(rows, 1, 3, 2)] if gram else [normal(rows, 1, 3, 2)]
 
     def function(*tensors: Tensor) -> Tensor:
-        state = tensors[given:]
-        if operator == "mesa":
-            result = mesa_attention(*tensors[:6], initial_state=state or None, **options)
-        else:
-            result = OPERATORS[operator](*tensors[:5], initial_state=state[0] if state else None, **options)
+        state: Any = tensors[given:] or None
+        if state and not gram:
+            state = state[0]
+        result = OPERATORS[operator](*tensors[:given], initial_state=state, **options)
         if "state" not in layout:
             return result
         output, last = result
-        return torch.cat([x.flatten() for x in (output, *(last if operator == "mesa" else (last,)))])
+        return torch.cat([x.flatten() for x in (output, *(last if gram else (last,)))])
 
     return function, made
 
@@ -119,7 +128,7 @@ def test_tangents(operator: str, T: int, layout: str) -> None:
 
 # torch's tracer warns of tensors that the function it linearizes has in its closure
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", WITH_BACKENDS)
 def test_linearize(operator: str) -> None:
     function, values = make(operator, 3)
     tangents = tangents_of(values)
@@ -232,7 +241,7 @@ def test_a_backward_pass_is_differentiated_forward(operator: str) -> None:
     assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", WITH_BACKENDS)
 def test_compiled_transforms(operator: str) -> None:
     function, values = make(operator, 2)
     tangents = tangents_of(values)
@@ -247,7 +256,7 @@ def test_compiled_transforms(operator: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", WITH_BACKENDS)
 def test_other_back_ends_refuse(operator: str, backend: str) -> None:
     if operator != "mesa" and backend == "triton":
         return
@@ -263,7 +272,7 @@ def test_other_back_ends_refuse(operator: str, backend: str) -> None:
 
 
 def test_no_tokens_return_memory_of_their_own() -> None:
-    for operator, attention in OPERATORS.items():
+    for operator, attention in WITH_BACKENDS.items():
         for backend in ("auto", "exact", "torch"):
             _, values = make(operator, 0, "state")
             state = tuple(values[-2:]) if operator == "mesa" else values[-1]
@@ -280,7 +289,7 @@ def model(mixers: str) -> MesaForCausalLM:
 
 
 @pytest.mark.parametrize("use_cache", [False, True])
-@pytest.mark.parametrize("mixers", OPERATORS)
+@pytest.mark.parametrize("mixers", WITH_BACKENDS)
 def test_models(mixers: str, use_cache: bool) -> None:
     network = model(mixers)
     ids = torch.randint(0, 16, (2, 5), generator=torch.Generator().manual_seed(0))
