@@ -33,7 +33,13 @@ ARMS = {
     "hybrid": "hybrid (1 softmax layer)",
     "time-softmax-conv": "softmax, mesa's time",
 }
-PAIRS = (("mesa", "softmax-conv"), ("mesa", "linear"), ("hybrid", "softmax-conv"), ("hybrid", "mesa"), ("mesa", "time-softmax-conv"))
+PAIRS = (
+    ("mesa", "softmax-conv"),
+    ("mesa", "linear"),
+    ("hybrid", "softmax-conv"),
+    ("hybrid", "mesa"),
+    ("mesa", "time-softmax-conv"),
+)
 """Arms whose difference is shown, where both were trained."""
 SHOWINGS = (0, 1, 2, 4, 8)
 TASKS = ("word_labels", "new_labels", "letter_labels", "noisy_labels")

@@ -304,6 +304,11 @@ class MesaConfig(PreTrainedConfig):
         self.window = window
 
     @property
+    def final_logit_softcapping(self) -> float | None:
+        """Return `logit_softcap` by the name it has in transformers, where losses that make their own logits look."""
+        return self.logit_softcap
+
+    @property
     def head_shape(self) -> tuple[int, int, int]:
         """Return query heads H, key heads G and head size K, defaults filled in."""
         assert self.num_key_value_heads is not None

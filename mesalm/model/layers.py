@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .chunk_states import without_autocast
+from .chunk_states import compute_dtype, without_autocast
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -28,7 +28,7 @@ class ResidualProjection(nn.Linear):
 
 
 class GateProjection(nn.Linear):
-    """A map from tokens to gates in float32, whatever dtype the model has.
+    """A map from tokens to gates in float32, whatever dtype the model has; in float64 if it has that.
 
     In bfloat16 a gate near 1 has a memory of at most 256 tokens, so neither autocast nor half weights may touch it.
 
@@ -39,13 +39,14 @@ class GateProjection(nn.Linear):
     """
 
     def __init__(self, width: int, gates: int, start: float = 0.0):
-        super().__init__(width, gates)
+        super().__init__(width, gates, dtype=compute_dtype(torch.get_default_dtype()))
         self.start = start
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the gates before their activation, [..., gates] float32."""
+        """Return the gates before their activation, [..., gates] float32, or float64 of such inputs."""
+        dtype = compute_dtype(inputs.dtype)
         with without_autocast(inputs.device):
-            return nn.functional.linear(inputs.float(), self.weight.float(), self.bias.float())
+            return nn.functional.linear(inputs.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class ShortConvolution(nn.Module):

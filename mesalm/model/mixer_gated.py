@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .cache_mesa import conv_state, recurrent_state, write_conv_state, write_recurrent_state
+from .chunk_states import compute_dtype
 from .context_parallel import Stretch, leave_behind
 from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp, same_segment
@@ -71,7 +72,8 @@ class GatedMixer(nn.Module):
             self.forget_proj = GateProjection(config.hidden_size, groups, start=config.forget_bias)
             self.input_proj = GateProjection(config.hidden_size, groups)
         # flat and named a bias, so that weight decay spares it
-        self.rate_bias = nn.Parameter(torch.zeros(groups)) if config.gates and config.forget_rate else None
+        rate = torch.zeros(groups, dtype=compute_dtype(torch.get_default_dtype()))
+        self.rate_bias = nn.Parameter(rate) if config.gates and config.forget_rate else None
         gated = config.gates and self.gates_output
         self.gate_proj = nn.Linear(config.hidden_size, heads * self.value_size) if gated else None
         eps = config.rms_norm_eps if config.read_norm_eps is None else config.read_norm_eps
@@ -147,7 +149,7 @@ class GatedMixer(nn.Module):
             return None, None
         log_forget = nn.functional.logsigmoid(self.forget_proj(hidden_states))
         if self.rate_bias is not None:
-            log_forget = log_forget * self.rate_bias.float().exp()
+            log_forget = log_forget * self.rate_bias.to(log_forget.dtype).exp()
         input_gate = self.input_proj(hidden_states).sigmoid()
         if self.config.forget_cap is not None:
             log_forget = log_forget + torch.log1p(-(1.0 - self.config.forget_cap) * input_gate.square())
@@ -189,7 +191,7 @@ class GatedMixer(nn.Module):
             both = dpfp(both, self.config.dpfp)
         if self.config.qk_l2_norm:
             # a padded token has a zero key, which must stay zero and not become NaN
-            both = nn.functional.normalize(both.float(), dim=-1, eps=1e-6).to(both.dtype)
+            both = nn.functional.normalize(both.to(compute_dtype(both.dtype)), dim=-1, eps=1e-6).to(both.dtype)
         value = self.v_proj(hidden_states) if value is None else value
         value = value.view(batch, length, self.groups, self.value_size)
         return both[:, :, : self.heads], both[:, :, self.heads :], value

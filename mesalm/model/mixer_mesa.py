@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .chunk_states import CHUNK, chunk_length
+from .chunk_states import CHUNK, chunk_length, compute_dtype
 from .mesa_problems import problem_length
 from .mesa_triton import beside
 from .mixer_gated import GatedMixer, Projections
@@ -49,7 +49,7 @@ class MesaMixer(GatedMixer):
         super().__init__(config, layer_idx)
         # kept flat and named a bias, since weight decay spares vectors in some training loops and biases in others
         count = self.groups * (self.key_size if config.ridge_per_channel else 1)
-        self.ridge_bias = nn.Parameter(torch.zeros(count))
+        self.ridge_bias = nn.Parameter(torch.zeros(count, dtype=compute_dtype(torch.get_default_dtype())))
         self.register_load_state_dict_pre_hook(_take_old_name)
         self.solver_steps: torch.Tensor | None = None
         self.sample_head: int | None = None
@@ -62,8 +62,9 @@ class MesaMixer(GatedMixer):
         init.constant_(self.ridge_bias, above + math.log(-math.expm1(-above)))
 
     def ridge(self) -> torch.Tensor:
-        """Return the ridge, [G, K] or [G], float32."""
-        ridge = self.config.ridge_floor + nn.functional.softplus(self.ridge_bias.float())
+        """Return the ridge, [G, K] or [G], float32, or float64 in a model of that dtype."""
+        bias = self.ridge_bias.to(compute_dtype(self.ridge_bias.dtype))
+        ridge = self.config.ridge_floor + nn.functional.softplus(bias)
         return ridge.view(self.groups, self.key_size) if self.config.ridge_per_channel else ridge
 
     def read(

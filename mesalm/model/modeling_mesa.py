@@ -98,7 +98,10 @@ class MesaPreTrainedModel(Measures, PreTrainedModel):
         # a recurrent state cannot be taken back by a token, which assisted generation needs
         self._is_stateful = config.has_states
         words = {word for name in config.layer_mixers for word in MIXERS[name].float32}
-        self._keep_in_fp32_modules_strict = words | ({RATE} if words and config.gates and config.forget_rate else set())
+        words |= {RATE} if words and config.gates and config.forget_rate else set()
+        # half weights go by the strict names, quantisers by the others, which some match from the start
+        self._keep_in_fp32_modules_strict = words
+        self._keep_in_fp32_modules = {f".*{word}" for word in words}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -340,6 +343,15 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             **returned,
         )
+
+    def prepare_inputs_for_generation(self, *arguments: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the inputs of the next step, the cache under its older name, by which PEFT knows what was read.
+
+        Without it PEFT 0.21 puts a learned prompt before every new token.
+        """
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*arguments, **kwargs)
+        inputs["past_key_values"] = inputs.pop(CACHE, None)
+        return inputs
 
     def create_masks_for_generate(
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any

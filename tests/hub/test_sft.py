@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tiny import tiny_model
 from transformers import AutoTokenizer
 
 from mesalm.hub.publish import publish
@@ -35,3 +37,16 @@ def test_a_published_model_learns_to_answer(run: Path, tmp_path: Path, monkeypat
     message = made["answer"][0]["generated_text"][-1]
     assert message["role"] == "assistant"
     assert message["content"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what TRL and its dependencies warn of is theirs
+def test_a_loss_without_logits_is_that_of_the_model() -> None:
+    pytest.importorskip("trl", reason="in the extra sft")
+    from trl.trainer.utils import add_fused_lm_head
+
+    model, ids = tiny_model(mixers=["mesa", "softmax"], logit_softcap=0.5), torch.arange(2, 22)[None]
+    with torch.no_grad():
+        expected = model(ids, labels=ids).loss
+        add_fused_lm_head(model)
+        torch.testing.assert_close(model(ids, labels=ids, fused_lm_head=True).loss, expected)

@@ -110,3 +110,28 @@ def test_adapters_of_every_target_merge_into_what_they_were(
         # the first norm magnifies the rounding of a residual stream that begins with embeddings of size 0.02
         bound = 1e-5 if scaled else 5e-5
         torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, learnt, atol=bound, rtol=bound)
+
+
+# PEFT says so of every model: it leaves positions to the model
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "learned"),
+    [
+        *((kind, peft.PromptTuningConfig) for kind in ("mesa", "hybrid", "linear", "softmax")),
+        ("hybrid", peft.PromptEncoderConfig),
+        ("softmax", peft.PrefixTuningConfig),
+    ],
+)
+def test_a_learned_prompt_is_read_once_before_what_is_written(
+    kind: str, learned: type, build: Build, tokens: Draw
+) -> None:
+    adapted = peft.get_peft_model(build(kind), learned(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    with torch.no_grad():
+        for parameter in adapted.prompt_encoder.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        result = adapted.generate(
+            input_ids=tokens(2, 9), max_new_tokens=5, min_new_tokens=5, do_sample=False, output_logits=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+        whole = adapted(result.sequences).logits[:, -6:-1]
+    torch.testing.assert_close(torch.stack(result.logits, dim=1), whole, atol=1e-4, rtol=1e-4)

@@ -10,8 +10,11 @@ import torch
 import torch._dynamo.testing
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, StaticCache
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from mesalm import MesaForCausalLM
+from mesalm.model.layers import GateProjection
 
 Build = Callable[..., MesaForCausalLM]
 Draw = Callable[..., torch.Tensor]
@@ -39,6 +42,26 @@ def test_bfloat16_keeps_gates_and_ridge_in_float32(kind: str, build: Build, toke
         assert distance(half(ids).logits, model(ids).logits) < HALF
         cached = half.generate(ids[:1], max_new_tokens=5, min_new_tokens=5, do_sample=False)
     assert cached.shape == (1, 45)
+
+
+def test_a_new_model_of_bfloat16_keeps_gates_and_ridge_in_float32(kind: str, build: Build, tmp_path: Path) -> None:
+    model = build(kind, forget_rate=True)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    made = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
+    dtypes = [{name: weight.dtype for name, weight in one.named_parameters()} for one in (made, loaded)]
+    assert dtypes[0] == dtypes[1]
+
+
+def test_quantisers_leave_gates_alone(build: Build) -> None:
+    model = build(mixers=["mesa", "kalman"], forget_rate=True)
+    skipped = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    gates = {name for name, module in model.named_modules() if isinstance(module, GateProjection)}
+    # some ask by the name of a module, some by that of its weight
+    for suffix in ("", ".weight"):
+        left = {name for name in linear if not should_convert_module(name + suffix, skipped)}
+        assert left - {"lm_head"} == gates
 
 
 def test_the_ridge_loads_by_its_earlier_name(build: Build, tmp_path: Path) -> None:

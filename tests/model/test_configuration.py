@@ -146,6 +146,7 @@ def test_the_loss_divides_by_the_number_it_is_given() -> None:
 def test_softcap_bounds_the_logits() -> None:
     model = tiny_model(initializer_range=50.0, logit_softcap=3.0)
     assert model(torch.arange(8)[None]).logits.abs().max() <= 3.0
+    assert model.config.final_logit_softcapping == model.config.logit_softcap  # by the name that TRL reads
 
 
 @pytest.mark.parametrize("tie", [True, False])

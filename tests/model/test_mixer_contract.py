@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import SPECIAL, tiny_model
+from tiny import SPECIAL, tiny_config, tiny_model
 from transformers import DynamicCache
 
 from mesalm import MesaForCausalLM
@@ -116,6 +116,24 @@ def test_the_cache_holds_as_many_numbers_as_stated(case: dict) -> None:
         # without a convolution a recurrent layer is marked as filled by one zero, which says nothing
         sizes = [part.numel() for part in kept if isinstance(part, torch.Tensor) and part.numel() > 1]
         assert model.state_numbers(length) == sum(sizes)
+
+
+@pytest.mark.parametrize("case", [{}, {"conv_values": True, "forget_rate": True}, {"dpfp": 1, "qk_l2_norm": False}])
+@pytest.mark.parametrize("mixers", MIXERS)
+def test_a_float64_mixer_has_the_gradients_of_finite_differences(mixers: str, case: dict) -> None:
+    # transformers' RMS norm computes in float32
+    config = tiny_config(mixers=mixers, conv_size=4, read_norm=False, tolerance=1e-13, num_key_value_heads=1, **case)
+    torch.manual_seed(0)
+    mixer = MesaForCausalLM(config).double().model.layers[0].mixer
+    masks = {"attention_mask": {"full_attention": None, "sliding_attention": None}}
+    weights = dict(mixer.named_parameters())
+
+    def output(hidden_states: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        changed = dict(zip(weights, values, strict=True))
+        return torch.func.functional_call(mixer, changed, (hidden_states,), masks)[0]
+
+    hidden_states = torch.randn(1, 5, 32, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(output, (hidden_states, *weights.values()), fast_mode=True)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
