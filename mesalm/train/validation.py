@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mesalm.data.stream import epoch_batches
+from mesalm.model.operator_inputs import unchecked_values
 from mesalm.train.sharded import is_sharded
 from mesalm.train.step import moved
 
@@ -25,7 +26,8 @@ def mean_loss(model: nn.Module, rows: Any, micro_rows: int, accelerator: Acceler
     left = math.ceil(math.ceil(len(rows) / share[1]) / micro_rows)
     for batch in epoch_batches(rows, micro_rows, *share):
         count = len(batch["input_ids"])
-        loss = model(**moved(batch, accelerator.device)).loss.float()
+        with unchecked_values():  # a run that diverges has a loss that is not finite, and no error
+            loss = model(**moved(batch, accelerator.device)).loss.float()
         total += torch.stack([loss * count, total.new_tensor(float(count))])
         left -= 1
     if is_sharded(model):  # its processes must run it equally often
