@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mesalm.files import write_text
+from mesalm.files import described, write_text
 from mesalm.hub.open_model import usable_device
 from mesalm.lab.claim_table import ClaimTable, load_table
 from mesalm.lab.claims import TABLE, Claim, Curve, Findings, Size, chosen, judge
@@ -93,9 +93,9 @@ def run_claims(
             benches = [Workbench(seed, nets, device, quiet) for seed in numbers]
             outcomes[name] = _run(name, table, table.sizes(name, size, changes), benches, paths[name])
         except Exception as error:
-            if traces or not isinstance(error, (ValueError, FileNotFoundError)):
+            if traces or not isinstance(error, (ValueError, OSError)):
                 traceback.print_exception(error)
-            print(f"mesalm lab: {name} failed: {error or type(error).__name__}", file=sys.stderr)
+            print(f"mesalm lab: {name} failed: {_words(error)}", file=sys.stderr)
             outcomes[name] = None
     if len(wanted) > 1 and not set(wanted) <= set(table.studies):
         print(_summary(outcomes, table.studies))
@@ -161,6 +161,10 @@ def _run(name: str, table: ClaimTable, sizes: dict[str, Any], benches: Sequence[
     for quantity, mean in mean_quantities(found).items():
         print(f"       {quantity}: {mean:.4g}")
     return True
+
+
+def _words(error: Exception) -> str:
+    return described(error) if isinstance(error, OSError) else str(error) or type(error).__name__
 
 
 def _criteria(claim: Claim) -> list[dict[str, Any]]:
