@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mesalm.wording import plural
+
 from .contamination import Contamination
 from .data_settings import DataSettings
 from .documents import DataError, Document, Faults, Source
@@ -128,11 +130,14 @@ class Gathering:
     def result(self, path: Path) -> Gathered:
         """Assign the splits once everything has been read. Raises DataError without documents."""
         if not self.uses:
-            empty = self.faults.empty_files
-            counted = [f"{self.faults.count} bad records were skipped"] if self.faults.count else []
-            counted += [f"{len(empty)} empty files, such as {empty[0]}"] if empty else []
+            empty, shared = self.faults.empty_files, self.contamination.counts if self.contamination else []
+            dropped = sum(file["documents"] for file in shared)
+            counted = [f"{plural(self.faults.count, 'bad record')} skipped"] if self.faults.count else []
+            counted += [f"{plural(len(empty), 'empty file')}, such as {empty[0]}"] if empty else []
+            counted += [f"{plural(dropped, 'document')} dropped as contaminated"] if dropped else []
             why = f" ({', '.join(counted)})" if counted else ""
-            raise DataError(f"the sources hold no documents{why}; look at data.sources")
+            look = "data.decontaminate" if dropped else "data.sources"
+            raise DataError(f"the sources hold no documents{why}; look at {look}")
         return Gathered(
             path,
             assign_splits(self.uses, self.numbers, self.settings),

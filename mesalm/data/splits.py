@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mesalm.wording import plural
+
 from .data_settings import DataSettings
 from .documents import DataError, Document
 
@@ -49,10 +51,10 @@ def assign_splits(uses: Sequence[str], numbers: Sequence[float], settings: DataS
         candidates = np.flatnonzero(free & (splits == 0))
         if len(candidates) == 0 or np.count_nonzero(splits == 0) < 2:
             raise DataError(
-                f"{len(splits)} documents are too few for a {SPLITS[index]} split; give more documents, give "
+                f"with {plural(len(splits), 'document')} there is no {SPLITS[index]} split; give more documents, give "
                 f"a source with use: {SPLITS[index]}, or set {SPLITS[index]}_fraction to 0"
             )
         splits[candidates[np.argmin(drawn[candidates])]] = index
     if not (splits == 0).any():
-        raise DataError("no document is left to train on; give more documents or lower the fractions")
+        raise DataError("no document is left to train on; give more documents, or lower fractions")
     return splits
