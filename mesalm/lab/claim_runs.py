@@ -153,6 +153,10 @@ def _run(name: str, table: ClaimTable, sizes: dict[str, Any], benches: Sequence[
     claim = table.claims.get(name)
     experiment = table.experiment(name)
     found = [experiment(bench, dict(sizes)) for bench in benches]
+    if not all(isinstance(findings, Findings) for findings in found):
+        raise SettingsError(f"the experiment must return Findings, not {type(found[0]).__name__}; see docs/lab.md")
+    if claim is not None:
+        judge(claim, [findings.values for findings in found])  # before what cannot be judged is written
     criteria = [] if claim is None else _criteria(claim)
     write_result(path, name, criteria, sizes, found, benches[0])
     if claim is not None:

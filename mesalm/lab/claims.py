@@ -27,6 +27,12 @@ class Criterion(Settings):
     above: float | None = Field(default=None, description="A value that must be exceeded.")
     below: float | None = Field(default=None, description="A value that must not be reached.")
 
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> Self:
+        if self.words() == "":
+            raise ValueError(f"{self.quantity}: has no bound, so that it always holds; give at_least or at_most")
+        return self
+
     def holds(self, value: float) -> bool:
         """Return whether a value keeps every bound; NaN keeps none."""
         return (
@@ -149,7 +155,8 @@ def chosen(names: Sequence[str], claims: Mapping[str, Claim], studies: Sequence[
         elif name in claims or name in by_number or name in studies:
             wanted |= by_number.get(name, {name})
         else:
-            meant = hint(name, [*claims, *studies], "`mesalm lab list` shows them all")
+            there = "`mesalm lab list` shows them all" if studies else f"there is {', '.join(claims)}"
+            meant = hint(name, [*claims, *studies], there)
             raise SettingsError(f"{name}: there is no such claim; {meant}")
     return [name for name in (*claims, *studies) if name in wanted]
 
@@ -157,10 +164,14 @@ def chosen(names: Sequence[str], claims: Mapping[str, Claim], studies: Sequence[
 def judge(claim: Claim, values: Sequence[Mapping[str, float]]) -> list[Ruling]:
     """Compare the mean over seeds of every quantity with its criterion; ``values`` has one entry per seed.
 
-    Raises KeyError for a quantity that the experiment did not give.
+    Raises SettingsError for a quantity that the experiment did not give.
     """
     rulings = []
     for criterion in claim.criteria:
+        given = set.intersection(*map(set, values))
+        if criterion.quantity not in given:
+            there = ", ".join(sorted(given)) or "none"
+            raise SettingsError(f"the experiment gives no quantity {criterion.quantity!r}; there is {there}")
         found = [seed[criterion.quantity] for seed in values]
         mean = statistics.fmean(found)
         rulings.append(Ruling(criterion, mean, min(found), max(found), criterion.holds(mean)))
