@@ -56,5 +56,5 @@ def assign_splits(uses: Sequence[str], numbers: Sequence[float], settings: DataS
             )
         splits[candidates[np.argmin(drawn[candidates])]] = index
     if not (splits == 0).any():
-        raise DataError("no document is left to train on; give more documents, or lower fractions")
+        raise DataError("no document is left to train on; give documents that are not held out, or lower the fractions")
     return splits
