@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -23,15 +24,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None where it was closed
+        sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show must not end a command
     try:
         try:
             return _run(parse(arguments))
         finally:
-            sys.stdout.flush()  # also behind --help; at the interpreter's exit it would be too late
+            if sys.stdout is not None:
+                sys.stdout.flush()  # also behind --help; at the interpreter's exit it would be too late
     except BrokenPipeError:
         # the reader has closed the pipe, as in `mesalm lab list | head`; the rest is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # what was printed last, or --help, did not get through
+        print(f"mesalm: {described(error)}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -55,6 +63,10 @@ def _run(options: argparse.Namespace) -> int:
         return 130
 
 
+LISTS = ("overrides", "models", "runs", "claims")
+"""Names of the arguments that take any number of words."""
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line; settings and models may also follow options, which argparse alone does not allow."""
     top = parser()
@@ -62,7 +74,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if "--traceback" in rest:  # behind an action of a command, whose own parser does not know it
         rest.remove("--traceback")
         options.traceback = True
-    listed = getattr(options, "overrides", getattr(options, "models", None))
+    listed = next((found for name in LISTS if isinstance(found := getattr(options, name, None), list)), None)
     unknown = [word for word in rest if listed is None or word.startswith("-")]
     if unknown:
         options.parser.error(unrecognised(unknown[0], options.parser))

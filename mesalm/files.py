@@ -54,7 +54,10 @@ def write_text(path: Path, text: str) -> None:
     A process killed meanwhile leaves a file ``.NAME.*`` beside it. Raises OSError naming the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     with writing(path, Path(name)):
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
@@ -112,7 +115,9 @@ def described(error: OSError) -> str:
     """Return an OSError in one line: which file, what was wrong, and what to do where that is known."""
     if error.strerror is None:
         return " ".join(str(error).split()) or type(error).__name__
-    where = "" if error.filename is None else f"{error.filename}: "
+    # of a copy the second name is the file that is written
+    name = error.filename2 if error.errno in MET_WHILE_WRITING and error.filename2 else error.filename
+    where = "" if name is None else f"{name}: "
     return f"{where}{error.strerror[:1].lower()}{error.strerror[1:]}{WAYS_ON.get(error.errno or 0, '')}"
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from mesalm.files import writing
+
 
 @contextmanager
 def locked(path: Path, busy: Callable[[str], None] | None = None) -> Iterator[None]:
@@ -27,7 +29,8 @@ def locked(path: Path, busy: Callable[[str], None] | None = None) -> Iterator[No
         busy(_holder(path))
         lock.acquire()
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with writing(path):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
         path.write_text("", encoding="utf-8")
     finally:

@@ -29,9 +29,23 @@ def opening(place: str, what: str, name: str) -> Iterator[None]:
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # the error below says what matters
     try:
-        yield
+        with without_retries():
+            yield
     except Exception as error:  # a broken file can make any part of transformers fail in any way
         raise ValueError(f"{name}: no {what} could be opened there ({_reason(place, error)})") from error
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
+def without_retries() -> Iterator[None]:
+    """Hide the warnings by which huggingface_hub counts its attempts; what comes of them is said once."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
     finally:
         logging.set_verbosity(before)
 

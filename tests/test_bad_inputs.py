@@ -65,6 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("badtokens", "tokenizer.json", b"{nope"),
         ("badprefix", "prefix.json", b"{nope"),
         ("emptyprefix", "prefix.json", b"{}"),
+        ("prefix", "prefix.json", b'{"base": "mesa"}'),
     ):
         shutil.copytree(good, home / name)
         (home / name / file).write_bytes(content)
@@ -167,6 +168,7 @@ train void | void: is a folder
 train gone.yaml | gone.yaml: no such recipe file
 train dmeo | did you mean 'demo'?
 train | recipe
+train  | the recipe's name is empty
 train r.yaml  =3 | must be dotted.key=value
 train r.yaml  train=3 | train: must be a mapping of settings
 train r.yaml  train.steps=0 | train.steps
@@ -194,7 +196,7 @@ prepare r.yaml  --skip-bad | no option --skip-bad
 prepare r.yaml  data.sources.0.files=*.x | *.x: no such file
 prepare r.yaml  data.sources.0.files=gone.txt | gone.txt: no such file
 prepare r.yaml  data.sources.0.files=void | void: no file in this folder
-prepare r.yaml  data.sources.0.files=empty.txt | no documents (1 empty files, such as empty.txt)
+prepare r.yaml  data.sources.0.files=empty.txt | no documents (1 empty file, such as empty.txt)
 prepare r.yaml  data.sources.0.files=table.csv | table.csv: no column 'text' (columns: a, b)
 prepare r.yaml  data.sources.0.files=latin.txt | latin.txt:1: not UTF-8
 prepare r.yaml  data.sources.0.files=with space ü.txt | with space ü.txt
@@ -203,6 +205,7 @@ prepare r.yaml  data.sources.0.files=nope.jsonl | nope.jsonl:1: broken JSON
 prepare r.yaml  data.sources.0.files=nope.parquet | nope.parquet: not a parquet file
 prepare r.yaml  data.sources.0.files=nope.txt.gz | nope.txt.gz: broken gzip
 prepare r.yaml  data.sources.0.files=[] | has no files
+prepare r.yaml  data.decontaminate=[d*.txt] | 12 documents dropped as contaminated); look at data.decontaminate
 prepare r.yaml  data.sources=[] | data.sources: must have at least 1
 prepare r.yaml  data.tokenizer=nosuch | data.tokenizer: nosuch
 prepare r.yaml  data.tokenizer=wordless | it holds no tokenizer
@@ -269,6 +272,9 @@ compare mesa  softmax  --out  file/deep | file is a file; name a folder
 compare | no model given
 compare mesa  softmax  --text  d1.txt  --task  none  --baseline  nosuch | baseline 'nosuch'
 compare mesa  --arm  x= | arm 'x='
+compare --from-scores  gone  --suite  full | --suite: does nothing beside --from-scores
+compare --from-scores  gone  --task  x | --task: does nothing
+compare --from-scores  gone  --plan | --plan: does nothing
 compare --from-scores  gone | gone: no scores here
 compare --from-scores  scores.json  --out  c | scores.json: holds no scores
 compare --from-scores  scorelist.json  --out  c | scorelist.json: holds no scores
@@ -284,15 +290,20 @@ convert softmax  out  --calibrate  latin.txt | latin.txt:1: not UTF-8
 convert softmax  out  --seed  -1 | --seed
 convert softmax  out  train.steps=3 | changes the recipe of --recover
 convert softmax  out  --recover  nosuch | nosuch: no such recipe
+convert prefix  out | holds a soft prefix, not a model; name the model it was tuned for, mesa
+convert mesa  out  --to  fla  --layers  0 | --layers: does nothing beside --to
 convert truncated  out | truncated: no model
 publish truncated  out | truncated: no model
 publish deeper  out | deeper: the weights
+publish prefix  out | prefix: holds a soft prefix
+publish mesa  out  --private | --private: is of a repository on the Hub
 publish mesa  file | file is a file
 publish mesa  out  --scores  scores.json | scores.json
 inspect mesa  --out  file | file is a file
 inspect mesa  --record  void | void is a folder; name a file
 inspect mesa  --text  d1.txt  --length  9 | length: 9
 inspect mesa  --record-heads  0.0 | --record FILE
+inspect prefix  --text  d1.txt  --length  64 | prefix: holds a soft prefix
 inspect badrun | badrun/recipe.yaml
 inspect softmax  --text  d1.txt  --length  64  --tokens  64 | softmax: has no mesa layer
 synth mqar-cpu  task.pairs=100  task.length=10 | task.pairs: the grid's axis 'size' sets it
@@ -301,14 +312,19 @@ synth mqar-cpu  optim.learning_rate=1 | learning_rates
 synth mqar-cpu  learning_rates=[0] | learning_rates.0
 synth mqar-cpu  seeds=[-1] | seeds.0
 synth mqar-cpu  arms={} | arms: is empty
+plot run  --out  x.png | x.png: figures are SVG
+plot void  --out  x.svg  run | void: no journal
+sweep r.yaml  name=a,b | name decides nothing
 synth demo | demo: no such recipe
 tune mesa | --task
 tune mesa  --task  gone.jsonl | gone.jsonl
 tune mesa  --task  task.jsonl  shots=[] | shots
 tune mesa  --task  task.jsonl  shots=[-1] | shots.0
 tune mesa  --task  task.jsonl  --out  file | file is a file
+tune prefix  --task  task.jsonl  shots=[0] | prefix: holds a soft prefix
 tune truncated  --task  task.jsonl  shots=[0] | truncated: no model
 lab | ACTION
+lab run  1  --plan  nosuch=3 | nosuch: unknown key
 lab run  nosuch | nosuch
 lab run  1  --seeds  0 | --seeds
 lab run  1  --device  nosuch | 'nosuch' cannot be used here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -78,6 +79,9 @@ def test_a_traceback_can_be_asked_for_anywhere(tmp_path: Path) -> None:
 def test_settings_and_models_may_follow_options() -> None:
     assert parse(["train", "demo", "a=1", "--arm", "mesa", "b=2"]).overrides == ["a=1", "b=2"]
     assert parse(["compare", "A", "--suite", "full", "B"]).models == ["A", "B"]
+    assert parse(["lab", "run", "1", "--plan", "steps=3"]).claims == ["1", "steps=3"]
+    assert parse(["lab", "report", "--claims", "a.py"]).claims == Path("a.py")
+    assert parse(["plot", "A", "--out", "x.svg", "B"]).runs == ["A", "B"]
     for arguments in (["train", "demo", "--no-such-option"], ["publish", "A", "B", "C"]):
         with pytest.raises(SystemExit) as left:
             parse(arguments)
@@ -101,3 +105,27 @@ def test_a_reader_of_the_help_may_leave(monkeypatch: pytest.MonkeyPatch, capsys:
         monkeypatch.setattr(sys, "stdout", left)
         assert main(["train", "--help"]) == 1
     assert capsys.readouterr().err == ""
+
+
+def test_a_command_without_an_output_still_does_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as python has it after `>&-`
+    assert main(["lab", "list"]) == 0
+
+
+def test_what_a_terminal_cannot_show_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    monkeypatch.setattr("mesalm.commands.lab.show", lambda options: print("mean \N{GREEK SMALL LETTER GAMMA}"))
+    assert main(["lab", "list"]) == 0
+    assert shown.getvalue() == b"mean ?\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device of a full disk is Linux's")
+@pytest.mark.parametrize("arguments", [["lab", "list"], ["train", "--help"]])
+def test_output_that_finds_no_room_is_one_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import resource
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 from mesalm.cli import main
 from mesalm.files import described, write_text, writing
 from mesalm.journal import Journal, read_journal
+from mesalm.locks import locked
 from mesalm.train.checkpoint import Checkpoints
 
 
@@ -126,3 +129,27 @@ def test_a_place_that_cannot_be_written_is_one_line(
     assert plan.startswith("to train: ")
     assert place.removesuffix("/runs") in error
     assert (tmp_path / "FILE").read_text() == "kept"
+
+
+def test_a_copy_and_a_lock_that_find_no_room_name_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("x" * 9_000)
+    with full_after(1_000), pytest.raises(OSError, match="too large") as copied:
+        shutil.copyfile(tmp_path / "code.py", tmp_path / "copy.py")
+    assert described(copied.value).startswith(f"{tmp_path / 'copy.py'}: ")
+    with (
+        full_after(4),
+        pytest.raises(OSError, match="too large") as held,
+        locked(tmp_path / "lock", lambda holder: None),
+    ):
+        pass
+    assert held.value.filename == str(tmp_path / "lock")
+
+
+def test_a_file_that_cannot_be_made_is_named_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".page.html.x1"))
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(PermissionError) as caught:
+        write_text(tmp_path / "page.html", "x")
+    assert described(caught.value).startswith(f"{tmp_path / 'page.html'}: permission denied; choose another place")

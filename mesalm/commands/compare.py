@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mesalm.commands.evaluate import asked, evaluation_arguments, print_plan
+from mesalm.commands.evaluate import ASKED, asked, evaluation_arguments, print_plan
+from mesalm.commands.words import refuse_beside
 
 HELP = "measure models on the same items and report the differences"
 
@@ -36,16 +37,17 @@ def run(options: argparse.Namespace) -> None:
     from mesa_eval.evaluate import compare as compare_models
     from mesa_eval.evaluate import named_models, read_scores, report
 
-    if options.plan:
-        print_plan(options, named_models(options.models, options.arm))
-        return
     if options.from_scores and options.models:
         raise ValueError("models and --from-scores: give one of the two")
     if options.from_scores:
+        refuse_beside(options, "--from-scores", "plan", *ASKED)
         scores = read_scores(options.from_scores)
         folder = options.out or options.from_scores[0]
         if not options.out and (len(options.from_scores) > 1 or not folder.is_dir()):
             raise ValueError("--from-scores: name the folder to write to with --out")
         report(scores, folder, baseline=options.baseline, arms=options.arm)
+        return
+    if options.plan:
+        print_plan(options, named_models(options.models, options.arm))
         return
     compare_models(options.models, **asked(options), out=options.out, baseline=options.baseline, arms=options.arm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mesalm.commands.words import add_overrides, chosen, count, folder_to_write, seed
+from mesalm.commands.words import add_overrides, chosen, count, folder_to_write, refuse_beside, seed
 from mesalm.model.mixers import MIXERS
 
 HELP = "swap a checkpoint's softmax attention for mesa layers"
@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
     if options.overrides and options.recover is None:
         raise ValueError(f"{options.overrides[0]}: changes the recipe of --recover; give --recover, or leave it out")
     if options.to is not None:
+        refuse_beside(options, "--to", "layers", "mixer", "calibrate", "tokens", "seed", "recover")
         print(f"converted: {write_peer(options.model, options.folder)}")
         return
     asked = chosen(options, "layers", "mixer", "calibrate", "tokens", "seed")

@@ -44,10 +44,12 @@ def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") ->
     add_device(command)
 
 
+ASKED = ("suite", "texts", "split", "tasks", "seed", "device", "batch_tokens", "trust_remote_code")
+
+
 def asked(options: argparse.Namespace) -> dict[str, Any]:
     """Return what is measured, and how, beyond the models; see `mesa_eval.measures.plan.Request`."""
-    names = ("suite", "texts", "split", "tasks", "seed", "device", "batch_tokens", "trust_remote_code")
-    return chosen(options, *names)
+    return chosen(options, *ASKED)
 
 
 def print_plan(options: argparse.Namespace, models: Sequence[str]) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mesalm.commands.words import chosen, file_to_write
+from mesalm.commands.words import figure_to_write
 
 HELP = "draw the losses, learning rates and speeds of runs into one figure"
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `mesalm plot`."""
-    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, finished or not")
+    command.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, finished or not")
     command.add_argument(
-        "--out", type=file_to_write, default=Path("curves.svg"), metavar="FILE", help="default curves.svg"
+        "--out", type=figure_to_write, default=Path("curves.svg"), metavar="FILE", help="default curves.svg"
     )
 
 
@@ -22,4 +22,4 @@ def run(options: argparse.Namespace) -> None:
     """Draw the journals of runs into an SVG file."""
     from mesalm.train.curves import plot
 
-    print(f"drawn: {plot(**chosen(options, 'runs', 'out'))}")
+    print(f"drawn: {plot([Path(run) for run in options.runs], options.out)}")

@@ -27,7 +27,9 @@ def run(options: argparse.Namespace) -> None:
     from mesa_eval.report.card_rows import card_rows
     from mesalm.hub.publish import publish
 
-    evaluations = card_rows(options.scores) if options.scores else ()
+    if options.private and options.push is None:
+        raise ValueError("--private: is of a repository on the Hub; add --push OWNER/NAME, or leave it out")
+    evaluations = card_rows(options.scores, options.model) if options.scores else ()
     own = chosen(options, "model", "folder", "licence", "private")
     folder = publish(**own, evaluations=evaluations, push_to=options.push)
     print(f"published: {folder}" + (f" and {options.push}" if options.push else ""))

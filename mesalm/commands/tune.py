@@ -43,9 +43,11 @@ def run(options: argparse.Namespace) -> None:
     """Tune a prefix and print how to measure its gain."""
     from mesa_eval.reading.scoring import Scorer
     from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
+    from mesalm.hub.open_model import refuse_prefix
     from mesalm.tuning.prompt_tuning import tune_prefix, tune_settings
 
     settings = tune_settings(options.overrides)
+    refuse_prefix(options.model)
     tasks = tuning_tasks(options.task, settings.seed)
     names = [task.name for task in tasks]
     scorer = Scorer.open(options.model, device=options.device, trust_remote_code=options.trust_remote_code)

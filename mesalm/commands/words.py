@@ -42,6 +42,14 @@ def chosen(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
+def refuse_beside(options: argparse.Namespace, other: str, *names: str) -> None:
+    """Raise ValueError for the first of the options ``names`` that is not at its default, for ``other`` ignores it."""
+    for name in names:
+        if getattr(options, name) != options.parser.get_default(name):
+            option = next(action for action in options.parser._actions if action.dest == name).option_strings[0]
+            raise ValueError(f"{option}: does nothing beside {other}; leave one of the two out")
+
+
 def add_fields_help(command: argparse.ArgumentParser, fields: Callable[[], str]) -> None:
     """Add ``--help``, which prints every recipe field after the command's own help; made only when asked for."""
 
@@ -82,6 +90,14 @@ def folder_to_write(text: str) -> Path:
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise argparse.ArgumentTypeError(f"{place} is a file; name a folder")
+    return path
+
+
+def figure_to_write(text: str) -> Path:
+    """Return the path of an SVG file that can be written; refuse another suffix."""
+    path = file_to_write(text)
+    if path.suffix.lower() != ".svg":
+        raise argparse.ArgumentTypeError(f"{text}: figures are SVG; end the name in .svg")
     return path
 
 

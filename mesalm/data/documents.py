@@ -102,7 +102,8 @@ def record_document(
             return None
     if settings.ids_column:
         if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
-            faults.bad(f"{where}: column {column!r} must be a list of whole numbers >= 0, not {_kind(value)}")
+            found = "one that holds others" if isinstance(value, list) else _kind(value)
+            faults.bad(f"{where}: column {column!r} must be a list of whole numbers >= 0, not {found}")
             return None
         return Document(name, label, input_ids=value)
     if not isinstance(value, str):

@@ -14,6 +14,8 @@ from datasets.utils import tqdm
 from rensa import RMinHashDeduplicator
 from transformers import PreTrainedTokenizerBase
 
+from mesalm.wording import plural
+
 from .bpe import vocabulary_size
 from .contamination import Contamination
 from .data_settings import DataSettings
@@ -88,12 +90,12 @@ def assign_splits(uses: Sequence[str], numbers: Sequence[float], settings: DataS
         candidates = np.flatnonzero(free & (splits == 0))
         if len(candidates) == 0 or np.count_nonzero(splits == 0) < 2:
             raise DataError(
-                f"{len(splits)} documents are too few for a {SPLITS[index]} split; give more documents, give "
+                f"with {plural(len(splits), 'document')} there is no {SPLITS[index]} split; give more documents, give "
                 f"a source with use: {SPLITS[index]}, or set {SPLITS[index]}_fraction to 0"
             )
         splits[candidates[np.argmin(drawn[candidates])]] = index
     if not (splits == 0).any():
-        raise DataError("no document is left to train on; give more documents or lower the fractions")
+        raise DataError("no document is left to train on; give documents that are not held out, or lower the fractions")
     return splits
 
 
@@ -137,11 +139,14 @@ class Gathered:
         documents = tqdm(self._kept(sources), desc="Reading", unit=" documents", leave=False)
         write_arrow(path, _tables(documents))
         if not self._found:
-            empty = self.faults.empty_files
-            counted = [f"{self.faults.count} bad records were skipped"] if self.faults.count else []
-            counted += [f"{len(empty)} empty files, such as {empty[0]}"] if empty else []
+            empty, shared = self.faults.empty_files, self._contamination.counts if self._contamination else []
+            dropped = sum(file["documents"] for file in shared)
+            counted = [f"{plural(self.faults.count, 'bad record')} skipped"] if self.faults.count else []
+            counted += [f"{plural(len(empty), 'empty file')}, such as {empty[0]}"] if empty else []
+            counted += [f"{plural(dropped, 'document')} dropped as contaminated"] if dropped else []
             why = f" ({', '.join(counted)})" if counted else ""
-            raise DataError(f"the sources hold no documents{why}; look at data.sources")
+            look = "data.decontaminate" if dropped else "data.sources"
+            raise DataError(f"the sources hold no documents{why}; look at {look}")
         uses, numbered, numbers, order, sizes, domains = zip(*self._found, strict=True)
         self.splits = assign_splits(uses, numbers, settings)
         self.sources = np.array(numbered, dtype=np.int32)

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 
 from mesalm.files import file_hash
+from mesalm.pretrained import without_retries
 from mesalm.settings import SettingsError
 
 from .documents import DataError, Document, Faults, Source, record_document
@@ -45,7 +46,7 @@ class HubSource(Source):
         chosen = [data_files[split]] if split in data_files else list(data_files.values())
         if not chosen:
             return {**named, "builder": builder.config_id, "hash": builder.hash}
-        files = [entry for group in chosen for entry in zip(group, group.origin_metadata, strict=True)]
+        files = [entry for group in chosen for entry in zip(group, _origins(group), strict=True)]
         return {**named, "files": [_file_identity(str(file), origin) for file, origin in files]}
 
     @property
@@ -78,18 +79,25 @@ class HubSource(Source):
     def _call(self, function: str, **options: Any) -> Any:
         settings = self.settings
         try:
-            return getattr(datasets, function)(
-                settings.dataset,
-                settings.subset,
-                data_files=self.files,
-                revision=settings.revision,
-                **options,
-            )
+            with without_retries():
+                return getattr(datasets, function)(
+                    settings.dataset,
+                    settings.subset,
+                    data_files=self.files,
+                    revision=settings.revision,
+                    **options,
+                )
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise DataError(
                 f"{settings.dataset}: the dataset cannot be loaded ({_first_line(error)}); "
                 "look at dataset, subset, split and the network"
             ) from error
+
+
+def _origins(group: Any) -> list[Any]:
+    """Return where each file of a split comes from; all places for each where files of other formats were left out."""
+    origins = list(group.origin_metadata)
+    return origins if len(origins) == len(group) else [[part for origin in origins for part in origin]] * len(group)
 
 
 def _file_identity(name: str, origin: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig, PreTrainedModel, Qwen3Config
 from transformers.configuration_utils import PreTrainedConfig
 
-from mesalm.hub.open_model import locate, open_model
+from mesalm.hub.open_model import locate, open_model, refuse_prefix
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.pretrained import load
@@ -44,6 +44,7 @@ def open_softmax_model(model: str, *, trust_remote_code: bool = False) -> MesaFo
 
     `config.dtype` is the dtype the checkpoint was saved in, and its generation settings are kept.
     """
+    refuse_prefix(model)
     config = open_config(model, trust_remote_code=trust_remote_code)
     if isinstance(config, MesaConfig):
         ours: Any = open_model(model, dtype=torch.float32)

@@ -73,6 +73,13 @@ def open_model(
     return opened.to(where).eval()
 
 
+def refuse_prefix(model: str) -> None:
+    """Raise ValueError if MODEL is a folder that `mesalm tune` wrote: vectors, with no weights of a model in it."""
+    base = _tuned_for(Path(locate(model)))
+    if base is not None:
+        raise ValueError(f"{model}: holds a soft prefix, not a model; name the model it was tuned for, {base}")
+
+
 def _tuned_for(folder: Path) -> str | None:
     """Return the model that the soft prefix in a folder was tuned for, None where there is no prefix."""
     try:

@@ -17,7 +17,7 @@ from mesalm.files import write_text
 from mesalm.hub.licences import check_licence
 from mesalm.hub.model_card import Evaluation, model_card, read_conversion
 from mesalm.hub.new_folder import must_be_new, new_folder
-from mesalm.hub.open_model import locate, open_model, open_tokenizer
+from mesalm.hub.open_model import locate, open_model, open_tokenizer, refuse_prefix
 from mesalm.model.classifier_mesa import MesaForSequenceClassification
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.pretrained import load, load_model
@@ -61,6 +61,7 @@ def publish(
     if licence is not None:
         check_licence(licence)
     must_be_new(folder, "publish")
+    refuse_prefix(model)
     source = resolve(model)
     opened = _open(model)
     tokenizer = open_tokenizer(model)

@@ -37,6 +37,10 @@ def sample(
     Raises:
         ValueError: the model or its tokenizer cannot be opened, or an argument is out of range.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"prompt: {prompt!r} is not UTF-8; give text, or set the locale to a UTF-8 one") from None
     if tokens < 1:
         raise ValueError(f"tokens: {tokens} must be at least 1")
     if temperature != 0 and not LEAST_TEMPERATURE <= temperature < math.inf:

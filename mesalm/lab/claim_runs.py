@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mesalm.files import write_text
+from mesalm.files import described, write_text
 from mesalm.hub.open_model import usable_device
 from mesalm.lab.claim_table import ClaimTable, load_table
 from mesalm.lab.claims import TABLE, Claim, Curve, Findings, Size, judge
@@ -101,9 +101,9 @@ def run_claims(
             benches = [Workbench(seed, nets, device, quiet) for seed in numbers]
             outcomes[name] = _run(name, table, table.sizes(name, size, changes), benches, paths[name])
         except Exception as error:
-            if traces or not isinstance(error, (ValueError, FileNotFoundError)):
+            if traces or not isinstance(error, (ValueError, OSError)):
                 traceback.print_exception(error)
-            print(f"mesalm lab: {name} failed: {error or type(error).__name__}", file=sys.stderr)
+            print(f"mesalm lab: {name} failed: {_words(error)}", file=sys.stderr)
             outcomes[name] = None
     if len(wanted) > 1 and not set(wanted) <= set(table.studies):
         print(_summary(outcomes, table.studies))
@@ -159,6 +159,10 @@ def _holds(
 def _run(name: str, table: ClaimTable, sizes: dict[str, Any], benches: Sequence[Workbench], path: Path) -> bool:
     """Run one claim or study once per bench, write its result and print it; return whether every criterion holds."""
     found = [table.experiment(name)(bench, dict(sizes)) for bench in benches]
+    if not all(isinstance(findings, Findings) for findings in found):
+        raise SettingsError(f"the experiment must return Findings, not {type(found[0]).__name__}; see docs/lab.md")
+    if name in table.claims:
+        judge(table.claims[name], [findings.values for findings in found])  # before what cannot be judged is written
     write_result(path, name, table.criteria(name), sizes, found, benches[0])
     if name in table.claims:
         return print_verdict(name, table.claims[name], found)
@@ -166,6 +170,10 @@ def _run(name: str, table: ClaimTable, sizes: dict[str, Any], benches: Sequence[
     for quantity, mean in mean_quantities(found).items():
         print(f"       {quantity}: {mean:.4g}")
     return True
+
+
+def _words(error: Exception) -> str:
+    return described(error) if isinstance(error, OSError) else str(error) or type(error).__name__
 
 
 def _summary(outcomes: dict[str, bool | None], studies: Collection[str]) -> str:

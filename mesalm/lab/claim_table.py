@@ -38,7 +38,8 @@ class ClaimTable:
             elif name in self.claims or name in by_number or name in self.studies:
                 wanted |= by_number.get(name, {name})
             else:
-                meant = hint(name, [*self.claims, *self.studies], "`mesalm lab list` shows them all")
+                there = "`mesalm lab list` shows them all" if self.studies else f"there is {', '.join(self.claims)}"
+                meant = hint(name, [*self.claims, *self.studies], there)
                 raise SettingsError(f"{name}: there is no such claim; {meant}")
         return [name for name in (*self.claims, *self.studies) if name in wanted]
 

@@ -37,6 +37,12 @@ class Criterion(Settings):
         """Return the bounds that there are, by name."""
         return {name: bound for name in KEPT if (bound := getattr(self, name)) is not None}
 
+    @model_validator(mode="after")
+    def _something_is_asked(self) -> Self:
+        if not self.bounds:
+            raise ValueError(f"{self.quantity}: has no bound, so that it always holds; give at_least or at_most")
+        return self
+
     def holds(self, value: float) -> bool:
         """Return whether a value keeps every bound; NaN keeps none."""
         return not math.isnan(value) and all(KEPT[name](value, bound) for name, bound in self.bounds.items())
@@ -174,10 +180,14 @@ def load_studies(path: Path = STUDIES) -> dict[str, Study]:
 def judge(claim: Claim, values: Sequence[Mapping[str, float]]) -> list[Ruling]:
     """Compare the mean over seeds of every quantity with its criterion; ``values`` has one entry per seed.
 
-    Raises KeyError for a quantity that the experiment did not give.
+    Raises SettingsError for a quantity that the experiment did not give.
     """
     rulings = []
     for criterion in claim.criteria:
+        given = set.intersection(*map(set, values))
+        if criterion.quantity not in given:
+            there = ", ".join(sorted(given)) or "none"
+            raise SettingsError(f"the experiment gives no quantity {criterion.quantity!r}; there is {there}")
         found = [seed[criterion.quantity] for seed in values]
         mean = statistics.fmean(found)
         rulings.append(Ruling(criterion, mean, min(found), max(found), criterion.holds(mean)))

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mesalm.data.bpe import prompt_ids
 from mesalm.data.stream import epoch_batches
+from mesalm.model.operator_inputs import unchecked_values
 from mesalm.settings import SettingsError
 from mesalm.train.randomness import seed_everything
 from mesalm.train.sections import SampleSettings
@@ -35,7 +36,8 @@ def validation(
         left = math.ceil(math.ceil(len(rows) / share[1]) / micro_rows)
         for batch in epoch_batches(rows, micro_rows, *share):
             count = len(batch["input_ids"])
-            loss = model(**moved(batch, accelerator.device)).loss.float()
+            with unchecked_values():  # a run that diverges has a loss that is not finite, and no error
+                loss = model(**moved(batch, accelerator.device)).loss.float()
             total += torch.stack([loss * count, total.new_tensor(float(count))])
             left -= 1
         if is_sharded(model):  # its processes must run it equally often

@@ -242,7 +242,9 @@ def find_recipe(name_or_path: str, kind: str = "") -> Path:
         there = f"there are {', '.join(names) or 'none'}"
         raise SettingsError(f"{name_or_path}: no such recipe; {hint(name_or_path, names, there)}")
     what = "is a folder; name a recipe file" if path.is_dir() else "no such recipe file"
-    raise SettingsError(f"{name_or_path}: {what}")
+    raise SettingsError(
+        f"{name_or_path}: {what}" if name_or_path.strip() else "the recipe's name is empty; name a file"
+    )
 
 
 def model_fields(configuration: Any = MesaConfig) -> dict[str, Any]:

@@ -70,6 +70,8 @@ def plan_sweep(name_or_path: str, words: Sequence[str], arms: Sequence[str] | No
     for key in axes:
         if keys.count(key) > 1:
             raise SettingsError(f"sweep: {key} is given twice; give it once, with all its values")
+    for key in {"name", "output_dir"} & set(axes):
+        raise SettingsError(f"sweep: {key} decides nothing that is measured; sweep another setting")
     if not axes:
         raise SettingsError("sweep: nothing is swept; give a setting several values, optim.learning_rate=1e-3,2e-3")
     cells = []
@@ -133,7 +135,8 @@ def report_sweep(sweep: Sweep, measured: SweptLosses) -> str:
         shown = f"{loss:.4f}" if math.isfinite(loss) else "diverged"
         values = " | ".join(_plain(value) for value in cell.values)
         lines.append(f"| {cell.arm} | {values} | {f'**{shown}**' if cell in best else shown} |")
-    notes = [note for cell in best if math.isfinite(losses[cell.recipe.name]) for note in _edges(sweep, cell)]
+    decided = [cell for cell in best if math.isfinite(losses[cell.recipe.name]) and not _tied(sweep, losses, cell)]
+    notes = [note for cell in decided for note in _edges(sweep, cell)]
     text = "\n".join([*lines, "", *notes] if notes else lines) + "\n"
     write_text(sweep.files.with_name(sweep.files.name + ".md"), text)
     write_text(sweep.files.with_name(sweep.files.name + ".svg"), _figure(sweep, losses, long))
@@ -147,16 +150,22 @@ def _values(word: str) -> list[Any]:
 
 
 def _plain(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}".replace("e+", "e") if isinstance(value, float) else str(value)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
+
+
+def _tied(sweep: Sweep, losses: dict[str, float], best: SweptCell) -> bool:
+    """Return whether another run of the arm validates exactly as well."""
+    alike = [losses[cell.recipe.name] for cell in sweep.cells if cell.arm == best.arm]
+    return alike.count(losses[best.recipe.name]) > 1
 
 
 def _edges(sweep: Sweep, best: SweptCell) -> list[str]:
     """Say for each swept number whether the best value is the least or the largest tried, and which to try next."""
     notes = []
     for place, (key, values) in enumerate(sweep.axes.items()):
-        if not _numeric(values) or best.values[place] not in (min(values), max(values)):
-            continue
+        if key.endswith("seed") or not _numeric(values) or best.values[place] not in (min(values), max(values)):
+            continue  # a seed has no order
         ordered = sorted(values, reverse=best.values[place] == min(values))
         edge = "largest" if best.values[place] == max(values) else "least"
         note = f"{best.arm}: {key} is best at {_plain(ordered[-1])}, the {edge} tried"

@@ -118,7 +118,7 @@ def test_small_corpora_still_have_held_out_documents(records: Records, write_jso
     prepared = prepare(data(path, valid_fraction=1e-6, test_fraction=1e-6), quiet=True)
     counts = [prepared.manifest["splits"][split]["documents"] for split in ("train", "valid", "test")]
     assert counts == [4, 1, 1]
-    with pytest.raises(DataError, match="2 documents are too few for a test split"):
+    with pytest.raises(DataError, match="with 2 documents there is no test split"):
         prepare(data(write_jsonl("y.jsonl", records(2)), valid_fraction=1e-6, test_fraction=1e-6), quiet=True)
     with pytest.raises(DataError, match="less than one row of 4096"):
         prepare(data(path, sequence_length=4096), quiet=True)

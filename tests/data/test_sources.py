@@ -192,6 +192,17 @@ def test_hub_reads_a_local_dataset(tmp_path: Path, streaming: bool) -> None:
         read(**settings, split="nothing")
 
 
+def test_hub_reads_one_format_of_a_folder_with_two(tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (folder / name).write_text(json.dumps({"text": name}) + "\n")
+    (folder / "notes.txt").write_text("not of this dataset")
+    source = SOURCES["hub"](SourceSettings.build({"name": "hub", "dataset": str(folder)}))
+    assert [document.text for document in source.documents(Faults())] == ["a.jsonl", "b.jsonl"]
+    assert [file["name"] for file in source.identity()["files"]] == ["a.jsonl", "b.jsonl"]
+
+
 def test_hub_reads_a_format_with_files(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(line(GOOD))

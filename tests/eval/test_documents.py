@@ -86,6 +86,12 @@ def test_a_run_says_what_its_journal_and_recipe_recorded(tmp_path: Path) -> None
         assert (source.name, source.sequence_length, source.tokens_trained) == ("demo-mesa", 128, 300)
         assert source.prepared == Path("/data/prepared")
         assert source.training == {"loss": [[100.0, 5.0], [200.0, 3.5]], "valid": [[200.0, 3.0]]}
+    checkpoint = run / "checkpoints/step-00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}")
+    source = find_model(str(checkpoint))
+    assert (source.sequence_length, source.prepared) == (128, Path("/data/prepared"))
+    assert (source.tokens_trained, source.training) == (None, {})
 
 
 def test_a_number_never_makes_a_name_that_is_there() -> None:

@@ -223,6 +223,8 @@ def test_names_are_text_in_the_report(scores: list[Scores], capsys) -> None:
     print_comparison(comparison, summarise(comparison), Console(width=400))
     printed = capsys.readouterr().out
     assert all(name in printed for name in odd)
+    print_comparison(comparison, summarise(comparison), Console(width=80))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in capsys.readouterr().out  # two names may begin alike
 
 
 def test_compare_writes_everything(save_model, text_file: str, tmp_path: Path, capsys) -> None:

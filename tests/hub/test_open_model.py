@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tiny import tiny_model
 
 from mesalm.hub.open_model import open_model
+from mesalm.pretrained import load
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,17 @@ def test_a_configuration_of_other_weights_is_refused(change: dict[str, Any], wor
     with pytest.raises(ValueError, match=words) as caught:
         open_model(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_attempts_to_reach_the_hub_are_not_counted_aloud() -> None:
+    heard = []
+
+    class Unreachable:
+        @staticmethod
+        def from_pretrained(place: str) -> None:
+            heard.append(logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING))
+            raise OSError("no network")
+
+    with pytest.raises(ValueError, match="no/such: no model could be opened there"):
+        load(Unreachable, "no/such", "model")
+    assert heard == [False]

@@ -105,7 +105,10 @@ def test_scores_of_an_evaluation_reach_the_card(run: Path, tmp_path: Path, capsy
     scores = tmp_path / "out" / "scores" / "run.json"
     assert main(["publish", str(run), str(tmp_path / "published"), "--scores", str(scores)]) == 0
     assert "| text | all text (1 document), bits per byte |" in (tmp_path / "published" / "README.md").read_text()
-    for wrong in ("odd.json", "none.json"):
+    theirs = json.loads(scores.read_text())
+    theirs["model"]["fingerprint"] = "of other weights"
+    (tmp_path / "theirs.json").write_text(json.dumps(theirs))
+    for wrong in ("odd.json", "none.json", "theirs.json"):
         assert main(["publish", str(run), str(tmp_path / "other"), "--scores", str(tmp_path / wrong)]) == 2
         assert wrong in capsys.readouterr().err
     assert not (tmp_path / "other").exists()

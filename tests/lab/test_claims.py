@@ -108,7 +108,7 @@ def test_the_mean_over_seeds_is_judged() -> None:
     assert (ruling.holds, ruling.mean, ruling.least, ruling.largest) == (True, 0.25, 0.1, 0.4)
     (ruling,) = judge(claim, [{quantity: 0.1}, {quantity: 0.6}])
     assert not ruling.holds
-    with pytest.raises(KeyError):
+    with pytest.raises(SettingsError, match="there is another"):
         judge(claim, [{"another": 0.1}])
 
 
@@ -312,3 +312,27 @@ def test_seeds_begin_where_they_are_told_to(tmp_path: Path) -> None:
     both, last = (json.loads((tmp_path / name / "batch-ridge-small.json").read_text()) for name in ("1", "2"))
     assert (both["first_seed"], last["first_seed"]) == (1, 2)
     assert both["seeds"][1] == last["seeds"][0] != both["seeds"][0]
+
+
+@pytest.mark.parametrize(
+    ("bound", "returned", "said"),
+    [
+        ("", 'Findings({"q": 1.0})', "q: has no bound, so that it always holds"),
+        (', "at_least": 1', 'Findings({"other": 1.0})', "gives no quantity 'q'; there is other"),
+        (', "at_least": 1', '{"q": 1.0}', "must return Findings, not dict"),
+    ],
+)
+def test_a_claim_of_ones_own_that_cannot_be_judged_leaves_no_result(
+    bound: str, returned: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from mesalm.lab.claims import Findings\n"
+        f'CLAIMS = {{"a": {{"claim": "x", "criteria": [{{"quantity": "q"{bound}}}], "small": {{"n": 1}}}}}}\n'
+        f'EXPERIMENTS = {{"a": lambda bench, sizes: {returned}}}\n'
+    )
+    assert main(["lab", "run", str(file), "--nets", str(tmp_path / "nets"), "--out", str(tmp_path / "out")]) > 0
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.count("\n") == 1
+    assert not list((tmp_path / "out").glob("*"))

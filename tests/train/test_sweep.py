@@ -31,6 +31,8 @@ def test_a_run_is_planned_for_each_combination_and_arm(recipe_file: Path) -> Non
         assert (cell.recipe.optim.learning_rate, cell.recipe.model["mixers"]) == cell.values
         assert cell.recipe.steps == 3
         assert cell.recipe.optim.betas == (0.9, 0.95)
+    rates = plan(recipe_file, "optim.learning_rate=1e9,1e-9").cells  # a name holds no plus
+    assert [cell.recipe.name.partition("learning_rate-")[2] for cell in rates] == ["1e09", "1e-09"]
     pairs = plan(recipe_file, "optim.betas=[0.9,0.95],[0.8,0.9]").cells
     assert [cell.recipe.optim.betas for cell in pairs] == [(0.9, 0.95), (0.8, 0.9)]
 
@@ -92,6 +94,9 @@ def test_the_same_command_trains_only_what_is_missing(
         ("optim.weight_decay=0,0.1", (2, 1), "best at 0.1, the largest tried; try 0.2"),
         ("optim.weight_decay=0,0.1", (1, 2), "best at 0, the least tried\n"),
         ("model.mixers=mesa,softmax", (1, 2), ""),
+        ("train.log_every=1,2", (1, 1), ""),  # decides nothing
+        ("seed=1,2", (1, 2), ""),
+        ("data.seed=1,2", (2, 1), ""),
         ("optim.learning_rate=1e-3,2e-3", (math.inf, math.inf), ""),
     ],
 )
@@ -122,3 +127,11 @@ def test_runs_on_other_tokens_are_compared_by_bytes(recipe_file: Path, tmp_path:
     assert "validation bits per byte" in text
     assert "best at 320" in text
     assert run_sweep(plan(recipe_file, "optim.eps=1e-8,1e-9"), train).unit == "loss"
+
+
+def test_a_run_that_reads_nothing_finite_is_shown_as_diverged(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train.steps=2", "optim.learning_rate=1e-3,1e9", "model.mixers=mesa", "train.clip=none"]
+    assert main(["sweep", str(recipe_file), "--arm", "fast", *words]) == 0
+    assert "| 1e09 | diverged |" in capsys.readouterr().out

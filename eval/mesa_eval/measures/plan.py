@@ -158,7 +158,7 @@ def _build_tasks(
     counts = Counter(task.name for task in built)
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
-        raise ValueError(f"two tasks are named {min(repeated)!r}; rename one of the files")
+        raise ValueError(f"two tasks are named {min(repeated)!r}; give each once, or rename one of the files")
     return built, missing
 
 

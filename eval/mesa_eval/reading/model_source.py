@@ -41,9 +41,12 @@ def find_model(argument: str) -> ModelSource:
     no model (see `mesalm.runs.resolve`).
     """
     found = resolve(argument)
-    run = found.finished_run
-    if run is None:
+    if found.run is None:
         return ModelSource(argument, found.name, found.load_from)
+    run = found.finished_run
+    if run is None:  # a checkpoint: rows and text are its run's, what the journal says at its end is not
+        rows, text = found.run.sequence_length, found.run.prepared
+        return ModelSource(argument, found.name, found.load_from, sequence_length=rows, prepared=text)
     recipe, events = run.settings, run.events
     ends = [event for event in events if event["event"] in ("step", "end") and "tokens" in event]
     return ModelSource(

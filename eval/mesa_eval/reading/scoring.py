@@ -209,13 +209,8 @@ class Scorer(Reader):
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def fingerprint(self) -> str:
-        """Return the sha256 of every parameter and buffer: names, shapes, types and bytes."""
-        digest = hashlib.sha256()
-        for key, tensor in sorted(self.model.state_dict().items()):
-            plain = tensor.detach().cpu().contiguous()
-            digest.update(f"{key} {plain.dtype} {tuple(plain.shape)}\n".encode())
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
-        return digest.hexdigest()
+        """Return the sha256 of every parameter and buffer; see `weights_digest`."""
+        return weights_digest(self.model)
 
     def configuration(self) -> str:
         """Return the configuration as JSON without what says only where it lay and who wrote it; "" without one."""
@@ -350,3 +345,13 @@ def _numbers_in(thing: Any, seen: set[int]) -> int:
         return 0
     seen.add(id(thing))
     return _numbers_in(vars(thing), seen) if hasattr(thing, "__dict__") else 0
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Return the sha256 of every parameter and buffer: names, shapes, types and bytes."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{key} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    return digest.hexdigest()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from mesa_eval.comparison.rows import build_comparison
 from mesa_eval.measures.scores import Scores
+from mesa_eval.reading.scoring import weights_digest
 from mesalm.hub.model_card import Evaluation
+from mesalm.hub.open_model import open_model
 
 
-def card_rows(path: Path) -> list[Evaluation]:
+def card_rows(path: Path, model: str) -> list[Evaluation]:
     """Return each measure of a scores file with its interval.
 
     Raises:
-        ValueError: the file is not there, or does not hold scores of this format.
+        ValueError: the file is not there, does not hold scores of this format, or holds those of other weights than
+            MODEL has.
     """
     try:
         scores = Scores.read(path)
@@ -21,6 +26,10 @@ def card_rows(path: Path) -> list[Evaluation]:
         raise ValueError(f"{path}: cannot be read ({error}); give scores/NAME.json of `mesalm eval --out`") from None
     except ValueError as error:
         raise ValueError(f"{path}: these are no scores that can be read ({error})") from None
+    if scores.model.fingerprint != weights_digest(open_model(model, dtype=torch.float32)):
+        raise ValueError(
+            f"{path}: holds the scores of other weights, those of {scores.model.argument}; measure {model} itself"
+        )
     found = []
     for row in build_comparison([scores], differences=False).rows:
         interval = row.values[0]

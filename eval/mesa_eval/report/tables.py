@@ -40,10 +40,10 @@ def _family(comparison: Comparison) -> Table:
     table = Table(title=title, title_justify="left")
     several = len(comparison.compared) > 1
     for heading in ("test", *(["model"] if several else []), "score"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for heading in (f"less {comparison.base}", "p", f"p, {CORRECTION}"):
-        table.add_column(escape(heading), justify="right")
-    table.add_column("verdict")
+        table.add_column(escape(heading), justify="right", overflow="fold")
+    table.add_column("verdict", overflow="fold")
     for test in comparison.family:
         table.add_row(
             escape(tested_name(test)),
@@ -69,7 +69,9 @@ def _models(comparison: Comparison) -> Table:
         "window",
         "state, numbers",
     ):
-        table.add_column(heading, justify="left" if heading in ("model", "mixers", "seeds") else "right")
+        table.add_column(
+            heading, justify="left" if heading in ("model", "mixers", "seeds") else "right", overflow="fold"
+        )
     for index, arm in enumerate(comparison.arms):
         scores = comparison.members(index)[0]
         card = scores.model
@@ -103,10 +105,10 @@ def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
     units = {_unit_words(row) for row in rows}
     table = Table(title=title + (f" ({units.pop()})" if len(units) == 1 else ""), title_justify="left")
     shared = not units
-    table.add_column("measure")
+    table.add_column("measure", overflow="fold")
     chances = any(row.chance for row in rows)
     if chances:
-        table.add_column("null", justify="right")
+        table.add_column("null", justify="right", overflow="fold")
     _model_columns(table, comparison)
     for row in rows:
         cells = [escape(row.label if shared else f"{row.label} ({_unit_words(row)})")]
@@ -121,8 +123,8 @@ def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
 def _tasks(comparison: Comparison) -> Table:
     """Make one table of all tasks: scores at the fewest and the most shots, the difference at the most."""
     table = Table(title="Few-shot tasks, fewest to most shots (difference at the most)", title_justify="left")
-    table.add_column("task")
-    table.add_column("null", justify="right")
+    table.add_column("task", overflow="fold")
+    table.add_column("null", justify="right", overflow="fold")
     _model_columns(table, comparison)
     for task in comparison.tasks:
         rows_of = [row for row in comparison.of_task(task) if not row.variant and not row.group]
@@ -148,9 +150,9 @@ def _tasks(comparison: Comparison) -> Table:
 
 def _model_columns(table: Table, comparison: Comparison) -> None:
     for name in comparison.names:
-        table.add_column(escape(name), justify="right")
+        table.add_column(escape(name), justify="right", overflow="fold")
     for index in comparison.compared:
-        table.add_column(escape(f"{comparison.names[index]} less {comparison.base}"), min_width=16)
+        table.add_column(escape(f"{comparison.names[index]} less {comparison.base}"), min_width=16, overflow="fold")
 
 
 def _unit_words(row: Row) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mesalm.files import write_text
-from mesalm.hub.open_model import open_model, open_tokenizer, usable_device
+from mesalm.hub.open_model import open_model, open_tokenizer, refuse_prefix, usable_device
 from mesalm.lab.inspection.capture import Reading, is_recurrent, mixers_of, watched
 from mesalm.lab.inspection.gate_statistics import LayerSamples, late_tokens
 from mesalm.lab.inspection.held_out import Windows, cut_windows, held_out_text
@@ -66,6 +66,7 @@ def inspect_model(
     trained = found.run.sequence_length if found.run is not None else None
     length = _window_length(length if length is not None else (trained or LENGTH), tokens)
     where = str(usable_device(device))
+    refuse_prefix(model)
     opened: Any = open_model(model, dtype=torch.float32, device=where, trust_remote_code=trust_remote_code)
     notes = _notes(opened, model)
     text = held_out_text(model, found.run.prepared if found.run is not None else None, texts)
@@ -140,7 +141,7 @@ def write_inspection(inspection: Inspection, folder: Path) -> None:
 def _window_length(length: int, tokens: int) -> int:
     """Return the length if windows of it can be inspected and `tokens` hold one; else raise ValueError."""
     if length < CHUNK:
-        raise ValueError(f"length: {length} must be at least {CHUNK}, one chunk of the solver")
+        raise ValueError(f"length: {length} must be at least {CHUNK}, one chunk of the solver; add --length {CHUNK}")
     if tokens < length:
         raise ValueError(f"tokens: {tokens} is less than one window of {length}; raise it or lower --length")
     return length
