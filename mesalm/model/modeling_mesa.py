@@ -344,12 +344,12 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
             **returned,
         )
 
-    def prepare_inputs_for_generation(self, *arguments: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
         """Return the inputs of the next step, the cache under its older name, by which PEFT knows what was read.
 
-        Without it PEFT 0.21 puts a learned prompt before every new token.
+        Without it PEFT 0.21 puts a learned prompt before every new token. `generate` looks for `inputs_embeds` here.
         """
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*arguments, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         inputs["past_key_values"] = inputs.pop(CACHE, None)
         return inputs
 
