@@ -277,8 +277,10 @@ def _correct(
     products = products_needed(reference.reach[again], reference.reach.new_tensor(CORRECTION))
     falling = products.argsort(descending=True, stable=True)
     again, degree = again[falling], products[falling].to(torch.int64).tolist()
-    residual = rhs[again] - systems.take(index[again]).apply(x[again])
-    x.index_add_(0, again, apply_series(factor.take(again), residual, reference.log_ratio[again], degree))
+    whole = torch.equal(again, torch.arange(len(index), device=again.device))
+    part = slice(None) if whole else again  # a view where nothing is left out
+    residual = rhs[part] - systems.take(index[part]).apply(x[part])
+    x.index_add_(0, again, apply_series(factor.take(part), residual, reference.log_ratio[part], degree))
 
 
 def _blocks(assigned: Assignment, size: int) -> Iterator[tuple[int, int]]:
