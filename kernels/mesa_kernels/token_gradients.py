@@ -9,8 +9,9 @@ and from them, tile by tile of the columns, v's gradient W d + w k P and k's U x
 the sum of what passes it: inside the chunk, from its start, to its end, or from the one to the other.
 
 Inputs of 16 bits are multiplied in float16 over powers of two, which is exact but for x, y, weights and states. Those
-are rounded to 11 bits where they weigh a sum, but x and y are split in two halves for W and U: a solution is large
-where the keys are small, and k'x the small difference of large numbers.
+are rounded to 11 bits where they weigh a sum. But x and y are split in two halves for W and U, and x and the states
+where a gate passes from the start: a solution is large where the keys and the state are small, so that k'x and H x are
+small differences of large numbers. What passes from a chunk's start to its end has the 11 bits of P and Q.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def narrow(tile, unit, HALF: tl.constexpr):
 
 @triton.jit
 def load_start(planes, unit, p, rows, columns, K, D, HALF: tl.constexpr):
-    """Load a tile of a scaled state, as in `tiles.load_state`, and its unit. HALF: the high plane alone, 11 bits."""
+    """Load a tile of a scaled state, as in `tiles.load_state`, and its unit. HALF: of one plane alone, 11 bits."""
     if HALF:
         place = rows[:, None] * D + columns[None, :]
         inside = (rows < K)[:, None] & (columns < D)[None, :]
@@ -195,14 +196,20 @@ def read_start(
     solution, x_unit, planes, plane_unit, root, j, p, b, first, head, heads, T, K, D, HALF: tl.constexpr,
     DOT: tl.constexpr, C: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
-    """Return scaled solutions times columns j of a state, `[C, BJ]`."""
+    """Return scaled solutions times columns j of a state, `[C, BJ]`; HALF: of both in two halves."""
     read = tl.zeros([C, BJ], tl.float32)
     unit = 1.0
     for begin in range(0, K, BI):
         i = begin + tl.arange(0, BI)
         start, unit = load_start(planes, plane_unit, p, i, j, K, D, HALF)
-        x = narrow(load_scaled(solution, root, b, first, head, heads, i, K, T, C), x_unit, HALF)
+        rows = load_scaled(solution, root, b, first, head, heads, i, K, T, C)
+        x = narrow(rows, x_unit, HALF)
         read = tl.dot(x, start, read, input_precision=DOT)
+        if HALF:
+            low = (rows * (1.0 / x_unit) - x.to(tl.float32)).to(tl.float16)
+            read = tl.dot(low, start, read)
+            rest, _ = load_start(planes + K * D, plane_unit, p, i, j, K, D, HALF)
+            read = tl.dot(x, rest, read)
     return read * (x_unit * unit) if HALF else read
 
 

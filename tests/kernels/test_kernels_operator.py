@@ -84,6 +84,29 @@ def test_inputs_of_16_bits(case: Case, dtype: torch.dtype, kernels: str) -> None
         assert relative_error(got, wanted) <= ROUNDING[dtype], place
 
 
+@pytest.mark.card
+def test_forget_gates_over_a_large_state(kernels: str) -> None:
+    """Half of the directions were never written: there solutions are large, and H x is a small difference."""
+    g = torch.Generator().manual_seed(4)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    tokens = [x.bfloat16() for x in (normal(1, 70, 1, 16), normal(1, 70, 1, 16) / 4, normal(1, 70, 1, 16))]
+    log_forget = -0.3 * torch.rand(1, 70, 1, generator=g) ** 3
+    written = normal(1, 1, 16, 8)
+    start = ((200 * written @ written.mT).float(), normal(1, 1, 16, 16).float())
+
+    def run(backend: str, dtype: torch.dtype | None, device: str) -> torch.Tensor:
+        moved = [x.to(device, dtype) for x in (*tokens, log_forget, *start)]
+        gates = moved[3].requires_grad_()
+        output = mesa_attention(*moved[:4], None, 1.0, initial_state=tuple(moved[4:]), backend=backend)
+        return torch.autograd.grad(output.double().square().sum(), gates)[0].double().cpu()
+
+    wanted = run("exact", torch.float64, "cpu")
+    assert relative_error(run("triton", None, kernels), wanted) <= ROUNDING[torch.bfloat16]
+
+
 def test_tiles_of_the_solvers(tile: int, kernels: str) -> None:
     """Heads of 40 take three tiles of 16 or two of 32, the last one not full."""
     assert launch.choose("gradients", SIZES).tile == tile
