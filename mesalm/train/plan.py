@@ -166,7 +166,8 @@ def make_plan(
     if isinstance(config, MesaConfig):
         recompute = train.gradient_checkpointing
         part = length // context
-        active = activation_bytes(config, micro_rows, part, bf16=bf16, recompute=recompute, copies=not sharded)
+        how = {"recompute": recompute, "copies": not sharded, "logits": train.logits_at_once}
+        active = activation_bytes(config, micro_rows, part, bf16=bf16, **how)
         memory["activations"] = active
         # the gradients of earlier micro-batches are there, or none are while the activations are
         peak += active if micro_batches > 1 else max(0.0, active - memory["gradients"])
