@@ -63,7 +63,7 @@ def work(model: Any, length: int, solver_steps: float) -> dict[str, float]:
 class Plan:
     """The numbers of a run: bytes per process, operations per token, tokens per second and seconds of what is left.
 
-    ``begun`` is the step of the checkpoint that it goes on from, 0 without one.
+    ``begun`` is the step of the checkpoint that it goes on from, 0 without one; ``scored`` the rows of a validation.
     """
 
     recipe: Recipe
@@ -77,6 +77,7 @@ class Plan:
     rate: Rate | None
     assumed: dict[str, float]
     begun: int
+    scored: int
 
     @property
     def seconds(self) -> float | None:
@@ -86,7 +87,7 @@ class Plan:
         recipe, length = self.recipe, self.recipe.data.sequence_length
         left = recipe.planned_tokens - recipe.ramp.total(self.begun) * length
         # a forward pass is a third of the work
-        scored = self._times(recipe.validate.every) * recipe.validate.rows * length / 3
+        scored = self._times(recipe.validate.every) * self.scored * length / 3
         written = self._times(recipe.checkpoint.every) * self.checkpoint / self.assumed["disk"]
         return (left + scored) / self.rate.tokens_per_second + written
 
@@ -127,6 +128,7 @@ def make_plan(
     assumptions: Assumptions | None = None,
     *,
     rows: int | None = None,
+    valid_rows: int | None = None,
     rate: Rate | None = None,
     processes: int = 1,
     hardware: str | None = None,
@@ -135,7 +137,7 @@ def make_plan(
 ) -> Plan:
     """Return what a run will need, here at a measured ``rate``, or on ``processes`` cards named ``hardware``.
 
-    ``rows`` is the number of prepared rows; ``begun`` steps are made already. With ``sharded`` the processes share out
+    ``rows`` is the number of prepared rows, ``valid_rows`` of those to validate on; ``begun`` steps are made already. With ``sharded`` the processes share out
     weights, gradients and optimiser (FSDP2), else each holds all of them (DDP); ``parallelism.context`` of them share
     rows. Raises SettingsError where the batch does not divide among them.
     """
@@ -201,7 +203,14 @@ def make_plan(
         rate=rate,
         assumed=assumed,
         begun=begun,
+        scored=_scored(recipe, valid_rows) * (1 if train.average is None else 2),
     )
+
+
+def _scored(recipe: Recipe, there: int | None) -> int:
+    """Return the rows of a validation, of so many that are there: all where the recipe says 0."""
+    wanted = recipe.validate.rows
+    return wanted if there is None else min(wanted or there, there)
 
 
 def _exchanged(processes: int, weights: float, wire: float, micro_batches: int, sharded: bool) -> float:
@@ -254,6 +263,7 @@ def plan_recipe(
         config,
         assumptions,
         rows=None if rows is None else len(rows),
+        valid_rows=None if prepared is None else len(prepared.rows("valid")),
         rate=rate,
         processes=cards,
         hardware=hardware,

@@ -255,9 +255,8 @@ class Pretraining:
             self.display.say(said + (plan.note and f" to {plan.note}"))
         if self.display.enabled:
             rate, sharded = earlier_rate(recipe, device, world), self.accelerator.is_fsdp2
-            expected = make_plan(
-                recipe, model.config, rows=rows, rate=rate, processes=world, sharded=sharded, begun=plan.step
-            )
+            counts = {"rows": rows, "valid_rows": len(self.prepared.rows("valid")), "begun": plan.step}
+            expected = make_plan(recipe, model.config, rate=rate, processes=world, sharded=sharded, **counts)
             for line in expected.lines():
                 self.display.say(line)
 

@@ -264,6 +264,19 @@ def test_assumptions_are_read_over_the_defaults() -> None:
     assert (read.maps, read.mixers["mesa"], read.mixers["softmax"]) == (0.5, 0.1, 0.44)
 
 
+@pytest.mark.parametrize(
+    ("changes", "there", "rows"),
+    [
+        (["validate.rows=0"], 50, 50),
+        (["validate.rows=8"], 5, 5),
+        (["validate.rows=8"], None, 8),
+        (["validate.rows=8", "train.average=0.9"], 50, 16),
+    ],
+)
+def test_a_plan_counts_the_rows_that_are_validated(load: Load, changes: list[str], there: int | None, rows: int) -> None:
+    assert make_plan(load(*changes), MesaConfig(**WIDE), valid_rows=there).scored == rows
+
+
 MEASURE = """
 import json, sys
 from mesalm.journal import Journal, read_journal
