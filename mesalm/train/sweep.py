@@ -151,6 +151,8 @@ def _values(word: str) -> list[Any]:
 
 def _plain(value: Any) -> str:
     text = f"{value:g}".replace("e+", "e") if isinstance(value, float) else str(value)
+    if _numeric([value]):
+        return text  # with its sign
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
 
 
