@@ -137,9 +137,9 @@ def make_plan(
 ) -> Plan:
     """Return what a run will need, here at a measured ``rate``, or on ``processes`` cards named ``hardware``.
 
-    ``rows`` is the number of prepared rows, ``valid_rows`` of those to validate on; ``begun`` steps are made already. With ``sharded`` the processes share out
-    weights, gradients and optimiser (FSDP2), else each holds all of them (DDP); ``parallelism.context`` of them share
-    rows. Raises SettingsError where the batch does not divide among them.
+    ``rows`` is the number of prepared rows, ``valid_rows`` of those to validate on; ``begun`` steps are made already.
+    With ``sharded`` the processes share out weights, gradients and optimiser (FSDP2), else each holds all of them
+    (DDP); ``parallelism.context`` of them share rows. Raises SettingsError where the batch does not divide among them.
     """
     if hardware is not None:
         one_of(hardware, CARDS, "a card in the table")
@@ -168,8 +168,15 @@ def make_plan(
     if isinstance(config, MesaConfig):
         recompute = train.gradient_checkpointing
         part = length // context
-        how = {"recompute": recompute, "copies": not sharded, "logits": train.logits_at_once}
-        active = activation_bytes(config, micro_rows, part, bf16=bf16, **how)
+        active = activation_bytes(
+            config,
+            micro_rows,
+            part,
+            bf16=bf16,
+            recompute=recompute,
+            copies=not sharded,
+            logits=train.logits_at_once,
+        )
         memory["activations"] = active
         # the gradients of earlier micro-batches are there, or none are while the activations are
         peak += active if micro_batches > 1 else max(0.0, active - memory["gradients"])

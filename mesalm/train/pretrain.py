@@ -255,8 +255,16 @@ class Pretraining:
             self.display.say(said + (plan.note and f" to {plan.note}"))
         if self.display.enabled:
             rate, sharded = earlier_rate(recipe, device, world), self.accelerator.is_fsdp2
-            counts = {"rows": rows, "valid_rows": len(self.prepared.rows("valid")), "begun": plan.step}
-            expected = make_plan(recipe, model.config, rate=rate, processes=world, sharded=sharded, **counts)
+            expected = make_plan(
+                recipe,
+                model.config,
+                rows=rows,
+                valid_rows=len(self.prepared.rows("valid")),
+                rate=rate,
+                processes=world,
+                sharded=sharded,
+                begun=plan.step,
+            )
             for line in expected.lines():
                 self.display.say(line)
 

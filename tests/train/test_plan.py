@@ -265,7 +265,7 @@ def test_assumptions_are_read_over_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "there", "rows"),
+    ("changes", "there", "scored"),
     [
         (["validate.rows=0"], 50, 50),
         (["validate.rows=8"], 5, 5),
@@ -273,8 +273,8 @@ def test_assumptions_are_read_over_the_defaults() -> None:
         (["validate.rows=8", "train.average=0.9"], 50, 16),
     ],
 )
-def test_a_plan_counts_the_rows_that_are_validated(load: Load, changes: list[str], there: int | None, rows: int) -> None:
-    assert make_plan(load(*changes), MesaConfig(**WIDE), valid_rows=there).scored == rows
+def test_a_plan_counts_the_rows_validated(load: Load, changes: list[str], there: int | None, scored: int) -> None:
+    assert make_plan(load(*changes), MesaConfig(**WIDE), valid_rows=there).scored == scored
 
 
 MEASURE = """
