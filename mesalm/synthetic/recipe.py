@@ -38,7 +38,7 @@ class ScoreSettings(Settings):
     longer: list[Annotated[int, Field(gt=1)]] = Field(
         default_factory=list,
         description="Times the training length at which the test is made as well, with as many fewer rows, 32 at "
-        "least; tasks of tokens only.",
+        "least; tasks of tokens whose rows fill any length.",
     )
     every: int = Field(default=100, gt=0, description="Steps between two scorings of the valid rows.")
     enough: float | None = Field(

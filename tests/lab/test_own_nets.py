@@ -11,7 +11,7 @@ from torch import nn
 
 from mesalm.data.stream import Batch
 from mesalm.data.synthetic.vector_task import VectorTask, normal
-from mesalm.lab.claim_runs import mean_quantities
+from mesalm.lab.claim_runs import mean_quantities, read_results, run_claims
 from mesalm.lab.claims import Findings
 from mesalm.lab.plan import net_training, plan_experiments
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
@@ -82,6 +82,22 @@ def test_a_plan_counts_nets_of_experiments_whose_sizes_name_no_steps(tmp_path: P
     plan = plan_experiments([("own", untrained_sizes, {"size": 1})], [0, 1], tmp_path, "cpu")
     assert len(plan.claims["own"]) == 1  # the recipe has one seed
     assert "20" in plan.lines()[1]
+
+
+def test_sizes_of_ones_own_are_known_again_in_their_result(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from mesalm.lab.claims import Findings\n"
+        "CRITERIA = [{'quantity': 'q', 'above': 0}]\n"
+        "CLAIMS = {'a': {'claim': 'x', 'criteria': CRITERIA, 'small': {'rates': (0.1, 0.2)}}}\n"
+        "EXPERIMENTS = {'a': lambda bench, sizes: Findings({'q': sum(sizes['rates'])})}\n"
+    )
+    assert run_claims(["all"], out=tmp_path, nets=tmp_path, file=file) == {"a": True}
+    assert list(read_results(tmp_path, "small", file)) == ["a"]
+    assert run_claims(["all"], out=tmp_path, nets=tmp_path, file=file, missing=True) == {}
+    file.write_text(file.read_text().replace("(0.1, 0.2)", "{1, 2}"))
+    with pytest.raises(SettingsError, match="small: must be numbers, text, lists"):
+        run_claims(["all"], out=tmp_path, nets=tmp_path, file=file)
 
 
 def test_a_control_that_names_its_seed_is_shown_beside_those_of_other_seeds() -> None:
