@@ -127,6 +127,9 @@ def test_runs_on_other_tokens_are_compared_by_bytes(recipe_file: Path, tmp_path:
 
     measured = run_sweep(plan(recipe_file, "data.vocab_size=300,320"), train)
     assert (measured.unit, *measured.by_run.values()) == ("bits_per_byte", 1.2, 1.1)
+    words = ("arms={small: {data.vocab_size: 300}, large: {data.vocab_size: 320}}", "seed=1,2")
+    by_arm = run_sweep(plan(recipe_file, *words, arms=["small", "large"]), train)
+    assert (by_arm.unit, *by_arm.by_run.values()) == ("bits_per_byte", 1.2, 1.1, 1.2, 1.1)
     text = report_sweep(plan(recipe_file, "data.vocab_size=300,320"), measured)
     assert "validation bits per byte" in text
     assert "best at 320" in text
