@@ -187,9 +187,10 @@ def _summary(outcomes: dict[str, bool | None], studies: Collection[str]) -> str:
 
 
 def mean_quantities(found: Sequence[Findings]) -> dict[str, float]:
-    """Return the mean over seeds of every quantity and control."""
-    first = {**found[0].values, **found[0].controls}
-    return {key: statistics.fmean({**each.values, **each.controls}[key] for each in found) for key in first}
+    """Return the mean of every quantity and control over the seeds that have it."""
+    seeds = [{**each.values, **each.controls} for each in found]
+    names = dict.fromkeys(name for each in seeds for name in each)
+    return {name: statistics.fmean(each[name] for each in seeds if name in each) for name in names}
 
 
 def print_verdict(name: str, claim: Claim, found: Sequence[Findings]) -> bool:

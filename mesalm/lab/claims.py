@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import pkgutil
@@ -90,6 +91,18 @@ Experiment = Annotated[Callable[..., Findings], BeforeValidator(_experiment)]
 """Function(bench, sizes) -> findings of one seed; in a file, its place in `mesalm.lab.experiments`."""
 
 
+def _plain_data(value: Any) -> Any:
+    """Return sizes as a result file gives them back, tuples as lists; ValueError for what it cannot hold."""
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError as error:
+        raise ValueError(f"must be numbers, text, lists and dictionaries ({error})") from None
+
+
+Sizes = Annotated[dict[str, Any], BeforeValidator(_plain_data)]
+"""Sizes by name, plain data."""
+
+
 class PublishedCurve(Settings):
     """A line of the paper's figure, and the sizes at which ours can be laid beside it."""
 
@@ -111,8 +124,8 @@ class Claim(Settings):
     published: dict[str, float] = Field(default_factory=dict, description="Quantity -> the paper's number.")
     published_curves: list[PublishedCurve] = Field(default_factory=list, description="Lines of the paper's figure.")
     criteria: list[Criterion] = Field(min_length=1, description="What must hold.")
-    small: dict[str, Any] = Field(description="Sizes for 2 CPU cores.")
-    paper: dict[str, Any] = Field(default_factory=dict, description="The paper's sizes.")
+    small: Sizes = Field(description="Sizes for 2 CPU cores.")
+    paper: Sizes = Field(default_factory=dict, description="The paper's sizes.")
 
     @model_validator(mode="after")
     def _published_quantities_are_asked_for(self) -> Self:

@@ -87,12 +87,23 @@ class NetRecipe(Settings):
 
     def key(self) -> str:
         """Return the name of the net's folder: a hash of all that decides its weights, files outside mesalm too."""
-        own = {part for part in (type(self.task), self.net) if not part.__module__.startswith("mesalm.")}
-        files = sorted({inspect.getsourcefile(part) or "" for part in own})
-        content = json.dumps(self.model_dump(), sort_keys=True) + "".join(
-            Path(file).read_text("utf-8") for file in files
-        )
+        content = json.dumps(self.model_dump(), sort_keys=True) + "".join(self.outside())
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def outside(self) -> list[str]:
+        """Return name and file of task and net that mesalm does not have, then the base's: one file may hold several.
+
+        Raises SettingsError for a net without a name of its own, which could not be told from another.
+        """
+        found = []
+        for part in (type(self.task), self.net):
+            name = getattr(part, "__qualname__", "<object>")
+            if part.__module__.startswith("mesalm."):
+                continue
+            if "<" in name:
+                raise SettingsError(f"net: {name} cannot be told from another; make it a class or function of its file")
+            found += [name, Path(inspect.getsourcefile(part) or "").read_text("utf-8")]
+        return found + (self.base.outside() if self.base else [])
 
 
 def net_recipe(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from mesalm.data.synthetic.automata import Automata
 from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
 from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.recipe_yaml import read_mapping, write_yaml
@@ -37,7 +38,7 @@ class ScoreSettings(Settings):
     longer: list[Annotated[int, Field(gt=1)]] = Field(
         default_factory=list,
         description="Times the training length at which the test is made as well, with as many fewer rows, 32 at "
-        "least; tasks of tokens only.",
+        "least; tasks of tokens whose rows fill any length.",
     )
     every: int = Field(default=100, gt=0, description="Steps between two scorings of the valid rows.")
     enough: float | None = Field(
@@ -165,7 +166,8 @@ class SyntheticRecipe(TaskRun):
                         raise SettingsError(
                             "optim.learning_rate: learning_rates lists what is tried of all; leave one of them out"
                         )
-                    if run.score.longer and (isinstance(task, VectorTask) or task.reads_last_state):
+                    # a longer row of automata holds no more strings, only padding
+                    if run.score.longer and (isinstance(task, (VectorTask, Automata)) or task.reads_last_state):
                         raise SettingsError(
                             f"score.longer: {run.task['name']} is not tested at other lengths; leave it out"
                         )

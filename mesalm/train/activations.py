@@ -17,6 +17,8 @@ from mesalm.train.randomness import preserved_randomness
 
 PROBED = (128, 192, 256)
 """Lengths at which activations are counted; what a block saves is a polynomial of degree two in the length."""
+OUTSIDE, HEAD = -2, -1
+"""Beside the numbers of blocks: what is saved outside of them, and of that from the logits on."""
 
 
 @contextmanager
@@ -36,13 +38,21 @@ def counted_storages(found: Callable[[torch.Tensor], None], weights: Iterable[to
 
 
 def activation_bytes(
-    config: MesaConfig, rows: int, length: int, *, bf16: bool, recompute: bool = False, copies: bool = True
+    config: MesaConfig,
+    rows: int,
+    length: int,
+    *,
+    bf16: bool,
+    recompute: bool = False,
+    copies: bool = True,
+    logits: int | None = None,
 ) -> float:
     """Return the most bytes beside weights, gradients and optimiser in the forward and backward pass of [rows, length].
 
     One block of each mixer runs in its own width over a few tokens on the CPU, and what autograd saves is counted. To
     this comes the gradient of the logits, twice in float32, with which the backward pass begins. ``copies``: whether
-    autocast keeps a 16-bit copy of the weights; ``recompute``: whether blocks are run again in the backward pass.
+    autocast keeps a 16-bit copy of the weights; ``recompute``: whether blocks are run again in the backward pass;
+    ``logits``: how many are made at once (`token_loss.TokenLoss`), None: all.
     """
     kinds = list(dict.fromkeys(config.layer_mixers))
     small = copy.deepcopy(config)
@@ -50,20 +60,24 @@ def activation_bytes(
     with preserved_randomness():
         model = MesaForCausalLM(small)
         counted = [_saved_bytes(model, tokens, bf16) for tokens in PROBED]
+    tokens = rows * length
+    at_once = tokens if logits is None else min(tokens, max(1, logits // config.vocab_size))
     parts = {}
     for part in counted[0]:
         square, linear, constant = np.polyfit(PROBED, [saved[part] for saved in counted], 2)
-        parts[part] = copies * constant + rows * length * (linear + square * length)
+        parts[part] = copies * constant + (at_once if part == HEAD else tokens) * (linear + square * length)
+    parts[HEAD] += 8.0 * at_once * config.vocab_size
+    if at_once < tokens:  # what the head reads of all tokens, and its gradient
+        parts[HEAD] += 8.0 * tokens * config.hidden_size
     blocks = [parts[kinds.index(mixer)] for mixer in config.layer_mixers]
     if recompute:
-        blocks = [4.0 * rows * length * config.hidden_size * len(blocks), max(blocks)]
-    return float(sum(blocks) + parts[len(kinds)] + 8.0 * rows * length * config.vocab_size)
+        blocks = [4.0 * tokens * config.hidden_size * len(blocks), max(blocks)]
+    return float(sum(blocks) + parts[OUTSIDE] + parts[HEAD])
 
 
 def _saved_bytes(model: MesaForCausalLM, length: int, bf16: bool) -> dict[int, int]:
-    """Count what autograd saves in each block, and under the number of blocks what it saves outside of them."""
-    outside = len(model.model.layers)
-    place, found = outside, defaultdict(int, {outside: 0})
+    """Count what autograd saves in each block, under `HEAD` what it saves from the logits on, and the rest."""
+    place, found = OUTSIDE, defaultdict(int, {OUTSIDE: 0, HEAD: 0})
 
     def count(tensor: torch.Tensor) -> None:
         found[place] += tensor.untyped_storage().nbytes()
@@ -76,7 +90,8 @@ def _saved_bytes(model: MesaForCausalLM, length: int, bf16: bool) -> dict[int, i
         return hook
 
     hooks = [layer.register_forward_pre_hook(enter(number)) for number, layer in enumerate(model.model.layers)]
-    hooks += [layer.register_forward_hook(enter(outside)) for layer in model.model.layers]
+    hooks += [layer.register_forward_hook(enter(OUTSIDE)) for layer in model.model.layers]
+    hooks.append(model.lm_head.register_forward_pre_hook(enter(HEAD)))
     ids = torch.randint(model.config.vocab_size, (1, length))
     documents = torch.arange(length)[None] % (length // 2)  # two, as rows hold several
     with counted_storages(count, model.parameters()), torch.autocast("cpu", enabled=bf16):

@@ -19,6 +19,7 @@ from mesalm.settings import SettingsError
 from mesalm.train.optim import scale_first_weights
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
+from mesalm.train.token_loss import TokenLoss
 
 
 def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
@@ -45,6 +46,20 @@ def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToken
     if recipe.optim.base_width is not None:
         scale_first_weights(model, recipe.optim.base_width)
     return model
+
+
+def set_step(model: PreTrainedModel, recipe: Recipe, micro_rows: int) -> None:
+    """Let a model run its blocks again in the backward pass, and make its loss in parts where its logits are many, as
+    the recipe says. Raises SettingsError for a z-loss that it has not."""
+    train = recipe.train
+    if train.gradient_checkpointing:
+        # the name before transformers 5.23 is the second
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    if isinstance(model, MesaForCausalLM):
+        if train.z_loss or micro_rows * recipe.data.sequence_length * model.config.vocab_size > train.logits_at_once:
+            model.token_loss = TokenLoss(train.logits_at_once, train.z_loss)
+    elif train.z_loss:
+        raise SettingsError(f"train.z_loss: {type(model).__name__} has no z-loss; set it to 0")
 
 
 def earlier_config(recipe: Recipe) -> PreTrainedConfig:

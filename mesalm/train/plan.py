@@ -63,7 +63,7 @@ def work(model: Any, length: int, solver_steps: float) -> dict[str, float]:
 class Plan:
     """The numbers of a run: bytes per process, operations per token, tokens per second and seconds of what is left.
 
-    ``begun`` is the step of the checkpoint that it goes on from, 0 without one.
+    ``begun`` is the step of the checkpoint that it goes on from, 0 without one; ``scored`` the rows of a validation.
     """
 
     recipe: Recipe
@@ -77,6 +77,7 @@ class Plan:
     rate: Rate | None
     assumed: dict[str, float]
     begun: int
+    scored: int
 
     @property
     def seconds(self) -> float | None:
@@ -86,7 +87,7 @@ class Plan:
         recipe, length = self.recipe, self.recipe.data.sequence_length
         left = recipe.planned_tokens - recipe.ramp.total(self.begun) * length
         # a forward pass is a third of the work
-        scored = self._times(recipe.validate.every) * recipe.validate.rows * length / 3
+        scored = self._times(recipe.validate.every) * self.scored * length / 3
         written = self._times(recipe.checkpoint.every) * self.checkpoint / self.assumed["disk"]
         return (left + scored) / self.rate.tokens_per_second + written
 
@@ -127,6 +128,7 @@ def make_plan(
     assumptions: Assumptions | None = None,
     *,
     rows: int | None = None,
+    valid_rows: int | None = None,
     rate: Rate | None = None,
     processes: int = 1,
     hardware: str | None = None,
@@ -135,9 +137,9 @@ def make_plan(
 ) -> Plan:
     """Return what a run will need, here at a measured ``rate``, or on ``processes`` cards named ``hardware``.
 
-    ``rows`` is the number of prepared rows; ``begun`` steps are made already. With ``sharded`` the processes share out
-    weights, gradients and optimiser (FSDP2), else each holds all of them (DDP); ``parallelism.context`` of them share
-    rows. Raises SettingsError where the batch does not divide among them.
+    ``rows`` is the number of prepared rows, ``valid_rows`` of those to validate on; ``begun`` steps are made already.
+    With ``sharded`` the processes share out weights, gradients and optimiser (FSDP2), else each holds all of them
+    (DDP); ``parallelism.context`` of them share rows. Raises SettingsError where the batch does not divide among them.
     """
     if hardware is not None:
         one_of(hardware, CARDS, "a card in the table")
@@ -154,19 +156,27 @@ def make_plan(
         solver_steps = rate.solver_steps
     flops = work(model, length, solver_steps)
     weights, kept = 4.0 * model.num_parameters(), float(optimiser_bytes(recipe, model))
-    share, wire = (processes if sharded else 1), (2.0 if bf16 else 4.0) / 4.0 * weights
+    share = processes if sharded else 1
     memory = {"weights": weights / share, "gradients": weights / share, "optimiser": kept / share}
     if train.average is not None:
         memory["average"] = weights / share
     if processes > 1:
-        table = wire * config.vocab_size * config.hidden_size / model.num_parameters()
+        table = weights * config.vocab_size * config.hidden_size / model.num_parameters()
         layers = getattr(config, "num_hidden_layers", 1)
-        memory["exchange"] = 2 * table + 3 * (wire - table) / layers if sharded else weights
+        memory["exchange"] = 2 * table + 3 * (weights - table) / layers if sharded else weights
     peak = sum(memory.values())
     if isinstance(config, MesaConfig):
         recompute = train.gradient_checkpointing
         part = length // context
-        active = activation_bytes(config, micro_rows, part, bf16=bf16, recompute=recompute, copies=not sharded)
+        active = activation_bytes(
+            config,
+            micro_rows,
+            part,
+            bf16=bf16,
+            recompute=recompute,
+            copies=not sharded,
+            logits=train.logits_at_once,
+        )
         memory["activations"] = active
         # the gradients of earlier micro-batches are there, or none are while the activations are
         peak += active if micro_batches > 1 else max(0.0, active - memory["gradients"])
@@ -185,7 +195,7 @@ def make_plan(
             processes=processes,
             tokens=train.batch_rows * length // processes,
             update=3 * memory["weights"] + 2 * memory["optimiser"],
-            exchange=_exchanged(processes, weights, wire, micro_batches, sharded),
+            exchange=_exchanged(processes, weights, micro_batches, sharded),
             assumptions=assumptions,
         )
     return Plan(
@@ -200,17 +210,24 @@ def make_plan(
         rate=rate,
         assumed=assumed,
         begun=begun,
+        scored=_scored(recipe, valid_rows) * (1 if train.average is None else 2),
     )
 
 
-def _exchanged(processes: int, weights: float, wire: float, micro_batches: int, sharded: bool) -> float:
+def _scored(recipe: Recipe, there: int | None) -> int:
+    """Return the rows of a validation, of so many that are there: all where the recipe says 0."""
+    wanted = recipe.validate.rows
+    return wanted if there is None else min(wanted or there, there)
+
+
+def _exchanged(processes: int, weights: float, micro_batches: int, sharded: bool) -> float:
     """Return the bytes that a process sends in a step: a ring's sums of gradients, or gathered and scattered weights.
 
-    DDP adds up the float32 gradients once a step. FSDP2 gathers the weights twice per micro-batch, for the forward and
-    the backward pass, and scatters the gradients; both in the precision of the arithmetic.
+    DDP sums the gradients once per step. FSDP2 gathers the weights twice per micro-batch, for the forward and the
+    backward pass, and scatters the gradients. Both send float32 whatever the precision of the arithmetic.
     """
     ring = (processes - 1) / processes
-    return ring * 3 * wire * micro_batches if sharded else ring * 2 * weights
+    return ring * (3 * micro_batches if sharded else 2) * weights
 
 
 def _short(number: float) -> str:
@@ -253,6 +270,7 @@ def plan_recipe(
         config,
         assumptions,
         rows=None if rows is None else len(rows),
+        valid_rows=None if prepared is None else len(prepared.rows("valid")),
         rate=rate,
         processes=cards,
         hardware=hardware,

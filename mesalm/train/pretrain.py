@@ -21,12 +21,11 @@ from mesalm.data.stream import Position, RowStream
 from mesalm.data.text_stream import TextStream, text_stream
 from mesalm.files import whole_folder, write_text
 from mesalm.journal import Journal
-from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.settings import SettingsError
 from mesalm.train import training
 from mesalm.train.average import WeightAverage
 from mesalm.train.checkpoint import Checkpoints
-from mesalm.train.initial import earlier_config, initial_model
+from mesalm.train.initial import earlier_config, initial_model, set_step
 from mesalm.train.launch import (
     LaunchError,
     blind_to,
@@ -48,7 +47,6 @@ from mesalm.train.run_folder import PAGE, Resume, Resumption, RunFolder, run_pag
 from mesalm.train.saving import Sender
 from mesalm.train.sharded import full_state
 from mesalm.train.speeds import device_name, earlier_rate, local_peak
-from mesalm.train.token_loss import TokenLoss
 from mesalm.train.watch import Watch, watching
 from mesalm.versions import versions
 
@@ -178,9 +176,6 @@ class Pretraining:
         """Train to the end and write the final folder; arguments as `pretrain`'s."""
         recipe, run, accelerator, display = self.recipe, self.run, self.accelerator, self.display
         model = initial_model(self._weights_at_hand(), self.prepared, self.tokenizer)
-        if recipe.train.gradient_checkpointing:
-            # the name before transformers 5.23 is the second
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         model.to(accelerator.device)
         share_rows(model, recipe.parallelism.context)
         if accelerator.is_main_process:
@@ -191,7 +186,7 @@ class Pretraining:
         # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
         seed_everything(recipe.seed + accelerator.process_index + 1)
         stream = self._stream()
-        self._set_loss(model, stream.micro_rows)
+        set_step(model, recipe, stream.micro_rows)
         average = None if recipe.train.average is None else WeightAverage(model, recipe.train.average)
         if recipe.track:
             # some must be told, so that a run has its own name there and its files in its folder
@@ -261,7 +256,14 @@ class Pretraining:
         if self.display.enabled:
             rate, sharded = earlier_rate(recipe, device, world), self.accelerator.is_fsdp2
             expected = make_plan(
-                recipe, model.config, rows=rows, rate=rate, processes=world, sharded=sharded, begun=plan.step
+                recipe,
+                model.config,
+                rows=rows,
+                valid_rows=len(self.prepared.rows("valid")),
+                rate=rate,
+                processes=world,
+                sharded=sharded,
+                begun=plan.step,
             )
             for line in expected.lines():
                 self.display.say(line)
@@ -287,15 +289,6 @@ class Pretraining:
             ramp=recipe.ramp.over,
             mixture=prepared.mixture(),
         )
-
-    def _set_loss(self, model: PreTrainedModel, micro_rows: int) -> None:
-        """Let the model make its loss in parts where its logits are many, and with z-loss where that is asked for."""
-        train, logits = self.recipe.train, micro_rows * self.recipe.data.sequence_length * model.config.vocab_size
-        if isinstance(model, MesaForCausalLM):
-            if train.z_loss or logits > train.logits_at_once:
-                model.token_loss = TokenLoss(train.logits_at_once, train.z_loss)
-        elif train.z_loss:
-            raise SettingsError(f"train.z_loss: {type(model).__name__} has no z-loss; set it to 0")
 
     def _probes(
         self, stream: RowStream | TextStream, average: WeightAverage | None, evaluation: MakeProbe | None

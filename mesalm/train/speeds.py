@@ -21,12 +21,13 @@ from mesalm.data.stream import Position, RowStream
 from mesalm.journal import read_journal
 from mesalm.model.mixers import MIXERS
 from mesalm.settings import Settings, known
+from mesalm.train.initial import set_step
 from mesalm.train.launch import make_accelerator
 from mesalm.train.optim import build_optimiser
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
-from mesalm.train.step import backward, clip_gradient, moved
+from mesalm.train.step import backward, clip_gradient, compiled, moved
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ def _shape(recipe: Mapping[str, Any]) -> Any:
     bf16 = train.get("precision") == "bf16"  # a run records what auto became
     return (
         recipe.get("model"),
+        recipe.get("init_from"),  # without fields of model, its weights say how large it is
         [data.get(key) for key in ("vocab_size", "tokenizer", "sequence_length")],
         recipe.get("optim", {}).get("name"),
         [train.get(key) for key in SHAPE],
@@ -189,12 +191,15 @@ def probed_rate(recipe: Recipe, config: PreTrainedConfig, rows: Any = None, seco
     length, count = recipe.data.sequence_length, recipe.train.batch_rows
     if rows is None:
         ids = torch.randint(config.vocab_size, (count, length)).numpy()
-        rows = [{"input_ids": row, "segments": np.zeros(length, np.int64)} for row in ids]
-    stream = RowStream(rows, Position(recipe.seed), count, micro_rows=recipe.train.micro_rows or count)
+        rows = [{"input_ids": row, "segments": np.array([length])} for row in ids]
+    stream = RowStream(rows, Position(recipe.seed), count, micro_rows=recipe.micro_rows(1))
+    set_step(model, recipe, stream.micro_rows)
+    wrapped = compiled(model, recipe.train.compile)
+    wrapped.train()
     batches, times = iter(stream), [time.perf_counter()]
     while len(times) < 3 or times[-1] - times[1] < seconds:  # the first step is a warm-up
         micro = [moved(next(batches), accelerator.device) for _ in range(stream.micro_batches)]
-        backward(accelerator, model, micro, None).item()
+        backward(accelerator, wrapped, micro, None).item()
         clip_gradient(accelerator, model, recipe.train.clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

@@ -99,8 +99,8 @@ class SweptLosses:
 def run_sweep(sweep: Sweep, train: Callable[[Recipe], Path]) -> SweptLosses:
     """Train each cell that has not finished; return how each run validates.
 
-    Where data are swept, tokens differ, and a loss per token says nothing; bits per byte are compared where they are
-    known.
+    Where data are swept, or differ by arm, tokens differ, and a loss per token says nothing; bits per byte are compared
+    where they are known.
     """
     found: dict[str, dict[str, Any]] = {}
     for cell in sweep.cells:
@@ -113,7 +113,7 @@ def run_sweep(sweep: Sweep, train: Callable[[Recipe], Path]) -> SweptLosses:
         if not valid:
             raise SettingsError("sweep: the valid split has not one full row; raise data.valid_fraction")
         found[cell.recipe.name] = valid[-1]
-    data = any(key.partition(".")[0] == "data" for key in sweep.axes)
+    data = len({json.dumps(cell.recipe.plain()["data"], sort_keys=True) for cell in sweep.cells}) > 1
     unit = "bits_per_byte" if data and all("bits_per_byte" in line for line in found.values()) else "loss"
     return SweptLosses({name: math.inf if line[unit] is None else line[unit] for name, line in found.items()}, unit)
 
@@ -151,6 +151,8 @@ def _values(word: str) -> list[Any]:
 
 def _plain(value: Any) -> str:
     text = f"{value:g}".replace("e+", "e") if isinstance(value, float) else str(value)
+    if _numeric([value]):
+        return text  # with its sign
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")
 
 

@@ -92,7 +92,9 @@ def test_one_seed_that_is_left_of_several_has_no_interval(tmp_path: Path) -> Non
     assert softmax.spread is None
     assert softmax.difference is not None
     assert (softmax.difference.value, softmax.difference.low, softmax.difference.high) == (-0.125, None, None)
-    assert "−0.125 (one unit: no interval)" in report_grid(folder, quiet=True).with_suffix(".md").read_text()
+    text = report_grid(folder, quiet=True).with_suffix(".md").read_text()
+    assert "−0.125 (one unit: no interval)" in text
+    assert "- 2 runs that diverged are left out." in text  # other rates need not have diverged
 
 
 def test_one_seed_is_resampled_by_rows(tmp_path: Path) -> None:

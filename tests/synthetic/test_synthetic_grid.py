@@ -290,6 +290,7 @@ def test_fresh_rows_never_come_twice(load: Any, monkeypatch: pytest.MonkeyPatch)
             {"task": {"name": "compression"}, "score": {"longer": [8]}},
             "score.longer: compression is not tested at other",
         ),
+        ({"task": {"name": "automata"}, "score": {"longer": [8]}}, "score.longer: automata is not tested at other"),
         ({"task": {"name": "regression"}, "score": {"longer": [8]}}, "score.longer: regression is not tested at other"),
         ({"seeds": [1, 1]}, "seeds: names a value twice"),
         ({"train": {"tokens": 100}}, "train.steps: must be given"),

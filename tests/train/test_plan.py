@@ -16,13 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mesalm import MesaConfig, MesaForCausalLM
 from mesalm.cli import main
-from mesalm.journal import read_journal
+from mesalm.journal import Journal, read_journal
 from mesalm.settings import SettingsError
+from mesalm.train import speeds
 from mesalm.train.activations import activation_bytes
 from mesalm.train.plan import make_plan, optimiser_bytes, outline, plan_recipe, work
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe, load_recipe
 from mesalm.train.speeds import CARDS, Assumptions, Rate, calculated_rate, read_assumptions
+from mesalm.train.token_loss import TokenLoss
 
 Load = Callable[..., Recipe]
 WIDE: dict[str, Any] = {
@@ -86,11 +88,13 @@ def test_kernels_of_a_card_have_chunks_of_64_for_small_keys_too(
 
 @pytest.mark.parametrize("mixers", ["softmax", ["mesa", "mesa", "linear"]])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_activations_are_those_that_torch_tracks(mixers: Any, bf16: bool) -> None:
+@pytest.mark.parametrize("logits", [None, 96 * 2048])
+def test_activations_are_those_that_torch_tracks(mixers: Any, bf16: bool, logits: int | None) -> None:
     from torch.distributed._tools.mem_tracker import MemTracker
 
     config = MesaConfig(**WIDE, mixers=mixers, tolerance=1e-3)
     model = MesaForCausalLM(config)
+    model.token_loss = None if logits is None else TokenLoss(logits)
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
     ids = torch.randint(config.vocab_size, (2, 384))
@@ -103,7 +107,7 @@ def test_activations_are_those_that_torch_tracks(mixers: Any, bf16: bool) -> Non
         loss.backward()
     held = 2 * sum(weight.nbytes for weight in model.parameters())
     peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"] - held
-    assert activation_bytes(config, 2, 384, bf16=bf16) == pytest.approx(peak, rel=0.04)
+    assert activation_bytes(config, 2, 384, bf16=bf16, logits=logits) == pytest.approx(peak, rel=0.04)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -116,6 +120,11 @@ def test_the_optimiser_keeps_what_the_plan_says(load: Load, name: str) -> None:
     optimiser.step()
     kept = [value for state in optimiser.state.values() for value in state.values() if torch.is_tensor(value)]
     assert optimiser_bytes(recipe, outline(model.config)) == sum(value.nbytes for value in kept if value.ndim)
+
+
+def test_a_plan_counts_the_logits_that_are_there_at_once(load: Load) -> None:
+    whole, parts = (plan_recipe(load(f"train.logits_at_once={most}")) for most in (2**28, 500))
+    assert parts.memory["activations"] < 0.9 * whole.memory["activations"]
 
 
 def test_a_plan_counts_the_average(load: Load) -> None:
@@ -155,6 +164,39 @@ def test_a_plan_takes_its_speed_from_an_earlier_run_and_meets_its_time(load: Loa
     assert "--probe" in other.lines()[3]
 
 
+def test_a_probe_makes_the_steps_that_the_run_will_make(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, given = [], []
+
+    def compiled(model: Any, how: Any) -> Any:
+        asked.append(how)
+        return model
+
+    def backward(accelerator: Any, model: Any, micro: list[Any], count: Any) -> torch.Tensor:
+        again = any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
+        given.append((again, model.token_loss is not None, len(micro)))
+        return torch.zeros(())
+
+    monkeypatch.setattr(speeds, "compiled", compiled)
+    monkeypatch.setattr(speeds, "backward", backward)
+    more = ("train.gradient_checkpointing=true", "train.compile=blocks", "train.logits_at_once=500")
+    for changes in ((), more, ("train.ramp_tokens=512",)):
+        recipe = load(*changes)
+        speeds.probed_rate(recipe, MesaConfig(**WIDE), seconds=0.0)
+    assert asked == [False, "blocks", False]
+    assert [given[place] for place in (0, 2, 4)] == [(False, False, 1), (True, True, 1), (False, False, 4)]
+
+
+def test_another_models_speed_is_not_taken_from_a_run_that_began_with_its_weights(load: Load) -> None:
+    recipe = load("init_from=small")
+    device = speeds.local_device(recipe)
+    start = {"recipe": recipe.plain(), "device": device, "world": 1}
+    with Journal(recipe.folder.with_name("first") / "journal.jsonl") as journal:
+        journal.write("start", step=0, **start)
+        journal.write("step", step=1, tokens_per_second=100.0)
+    assert speeds.earlier_rate(recipe, device, 1) is not None
+    assert speeds.earlier_rate(load("init_from=large"), device, 1) is None
+
+
 def test_a_plan_counts_what_is_left_of_a_run_that_goes_on(load: Load) -> None:
     recipe = load("train.steps=30", "validate.every=10", "checkpoint.every=4", "train.ramp_tokens=512")
     config = MesaConfig(**WIDE)
@@ -185,6 +227,10 @@ def test_cards_exchange_what_ddp_and_fsdp2_do() -> None:
     assert sharded.rate is not None
     assert 4 < eight.rate.tokens_per_second / alone.rate.tokens_per_second < 8
     assert sharded.memory["optimiser"] == eight.memory["optimiser"] / 8 == alone.memory["optimiser"] / 8
+    # weights travel in float32 under bf16 too: three layers' and twice the table at once
+    weights, table = 4.0 * sharded.parameters, 4.0 * 512 * config.hidden_size
+    assert recipe.train.precision == "bf16"
+    assert sharded.memory["exchange"] == pytest.approx(2 * table + 3 * (weights - table) / 2)
     assert "calculation" in eight.rate.source
     # by hand: 1e12 operations at half of 1e15 are 2 ms, 10 GB over 450 GB/s 22 ms; hidden are 2/3 of the 2 ms
     one = calculated_rate(
@@ -222,9 +268,22 @@ def test_assumptions_are_read_over_the_defaults() -> None:
     assert (read.maps, read.mixers["mesa"], read.mixers["softmax"]) == (0.5, 0.1, 0.44)
 
 
+@pytest.mark.parametrize(
+    ("changes", "there", "scored"),
+    [
+        (["validate.rows=0"], 50, 50),
+        (["validate.rows=8"], 5, 5),
+        (["validate.rows=8"], None, 8),
+        (["validate.rows=8", "train.average=0.9"], 50, 16),
+    ],
+)
+def test_a_plan_counts_the_rows_validated(load: Load, changes: list[str], there: int | None, scored: int) -> None:
+    assert make_plan(load(*changes), MesaConfig(**WIDE), valid_rows=there).scored == scored
+
+
 MEASURE = """
 import json, sys
-from mesalm.journal import read_journal
+from mesalm.journal import Journal, read_journal
 from mesalm.train.plan import plan_recipe
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import load_recipe

@@ -33,6 +33,8 @@ def test_a_run_is_planned_for_each_combination_and_arm(recipe_file: Path) -> Non
         assert cell.recipe.optim.betas == (0.9, 0.95)
     rates = plan(recipe_file, "optim.learning_rate=1e9,1e-9").cells  # a name holds no plus
     assert [cell.recipe.name.partition("learning_rate-")[2] for cell in rates] == ["1e09", "1e-09"]
+    signs = plan(recipe_file, "model.forget_bias=-2,2").cells
+    assert [cell.recipe.name.partition("forget_bias-")[2] for cell in signs] == ["-2", "2"]
     pairs = plan(recipe_file, "optim.betas=[0.9,0.95],[0.8,0.9]").cells
     assert [cell.recipe.optim.betas for cell in pairs] == [(0.9, 0.95), (0.8, 0.9)]
 
@@ -91,6 +93,8 @@ def test_the_same_command_trains_only_what_is_missing(
         ("optim.learning_rate=1e-3,2e-3,4e-3", (3, 1, math.inf), ""),
         ("model.num_hidden_layers=1,2", (1, 2), "best at 1, the least tried\n"),
         ("model.num_hidden_layers=1,2", (2, 1), "best at 2, the largest tried; try 4"),
+        ("model.forget_bias=2.0,0.0", (2, 1), "best at 0, the least tried; try -2"),
+        ("model.forget_bias=-2.0,2.0", (1, 2), "best at -2, the least tried; try -6"),
         ("optim.weight_decay=0,0.1", (2, 1), "best at 0.1, the largest tried; try 0.2"),
         ("optim.weight_decay=0,0.1", (1, 2), "best at 0, the least tried\n"),
         ("model.mixers=mesa,softmax", (1, 2), ""),
@@ -123,6 +127,9 @@ def test_runs_on_other_tokens_are_compared_by_bytes(recipe_file: Path, tmp_path:
 
     measured = run_sweep(plan(recipe_file, "data.vocab_size=300,320"), train)
     assert (measured.unit, *measured.by_run.values()) == ("bits_per_byte", 1.2, 1.1)
+    words = ("arms={small: {data.vocab_size: 300}, large: {data.vocab_size: 320}}", "seed=1,2")
+    by_arm = run_sweep(plan(recipe_file, *words, arms=["small", "large"]), train)
+    assert (by_arm.unit, *by_arm.by_run.values()) == ("bits_per_byte", 1.2, 1.1, 1.2, 1.1)
     text = report_sweep(plan(recipe_file, "data.vocab_size=300,320"), measured)
     assert "validation bits per byte" in text
     assert "best at 320" in text

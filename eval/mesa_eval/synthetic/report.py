@@ -116,7 +116,7 @@ def notes(grid: Grid) -> list[str]:
         said.append(f"{plural(grid.missing, 'run has not ended and is', 'runs have not ended and are')} left out.")
     diverged = [run for setting in grid.settings for run in setting.runs if run.scores is None]
     if diverged:
-        said.append(f"{plural(len(diverged), 'run')} diverged at every learning rate: left out.")
+        said.append(f"{plural(len(diverged), 'run that diverged is', 'runs that diverged are')} left out.")
     return said
 
 
