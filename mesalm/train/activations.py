@@ -1,4 +1,4 @@
-"""How much memory a training step of a model takes beside weights, gradients and optimiser."""
+"""Estimate of a training step's activation memory, beside weights, gradients and optimiser."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.train.randomness import preserved_randomness
 
 PROBED = (128, 192, 256)
-"""Lengths at which activations are counted; what a block saves is a polynomial of degree two in the length."""
+"""Lengths at which activations are counted; their size is a polynomial of degree two in the length."""
 
 
 @contextmanager
 def counted_storages(found: Callable[[torch.Tensor], None], weights: Iterable[torch.Tensor] = ()) -> Iterator[None]:
-    """Call ``found`` with each tensor that autograd saves inside, once per memory; weights are left out."""
+    """Call ``found`` with each tensor that autograd saves in the block, once per storage and without ``weights``."""
     seen = {weight.untyped_storage().data_ptr(): weight.untyped_storage() for weight in weights}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in seen:
-            seen[storage.data_ptr()] = storage  # held, so that no other takes its place
+            seen[storage.data_ptr()] = storage  # keep it alive, so that its address is not reused
             found(tensor)
         return tensor
 
@@ -38,11 +38,11 @@ def counted_storages(found: Callable[[torch.Tensor], None], weights: Iterable[to
 def activation_bytes(
     config: MesaConfig, rows: int, length: int, *, bf16: bool, recompute: bool = False, copies: bool = True
 ) -> float:
-    """Return the most bytes beside weights, gradients and optimiser in the forward and backward pass of [rows, length].
+    """Return the peak bytes of a forward and backward pass on [rows, length], without weights, gradients, optimiser.
 
-    One block of each mixer runs in its own width over a few tokens on the CPU, and what autograd saves is counted. To
-    this comes the gradient of the logits, twice in float32, with which the backward pass begins. ``copies``: whether
-    autocast keeps a 16-bit copy of the weights; ``recompute``: whether blocks are run again in the backward pass.
+    One block of each mixer, at full width, runs over a few tokens on the CPU, and the tensors saved by autograd are
+    counted. The gradient of the logits, from which the backward pass starts, is added twice in float32. ``copies``:
+    whether autocast keeps a 16-bit copy of the weights; ``recompute``: whether the backward pass recomputes blocks.
     """
     kinds = list(dict.fromkeys(config.layer_mixers))
     small = copy.deepcopy(config)
@@ -61,7 +61,7 @@ def activation_bytes(
 
 
 def _saved_bytes(model: MesaForCausalLM, length: int, bf16: bool) -> dict[int, int]:
-    """Count what autograd saves in each block, and under the number of blocks what it saves outside of them."""
+    """Count the bytes that autograd saves per block; the key after the last block stands for the rest of the model."""
     outside = len(model.model.layers)
     place, found = outside, defaultdict(int, {outside: 0})
 

@@ -1,4 +1,4 @@
-"""The model at the start of a run: fresh and seeded, or the weights of an earlier one."""
+"""The initial model of a run: seeded fresh weights, or those of an earlier model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mesalm.train.recipe import Recipe
 
 
 def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
-    """Return the float32 model a run begins with, on the CPU.
+    """Return the initial model of a run, in float32 on the CPU.
 
-    The vocabulary and the special ids are the tokenizer's, unless ``model.vocab_size`` asks for more. Raises
-    SettingsError where recipe, tokenizer and the weights of ``init_from`` do not agree.
+    Vocabulary size and special ids come from the tokenizer, unless ``model.vocab_size`` is larger. Raises
+    SettingsError if recipe, tokenizer and the weights of ``init_from`` do not fit together.
     """
     seed_everything(recipe.seed)
     if recipe.init_from is not None:
@@ -50,7 +50,7 @@ def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToken
 def earlier_config(recipe: Recipe) -> PreTrainedConfig:
     """Return the configuration of ``init_from``.
 
-    Raises SettingsError where there is none, and where it is not what ``model`` and ``data`` ask for.
+    Raises SettingsError if there is none, or if it does not fit ``model`` and ``data``.
     """
     folder = _weights_folder(recipe)
     config: PreTrainedConfig = load(AutoConfig, folder, "model", name=f"init_from: {folder}")
