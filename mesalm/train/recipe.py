@@ -75,8 +75,7 @@ class Recipe(Settings):
     )
     branch_from: str | None = Field(
         default=None,
-        description="Checkpoint of another run to start from, including optimiser and data position; "
-        "set by --branch.",
+        description="Checkpoint of another run to start from, including optimiser and data position; set by --branch.",
     )
     data: DataSettings = Field(default_factory=DataSettings, description="Corpus, tokenizer and rows.")
     model: ModelFields = Field(

@@ -20,18 +20,14 @@ class ScheduleSettings(Settings):
     warmup_fraction: float = Field(
         default=0.02, ge=0, le=1, description="Fraction of all steps during which the rate rises linearly from zero."
     )
-    warmup_steps: int | None = Field(
-        default=None, ge=0, description="Steps of warm-up; overrides warmup_fraction."
-    )
+    warmup_steps: int | None = Field(default=None, ge=0, description="Steps of warm-up; overrides warmup_fraction.")
     final_fraction: float = Field(
         default=0.1, ge=0, le=1, description="Learning rate of the last step as a fraction of the peak (cosine, wsd)."
     )
     decay_fraction: float = Field(
         default=0.2, ge=0, le=1, description="Fraction of all steps over which wsd decays linearly at the end."
     )
-    decay_steps: int | None = Field(
-        default=None, ge=0, description="Steps of wsd's decay; overrides decay_fraction."
-    )
+    decay_steps: int | None = Field(default=None, ge=0, description="Steps of wsd's decay; overrides decay_fraction.")
 
 
 def check_warmup(settings: ScheduleSettings, steps: int) -> None:

@@ -40,7 +40,7 @@ class TrainSettings(Settings):
         "accelerate launch, else fp32.",
     )
     clip: float | None = Field(
-        default=1.0, gt=0, description="Maximum global norm of the gradient; larger gradients are scaled down. none: off."
+        default=1.0, gt=0, description="Maximum global norm of the gradient; larger ones are scaled down. none: off."
     )
     logits_at_once: int = Field(
         default=2**28,
