@@ -1,6 +1,6 @@
 """Pretrain small language models with mesa attention.
 
-Importing this package makes `model_type="mesa"` known to transformers' Auto classes.
+Importing this package registers `model_type="mesa"` with transformers' Auto classes.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification

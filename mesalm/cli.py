@@ -1,4 +1,4 @@
-"""The command line: every command behind one program."""
+"""The command line `mesalm` with all its commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mesalm.settings import nearest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the process's exit code: 0 done, 2 bad input, 128 plus a signal's number."""
+    """Run one command and return the exit code: 0 for success, 2 for bad input, 128 plus a signal's number."""
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when datasets is imported
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Run the command of a parsed command line; print an error in one line."""
+    """Run the command of a parsed command line; print errors as one line."""
     try:
         with cleared_away():
             return int(options.run(options) or 0)
@@ -68,7 +68,7 @@ LISTS = ("overrides", "models", "runs", "claims")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line; settings and models may also follow options, which argparse alone does not allow."""
+    """Parse a command line; unlike in plain argparse, settings and models may also follow options."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
     if "--traceback" in rest:  # behind an action of a command, whose own parser does not know it
@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def unrecognised(word: str, command: argparse.ArgumentParser) -> str:
-    """Return the error line for a word that a command does not take."""
+    """Return the error message for a word that a command does not accept."""
     if not word.startswith("-"):
         return f"{word!r} is one argument too many"
     option = word.partition("=")[0]
@@ -111,5 +111,5 @@ def parser() -> argparse.ArgumentParser:
             add_fields_help(command, fields)
         file.arguments(command)
         command.set_defaults(run=file.run, parser=command)
-        command.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+        command.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
     return top

@@ -1,4 +1,4 @@
-"""Drawing with matplotlib into SVG, in one style: text stays text, and colours have names.
+"""Draw SVG figures with matplotlib in one style: text stays text, and colours have names.
 
 Matplotlib draws with marker colours (`INK`, `SERIES` ...). In a figure of a page they are then replaced by CSS
 variables, so that they follow the page from light to dark and onto paper; in a separate file, by the light page's
@@ -81,7 +81,7 @@ def series_marker(index: int) -> str:
 
 
 def reference_dash(index: int) -> Any:
-    """Return the dashes of a line that no model drew, such as a published one or a guess, at an index."""
+    """Return the dash pattern of a reference line, such as a published value or a guess, at an index."""
     return DASHES[index % len(DASHES)]
 
 
@@ -95,9 +95,9 @@ def plain_ticks(*axes: Any) -> None:
 
 
 def draw_svg(draw: Callable[[Figure], None], size: tuple[float, float], label: str) -> str:
-    """Run a drawing and return an `<svg>` element that refers to nothing outside and to no fixed colour.
+    """Run a drawing and return a self-contained `<svg>` element whose colours are CSS variables.
 
-    `label` describes the drawing for readers who do not see it; it must differ between figures of a page.
+    `label` describes the drawing for screen readers; it must be unique on a page.
     """
     text = _saved(draw, size, label, ground="none")
     text = text[text.index("<svg") :]
@@ -113,7 +113,7 @@ def draw_svg(draw: Callable[[Figure], None], size: tuple[float, float], label: s
 
 
 def draw_svg_file(draw: Callable[[Figure], None], size: tuple[float, float], label: str) -> str:
-    """Run a drawing and return an SVG document that refers to nothing outside, in the light page's colours."""
+    """Run a drawing and return a self-contained SVG document in the light page's colours."""
     text = _saved(draw, size, label, ground="white")
     for marker, name in NAMES.items():
         text = text.replace(marker, LIGHT[name])

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, disk errors that name their file, and digests of what files hold."""
+"""Atomic writing of files, disk errors that name their file, and digests of file contents."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ MET_WHILE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 @contextmanager
 def writing(path: Path, partial: Path | None = None) -> Iterator[None]:
-    """Name ``path`` in an OSError for any disk error inside, whichever library raised it.
+    """Turn any disk error in the block, whichever library raises it, into an OSError that names ``path``.
 
-    ``partial`` is a file or folder that is useless unfinished: it is deleted on any error.
+    ``partial``: an unfinished file or folder to delete on any error.
     """
     try:
         yield
@@ -49,9 +49,9 @@ def writing(path: Path, partial: Path | None = None) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, with its folder if needed: either the old or the new file exists, also after a power cut.
+    """Write a UTF-8 file atomically, creating its folder if needed: even a power cut leaves the old or the new file.
 
-    A process killed meanwhile leaves a file ``.NAME.*`` beside it. Raises OSError naming the file.
+    A process killed during writing leaves a file ``.NAME.*`` next to it. Raises OSError that names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -75,9 +75,9 @@ def partial_of(target: Path) -> Path:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder to fill that becomes ``target`` at the end, in one step and after all of it is on the disk.
+    """Yield a temporary folder that atomically becomes ``target`` at the end, once all of it is on the disk.
 
-    A folder that has the name already is replaced; where an error comes first, nothing is left.
+    An existing folder of this name is replaced; after an error nothing is left.
     """
     partial = partial_of(target)
     if partial.exists():
@@ -112,7 +112,7 @@ def sync(path: Path) -> None:
 
 
 def described(error: OSError) -> str:
-    """Return an OSError in one line: which file, what was wrong, and what to do where that is known."""
+    """Return a one-line message for an OSError: the file, what was wrong, and what to do if that is known."""
     if error.strerror is None:
         return " ".join(str(error).split()) or type(error).__name__
     # of a copy the second name is the file that is written
@@ -146,7 +146,7 @@ SEAL = "sha256"
 
 
 class SealError(ValueError):
-    """A sealed file that is missing, no JSON object, or not as it was written."""
+    """A sealed file is missing, is not a JSON object, or has changed."""
 
 
 def file_hash(path: Path) -> str:
@@ -169,7 +169,7 @@ def fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
 def first_damaged(
     folder: Path, files: Mapping[str, Mapping[str, Any]], read: Callable[[int], object] = lambda size: None
 ) -> str | None:
-    """Return the first of ``files`` that is gone or not as `fingerprints` found it, None if all are whole.
+    """Return the first of ``files`` that is missing or differs from its fingerprint, None if there is none.
 
     ``read`` is called with the size of each file that was read.
     """
@@ -189,7 +189,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Return what `write_sealed` wrote. Raises SealError when a key, a value or the file is another or missing."""
+    """Return the content written by `write_sealed`. Raises SealError if the file is missing or has changed."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

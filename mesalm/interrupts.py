@@ -1,4 +1,4 @@
-"""Ending a process in good order on Ctrl-C and on the signals by which terminals and schedulers announce an end."""
+"""End a process cleanly on Ctrl-C and on the signals with which terminals and schedulers end processes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Interrupted(SystemExit):
 
 
 class Interrupts:
-    """A context that notes the first of `SIGNALS`; a second Ctrl-C ends the process at once.
+    """A context that records the first of `SIGNALS`; a second Ctrl-C ends the process immediately.
 
-    Set ``answered`` when the run has stopped for what was noted; else the signal is given, at the end of the context,
-    to whoever handled it before. A signal that was ignored before, as SIGHUP under nohup, stays ignored. Outside the
-    main thread, where python allows no signal handlers, signals keep their usual effect.
+    Set ``answered`` when the run has stopped because of the signal; otherwise it is passed to the previous handler at
+    the end of the context. A signal that was ignored before, such as SIGHUP under nohup, stays ignored. Outside the
+    main thread, where Python allows no signal handlers, signals keep their usual effect.
     """
 
     def __init__(self) -> None:
@@ -69,9 +69,9 @@ class Interrupts:
 
 @contextmanager
 def cleared_away() -> Iterator[None]:
-    """Raise Interrupted on `SIGNALS`, so that what is half written is deleted; a second signal ends the process.
+    """Raise Interrupted on `SIGNALS`, so that unfinished files are deleted; a second signal ends the process.
 
-    Ctrl-C raises KeyboardInterrupt as ever.
+    Ctrl-C raises KeyboardInterrupt as usual.
     """
     process = os.getpid()
 

@@ -1,4 +1,4 @@
-"""The journal of a run: JSON lines, appended and flushed as things happen."""
+"""The journal of a run: a JSON-lines file to which events are appended as they happen."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Journal:
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event; a float that is not finite is written as null, as JSON has no word for it."""
+        """Append one event; a float that is not finite is written as null, since JSON cannot represent it."""
         if self._file is None or self._path is None:
             return
         line = json.dumps({"event": event, **_finite(fields)}, ensure_ascii=False, allow_nan=False)
@@ -44,7 +44,7 @@ class Journal:
             os.fsync(self._file.fileno())
 
     def holds(self, event: str, step: int) -> bool:
-        """Return whether the history has an event of a step; without a path, whatever is asked for."""
+        """Return whether the history has this event at this step; without a path, always True."""
         if self._file is None:
             return True
         return any(line["event"] == event and line.get("step") == step for line in read_journal(self._file.name))

@@ -1,7 +1,7 @@
-"""What regression on the pairs seen so far predicts: ridge regression, and one step of gradient descent.
+"""Predictions by regression on the pairs seen so far: ridge regression, and one step of gradient descent.
 
-Keys [B, T, D] and values [B, T, E] make the pairs. At position t those up to t - ``lag`` are used, and the query of
-position t is answered. Queries [B, T, D] in, predictions [B, T, E] out, in the dtype given.
+The pairs are keys [B, T, D] and values [B, T, E]. The prediction for the query at position t uses the pairs up to
+t - ``lag``. Queries are [B, T, D], predictions [B, T, E], in the given dtype.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def running_cross(values: Tensor, keys: Tensor, lag: int = 0) -> Tensor:
 
 
 def ridge_predictions(keys: Tensor, values: Tensor, queries: Tensor, ridge: float, lag: int = 0) -> Tensor:
-    """Predict by the map W of least 1/2 sum |v_i - W k_i|^2 + ridge/2 |W|^2, solved anew at each position.
+    """Predict with the map W that minimises 1/2 sum |v_i - W k_i|^2 + ridge/2 |W|^2, solved at each position.
 
-    Ridge 0 is least squares, the map of least norm where several fit, as its limit is; it needs float64.
+    Ridge 0 is least squares, with the minimum-norm map if it is not unique; it needs float64.
     """
     gram = running_gram(keys, lag)
     if ridge > 0:

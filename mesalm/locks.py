@@ -15,10 +15,10 @@ from mesalm.files import writing
 
 @contextmanager
 def locked(path: Path, busy: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the operating system's lock on the file ``path``, whose folder must be there, while the block runs.
+    """Hold the operating system's lock on the file ``path``, whose folder must exist, while the block runs.
 
-    Where another process holds it, ``busy`` is called with that process in words, and may raise; if it returns, the
-    lock is waited for. Without ``busy``, BlockingIOError is raised. The file stays, since deleting it is not safe.
+    If another process holds it, ``busy`` is called with a description of that process, and may raise; if it returns,
+    this waits for the lock. Without ``busy``, BlockingIOError is raised. The file stays, since deleting it is not safe.
     """
     lock = FileLock(path)
     try:

@@ -1,4 +1,4 @@
-"""Open what `save_pretrained` wrote or the Hub holds, with errors of one line that name it."""
+"""Open saved models and tokenizers, from a folder or the Hub, with one-line errors that name them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
 def load(kind: Any, place: str, what: str, *, name: str | None = None, **options: Any) -> Any:
     """Return ``kind.from_pretrained(place, **options)``, where ``kind`` is a class of transformers.
 
-    ``what`` is the word for what is opened and ``name`` what the user wrote for ``place``; errors begin with it.
-    Raises ValueError, one line, whatever is wrong there.
+    ``what`` says what is opened, and ``name`` is what the user typed for ``place``; errors begin with it.
+    Raises ValueError with one line for any failure.
     """
     with opening(place, what, name or place):
         return kind.from_pretrained(place, **options)
@@ -39,7 +39,7 @@ def opening(place: str, what: str, name: str) -> Iterator[None]:
 
 @contextmanager
 def without_retries() -> Iterator[None]:
-    """Hide the warnings by which huggingface_hub counts its attempts; what comes of them is said once."""
+    """Hide huggingface_hub's warnings about retries; the final error is reported once."""
     from huggingface_hub.utils import logging
 
     before = logging.get_verbosity()
@@ -51,10 +51,10 @@ def without_retries() -> Iterator[None]:
 
 
 def load_model(kind: Any, place: str, *, name: str | None = None, **options: Any) -> Any:
-    """Return the model at ``place`` as `load` does, and refuse weights that are not those of its configuration.
+    """Return the model at ``place`` like `load`, and check that its weights match its configuration.
 
-    Raises ValueError, one line, also for a weight that is missing or of another shape, and for one of a mesa model that
-    is left over.
+    Raises ValueError with one line, also for a weight that is missing or has another shape, and for an unexpected
+    weight of a mesa model.
     """
     model, found = load(
         kind, place, "model", name=name, output_loading_info=True, ignore_mismatched_sizes=True, **options

@@ -1,7 +1,7 @@
-"""Reading and writing YAML for recipes, with misleading rules of YAML 1.1 changed.
+"""Read and write YAML for recipes, with misleading rules of YAML 1.1 changed.
 
-``1e-3`` is read as the number it looks like (YAML 1.1 wants ``1.0e-3``). ``010`` and ``1:30`` are text (there 8 and
-90); settings take the first as 10. A key given twice is an error.
+``1e-3`` is a number (YAML 1.1 requires ``1.0e-3``). ``010`` and ``1:30`` are text (in YAML 1.1 the numbers 8 and
+90); a numeric setting reads the first as 10. A duplicate key is an error.
 """
 
 from __future__ import annotations

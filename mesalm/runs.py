@@ -1,4 +1,4 @@
-"""The folder of a run: its files, what they say, and what a MODEL argument names."""
+"""The folder of a run, its files and their contents, and the resolution of a MODEL argument."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATE_FILE = "state.json"
 
 
 class RunFiles:
-    """The files of one run by name, whether they are there or not."""
+    """The paths of the files of a run, which may not exist."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class RunFiles:
 
 
 class RunRecord(RunFiles):
-    """What a run has written about itself, read when it is asked for."""
+    """The records of a run, read when needed."""
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Model:
 
     @property
     def finished_run(self) -> RunRecord | None:
-        """Return the run that ended with this model; None for a checkpoint on the way and for other models."""
+        """Return the run whose final model this is; None for a checkpoint or any other model."""
         if self.run is None or Path(self.load_from).resolve() != self.run.final:
             return None
         return self.run

@@ -1,4 +1,4 @@
-"""Typed settings with one-line errors and self-describing fields; every recipe section is built from them."""
+"""Typed settings with one-line errors and field descriptions; the base of every recipe section."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import pydantic
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 NONE_WORDS = ("none", "None")
-"""What people write for no value, beside YAML's own null."""
+"""Words for no value, besides YAML's null."""
 
 LARGEST_SEED = 2**32 - 1
-"""What every generator of random numbers takes."""
+"""The largest seed that every random number generator accepts."""
 
 LEAST_TEMPERATURE = 1e-4
-"""Logits divided by less than this could overflow; 0 stands for the likeliest token."""
+"""Smallest sampling temperature above 0: dividing logits by less could overflow."""
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used, in one line that names its dotted key."""
+    """A setting is invalid; the one-line message names its dotted key."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
@@ -33,19 +33,19 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
 
 
 def hint(word: str, choices: Iterable[str], otherwise: str) -> str:
-    """Return a question whether the nearest choice was meant, or ``otherwise`` when nothing is close."""
+    """Return "did you mean ...?" with the nearest choice, or ``otherwise`` if nothing is close."""
     guess = nearest(word, choices)
     return f"did you mean {guess!r}?" if guess else otherwise
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Return what is wrong with a key that is not among those known, and which was perhaps meant."""
+    """Return an error message for an unknown key, with the nearest known key or a list of all."""
     names = sorted(known)
     return "unknown key; " + hint(key, names, f"the keys here are {', '.join(names)}")
 
 
 def without_none_words(value: Any) -> Any:
-    """Return None for a word for no value, anything else as it is."""
+    """Return None for a word in `NONE_WORDS`, and anything else unchanged."""
     return None if isinstance(value, str) and value in NONE_WORDS else value
 
 
@@ -57,15 +57,15 @@ def one_of(word: str, choices: Iterable[str], what: str) -> str:
 
 
 def known(choices: Callable[[], Iterable[str]], what: str) -> pydantic.AfterValidator:
-    """Return what lets an annotated text be one of ``choices`` only, as `one_of` does; asked for them when used."""
+    """Return a validator that allows only ``choices()``, evaluated on use, with the error of `one_of`."""
     return pydantic.AfterValidator(lambda word: one_of(word, choices(), what))
 
 
 class Settings(pydantic.BaseModel):
-    """One section of settings: unknown keys are refused, assignments are checked, ``none`` is no value.
+    """One section of settings: unknown keys are errors, assignments are validated, ``none`` means no value.
 
-    Subclasses give every field ``Field(..., description=...)``; `describe` and ``--help`` read it. What holds of
-    several fields together is refused in ``_check``.
+    Subclasses declare every field as ``Field(..., description=...)``, which `describe` and ``--help`` print. Conditions
+    on several fields are checked in ``_check``.
     """
 
     model_config = pydantic.ConfigDict(
@@ -87,7 +87,7 @@ class Settings(pydantic.BaseModel):
         return self
 
     def _check(self) -> None:
-        """Raise ValueError where fields that are right by themselves do not go together; nothing here."""
+        """Raise ValueError for fields that are inconsistent with each other; the base class has no such check."""
 
     @classmethod
     def build(cls, data: Any, where: str = "") -> Self:

@@ -1,8 +1,8 @@
 """Measure models, or read stored scores, and report the differences from a baseline with 95 % intervals.
 
-Runs of one recipe that differ by their training seed are one arm. Units resampled: documents for text and for loss by
-position, random sequences for copying, queries for few-shot tasks. Only bits per byte compares models with different
-tokenizers; every other row then says why it does not.
+Runs of one recipe that differ only in their training seed are one arm. Resampled units: documents for text and for loss
+by position, random sequences for copying, queries for few-shot tasks. With different tokenizers only bits per byte is
+compared; every other row shows the reason instead.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ LONGEST_NAME = 255  # bytes of a folder's name
 def evaluate(models: Sequence[str], suite: str = "quick", *, out: Path | None = None, **how: Any) -> list[Scores]:
     """Measure models under one protocol and print a table of the scores.
 
-    models, suite and `how`: the fields of `mesa_eval.measures.plan.Request`. out: a folder for `scores/<model>.json`
-    and, as soon as each part is measured, `scores/parts/`; stored parts are not measured again. Under `accelerate
-    launch` the processes share each model's batches. Raises ValueError in one line for bad input.
+    models, suite and `how`: the fields of `mesa_eval.measures.plan.Request`. out: a folder for `scores/<model>.json`;
+    each finished part is stored at once in `scores/parts/` and not measured again. Under `accelerate
+    launch` the processes share each model's batches. Raises ValueError with one line for bad input.
     """
     request = Request(models=models, suite=suite, **how)
     scores = run_plan(make_plan(request), out)
@@ -52,9 +52,9 @@ def compare(
     """Measure models, compare each arm with the baseline, and return the path of `report.html`.
 
     models, suite and `how`: as in `evaluate`. out: the folder of `report.html`, `report.md`, `report.json` and
-    `scores/` (default `reports/<A>-vs-<B>`). baseline: "first", "last" (as None), the name of an arm, or the name or
-    argument of a model. arms: `NAME=MODEL,MODEL,...` for models of one arm with recipes that do not say so.
-    Prints tables on the terminal. Raises ValueError in one line for bad input.
+    `scores/` (default `reports/<A>-vs-<B>`). baseline: "first", "last" (also if None), the name of an arm, or the name
+    or argument of a model. arms: `NAME=MODEL,MODEL,...`, for arms that cannot be recognised from the recipes.
+    Prints tables on the terminal. Raises ValueError with one line for bad input.
     """
     request = Request(models=named_models(models, arms), suite=suite, **how)
     plan = make_plan(request)
@@ -68,7 +68,7 @@ def compare(
 
 
 def _usual_folder(arms: Sequence[Arm]) -> Path:
-    """Return the folder named after the arms; ValueError where that is longer than file systems take."""
+    """Return the default folder, named after the arms; ValueError if the name is too long for file systems."""
     name = "-vs-".join(arm.name for arm in arms)
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(f"the names of {len(arms)} arms are too long for a folder; name one with --out")
@@ -76,7 +76,7 @@ def _usual_folder(arms: Sequence[Arm]) -> Path:
 
 
 def named_models(models: Sequence[str], arms: Sequence[str]) -> list[str]:
-    """Return the models given by themselves and those in arms, each once."""
+    """Return the models given directly and those in arms, each once."""
     listed = [model for own in read_groups(arms).values() for model in own]
     return [*models, *(model for model in listed if model not in models)]
 
@@ -89,7 +89,7 @@ def report(
     arms: Sequence[str] = (),
     quiet: bool = False,
 ) -> Path:
-    """Compare scores that are there already; print the tables, write the report and return its page."""
+    """Compare existing scores: print the tables, write the report and return the path of its page."""
     cards = [item.model for item in scores]
     found = find_arms(cards, read_groups(arms))
     return _write(scores, found, find_baseline(found, cards, baseline), folder, quiet)
@@ -107,10 +107,10 @@ def _write(scores: list[Scores], arms: list[Arm], baseline: int, folder: Path, q
 
 
 def read_scores(places: Sequence[Path]) -> list[Scores]:
-    """Read stored scores: report folders, their `report.json`, or single score files; no model is opened.
+    """Read stored scores from report folders, their `report.json`, or single score files, without opening a model.
 
-    Models keep the order in which they were compared. Raises ValueError in one line for a place that holds no scores,
-    for scores of another format, for two models of one name, and for a folder that holds other scores than its report.
+    Models keep their order in the comparison. Raises ValueError with one line for a path without scores,
+    for scores of another format, for two models of one name, and for a folder whose scores differ from its report.
     """
     found = [scores for place in places for scores in _read_folder(Path(place).expanduser())]
     names = [item.model.name for item in found]
@@ -121,7 +121,7 @@ def read_scores(places: Sequence[Path]) -> list[Scores]:
 
 
 def _read_folder(place: Path) -> list[Scores]:
-    """Return the scores of a place; what was measured after a folder's report was written is never left out."""
+    """Return the scores at a path, including those measured after a folder's report was written."""
     found = _read_place(place)
     if (place / "report.json").is_file():
         known = {item.model.name: item for item in found}

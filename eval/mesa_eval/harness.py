@@ -3,7 +3,7 @@
     python -m mesa_eval.harness run --model mesalm --model_args pretrained=runs/NAME \
         --tasks TASK --include_path FOLDER_WITH_TASK_YAML --device cpu --batch_size 4
 
-takes every argument of `lm_eval`. It makes the model type "mesa" known (so no `trust_remote_code` is needed)
+accepts every argument of `lm_eval`. It registers the model type "mesa" (so no `trust_remote_code` is needed)
 and adds the model `mesalm`: the harness's own `hf` model, with the start token before every context, as in
 training and in `mesa_eval.reading.scoring`. Published folders also work with plain
 `lm_eval run --model hf --model_args pretrained=DIR,trust_remote_code=True,add_bos_token=True`, but for tasks of kind
@@ -91,7 +91,7 @@ def register() -> type:
 
 
 def main() -> None:
-    """Hand the command line to the harness, the model `mesalm` known; errors of ours are one line."""
+    """Run the harness's command line with the model `mesalm` registered; print our errors as one line."""
     try:
         register()
         from lm_eval.__main__ import cli_evaluate

@@ -1,8 +1,8 @@
-"""Hold the GPU kernels of the mesa operator: this is the face that the operator calls.
+"""The GPU kernels of the mesa operator; this module is the interface that the operator calls.
 
-Nothing here imports triton, and torch only inside functions, so that the package costs a CPU user nothing. The kernels
-are in files by family: `gates`, `states`, `solver`, `conjugate_gradients`, `read`, `token_gradients`, `one_step`;
-`launch` calls them in order, `tuning` chooses their tiles.
+Triton is not imported here, and torch only inside functions, so that importing the package is cheap without a GPU. The
+kernels are in files by family: `gates`, `states`, `solver`, `conjugate_gradients`, `read`, `token_gradients`,
+`one_step`; `launch` calls them in order, `tuning` chooses their tiles.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 SIZES = (1, 256)
-"""Least and largest size of keys and values."""
+"""Smallest and largest supported size of keys and values."""
 
 
 def supports(*, device: str, dtype: torch.dtype, key_size: int, value_size: int) -> tuple[bool, str]:
     """Return whether kernels can run a call of mesa attention, and if not, why.
 
     device: a torch device type such as "cuda"; dtype of query, key and value; key_size K and value_size V of
-    a head. Returns (True, "") or (False, a reason to show to a user). CPU tensors, for tests, run in Triton's
+    a head. Returns (True, "") or (False, the reason, for an error message). CPU tensors, in tests, run in Triton's
     interpreter.
     """
     if device != "cuda" and not (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
@@ -43,7 +43,7 @@ def supports(*, device: str, dtype: torch.dtype, key_size: int, value_size: int)
 
 
 def _launch(name: str, operands: tuple[Any, ...], settings: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Run a function of `launch` on the card that holds the operands: Triton launches on the current one."""
+    """Run a function of `launch` with the operands' GPU as current device, since Triton launches there."""
     import torch
 
     from . import launch

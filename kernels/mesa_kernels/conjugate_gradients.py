@@ -1,8 +1,8 @@
-"""Solve by conjugate gradients (Hestenes and Stiefel 1952) in float32, with vectors in memory.
+"""Solve by conjugate gradients (Hestenes and Stiefel 1952) in float32, with vectors in global memory.
 
-For float32 inputs, keys above 128, and what `solver` leaves uncertified.
+Used for float32 inputs, for key sizes above 128, and for problems that `solver` could not certify.
 
-The guards are relative and every right-hand side has unit norm, so that the solution is linear in it over the whole
+All guards are relative and every right-hand side has unit norm, so that the solution is linear in it over the whole
 range of float32; the stopping rule bounds the error of x (docs/mathematics.md).
 """
 
@@ -15,14 +15,14 @@ from .rows import load_unit, measure_rows, store_rows
 from .tiles import factor, load_columns, load_sums, locate, multiply_system, score, store_columns, store_decay
 
 REFINEMENTS = 4
-"""Restarts from a recomputed residual before a system counts as stuck at the limit of float32."""
+"""Maximum restarts from a recomputed residual, after which a system is considered limited by float32."""
 
 
 @triton.jit
 def advance(own, root, alpha, K, C: tl.constexpr, BI: tl.constexpr):
-    """Take a step alpha `[C]` with the blocks x, p, r and A p `[C, K]` in memory; give |r|^2 and |x|^2 `[C]`.
+    """Take a step alpha `[C]` on the blocks x, p, r and A p `[C, K]` in memory; return |r|^2 and |x|^2 `[C]`.
 
-    |x| is that of the caller's units, so that it is multiplied by the root first.
+    |x| is in the caller's units: x is multiplied by the root first.
     """
     square = tl.zeros([C], tl.float32)
     size = tl.zeros([C], tl.float32)
@@ -42,7 +42,7 @@ def advance(own, root, alpha, K, C: tl.constexpr, BI: tl.constexpr):
 
 @triton.jit
 def turn(own, beta, K, C: tl.constexpr, BI: tl.constexpr):
-    """Set the next direction, p = r + beta p, in the blocks of `advance`."""
+    """Update the search direction, p = r + beta p, in the blocks of `advance`."""
     for begin in range(0, K, BI):
         j = begin + tl.arange(0, BI)
         p = load_columns(own + 2 * C * K, K, C, j, K, C) + beta[:, None] * load_columns(own + C * K, K, C, j, K, C)
@@ -62,7 +62,7 @@ def gradient_kernel(
     gram,  # [P, 2, K, K] float16, as in `tiles.load_state`
     gram_unit,  # [P] float32
     scale,  # [G, K] float32
-    marks,  # [P, R] int32, read where MARKED: 1 for what is to be solved
+    marks,  # [P, R] int32, read if MARKED: 1 for problems to solve
     vectors,  # [programs, 4 C K + 2 C C] float32
     problems,
     limit,
@@ -80,9 +80,9 @@ def gradient_kernel(
     BK: tl.constexpr,
     BI: tl.constexpr,
 ):
-    """Programs go through problems and query heads in turn, each with memory of its own for x, p, r and A p.
+    """Each program loops over problems and query heads, with its own memory for x, p, r and A p.
 
-    All of it is done by tiles of BI columns, so that registers hold one tile whatever the key size.
+    It works on tiles of BI columns, so that registers hold one tile whatever the key size.
     """
     programs = tl.num_programs(0)
     solution = vectors + tl.program_id(0).to(tl.int64) * (4 * C * K + 2 * C * C)
@@ -132,7 +132,7 @@ def gradient_kernel(
                         store_columns(image, product, K, C, j, K, C)
                         curvature += tl.sum(product * load_columns(direction, K, C, j, K, C), 1)
                     tl.debug_barrier()
-                    # Far below any tolerance a row has nothing left to gain and its squares would underflow.
+                    # A residual far below any tolerance is done, and its square would underflow.
                     live = live & (curvature > 0.0) & (rr > 1e-32) & (taken < max_steps)
                     alpha = tl.where(live, rr / tl.where(live, curvature, 1.0), 0.0)
                     new, size = advance(solution, root, alpha, K, C, BI)
@@ -141,9 +141,9 @@ def gradient_kernel(
                     turn(solution, beta, K, C, BI)
                     taken += live.to(tl.int32)
                     rr = new
-                    # The tolerance is certified by this residual norm, 0.75 of it leaving room for drift.
+                    # This residual norm certifies the tolerance; the factor 0.75 leaves room for drift.
                     live = live & (tl.sqrt(rr) > 0.75 * allowed * tl.sqrt(size))
-                # The recurrence's residual drifts from the true one: look, and begin anew where that does not pass.
+                # The recursive residual drifts from the true one: compute that, and restart if it fails the test.
                 score(solution, keys, G * K, left, root, memory, K, DOT, C, BI)
                 rr = tl.zeros([C], tl.float32)
                 size = tl.zeros([C], tl.float32)

@@ -1,4 +1,4 @@
-"""Sum the log gates of every chunk, and measure its keys: what the solvers and the states scale by."""
+"""Sum the log gates of every chunk, and compute the scales of its keys for the solvers and the states."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def gate_kernel(
     input_gate,  # [B, T, G]
     scale,  # [G, K] float32: 1 / sqrt(ridge)
     high,  # [P, C] float32: the sum of log gates up to a token
-    low,  # [P, C] float32: what float32 leaves of it
+    low,  # [P, C] float32: the rounding error of high
     lift,  # [P, C] float32: a power of two at least the largest entry of a scaled key
     before,  # [P, C] float32: e^{c_t}, the decay from the chunk's start to a token
-    after,  # [P, C] float32: e^{c_C - c_s} beta_s, what is left of a token at the chunk's end
+    after,  # [P, C] float32: e^{c_C - c_s} beta_s, a token's weight at the chunk's end
     weights,  # [P, C, C] float32, written if WEIGHTS: e^{c_t - c_s} beta_s lift_s^2 of reader t, source s <= t
-    growth,  # [2, P] float32: no entry of the scaled gram, and of the scaled cross state, grows by more in the chunk
+    growth,  # [2, P] float32: bounds on the growth of entries of the scaled gram and cross states in the chunk
     problems,
     T,
     G,
@@ -33,12 +33,12 @@ def gate_kernel(
     C: tl.constexpr,
     BI: tl.constexpr,
 ):
-    """One program a problem; gates in float64 until they are stored."""
+    """One program per problem; gates are float64 until they are stored."""
     p = tl.program_id(0).to(tl.int64)
     b, g, first, left = locate(p, T, G, N, C)
     t = tl.arange(0, C)
     log = tl.load(log_forget + (b * T + first + t) * G + g, mask=t < left, other=0.0).to(tl.float64)
-    # Gates are clamped just under the floor, where their factor is zero already, so that no infinity is subtracted.
+    # Gates are clamped just below the floor, where their factor is already zero, so that no infinity is subtracted.
     total = tl.cumsum(tl.where(log < FLOOR, FLOOR - 1.0, log), 0)
     whole = total.to(tl.float32)
     tl.store(high + p * C + t, whole)

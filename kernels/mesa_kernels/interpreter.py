@@ -1,4 +1,4 @@
-"""Mend Triton's interpreter, in which kernels run on a CPU: it multiplies the bit patterns of bfloat16 operands."""
+"""Fix Triton's interpreter, which runs kernels on a CPU but multiplies the bit patterns of bfloat16 operands."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def _multiply_numbers(self: Any, a: Any, b: Any, *rest: Any) -> Any:
 
 
 def mend() -> None:
-    """Make the interpreter multiply the numbers that bfloat16 operands stand for."""
+    """Make the interpreter multiply the values of bfloat16 operands."""
     InterpreterBuilder.create_dot = _multiply_numbers

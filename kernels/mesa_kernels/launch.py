@@ -1,4 +1,4 @@
-"""Launch the kernels of one forward pass: what is allocated, in which order, with which tiles."""
+"""Allocate tensors and launch the kernels of a forward pass, a backward pass or a decoding step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .tiles import CHUNK, FLOOR, NARROWEST, SIDE
 from .tuning import choose
 
 PROGRAMS = 1024
-"""Programs that share out the problems of a solve in memory, each with four blocks of vectors and two of scores of its
-own; more than any card runs at once."""
+"""Programs among which the problems of a solve in memory are divided, each with four blocks of vectors and two of
+scores; more than any GPU runs at once."""
 FEW_PROGRAMS = 256
-"""The same where only problems are solved that the solver on chip left."""
+"""The same for the problems that the on-chip solver left."""
 REGISTERS = 65536
-"""A multiprocessor's, which two programs of a scan of bfloat16 share where K is 64 or 128: there nothing is spilled."""
+"""Registers of a multiprocessor. Two programs of a bfloat16 scan share them if K is 64 or 128, without spilling."""
 
 
 class Sizes(NamedTuple):
@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
 
     @property
     def on_chip(self) -> bool:
-        """Return whether solves stay on chip: for inputs of 16 bits, where registers hold all vectors."""
+        """Return whether solves stay on chip: for 16-bit inputs whose vectors fit in registers."""
         return self.half and self.K <= 128
 
     @property
@@ -77,7 +77,7 @@ class Call(NamedTuple):
         return Sizes(B, T, H, G, K, V, self.query.dtype != torch.float32, self.query.device)
 
     def contiguous(self) -> Call:
-        """Lay out what tokens bring as the kernels read it; states and ridge stay."""
+        """Make the tensors of tokens contiguous, as the kernels need them; states and ridge stay as they are."""
         return self._replace(
             query=self.query.contiguous(),
             key=self.key.contiguous(),
@@ -100,9 +100,9 @@ class Gates(NamedTuple):
 
 
 class Scanned(NamedTuple):
-    """What both passes read: inputs laid out, gates summed, states at the chunks' starts, and the final ones.
+    """The common inputs of both passes: contiguous tensors, summed gates, states at the chunks' starts, final states.
 
-    gram and cross are kept in two float16 planes, beside their units (`tiles.load_state`). root: sqrt(ridge).
+    gram and cross are stored in two float16 planes with their units (`tiles.load_state`). root: sqrt(ridge).
     """
 
     sizes: Sizes
@@ -123,12 +123,12 @@ class Scanned(NamedTuple):
 
 
 def fresh(like: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Allocate what a kernel will fill: every allocation of this package is made here."""
+    """Allocate a tensor that a kernel will fill; all allocations of this package are made here."""
     return torch.empty(shape, dtype=dtype, device=like.device)
 
 
 def power_of_two(size: int) -> int:
-    """Return the smallest power of two that holds `size`, at least 16, which a product needs."""
+    """Return the smallest power of two that is at least `size` and at least 16, the minimum for products."""
     return max(16, 1 << (size - 1).bit_length())
 
 
@@ -165,9 +165,9 @@ def scan(
     sizes: Sizes,
     scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Carry a state over the chunks, "gram" or "cross", or backwards its gradient, "gram adjoint" or "cross adjoint".
+    """Scan a state over the chunks ("gram", "cross"), or its gradient backwards ("gram adjoint", "cross adjoint").
 
-    Returns the states, their units (backwards for inputs of 16 bits only) and the final one; see `states.scan_kernel`.
+    Returns the states, their units (backwards only for 16-bit inputs) and the final state; see `states.scan_kernel`.
     """
     reverse, gram = name.endswith("adjoint"), name.startswith("gram")
     B, G, K, D = initial.shape
@@ -199,11 +199,11 @@ def scan(
 def solve(
     made: Scanned, ends: Tensor, tolerance: float, max_steps: int, *, adjoint: bool, on_chip_steps: int = solver.STEPS
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Solve for the queries and read the cross state into ends `[B, T, H, V]`.
+    """Solve for the queries and write the output, read from the cross state, to ends `[B, T, H, V]`.
 
-    adjoint: solve for what the cross state makes of ends, the gradient of the output, instead. Returns x (float32),
-    steps `[B, N, H]` and, where the solver on chip ran, marks `[P, R]` of what it left uncertified, which is solved in
-    memory in float32, as is everything where it does not run.
+    adjoint: ends is the gradient of the output instead, and the right-hand sides are G_t d_t. Returns x (float32),
+    steps `[B, N, H]` and, if the on-chip solver ran, marks `[P, R]` of the problems that it could not certify. These,
+    or all problems if it did not run, are solved in memory in float32.
     """
     s, sums = made.sizes, made.gates
     x, steps = fresh(ends, s.B, s.T, s.H, s.K), fresh(ends, s.B, s.N, s.H, dtype=torch.int32)
@@ -239,9 +239,9 @@ def solve(
 
 
 def read_states(made: Scanned, rows: Tensor, out: Tensor, *, adjoint: bool, marks: Tensor | None) -> None:
-    """Read the cross state with solutions `[B, T, H, K]`, or what is marked of it, into out; see `read.read_kernel`.
+    """Multiply solutions `[B, T, H, K]` (only marked problems, if given) by the cross state; see `read.read_kernel`.
 
-    adjoint: with the gradient of the output `[B, T, H, V]` instead.
+    adjoint: multiply the gradient of the output `[B, T, H, V]` instead. The result is written to out.
     """
     s = made.sizes
     K, D, key, value = (s.V, s.K, made.value, made.key) if adjoint else (s.K, s.V, made.key, made.value)
@@ -277,7 +277,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients of the operands, in their dtypes, from those of output and final states.
 
-    The operands are followed by the solutions that `forward` gave.
+    The operands are followed by the solutions that `forward` returned.
     """
     *operands, solution = operands_and_solution
     call = Call(*operands)
@@ -310,7 +310,7 @@ def backward(
 def step(
     *operands: Tensor, tolerance: float, max_steps: int, held_size: int = one_step.HELD_SIZE
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Take one step of decoding: output, the new states beside one another, solutions and steps.
+    """Take one decoding step: return output, the new states side by side, solutions and steps.
 
     operands: those of `Call`, with T = 1; states of any strides. Returns output `[B, 1, H, V]` in query's dtype, state
     `[B, G, K, K + V]` and solutions `[B, 1, H, K]` in float32, and steps `[B, 1, H]` (int32), 0 where conjugate

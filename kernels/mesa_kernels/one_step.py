@@ -3,10 +3,10 @@
     H = gamma H + beta k k'      G = gamma G + beta k v'      o = G' (H + diag(ridge))^-1 q
 
 The system, scaled by the ridge to A = s H s + 1, is solved by conjugate gradients (Hestenes and Stiefel 1952). Its
-solution is done where the true residual certifies the tolerance (docs/mathematics.md), or where no entry of it is
-larger than what rounding the entries of A in float32 makes: then x solves a system within rounding of the given one
-(Oettli and Prager 1964), and a factorisation could promise no more. Where neither comes within the steps allowed, A is
-factored by Cholesky in the lower half of the new gram, which is symmetric, so that its upper half restores it.
+solution is accepted if the true residual certifies the tolerance (docs/mathematics.md), or if no entry of it exceeds
+the effect of rounding the entries of A to float32: then x solves a system within rounding of the given one
+(Oettli and Prager 1964), and a factorisation could guarantee no more. If neither happens within the steps allowed, A is
+factored by Cholesky in the lower half of the new gram, which is afterwards restored from the upper half by symmetry.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import triton.language as tl
 from .tiles import factor
 
 STEPS_A_SIZE = 2
-"""Steps of conjugate gradients at most, over the key size: exact arithmetic needs one, and a factorisation costs
-about that many, since its columns wait for one another as steps do."""
+"""Maximum steps of conjugate gradients divided by the key size: exact arithmetic needs at most 1, and a factorisation
+takes about as long, since its columns depend on one another like steps."""
 HELD_SIZE = 128
-"""Largest power of two that holds the keys for which A stays in registers."""
+"""Largest key size, rounded up to a power of two, for which A stays in registers."""
 RESTARTS = 4
-"""Restarts from a recomputed residual before a system is factored."""
+"""Maximum restarts from a recomputed residual, after which a system is factored."""
 ROUNDING = 2.0**-22
 """Share of |A| |x| + |b| that counts as rounding in an entry of the residual: 4 units of 2^-24, for the residual's own
 sums are rounded too."""
@@ -94,7 +94,7 @@ def multiply(
 
 @triton.jit
 def load_unit(query, scale, K, BK: tl.constexpr):
-    """Load one query `[K]`, scaled: a unit vector `[BK]` and its size."""
+    """Load one scaled query `[K]` as a unit vector `[BK]` and its norm."""
     k = tl.arange(0, BK)
     b = tl.load(query + k, mask=k < K, other=0.0).to(tl.float32) * tl.load(scale + k, mask=k < K, other=0.0)
     largest = tl.max(tl.abs(b), 0)
@@ -141,7 +141,7 @@ def descend(
         while moving == 1:
             product = multiply(held, gram, stride, scale, p, memory, K, True, HELD, BK, BI)
             curvature = tl.sum(p * product, 0)
-            # Far below any tolerance nothing is left to gain and squares would underflow.
+            # A residual far below any tolerance is done, and its square would underflow.
             sound = (curvature > 0.0) & (rr > 1e-32) & (taken < max_steps)
             alpha = tl.where(sound, rr / tl.where(sound, curvature, 1.0), 0.0)
             x += alpha * p
@@ -151,7 +151,7 @@ def descend(
             rr = new
             taken += sound.to(tl.int32)
             moving = (sound & (tl.sqrt(rr) > 0.75 * allow(x, s, limit))).to(tl.int32)
-        # The recurrence's residual drifts from the true one: look, and begin anew where that does not pass.
+        # The recursive residual drifts from the true one: compute that, and restart if it fails the test.
         r = b - multiply(held, gram, stride, scale, x, memory, K, True, HELD, BK, BI)
         done = (tl.sqrt(tl.sum(r * r, 0)) <= allow(x, s, limit)).to(tl.int32)
         if done == 0:
@@ -250,7 +250,7 @@ def one_step_kernel(
     BI: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """One program per sequence and key head: its query heads read the state that was loaded once."""
+    """One program per sequence and key head, whose query heads share one load of the state."""
     bg = tl.program_id(0).to(tl.int64)
     b, g = bg // G, bg % G
     k = tl.arange(0, BK)

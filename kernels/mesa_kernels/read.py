@@ -1,4 +1,4 @@
-"""Read a chunk's states: out_t = S_t' x_t, with S_t' = e^{c_t} S_0' + sum_s e^{c_t - c_s} beta_s w_s k_s'.
+"""Compute out_t = S_t' x_t for the states of a chunk, S_t' = e^{c_t} S_0' + sum_s e^{c_t - c_s} beta_s w_s k_s'.
 
 Forward, x is the solution, k the keys, w the values and S_0 the cross state: the output. Backward, x is the gradient
 of the output, k the values, w the keys and S_0 the cross state, FLIPPED: the adjoint's right-hand side.
@@ -39,7 +39,7 @@ def read_kernel(
     BI: tl.constexpr,
     BJ: tl.constexpr,
 ):
-    """One program a problem, query head and tile of BJ columns of the output."""
+    """One program per problem, query head and tile of BJ columns of the output."""
     p = tl.program_id(0).to(tl.int64)
     r = tl.program_id(1)
     if MARKED:  # noqa: SIM102 - known when the kernel is compiled

@@ -1,4 +1,4 @@
-"""Take right-hand sides in and give solutions out: scaled by the ridge and to unit norm, so that a solve is linear."""
+"""Load right-hand sides scaled by the ridge and to unit norm, and undo that for solutions: a solve is then linear."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def load_scaled(rhs, scale, b, first, head, heads, columns, K, T, C: tl.constexp
 
 @triton.jit
 def measure_rows(rhs, scale, b, first, head, heads, K, T, C: tl.constexpr, BI: tl.constexpr):
-    """Return the largest entries `[C]` of scaled rows, and the norms `[C]` that are left after dividing by them."""
+    """Return the largest entries `[C]` of scaled rows, and the norms `[C]` of the rows divided by them."""
     largest = tl.zeros([C], tl.float32)
     for begin in range(0, K, BI):
         rows = load_scaled(rhs, scale, b, first, head, heads, begin + tl.arange(0, BI), K, T, C)

@@ -1,4 +1,4 @@
-"""Solve the rows of a chunk by conjugate gradients that stay on chip, and read the states in the same program.
+"""Solve the rows of a chunk by on-chip conjugate gradients, and read the states in the same program.
 
 All rows of a problem together are the system A P = P + diag(a) P H + (P k' * Z) k, in which H is the scaled gram at the
 chunk's start, k the scaled keys and Z the decays: three products with right factors that never change, so they stay in
@@ -24,12 +24,12 @@ import triton.language as tl
 from .tiles import ceil_power, load_columns, locate, split, store_columns
 
 STEPS = 128
-"""Products on chip before a problem is left to float32."""
+"""Maximum products on chip, after which a problem is left to the float32 solver."""
 STRIDE = 2
-"""Products between two looks at all rows."""
+"""Products between two tests of all rows."""
 PASSES = 3
 GAIN = 0.005
-"""What a pass must gain: float16 operands allow about three digits. Smaller gains take passes, larger ones steps."""
+"""Target ratio of residuals per pass; float16 operands allow about three digits. Larger values need more passes."""
 FREEZE = 1 / 256
 """Square of the share of a pass's target at which a row stops: until then it goes on for as long as others need it."""
 
@@ -70,7 +70,7 @@ def make_adjoint(
     upstream, stride_d, value, stride_v, cross, cross_unit, k, k_low, before, weights, lift, left, i,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """Compute the adjoint's right-hand side, G_t d_t times the ridge's root: `[C, K]` float32."""
+    """Compute the right-hand side of the adjoint system, the scaled G_t d_t: `[C, K]` float32."""
     largest = tl.zeros([C], tl.float32)
     for begin in range(0, V, BV):
         v = begin + tl.arange(0, BV)
@@ -134,7 +134,7 @@ def solve_kernel(
     BK: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """One program a problem and query head, those of one key head beside one another; four warps."""
+    """One program per problem and query head, those of one key head adjacent; four warps."""
     place = tl.program_id(0).to(tl.int64)
     p = place // R
     b, g, first, left = locate(p, T, G, N, C)
@@ -164,7 +164,7 @@ def solve_kernel(
     r32 = q * (1.0 / unit)[:, None]
     cells = t[:, None] * K + j[None, :]
     tl.store(rest + place * C * K + cells, r32, mask=(j < K)[None, :])
-    # What is known of rows goes through memory, so that no layout of a load spreads from it.
+    # Facts about rows go through memory, so that the layouts of loads do not propagate.
     known = measures + place * (2 + PASSES) * C + t
     tl.store(known, unit)
     tl.store(known + C, tl.sum(r32 * r32, 1))

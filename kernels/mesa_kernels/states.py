@@ -12,11 +12,11 @@ import triton.language as tl
 from .tiles import ceil_power, split
 
 TOP = 4096.0
-"""No entry of a plane is above: far from the end of float16, and its low half far from the other."""
+"""Upper bound on entries of a plane: far below the maximum of float16, with the low half far above its minimum."""
 LEAST_GRAM = 16.0
-"""The least bound on the gram's entries, so that the power of two is itself far from the end of float16."""
+"""Minimum bound on the gram's entries, so that the power of two itself is far from the minimum of float16."""
 LEAST = 1e-30
-"""The same of the other states."""
+"""The same for the other states."""
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def multiply(x, y, total, DOT: tl.constexpr, FINE: tl.constexpr):
 
 @triton.jit
 def measure_blocks(state, TOP: tl.constexpr, LEAST: tl.constexpr, BI: tl.constexpr, SIDE: tl.constexpr):
-    """Return the powers of two `[BI / SIDE]` over which blocks of SIDE rows of a tile are kept in float16."""
+    """Return the powers of two `[BI / SIDE]` by which blocks of SIDE rows are divided for storage in float16."""
     largest = tl.max(tl.reshape(tl.max(tl.abs(state), 1), [BI // SIDE, SIDE]), 1)
     return ceil_power(tl.maximum(largest, LEAST)) / TOP
 

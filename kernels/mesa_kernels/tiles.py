@@ -1,12 +1,12 @@
-"""Share the pieces of all kernels: where a problem lies, decay between tokens, and products with a chunk's matrices.
+"""Building blocks of all kernels: locating problems, decay between tokens, and products with a chunk's matrices.
 
 One *problem* is one chunk of C = 64 tokens of one key head of one sequence; problems are numbered
 p = (b * G + g) * N + n. Inside a chunk the state after token t is, with c_t the sum of the log gates up to t,
 
     S_t = e^{c_t} S_0 + sum_{s <= t} e^{c_t - c_s} beta_s (token s's contribution).
 
-The sums c are float64, kept as two float32 numbers `high` and `low`: a chunk may hold many gates of -60, and their
-size would otherwise eat the digits of the mild ones beside them.
+The sums c are float64, stored as two float32 numbers `high` and `low`: many gates of -60 in a chunk would otherwise
+cost the small ones their digits.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import triton.language as tl
 CHUNK = 64
 """Tokens in a chunk."""
 SIDE = 64
-"""Rows and columns of the blocks of a state's gradient that have a unit of their own."""
+"""Rows and columns of the blocks of a state's gradient that each have their own unit."""
 NARROWEST = 64
 """Columns of the narrowest tile: Triton 3.6 multiplies 16-bit right operands of shorter rows wrongly on sm_90."""
 FLOOR = -60.0
-"""Log decay below which a factor counts as zero: far under what float32 resolves beside a token's own weight."""
+"""Log decay below which a factor counts as zero: far below what float32 can add to a token's own weight."""
 
 
 @triton.jit
 def locate(p, T, G, N, C: tl.constexpr):
-    """Return batch row (64 bits), key head, first token and tokens left (32 bits) of problem p."""
+    """Return batch row (64 bits), key head, first token and remaining tokens (32 bits) of problem p."""
     n = (p % N).to(tl.int32)
     g = ((p // N) % G).to(tl.int32)
     b = p // (N * G)
@@ -80,7 +80,7 @@ def split(x):
 
 @triton.jit
 def load_state(planes, unit, p, rows, columns, K, D):
-    """Load a tile of a scaled state `[P, 2, K, D]`, kept as two float16 planes over a power of two: float32."""
+    """Load a float32 tile of a scaled state `[P, 2, K, D]`, stored as two float16 planes over a power of two."""
     place = rows[:, None] * D + columns[None, :]
     inside = (rows < K)[:, None] & (columns < D)[None, :]
     planes += p * 2 * K * D
@@ -90,7 +90,7 @@ def load_state(planes, unit, p, rows, columns, K, D):
 
 @triton.jit
 def load_plain_state(planes, unit, root, p, rows, columns, K, D, SQUARE: tl.constexpr):
-    """Load a tile of a state as it was before it was scaled; root `[K]` is that of the ridge. SQUARE: of the gram."""
+    """Load a tile of a state and undo its scaling; root `[K]` is sqrt(ridge). SQUARE: the state is the gram."""
     tile = load_state(planes, unit, p, rows, columns, K, D)
     tile *= tl.load(root + rows, mask=rows < K, other=0.0)[:, None]
     if SQUARE:

@@ -1,4 +1,4 @@
-"""Differentiate the states' part: gradients of keys, values, gates and ridge (docs/mathematics.md, "Backward").
+"""Gradients of keys, values, gates and ridge, which enter through the states (docs/mathematics.md, "Backward").
 
 One program a problem has solutions x, adjoints y, upstream d, keys k and values v, the states G and H at the chunk's
 start and the gradients P and Q of both at its end. Of a pair of source s and reader t, `[C, C]`, it makes the weights

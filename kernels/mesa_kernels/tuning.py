@@ -1,7 +1,7 @@
 """Choose tiles, warps and the precision of products for every kernel.
 
-The defaults are read from the compiler (kernels/README.md). A table measured on a card is data, named by the card, in
-the folder that MESALM_TUNED names or else in `tuned/`; its entries go before the defaults.
+The defaults follow from compiler output (kernels/README.md). A table measured on a GPU is a data file named after the
+GPU, in the folder $MESALM_TUNED or else in `tuned/`; its entries override the defaults.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 SCANS = frozenset({"gram", "cross", "gram adjoint", "cross adjoint"})
-"""Kernels that multiply inputs of 16 bits as bfloat16, cut into as many parts as they need (`states.multiply`)."""
+"""Kernels that multiply 16-bit inputs as bfloat16, split into as many parts as necessary (`states.multiply`)."""
 
 
 def has_tile(name: str, sizes: Shapes) -> bool:
-    """Return whether a kernel reads the tile of its choice; the others hold whole rows or `tiles.NARROWEST` columns."""
+    """Return whether a kernel uses the tile of its choice; the others use whole rows or `tiles.NARROWEST` columns."""
     return name != "solve" and not (name == "tokens" and sizes.half)
 
 
@@ -72,7 +72,7 @@ DEFAULTS = {
     "tokens": ((256, 32, 4, 1),),
     "one step": ((64, 64, 4, 1), (128, 64, 8, 1), (256, 32, 8, 1)),
 }
-"""What runs where no table was measured."""
+"""The defaults, used if no table was measured."""
 
 
 class Kind(NamedTuple):
@@ -91,7 +91,7 @@ def choose(name: str, sizes: Shapes) -> Choice:
 
 @functools.cache
 def _choose(name: str, kind: Kind, folder: str | None) -> Choice:
-    """Choose once for a kind of call and a folder of tables: to name a card's table costs as much as to launch."""
+    """Choose, cached by kind of call and folder of tables, since finding the table takes as long as a launch."""
     size = max(kind.K, kind.V)
     tile, warps, stages = next(row[1:] for row in DEFAULTS[name] if size <= row[0])
     stages = stages if kind.half else 1
@@ -101,12 +101,12 @@ def _choose(name: str, kind: Kind, folder: str | None) -> Choice:
 
 
 def describe(name: str, sizes: Shapes) -> str:
-    """Name the entry of a table: the kernel, the power of two that holds K and V, and the bits of the inputs."""
+    """Return the name of a table's entry: kernel, K and V rounded up to a power of two, and bits of the inputs."""
     return f"{name} {1 << (max(sizes.K, sizes.V, 16) - 1).bit_length()} {'16' if sizes.half else '32'} bits"
 
 
 def table_file(device: torch.device) -> Path:
-    """Name the table of a card, or of the interpreter on a CPU."""
+    """Return the path of the table of a GPU, or of the interpreter on a CPU."""
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
     folder = Path(os.environ.get("MESALM_TUNED") or Path(__file__).parent / "tuned")
     return folder / f"{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
@@ -122,7 +122,7 @@ def load_table(file: Path) -> dict[str, tuple[int, int, int]]:
 
 
 def write_table(file: Path, entries: dict[str, Choice], seconds: dict[str, float]) -> None:
-    """Write what was measured on a card, merged with what its table holds."""
+    """Write measured entries, merged into the existing table."""
     before = json.loads(file.read_text(encoding="utf-8"))["entries"] if file.exists() else {}
     rows = {
         entry: {"tile": x.tile, "warps": x.warps, "stages": x.stages, "seconds": seconds[entry]}

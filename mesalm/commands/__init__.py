@@ -1,4 +1,4 @@
-"""The commands, one file each: what `mesalm COMMAND` takes and which package does the work."""
+"""The commands, one file each: the arguments of `mesalm COMMAND` and the call that does the work."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ COMMANDS: dict[str, ModuleType] = {
 }
 """Name -> its file, in the order of `mesalm --help`.
 
-Each file has HELP, a line; `arguments(command)`, which adds arguments to its parser; and `run(options)`. A file with
-`fields()` has its text printed behind `--help`.
+Each file defines HELP, one line; `arguments(command)`, which adds arguments to the parser; and `run(options)`. If it
+defines `fields()`, `--help` prints that text too.
 """

@@ -14,13 +14,13 @@ HELP = "measure models on the same items and report the differences"
 def arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `mesalm compare`."""
     evaluation_arguments(command, models="*")
-    command.add_argument("--baseline", metavar="MODEL", help="what the others are compared with (default: the last)")
+    command.add_argument("--baseline", metavar="MODEL", help="the model to compare the others with (default: the last)")
     command.add_argument(
         "--arm",
         action="append",
         default=[],
         metavar="NAME=MODEL,...",
-        help="models that are one arm with several seeds; runs of one recipe are found by themselves",
+        help="models that are one arm with several seeds; runs of one recipe are grouped automatically",
     )
     command.add_argument(
         "--from-scores",
@@ -28,7 +28,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="FOLDER",
-        help="make the report from a report folder or score file, without running a model; may be given again",
+        help="make the report from a report folder or score file, without running a model; may be repeated",
     )
 
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
         scores = read_scores(options.from_scores)
         folder = options.out or options.from_scores[0]
         if not options.out and (len(options.from_scores) > 1 or not folder.is_dir()):
-            raise ValueError("--from-scores: name the folder to write to with --out")
+            raise ValueError("--from-scores: needs a folder to write to; add --out FOLDER")
         report(scores, folder, baseline=options.baseline, arms=options.arm)
         return
     if options.plan:

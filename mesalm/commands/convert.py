@@ -19,33 +19,33 @@ def arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("folder", type=folder_to_write, help="a new folder")
     command.add_argument(
-        "--layers", default="all", help="which to swap: all, none, or numbers from 0 like 1,3 or 0-5 or every-2"
+        "--layers", default="all", help="layers to swap: all, none, or numbers from 0 such as 1,3 or 0-5 or every-2"
     )
     known = [name for name, row in MIXERS.items() if row.converts]
-    command.add_argument("--mixer", choices=known, default="mesa", help="what to put there (default mesa)")
+    command.add_argument("--mixer", choices=known, default="mesa", help="the new mixer (default mesa)")
     command.add_argument(
         "--calibrate",
         action="append",
         default=[],
         metavar="FILE",
-        help="text to fit the new layers to; may be given again (default: text the model writes itself)",
+        help="text to fit the new layers to; may be repeated (default: text sampled from the model)",
     )
-    command.add_argument("--tokens", type=count, help="how many tokens to fit to (default 8192, more for wide models)")
+    command.add_argument("--tokens", type=count, help="tokens to fit to (default 8192, more for wide models)")
     command.add_argument("--seed", type=seed, default=0)
     command.add_argument(
         "--recover",
         metavar="RECIPE",
-        help="then train the converted model on by this recipe, towards what the original predicts; key=value changes "
-        "the recipe, and the same command goes on with what was interrupted",
+        help="then train the converted model with this recipe to match the original's predictions; key=value changes "
+        "the recipe, and the same command resumes an interrupted training",
     )
     add_overrides(command)
     command.add_argument(
-        "--to", choices=("fla",), help="write a mesa or delta model as flash-linear-attention's, with no layer swapped"
+        "--to", choices=("fla",), help="write a mesa or delta model in flash-linear-attention's format"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Convert a model, and train it on where that is asked for."""
+    """Convert a model and, with --recover, train it further."""
     from mesalm.hub.carry_over import open_softmax_model
     from mesalm.hub.convert import convert, is_conversion
     from mesalm.hub.peers import write_peer

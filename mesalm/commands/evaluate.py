@@ -13,7 +13,7 @@ HELP = "measure models: perplexity, loss by position, copying, few-shot tasks"
 
 
 def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") -> None:
-    """Add what `mesalm eval` and `mesalm compare` both take."""
+    """Add the arguments that `mesalm eval` and `mesalm compare` share."""
     command.add_argument("models", nargs=models, default=[], metavar="MODEL", help=MODEL)
     command.add_argument(
         "--suite",
@@ -23,7 +23,7 @@ def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") ->
     )
     add_texts(command)
     command.add_argument(
-        "--split", choices=("valid", "test"), default="valid", help="of a run's own text (default valid)"
+        "--split", choices=("valid", "test"), default="valid", help="split of a run's own text (default valid)"
     )
     command.add_argument(
         "--task",
@@ -36,7 +36,7 @@ def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") ->
     command.add_argument(
         "--plan",
         action="store_true",
-        help="print the tokens, seconds and memory that each measure will need, and stop; models read a few batches",
+        help="only print the tokens, seconds and memory that each measure will need, by running a few batches",
     )
     command.add_argument("--out", type=folder_to_write, help="folder to write to")
     command.add_argument("--seed", type=seed, default=0)
@@ -48,12 +48,12 @@ ASKED = ("suite", "texts", "split", "tasks", "seed", "device", "batch_tokens", "
 
 
 def asked(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what is measured, and how, beyond the models; see `mesa_eval.measures.plan.Request`."""
+    """Return the options that say what to measure and how; see `mesa_eval.measures.plan.Request`."""
     return chosen(options, *ASKED)
 
 
 def print_plan(options: argparse.Namespace, models: Sequence[str]) -> None:
-    """Print what measuring models will need."""
+    """Print what measuring the models will need."""
     from mesa_eval.measures.plan import Request, make_plan
     from mesa_eval.measures.token_count import count_tokens, print_counts
 

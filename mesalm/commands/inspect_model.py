@@ -13,8 +13,8 @@ def arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `mesalm inspect`."""
     command.add_argument("model", help=MODEL)
     add_texts(command)
-    command.add_argument("--tokens", type=count, default=2048, help="how much text to read (default 2048)")
-    command.add_argument("--length", type=count, help="tokens of a window (default: as the run was trained, else 512)")
+    command.add_argument("--tokens", type=count, default=2048, help="tokens of text to read (default 2048)")
+    command.add_argument("--length", type=count, help="tokens per window (default: the run's row length, else 512)")
     command.add_argument("--out", type=folder_to_write, help="folder to write to (default reports/inspect-NAME)")
     command.add_argument(
         "--record", type=file_to_write, metavar="FILE", help="write the first window's operands to a safetensors"

@@ -15,28 +15,28 @@ def arguments(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="show every claim and its criteria")
     listing.set_defaults(act=show)
-    running = actions.add_parser("run", help="run claims; trained nets are kept and used again")
+    running = actions.add_parser("run", help="run claims; trained nets are saved and reused")
     running.add_argument(
         "claims",
         nargs="+",
         metavar="CLAIM",
-        help="names or numbers of claims, all, or names of studies; a Python file with claims of your own; sizes to "
+        help="names or numbers of claims, all, or names of studies; a Python file with your own claims; sizes to "
         "change, as key=YAML value",
     )
-    running.add_argument("--without", nargs="+", default=[], metavar="CLAIM", help="claims to leave out, as of all")
+    running.add_argument("--without", nargs="+", default=[], metavar="CLAIM", help="claims to leave out")
     running.add_argument("--seeds", type=count, default=1, help="seeds to average over (default 1)")
-    running.add_argument("--first-seed", type=seed, default=0, help="the first of them (default 0)")
+    running.add_argument("--first-seed", type=seed, default=0, help="the first seed (default 0)")
     running.add_argument("--nets", type=folder_to_write, default=Path("runs/lab"), help="folder of trained nets")
     running.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    running.add_argument("--missing", action="store_true", help="leave out claims that have a result of these seeds")
+    running.add_argument("--missing", action="store_true", help="skip claims that have a result with these seeds")
     running.add_argument(
-        "--cheapest-first", action="store_true", help="in the order of --plan: what is decided soonest comes first"
+        "--cheapest-first", action="store_true", help="run the cheapest claims first, in the order of --plan"
     )
-    running.add_argument("--plan", action="store_true", help="print trainings, time and memory by claim, and end")
+    running.add_argument("--plan", action="store_true", help="only print the trainings, time and memory of each claim")
     running.set_defaults(act=run_some)
     reporting = actions.add_parser("report", help="write one page with every claim and its verdict")
-    reporting.add_argument("--page", type=file_to_write, help="the file to write (default: beside the results)")
-    reporting.add_argument("--claims", type=Path, help="a Python file with claims of your own (default: the paper's)")
+    reporting.add_argument("--page", type=file_to_write, help="the file to write (default: next to the results)")
+    reporting.add_argument("--claims", type=Path, help="a Python file with your own claims (default: the paper's)")
     reporting.set_defaults(act=report)
     for action in (running, reporting):
         action.add_argument("--size", choices=("small", "paper"), default="small", help="sizes (default small)")
@@ -44,7 +44,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int | None:
-    """Do what was asked; return 1 where a claim failed."""
+    """Run the chosen action; return 1 if a claim failed."""
     code: int | None = options.act(options)
     return code
 
@@ -57,7 +57,7 @@ def show(options: argparse.Namespace) -> None:
 
 
 def run_some(options: argparse.Namespace) -> int:
-    """Run claims and print their verdicts, or what they will need; return 1 where one failed."""
+    """Run claims and print their verdicts, or their plan; return 1 if a claim failed."""
     from mesalm.lab.claim_runs import plan_claims, run_claims
     from mesalm.lab.claims import TABLE
     from mesalm.settings import SettingsError
@@ -79,7 +79,7 @@ def run_some(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Write the page."""
+    """Write the report page."""
     from mesalm.lab.claims import TABLE
     from mesalm.lab.claims_page import write_page
 

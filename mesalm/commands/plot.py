@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mesalm.commands.words import figure_to_write
 
-HELP = "draw the losses, learning rates and speeds of runs into one figure"
+HELP = "plot the losses, learning rates and speeds of runs in one figure"
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw the journals of runs into an SVG file."""
+    """Plot the journals of runs in an SVG file."""
     from mesalm.train.curves import plot
 
     print(f"drawn: {plot([Path(run) for run in options.runs], options.out)}")

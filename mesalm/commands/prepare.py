@@ -1,4 +1,4 @@
-"""Turn text into rows."""
+"""Prepare a recipe's data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ arguments = add_recipe
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prepare a recipe's data and print what came out."""
+    """Prepare a recipe's data and print a summary."""
     from mesalm.data.prepare import prepare
     from mesalm.train.recipe import load_recipe
 

@@ -14,11 +14,11 @@ def arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `mesalm publish`."""
     command.add_argument("model", help="a run folder or a saved model's folder")
     command.add_argument("folder", type=folder_to_write, help="a new folder")
-    command.add_argument("--licence", metavar="NAME", help="of the weights, by its name on the Hub, such as apache-2.0")
+    command.add_argument("--licence", metavar="NAME", help="licence, by its name on the Hub, such as apache-2.0")
     command.add_argument(
         "--scores", type=Path, metavar="FILE", help="scores/NAME.json of `mesalm eval --out`, for the card"
     )
-    command.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the Hub as well")
+    command.add_argument("--push", metavar="OWNER/NAME", help="also upload the folder to the Hub")
     command.add_argument("--private", action="store_true", help="make the repository on the Hub private")
 
 

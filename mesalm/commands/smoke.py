@@ -1,4 +1,4 @@
-"""Try a recipe in miniature."""
+"""Test a recipe with a tiny model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import argparse
 
 from mesalm.commands.words import add_recipe
 
-HELP = "train a recipe in miniature on the CPU, to see that all of it works"
+HELP = "test a recipe by training a tiny version of it on the CPU"
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `mesalm smoke`."""
     add_recipe(command)
-    command.add_argument("--arm", action="append", metavar="NAME", help="try this arm only; may be given again")
+    command.add_argument("--arm", action="append", metavar="NAME", help="test this arm only; may be repeated")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Try a recipe, every arm of it in turn, in a temporary folder."""
+    """Test each arm of a recipe in turn in a temporary folder."""
     import tempfile
     from pathlib import Path
 

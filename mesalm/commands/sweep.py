@@ -11,7 +11,7 @@ from mesalm.commands.train import fields
 
 __all__ = ["HELP", "arguments", "fields", "run"]
 
-HELP = "train a recipe with several values of some settings, and say which validates best"
+HELP = "train a recipe with several values of some settings and report the best by validation"
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -22,13 +22,13 @@ def arguments(command: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="key=a,b",
-        help="settings with the values to try, for instance optim.learning_rate=1e-3,2e-3; key=value sets all runs",
+        help="settings with the values to try, such as optim.learning_rate=1e-3,2e-3; key=value applies to all runs",
     )
-    command.add_argument("--arm", action="append", metavar="NAME", help="sweep this arm only; may be given again")
+    command.add_argument("--arm", action="append", metavar="NAME", help="sweep this arm only; may be repeated")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train every cell that has not finished, then print the table and where it and the figure lie."""
+    """Train every cell that has not finished, then print the table and the paths of table and figure."""
     from mesa_eval.measures.probe import make_probe
     from mesalm.train.planned import plan_line
     from mesalm.train.pretrain import pretrain

@@ -10,7 +10,7 @@ HELP = "train models from scratch on synthetic tasks and score them"
 
 
 def fields() -> str:
-    """Return a line for every setting of a recipe and of every task."""
+    """Return the description of every setting of a recipe and of every task."""
     from mesalm.synthetic.recipe import synthetic_help
 
     return synthetic_help()
@@ -19,11 +19,11 @@ def fields() -> str:
 def arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `mesalm synth`."""
     add_recipe(command)
-    command.add_argument("--report-only", action="store_true", help="train nothing; report the runs that are finished")
+    command.add_argument("--report-only", action="store_true", help="train nothing; report the finished runs")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run a grid cell by cell and report it."""
+    """Run the cells of a grid one by one and report the results."""
     from mesa_eval.synthetic.report import report_grid
     from mesa_eval.synthetic.scores import score_model
     from mesalm.synthetic.grid import run_grid

@@ -17,7 +17,7 @@ HELP = "train a recipe's model, or each of its arms"
 
 
 def fields() -> str:
-    """Return a line for every setting of a recipe."""
+    """Return the description of every setting of a recipe."""
     from mesalm.train.recipe import help_text
 
     return help_text()
@@ -26,34 +26,34 @@ def fields() -> str:
 def arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `mesalm train`."""
     add_recipe(command)
-    command.add_argument("--arm", action="append", metavar="NAME", help="train this arm only; may be given again")
+    command.add_argument("--arm", action="append", metavar="NAME", help="train this arm only; may be repeated")
     command.add_argument(
-        "--seeds", metavar="N", help="train with several seeds, <name>-<arm>-s<seed>: 0,1,2 those, 3 the first three"
+        "--seeds", metavar="N", help="train with several seeds as <name>-<arm>-s<seed>: 0,1,2 or a number of seeds"
     )
     command.add_argument(
         "--branch",
         metavar="RUN/step-N",
-        help="begin a new run at this checkpoint of a wsd run, and let the rate decay over schedule.decay_steps",
+        help="start a new run from this checkpoint of a wsd run, and decay the rate over schedule.decay_steps",
     )
     command.add_argument(
         "--resume",
         choices=("auto", "must", "never"),
         default="auto",
-        help="go on from this run's newest checkpoint: auto if there is one, must, or never (sets the old run aside)",
+        help="resume from this run's newest checkpoint: auto (if there is one), must, or never (renames the old run)",
     )
-    plan = command.add_argument_group("plan", "what the runs will need, without training")
-    plan.add_argument("--plan", action="store_true", help="print memory, operations and time of every run, and end")
-    plan.add_argument("--probe", action="store_true", help="measure the speed here, where no earlier run tells it")
-    plan.add_argument("--hardware", metavar="NAME", help="calculate for this card: H100, H200, A100 or 4090")
-    plan.add_argument("--gpus", type=count, metavar="N", help="calculate for that many of them (default 1)")
-    plan.add_argument("--fsdp", action="store_true", help="share out weights and optimiser (FSDP2), not DDP")
+    plan = command.add_argument_group("plan", "estimate what the runs need, without training")
+    plan.add_argument("--plan", action="store_true", help="only print memory, operations and time of every run")
+    plan.add_argument("--probe", action="store_true", help="measure the speed here if no earlier run gives it")
+    plan.add_argument("--hardware", metavar="NAME", help="calculate for this GPU: H100, H200, A100 or 4090")
+    plan.add_argument("--gpus", type=count, metavar="N", help="number of these GPUs (default 1)")
+    plan.add_argument("--fsdp", action="store_true", help="shard weights and optimiser (FSDP2) instead of DDP")
     plan.add_argument(
-        "--assume", action="append", default=[], metavar="key=value", help="another assumption, such as maps=0.5"
+        "--assume", action="append", default=[], metavar="key=value", help="change an assumption, such as maps=0.5"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train a recipe, every arm of it in turn, with every seed."""
+    """Train every arm of a recipe in turn, with every seed."""
     from mesa_eval.measures.probe import make_probe
     from mesalm.hub.upload import make_uploads
     from mesalm.train.guard import NonFiniteError
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
             run = pretrain(recipe, resume=options.resume, evaluation=make_probe, uploading=make_uploads)
             print(f"trained: {run}")
         except NonFiniteError as error:
-            failed.append(f"{recipe.name}: {error}")  # the later runs were asked for too
+            failed.append(f"{recipe.name}: {error}")  # go on with the other runs
     if failed:
         raise NonFiniteError("; ".join(failed))
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from mesalm.commands.words import MODEL, add_device, add_overrides, folder_to_write
 from mesalm.settings import help_lines
 
-HELP = "learn a soft prefix for few-shot tasks, the model frozen"
+HELP = "learn a soft prefix for few-shot tasks, with the model frozen"
 
 
 def fields() -> str:
-    """Return a line for every setting of the tuning."""
+    """Return the description of every setting of prefix tuning."""
     from mesalm.tuning.prompt_tuning import TuneSettings
 
     return help_lines(TuneSettings.describe())
@@ -28,19 +28,19 @@ def arguments(command: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TASK",
-        help="a few-shot file, a folder of them, or a built-in task of episodes, such as attribute_rules; may be given "
-        "again: one prefix is learned from all together",
+        help="a few-shot file, a folder of them, or a built-in task of episodes, such as attribute_rules; if repeated, "
+        "one prefix is learned for all tasks together",
     )
     command.add_argument(
         "--out",
         type=folder_to_write,
-        help="folder to write to (default runs/NAME-TASK-prefix, of several runs/NAME-N-tasks-prefix)",
+        help="folder to write to (default runs/NAME-TASK-prefix, for several tasks runs/NAME-N-tasks-prefix)",
     )
     add_device(command)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Tune a prefix and print how to measure its gain."""
+    """Learn a prefix and print the command that measures its gain."""
     from mesa_eval.reading.scoring import Scorer
     from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
     from mesalm.hub.open_model import refuse_prefix

@@ -14,7 +14,7 @@ MODEL = "a run folder, a saved or published model's folder, or a name on the Hub
 
 def add_overrides(command: argparse.ArgumentParser) -> None:
     """Add the settings to change, ``dotted.key=YAML value``."""
-    text = "settings to change, as dotted.key=YAML value, for instance optim.learning_rate=1e-3"
+    text = "settings to change, as dotted.key=YAML value, such as optim.learning_rate=1e-3"
     command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=text)
 
 
@@ -27,23 +27,23 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
 def add_texts(command: argparse.ArgumentParser) -> None:
     """Add ``--text``, files of held-out text."""
     command.add_argument(
-        "--text", action="append", default=[], dest="texts", metavar="FILE", help="held-out text; may be given again"
+        "--text", action="append", default=[], dest="texts", metavar="FILE", help="held-out text; may be repeated"
     )
 
 
 def add_device(command: argparse.ArgumentParser, device: str = "auto") -> None:
-    """Add how a model is opened: ``--device`` and ``--trust-remote-code``."""
+    """Add the options for opening a model: ``--device`` and ``--trust-remote-code``."""
     command.add_argument("--device", default=device, help=f"auto, cpu, cuda, ... (default {device})")
     command.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
 def chosen(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Return options by name, as keyword arguments."""
+    """Return the named options as keyword arguments."""
     return {name: getattr(options, name) for name in names}
 
 
 def refuse_beside(options: argparse.Namespace, other: str, *names: str) -> None:
-    """Raise ValueError for the first of the options ``names`` that is not at its default, for ``other`` ignores it."""
+    """Raise ValueError for the first option in ``names`` that is not at its default, because ``other`` ignores it."""
     for name in names:
         if getattr(options, name) != options.parser.get_default(name):
             option = next(action for action in options.parser._actions if action.dest == name).option_strings[0]
@@ -51,7 +51,7 @@ def refuse_beside(options: argparse.Namespace, other: str, *names: str) -> None:
 
 
 def add_fields_help(command: argparse.ArgumentParser, fields: Callable[[], str]) -> None:
-    """Add ``--help``, which prints every recipe field after the command's own help; made only when asked for."""
+    """Add ``--help``, which also prints every recipe field; the text is made only when it is printed."""
 
     class WithFields(argparse.Action):
         def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
@@ -63,7 +63,7 @@ def add_fields_help(command: argparse.ArgumentParser, fields: Callable[[], str])
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return the type of an option that is a whole number from ``least`` to ``most``."""
+    """Return an argparse type for whole numbers from ``least`` to ``most``."""
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def read(text: str) -> int:
@@ -76,14 +76,14 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 count = whole(1)
-"""The type of an option that counts something."""
+"""The argparse type of an option that counts something."""
 
 seed = whole(0, LARGEST_SEED)
-"""The type of ``--seed``."""
+"""The argparse type of ``--seed``."""
 
 
 def folder_to_write(text: str) -> Path:
-    """Return the path of a folder that can be made or written to; refuse a file, or a path through one."""
+    """Return the path of a folder that exists or can be created; reject a file, or a path through a file."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; name a folder")
     path = Path(text).expanduser()
@@ -94,7 +94,7 @@ def folder_to_write(text: str) -> Path:
 
 
 def figure_to_write(text: str) -> Path:
-    """Return the path of an SVG file that can be written; refuse another suffix."""
+    """Return the path of an SVG file that can be written; reject other suffixes."""
     path = file_to_write(text)
     if path.suffix.lower() != ".svg":
         raise argparse.ArgumentTypeError(f"{text}: figures are SVG; end the name in .svg")
@@ -102,7 +102,7 @@ def figure_to_write(text: str) -> Path:
 
 
 def file_to_write(text: str) -> Path:
-    """Return the path of a file that can be written; refuse a folder, or a path through a file."""
+    """Return the path of a file that can be written; reject a folder, or a path through a file."""
     path = Path(text).expanduser()
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text or 'an empty name'} is a folder; name a file")

@@ -1,1 +1,1 @@
-"""Corpora, tokenizers and packed rows; knows no model."""
+"""Corpora, tokenizers and packed rows; independent of any model."""

@@ -1,4 +1,4 @@
-"""Tokenizers: byte-level BPE trained on the corpus, or one loaded; and encoding that yields no special id."""
+"""Tokenizers: train byte-level BPE on the corpus or load one, and encode text without producing special ids."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 PIECE = 1_000_000
 BORDER = re.compile(r"(?<=\S)\n(?=\S)")
-# Training takes time that grows with the square of a word's length, and unbroken text is one word.
+# Training time grows with the square of a word's length, and text without spaces is one word.
 LONGEST_WORD = 1024
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE tokenizer: no unknown tokens, and the plain tokens of any text decode to that text.
+    """Train a byte-level BPE tokenizer, which has no unknown token and decodes the tokens of any text to that text.
 
-    Digits stand alone, other text is cut by the pattern of GPT-2 (Radford et al. 2019), and longer words every
-    ``LONGEST_WORD`` bytes. Id 0 is ``<|endoftext|>``, both bos and eos; id 1 is ``<|pad|>``. The result depends on
-    the texts and the size only; a small corpus can give fewer than ``vocab_size`` tokens. ``tokenizer(text)`` begins
-    with the start token (`add_start_token`), with ``add_special_tokens=False`` there is none.
+    Digits are split one by one, other text by the pattern of GPT-2 (Radford et al. 2019), and longer words every
+    ``LONGEST_WORD`` bytes. Id 0 is ``<|endoftext|>``, both bos and eos; id 1 is ``<|pad|>``. The result depends only on
+    the texts and the size; a small corpus can give fewer than ``vocab_size`` tokens. ``tokenizer(text)`` adds the start
+    token (`add_start_token`) unless called with ``add_special_tokens=False``.
     """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -66,9 +66,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder, a run folder (that of its ``final``) or the Hub.
+    """Load a tokenizer from a folder, a run folder (from its ``final``) or the Hub.
 
-    Raises DataError when there is none, or it cannot begin a document.
+    Raises DataError if there is none, or if it has no token to begin a document with.
     """
     folder = Path(name).expanduser()
     if folder.is_file():
@@ -87,18 +87,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def begin_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that begins every document: bos, or eos where the tokenizer has no bos."""
+    """Return the id that begins every document: bos, or eos if the tokenizer has no bos."""
     chosen = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return int(chosen)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the bound on a tokenizer's ids: more than the number of its tokens where some ids stand for none."""
+    """Return one more than a tokenizer's largest id, which can exceed the number of its tokens."""
     return max(len(tokenizer), *(number + 1 for number in tokenizer.get_vocab().values()))
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the ids of a prompt behind the bos token, if there is one; ValueError where that makes no token at all."""
+    """Return the ids of a prompt, preceded by the bos token if there is one; ValueError if there is no token at all."""
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     ids = [*begin, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     if not ids:
@@ -107,10 +107,10 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def add_start_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let ``tokenizer(text)`` be what a model reads in training: the token of `begin_id`, then the text's own.
+    """Make ``tokenizer(text)`` return what models read in training: the token of `begin_id`, then the text's tokens.
 
-    Changes the tokenizer in place, unless it does so already or has no rules to change (a slow one). A second text of
-    a pair begins with that token too.
+    Changes the tokenizer in place, unless it does so already or cannot be changed (a slow one). The second text of
+    a pair gets the token too.
     """
     begin = begin_id(tokenizer)
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -125,9 +125,9 @@ def add_start_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a sha256 over everything of a tokenizer that decides the ids of plain text and the start token.
+    """Return a sha256 over everything in a tokenizer that affects the ids of plain text and the start token.
 
-    Padding and truncation, which a tokenizer keeps from its last call, are no part of it.
+    Padding and truncation settings, which a tokenizer keeps from its last call, are excluded.
     """
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -140,7 +140,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def folder_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a sha256 over all that saving a tokenizer writes: its padding and its chat template too."""
+    """Return a sha256 over all files of a saved tokenizer, including padding and chat template."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         saved = [[name, found["sha256"]] for name, found in fingerprints(Path(folder)).items()]
@@ -148,10 +148,10 @@ def folder_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def count_lost(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encoded: Sequence[list[int]]) -> int:
-    """Count the texts that do not come back when their tokens are decoded.
+    """Count the texts that decoding their tokens does not restore.
 
-    Such tokens stand for other texts too, so their probability is no probability of the text. Text that differs in
-    canonical composition (NFC) or in one space at its beginning, which some tokenizers put, came back.
+    Such tokens also stand for other texts, so their probability is not that of the text. Differences in canonical
+    composition (NFC), or of one space at the beginning that some tokenizers add, are ignored.
     """
     decoded = tokenizer.batch_decode(list(encoded), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return sum(_canonical(text) != _canonical(back) for text, back in zip(texts, decoded, strict=True))
@@ -164,8 +164,8 @@ def _canonical(text: str) -> str:
 def pieces(text: str, size: int = PIECE) -> Iterator[str]:
     """Cut a long text into parts of at least ``size`` characters at single line ends.
 
-    A cut after a line end between two characters that are not white space is a border of the GPT-2
-    pattern, so the tokens are those of the whole text. Long texts cost less memory so.
+    The GPT-2 pattern always splits after a line end between two characters that are not white space,
+    so the tokens are those of the whole text. This saves memory for long texts.
     """
     begin = 0
     while (border := BORDER.search(text, begin + size)) is not None:
@@ -176,7 +176,7 @@ def pieces(text: str, size: int = PIECE) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """The encoding of texts for training: the beginning id, then the text as plain text.
+    """Encodes texts for training: the beginning id, then the text as plain text.
 
     A special token spelt out in a text is encoded by its characters, never as the special id.
     """
@@ -185,7 +185,7 @@ class Encoder:
     cut: bool
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
-        """Encode texts; raises DataError when the tokenizer cannot keep plain text from special ids."""
+        """Encode texts; raise DataError if the tokenizer turns plain text into special ids."""
         parts: list[str] = []
         counts: list[int] = []
         for text in texts:

@@ -1,4 +1,4 @@
-"""The building of one folder of prepared data: gather, train the tokenizer, tokenise, pack, describe."""
+"""Build one folder of prepared data: gather, train the tokenizer, tokenise, pack, describe."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from .gather import SPLITS, Gathered, write_arrow
 from .packing import PackedRows, Packer
 from .prepared import hidden_bars, say
 
-# Below this many bytes, starting processes costs more than they save.
+# Below this many bytes, starting processes costs more time than it saves.
 MANY_BYTES = 200_000_000
 ENCODE_BATCH = 128
 
 
 @dataclass
 class Build:
-    """The building of prepared data from ``sources`` in the empty folder ``folder``.
+    """Builds prepared data from ``sources`` in the empty folder ``folder``.
 
-    ``tokenizer`` is the given one, or None when it is trained here ('train') or absent ('none').
+    ``tokenizer`` is None if it is to be trained here ('train') or if there is none ('none').
     """
 
     settings: DataSettings
@@ -45,7 +45,7 @@ class Build:
     quiet: bool
 
     def run(self) -> dict[str, Any]:
-        """Build everything but the manifest, and return what the manifest says of it."""
+        """Build everything except the manifest, and return the manifest's entries."""
         work = self.folder / "work"
         work.mkdir()
         self._say(f"reading {', '.join(dict.fromkeys(source.name for source in self.settings.sources))}")
@@ -105,7 +105,7 @@ class Build:
             return {"kind": "none", "vocab_size": settings.vocab_size, **specials}
         about: dict[str, Any] = {"kind": "given", "name": settings.tokenizer}
         if self.tokenizer is None:
-            # the first documents, in their shuffled order, that together have so many bytes
+            # the first documents, in shuffled order, up to this many bytes
             members = gathered.members("train")
             total = np.cumsum(gathered.sizes[members])
             sample = members[: int(np.searchsorted(total, settings.tokenizer_bytes)) + 1]
@@ -126,7 +126,7 @@ class Build:
         }
 
     def _tokenise(self, documents: datasets.Dataset, gathered: Gathered, path: Path) -> datasets.Dataset:
-        """Return a dataset with the column input_ids: the tokens of each document, its first one included."""
+        """Return a dataset with the column input_ids: the tokens of each document, including the start token."""
         features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
         usual = 1 if gathered.sizes.sum() < MANY_BYTES else os.cpu_count() or 1
         processes = min(self.settings.processes or usual, len(documents))
@@ -144,14 +144,14 @@ class Build:
         )
 
     def _count_lost(self, documents: datasets.Dataset, tokens: datasets.Dataset) -> int:
-        """Count the documents that a given tokenizer does not bring back; a trained one brings back all."""
+        """Count the documents that decoding does not restore; a tokenizer trained here restores all."""
         if self.tokenizer is None or self.settings.tokenizer == "train":
             return 0
         pairs = zip(documents, tokens, strict=True)
         return sum(count_lost(self.tokenizer, [row["text"]], [ids["input_ids"][1:]]) for row, ids in pairs)
 
     def _parts(self, gathered: Gathered, split: str) -> list[np.ndarray]:
-        """Return the documents of a split: all together, or for training by weight those of each source."""
+        """Return the documents of a split in one part, or for weighted training in one part per source."""
         weighted = [number for number, source in enumerate(self.settings.sources) if source.weight is not None]
         if split != "train" or not weighted:
             return [gathered.members(split)]
@@ -160,7 +160,7 @@ class Build:
     def _pack(
         self, tokens: datasets.Dataset, parts: list[np.ndarray], split: str, work: Path
     ) -> tuple[Packer, list[int]]:
-        """Write the rows of a split, those of each part behind those of the part before; return how many each has."""
+        """Write the rows of a split, part after part; return the packer and the number of rows of each part."""
         length = self.settings.sequence_length
         packer = Packer(length)
         ends = [0]
@@ -189,7 +189,7 @@ class Build:
         return packer, np.diff(ends).tolist()
 
     def _check_rows(self, splits: dict[str, Any]) -> None:
-        # The test split serves evaluation by documents, so that it may be shorter than a row.
+        # The test split is evaluated by documents, so it may be shorter than a row.
         for split in ("train", "valid"):
             about = splits[split]
             if about["documents"] and not about["rows"]:
@@ -208,13 +208,13 @@ class Build:
 
 @dataclass(frozen=True)
 class Tokenise:
-    """A map from a batch of gathered documents to their tokens. Picklable, so that processes can share it."""
+    """Maps a batch of gathered documents to their tokens. Picklable, for use in several processes."""
 
     tokenizer: PreTrainedTokenizerBase | None
     trained: bool
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Encode texts; keep ready-made ids, with the beginning id put before them where it is missing."""
+        """Encode texts; ready-made ids are used as they are, with the beginning id prepended if missing."""
         rows = batch["input_ids"]
         if self.tokenizer is None:
             return {"input_ids": rows}

@@ -1,4 +1,4 @@
-"""Passages that texts share: digests of runs of tokens, and training text that holds passages of evaluation files."""
+"""Find passages that texts share, and training text that contains passages of evaluation files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ WORD = re.compile(r"\w+")
 
 
 def passages(tokens: np.ndarray, length: int) -> np.ndarray:
-    """Return a digest of the ``length`` tokens from each place on: int64 [T] -> uint64 [T - length + 1].
+    """Return a digest of the ``length`` tokens starting at each position: int64 [T] -> uint64 [T - length + 1].
 
-    Digests are polynomials modulo 2^64, so a chance hit is as rare.
+    Digests are polynomials modulo 2^64, so chance collisions are very rare.
     """
     places = max(0, len(tokens) - length + 1)
     digests = np.zeros(places, dtype=np.uint64)
@@ -35,10 +35,10 @@ def passages(tokens: np.ndarray, length: int) -> np.ndarray:
 
 
 class Contamination:
-    """The passages of evaluation files, and the count of the texts that were found to hold one.
+    """The passages of evaluation files, with counts of the texts that contain one.
 
-    Words are compared in lower case and without punctuation. A record of a .jsonl, .json, .csv or .parquet file is the
-    text of all its columns. Raises DataError for a file that cannot be read, and where no file holds a text.
+    Words are compared in lower case and without punctuation. A record of a .jsonl, .json, .csv or .parquet file counts
+    as the text of all its columns. Raises DataError for an unreadable file, and if no file contains text.
     """
 
     def __init__(self, files: list[str]) -> None:
@@ -62,8 +62,8 @@ class Contamination:
         self._owners = np.concatenate(owners)[first]
 
     def holds(self, text: str) -> bool:
-        """Return whether a text shares a passage with the files, and count it at the file of its first one."""
-        # A word that no evaluation file has is 0, and no passage there has a 0.
+        """Return whether a text shares a passage with the files, and count it for the file of the first one."""
+        # Words that occur in no evaluation file are 0, so that they match no passage.
         ids = np.array([self._words.get(word, 0) for word in _words(text)], dtype=np.int64)
         here = passages(ids, PASSAGE_WORDS)
         shared = here[np.isin(here, self._digests)]
@@ -73,7 +73,7 @@ class Contamination:
 
 
 def evaluation_texts(path: Path) -> Iterator[str]:
-    """Yield the texts of an evaluation file: a .txt whole, and of other files all strings of each record."""
+    """Yield the texts of an evaluation file: the whole of a .txt file, or all strings of each record."""
     source = FileSource(SourceSettings(name="files", files=[str(path)]), every_column=True)
     for record in source.records(path, Faults()):
         if record is not None:

@@ -1,4 +1,4 @@
-"""The corpus card: what a manifest says of sources, counts, and what was dropped and why, as Markdown."""
+"""The corpus card: sources, counts, and what was dropped and why, as Markdown from a manifest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mesalm.markdown import code, plain
 from mesalm.wording import plural
 
 CARD = "corpus.md"
-"""The card's file, in a folder of prepared data and in that of a run."""
+"""The file name of the card in folders of prepared data and of runs."""
 
 
 def corpus_card(manifest: Mapping[str, Any]) -> str:
@@ -40,7 +40,7 @@ def corpus_lines(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _details(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what concerns the corpus alone: mixture, rows, domains, tokenizer."""
+    """Yield the lines that only the corpus card has: mixture, rows, domains, tokenizer."""
     settings, splits = manifest["settings"], manifest["splits"]
     weighted = [source for source in settings["sources"] if source.get("weight")]
     for number, source in enumerate(weighted):

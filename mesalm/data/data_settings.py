@@ -14,7 +14,7 @@ from .corpora import SOURCES
 from .source_settings import SourceSettings
 
 WITHOUT_FILES = ("python-stdlib", "packages", "episodes")
-"""Sources that have their text from elsewhere than the files or the dataset that a user may name."""
+"""Sources that read neither `files` nor `dataset`."""
 PLACES = {
     "files": ("files", "hub"),
     "dataset": ("hub",),
@@ -22,11 +22,11 @@ PLACES = {
     "packages": ("packages",),
     "episodes": ("episodes",),
 }
-"""Settings that say what text is read, and the sources that look at them."""
+"""Settings that select the text, with the sources that read them."""
 
 
 class KnownSource(SourceSettings):
-    """One corpus of a kind that the table of sources has."""
+    """One corpus of a known kind."""
 
     name: Annotated[str, known(lambda: SOURCES, "a source")] = Field(
         description=f"Kind of source: {', '.join(SOURCES)}."
@@ -50,56 +50,56 @@ class DataSettings(Settings):
     )
     tokenizer: str = Field(
         default="train",
-        description="'train' (byte-level BPE on the train split), a folder, a Hub name, or 'none' when "
-        "every source has ids_column.",
+        description="'train' (byte-level BPE on the train split), a folder, a Hub name, or 'none' if every "
+        "source has ids_column.",
     )
     vocab_size: int = Field(
         default=4096,
         ge=258,
         lt=2**31,
-        description="Size of a trained vocabulary; with tokenizer 'none', the bound on ids.",
+        description="Vocabulary size of a trained tokenizer; with tokenizer 'none', the bound on ids.",
     )
     tokenizer_bytes: int = Field(
-        default=20_000_000, ge=1, description="Bytes of train text from which the tokenizer is trained."
+        default=20_000_000, ge=1, description="Bytes of training text to train the tokenizer on."
     )
-    sequence_length: int = Field(default=256, ge=2, lt=2**31, description="Tokens in a row.")
+    sequence_length: int = Field(default=256, ge=2, lt=2**31, description="Tokens per row.")
     valid_fraction: float = Field(
-        default=0.05, ge=0.0, lt=1.0, description="Share of the documents of 'split' sources held out as valid."
+        default=0.05, ge=0.0, lt=1.0, description="Fraction of documents of 'split' sources held out as valid."
     )
     test_fraction: float = Field(
-        default=0.05, ge=0.0, lt=1.0, description="Share of the documents of 'split' sources held out as test."
+        default=0.05, ge=0.0, lt=1.0, description="Fraction of documents of 'split' sources held out as test."
     )
     processes: int | None = Field(
-        default=None, ge=1, description="Processes that tokenise; none: one for small corpora, else one a core."
+        default=None, ge=1, description="Processes that tokenise; none: one for small corpora, else one per core."
     )
     skip_bad: bool = Field(default=False, description="Count and skip bad files and records instead of stopping.")
     deduplicate: float | None = Field(
         default=None,
         gt=0.0,
         le=1.0,
-        description="Drop a document whose runs of five words have this Jaccard similarity or more with one before it, "
-        "estimated by MinHash; 0.8 is usual. none: exact copies alone.",
+        description="Drop a document whose 5-grams of words have at least this Jaccard similarity with an earlier one, "
+        "estimated by MinHash; 0.8 is usual. none: drop only exact copies.",
     )
     decontaminate: list[str] = Field(
         default_factory=list,
-        description="Evaluation files; a training document that shares 13 words in a row with one is dropped.",
+        description="Evaluation files; training documents that share 13 consecutive words with one are dropped.",
     )
     stream: bool = Field(
         default=False,
-        description="Read training text while training and write no rows of it; tokenizer and held-out rows come from "
-        "stream_sample.",
+        description="Read and tokenise training text during training, without writing rows; tokenizer and held-out "
+        "rows come from stream_sample.",
     )
     stream_sample: int = Field(
-        default=10_000, ge=1, description="stream: documents of each source that are prepared beforehand."
+        default=10_000, ge=1, description="stream: number of documents of each source to prepare in advance."
     )
     prepared: str | None = Field(
         default=None,
-        description="Folder that mesalm prepare wrote, used as it is; the other settings of data but sequence_length, "
-        "and the sources, are not looked at.",
+        description="Folder written by mesalm prepare, used as it is; of the other settings of data only "
+        "sequence_length is checked, and sources are not read.",
     )
-    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of the split and of the order of documents.")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of the splits and the document order.")
     cache_dir: str | None = Field(
-        default=None, description="Folder of prepared data; none: $MESALM_CACHE, else ~/.cache/mesalm."
+        default=None, description="Cache of prepared data; none: $MESALM_CACHE, else ~/.cache/mesalm."
     )
 
     @field_validator("tokenizer", mode="before")
@@ -148,7 +148,7 @@ class DataSettings(Settings):
         return [source for source in self.sources if source.use in ("split", "train")]
 
     def sampled(self) -> Self:
-        """Return the settings of what is prepared: with ``stream``, the first documents of each training source."""
+        """Return the settings for preparing; ``stream`` limits them to the first documents of each training source."""
         if not self.stream:
             return self
         sample = {"limit": self.stream_sample, "streaming": True}
@@ -157,6 +157,6 @@ class DataSettings(Settings):
         return self.model_copy(update={"sources": sources})
 
     def cache_folder(self) -> Path:
-        """Return the folder under which prepared data are kept."""
+        """Return the cache folder of prepared data."""
         chosen = self.cache_dir or os.environ.get("MESALM_CACHE") or "~/.cache/mesalm"
         return Path(chosen).expanduser()

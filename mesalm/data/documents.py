@@ -1,4 +1,4 @@
-"""What every source yields: documents, and the count of records that could not be read."""
+"""Documents, the base class of sources, and the handling of records that cannot be read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .source_settings import SourceSettings
 
 
 class DataError(ValueError):
-    """Data that cannot be used, in one line that names the file and line and says what to do."""
+    """Data cannot be used; the one-line message names the file and line and says what to do."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document: its text, or the token ids of a source that was tokenised beforehand."""
+    """One document: its text, or its token ids if the source is already tokenised."""
 
     id: str
     domain: str
@@ -26,10 +26,10 @@ class Document:
 
 @dataclass
 class Faults:
-    """Bad records: the first raises, or with ``skip_bad`` all are counted; also counts of what sources leave out.
+    """Handles bad records: raises at the first or, with ``skip_bad``, counts them; also counts what sources skip.
 
-    ``way_out`` ends every message; it says how to skip bad records, where that can be asked for. ``empty_files`` are
-    those that hold nothing.
+    ``way_out`` ends every message and says how to skip bad records, if that is possible. ``empty_files``: files
+    without content.
     """
 
     skip_bad: bool = False
@@ -46,12 +46,12 @@ class Faults:
             raise DataError(message + self.way_out)
         self.count += 1
         if len(self.examples) < 20:
-            # names of columns may hold what cannot be written
+            # column names may contain lone surrogates, which cannot be written
             self.examples.append(message.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 class Source:
-    """A reader of one kind of corpus, which writes `identity` and `read`; `mesalm.data.corpora.SOURCES` lists them."""
+    """Base class of corpus readers, which define `identity` and `read`; `mesalm.data.corpora.SOURCES` lists them."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self.settings = settings
@@ -62,11 +62,11 @@ class Source:
         return None
 
     def identity(self) -> dict[str, Any]:
-        """Return what fixes the contents (hashes, versions), for the cache key and the manifest."""
+        """Return what identifies the contents (hashes, versions), for the cache key and the manifest."""
         raise NotImplementedError
 
     def read(self, faults: Faults) -> Iterator[Document]:
-        """Yield all documents in a fixed order; hand what cannot be read to ``faults``."""
+        """Yield all documents in a fixed order; report unreadable records to ``faults``."""
         raise NotImplementedError
 
     def documents(self, faults: Faults) -> Iterator[Document]:
@@ -74,7 +74,7 @@ class Source:
         return islice(self.read(faults), self.settings.limit)
 
     def shards(self) -> list[Source]:
-        """Return sources whose documents are, one after the other, all of this one's, ``limit`` aside."""
+        """Return sources that together, in order, yield this source's documents, ignoring ``limit``."""
         return [self]
 
 
@@ -113,7 +113,7 @@ def record_document(
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether ``text`` can be written as UTF-8 (a lone surrogate from a JSON escape cannot)."""
+    """Return whether ``text`` can be encoded as UTF-8 (a lone surrogate from a JSON escape cannot)."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -35,7 +35,7 @@ class EpisodeSettings(Settings):
     labels: int = Field(default=4, ge=2, le=len(LABELS) - HELD_LABELS, description="recall: labels in an episode.")
     label_pool: Literal["colours", "words"] = Field(
         default="colours",
-        description="What labels are drawn from: twelve colours, or all words that the episode does not label.",
+        description="Where labels are drawn from: twelve colours, or all words that are not items of the episode.",
     )
     attributes: int = Field(default=6, ge=1, le=len(ATTRIBUTES), description="rule: attributes of a thing.")
     rule: Literal["one", "linear"] = Field(
@@ -43,11 +43,12 @@ class EpisodeSettings(Settings):
         description="rule: one: a single attribute decides; linear: the sign of a random weighting of all of them.",
     )
     noise: float = Field(
-        default=0.0, ge=0.0, lt=1.0, description="Probability that a shown label is another of the episode's."
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Probability that a shown label is replaced by another one of the episode.",
     )
-    mappings: int = Field(
-        default=0, ge=0, description="Different words, labels and rules in all; 0: each episode has its own."
-    )
+    mappings: int = Field(default=0, ge=0, description="Number of different mappings; 0: each episode has its own.")
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of the episodes.")
 
     def _check(self) -> None:

@@ -24,17 +24,17 @@ from .documents import DataError, Document, Faults, Source
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
 BANDS = 32
-"""Bands of four values: a pair of similarity 0.8 is compared with a chance of 1 - 5e-8, one of 0.5 of 0.87."""
+"""Bands of four values: a pair of similarity 0.8 is compared with probability 1 - 5e-8, one of 0.5 with 0.87."""
 
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class NearCopies:
-    """The documents so far, each as a sketch of its runs of five words and marks.
+    """The documents so far, each as a sketch of its 5-grams of words and punctuation marks.
 
     Sketches are those of MinHash (Broder 1997), compared by locality-sensitive hashing.
-    A document is a near-copy where the Jaccard similarity of its runs with those of one before it is estimated at
-    ``threshold`` or more, with a standard error of 0.04 at most.
+    A document is a near-copy if the Jaccard similarity of its 5-grams with those of an earlier one is estimated at
+    ``threshold`` or more, with a standard error of at most 0.04.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -44,7 +44,7 @@ class NearCopies:
         self._count = 0
 
     def add(self, text: str) -> bool:
-        """Take in a document; return False, and forget it, where it is a near-copy."""
+        """Add a document; return False, without adding it, if it is a near-copy."""
         words = WORD.findall(text)
         runs = [" ".join(words[at : at + SHINGLE_WORDS]) for at in range(max(1, len(words) - SHINGLE_WORDS + 1))]
         self._count += 1
@@ -55,7 +55,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def content_digest(document: Document) -> bytes:
-    """Return a digest of a document's text (of its ids where it has no text); equal means duplicate."""
+    """Return a digest of a document's text (of its ids if it has no text); duplicates have equal digests."""
     if document.text is not None:
         return hashlib.blake2b(document.text.encode("utf-8"), digest_size=16).digest()
     ids = np.asarray(document.input_ids, dtype="<i8")
@@ -63,9 +63,9 @@ def content_digest(document: Document) -> bytes:
 
 
 def split_and_order(digest: bytes, seed: int) -> tuple[float, int]:
-    """Return a document's number in [0, 1) that decides its split, and its rank key within the split.
+    """Return a document's number in [0, 1), which decides its split, and its sort key within the split.
 
-    Both depend on the seed and the text only, so adding documents moves none of the others.
+    Both depend only on the seed and the text, so adding documents moves none of the others.
     """
     mixed = hashlib.blake2b(digest, digest_size=16, key=str(seed).encode()).digest()
     return int.from_bytes(mixed[:6], "big") / 2.0**48, int.from_bytes(mixed[8:], "big")
@@ -74,8 +74,8 @@ def split_and_order(digest: bytes, seed: int) -> tuple[float, int]:
 def assign_splits(uses: Sequence[str], numbers: Sequence[float], settings: DataSettings) -> np.ndarray:
     """Return the split of each document as an index into SPLITS, int8 [documents].
 
-    ``uses`` is the `use` of each document's source. A held-out split with a fraction above 0 that came
-    out empty takes the train document with the smallest number. Raises DataError when documents run out.
+    ``uses`` is the `use` of each document's source. If a held-out split with a fraction above 0 would be
+    empty, it gets the train document with the smallest number. Raises DataError if there are too few documents.
     """
     free = np.array([use == "split" for use in uses], dtype=bool)
     fixed = np.array([SPLITS.index(use) if use != "split" else 0 for use in uses], dtype=np.int8)
@@ -99,14 +99,14 @@ def assign_splits(uses: Sequence[str], numbers: Sequence[float], settings: DataS
     return splits
 
 
-# Held-out documents are read first: a train document equal to one of them is the duplicate.
+# Held-out documents are read first, so that of a duplicate pair the training document is dropped.
 READING_ORDER = ("test", "valid", "split", "train")
 BATCH_BYTES = 32_000_000
 BATCH_DOCUMENTS = 1000
 
 
 class Gathered:
-    """The documents of all sources in the Arrow file ``path``, without empty ones, copies and contaminated text.
+    """Writes the documents of all sources to the Arrow file ``path``, without empty, duplicate or contaminated ones.
 
     The file's columns are id, domain, text and input_ids. ``tokenizer`` bounds ready-made ids and gives their text;
     without one ``vocab_size`` of the settings bounds them.
@@ -157,16 +157,16 @@ class Gathered:
 
     @property
     def contamination(self) -> list[dict[str, Any]]:
-        """Return what each evaluation file has in common with the text; see `Contamination`."""
+        """Return the counts of contaminated documents by evaluation file; see `Contamination`."""
         return [] if self._contamination is None else self._contamination.counts
 
     def members(self, split: str, source: int | None = None) -> np.ndarray:
-        """Return the numbers of a split's documents, of one source or of all, in the order of the rows, int64."""
+        """Return the indices of a split's documents, of one source or of all, in shuffled order, int64."""
         chosen = np.flatnonzero((self.splits == SPLITS.index(split)) & (source is None or self.sources == source))
         return chosen[np.argsort(self.order[chosen], kind="stable")]
 
     def _kept(self, sources: Sequence[Source]) -> Iterator[Document]:
-        """Yield the documents that are kept, in reading order, and note what is known of each."""
+        """Yield the documents that are not dropped, in reading order, and record the facts about each."""
         for use in READING_ORDER:
             for number, source in enumerate(sources):
                 if self._settings.sources[number].use == use:
@@ -222,7 +222,7 @@ def write_arrow(path: Path, tables: Iterator[pyarrow.Table]) -> None:
 
 
 def _tables(documents: Iterable[Document]) -> Iterator[pyarrow.Table]:
-    """Group documents into tables small enough for memory; the first comes even if it is empty."""
+    """Group documents into tables small enough for memory; yields at least one table, even an empty one."""
     group: list[Document] = []
     size = 0
     yield _table([])

@@ -1,4 +1,4 @@
-"""Documents laid end to end and cut into rows of one length that remember where documents begin."""
+"""Pack documents end to end into rows of one length, and record where documents begin."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class PackedRows:
 
 
 class Packer:
-    """A packer of documents into rows of ``length`` tokens.
+    """Packs documents into rows of ``length`` tokens.
 
-    A row that begins inside a document begins a new segment there, and each call of `pack` a new row. At the end,
+    The rest of a document in the next row is a new segment; each call of `pack` starts a new row. At the end,
     ``dropped`` is the number of tokens that did not fill a row, ``rows`` the number of rows, and ``digest`` a sha256 of
-    all that the rows hold, whatever files they lie in.
+    the contents of the rows, however they are divided into files.
     """
 
     def __init__(self, length: int, rows_at_once: int = 2048) -> None:
@@ -68,7 +68,7 @@ class Packer:
         rows = len(flat) // self.length
         self.rows += rows
         row_begins = np.arange(rows, dtype=np.int64) * self.length
-        # An empty document would have the start of the next one; union counts it once.
+        # An empty document has the same start as the next one; the union counts it once.
         borders = np.union1d(row_begins, begins)
         segments = np.diff(np.append(borders, len(flat))).astype(np.int32)
         counts = np.bincount(borders // self.length, minlength=rows)

@@ -1,4 +1,4 @@
-"""Prepared data for settings, from the cache or built anew."""
+"""Return the prepared data of settings, from the cache or newly built."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from .documents import DataError
 from .prepared import FORMAT, MANIFEST, Prepared, changed_sources, hidden_bars
 from .read_files import matching_files
 
-# These change where and how fast the work is done, not its result; contents stand for file names.
+# These settings do not affect the result; files enter the key by their contents instead of their names.
 NOT_IN_KEY = {"cache_dir", "decontaminate", "prepared", "processes", "sources"}
 
 
 class ChangedDataError(DataError):
-    """Data that are not the expected ones."""
+    """Data differ from those expected."""
 
 
 class Inputs:
-    """What data are prepared from: the sources, what fixes the contents of each, and the tokenizer if one is given."""
+    """The inputs of preparing: the sources, the identity of each, and the tokenizer if one is given."""
 
     def __init__(self, settings: DataSettings) -> None:
         self.settings = settings.sampled()
@@ -43,7 +43,7 @@ class Inputs:
         self.tokenizer = None if trained else load_tokenizer(settings.tokenizer)
 
     def key(self) -> str:
-        """Return a sha256 over all that decides the prepared data."""
+        """Return a sha256 over everything that affects the prepared data."""
         settings = self.settings
         content = {
             "format": FORMAT,
@@ -58,16 +58,16 @@ class Inputs:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def folder(self) -> Path:
-        """Return the folder of the data, which need not be there."""
+        """Return the folder of the data, which may not exist yet."""
         return self.settings.cache_folder() / "prepared" / self.key()[:24]
 
     def named(self) -> list[dict[str, Any]]:
-        """Return what fixes the contents of each source, with the source's name."""
+        """Return the identity of each source, with its name."""
         pairs = zip(self.settings.sources, self.identities, strict=True)
         return [{"name": source.name, **identity} for source, identity in pairs]
 
     def compare(self, expected: Mapping[str, Any]) -> None:
-        """Raise ChangedDataError where ``expected`` was prepared from other inputs."""
+        """Raise ChangedDataError if ``expected`` was prepared from other inputs."""
         change = changed_sources(expected["sources"], self.named(), in_order=self.settings.stream)
         if change is not None:
             raise ChangedDataError(change)
@@ -79,14 +79,14 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
     """Return the prepared data of ``settings``, building them if the cache has none.
 
     The folder is named by a hash of the contents of the sources, the settings and the tokenizer. It
-    appears under its name only when it is whole; of processes that want the same data, one builds them
-    and the others wait. What the cache has is compared with its digests, as is the folder that ``settings.prepared``
-    names, which takes its place. ``quiet`` shows nothing; else there is a
-    line a stage, and on a terminal a bar.
+    gets this name only when it is complete. If several processes need the same data, one builds them
+    and the others wait. Data in the cache, or in the folder ``settings.prepared`` if that is given, are checked
+    against their digests. Unless ``quiet``, one line per stage is printed, and
+    on a terminal a bar.
 
-    Raises DataError for sources that cannot be read or hold too little and for damaged data, SettingsError for
-    settings; and ChangedDataError where ``expected``, the `Prepared.contents` of earlier ones, are others, if possible
-    before anything is built.
+    Raises DataError for unreadable or too small sources and for damaged data, SettingsError for invalid settings, and
+    ChangedDataError if the data differ from ``expected``, the `Prepared.contents` of earlier data; if possible before
+    anything is built.
     """
     if settings.prepared is not None:
         return _given(settings, expected)
@@ -118,9 +118,9 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
 
 
 def already_prepared(settings: DataSettings) -> Prepared | None:
-    """Return the prepared data of ``settings`` where the cache has them, None where it has not.
+    """Return the prepared data of ``settings`` if they are in the cache, else None.
 
-    Sources of kind hub are not asked, which would need the network: their data count as not prepared.
+    Data of hub sources count as not prepared, since checking them would need the network.
     """
     if settings.prepared is not None:
         folder = Path(settings.prepared).expanduser()
@@ -135,7 +135,7 @@ def already_prepared(settings: DataSettings) -> Prepared | None:
 
 
 def _given(settings: DataSettings, expected: Mapping[str, Any] | None) -> Prepared:
-    """Return the folder that ``settings.prepared`` names, whatever has become of its sources."""
+    """Return the data in the folder ``settings.prepared``, without checking its sources."""
     prepared = Prepared(Path(str(settings.prepared)).expanduser())
     if prepared.sequence_length != settings.sequence_length:
         raise SettingsError(
@@ -152,7 +152,7 @@ def _given(settings: DataSettings, expected: Mapping[str, Any] | None) -> Prepar
 
 
 def check_inputs(settings: DataSettings, expected: Mapping[str, Any]) -> None:
-    """Raise ChangedDataError where what `prepare` would read is not what ``expected`` was made from."""
+    """Raise ChangedDataError if `prepare` would read other inputs than those of ``expected``."""
     if settings.prepared is not None:
         _given(settings, expected)
     else:
@@ -168,7 +168,7 @@ def _compare_results(contents: Mapping[str, Any], expected: Mapping[str, Any]) -
 
 
 def _sweep(parent: Path) -> None:
-    """Delete what killed processes left half built; what a living one builds is locked."""
+    """Delete incomplete folders of killed processes; those of running ones are locked."""
     for leftover in parent.glob("*.partial"):
         with suppress(OSError), locked(leftover.with_suffix(".lock")):
             shutil.rmtree(leftover, ignore_errors=True)

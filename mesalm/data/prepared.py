@@ -18,17 +18,17 @@ from mesalm.wording import plural
 from .documents import DataError
 from .stream import Mixture
 
-# Raised whenever the meaning of prepared data changes, so that older ones are not taken for new.
+# Increased whenever the format of prepared data changes, so that older data are not used.
 FORMAT = 2
 MANIFEST = "manifest.json"
 MANY_BYTES = 1_000_000_000
-"""Above this size a bar shows how far the reading has come."""
+"""Above this size, reading shows a progress bar."""
 
 
 class Prepared:
-    """A folder that `mesalm.data.prepare` wrote. Raises DataError when it is not one, or damaged.
+    """A folder written by `mesalm.data.prepare`. Raises DataError if it is not such a folder, or damaged.
 
-    What is opened is first compared with the digests of the manifest, unless ``checked`` says that it was already.
+    Files are compared with the digests of the manifest before they are opened, unless ``checked`` is set.
 
     ``manifest`` holds: hash, settings, sources, tokenizer (kind, vocab_size, bos_token_id, eos_token_id,
     pad_token_id, sha256), splits (documents, bytes, tokens, rows, sha256, dropped_tokens, bytes_per_token,
@@ -54,7 +54,7 @@ class Prepared:
     def check(self, part: str = "") -> None:
         """Compare the files, or those under the folder ``part``, with their digests.
 
-        Raises DataError naming the first that is damaged.
+        Raises DataError that names the first damaged file.
         """
         files = {name: about for name, about in self.manifest["files"].items() if name.startswith(part)}
         total = sum(about["bytes"] for about in files.values())
@@ -83,7 +83,7 @@ class Prepared:
         return int(self.manifest["settings"]["sequence_length"])
 
     def bytes_per_token(self, split: str) -> float:
-        """Return UTF-8 bytes per token of one split. Raises DataError where there is none that comes back."""
+        """Return UTF-8 bytes per token of one split. Raises DataError without text, or if tokens do not restore it."""
         value = self._split(split)["bytes_per_token"]
         if value is None:
             raise DataError(
@@ -103,7 +103,7 @@ class Prepared:
         return datasets.load_from_disk(self._open(f"rows/{split}")).with_format("numpy")
 
     def mixture(self) -> Mixture | None:
-        """Return how the rows of train are drawn where the sources have weights, else None."""
+        """Return how the rows of train are drawn if the sources have weights, else None."""
         sizes = self._split("train").get("parts")
         weights = [source.get("weight") for source in self.manifest["settings"]["sources"]]
         return None if sizes is None else Mixture(sizes, [weight for weight in weights if weight is not None])
@@ -118,7 +118,7 @@ class Prepared:
         return datasets.load_from_disk(self._open(f"documents/{split}"))
 
     def contents(self) -> dict[str, Any]:
-        """Return what decides what a run learns from these data: digests of rows, tokenizer and sources."""
+        """Return digests of rows, tokenizer and sources, which identify the data of a run."""
         return {
             "rows": {split: self._split(split)["sha256"] for split in ("train", "valid")},
             "tokenizer": self.manifest["tokenizer"].get("sha256"),
@@ -126,7 +126,7 @@ class Prepared:
         }
 
     def summary(self) -> str:
-        """Return what was prepared, a line a split, for a person to read."""
+        """Return a readable summary of the data, with one line per split."""
         lines = [f"prepared: {self.path}"]
         for split, counts in self.manifest["splits"].items():
             said = ", ".join(plural(counts[f"{word}s"], word) for word in ("document", "byte", "token", "row"))
@@ -153,9 +153,9 @@ class Prepared:
 def changed_sources(
     old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], *, in_order: bool = False
 ) -> str | None:
-    """Say in words how the sources of one manifest hold other things than those of another, None where they do not.
+    """Describe how the contents of two manifests' sources differ; None if they do not.
 
-    The place and the name of a file do not matter, nor the order of files unless ``in_order``.
+    Paths and names of files are ignored, and so is their order unless ``in_order``.
     """
     was, now = dict(_held(old)), dict(_held(new))
     gone = [was[digest] for digest in was if digest not in now]
@@ -171,7 +171,7 @@ def changed_sources(
 
 
 def _held(sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Yield the digest, or whatever else tells what it holds, and the name of everything that sources read."""
+    """Yield the digest (or other identity) and the name of everything that sources read."""
     for source in sources:
         for part in source.get("files", [source]):
             yield part.get("sha256") or repr(sorted(part.items())), part["name"]
@@ -184,7 +184,7 @@ def say(line: str) -> None:
 
 @contextmanager
 def hidden_bars(hide: bool = True) -> Iterator[None]:
-    """Hide the bars of `datasets`, which ours are too, while the block runs, if ``hide`` or in a log file."""
+    """Hide the progress bars of `datasets`, and ours, while the block runs, if ``hide`` or not on a terminal."""
     if (not hide and sys.stderr.isatty()) or datasets.utils.are_progress_bars_disabled():
         yield
         return

@@ -1,4 +1,4 @@
-"""Batches of rows in an order fixed by (seed, epoch, row), whatever the number of processes."""
+"""Batches of rows in an order that depends only on (seed, epoch, row), not on the number of processes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def epoch_order(seed: int, epoch: int, total: int, part: int = 0) -> np.ndarray:
 
 
 def picks(weights: Sequence[float], begin: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for the draws ``begin`` to ``begin + count``, the part each takes from and its number there, int64.
+    """Return, for the draws ``begin`` to ``begin + count``, the part of each and its number within the part, int64.
 
-    Draw n goes to the part with the largest w_i / (2 c_i + 1), of weight w_i and c_i draws so far: the divisor method
-    of Webster and Sainte-Lague, whose shares are the nearest to the weights after every draw. Draw k of part i is
-    thus the one at time (k + 1/2) / w_i, so that nothing before ``begin`` has to be gone through.
+    Draw n goes to the part with the largest w_i / (2 c_i + 1), for weight w_i and c_i draws so far: the divisor method
+    of Webster and Sainte-Lague, whose shares are closest to the weights after every draw. Equivalently, draw k of
+    part i happens at time (k + 1/2) / w_i, so draws before ``begin`` need not be computed.
     """
     shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
     # At time t part i has had about t w_i draws, at most half a draw more or less.
@@ -42,9 +42,9 @@ def picks(weights: Sequence[float], begin: int, count: int) -> tuple[np.ndarray,
 
 
 class Mixture:
-    """Rows of several parts that lie one behind the other, ``sizes`` rows each, drawn by ``weights`` without end.
+    """Endless draws, by ``weights``, from several consecutive parts of ``sizes`` rows.
 
-    Each part is gone through in an order of its own, and in another in its next epoch.
+    Each part has its own order of rows, which changes with each of its epochs.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float]) -> None:
@@ -54,7 +54,7 @@ class Mixture:
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def rows(self, seed: int, begin: int, count: int) -> np.ndarray:
-        """Return the places of the rows of draws ``begin`` to ``begin + count``, int64 [count]."""
+        """Return the row indices of draws ``begin`` to ``begin + count``, int64 [count]."""
         parts, numbers = picks(self.weights, begin, count)
         places = np.empty(count, dtype=np.int64)
         for part in np.unique(parts):
@@ -67,7 +67,7 @@ class Mixture:
 
     def _order(self, seed: int, epoch: int, part: int) -> np.ndarray:
         if (part, epoch) not in self._orders:
-            # Two of a part are enough: draws leave one epoch for the next and do not come back.
+            # Two orders per part are enough: draws move from one epoch to the next and never return.
             for old in sorted(key for key in self._orders if key[0] == part)[:-1]:
                 del self._orders[old]
             self._orders[part, epoch] = epoch_order(seed, epoch, self.sizes[part], part)
@@ -106,7 +106,7 @@ Collate = Callable[[list[Any]], Batch]
 
 @dataclass(frozen=True)
 class DataPosition:
-    """A place in the data that goes into a checkpoint as plain data."""
+    """A position in the data, saved in checkpoints as plain data."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the position as plain data."""
@@ -114,7 +114,7 @@ class DataPosition:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Make a position from what `to_dict` gave. Raises ValueError for other keys, and for no whole number."""
+        """Make a position from a `to_dict` result. Raises ValueError for other keys or values of the wrong type."""
         kinds = {field.name: field.type for field in fields(cls)}
         if set(data) != set(kinds) or any(type(data[name]) is not int for name in kinds if kinds[name] == "int"):
             raise ValueError(f"a data position must hold {' and '.join(kinds)}, not {dict(data)!r}")
@@ -169,7 +169,7 @@ class SharedSteps:
 
 
 class RowStream(SharedSteps):
-    """The micro-batches of one process, without end.
+    """An endless stream of one process's micro-batches.
 
     Each optimiser step takes ``global_rows`` rows from ``position`` on, across the end of an epoch into the next, or of
     the parts of a ``mixture`` by their weights; process ``rank`` of ``world`` takes the rank-th contiguous slice of
@@ -224,7 +224,7 @@ class RowStream(SharedSteps):
 
     @property
     def epochs(self) -> float:
-        """Return how often the steps handed out so far have gone through the data, 2.5 for two and a half times."""
+        """Return the number of passes through the data so far, such as 2.5."""
         return self.position.epoch + self.position.row / self.total
 
     def _indices(self, position: Position) -> Iterator[list[int]]:
@@ -256,7 +256,7 @@ def epoch_batches(
 
 
 def _fetched(rows: Any, indices: Iterator[list[int]], collate: Collate, workers: int) -> Iterator[Batch]:
-    # A generator of its own: otherwise an iterator's beginning would draw from the global random state.
+    # A separate generator: otherwise creating an iterator would draw from the global random state.
     yield from torch.utils.data.DataLoader(
         rows, batch_sampler=indices, collate_fn=collate, num_workers=workers, generator=torch.Generator()
     )

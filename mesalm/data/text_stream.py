@@ -1,4 +1,4 @@
-"""Rows of tokens made from text while a model trains, for corpora that are larger than the disk."""
+"""Tokenise and pack text during training, for corpora that are larger than the disk."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from .stream import Batch, DataPosition, SharedSteps, collate_tokens, picks
 
 ENCODE_BATCH = 64
 STEPS_AHEAD = 16
-"""Rows come in bursts, those of `ENCODE_BATCH` documents, and a slow source is hidden behind what lies between."""
+"""Steps to read ahead: rows arrive in bursts of `ENCODE_BATCH` documents, and the buffer hides slow sources."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class StreamPosition(DataPosition):
-    """Where process ``rank`` of ``world`` stands: the rows that all have had, and for each source its place.
+    """The position of process ``rank`` of ``world``: the rows read by all, and a position for each source.
 
-    A place holds ``passes`` through the source, the state of its `datasets.IterableDataset` before the document that
-    is next, and how many tokens of that document were ``used``.
+    The latter has the ``passes`` through the source, the state of its `datasets.IterableDataset` before the next
+    document, and the number of tokens of that document already ``used``.
     """
 
     rank: int
@@ -46,7 +46,7 @@ class StreamPosition(DataPosition):
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Turn a batch of texts into tokens, without those that are empty, contaminated or ``held_out`` by their digest."""
+    """Tokenises batches of texts, dropping those that are empty, contaminated or in ``held_out`` by their digest."""
 
     tokenise: Tokenise
     held_out: set[bytes]
@@ -63,10 +63,10 @@ class TrainingText:
 
 
 class SourceRows:
-    """The rows of one source, without end, that belong to process ``rank`` of ``world``.
+    """An endless stream of the rows of one source for process ``rank`` of ``world``.
 
-    ``encode`` turns texts into tokens and leaves out those that are not trained on. `datasets` gives each process
-    shards of its own where their number is a multiple of ``world``; else it gives each every world-th document.
+    ``encode`` tokenises texts and drops those that are not for training. `datasets` gives each process
+    its own shards if their number is a multiple of ``world``, otherwise every world-th document.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class SourceRows:
     def take(self) -> dict[str, list[int]]:
         """Return the next row: input_ids (``length`` of them) and the lengths of its segments.
 
-        Raises DataError where the source holds nothing for this process.
+        Raises DataError if the source has no text for this process.
         """
         row: dict[str, list[int]] = {"input_ids": [], "segments": []}
         while missing := self.length - len(row["input_ids"]):
@@ -118,12 +118,12 @@ class SourceRows:
 
 
 class TextStream(SharedSteps):
-    """Iterate for ever over the micro-batches of one process, as `mesalm.data.stream.RowStream` does over rows on disk.
+    """An endless stream of one process's micro-batches, like `mesalm.data.stream.RowStream` but from text.
 
-    ``parts`` are the rows of each source, of which each step takes ``global_rows`` by ``weights``, `picks` of them in
-    a row for each process. A thread reads up to ``STEPS_AHEAD`` steps ahead until the iterator is closed.
-    ``position`` is that of the first step not yet handed out whole; a new ``iter`` begins there. Setting it raises
-    ValueError for the position of another number of processes.
+    ``parts`` are the rows of each source. Each step takes ``global_rows`` of them by ``weights``, as `picks` says, a
+    consecutive share for each process. A thread reads up to ``STEPS_AHEAD`` steps ahead until the iterator is closed.
+    ``position`` is that of the first step not completely returned; a new ``iter`` starts there. Assigning the position
+    of another number of processes raises ValueError.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ def _texts(parts: list[Source], faults: Faults) -> Iterator[dict[str, Any]]:
 def text_stream(
     settings: DataSettings, prepared: Prepared, global_rows: int, *, rank: int = 0, world: int = 1, micro_rows: int
 ) -> TextStream:
-    """Return the stream of the training sources of ``settings``, without the documents that are held out.
+    """Return the stream of the training sources of ``settings``, without held-out documents.
 
     ``prepared`` is the folder of their sample. Raises DataError for sources that cannot be read.
     """

@@ -1,1 +1,1 @@
-"""The exchange with the Hugging Face world: opening, sampling from and publishing models."""
+"""Hugging Face interoperability: open, sample from, convert, publish and serve models."""

@@ -1,4 +1,4 @@
-"""Rows of tokens to fit new layers to: from files, or written by the model itself."""
+"""Rows of tokens for fitting new layers: from files, or sampled from the model itself."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def text_rows(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return up to `count` rows of `length` tokens, [N, T], and the files' names and hashes.
 
-    Documents are laid end to end, each after the token that begins documents, and read only as far as needed.
+    Documents are packed end to end, each preceded by the start token, and read only as far as needed.
 
     Raises:
-        ValueError: a file that cannot be read, or less text than four rows.
+        ValueError: a file cannot be read, or there is less text than four rows.
     """
     source = FileSource(SourceSettings.build({"name": "files", "files": list(files)}))
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ids: list[int] = []
     for document in source.documents(Faults()):
         ids += [] if begin is None else [begin]
-        # enough characters for all rows, so that of a huge file only the beginning is encoded
+        # enough characters for all rows; of a huge file only the beginning is encoded
         text = (document.text or "")[: 32 * count * length]
         ids += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if len(ids) >= count * length:
@@ -46,8 +46,8 @@ def text_rows(
 def own_rows(model: Any, count: int, length: int, *, quiet: bool = False) -> Tensor:
     """Return `count` rows of `length` tokens that the model samples at temperature 1, [N, T].
 
-    Rows begin with the token that begins documents, or with tokens drawn at random where there is none. Which tokens
-    come depends on torch's random state.
+    Rows begin with the start token, or with random tokens if there is none. The samples depend on torch's random
+    state.
     """
     config = model.config
     begin = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id

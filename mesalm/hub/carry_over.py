@@ -1,4 +1,4 @@
-"""A Llama- or Qwen3-style checkpoint as a mesa model whose mixers are all softmax."""
+"""Load a Llama- or Qwen3-style checkpoint as a mesa model with softmax mixers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
         "layer_types": ("full_attention",),
     },
 }
-"""By model type, the fields that mesa does not have, with the values that change nothing; empty: any value. A field
-named in neither table may have its default value."""
+"""By model type, the fields that mesa does not have, with the values that have no effect; empty: any value. A field
+in neither table must have its default value."""
 
 STYLES: dict[str, type[PreTrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 
@@ -58,7 +58,7 @@ def open_softmax_model(model: str, *, trust_remote_code: bool = False) -> MesaFo
 
 
 def open_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Return the configuration of MODEL, its style one that can be carried over; ValueError otherwise."""
+    """Return the configuration of MODEL; ValueError if its model type is not supported."""
     config: PreTrainedConfig = load(AutoConfig, locate(model), "model", name=model, trust_remote_code=trust_remote_code)
     if not isinstance(config, (MesaConfig, *STYLES.values())) or config.model_type not in ("mesa", *STYLES):
         known = ", ".join(STYLES)
@@ -69,10 +69,10 @@ def open_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedCon
 
 
 def softmax_config(config: PreTrainedConfig, model: str) -> MesaConfig:
-    """Return the mesa configuration that computes what a Llama or Qwen3 configuration says.
+    """Return the mesa configuration equivalent to a Llama or Qwen3 configuration.
 
     Raises:
-        ValueError: a field whose value has no counterpart, by name.
+        ValueError: the value of a field has no counterpart; the message names the field.
     """
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{model}: its weights are quantised; give the checkpoint in bfloat16, float16 or float32")
@@ -107,7 +107,7 @@ def carry_weights(theirs: PreTrainedModel, config: MesaConfig) -> MesaForCausalL
 
 
 def load_whole(ours: MesaForCausalLM, weights: dict[str, torch.Tensor], model: str) -> None:
-    """Load weights into a mesa model; ValueError, by name, for one of another shape or missing on either side."""
+    """Load weights into a mesa model; ValueError that names a weight of another shape or missing on either side."""
     for name, wanted in ours.state_dict().items():
         if name in weights and weights[name].shape != wanted.shape:
             found, asked = (" x ".join(map(str, made.shape)) for made in (weights[name], wanted))

@@ -1,4 +1,4 @@
-"""Turn a softmax checkpoint into one with mesa layers."""
+"""Convert a softmax checkpoint into one with mesa layers."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ def convert(
     seed: int = 0,
     quiet: bool = False,
 ) -> Path:
-    """Write MODEL with some of its softmax layers replaced by mesa layers to `folder`; return it.
+    """Replace some softmax layers of MODEL by mesa layers, write the result to `folder` and return that path.
 
-    The new layers are fitted to the old ones' outputs on the text of `calibrate` or, without any, on text the model
-    writes itself (see `swap_layers`). The folder holds weights in the checkpoint's own dtype, gates and ridge in
-    float32, the tokenizer, and `conversion.json`; `init_from`, `from_pretrained` and `mesalm publish` take it.
+    The new layers are fitted to the outputs of the old ones on the text of `calibrate` or, by default, on text sampled
+    from the model (see `swap_layers`). The folder has weights in the checkpoint's own dtype (gates and ridge in
+    float32), the tokenizer, and `conversion.json`; `init_from`, `from_pretrained` and `mesalm publish` accept it.
 
     Args:
         model: a folder, run folder or Hub name of a Llama or Qwen3 checkpoint, or of a mesa model with softmax layers;
-            or of a MesaNet or gated delta net of flash-linear-attention, which is carried over as it is.
+            or of a MesaNet or gated delta net of flash-linear-attention, which is converted without swapping layers.
         folder: a path that does not exist yet, or an empty folder.
-        layers: "all", "none", or numbers from 0, ranges and strides with commas: "1,3", "0-5", "every-2".
-        mixer: one that can stand in for softmax (`converts` in the table of mixers).
+        layers: "all", "none", or layer numbers from 0, ranges and strides: "1,3", "0-5", "every-2".
+        mixer: a mixer that can replace softmax (`converts` in the table of mixers).
         calibrate: text files to fit to, of the kinds that `mesalm prepare` reads.
-        tokens: how many tokens to fit to. None: four for each feature an output projection reads, at least 8192.
-        seed: of the model's own text and of the weights without a counterpart.
-        quiet: whether to go without progress bars.
+        tokens: how many tokens to fit to. None: four per input feature of an output projection, at least 8192.
+        seed: seed of the sampled text and of new weights.
+        quiet: whether to hide progress bars.
 
     Raises:
-        ValueError: a model that cannot be carried over, layers that do not exist or are not softmax, a file that
-            cannot be read or is too short, or `folder` holds something.
+        ValueError: the model cannot be converted, a layer does not exist or is not softmax, a file cannot be read or
+            is too short, or `folder` is not empty.
     """
     folder = Path(folder)
     must_be_new(folder, "convert")
@@ -94,7 +94,7 @@ def convert(
 
 
 def is_conversion(folder: Path, model: str, **asked: Any) -> bool:
-    """Return whether a folder holds what `convert` writes of MODEL with these arguments."""
+    """Return whether a folder is the result of `convert` for MODEL with these arguments."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -103,14 +103,14 @@ def is_conversion(folder: Path, model: str, **asked: Any) -> bool:
 
 
 def choose_layers(text: str, mixers: Sequence[str]) -> list[int]:
-    """Return the numbers of the layers that `text` names, sorted.
+    """Return the sorted layer numbers given by `text`.
 
     Args:
         text: see `convert`.
         mixers: the mixer of each layer of the model.
 
     Raises:
-        ValueError: a word that is none of these forms, a layer that does not exist or that is not softmax.
+        ValueError: a word has none of these forms, or a layer does not exist or is not softmax.
     """
     count = len(mixers)
     chosen: set[int] = set()
@@ -160,6 +160,6 @@ def _save(model: MesaForCausalLM, opened: MesaForCausalLM, folder: Path) -> None
 
 
 def _name(model: str) -> str:
-    """Return what to call the source: a Hub name as it is, a folder by its last part."""
+    """Return the name of the source: a Hub name, or the last part of a folder's path."""
     path = Path(model)
     return path.resolve().name if path.exists() else model

@@ -1,4 +1,4 @@
-"""Linear maps from features to targets, from moments gathered batch by batch."""
+"""Fit linear maps from features to targets, from moments accumulated batch by batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 SHRINKAGE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Ridges that a held-out fit chooses from, in units of the features' mean square."""
+"""Candidate ridges for a held-out fit, in units of the features' mean square."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Moments:
 def solve_held_out(fit: Moments, check: Moments) -> tuple[Tensor, float]:
     """Return a map [D, E] and the share of the held-out targets' square that it explains.
 
-    The ridge is the one of `SHRINKAGE` that is best on `check`, and the map is then fitted to both. Where none of them
-    does better there than the zero map, that one is returned, and a share of 0.
+    The ridge is the one of `SHRINKAGE` with the least error on `check`; the map is then fitted to both. If none of them
+    is better there than the zero map, the zero map is returned with a share of 0.
     """
     errors = [float(check.error(fit.solve(shrinkage))) for shrinkage in SHRINKAGE]
     best = min(range(len(SHRINKAGE)), key=errors.__getitem__)

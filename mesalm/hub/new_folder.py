@@ -18,10 +18,10 @@ def must_be_new(folder: Path, verb: str) -> None:
 
 @contextmanager
 def new_folder(folder: Path, verb: str) -> Iterator[Path]:
-    """Yield a folder to fill that becomes `folder` at the end, and vanishes where an error or Ctrl-C comes first.
+    """Yield a temporary folder that becomes `folder` at the end, or is deleted on an error or Ctrl-C.
 
     Raises:
-        ValueError: `folder` holds something.
+        ValueError: `folder` is not empty.
     """
     must_be_new(folder, verb)
     folder.parent.mkdir(parents=True, exist_ok=True)

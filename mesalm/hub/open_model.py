@@ -1,4 +1,4 @@
-"""Finding and opening a model named on a command line."""
+"""Find and open a model named on a command line."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def open_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
 
 
 def usable_device(name: str | torch.device) -> torch.device:
-    """Return the device of a name, for "auto" CUDA where there is one, else the CPU.
+    """Return the device with this name; "auto" means CUDA if available, else the CPU.
 
     Raises:
-        ValueError: it does not exist here, or holds no numbers, as "meta".
+        ValueError: the device does not exist here, or stores no data ("meta").
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,15 +52,15 @@ def open_model(
 ) -> PreTrainedModel:
     """Return the causal language model named MODEL, in evaluation mode on `device`.
 
-    A folder that `mesalm tune` wrote opens as the model it was tuned for with its soft prefix before it.
+    A folder written by `mesalm tune` opens as the model it was tuned for, with the soft prefix.
 
     Args:
         model: see `locate`.
-        dtype: of the weights; "auto" is the one they were saved in.
-        kwargs: handed to `from_pretrained`, `trust_remote_code` for instance.
+        dtype: dtype of the weights; "auto": the one they were saved in.
+        kwargs: passed to `from_pretrained`, such as `trust_remote_code`.
 
     Raises:
-        ValueError: nothing can be opened there, its configuration does not describe its weights, or there is no such
+        ValueError: there is no model, its configuration does not match its weights, or there is no such
             device.
     """
     where = usable_device(device)
@@ -74,7 +74,7 @@ def open_model(
 
 
 def refuse_prefix(model: str) -> None:
-    """Raise ValueError if MODEL is a folder that `mesalm tune` wrote: vectors, with no weights of a model in it."""
+    """Raise ValueError if MODEL is a folder written by `mesalm tune`, which has a prefix but no weights of a model."""
     base = _tuned_for(Path(locate(model)))
     if base is not None:
         raise ValueError(f"{model}: holds a soft prefix, not a model; name the model it was tuned for, {base}")

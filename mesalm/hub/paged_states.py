@@ -1,4 +1,4 @@
-"""Mixers whose memory of each request a server keeps: states in pages, keys and values in its own attention."""
+"""Run mixers in a server that stores the states of its requests in pages and has its own softmax attention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mesalm.model.mixers import MIXERS
 
 ATTENTION = SoftmaxMixer.name
 LENGTH_BOUND = ("dynamic", "longrope")
-"""Kinds of rotary embedding whose frequencies depend on the longest of the sequences that are read together."""
+"""Kinds of rotary embedding whose frequencies depend on the longest sequence in a batch."""
 
 
 def recurrent_mixer(config: MesaConfig) -> str:
@@ -43,9 +43,9 @@ def recurrent_mixer(config: MesaConfig) -> str:
 
 
 def state_shapes(config: MesaConfig) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of a recurrent layer's states of one request.
+    """Return the shapes of a recurrent layer's states for one request.
 
-    Those are the convolution's last inputs [size - 1, channels], where there is one, and the state [G, K, columns].
+    These are the convolution's last inputs [size - 1, channels], if there is one, and the state [G, K, columns].
     """
     name = recurrent_mixer(config)
     with torch.device("meta"):
@@ -61,7 +61,7 @@ def state_dtypes(config: MesaConfig, dtype: torch.dtype) -> tuple[torch.dtype, .
 
 
 class Pages:
-    """What a mixer takes for a cache: the states of the requests that it is given tokens of."""
+    """A cache for a mixer: the states of the requests in the current batch."""
 
     def __init__(self, conv: torch.Tensor | None, state: torch.Tensor):
         self.conv_states, self.recurrent_states = [conv], [state]
@@ -71,7 +71,7 @@ class Pages:
 
     @property
     def layers(self) -> Pages:
-        """Return itself, which stands for every layer."""
+        """Return itself, since it serves a single layer."""
         return self
 
     def __getitem__(self, layer: int) -> Pages:
@@ -93,14 +93,14 @@ def mix_paged(
     slots: torch.Tensor,
     fresh: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the mixed tokens [B, T, hidden] of B requests, their states read from pages and written back.
+    """Return the mixer's output [B, T, hidden] for B requests; their states are read from pages and written back.
 
     Args:
         mixer: a recurrent mixer.
         hidden_states: [B, T, hidden].
         kept: pages of the states that `state_shapes` names, each [pages, *shape].
         slots: the page of each request, integers [B].
-        fresh: booleans [B], whether the request begins here: what its page holds is another's, and not read.
+        fresh: booleans [B], whether the request starts here, so that the old content of its page is ignored.
     """
     slots = slots.long()
     read = [torch.where(fresh.view(-1, *[1] * (page.dim() - 1)), 0.0, page[slots]) for page in kept]

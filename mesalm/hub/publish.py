@@ -40,9 +40,9 @@ def publish(
     push_to: str | None = None,
     private: bool = False,
 ) -> Path:
-    """Write weights (safetensors), tokenizer, model card and remote code of MODEL to `folder`; return it.
+    """Write weights (safetensors), tokenizer, model card and remote code of MODEL to `folder`; return that path.
 
-    The code is the flat model folder of this package, so that
+    The code is a copy of this package's model folder, so that
     `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` works without mesalm.
 
     Args:
@@ -50,12 +50,12 @@ def publish(
         folder: a path that does not exist yet, or an empty folder.
         licence: see `model_card`.
         evaluations: measured values for the card.
-        push_to: a name on the Hub, "owner/name", to upload the folder to; made if it is not there. None: none.
-        private: whether a repository made there is private.
+        push_to: a Hub repository, "owner/name", to upload the folder to; created if it does not exist. None: no upload.
+        private: whether a newly created repository is private.
 
     Raises:
-        ValueError: the model is not a mesa model, the Hub knows no such licence, `folder` holds something, or the Hub
-            refuses; the folder is then there, and can be uploaded again.
+        ValueError: the model is not a mesa model, the Hub does not know the licence, `folder` is not empty, or the
+            upload fails; the folder then remains, and can be uploaded again.
     """
     folder = Path(folder)
     if licence is not None:

@@ -1,4 +1,4 @@
-"""Transformers' caches, counting tokens also where no layer of them does."""
+"""Transformers' caches, extended to count tokens even when none of their layers does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from .operator_transforms import transforms_active
 
 ATTENTION = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding"}
-"""transformers' types of layers that keep keys and values, without and with what a convolution saw last."""
+"""Map transformers' attention layer types to the types that also cache a convolution's last inputs."""
 
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 """How transformers names the cache in calls and outputs: `past_key_values` before release 5.24."""
@@ -23,28 +23,28 @@ CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWit
 class CountedTokens(Cache):
     """A cache with a token count for models without softmax layers, whose states have no length.
 
-    `generate` asks for the count, and transformers' own caches refuse when all their layers are recurrent. The first
-    layer holds it, so that every cache that shares the layers agrees on it.
+    `generate` asks for the count, but transformers' own caches raise an error when all layers are recurrent. The count
+    is stored in the first layer, so that all caches sharing these layers agree on it.
     """
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
-        """Return the number of tokens seen, an integer; a tensor in a static cache, as transformers' own is."""
+        """Return the number of tokens seen: an integer, or a tensor in a static cache, as in transformers."""
         if self._all_recurrent:
             return tokens_seen(self)
         return super().get_seq_length(layer_idx)
 
     @property
     def is_linear(self) -> list[bool]:
-        """Return which layers are recurrent; none where all are, as `generate` reads tokens again that no layer counts.
+        """Return for each layer whether it is recurrent, or False for every layer if all of them are.
 
-        Since transformers 5.24 it leaves out the tokens in the cache only where some layer is not recurrent.
+        Since transformers 5.24, `generate` skips tokens already in the cache only if some layer is not recurrent.
         """
         recurrent: list[bool] = super().is_linear
         return [False] * len(recurrent) if self._all_recurrent else recurrent
 
     @property
     def _all_recurrent(self) -> bool:
-        # transformers' own `is_linear` of release 5.17 takes layers for recurrent that keep a window beside a state
+        # in transformers 5.17, `is_linear` wrongly reports layers with both a window and a state as recurrent
         return bool(self.layers) and not any(isinstance(layer, CacheLayerMixin) for layer in self.layers)
 
 
@@ -53,7 +53,7 @@ class MesaCache(CountedTokens, DynamicCache):
 
     @property
     def is_compileable(self) -> bool:
-        """Return False: a state of constant size could be compiled, but `generate` would do so without being asked."""
+        """Return False, although a state of constant size could be compiled: `generate` would compile it unasked."""
         return False
 
 
@@ -69,48 +69,48 @@ def counting(cache: Cache) -> CountedTokens:
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """Return the cache that a caller gave under either name.
+    """Return the cache that the caller passed as `cache` or as `past_key_values`.
 
     Raises:
-        ValueError: a cache under each name.
+        ValueError: both were given.
     """
     if cache is not None and past_key_values is not None:
-        raise ValueError("cache: it was given as past_key_values too, its older name; give it once")
+        raise ValueError("cache: also given under its older name, past_key_values; give only one of them")
     return past_key_values if cache is None else cache
 
 
 def cache_name(model: Any) -> str | None:
-    """Return under which name any causal language model takes a cache, None if it takes none."""
+    """Return the name of the cache argument of any causal language model, None if it takes no cache."""
     accepted = inspect.signature(model.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in accepted), None)
 
 
 def returned_cache(output: Any) -> Any:
-    """Return the cache in a model's output, under the name that it has there; None without one."""
+    """Return the cache in a model's output, whichever of the two names it has there; None if there is none."""
     return output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
 
 
 def check_cache(cache: Cache, layer_types: list[str]) -> None:
-    """Refuse a cache that was made without the configuration, which has no place for recurrent states.
+    """Reject a cache that was created without the model's configuration and so cannot store recurrent states.
 
     Raises:
-        ValueError: `cache` has not one layer for each of the model's `layer_types`, with a state where that has one.
+        ValueError: the layers of `cache` do not match the model's `layer_types` in number or in kind.
     """
-    remedy = "make it by DynamicCache(config=model.config)"
+    remedy = "create it with DynamicCache(config=model.config)"
     if len(cache.layers) != len(layer_types):
-        raise ValueError(f"cache: this one has {len(cache.layers)} layers and the model {len(layer_types)}; {remedy}")
+        raise ValueError(f"cache: it has {len(cache.layers)} layers but the model has {len(layer_types)}; {remedy}")
     for number, (layer, kind) in enumerate(zip(cache.layers, layer_types, strict=True)):
         if kind not in ATTENTION and not hasattr(layer, "conv_states"):
-            raise ValueError(f"cache: its layer {number} holds keys and values, and the model's a state; {remedy}")
+            raise ValueError(f"cache: layer {number} holds keys and values, but the model's has a state; {remedy}")
 
 
 def conv_state(cache: Cache | None, layer_idx: int) -> torch.Tensor | None:
-    """Return a layer's last convolution inputs, [B, D, size - 1], None at the start."""
+    """Return a layer's last convolution inputs, [B, D, size - 1], or None at the start of a sequence."""
     return _state(cache, layer_idx, "conv_states")
 
 
 def recurrent_state(cache: Cache | None, layer_idx: int) -> torch.Tensor | None:
-    """Return a layer's state, None at the start. It is the cache's own memory: do not write to it."""
+    """Return a layer's state, or None at the start. The tensor is not a copy: do not write to it."""
     return _state(cache, layer_idx, "recurrent_states")
 
 
@@ -127,9 +127,9 @@ def write_recurrent_state(cache: Cache, layer_idx: int, state: torch.Tensor) -> 
 
 
 def _renew(cache: Cache, layer_idx: int, kind: str, state: torch.Tensor) -> None:
-    """Give a layer fresh memory for `state` where the old must stay as it is, since transformers writes in place.
+    """Allocate new memory for `state` if the old tensor must not change, since transformers writes in place.
 
-    So too where the old is of another batch, of before a reset.
+    Also do so if the old tensor has another batch size, left from before a reset.
     """
     layer: Any = cache.layers[layer_idx]
     held = getattr(layer, kind)
@@ -141,21 +141,21 @@ def _renew(cache: Cache, layer_idx: int, kind: str, state: torch.Tensor) -> None
 
 
 def _may_change(held: torch.Tensor | None) -> bool:
-    """Return whether memory may be written to: nothing differentiates or transforms what was read from it."""
+    """Return whether a tensor may be overwritten: no gradient or function transform depends on its value."""
     if torch.is_grad_enabled() or transforms_active():
         return False
     return held is None or not (held.requires_grad or _is_sealed(held))
 
 
 def _is_sealed(held: torch.Tensor) -> bool:
-    """Return whether memory was made in inference mode, now over: it can be neither changed nor saved by autograd."""
+    """Return whether a tensor was made in inference mode, which has ended: autograd can neither change nor save it."""
     if torch.compiler.is_compiling():
         return False
     return held.is_inference() and not torch.is_inference_mode_enabled()
 
 
 def _state(cache: Cache | None, layer_idx: int, kind: str) -> torch.Tensor | None:
-    # transformers 5.17 has the states and the flag but not yet the getters of later releases
+    # transformers 5.17 has the states and the flag, but not the getters of later releases
     if cache is None:
         return None
     layer: Any = cache.layers[layer_idx]
@@ -166,7 +166,7 @@ def _state(cache: Cache | None, layer_idx: int, kind: str) -> torch.Tensor | Non
 
 
 def tokens_seen(cache: Cache) -> Any:
-    """Return the number of tokens a cache of recurrent layers has seen, 0 after a reset."""
+    """Return the number of tokens that a cache of recurrent layers has seen; 0 after a reset."""
     first: Any = cache.layers[0]
     return getattr(first, "tokens_seen", 0) if any(first.has_previous_state.values()) else 0
 
@@ -177,7 +177,7 @@ def count_tokens(cache: Cache, before: Any, new: int) -> None:
     if not isinstance(cache, StaticCache):
         first.tokens_seen = before + new
         return
-    # a number would make torch.compile start anew for each token
+    # a Python integer would make torch.compile recompile for each token
     counted = getattr(first, "tokens_seen", None)
     if not isinstance(counted, torch.Tensor) or _is_sealed(counted):
         first.tokens_seen = torch.zeros((), dtype=torch.long, device=first.device)

@@ -1,12 +1,12 @@
-"""Differentiate the states' part of a chunk-parallel operator.
+"""Gradients of a chunk-parallel operator with respect to keys, values and gates, which enter through its states.
 
 The operator reads o_t = G_t' x_t and, for the mesa layer, solves (H_t + ridge) x_t = q_t, with
 
     H_t = gamma_t H_{t-1} + beta_t k_t k_t'        G_t = gamma_t G_{t-1} + beta_t k_t v_t'
 
 Given x_t, the gradient `d_t` of o_t and the adjoint y_t = (H_t + ridge)^-1 G_t d_t, the gradient of G_t is
-x_t d_t' and that of H_t is -(x_t y_t' + y_t x_t') / 2; linear attention is the case without y. What follows
-is the chain rule through the two recurrences; docs/mathematics.md derives every formula.
+x_t d_t' and that of H_t is -(x_t y_t' + y_t x_t') / 2; linear attention is the case without y. The rest is the chain
+rule through the two recurrences; docs/mathematics.md derives every formula.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TokenGradients(NamedTuple):
 def local_adjoints(
     rows: Tensor, upstream: Tensor, adjoint: Tensor | None, decay: Decay
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum what each chunk's tokens send to the gradient of the state at the chunk's start.
+    """Sum the contributions of each chunk's tokens to the gradient of the state at the chunk's start.
 
     rows (x) and adjoint (y) `[P, M, K]`, upstream (d) `[P, M, V]`. Returns the gradient of the cross state
     `[P, K, V]` and of the gram state `[P, K, K]` (symmetric; None without an adjoint).
@@ -61,8 +61,8 @@ def token_gradients(
 
     rows, upstream, adjoint as in `local_adjoints`; key `[P, C, K]`, value `[P, C, V]`, input_gate
     `[P, C, 1]`; cross and gram: states at the chunk's start; cross_end and gram_end: gradients at its end.
-    Nothing is divided by a gate, so the result holds at gates of 0; the gradient of log_forget is a sum of
-    the very terms that pass through that gate, so it does not lose digits to cancellation.
+    There is no division by a gate, so gates of 0 are valid. The gradient of log_forget sums only the terms
+    that pass through that gate, so it does not lose digits to cancellation.
     """
     blocks = cache_blocks(decay.mask)
     if len(blocks) > 1:
@@ -80,7 +80,7 @@ def token_gradients(
     pairs = read * wanted
     apply_mask(wanted, decay.mask)
 
-    # Tokens of later chunks reach this chunk's tokens through the gradient at its end only.
+    # Gradients from later chunks arrive only through the gradient at this chunk's end.
     value_tail = torch.bmm(key, cross_end).mul_(decay.end)
     d_value = torch.baddbmm(value_tail, read.mT, upstream)
     key_tail = torch.bmm(value, cross_end.mT).mul_(decay.end)
@@ -111,7 +111,7 @@ def _take(operand: Tensor | Decay | None, block: slice) -> Any:
 
 
 def _inner(cross: Tensor, cross_end: Tensor, gram: Tensor | None, gram_end: Tensor | None) -> Tensor:
-    """Multiply the states at the chunk's start by the gradients at its end: `[P, 1]`."""
+    """Return the inner products of the states at the chunk's start with the gradients at its end: `[P, 1]`."""
     product = (cross * cross_end).sum((-2, -1))
     if gram is not None and gram_end is not None:
         product = product + (gram * gram_end).sum((-2, -1))
@@ -123,15 +123,15 @@ def _gate_gradient(
 ) -> Tensor:
     """Sum the gradient of each log gate `[P, C]` over the (source, reader) pairs that it lies between.
 
-    pairs `[P, M, C]` (reader, source; decay included, input gate not) and through_start `[P, M]` (reader;
-    source before the chunk) are read inside the chunk; tail `[P, C]` (source) and across `[P, 1]` after it.
+    pairs `[P, M, C]` (reader, source; with decay, without input gate) and through_start `[P, M]` (reader;
+    source before the chunk) have their reader in the chunk; tail `[P, C]` (source) and across `[P, 1]` after it.
     """
     P, M, C = pairs.shape
     per_head = pairs.view(P, M // C, C, C)
     by_token = (per_head.sum(1) if M > C else per_head[:, 0]) * gate.unsqueeze(1)
     from_start = through_start.view(P, M // C, C).sum(1) * decay.start.squeeze(-1)
     ones = torch.ones(C, C, dtype=pairs.dtype, device=pairs.device)
-    readers = ones.triu()  # gate j (row) is passed by readers u >= j
-    sources = ones.tril(-1)  # and by what sources s < j wrote
+    readers = ones.triu()  # gate j (row) affects readers u >= j
+    sources = ones.tril(-1)  # of what sources s < j wrote
     inside = torch.matmul(readers, by_token).mul_(sources).sum(-1)
     return inside + torch.matmul(from_start, readers.mT) + torch.matmul(tail, sources.mT) + decay.whole[:, 0] * across

@@ -1,8 +1,8 @@
 """Cut sequences into chunks and carry matrix states from chunk to chunk.
 
 Every chunk-parallel path (mesa, gated linear attention) works on *problems*: one problem is one chunk of one
-key head of one sequence. Problems are laid out head first, `P = G * B * N`, because the heads of a model
-remember for very different lengths: neighbouring problems are then about equally hard to solve.
+key head of one sequence. Problems are ordered by head first, `P = G * B * N`, because memory length differs
+most between heads: neighbouring problems are then about equally hard to solve.
 
 Inside a chunk the state after token t is
 
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 CHUNK = 64
-"""Tokens in a chunk; memory grows by K * (K + V) / CHUNK numbers per token and key head."""
+"""Tokens in a chunk; the chunk states take K * (K + V) / CHUNK numbers per token and key head."""
 CACHED = 1 << 17
-"""Numbers in an operand of a block of problems on a CPU: what is made of them on the way should stay in the cache."""
+"""Numbers per operand in a block of problems on a CPU, so that intermediate results stay in the CPU's cache."""
 
 
 class Decay(NamedTuple):
@@ -44,7 +44,7 @@ class Decay(NamedTuple):
 
 
 def cache_blocks(operand: Tensor) -> list[slice]:
-    """Cut P problems into blocks for a CPU's cache by one operand `[P, rows, columns]`; elsewhere all are one block."""
+    """Cut the P problems of `operand` `[P, rows, columns]` into blocks that fit a CPU's cache; one block on a GPU."""
     P, numbers = operand.shape[0], operand.shape[1] * operand.shape[2]
     size = max(1, CACHED // numbers) if operand.device.type == "cpu" else P
     return [slice(first, first + size) for first in range(0, P, size)]
@@ -56,7 +56,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which autocast changes no dtype; tensors on meta, which have shapes alone, know none."""
+    """Return a context that disables autocast; the meta device has no autocast."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
@@ -66,14 +66,14 @@ def chunk_count(length: int, chunk: int = CHUNK) -> int:
 
 
 def chunk_length(length: int, chunk: int = CHUNK) -> int:
-    """Return the tokens of a chunk of `length` tokens: a short sequence is one chunk of its own length."""
+    """Return the chunk length for `length` tokens: a sequence shorter than `chunk` is a single chunk."""
     return min(chunk, length)
 
 
 def to_chunks(x: Tensor, groups: int, dtype: torch.dtype, chunk: int = CHUNK) -> Tensor:
-    """Copy `[B, T, heads, D]` to problems `[P, R * C, D]`, R = heads / groups, tokens past T as zeros.
+    """Copy `[B, T, heads, D]` to problems `[P, R * C, D]`, with R = heads / groups and zeros for tokens past T.
 
-    The R query heads that share a key head follow one another in their problem's rows. C is `chunk`, or T if less.
+    A problem's rows hold the R query heads of its key head one after the other. C is `chunk`, or T if that is less.
     """
     B, T, heads, D = x.shape
     N, C, R = chunk_count(T, chunk), chunk_length(T, chunk), heads // groups
@@ -103,23 +103,23 @@ def repeat_heads(x: Tensor, batch: int, chunks: int) -> Tensor:
 def gate_floor(dtype: torch.dtype) -> float:
     """Return the log-decay below which a factor counts as zero.
 
-    exp(-60) is 9e-27, far under what float32 resolves beside a token's own weight, and flushing it keeps
-    denormal numbers, which cost a hundredfold on CPUs, out of the matrix products.
+    exp(-60) is 9e-27, far below what float32 can add to a token's own weight. Flushing it to zero keeps denormal
+    numbers, which are a hundred times slower on CPUs, out of the matrix products.
     """
     return -700.0 if dtype == torch.float64 else -60.0
 
 
 def is_restart(log_forget: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mark the gates that let nothing through in arithmetic of `dtype`."""
+    """Return a mask of the gates whose factor counts as zero in `dtype`."""
     return log_forget < gate_floor(dtype)
 
 
 def chunk_decay(log_forget: Tensor, dtype: torch.dtype) -> Decay:
     """Build the decay factors of chunks from log gates `[P, C]` (any value <= 0, -inf included).
 
-    Gates are clamped just under `gate_floor`, where their factor is zero already, so sums stay finite and no
-    infinity is ever subtracted; the sums are float64 because a chunk may hold many such gates, whose size
-    would otherwise eat the digits of the mild ones beside them.
+    Gates are clamped just below `gate_floor`, where their factor is already zero. So sums stay finite and no
+    infinities are subtracted. The sums are float64, because many large negative gates in a chunk would otherwise
+    cost the small ones their digits.
     """
     floor = gate_floor(dtype)
     least = math.exp(floor)
@@ -130,7 +130,7 @@ def chunk_decay(log_forget: Tensor, dtype: torch.dtype) -> Decay:
     last = total[:, -1:]
 
     def factor(log: Tensor) -> Tensor:
-        # On CPUs exp of an infinity, which half of the mask would be, takes ten times as long as exp of a number.
+        # Half of the mask is -inf, and exp of an infinity is ten times slower on CPUs than exp of a finite number.
         kept = log.clamp_(min=floor - 1.0).exp_()
         return torch.nn.functional.threshold(kept, least, 0.0, inplace=True)
 
@@ -146,12 +146,12 @@ def chunk_decay(log_forget: Tensor, dtype: torch.dtype) -> Decay:
 
 
 def scan_states(update: Tensor, whole: Tensor, initial: Tensor, *, backward: bool = False) -> tuple[Tensor, Tensor]:
-    """Carry a state over the chunks: next = whole * state + update.
+    """Scan a state over the chunks: next = whole * state + update.
 
     update `[P, K, D]` and whole `[P, 1, 1]` by problem, initial `[B, G, K, D]`. Returns the state at every
-    chunk's start `[P, K, D]` and after the last chunk `[B, G, K, D]`. `backward` carries a state's gradient from the
-    last chunk to the first: `initial` arrives at the last state, and the gradients at every chunk's end and at the
-    initial state are returned.
+    chunk's start `[P, K, D]` and after the last chunk `[B, G, K, D]`. With `backward` the scan carries the state's
+    gradient from the last chunk to the first: `initial` is then the gradient of the final state, and the gradients at
+    every chunk's end and of the initial state are returned.
     """
     B, G, K, D = initial.shape
     by_chunk = update.view(G, B, -1, K, D)
@@ -181,7 +181,7 @@ def repeat_rows(column: Tensor, rows: int) -> Tensor:
 
 
 def read_states(rows: Tensor, keys: Tensor, values: Tensor, starts: Tensor, decay: Decay) -> Tensor:
-    """Read `S_t' rows_t` for every row, where S_t has `starts` at the chunk's start and gains keys_s values_s'.
+    """Compute `S_t' rows_t` for every row, where S_t starts the chunk at `starts` and each token adds keys_s values_s'.
 
     rows `[P, M, K]`, keys `[P, C, K]`, values `[P, C, D]`, starts `[P, K, D]`; returns `[P, M, D]`.
     """

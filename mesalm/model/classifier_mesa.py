@@ -1,4 +1,4 @@
-"""A model that classifies whole sequences."""
+"""The mesa model with a sequence classification head."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from .modeling_mesa import MesaModel, MesaPreTrainedModel
 
 
 class MesaForSequenceClassification(MesaPreTrainedModel):
-    """A mesa model with a head that scores `config.num_labels` classes, or numbers, at the last token.
+    """A mesa model with a head that predicts `config.num_labels` classes, or numbers, from the last token.
 
-    The last token is the last one that `attention_mask` keeps; without a mask the last that is not the padding token.
-    So padding may be left or right. (transformers' own heads look for the padding token even where a mask is given, and
-    take a wrong token where that token also ends the text.)
+    The last token is the last one that `attention_mask` keeps, or without a mask the last one that is not the padding
+    token. So padding may be on the left or right. (transformers' own heads look for the padding token even if a mask is
+    given, and pick the wrong token if the padding token also ends texts.)
     """
 
-    # the losses are means over sequences, which Trainer then divides by its accumulation steps
+    # the losses are means over sequences, so Trainer must divide them by its accumulation steps
     accepts_loss_kwargs = False
 
     def __init__(self, config: MesaConfig):
@@ -45,17 +45,17 @@ class MesaForSequenceClassification(MesaPreTrainedModel):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
-        """Return logits [B, labels], and the mean loss where labels are given.
+        """Return logits [B, labels], and the mean loss if labels are given.
 
         Args:
             attention_mask: [B, T], 0 at padding, left or right.
-            labels: [B] classes, [B] or [B, labels] numbers to regress on, or [B, labels] zeros and ones, as
-                `config.problem_type` says; None there: transformers' guess by number and dtype.
+            labels: [B] classes, [B] or [B, labels] regression targets, or [B, labels] zeros and ones, according to
+                `config.problem_type`; if that is None, transformers infers it from the number of labels and the dtype.
 
         The other arguments are those of `MesaModel.forward`.
 
         Raises:
-            ValueError: several sequences and nothing that tells where they end; sequences of no token.
+            ValueError: several sequences without a mask or padding token to tell where they end; empty sequences.
         """
         check_keywords(self, kwargs)
         outputs = self.model(
@@ -85,10 +85,10 @@ class MesaForSequenceClassification(MesaPreTrainedModel):
     def _last_tokens(
         self, hidden_states: torch.Tensor, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the place of each sequence's last token, [B]."""
+        """Return the index of each sequence's last token, [B]."""
         batch, length, _ = hidden_states.shape
         if length == 0:
-            raise ValueError(f"input_ids: {batch} sequences of no token have no last one to score")
+            raise ValueError(f"input_ids: {batch} empty sequences have no last token to score")
         places = torch.arange(length, device=hidden_states.device)
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             real = attention_mask[:, -length:] != 0
@@ -98,7 +98,7 @@ class MesaForSequenceClassification(MesaPreTrainedModel):
             return places[-1:]
         else:
             raise ValueError(
-                f"attention_mask: {batch} sequences need it to tell where they end, or input_ids and a "
+                f"attention_mask: needed to tell where {batch} sequences end; give it, or input_ids and a "
                 "config.pad_token_id"
             )
         return (places * real.to(places)).argmax(-1)

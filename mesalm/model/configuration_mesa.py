@@ -36,7 +36,7 @@ from .operator_mesa import BACKENDS
 logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
-    # transformers tells two published folders apart by a hash over this file and all that it names in import lines
+    # transformers identifies remote code by a hash over this file and all files named in its import lines
     from .classifier_mesa import MesaForSequenceClassification  # noqa: F401
 
 
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 class MesaConfig(PreTrainedConfig):
     """Configuration of a causal language model whose sequence mixers are named layer by layer.
 
-    All fields but those of one mixer apply to every mixer, so two models that differ only in `mixers` differ only in
-    their attention. The fields, with type, default and meaning, come from `field_rules` and stand below.
+    Unless its description names a mixer, a field applies to all mixers: two models that differ only in `mixers` differ
+    only in their attention. Types, defaults and meanings of the fields below come from `field_rules`.
 
     Raises:
-        ValueError: a value that its field cannot hold, also when it is assigned later; a key that is nearly the name of
-            a field; a pattern longer than the model, sizes that do not divide.
+        ValueError: an invalid value of a field, on creation or assignment; an unknown key that resembles the name of a
+            field; a pattern longer than the model; sizes that do not divide.
 
     The mesa mixer follows von Oswald et al. 2025 (arXiv 2506.05233), sections 2 and 4. Without gates, convolution
     and per-channel ridge it is the layer of von Oswald et al. 2023 (arXiv 2309.05858), section 5.
@@ -113,52 +113,52 @@ class MesaConfig(PreTrainedConfig):
         "num_attention_heads": whole(1, "Query heads H of every mixer."),
         "num_key_value_heads": whole(
             1,
-            "Key and value heads G of every mixer; G divides H. None or H: H, whatever H becomes.",
+            "Key and value heads G of every mixer; G divides H. None or H: follows num_attention_heads.",
             none="as many as num_attention_heads",
         ),
         "head_dim": whole(
             1,
-            "Key and value size of one head. None or this: hidden_size / num_attention_heads, whatever they become.",
+            "Key and value size of one head. None or hidden_size / num_attention_heads: follows these two fields.",
             none="hidden_size / num_attention_heads",
         ),
         "value_head_dim": whole(1, "Value size of one head of recurrent mixers. None: head_dim.", none="head_dim"),
         "mixers": names_of(
             MIXERS,
             "mixer",
-            f"The mixer of all layers, out of {', '.join(MIXERS)}, or a list of these names; a list shorter than the "
-            "model is a pattern and repeats, so [mesa, mesa, softmax] puts softmax in every third layer.",
+            f"The mixer of all layers, one of {', '.join(MIXERS)}, or a list of these names. A list shorter than the "
+            "model repeats: [mesa, mesa, softmax] puts softmax in every third layer.",
         ),
         "conv_size": expect(
             "0 (none) or a whole number of at least 2",
             lambda value: is_whole(value) and value >= 0 and value != 1,
-            "Width of the causal depthwise convolution, with SiLU, on queries and keys of every mixer; 0: none. None: "
+            "Width of the causal depthwise convolution with SiLU on queries and keys of every mixer; 0: none. None: "
             f"the mixer's default, {', '.join(f'{row.conv_size} for {name}' for name, row in MIXERS.items())}.",
             none="the mixer's default",
         ),
-        "conv_values": truth("Whether mixers with a convolution convolve their values as well."),
-        "gates": truth("Whether recurrent mixers have gates per token; else gamma and beta are 1, and outputs pass."),
+        "conv_values": truth("Whether mixers with a convolution also convolve their values."),
+        "gates": truth("Whether recurrent mixers have gates per token; if not, gamma = beta = 1, no output gate."),
         "forget_bias": number(
             "", lambda value: True, "Initial bias of the forget gate; gamma starts near sigmoid(forget_bias)."
         ),
         "forget_cap": number(
             "in (0, 1]",
             lambda value: 0 < value <= 1,
-            "Caps the forget gate where the input gate is open, gamma <- gamma (1 - (1 - cap) beta^2), so that a run "
+            "Cap on the forget gate where the input gate is open, gamma <- gamma (1 - (1 - cap) beta^2), so that a run "
             "of identical tokens cannot make the state grow without bound. None: no cap.",
             none="no cap",
         ),
-        "forget_rate": truth("Whether recurrent mixers learn by what log gamma is multiplied, per key head."),
+        "forget_rate": truth("Whether recurrent mixers learn a factor on log gamma per key head."),
         "dpfp": whole(
             0,
-            "Order nu of the feature map of recurrent mixers' queries and keys (Schlag et al. 2021, arXiv 2102.11174, "
-            "section 5.3), which makes 2 nu head_dim features of head_dim numbers. 0: none.",
+            "Order nu of the feature map on queries and keys of recurrent mixers (Schlag et al. 2021, arXiv "
+            "2102.11174, section 5.3); it maps head_dim numbers to 2 nu head_dim features. 0: none.",
         ),
         "qk_l2_norm": truth("Whether recurrent mixers scale queries and keys to unit length."),
-        "read_norm": truth("Whether recurrent mixers apply an RMS norm per head to what they read."),
+        "read_norm": truth("Whether recurrent mixers apply an RMS norm per head to their outputs."),
         "read_norm_eps": positive("Epsilon of that norm. None: rms_norm_eps.", none="rms_norm_eps"),
         "ridge_init": positive("Initial ridge of mesa mixers."),
-        "ridge_floor": not_negative("The least value a ridge can take; ridge = ridge_floor + softplus(ridge_bias)."),
-        "ridge_per_channel": truth("One ridge per key dimension; False: one per head."),
+        "ridge_floor": not_negative("Lower bound on the ridge; ridge = ridge_floor + softplus(ridge_bias)."),
+        "ridge_per_channel": truth("Whether there is one ridge per key dimension; if not, one per head."),
         "tolerance": number(
             "between 0 and 1, both excluded",
             lambda value: 0 < value < 1,
@@ -166,20 +166,20 @@ class MesaConfig(PreTrainedConfig):
         ),
         "max_steps": whole(
             1,
-            "Largest number of iterations of the mesa solve. None: as many as the operator allows.",
+            "Maximum number of iterations of the mesa solve. None: as many as the operator allows.",
             none="as many as the operator allows",
         ),
         "mesa_backend": choice(BACKENDS, f"Back end of the mesa operator: {', '.join(BACKENDS)}."),
-        "block_norms": truth("Whether blocks and head read the residual stream through an RMS norm."),
+        "block_norms": truth("Whether blocks and head apply an RMS norm to their input."),
         "block_mlps": truth("Whether blocks have an MLP after their mixer."),
         "residual_clip": positive(
             "Bound on every entry of the residual stream after each block. None: no bound.", none="no bound"
         ),
         "hidden_act": choice(sorted(ACT2FN), "The MLP's activation."),
-        "mlp_bias": truth("Whether the MLP's maps have biases."),
-        "attention_bias": truth("Whether the maps to queries, keys, values and outputs of every mixer have biases."),
-        "qk_norm": truth("Whether attention passes queries and keys through an RMS norm with a gain before rotating."),
-        "window": whole(2, "Tokens that window mixers see, the token itself among them."),
+        "mlp_bias": truth("Whether the MLP's projections have biases."),
+        "attention_bias": truth("Whether the query, key, value and output projections of every mixer have biases."),
+        "qk_norm": truth("Whether attention applies an RMS norm with a gain to queries and keys before rotation."),
+        "window": whole(2, "Number of tokens that window mixers see, including the token itself."),
         "max_position_embeddings": whole(1, "The longest sequence the model is meant for."),
         "rope_parameters": table("Rotary embedding of softmax and window mixers."),
         "attention_dropout": number(
@@ -187,21 +187,21 @@ class MesaConfig(PreTrainedConfig):
         ),
         "rms_norm_eps": positive("Epsilon of the RMS norms."),
         "initializer_range": not_negative(
-            "Standard deviation of the initial weights; maps back into the residual stream get this over "
-            "sqrt(2 num_hidden_layers)."
+            "Standard deviation of the initial weights; for projections back into the residual stream it is divided "
+            "by sqrt(2 num_hidden_layers)."
         ),
         "logit_softcap": positive("The cap c in logits <- c tanh(logits / c). None: no cap.", none="no cap"),
         "scale_embeddings": truth(
             "Whether embeddings are multiplied by sqrt(hidden_size) when they enter the residual stream. They start "
-            "small because the head shares them; without the factor the first blocks' outputs would outweigh them."
+            "small because the head shares them; unscaled, the first blocks' outputs would outweigh them."
         ),
         "tie_word_embeddings": truth("Whether the head shares the embedding's weights."),
-        "use_cache": truth("Whether a forward pass without labels keeps the state for the next token."),
-        "pad_token_id": token("The token that pads."),
+        "use_cache": truth("Whether a forward pass without labels returns a cache."),
+        "pad_token_id": token("The padding token."),
         "bos_token_id": token("The token that begins texts."),
-        "eos_token_id": tokens("The token, or the tokens, that end texts."),
+        "eos_token_id": tokens("The token, or the list of tokens, that ends texts."),
     }
-    """What each field means and may hold; every assignment is checked."""
+    """The meaning and the valid values of each field; every assignment is checked."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         stated = kwargs.pop("layer_types", None)  # configurations saved by earlier versions have it
@@ -209,12 +209,12 @@ class MesaConfig(PreTrainedConfig):
             self._refuse_misspelt(key)
             if not self._is_stored(key):
                 logger.warning(f"{key}: {type(self).__name__} has no such field; it is kept and nothing reads it")
-        # what a saved configuration wrote out follows its sources again when they are changed
+        # values that equal their default follow their source fields again when those are changed
         if self.num_key_value_heads == self.num_attention_heads:
             self.num_key_value_heads = None
         if self.head_dim is not None and self.head_dim * self.num_attention_heads == self.hidden_size:
             self.head_dim = None
-        # a copy, since transformers completes it in place, and then reads an older file's rope_theta no more
+        # a copy, since transformers completes it in place and then ignores the rope_theta of older files
         plain = {"rope_type": "default", "rope_theta": kwargs.get("rope_theta", 10000.0)}
         self.rope_parameters = dict(self.rope_parameters or plain)
         super().__post_init__(**kwargs)
@@ -227,7 +227,7 @@ class MesaConfig(PreTrainedConfig):
         if wrong is not None:
             raise ValueError(f"{name}: {wrong}")
         if not hasattr(type(self), name):
-            self._refuse_misspelt(name)  # it would be saved, and refused when loaded
+            self._refuse_misspelt(name)  # it would be saved, but loading would fail
         super().__setattr__(name, value)
 
     def __getattribute__(self, name: str) -> Any:
@@ -240,23 +240,23 @@ class MesaConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Make a configuration of a dictionary, `kwargs` before its entries; see transformers.
+        """Make a configuration from a dictionary; `kwargs` take precedence over its entries (see transformers).
 
         Raises:
-            ValueError: an argument that is nearly the name of a field; others may be meant for a model or tokenizer.
+            ValueError: an unknown argument that resembles a field; others may be meant for a model or tokenizer.
         """
         for key in kwargs:
             if key in ROTARY and config_dict.get("rope_parameters"):
-                raise ValueError(f"{key}: the saved rope_parameters would go before it; give rope_parameters instead")
+                raise ValueError(f"{key}: the saved rope_parameters would override it; give rope_parameters instead")
             cls._refuse_misspelt(key)
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain data, those that follow from others as numbers."""
+        """Return all fields as plain data, with defaults that follow from other fields filled in."""
         return {**super().to_dict(), "num_key_value_heads": self.num_key_value_heads, "head_dim": self.head_dim}
 
     def save_pretrained(self, *arguments: Any, **kwargs: Any) -> None:
-        """Save the configuration; ValueError for one that could not be loaded again."""
+        """Save the configuration; raise ValueError if it could not be loaded again."""
         self.check()
         super().save_pretrained(*arguments, **kwargs)
 
@@ -272,29 +272,29 @@ class MesaConfig(PreTrainedConfig):
 
     @property
     def layer_mixers(self) -> list[str]:
-        """Return the mixer's name for each layer, the pattern written out."""
+        """Return the mixer's name for each layer, with the pattern expanded."""
         names = [self.mixers] if isinstance(self.mixers, str) else list(self.mixers)
         return [names[layer % len(names)] for layer in range(self.num_hidden_layers)]
 
     @property
     def attention_kinds(self) -> list[str]:
-        """Return the layer types of the masks that the layers need, each once."""
+        """Return the distinct attention types for which the layers need masks."""
         kinds = [MIXERS[name].attention for name in self.layer_mixers]
         return [kind for kind in ATTENTION if kind in kinds]
 
     @property
     def has_attention(self) -> bool:
-        """Return whether a layer keeps keys and values, and so needs causal masks and rotary positions."""
+        """Return whether any layer is attention, which keeps keys and values and needs masks and rotary positions."""
         return bool(self.attention_kinds)
 
     @property
     def has_states(self) -> bool:
-        """Return whether a layer is recurrent or convolves, and so keeps a state that no token can be taken from."""
+        """Return whether any layer is recurrent or convolves; tokens cannot be removed from its state."""
         return any(kind not in ATTENTION for kind in self.layer_types)
 
     @property
     def sliding_window(self) -> int:
-        """Return `window` where transformers looks for it; AttributeError, as of other models, without such a layer."""
+        """Return `window` under transformers' name; AttributeError without a window layer, as in other models."""
         if "sliding_attention" not in self.attention_kinds:
             raise AttributeError("sliding_window: no layer has one")
         return self.window
@@ -305,7 +305,7 @@ class MesaConfig(PreTrainedConfig):
 
     @property
     def final_logit_softcapping(self) -> float | None:
-        """Return `logit_softcap` by the name it has in transformers, where losses that make their own logits look."""
+        """Return `logit_softcap` under transformers' name, which losses that compute their own logits read."""
         return self.logit_softcap
 
     @property
@@ -317,7 +317,7 @@ class MesaConfig(PreTrainedConfig):
 
     @property
     def key_size(self) -> int:
-        """Return the size of the queries and keys that mesa and linear mixers hand to their operators."""
+        """Return the size of the queries and keys that recurrent mixers pass to their operators."""
         size = self.head_shape[2]
         return 2 * self.dpfp * size if self.dpfp else size
 
@@ -328,12 +328,12 @@ class MesaConfig(PreTrainedConfig):
 
     @property
     def solver_settings(self) -> dict[str, Any]:
-        """Return the solver's settings as arguments of `mesa_attention`."""
+        """Return the solver's settings as keyword arguments of `mesa_attention`."""
         return {"tolerance": self.tolerance, "max_steps": self.max_steps, "backend": self.mesa_backend}
 
     @property
     def padding_only_id(self) -> int | None:
-        """Return the token that only pads, whose embedding stays 0; None if it begins or ends texts too, and learns."""
+        """Return the padding token, whose embedding stays 0; None if it also begins or ends texts and so is trained."""
         ends = self.eos_token_id if isinstance(self.eos_token_id, (list, tuple)) else [self.eos_token_id]
         pad = self.pad_token_id
         if pad is None or pad in (self.bos_token_id, *ends) or not 0 <= pad < self.vocab_size:
@@ -345,7 +345,7 @@ class MesaConfig(PreTrainedConfig):
         return MIXERS[mixer].conv_size if self.conv_size is None else self.conv_size
 
     def check(self) -> None:
-        """Raise ValueError where fields do not fit together; new, saved and used configurations are checked."""
+        """Raise ValueError for inconsistent fields; called when a configuration is made, saved or used."""
         names = [self.mixers] if isinstance(self.mixers, str) else self.mixers
         if len(names) > self.num_hidden_layers:
             raise ValueError(
@@ -380,14 +380,14 @@ class MesaConfig(PreTrainedConfig):
 
     @classmethod
     def _is_stored(cls, key: str) -> bool:
-        """Return whether transformers itself keeps this key in configurations, that of older releases included."""
+        """Return whether transformers itself, in this or an older release, stores this key in configurations."""
         return (
             key.startswith("_") or key in STORED or hasattr(PreTrainedConfig, key) or hasattr(GenerationConfig(), key)
         )
 
     @classmethod
     def _refuse_misspelt(cls, key: str) -> None:
-        """Raise ValueError for a key that is nearly the name of a field, or names what follows from fields."""
+        """Raise ValueError for a key that resembles the name of a field or names a derived property."""
         if key in cls.field_rules or key == "layer_types" or cls._is_stored(key):
             return
         meant = misspelt(key, cls.field_rules)

@@ -1,7 +1,7 @@
-"""Read rows that are spread over processes: each reads one stretch, and hands on what later stretches need.
+"""Context parallelism: each process reads one stretch of every row and passes on what later stretches need.
 
-A state of constant size is handed on whole, [B, G, K, D] and a decay or a matrix per key head, whatever the length; a
-convolution hands on its last inputs, softmax attention all its keys and values. All go through one exchange, `_Gather`.
+Recurrent mixers pass on a state [B, G, K, D] and a decay or matrix per key head, whatever the length; convolutions
+their last inputs; softmax attention all its keys and values. All go through one exchange, `_Gather`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .chunk_states import compute_dtype, gate_floor, without_autocast
 
 @dataclass(frozen=True)
 class Stretch:
-    """The tokens that one of ``size`` processes reads: ``length`` of them, the ``rank``-th part of each row.
+    """The part of each row that process ``rank`` of ``size`` processes reads: ``length`` tokens.
 
-    Every method that exchanges does so on all processes of the group, in the same order, and so do its gradients.
+    A method that exchanges tensors must be called on all processes of the group, in the same order; its gradients too.
     """
 
     group: Any
@@ -34,45 +34,45 @@ class Stretch:
         """Return this process's stretch of rows of ``whole`` tokens.
 
         Raises:
-            ValueError: it is not in the group, or the rows do not divide evenly.
+            ValueError: this process is not in the group, or the rows do not divide evenly.
         """
         rank, size = dist.get_rank(group), dist.get_world_size(group)
         if rank < 0:
-            raise ValueError("context: this process is not in the group; give it the group that it belongs to")
+            raise ValueError("context: this process is not in the group; pass a group that contains it")
         if whole == 0 or whole % size:
             raise ValueError(f"context: rows of {whole} tokens do not divide evenly over {size} processes; pad them")
         return cls(group, rank, size, whole // size)
 
     @property
     def begin(self) -> int:
-        """Return the place of its first token in the row."""
+        """Return the index in the row of the stretch's first token."""
         return self.rank * self.length
 
     def cut(self, rows: Tensor, before: int = 0) -> Tensor:
-        """Return this stretch of [B, T, ...], and the ``before`` places before it, filled with -1 where T begins."""
+        """Return this stretch of [B, T, ...] with ``before`` extra tokens before it, -1 before the start of the row."""
         if before:
             filler = rows.new_full((rows.shape[0], before, *rows.shape[2:]), -1)
             rows = torch.cat((filler, rows), dim=1)
         return rows.narrow(1, self.begin, before + self.length)
 
     def last_before(self, inputs: Tensor, count: int) -> Tensor:
-        """Return the ``count`` inputs before this stretch, [B, count, D], zeros before the first."""
+        """Return the ``count`` inputs before this stretch, [B, count, D], with zeros before the start of the row."""
         tails = self._gather(inputs[:, -count:])
         empty = inputs.new_zeros(inputs.shape[0], count, inputs.shape[2])
         return torch.cat((empty, *tails), dim=1).narrow(1, self.rank * tails[0].shape[1], count)
 
     def all_until_here(self, inputs: Tensor) -> Tensor:
-        """Return [B, heads, length, D] of this and all earlier stretches, [B, heads, begin + length, D]."""
+        """Gather [B, heads, length, D] from this and all earlier stretches, as [B, heads, begin + length, D]."""
         return torch.cat(self._gather(inputs)[: self.rank + 1], dim=2)
 
     def state_before(self, own: Tensor, transition: Tensor) -> Tensor:
         """Return the state after all earlier stretches, [B, G, K, D], float32 or better.
 
-        The states before all stretches follow from what each leaves, for the recurrence is linear.
+        The recurrence is linear, so each stretch's final state from zero and its transition suffice.
 
         Args:
-            own: what this stretch's tokens leave of an empty state, [B, G, K, D].
-            transition: what takes an earlier state to their end: a matrix, [B, G, K, K], or a factor, [B, G, 1, 1].
+            own: the state after this stretch's tokens, starting from zero, [B, G, K, D].
+            transition: maps an earlier state over these tokens: a matrix, [B, G, K, K], or a factor, [B, G, 1, 1].
         """
         parts = self._gather(torch.cat((own.flatten(2), transition.flatten(2)), dim=-1))
         states = [torch.zeros_like(own)]
@@ -82,7 +82,7 @@ class Stretch:
                 part[..., own[0, 0].numel() :].view_as(transition),
             )
             states.append((factor * states[-1] if factor.shape[-1] == 1 else factor @ states[-1]) + left)
-        # by an index, so that every process's gradients pass through the exchange
+        # indexed from the stack, so that gradients of every process pass through the exchange
         return torch.stack(states)[self.rank]
 
     def _gather(self, own: Tensor) -> tuple[Tensor, ...]:
@@ -93,12 +93,12 @@ class Stretch:
 def leave_behind(
     key: Tensor, written: Tensor, log_forget: Tensor | None, input_gate: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the state that tokens leave of an empty one, [B, G, K, D], and an earlier one's decay, [B, G, 1, 1].
+    """Return the state after the tokens, starting from zero, [B, G, K, D], and the total decay, [B, G, 1, 1].
 
         S_T = sum_s (prod_{u > s} gamma_u) beta_s k_s w_s'      decay = prod_u gamma_u
 
-    key [B, T, G, K]; written, what a token writes beside its key, [B, T, G, D]; gates [B, T, G] or None, as operators
-    take them. They are clamped as `chunk_states.chunk_decay` says.
+    key [B, T, G, K]; written [B, T, G, D]: the vector w_s that each token writes with its key; gates [B, T, G] or None,
+    as for the operators, clamped as in `chunk_states.chunk_decay`.
     """
     dtype = compute_dtype(key.dtype)
     floor = gate_floor(dtype)
@@ -124,9 +124,9 @@ def share_of_loss(
     num_items_in_batch: Any = None,
     ignore_index: int = -100,
 ) -> dict[str, Any]:
-    """Return the keywords of transformers' loss for this process's stretch of rows, whose labels are [B, T].
+    """Return the keyword arguments of transformers' loss for this process's stretch of rows with labels [B, T].
 
-    The loss is then the stretch's part of the rows' loss times the processes of the group.
+    The loss is then the stretch's share of the loss of the rows, times the number of processes in the group.
     """
     if shift_labels is None:
         assert labels is not None
@@ -142,7 +142,7 @@ def share_of_loss(
 
 
 class _Gather(torch.autograd.Function):
-    """Give every process the tensors of all, in their order; backward, give each the sum of its tensor's gradients."""
+    """All-gather of a tensor in rank order; the backward pass sums the gradients of each process's tensor."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, stretch: Stretch) -> tuple[Tensor, ...]:

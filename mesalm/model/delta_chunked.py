@@ -2,9 +2,9 @@
 
     G_t = gamma_t (I - beta_t k_t k_t') G_{t-1} + beta_t k_t v_t'      o_t = G_t' q_t
 
-With the corrected values u_t = beta_t (v_t - gamma_t G_{t-1}' k_t) it is linear attention, G_t = gamma_t G_{t-1} +
-k_t u_t', and a triangular system gives those of a chunk (Yang et al. 2024, arXiv 2412.06464, section 3.3). The
-states, the chunks and most gradients are those of linear attention; docs/mathematics.md derives the rest.
+With the corrected values u_t = beta_t (v_t - gamma_t G_{t-1}' k_t) this is linear attention, G_t = gamma_t G_{t-1} +
+k_t u_t'. A triangular system gives the corrected values of a chunk (Yang et al. 2024, arXiv 2412.06464, section 3.3).
+States, chunks and most gradients are those of linear attention; docs/mathematics.md derives the rest.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from .linear_chunked import LinearOperands, LinearResults, LinearUpstreams, exac
 
 @exact
 def delta_exact(state: Tensor, k: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """Let the state fade, and move what it gives for the key towards the value."""
+    """Decay the state, then move its output for the key towards the value."""
     faded = gamma * state
     return faded + k * (beta * (v - k.mT @ faded))
 
 
 class Chunks(NamedTuple):
-    """The problems of one call: tokens, the triangular system, and the states at the chunks' starts and the end.
+    """The problems of one call: tokens, the triangular system, the states at the chunks' starts and the final state.
 
-    lower `[P, C, C]` is the system of the corrected values (unit diagonal, not stored) and carry `[P, C, K]` what they
-    lose by the state at the chunk's start. transition `[P, K, K]` takes that state to the chunk's end.
+    lower `[P, C, C]` is the matrix of the system for the corrected values (its unit diagonal is not stored). Times the
+    state at the chunk's start, carry `[P, C, K]` is subtracted from them; transition `[P, K, K]` maps it to the end.
     """
 
     key: Tensor
@@ -56,7 +56,7 @@ class Chunks(NamedTuple):
 
 
 def _cut(operands: LinearOperands, dtype: torch.dtype) -> Chunks:
-    """Cut into problems, solve for the corrected values and scan."""
+    """Cut the operands into problems, solve for the corrected values and scan the states."""
     G, K = operands.key.shape[2:]
     keys, values = to_chunks(operands.key, G, dtype), to_chunks(operands.value, G, dtype)
     gate = to_chunks(operands.input_gate.unsqueeze(-1), G, dtype)
@@ -74,10 +74,10 @@ def _cut(operands: LinearOperands, dtype: torch.dtype) -> Chunks:
 
 
 def _scan(update: Tensor, transition: Tensor, initial: Tensor, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
-    """Carry a state over the chunks: next = transition @ state + update.
+    """Scan a state over the chunks: next = transition @ state + update.
 
-    update `[P, K, V]`, transition `[P, K, K]`, initial `[B, G, K, V]`; `reverse` walks from the last chunk on.
-    Returns the state that each chunk is given, `[P, K, V]`, and the last one, `[B, G, K, V]`.
+    update `[P, K, V]`, transition `[P, K, K]`, initial `[B, G, K, V]`; `reverse` starts at the last chunk.
+    Returns the state before each chunk, `[P, K, V]`, and the final state, `[B, G, K, V]`.
     """
     B, G, K, V = initial.shape
     by_chunk, factor = (x.view(G, B, -1, K, x.shape[-1]).flatten(0, 1) for x in (update, transition))
@@ -119,7 +119,7 @@ def backward(upstreams: LinearUpstreams, operands: LinearOperands) -> LinearOper
         d_corrected.baddbmm_(keys * decay.end, ends)
         solved = torch.linalg.solve_triangular(chunks.lower.mT, d_corrected, upper=True, unitriangular=True)
 
-        # Each key reads the state as a query does, but before it has written: less its own part.
+        # Each key reads the state like a query, but before its own token is written, so that part is subtracted.
         d_value = solved * gate
         rows, d = torch.cat((x, keys), dim=1), torch.cat((d, -d_value), dim=1)
         d_rows = read_states(d, chunks.corrected, keys, starts.mT, decay)

@@ -1,4 +1,4 @@
-"""What the fields of a configuration mean and may hold: rules that say in words what they ask for."""
+"""Validation rules and descriptions for the fields of a configuration."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ STORED = (
     "rope_theta",
     "tokenizer_class",
 )
-"""Keys of configurations that transformers writes or reads though no class has them."""
+"""Configuration keys that transformers reads or writes although no class declares them."""
 
 ROTARY = ("partial_rotary_factor", "rope_scaling", "rope_theta")
-"""Keys of older configurations whose values transformers moves into `rope_parameters`, unless those are given."""
+"""Keys of older configurations whose values transformers moves into `rope_parameters` unless that is given."""
 
 
 class FieldRule(NamedTuple):
-    """What a field may hold: `fault` returns what is wrong with a value, None if nothing is; `meaning` is its help."""
+    """The rule of a field: `fault` returns what is wrong with a value, or None; `meaning` is the field's help."""
 
     fault: Callable[[Any], str | None]
     meaning: str
 
 
 def documented(config: Config) -> Config:
-    """Append to the docstring of a configuration one line per field of its `field_rules`: type, default, meaning."""
+    """Append one line per field in `field_rules` to a configuration's docstring: type, default and meaning."""
     fields = {field.name: field for field in dataclasses.fields(config)}
     lines = [
         f"{name} ({fields[name].type}, default {fields[name].default!r}): {rule.meaning}"
@@ -50,7 +50,7 @@ def documented(config: Config) -> Config:
 
 
 def expect(words: str, holds: Callable[[Any], bool], meaning: str, none: str = "") -> FieldRule:
-    """Make the rule that `holds` must be true of a value; `none` says what None means where it is allowed."""
+    """Make a rule that `holds(value)` must be true, described by `words`; `none` says what None means, if allowed."""
     if none:
         words = f"{words}, or None for {none}"
 
@@ -62,45 +62,45 @@ def expect(words: str, holds: Callable[[Any], bool], meaning: str, none: str = "
 
 
 def whole(least: int, meaning: str, none: str = "") -> FieldRule:
-    """Make the rule of whole numbers from `least` on."""
+    """Make a rule for whole numbers of at least `least`."""
     return expect(
         f"a whole number of at least {least}", lambda value: is_whole(value) and value >= least, meaning, none
     )
 
 
 def number(words: str, holds: Callable[[float], bool], meaning: str, none: str = "") -> FieldRule:
-    """Make the rule of finite numbers of which `holds` is true; `words` follow "a number"."""
+    """Make a rule for finite numbers for which `holds` is true; `words` follow "a number" in the message."""
     return expect(f"a number {words}".rstrip(), lambda value: is_number(value) and holds(value), meaning, none)
 
 
 def positive(meaning: str, none: str = "") -> FieldRule:
-    """Make the rule of numbers above 0."""
+    """Make a rule for numbers above 0."""
     return number("above 0", lambda value: value > 0, meaning, none)
 
 
 def not_negative(meaning: str) -> FieldRule:
-    """Make the rule of numbers from 0 on."""
+    """Make a rule for numbers of at least 0."""
     return number("of at least 0", lambda value: value >= 0, meaning)
 
 
 def choice(names: Iterable[str], meaning: str) -> FieldRule:
-    """Make the rule of one name out of several."""
+    """Make a rule for one of several names."""
     known = tuple(names)
     return expect(f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known, meaning)
 
 
 def truth(meaning: str) -> FieldRule:
-    """Make the rule of True and False."""
+    """Make a rule for True and False."""
     return expect("True or False", lambda value: isinstance(value, bool), meaning)
 
 
 def token(meaning: str) -> FieldRule:
-    """Make the rule of a token id or None."""
+    """Make a rule for a token id or None."""
     return expect("a token id", is_whole, meaning, none="no such token")
 
 
 def tokens(meaning: str) -> FieldRule:
-    """Make the rule of a token id, a list of them, or None."""
+    """Make a rule for a token id, a list of token ids, or None."""
     return expect(
         "a token id or a list of them",
         lambda value: is_whole(value) or (isinstance(value, (list, tuple)) and all(map(is_whole, value))),
@@ -110,12 +110,12 @@ def tokens(meaning: str) -> FieldRule:
 
 
 def table(meaning: str) -> FieldRule:
-    """Make the rule of a dictionary or None."""
+    """Make a rule for a dictionary or None."""
     return expect("a dictionary", lambda value: isinstance(value, dict), meaning, none="the default")
 
 
 def names_of(known: Iterable[str], kind: str, meaning: str) -> FieldRule:
-    """Make the rule of one name or a list of names out of several; `kind` is what they name."""
+    """Make a rule for one known name or a list of known names; `kind` says what they name."""
 
     def fault(value: Any) -> str | None:
         choices = sorted(known)
@@ -131,7 +131,7 @@ def names_of(known: Iterable[str], kind: str, meaning: str) -> FieldRule:
 
 
 def check_rotary(rope: dict[str, Any]) -> None:
-    """Raise ValueError for `rope_parameters` of softmax mixers that transformers itself would let pass."""
+    """Raise ValueError for invalid `rope_parameters` of softmax mixers that transformers itself would accept."""
     kind, known = rope.get("rope_type"), ("default", *ROPE_INIT_FUNCTIONS)
     base: Any = rope.get("rope_theta")
     part: Any = rope.get("partial_rotary_factor")
@@ -144,19 +144,19 @@ def check_rotary(rope: dict[str, Any]) -> None:
 
 
 def misspelt(key: str, fields: Iterable[str]) -> str | None:
-    """Return the field that an unknown key is nearly the name of, None for a key that resembles none.
+    """Return the field whose name an unknown key resembles, None if there is none.
 
-    Names that other models have, such as `norm_eps` and `num_dense_layers`, resemble none: transformers' tests set them
-    in every configuration.
+    The cutoff lets names from other models pass, such as `norm_eps` and `num_dense_layers`: transformers' tests set
+    them in every configuration.
     """
     return next(iter(difflib.get_close_matches(key, list(fields), n=1, cutoff=0.86)), None)
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number, which True and False are not."""
+    """Return whether a value is a finite number; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_whole(value: Any) -> bool:
-    """Return whether a value is a whole number, which True and False are not."""
+    """Return whether a value is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)

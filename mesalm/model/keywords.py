@@ -1,4 +1,4 @@
-"""The keywords that transformers hands to a forward pass beside a model's own arguments; all others are refused."""
+"""The keyword arguments that transformers passes to a forward pass beside its own; all others are errors."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import torch
 from torch import nn
 
 DOCUMENT_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-"""What transformers' collators say of packed documents beside their positions; flash attention reads it."""
+"""Limits of packed documents that transformers' collators give beside positions; flash attention reads them."""
 
 UNREAD_KEYWORDS = ("tokenizer",)
-"""What `generate` hands on to the model though it is meant for `generate` itself, for `stop_strings`."""
+"""Arguments of `generate` itself (here for `stop_strings`) that it nevertheless passes to the model."""
 
 LOSS_KEYWORDS = ("num_items_in_batch", "shift_labels", "ignore_index")
-"""What the loss of a causal language model reads: its divisor, labels that are shifted already, the label left out."""
+"""Arguments of the causal language model loss: its divisor, labels already shifted, the label to ignore."""
 
 BASE_KEYWORDS = (
     *DOCUMENT_KEYWORDS,
     *UNREAD_KEYWORDS,
     *("is_causal", "output_attentions", "output_hidden_states"),
-    # Trainer gives the divisor of the loss to every model that takes further keywords
+    # Trainer passes the divisor of the loss to every model that accepts **kwargs
     "num_items_in_batch",
     # transformers' tracing of a model's inputs and outputs
     *("debug_io", "debug_io_dir", "prune_layers"),
 )
-"""What every model takes."""
+"""Keyword arguments that every model accepts."""
 
 MIXER_KEYWORDS = (*BASE_KEYWORDS, "attention_mask", "position_embeddings")
-"""What blocks hand to every mixer."""
+"""Keyword arguments that blocks pass to every mixer."""
 
 
 def check_keywords(module: nn.Module, given: dict[str, Any], known: Collection[str] = BASE_KEYWORDS) -> None:
-    """Refuse a keyword that nothing reads.
+    """Reject keyword arguments that nothing reads.
 
     Args:
-        module: whose forward pass was called.
-        given: the keywords that are no named arguments of it.
-        known: the ones it takes nevertheless.
+        module: the module whose forward pass was called.
+        given: the keyword arguments that are not named parameters of it.
+        known: the ones that are accepted nevertheless.
 
     Raises:
-        TypeError: a keyword that is not among `known`.
+        TypeError: a keyword argument is not in `known`.
     """
     for name in given:
         if name not in known:
@@ -53,15 +53,15 @@ def check_keywords(module: nn.Module, given: dict[str, Any], known: Collection[s
 
 
 def attention_keywords(given: dict[str, Any], position_ids: torch.Tensor | None, recurrent: bool) -> dict[str, Any]:
-    """Return the keywords that layers read; where documents begin `position_ids` say to every layer.
+    """Return the keyword arguments for the layers; document starts are taken from `position_ids` alone.
 
     Raises:
-        ValueError: limits of documents without `position_ids`; later tokens to be read (`is_causal` False) where layers
-            are `recurrent`.
+        ValueError: limits of documents without `position_ids`; `is_causal=False` with `recurrent` layers, which cannot
+            read later tokens.
     """
     for name in DOCUMENT_KEYWORDS:
         if given.get(name) is not None and position_ids is None:
-            raise ValueError(f"{name}: documents are told apart by position_ids; give them too, from 0 in each")
+            raise ValueError(f"{name}: documents are told apart by position_ids; give these too, from 0 in each")
     if recurrent and given.get("is_causal") is False:
         raise ValueError("is_causal: recurrent layers and convolutions cannot read later tokens; leave it out")
     unread = (*DOCUMENT_KEYWORDS, *UNREAD_KEYWORDS)

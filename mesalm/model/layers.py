@@ -1,4 +1,4 @@
-"""Layers that every mixer shares and transformers does not have."""
+"""Layers shared by all mixers that transformers does not provide."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from .chunk_states import compute_dtype, without_autocast
 
 
 class ScaledEmbedding(nn.Embedding):
-    """An embedding multiplied by `embed_scale`, so that a small tied head and a large residual stream agree.
+    """An embedding multiplied by `embed_scale`, so that the tied head has small weights and the residual stream large.
 
-    Adapters that look up tokens themselves read the factor by this name.
+    Adapters that look up embeddings themselves read the attribute `embed_scale`.
     """
 
     def __init__(self, tokens: int, width: int, padding_id: int | None, scale: float):
@@ -24,16 +24,16 @@ class ScaledEmbedding(nn.Embedding):
 
 
 class ResidualProjection(nn.Linear):
-    """A map back into the residual stream; its initial weights shrink with the model's depth."""
+    """A linear map back into the residual stream; its initial weights are scaled down by the model's depth."""
 
 
 class GateProjection(nn.Linear):
-    """A map from tokens to gates in float32, whatever dtype the model has; in float64 if it has that.
+    """A linear map from tokens to gates, always in float32, or in float64 for float64 inputs.
 
-    In bfloat16 a gate near 1 has a memory of at most 256 tokens, so neither autocast nor half weights may touch it.
+    In bfloat16 a gate near 1 limits memory to 256 tokens, so neither autocast nor 16-bit weights apply here.
 
     Args:
-        width: size of a token.
+        width: size of the input.
         gates: number of gates.
         start: the initial bias.
     """
@@ -43,14 +43,14 @@ class GateProjection(nn.Linear):
         self.start = start
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the gates before their activation, [..., gates] float32, or float64 of such inputs."""
+        """Return the gates before their activation, [..., gates], float32, or float64 for float64 inputs."""
         dtype = compute_dtype(inputs.dtype)
         with without_autocast(inputs.device):
             return nn.functional.linear(inputs.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class ShortConvolution(nn.Module):
-    """A causal convolution of each channel with its last few values, then SiLU.
+    """A causal depthwise convolution followed by SiLU.
 
     y_t = silu(sum_j weight[:, j] x_{t-j}), j = 0 .. size - 1, where x before the start of a document is 0.
 
@@ -68,7 +68,7 @@ class ShortConvolution(nn.Module):
 
     @property
     def state_numbers(self) -> int:
-        """Return how many numbers a cache holds for it: the inputs that its next output needs."""
+        """Return how many numbers a cache holds for this layer: the past inputs that the next output needs."""
         return self.weight.shape[0] * (self.size - 1)
 
     def forward(self, inputs: torch.Tensor, past: torch.Tensor, segments: torch.Tensor | None = None) -> torch.Tensor:
@@ -77,8 +77,8 @@ class ShortConvolution(nn.Module):
         Args:
             inputs: [B, T, D].
             past: the size - 1 inputs before these, [B, size - 1, D], oldest first.
-            segments: the document each token belongs to, [B, T] integers, or those of past and inputs; taps do not
-                reach across. None: one.
+            segments: each token's document, [B, T] integers, or [B, size - 1 + T] with those of past; the kernel does
+                not cross documents. None: one document.
         """
         length = inputs.shape[1]
         weight = self.weight.to(inputs.dtype)
@@ -93,7 +93,7 @@ class ShortConvolution(nn.Module):
 
 
 def same_segment(segments: torch.Tensor, lag: int) -> torch.Tensor:
-    """Return which tokens share their document with the token `lag` before them, [B, T] booleans."""
+    """Return which tokens are in the same document as the token `lag` before them, [B, T] booleans."""
     same = torch.zeros_like(segments, dtype=torch.bool)
     same[:, lag:] = segments[:, lag:] == segments[:, :-lag]
     return same

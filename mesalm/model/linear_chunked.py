@@ -2,7 +2,7 @@
 
     G_t = gamma_t G_{t-1} + beta_t k_t v_t'      o_t = G_t' q_t
 
-The mesa layer without its solve; the chunks, the states and their gradients are the same code.
+This is the mesa layer without its solve; chunks, states and their gradients use the same code.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ class LinearResults(NamedTuple):
 
 
 class LinearUpstreams(NamedTuple):
-    """The gradients that arrive at the output and at the final state."""
+    """The upstream gradients of the output and of the final state."""
 
     upstream: Tensor
     cross_upstream: Tensor
 
 
 def exact(write: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return a recurrence as written, differentiable by autograd; its arguments are those of `LinearOperands`.
+    """Make a function that runs a recurrence token by token, by autograd, on the fields of `LinearOperands`.
 
-    `write(state, k, v, gamma, beta)` gives the state `[B, G, K, V]` after a token, of key `[B, G, K, 1]`, value
+    `write(state, k, v, gamma, beta)` returns the state `[B, G, K, V]` after a token with key `[B, G, K, 1]`, value
     `[B, G, 1, V]` and gates `[B, G, 1, 1]`.
     """
 
@@ -89,12 +89,12 @@ def exact(write: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
 
 @exact
 def linear_exact(state: Tensor, k: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """Let the state fade, and add the product of key and value."""
+    """Decay the state and add the outer product of key and value."""
     return gamma * state + beta * k * v
 
 
 def cut(operands: LinearOperands, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Decay, Tensor, Tensor]:
-    """Cut into problems and scan: keys, values, input gates, decay, cross at chunk starts, last cross."""
+    """Return keys, values, input gates and decay as problems, the cross states at chunk starts, and the final one."""
     G = operands.key.shape[2]
     keys, values = to_chunks(operands.key, G, dtype), to_chunks(operands.value, G, dtype)
     gate = to_chunks(operands.input_gate.unsqueeze(-1), G, dtype)
@@ -117,10 +117,10 @@ def forward(operands: LinearOperands) -> LinearResults:
 
 
 def ungated(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Compute the output `[B, T, H, V]` where nothing fades, every token is written whole and no state came before.
+    """Compute the output `[B, T, H, V]` without gates and initial state.
 
-    One product of all pairs of tokens, o_t = sum_{s <= t} (q_t' k_s) v_s, so for sequences of one chunk. Autograd and
-    every transform differentiate it.
+    One masked product over all pairs of tokens, o_t = sum_{s <= t} (q_t' k_s) v_s, meant for sequences of one chunk.
+    Autograd and every function transform can differentiate it.
     """
     B, T, H, K = query.shape
     G, V = value.shape[2:]
@@ -159,12 +159,12 @@ def backward(upstreams: LinearUpstreams, operands: LinearOperands) -> LinearOper
 
 
 class Recurrence(NamedTuple):
-    """The functions that compute a recurrence of one matrix state.
+    """The functions that compute a recurrence with one matrix state.
 
-    exact: token by token, by autograd; forward: in chunks, an operator known to torch.compile, differentiable to any
-    order; backward: its gradients. They take and give the fields of their records one after the other; the chunked ones
-    need B and T of at least 1. ungated: the output of query, key and value alone, of one chunk, where there is a short
-    way to it.
+    exact: token by token, by autograd. forward: in chunks, an operator registered with torch.library, differentiable to
+    any order; backward: its gradients. All take and return the fields of their records as flat arguments; the chunked
+    ones need B >= 1 and T >= 1. ungated: a direct computation for one chunk without gates and states, None if there is
+    none.
     """
 
     exact: Callable[..., tuple[Tensor, Tensor]]
@@ -180,7 +180,7 @@ def make_recurrence(
     backward: Callable[[LinearUpstreams, LinearOperands], LinearOperands],
     ungated: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Recurrence:
-    """Register the chunked passes of a recurrence under its name, and make them differentiable."""
+    """Register the chunked passes of a recurrence as differentiable operators called `name`."""
     forward_op = register(f"{name}_forward", forward, _forward_shapes)
     backward_op = register(f"{name}_backward", backward, _backward_shapes)
 

@@ -1,4 +1,4 @@
-"""What the layers of a model measured in the last forward pass: solver steps, gates, and how well one was solved."""
+"""Measurements of a model's layers in the last forward pass: solver steps, gates and accuracy of one solve."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .mixer_mesa import MesaMixer
 
 
 class Measures(nn.Module):
-    """A model that tells what its mixers measured."""
+    """Mixin for models that reports what their mixers measured."""
 
     def solver_steps(self) -> float | None:
-        """Return the mean steps of the mesa solves in the last forward pass, None without a mesa layer."""
+        """Return the mean number of solver steps in the last forward pass, None without mesa layers."""
         steps = [module.solver_steps for module in self.modules() if isinstance(module, MesaMixer)]
         known = [step.float().mean() for step in steps if step is not None and step.numel()]
         return float(torch.stack(known).mean()) if known else None
 
     def forget_gates(self) -> tuple[float, float] | None:
-        """Return the mean of the forget gates last sampled and the share that is saturated, None without gates."""
+        """Return the mean and the saturated share of the forget gates last sampled, None without gates."""
         samples = [module.gate_sample for module in self.modules() if isinstance(module, GatedMixer)]
         known = [sample for sample in samples if sample is not None]
         if not known:
@@ -28,10 +28,10 @@ class Measures(nn.Module):
         return mean, saturated
 
     def sample_solver(self, number: int) -> MesaMixer | None:
-        """Let the mesa layer whose turn it is measure the next row it solves, and return it; None without one.
+        """Ask one mesa layer to measure how well it solves its next row, and return the layer; None without one.
 
-        Its `solver_sample` then holds the result. Layers and then key heads take turns by ``number``. All layers with
-        gates measure those of the next row, for `forget_gates`. Nothing is measured where torch.compile runs a layer.
+        The result is then in the layer's `solver_sample`. ``number`` cycles through layers first, then key heads. All
+        layers with gates also sample them on the next row, for `forget_gates`. Compiled layers measure nothing.
         """
         for module in self.modules():
             if isinstance(module, GatedMixer):

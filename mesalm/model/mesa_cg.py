@@ -1,13 +1,13 @@
-"""Solve the systems of many chunks at once by conjugate gradients.
+"""Solve the systems of many chunks together by conjugate gradients (Hestenes and Stiefel 1952).
 
-The system of token t is (H_t + I) x_t = b_t, with H_t read off the chunk as in `chunk_states`: a step costs
-one product with the chunk's start state and two with its keys, for all tokens of the chunk together. The
-ridge has been scaled to the identity (`mesa_problems` does it), so no eigenvalue is below 1 and
+The system of token t is (H_t + I) x_t = b_t. H_t is applied chunk by chunk as in `chunk_states`: a step costs
+one product with the chunk's start state and two with its keys, for all tokens of the chunk together. Since
+`mesa_problems` has scaled the ridge to the identity, no eigenvalue is below 1 and
 
-    |error| <= |residual|        in these units, which is what makes the stopping rule a promise.
+    |error| <= |residual|        in these units, so the stopping rule guarantees the tolerance.
 
-All guards are relative and every right-hand side is scaled to unit norm first: the solution is linear in b
-over the whole range of its dtype. Conjugate gradients: Hestenes and Stiefel 1952.
+All guards are relative and every right-hand side is first scaled to unit norm, so the solution is linear in
+b over the whole range of its dtype.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor
 from .chunk_states import apply_mask
 
 REFINEMENTS = 4
-"""Restarts from a recomputed residual before a system counts as stuck at the limit of its dtype."""
+"""Maximum restarts from a recomputed residual, after which a system is considered limited by its dtype."""
 BLOCK_NUMBERS = 1 << 22
-"""Numbers in the operands of a block of problems on a CPU: a block should stay near the cache between steps."""
+"""Numbers in the operands of a block of problems on a CPU, so that a block roughly fits the cache between steps."""
 
 
 class Buffers(NamedTuple):
-    """The memory that every step writes into: product and scratch `[P, M, K]`, scores `[P, M, C]`."""
+    """Work buffers that every step overwrites: product and scratch `[P, M, K]`, scores `[P, M, C]`."""
 
     product: Tensor
     scratch: Tensor
@@ -38,7 +38,7 @@ class Buffers(NamedTuple):
         return cls(torch.empty_like(x), torch.empty_like(x), x.new_empty(*x.shape[:2], key.shape[1]))
 
     def first(self, problems: int) -> Buffers:
-        """Keep the memory of the first problems."""
+        """Return the buffers of the first `problems` problems."""
         return Buffers(*(buffer[:problems] for buffer in self))
 
 
@@ -46,7 +46,7 @@ class Systems(NamedTuple):
     """The operands of P problems with M rows each; see `chunk_states` for the notation.
 
     gram `[P, K, K]`, key and written (key times input gate) `[P, C, K]`, mask `[P, C, C]`, start `[P, M, 1]`,
-    root `[P, 1, K]` (1 / sqrt(ridge): what turns x into the caller's units).
+    root `[P, 1, K]` (1 / sqrt(ridge), the factor that converts x to the caller's units).
     """
 
     gram: Tensor
@@ -57,7 +57,7 @@ class Systems(NamedTuple):
     root: Tensor
 
     def apply(self, x: Tensor, buffers: Buffers | None = None) -> Tensor:
-        """Multiply rows `[P, M, K]` by their token's H_t + I; the result is in `buffers.product`."""
+        """Multiply rows `[P, M, K]` by their token's H_t + I; the result is written to `buffers.product` if given."""
         if buffers is None:
             buffers = Buffers.like(x, self.key)
         scores = apply_mask(torch.bmm(x, self.key.mT, out=buffers.scores), self.mask)
@@ -72,7 +72,7 @@ class Systems(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """The solutions x `[P, M, K]` and the steps that each row took `[P, M]` (int32)."""
+    """The solutions x `[P, M, K]` and the steps taken by each row `[P, M]` (int32)."""
 
     x: Tensor
     steps: Tensor
@@ -89,8 +89,8 @@ def conjugate_gradients(
 ) -> Solution:
     """Solve every row of rhs `[P, M, K]` to a relative error of x of at most `tolerance`.
 
-    The error is the 2-norm in the caller's units, x / sqrt(ridge). A row stops when it is certified, or when
-    `max_steps` are spent, or when its dtype allows no more; rows of zeros take no step.
+    The error is the 2-norm in the caller's units, x / sqrt(ridge). A row stops when the bound certifies it, after
+    `max_steps`, or when its dtype allows no further progress. Rows of zeros take no steps.
     """
     P, M, K = rhs.shape
     x = torch.empty_like(rhs)
@@ -106,7 +106,7 @@ def conjugate_gradients(
 
 
 def _solve_block(systems: Systems, rhs: Tensor, tolerance: float, max_steps: int, refinements: int) -> Solution:
-    """Scale the rows to unit norm, solve, verify what rounding may have spoilt, and scale back."""
+    """Scale the rows to unit norm, solve, restart rows that rounding may have affected, and scale back."""
     tiny = torch.finfo(rhs.dtype).tiny
     largest = rhs.abs().amax(-1, keepdim=True)
     unit = rhs / largest.clamp(min=tiny)
@@ -135,8 +135,8 @@ def _solve_block(systems: Systems, rhs: Tensor, tolerance: float, max_steps: int
 
 
 class _Rows(NamedTuple):
-    """The state of an iteration: x and residual r `[P, M, K]`, and by row `[P, M]` whether it is still
-    live, its steps so far, and whether rounding may have kept it from what the recurrence promises."""
+    """The state of an iteration: x and residual r `[P, M, K]`, and per row `[P, M]` whether it is still
+    active, its steps so far, and whether rounding may have made its recursive residual too small."""
 
     x: Tensor
     r: Tensor
@@ -149,7 +149,7 @@ class _Rows(NamedTuple):
         return _Rows(*(field.index_select(0, index) for field in self))
 
     def put(self, index: Tensor, part: _Rows) -> None:
-        """Write the results of selected problems back."""
+        """Write the results of selected problems back in place."""
         for field, values in zip(self, part, strict=True):
             field.index_copy_(0, index, values)
 
@@ -157,27 +157,27 @@ class _Rows(NamedTuple):
 def _allowed(systems: Systems, x: Tensor, limit: float) -> Tensor:
     """Return the residual norm `[P, M]` that certifies the tolerance at x.
 
-    In the caller's units |error| <= |residual| * largest root, and |x| - |error| bounds the length of the exact
-    solution from below.
+    In the caller's units |error| <= |residual| * (largest root), and |x| - |error| is a lower bound on the norm of the
+    exact solution.
     """
     length = torch.linalg.vector_norm(x * systems.root, dim=-1)
     return length.mul_(limit / systems.root.amax(-1))
 
 
 def _iterate(systems: Systems, rows: _Rows, limit: float, max_steps: int) -> _Rows:
-    """Run conjugate gradients from x with residual r, dropping problems whose rows are all done."""
+    """Run conjugate gradients from x with residual r, dropping problems once all their rows are done."""
     whole: _Rows | None = None  # all problems, once some have been dropped from the arrays below
     where = torch.arange(rows.x.shape[0], device=rows.x.device)
     x, r, live, steps, doubt = rows
     p, rr = r.clone(), torch.linalg.vector_norm(r, dim=-1).square_()
-    steepest = torch.zeros_like(rr)  # the largest 1 / alpha: how large H_t + I is, seen from below
+    steepest = torch.zeros_like(rr)  # the largest 1 / alpha: a lower bound on the norm of H_t + I
     info = torch.finfo(rr.dtype)
     buffers = Buffers.like(r, systems.key)
     check_every = 1 if r.device.type == "cpu" else 4
     for step in range(1, max_steps + 1):
         product = systems.apply(p, buffers)
         curvature = torch.mul(p, product, out=buffers.scratch).sum(-1)
-        # Far below any tolerance a row has nothing left to gain and its squares would underflow.
+        # A residual far below any tolerance is done, and its square would underflow.
         live = live & (curvature > 0) & (rr > 1e6 * info.tiny) & (steps < max_steps)
         alpha = torch.where(live, rr / curvature, 0.0)
         steepest = torch.maximum(steepest, torch.where(live, curvature / rr, 0.0))
@@ -189,14 +189,14 @@ def _iterate(systems: Systems, rows: _Rows, limit: float, max_steps: int) -> _Ro
         rr = new
         if step % check_every:
             continue
-        # |x| <= |b| here, so a row with a residual above the limit itself cannot be done. Only problems without
-        # such a row are looked at closely, each for itself: its answer must not depend on the others.
+        # |x| <= |b| = 1 here, so a row with a residual above `limit` cannot be done. Only problems without such a
+        # row get the full test, each on its own: a problem's result must not depend on the others.
         ready = (~live | (rr <= limit * limit)).all(-1, keepdim=True)
         if not bool(ready.any()):
             continue
         allowed = _allowed(systems, x, limit)
         passed = ready & (rr.sqrt() <= 0.75 * allowed)
-        # The recurrence's residual drifts from the true one by a few roundings of |H_t + I| |x|.
+        # The recursive residual drifts from the true one by a few rounding errors of |H_t + I| |x|.
         drift = 4.0 * info.eps * steepest * torch.linalg.vector_norm(x, dim=-1)
         doubt = doubt | (passed & (drift > 0.25 * allowed))
         live = live & ~passed

@@ -1,15 +1,15 @@
-"""Solve the systems of many chunks by Chebyshev's iteration on an interval that holds their eigenvalues.
+"""Solve the systems of many chunks by Chebyshev iteration on an interval that contains their eigenvalues.
 
-The ridge has been scaled to the identity (`mesa_problems` does it), so the eigenvalues of H_t + I are in [1, kappa].
-The Frobenius norm of H_t, which costs two products of a chunk's keys, gives a kappa. With h = (kappa - 1) / 2 and
+Since `mesa_problems` has scaled the ridge to the identity, the eigenvalues of H_t + I are in [1, kappa], where kappa
+follows from the Frobenius norm of H_t, which costs two products of a chunk's keys. With h = (kappa - 1) / 2 and
 Y_t = I - H_t / h, whose spectrum is in [-1, 1], the best polynomial of m terms is
 
     x_t = sum'_{j < m} e_j T_j(Y_t) b_t,   e_j = 2 rho^j (1 - rho^{2 (m - j)}) / (sqrt(kappa) (1 + rho^{2 m})),
 
 where rho = (sqrt(kappa) - 1) / (sqrt(kappa) + 1) = tanh(log(kappa) / 4) and ' halves the first term. Its relative error
 is at most 2 rho^m / (1 + rho^{2 m}). Coefficients and bound are those of `mesa_shared` at log r = -log(kappa), and both
-share one recurrence. There are no inner products and no stopping test, as conjugate gradients have. Short memories,
-whose kappa is small, need a few products more and less time. docs/solver.md derives this.
+share one recurrence. Unlike conjugate gradients it needs no inner products and no stopping test, so short memories,
+whose kappa is small, take a few products more but less time. docs/solver.md derives this.
 Source: Golub and Varga 1961.
 """
 
@@ -25,15 +25,15 @@ from .mesa_problems import Problems
 from .mesa_shared import coefficients, products_needed, sum_series
 
 NARROWEST = 1e-6
-"""The least kappa - 1: an interval may be wider than the spectrum, but not empty."""
+"""Lower bound on kappa - 1: the interval may be wider than the spectrum, but not empty."""
 MARGIN = 1e-5
-"""What is added to a norm, relatively, for the rounding of its sums."""
+"""Relative margin added to a norm for the rounding of its sums."""
 
 
 class BoundedSystems(NamedTuple):
     """The matrices of P problems with M rows each, as the operator 2 Y = 2 - 2 H_t / h of the recurrence.
 
-    gram `[P, K, K]` and mask `[P, C, C]` as in `mesa_cg.Systems`, keys `[P, K, C]` the keys in columns; written
+    gram `[P, K, K]` and mask `[P, C, C]` are as in `mesa_cg.Systems`; keys `[P, K, C]` has the keys as columns; written
     `[P, C, K]` and start `[P, M, 1]` are multiplied by -2 / h.
     """
 
@@ -48,14 +48,14 @@ class BoundedSystems(NamedTuple):
         return BoundedSystems(*(operand[index] for operand in self))
 
     def advance(self, v: Tensor, last: Tensor, scores: Tensor, out: Tensor, *, beta: float, alpha: float) -> Tensor:
-        """Write beta * last + alpha * 2 Y v to `out`, all rows `[P, M, K]`; `last` may be `out`, scores `[P, M, C]`."""
+        """Write beta * last + alpha * 2 Y v `[P, M, K]` to `out`, which may be `last`; scores `[P, M, C]`: buffer."""
         apply_mask(torch.bmm(v, self.keys, out=scores), self.mask)
         torch.baddbmm(last, scores, self.written, beta=beta, alpha=alpha, out=out)
         return out.baddbmm_(v * self.start, self.gram, alpha=alpha).add_(v, alpha=2.0 * alpha)
 
 
 def largest_norm(made: Problems, index: Tensor) -> Tensor:
-    """Return the largest Frobenius norm of H_t over the tokens of each chosen problem: `[P]` for an index `[P]`."""
+    """Return the largest Frobenius norm of H_t over the tokens of each problem in `index` `[P]`: `[P]`."""
     gram, key, gate = (x.index_select(0, index) for x in (made.gram, made.key, made.input_gate))
     mask, start = made.decay.mask.index_select(0, index), made.decay.start.index_select(0, index)
     written = key * gate
@@ -68,14 +68,14 @@ def largest_norm(made: Problems, index: Tensor) -> Tensor:
 
 
 def terms_needed(norm: Tensor, tolerance: Tensor) -> Tensor:
-    """Count the terms m after which the error bound is at most `tolerance` `[P]` (float64), for norms `[P]` of H_t."""
+    """Return the terms m `[P]` (float64) for an error bound of at most `tolerance` `[P]`, given norms `[P]` of H_t."""
     return products_needed(_width(norm).log1p(), tolerance)
 
 
 def iterate(made: Problems, index: Tensor, norm: Tensor, rhs: Tensor, terms: list[int]) -> Tensor:
-    """Solve the chosen problems, index `[P]`, for their rows rhs `[P, M, K]`; norm `[P]` is that of `largest_norm`.
+    """Solve the problems in `index` `[P]` for their rows rhs `[P, M, K]`; norm `[P]` comes from `largest_norm`.
 
-    terms: how many each problem's polynomial has, in falling order.
+    terms: the number of terms of each problem's polynomial, in descending order.
     """
     dtype = rhs.dtype
     width = _width(norm).view(-1, 1, 1)

@@ -1,10 +1,10 @@
 """Compute mesa attention chunk by chunk, with gradients by implicit differentiation.
 
-Everything works on problems scaled by the ridge (`mesa_problems`) and scales back at the ends.
+Everything works on problems scaled by the ridge (`mesa_problems`); inputs and outputs are in the caller's units.
 
-Backward, for the gradient d_t of o_t: y_t = (H_t + L)^-1 G_t d_t is the gradient of q_t, -sum_t x_t * y_t
-that of the ridge, and `chunk_gradients` carries both through the states. Nothing of size T * K * K is held:
-states at chunk boundaries are rebuilt, and only x and the shared factors are kept, by the kernels only x.
+Backward, with L = diag(ridge) and d_t the gradient of o_t: y_t = (H_t + L)^-1 G_t d_t is the gradient of q_t,
+-sum_t x_t * y_t that of the ridge, and `chunk_gradients` carries both through the states. Nothing of size T * K * K
+is stored: states at chunk boundaries are recomputed, and only x and the shared factors are saved (the kernels: only x).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .operator_transforms import gradient_is_differentiated, pull_back, register
 
 
 class Upstreams(NamedTuple):
-    """The gradients that arrive at the output and at the final states."""
+    """The upstream gradients of the output and of the final states."""
 
     upstream: Tensor
     gram_upstream: Tensor
@@ -44,7 +44,7 @@ class Upstreams(NamedTuple):
 
 
 def forward(operands: Operands, solving: Solving, keep: bool) -> tuple[Results, Factors]:
-    """Compute mesa attention and, if `keep` is set, the factors that `backward` reads; else they are empty."""
+    """Compute mesa attention and, if `keep` is set, the factors for `backward`; otherwise these are empty."""
     query, value = operands.query, operands.value
     if solving.backend == "triton":
         results = Results(*run_kernels("forward", *operands, limits=solving.limits))
@@ -72,7 +72,7 @@ def forward(operands: Operands, solving: Solving, keep: bool) -> tuple[Results, 
 def backward(
     upstreams: Upstreams, operands: Operands, solution: Tensor, factors: Factors, solving: Solving
 ) -> Operands:
-    """Compute the gradients of the operands; solution and factors as `forward` gave them."""
+    """Compute the gradients of the operands from the solution and the factors that `forward` returned."""
     if solving.backend == "triton":
         return Operands(*run_kernels("backward", *upstreams, *operands, solution, limits=solving.limits))
     B, T, _, K = operands.query.shape
@@ -186,15 +186,15 @@ register_second_order(_backward_op, _exact, upstreams=len(Upstreams._fields), op
 
 
 def wants_gradients(operands: Operands) -> bool:
-    """Return whether a gradient of any of the operands may be asked for."""
+    """Return whether a gradient of any operand may be needed."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in operands)
 
 
 def mesa_chunked(operands: Operands, solving: Solving) -> Results:
-    """Compute mesa attention in chunks, differentiably, as an operator known to torch.compile; B and T at least 1.
+    """Compute mesa attention in chunks, differentiably, by an operator registered with torch.library; B, T >= 1.
 
-    Gradients flow through the output and the final states. solving.backend: "torch", or "triton" for the kernels, which
-    compute the same in a way of their own.
+    Gradients flow through the output and the final states. solving.backend: "torch", or "triton" for the GPU kernels,
+    which compute the same with another algorithm.
     """
     keep = wants_gradients(operands) and solving.backend != "triton"
     results: Results = split(_forward_op(*operands, *solving, keep), Results, Factors)[0]

@@ -1,4 +1,4 @@
-"""Compute mesa attention token by token: the oracle that every faster path is tested against.
+"""Compute mesa attention token by token: the reference that every faster path is tested against.
 
     H_t = gamma_t H_{t-1} + beta_t k_t k_t'      G_t = gamma_t G_{t-1} + beta_t k_t v_t'
     o_t = G_t' (H_t + diag(ridge))^-1 q_t
@@ -17,12 +17,12 @@ from .operator_records import Operands
 
 
 def mesa_exact(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Solve one dense K x K system per token, by Cholesky, differentiable by autograd.
+    """Solve one dense K x K system per token by Cholesky factorisation, differentiable by autograd.
 
-    Takes operands of any floating dtype; computes in float32 or better. Only the symmetric part of the initial gram
-    counts. Returns output `[B, T, H, V]`, final gram and cross, and the solutions `[B, T, H, K]`. Raises
-    torch.linalg.LinAlgError where H_t + ridge is not positive definite; within `unchecked_values` the solution is
-    NaN there.
+    Operands may have any floating-point dtype; computation is in float32 or better. Only the symmetric part of the
+    initial gram is used. Returns output `[B, T, H, V]`, final gram and cross, and the solutions `[B, T, H, K]`. Raises
+    torch.linalg.LinAlgError if some H_t + ridge is not positive definite; within `unchecked_values` the solution is
+    NaN there instead.
     """
     query, value = operands.query, operands.value
     B, T, H, K = query.shape
@@ -50,17 +50,17 @@ def mesa_exact(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
-    """Factor matrices `[..., K, K]`, or raise torch.linalg.LinAlgError."""
+    """Return the Cholesky factors of matrices `[..., K, K]`, or raise torch.linalg.LinAlgError."""
     try:
         return torch.linalg.cholesky(matrix)
     except torch.linalg.LinAlgError:
         raise torch.linalg.LinAlgError(
-            f"H_t + ridge is not positive definite in {matrix.dtype}: the ridge must be larger or the keys smaller, or "
-            "everything float64; or the initial gram has a negative eigenvalue"
+            f"H_t + ridge is not positive definite in {matrix.dtype}: use a larger ridge, smaller keys or float64; "
+            "or the initial gram has a negative eigenvalue"
         ) from None
 
 
 def _cholesky_or_nan(matrix: Tensor) -> Tensor:
-    """Factor matrices `[..., K, K]`; NaN throughout a factor that does not exist."""
+    """Return the Cholesky factors of matrices `[..., K, K]`, filled with NaN where there is none."""
     lower, info = torch.linalg.cholesky_ex(matrix)
     return lower.masked_fill((info != 0)[..., None, None], torch.nan)

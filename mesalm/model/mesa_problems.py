@@ -25,12 +25,12 @@ from .mesa_cg import Systems
 from .operator_records import Operands
 
 SHORT = 32
-"""Tokens in a chunk where keys have no more dimensions than this: reading a start state is cheap then, the triangle of
-a chunk is not, and over fewer tokens gates differ less, so that the shared factor needs fewer products."""
+"""Tokens in a chunk if keys have at most this many dimensions. A product with the start state is then cheap compared
+with one over the chunk's tokens, and decay varies less over fewer tokens, so the shared factor needs fewer products."""
 
 
 def problem_length(key_size: int) -> int:
-    """Return the tokens of a chunk that suits keys of `key_size` dimensions."""
+    """Return the chunk length for keys of `key_size` dimensions."""
     return SHORT if key_size <= SHORT else CHUNK
 
 
@@ -52,24 +52,24 @@ class Problems(NamedTuple):
     inverse_root: Tensor
 
     def systems(self, rows: int) -> Systems:
-        """Return the matrices for problems of `rows` rows."""
+        """Return the matrices of the problems, each with `rows` right-hand sides."""
         written = self.key * self.input_gate
         start = repeat_rows(self.decay.start, rows)
         return Systems(self.gram, self.key, written, self.decay.mask, start, self.inverse_root)
 
     def largest_eigenvalue(self) -> Tensor:
-        """Bound the eigenvalues of H_t + I over the tokens of each problem from above: `[P]`."""
+        """Return an upper bound on the eigenvalues of H_t + I over the tokens of each problem: `[P]`."""
         size = self.input_gate * self.key.square().sum(-1, keepdim=True)
         inside = torch.bmm(self.decay.mask, size).amax((1, 2))
         return 1.0 + inside + self.decay.start.amax((1, 2)) * torch.linalg.vector_norm(self.gram.flatten(1), dim=1)
 
     def ridge_ratio(self) -> Tensor:
-        """Return sqrt(largest ridge / smallest ridge) `[P]`: the norm of x' against that of x is known up to this."""
+        """Return sqrt(largest ridge / smallest ridge) `[P]`, which bounds how much scaling changes relative errors."""
         return (self.inverse_root.amax(-1) / self.inverse_root.amin(-1)).squeeze(-1)
 
 
 def cut_problems(operands: Operands, dtype: torch.dtype, chunk: int = CHUNK) -> Problems:
-    """Cut key, value and gates into problems, scale by the ridge and scan the states of the chunks."""
+    """Cut key, value and gates into problems, scale them by the ridge and scan the states over the chunks."""
     B, T, G, _ = operands.key.shape
     root = operands.ridge.to(dtype).sqrt()  # [G, K]
     inverse_root = repeat_heads(1.0 / root, B, chunk_count(T, chunk)).unsqueeze(1)  # [P, 1, K]

@@ -1,4 +1,4 @@
-"""Measure how well systems were solved, in float64 and apart from the solver's own account."""
+"""Measure in float64, independently of the solver, how well systems were solved."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .mesa_problems import cut_problems
 from .operator_records import Operands
 
 ERROR_DIGITS = 1e-2
-"""Relative accuracy to which an error is itself solved for."""
+"""Relative accuracy of the solve for the error itself."""
 
 
 def relative_residual(solution: Tensor, operands: Operands, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Measure |q - (H + ridge) x| / |q| in float64, and whether x keeps `tolerance`.
+    """Measure |q - (H + ridge) x| / |q| in float64, and whether the error of x is within `tolerance`.
 
-    Returns the largest relative residual `[B, N, H]` (float64) and `[B, N, H]` booleans: is every x within tolerance of
-    the exact solution? The residual bounds the error from above; where that bound does not suffice, the error itself is
-    solved for, (H + ridge) e = q - (H + ridge) x.
+    Returns the largest relative residual `[B, N, H]` (float64), and whether every x is within tolerance of the exact
+    solution, `[B, N, H]` (bool), per chunk of 64 tokens. The residual gives an upper bound on the error. Where that
+    bound is too weak, the error e is computed from (H + ridge) e = q - (H + ridge) x.
     """
     query, key, gram = operands.query, operands.key, operands.gram
     B, T, H, K = query.shape
@@ -42,7 +42,7 @@ def relative_residual(solution: Tensor, operands: Operands, tolerance: float) ->
         if len(unsure):
             part = systems.take(unsure)
             error, _ = conjugate_gradients(part, residual[unsure], ERROR_DIGITS, 10 * K)
-            # Exact or not, e is certified by what it leaves of the residual.
+            # e need not be exact: the residual that remains bounds its own error.
             left = (residual[unsure] - part.apply(error)).norm(dim=-1) * part.root.amax(-1)
             above = (error * part.root).norm(dim=-1) + left
             kept[unsure] |= above * (1.0 + tolerance) <= tolerance * length[unsure]

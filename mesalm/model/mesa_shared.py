@@ -5,8 +5,8 @@ r_t = g* / g_t, the matrix of token t is
 
     H_t + I = (1 / r_t) [ A + sum_{s <= t} w_s w_s' + (r_t - 1) I ],   A = g* H_0 + I,   w_s = sqrt(beta_s r_s) k_s.
 
-Without the last term all tokens share A and the rank-one updates. With W the rows w_s, S = I + W A^-1 W' = L L'
-and the gains U = L^-1 W A^-1 (those of Sherman and Morrison 1950, taken all at once),
+Only the last term is not a sum that all tokens share. With W the matrix of rows w_s, S = I + W A^-1 W' = L L' and the
+gains U = L^-1 W A^-1 (the rank-one updates of Sherman and Morrison 1950, all at once),
 
     P_t = (A + sum_{s <= t} w_s w_s')^-1 = A^-1 - sum_{s <= t} u_s u_s'
 
@@ -32,10 +32,10 @@ from .chunk_states import apply_mask, is_restart, repeat_rows
 
 
 class Reference(NamedTuple):
-    """The frozen decays of P problems of C tokens.
+    """The reference decays g* of P problems of C tokens.
 
-    log_ratio `[P, C]` (float64): log r_t, relative to the middle between two restarts. start `[P]` (float64): log g*.
-    reach `[P]` (float64): the largest |log r_t|. restarts `[P, C]` (int64): those so far in this chunk.
+    log_ratio `[P, C]` (float64): log r_t; g* is the middle of the range between two restarts. start `[P]` (float64):
+    log g*. reach `[P]` (float64): the largest |log r_t|. restarts `[P, C]` (int64): the number so far in this chunk.
     """
 
     log_ratio: Tensor
@@ -49,7 +49,7 @@ class Reference(NamedTuple):
 
 
 def freeze_decay(log_forget: Tensor, dtype: torch.dtype) -> Reference:
-    """Choose the reference decays of chunks with log gates `[P, C]` (float64)."""
+    """Choose the reference decays for chunks with log gates `[P, C]` (float64)."""
     C = log_forget.shape[-1]
     restart = is_restart(log_forget, dtype)
     total = log_forget.masked_fill(restart, 0.0).cumsum(-1)
@@ -63,15 +63,15 @@ def freeze_decay(log_forget: Tensor, dtype: torch.dtype) -> Reference:
 
 
 def products_needed(reach: Tensor, tolerance: Tensor) -> Tensor:
-    """Count the products with P `[P]` (float64) after which the error bound is at most `tolerance` `[P]`."""
+    """Return the number of products `[P]` (float64) for an error bound of at most `tolerance` `[P]`."""
     digits = -torch.log(torch.tanh(0.25 * reach))  # natural digits per product; 0 where tanh rounds to 1
     return (torch.log(2.0 / tolerance) / digits.clamp(min=1e-300)).ceil().clamp(min=1.0)
 
 
 def coefficients(log_ratio: Tensor, degree: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the coefficients e_j `[J, P, C, 1]` of the Chebyshev sum, J the largest degree, 0 past a problem's own.
+    """Return the coefficients e_j `[J, P, C, 1]` of the Chebyshev sum, zero beyond a problem's degree.
 
-    log_ratio `[P, C]` (float64), degree `[P]` (int64): the products m.
+    log_ratio `[P, C]` (float64); degree `[P]` (int64): the number of products m, whose maximum is J.
     """
     m = degree.unsqueeze(-1)
     rho = torch.tanh(-0.25 * log_ratio).to(dtype)
@@ -83,10 +83,10 @@ def coefficients(log_ratio: Tensor, degree: Tensor, dtype: torch.dtype) -> Tenso
 
 
 class Factor(NamedTuple):
-    """The factorisation of P problems, as the operator 2 Y = 4 P - 2 of the recurrence needs it.
+    """The factorisation of P problems, stored for the operator 2 Y = 4 P - 2 of the recurrence.
 
-    carried `[P, K, K]` = 4 A^-1 - 2, gains `[P, C, K]` = 2 U. mask `[P, C, C]` and first `[P, C, 1]`, None without
-    restarts: mask is 1 between tokens with no restart between them, first is 1 before the chunk's first restart.
+    carried `[P, K, K]` = 4 A^-1 - 2, gains `[P, C, K]` = 2 U. mask `[P, C, C]` is 1 for pairs of tokens without a
+    restart between them and first `[P, C, 1]` is 1 before the chunk's first restart; both None without restarts.
     """
 
     carried: Tensor
@@ -101,7 +101,7 @@ class Factor(NamedTuple):
         return Factor(self.carried[index], self.gains[index], mask, first)
 
     def advance(self, v: Tensor, last: Tensor, scores: Tensor, out: Tensor, *, beta: float, alpha: float) -> Tensor:
-        """Write beta * last + alpha * 2 Y v to `out`, all rows `[P, M, K]`; `last` may be `out`, scores `[P, M, C]`."""
+        """Write beta * last + alpha * 2 Y v `[P, M, K]` to `out`, which may be `last`; scores `[P, M, C]`: buffer."""
         torch.bmm(v, self.gains.mT, out=scores)
         P, M, C = scores.shape
         if self.mask is None or self.first is None:
@@ -116,7 +116,7 @@ class Factor(NamedTuple):
 
 
 def restart_masks(restarts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the masks of `Factor` for the counts of restarts `[P, C]`."""
+    """Return `mask` and `first` of `Factor` for counts of restarts `[P, C]`."""
     same = restarts.unsqueeze(-1) == restarts.unsqueeze(-2)
     return same.tril().to(dtype), (restarts == 0).to(dtype).unsqueeze(-1)
 
@@ -124,8 +124,8 @@ def restart_masks(restarts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 def factorise(gram: Tensor, key: Tensor, input_gate: Tensor, reference: Reference, restarting: bool) -> Factor:
     """Factor problems: gram `[P, K, K]` at the chunk's start, key `[P, C, K]`, input_gate `[P, C, 1]`.
 
-    restarting: does any of the chunks hold a restart? Where A is not positive definite in this arithmetic, the first
-    entry of `carried` is NaN.
+    restarting: whether any of the chunks has a restart. If rounding makes A not positive definite, the first entry of
+    `carried` is NaN.
     """
     dtype, K = gram.dtype, gram.shape[-1]
     matrix = gram * reference.start.exp().to(dtype)[:, None, None]
@@ -154,7 +154,7 @@ def factorise(gram: Tensor, key: Tensor, input_gate: Tensor, reference: Referenc
 
 
 def apply_series(factor: Factor, rhs: Tensor, log_ratio: Tensor, degree: list[int]) -> Tensor:
-    """Solve for rows rhs `[P, M, K]`: sum the series of `degree` products per problem, given in falling order."""
+    """Solve for rows rhs `[P, M, K]` by a series of `degree` products per problem; degrees are in descending order."""
     m = torch.tensor(degree, device=rhs.device)
     scores = rhs.new_empty(*rhs.shape[:2], factor.gains.shape[1])
     total = sum_series(factor, rhs, coefficients(log_ratio, m, rhs.dtype), degree, scores)
@@ -162,10 +162,10 @@ def apply_series(factor: Factor, rhs: Tensor, log_ratio: Tensor, degree: list[in
 
 
 def sum_series(operator: Any, rhs: Tensor, e: Tensor, degree: list[int], scores: Tensor) -> Tensor:
-    """Sum e_j T_j(Y_t) b_t over j for rows rhs `[P, M, K]`, with one product less than a problem has terms.
+    """Sum e_j T_j(Y_t) b_t over j for rows rhs `[P, M, K]`, with one product less than the number of terms.
 
-    operator: a `Factor`, or another record with its `take` and `advance`; e `[J, P, C or 1, 1]`; degree: the terms of
-    each problem, in falling order; scores `[P, M, C]`: memory to write into.
+    operator: a `Factor`, or another record with `take` and `advance`; e `[J, P, C or 1, 1]`; degree: the number of
+    terms of each problem, in descending order; scores `[P, M, C]`: a work buffer.
     """
     M = rhs.shape[1]
     total = rhs * _by_row(e[0], M)

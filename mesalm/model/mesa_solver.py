@@ -1,9 +1,9 @@
-"""Solve all systems of a call, by chunk and head: by the shared factor, Chebyshev's iteration or conjugate gradients.
+"""Choose a solver per chunk and head and solve all systems: shared factor, Chebyshev iteration or conjugate gradients.
 
-Prices are counted in products with a chunk's matrices and decide only about time: every way keeps the tolerance. The
-shared factor's products follow from the gates alone; those of the others from a cheap bound on the largest eigenvalue.
-Long memories have small decay in a chunk and large eigenvalues, short memories the reverse, so that the prices of the
-first two cross once, and a mistake near the crossing costs little. Conjugate gradients take what neither does well.
+Costs are counted in products with a chunk's matrices and affect only the time: every method keeps the tolerance. The
+shared factor's cost follows from the gates alone, that of the others from a cheap bound on the largest eigenvalue.
+Long memories have little decay in a chunk and large eigenvalues, short memories the reverse. So the costs of the first
+two cross once, and a wrong choice near the crossing costs little. Conjugate gradients handle what suits neither.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from .mesa_shared import (
 from .operator_inputs import check_choice
 
 METHODS = ("auto", "shared", "chebyshev", "cg")
-"""Ways of solving: "auto" prices each chunk and head, the others are one way for all."""
+"""Solver methods: "auto" chooses per chunk and head, the others use one method for all."""
 FACTOR_PRICE = 4.0
-"""Products that a factorisation costs, shared by the query heads of a key head and by forward and backward."""
+"""Cost of a factorisation in products; query heads of a key head share it, and so do forward and backward."""
 STEP_PRICE = 3.0
-"""Products that a step of conjugate gradients costs: one, and its inner products, norms and stopping test."""
+"""Cost of a step of conjugate gradients in products: one product, inner products, norms and the stopping test."""
 TERM_PRICE = 1.15
-"""Products of the shared factor that one of Chebyshev's iteration costs."""
+"""Cost of a product of Chebyshev iteration, in products of the shared factor."""
 NORM_PRICE = 2.0
-"""Products that the bound on the spectrum costs, shared like the factorisation."""
+"""Cost of the bound on the spectrum in products, shared like the factorisation."""
 NORM_SHARE = 0.5
-"""What the Frobenius norm of H_t usually is of the cheap bound: the terms of a polynomial are first guessed by it."""
+"""Typical ratio of the Frobenius norm of H_t to the cheap bound, for a first estimate of the number of terms."""
 ROUNDING = 3.0
-"""A block is corrected once by its true residual where the square of its largest eigenvalue times the rounding unit
-exceeds this many tolerances: P loses digits by cancellation in the directions of large eigenvalues, and the read-out
-and the key's gradient lean on the same directions once more."""
+"""A problem is corrected once by its true residual if its largest eigenvalue squared times the rounding unit exceeds
+this many tolerances: P loses digits by cancellation along large eigenvalues, and the output and the key's gradient
+weight the same directions once more."""
 CORRECTION = 3e-2
 """Relative accuracy of that correction."""
 SLACK = 0.95
-"""Share of the tolerance that the series may use; the rest is for rounding, and for telling that it was kept."""
+"""Share of the tolerance that the series may use; the rest allows for rounding and for verification."""
 
 
 class Limits(NamedTuple):
-    """How exact a solve must be, as a relative error, and the most steps that it may take."""
+    """The largest relative error allowed in a solve and the maximum number of steps."""
 
     tolerance: float
     max_steps: int
@@ -61,7 +61,7 @@ class Limits(NamedTuple):
 class Solving(NamedTuple):
     """The settings of a solve; `mesa_attention` describes them.
 
-    backend: what computes, here "torch" or "triton". chunk: tokens in a chunk, of "torch".
+    backend: "torch" or "triton". chunk: tokens in a chunk for "torch".
     """
 
     tolerance: float
@@ -72,14 +72,14 @@ class Solving(NamedTuple):
 
     @property
     def limits(self) -> Limits:
-        """Return the limits alone."""
+        """Return tolerance and max_steps as `Limits`."""
         return Limits(self.tolerance, self.max_steps)
 
 
 def check_solving(tolerance: float, max_steps: int | None, method: str, backend: str, key_size: int) -> Solving:
-    """Check the solver's settings, or raise ValueError; backend was chosen before.
+    """Check the solver's settings or raise ValueError; `backend` is the one already chosen.
 
-    Exact arithmetic ends within K steps; the default of 4 K leaves room for what rounding adds.
+    In exact arithmetic conjugate gradients end within K steps; the default of 4 K allows for rounding.
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0.0 < tolerance < 1.0:
         raise ValueError(f"tolerance is {tolerance}: must be a number between 0 and 1, both excluded")
@@ -94,11 +94,11 @@ def check_solving(tolerance: float, max_steps: int | None, method: str, backend:
 
 
 class Assignment(NamedTuple):
-    """How P problems are solved.
+    """The solver chosen for each of P problems.
 
-    shared `[S]`, chebyshev `[E]` and direct `[D]` (int64): the problems solved by the shared factor, by Chebyshev's
-    iteration and by conjugate gradients. degrees: the products of each shared problem; plain: how many of the shared
-    ones, the first, hold no restart. Within the plain and within the others degrees fall. numbers: `shared` as a list.
+    shared `[S]`, chebyshev `[E]` and direct `[D]` (int64): the problems solved by the shared factor, by Chebyshev
+    iteration and by conjugate gradients. degrees: the number of products of each shared problem. The first `plain`
+    shared problems have no restarts; degrees descend within these and within the rest. numbers: `shared` as a list.
     """
 
     shared: Tensor
@@ -109,7 +109,7 @@ class Assignment(NamedTuple):
     numbers: list[int]
 
     def run(self, first: int, end: int) -> slice | None:
-        """Return shared problems first to end - 1 as a slice if their numbers follow one another."""
+        """Return shared problems first to end - 1 as a slice if their numbers are consecutive, else None."""
         start = self.numbers[first]
         together = self.numbers[first:end] == list(range(start, start + end - first))
         return slice(start, start + end - first) if together else None
@@ -118,8 +118,8 @@ class Assignment(NamedTuple):
 def steps_of_gradients(largest: Tensor, tolerance: Tensor, size: int) -> Tensor:
     """Predict the steps of conjugate gradients `[P]` from a bound `[P]` on the largest eigenvalue (the least is 1).
 
-    The smallest of the size K, after which they end but for rounding, the bound of Chebyshev, and a law fitted to
-    correlated keys, where eigenvalues cluster and steps grow like the fourth root of the condition number only
+    The prediction is the minimum of K (the limit in exact arithmetic), the Chebyshev bound, and a formula fitted to
+    correlated keys, where eigenvalues cluster and steps grow only with the fourth root of the condition number
     (docs/solver.md).
     """
     digits = torch.log(2.0 / tolerance)
@@ -137,15 +137,15 @@ def assign(
     heads: int,
     solving: Solving,
 ) -> Assignment:
-    """Price P problems of key size `size` with `heads` query heads per key head.
+    """Choose a solver for P problems of key size `size` with `heads` query heads per key head.
 
     largest `[P]`: a bound on the largest eigenvalue of H_t + I; tolerance `[P]` (float64): the relative error allowed
-    in the norm of the scaled system. Every problem's choice depends on itself alone.
+    in the norm of the scaled system. The choice for one problem does not depend on the others.
     """
     products = products_needed(reference.reach, tolerance)
     unit = torch.finfo(largest.dtype).eps
     factored = largest * 1e2 * unit < 1.0
-    # What rounding adds to Chebyshev's error has to fit in what the series leaves of the tolerance.
+    # The rounding error of Chebyshev iteration must fit into the part of the tolerance that the series leaves.
     bounded = largest * unit <= (1.0 - SLACK) * tolerance
     bounded = bounded & (terms_needed(largest - 1.0, tolerance) <= solving.max_steps)
     if solving.method == "auto":
@@ -170,10 +170,10 @@ def assign(
 
 
 class Factors(NamedTuple):
-    """What is kept from the forward to the backward pass.
+    """Factors saved in the forward pass for the backward pass.
 
     carried `[P, K, K]` and gains `[P, C, K]` of `mesa_shared.Factor`, in the order of the assignment; only the rows of
-    shared problems are written. norm `[P]`: that of `mesa_chebyshev` where it was asked for, else 0.
+    shared problems are written. norm `[P]`: `mesa_chebyshev.largest_norm` where it was computed, else 0.
     """
 
     carried: Tensor
@@ -182,12 +182,12 @@ class Factors(NamedTuple):
 
     @classmethod
     def nothing(cls, like: Tensor) -> Factors:
-        """Return empty tensors where nothing is kept, or nothing was factored."""
+        """Return empty tensors, for calls that save or factor nothing."""
         return cls(like.new_empty(0), like.new_empty(0), like.new_empty(0))
 
 
 class Solved(NamedTuple):
-    """The solutions x `[P, M, K]`, the products or steps that each row took `[P, M]` (int32), and the factors."""
+    """The solutions x `[P, M, K]`, the products or steps of each row `[P, M]` (int32), and the factors."""
 
     x: Tensor
     steps: Tensor
@@ -206,8 +206,8 @@ def solve(
     """Solve every row of rhs `[P, M, K]` to a relative error of x of at most the tolerance.
 
     The error is the 2-norm in the caller's units, x / sqrt(ridge). The solution is linear in every row of rhs over the
-    whole range of its dtype. factors: what an earlier call with the same `made` and `solving` returned.
-    rounding, block_numbers: as the constants of these names.
+    whole range of its dtype. factors: those returned by an earlier call with the same `made` and `solving`.
+    rounding, block_numbers: see the constants ROUNDING and BLOCK_NUMBERS.
     """
     P, M, K = rhs.shape
     C = made.key.shape[1]
@@ -223,7 +223,7 @@ def solve(
         factors = Factors(rhs.new_empty(P, K, K), rhs.new_empty(P, C, K), rhs.new_zeros(P))
     systems = None
     doubtful = largest.square() * torch.finfo(rhs.dtype).eps > rounding * solving.tolerance
-    broken: list[Tensor] = []  # not positive definite by chance: conjugate gradients do what can be done
+    broken: list[Tensor] = []  # not positive definite by rounding: left to conjugate gradients
     size = max(block_numbers // (K * K + C * K + M * (4 * K + C)), 1) if rhs.device.type == "cpu" else max(P, 1)
     for first, end in _blocks(assigned, size):
         index, where, run = assigned.shared[first:end], slice(first, end), assigned.run(first, end)
@@ -270,9 +270,9 @@ def solve(
 def _correct(
     systems: Systems, factor: Factor, rhs: Tensor, x: Tensor, reference: Reference, index: Tensor, again: Tensor
 ) -> None:
-    """Correct the solutions x of some problems (`again`) of a block (`index`) by what their true residual asks for.
+    """Correct the solutions x of some problems (`again`) of a block (`index`) by solving for their true residual.
 
-    Each takes as many products as it needs itself, so that no answer depends on the others.
+    Each problem takes as many products as it alone needs, so that its result does not depend on the others.
     """
     products = products_needed(reference.reach[again], reference.reach.new_tensor(CORRECTION))
     falling = products.argsort(descending=True, stable=True)
@@ -284,7 +284,7 @@ def _correct(
 
 
 def _blocks(assigned: Assignment, size: int) -> Iterator[tuple[int, int]]:
-    """Cut the shared problems into blocks [first, end) of at most `size` that do not mix in those with restarts."""
+    """Cut the shared problems into blocks [first, end) of at most `size`, those with restarts apart from the rest."""
     for begin, stop in ((0, assigned.plain), (assigned.plain, len(assigned.degrees))):
         for first in range(begin, stop, size):
             yield first, min(first + size, stop)

@@ -1,7 +1,7 @@
-"""Reach the GPU kernels, where the package that holds them is installed.
+"""Call the GPU kernels of the package mesa_kernels, if it is installed.
 
-A step of decoding is an operator of its own, which torch.compile sees whole. It has no gradient: where one is asked
-for, a single token is a dense solve in PyTorch.
+A decoding step is a custom operator of its own, so that torch.compile does not look inside. It has no gradient: if one
+is needed, a single token is solved densely in PyTorch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .operator_transforms import transforms_active
 
 
 def why_not(device: str, dtype: torch.dtype, key_size: int, value_size: int) -> str:
-    """Say in a few words why the kernels cannot run a call; an empty string if they can."""
+    """Return in a few words why the kernels cannot run a call, or an empty string if they can."""
     try:
         from mesa_kernels import supports
     except ImportError:
@@ -29,7 +29,7 @@ def run_kernels(name: str, *tensors: Tensor, limits: Limits) -> tuple[Tensor, ..
         import mesa_kernels
     except ImportError as missing:
         raise RuntimeError(
-            "back end triton: the package mesa_kernels is not installed; use backend='torch'"
+            "backend 'triton': the package mesa_kernels is not installed; use backend='torch'"
         ) from missing
     results: tuple[Tensor, ...] = getattr(mesa_kernels, name)(*tensors, **limits._asdict())
     return results
@@ -59,8 +59,8 @@ _step_op = register("mesa_step", _step, _step_shapes)
 def mesa_step(operands: Operands, limits: Limits) -> Results:
     """Advance sequences by one token, without gradients.
 
-    The final gram and cross are side by side in one tensor `[B, G, K, K + V]`, as a cache holds them. Steps are 0
-    where conjugate gradients did not end and the system was factored.
+    The final gram and cross are views of one tensor `[B, G, K, K + V]`, the layout of a cache. Steps are 0 where
+    conjugate gradients did not converge and the system was factored instead.
     """
     output, state, solution, steps = _step_op(*operands, *limits)
     K = operands.query.shape[-1]
@@ -68,10 +68,10 @@ def mesa_step(operands: Operands, limits: Limits) -> Results:
 
 
 def beside(gram: Tensor, cross: Tensor) -> Tensor:
-    """Put gram `[B, G, K, K]` and cross `[B, G, K, V]` side by side, without a copy where memory has them so."""
+    """Concatenate gram `[B, G, K, K]` and cross `[B, G, K, V]`, without a copy if they already share a tensor."""
     K, V = cross.shape[-2:]
     if torch.compiler.is_compiling() or transforms_active() or gram.requires_grad or cross.requires_grad:
-        return torch.cat((gram, cross), dim=-1)  # the compiler fuses the copy, and sees no memory
+        return torch.cat((gram, cross), dim=-1)  # the compiler fuses the copy and has no storage to inspect
     follows = cross.storage_offset() == gram.storage_offset() + K and gram.stride() == cross.stride()
     if (
         not follows

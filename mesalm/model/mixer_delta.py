@@ -1,4 +1,4 @@
-"""Gated delta net: a memory that each token corrects by what it got wrong."""
+"""Gated delta net: each token corrects the memory's error on its own key and value."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .operator_linear import delta_rule
 
 
 class DeltaMixer(GatedMixer):
-    """Correct the state by the token, then read it: see `delta_rule`; the read-out is gated (Yang et al. 2024).
+    """The gated delta rule (see `delta_rule`) with an output gate (Yang et al. 2024).
 
-    Projections, convolution and gates are those of all gated mixers; the output gate is the layer's own. The authors'
-    layer also has `conv_values` and `forget_rate`.
+    Projections, convolution and gates are those of all gated mixers. The authors' layer also corresponds to
+    `conv_values` and `forget_rate`.
     """
 
     name = "delta"
@@ -27,7 +27,7 @@ class DeltaMixer(GatedMixer):
         return result if return_state else (result, None)
 
     def left_behind(self, projections: Projections) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what tokens leave of an empty state, and of the identity where they write nothing."""
+        """Return the state after the tokens from zero, and the matrix that maps an earlier state over them."""
         zeros = torch.zeros_like(projections.key)
         operands = projections._replace(query=projections.key, value=torch.cat((projections.value, zeros), dim=-1))
         B, _, G, K = projections.key.shape
@@ -38,7 +38,7 @@ class DeltaMixer(GatedMixer):
         return own, transition
 
     def flops(self, length: int) -> float:
-        """Return the operations per token of one forward pass: the read-out, and the corrections of each key head."""
+        """Return the FLOPs per token of a forward pass: the read-out, and the corrections per key head."""
         K, V, chunk = self.key_size, self.value_size, chunk_length(length)
         read = 2.0 * (K * V + chunk * (K + V))
         solve = chunk * (3.0 * K + V)

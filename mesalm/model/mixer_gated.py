@@ -1,4 +1,4 @@
-"""What mesa and gated linear attention share: projections, convolution, gates, output and cache."""
+"""The base class of recurrent mixers: projections, convolution, gates, output and cache."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp, same_segment
 
 GATES = ("forget_proj", "input_proj")
-"""The maps to the gates; 16 bits cannot represent a forget gate near 1."""
+"""The projections to the gates, kept in float32: 16 bits cannot represent a forget gate near 1."""
 
 RATE = "rate_bias"
-"""The name of the rate of forgetting, of mixers with `MesaConfig.forget_rate`."""
+"""The name of the learned forget rate of mixers with `MesaConfig.forget_rate`."""
 
 SATURATED = 0.01
-"""A gate as close as this to 0 or 1 is saturated."""
+"""A gate within this distance of 0 or 1 counts as saturated."""
 
 
 class Projections(NamedTuple):
@@ -39,15 +39,15 @@ class Projections(NamedTuple):
 class GatedMixer(nn.Module):
     """A mixer with a recurrent state of constant size; subclasses define how the state is read.
 
-    query, key: projection, causal convolution with SiLU, feature map if there is one, L2 norm; value: projection, and
-    convolution with `MesaConfig.conv_values`. The gates come from the token, one per key head: beta = sigmoid(input),
-    gamma = sigmoid(forget)^rate, the rate 1 or learned (`forget_rate`), capped as `forget_cap` says. The read-out
-    passes an RMS norm per head, unless `MesaConfig.read_norm` is off, an output gate if the subclass `gates_output`,
-    and the output projection (von Oswald et al. 2025, section 2).
+    query, key: projection, causal convolution with SiLU, optional feature map, L2 norm; value: projection, and with
+    `MesaConfig.conv_values` a convolution. The gates are projections of the token, one per key head:
+    beta = sigmoid(input), gamma = sigmoid(forget)^rate, where rate is 1 or learned (`forget_rate`), capped by
+    `forget_cap`. The read-out passes through an RMS norm per head (unless `MesaConfig.read_norm` is off), an output
+    gate (if the subclass sets `gates_output`) and the output projection (von Oswald et al. 2025, section 2).
 
     Args:
-        config: a `MesaConfig`, which no mixer imports, since it reads the table of mixers.
-        layer_idx: the number of the layer.
+        config: a `MesaConfig`; importing the class here would be circular.
+        layer_idx: the index of the layer.
     """
 
     name: str
@@ -71,7 +71,7 @@ class GatedMixer(nn.Module):
         if config.gates:
             self.forget_proj = GateProjection(config.hidden_size, groups, start=config.forget_bias)
             self.input_proj = GateProjection(config.hidden_size, groups)
-        # flat and named a bias, so that weight decay spares it
+        # one-dimensional and named a bias, so that it gets no weight decay
         rate = torch.zeros(groups, dtype=compute_dtype(torch.get_default_dtype()))
         self.rate_bias = nn.Parameter(rate) if config.gates and config.forget_rate else None
         gated = config.gates and self.gates_output
@@ -82,7 +82,7 @@ class GatedMixer(nn.Module):
         self.gate_sample: torch.Tensor | None = None
 
     def init_parameters(self) -> None:
-        """Start the parameters that are the mixer's own: the rate of forgetting at 1."""
+        """Initialise the mixer's own parameters: the forget rate starts at 1."""
         if self.rate_bias is not None:
             init.zeros_(self.rate_bias)
 
@@ -95,16 +95,16 @@ class GatedMixer(nn.Module):
         stretch: Stretch | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Return the mixed tokens, [B, T, hidden], and no attention weights.
+        """Return the mixer's output, [B, T, hidden], and None for the attention weights.
 
         Args:
             hidden_states: [B, T, hidden].
-            padding_mask: [B, T] booleans, False where a token is padding and must write nothing. None: no padding.
-            segments: [B, T] integers, the document of each token in a packed row. None: one document. With a stretch
-                they are those of the whole row.
-            cache: transformers' cache; read and written when given.
-            stretch: the part of the rows that these tokens are, where processes share rows.
-            kwargs: what softmax attention reads.
+            padding_mask: [B, T] booleans, False for padding tokens, which write nothing. None: no padding.
+            segments: [B, T] integers, the document of each token in a packed row. None: one document. With a stretch,
+                those of the whole row.
+            cache: transformers' cache; read and updated if given.
+            stretch: the part of each row that this process reads, if processes share rows.
+            kwargs: arguments of softmax attention, ignored.
         """
         check_keywords(self, kwargs, MIXER_KEYWORDS)
         if padding_mask is not None:
@@ -128,22 +128,22 @@ class GatedMixer(nn.Module):
     def read(
         self, projections: Projections, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the read-out [B, T, H, V] and, if asked, the state after the last token, one float32 tensor."""
-        raise NotImplementedError(f"{type(self).__name__} must say how its state is read")
+        """Return the read-out [B, T, H, V] and, if `return_state`, the final state as one tensor, float32 or better."""
+        raise NotImplementedError(f"{type(self).__name__} must define how its state is read")
 
     def written(self, projections: Projections) -> torch.Tensor:
-        """Return what each token writes into the state beside its key, [B, T, G, state_columns]."""
+        """Return the vector that each token writes into the state with its key, [B, T, G, state_columns]."""
         return projections.value
 
     def left_behind(self, projections: Projections) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what tokens leave of an empty state, and what takes an earlier one on; see `Stretch.state_before`."""
+        """Return the state after the tokens from zero, and the transition of an earlier one: `Stretch.state_before`."""
         gates = projections.log_forget, projections.input_gate
         return leave_behind(projections.key, self.written(projections), *gates)
 
     def gates(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Return log_forget and input_gate of the tokens [B, T, hidden], float32 [B, T, G]; None: all gates are 1.
+        """Return log_forget and input_gate of tokens [B, T, hidden], float32 or better [B, T, G]; None: gates of 1.
 
-        Padding and the first tokens of documents are set afterwards.
+        Padding and document starts are applied afterwards.
         """
         if not self.config.gates:
             return None, None
@@ -156,16 +156,16 @@ class GatedMixer(nn.Module):
         return log_forget, input_gate
 
     def more_gates(self, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return what else `read` is given of the tokens [B, T, hidden], by name."""
+        """Return further arguments of `read`, by name, computed from the tokens [B, T, hidden]."""
         return {}
 
     @property
     def state_columns(self) -> int:
-        """Return how many numbers the state has for each key dimension of a key head."""
+        """Return the number of columns of the state: numbers per key dimension of a key head."""
         return self.value_size
 
     def state_numbers(self, length: int) -> int:
-        """Return how many numbers a cache holds of one sequence after ``length`` tokens."""
+        """Return how many numbers a cache holds per sequence after ``length`` tokens."""
         state = self.groups * self.key_size * self.state_columns
         return state + (0 if self.conv is None else self.conv.state_numbers)
 
@@ -177,7 +177,7 @@ class GatedMixer(nn.Module):
         cache: Cache | None,
         stretch: Stretch | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return query, key and value."""
+        """Return query, key and value for the operator."""
         batch, length, _ = hidden_states.shape
         value = None
         maps = (self.q_proj, self.k_proj, self.v_proj) if self.config.conv_values else (self.q_proj, self.k_proj)
@@ -203,7 +203,7 @@ class GatedMixer(nn.Module):
         segments: torch.Tensor | None,
         stretch: Stretch | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Return log_forget and input_gate, float32 [B, T, G] or None: padding writes nothing, documents restart."""
+        """Return log_forget and input_gate, [B, T, G] or None, with padding masked and a restart at each document."""
         log_forget, input_gate = self.gates(hidden_states)
         if padding_mask is not None:
             padding = ~padding_mask.unsqueeze(-1)
@@ -223,7 +223,7 @@ class GatedMixer(nn.Module):
 
 @torch.no_grad()
 def sample_of_gates(log_forget: torch.Tensor | None) -> torch.Tensor | None:
-    """Return mean and saturated share of the first row's forget gates, [2]; where documents begin they do not count."""
+    """Return mean and saturated share of the first row's forget gates, [2], leaving out document starts."""
     if log_forget is None:
         return None
     gate, goes_on = log_forget[0].exp(), log_forget[0].isfinite()
@@ -240,11 +240,11 @@ def convolve(
     layer_idx: int,
     stretch: Stretch | None = None,
 ) -> torch.Tensor:
-    """Convolve [B, T, D], carrying the last size - 1 inputs in transformers' cache when there is one.
+    """Convolve [B, T, D], keeping the last size - 1 inputs in transformers' cache if one is given.
 
-    Padding is skipped wherever it is: a token's taps are its last real predecessors, so that padding inside a
-    continued prompt changes nothing either. Without a convolution the inputs are returned as they are; transformers
-    marks a recurrent layer as filled only when its convolution state is written, so a state of one zero is.
+    Padding is skipped: the kernel covers a token's last predecessors that are no padding, so padding inside a continued
+    prompt has no effect either. Without a convolution the inputs are returned unchanged, but a convolution state of one
+    zero is written to the cache, since transformers otherwise considers a recurrent layer empty.
     """
     if conv is None:
         if cache is not None:
@@ -253,7 +253,7 @@ def convolve(
     batch, _, channels = inputs.shape
     width = conv.size - 1
     past = conv_state(cache, layer_idx)
-    # a cache may have been filled outside of autocast, or inside
+    # the cache may have been filled under another autocast setting
     past = inputs.new_zeros(batch, width, channels) if past is None else past.transpose(1, 2).to(inputs.dtype)
     if stretch is not None:
         past = stretch.last_before(inputs, width)

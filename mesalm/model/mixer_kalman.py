@@ -1,4 +1,4 @@
-"""Gated KalmaNet: ridge regression in proportion to the state, mixed with the plain query."""
+"""Gated KalmaNet: ridge regression with a ridge proportional to the state's norm."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .operator_kalman import STEPS, kalman_attention
 from .operator_mesa import MesaState
 
 MIX = "mix_proj"
-"""The name of the map to how much of the solution is read; a sigmoid, one per query head."""
+"""The name of the projection to the mixing weight of solution and query: a sigmoid, one per query head."""
 
 
 class KalmanMixer(GatedMixer):
-    """Read both states as `kalman_attention` does; the read-out is gated (Peng et al. 2025).
+    """Gated KalmaNet (see `kalman_attention`) with an output gate (Peng et al. 2025).
 
-    Projections, convolution and gates are those of all gated mixers, as in `DeltaMixer`. The cache holds gram and cross
-    beside one another, as `MesaMixer`'s does.
+    Projections, convolution and gates are those of all gated mixers. As in `MesaMixer`, the cache holds gram and cross
+    side by side.
     """
 
     name = "kalman"
@@ -33,7 +33,7 @@ class KalmanMixer(GatedMixer):
             self.mix_proj = GateProjection(config.hidden_size, self.heads)
 
     def more_gates(self, hidden_states: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return how much of the solution is read, [B, T, H]; all of it without gates."""
+        """Return `mix` [B, T, H]; without gates nothing, which means 1."""
         return {"mix": self.mix_proj(hidden_states).sigmoid()} if self.config.gates else {}
 
     def read(
@@ -45,16 +45,16 @@ class KalmanMixer(GatedMixer):
         return output, beside(after.gram, after.cross) if return_state else None
 
     def written(self, projections: Projections) -> torch.Tensor:
-        """Return the rows of both states, gram's first, as the state holds them beside one another."""
+        """Return the key for gram and the value for cross."""
         return torch.cat((projections.key, projections.value), dim=-1)
 
     @property
     def state_columns(self) -> int:
-        """Return how many numbers the state has for each key dimension: a row of gram and one of cross."""
+        """Return the number of columns of the state: those of gram and cross."""
         return self.key_size + self.value_size
 
     def flops(self, length: int) -> float:
-        """Return the operations per token of one forward pass: the products of the steps, and the read-out."""
+        """Return the FLOPs per token of a forward pass: the products of the solver steps, and the read-out."""
         K, V, chunk = self.key_size, self.value_size, chunk_length(length)
         product = 2.0 * K * (K + 2 * chunk)
         return self.heads * ((STEPS + 1) * product + 4.0 * K * V + 2.0 * chunk * (K + V)) + self.groups * product

@@ -22,6 +22,6 @@ class LinearMixer(GatedMixer):
         return result if return_state else (result, None)
 
     def flops(self, length: int) -> float:
-        """Return the operations per token of one forward pass of the recurrence: two products with a state."""
+        """Return the FLOPs per token of a forward pass of the recurrence: two products with a state."""
         K, V, chunk = self.key_size, self.value_size, chunk_length(length)
         return 2.0 * self.heads * (2 * K * V + chunk * (K + V))

@@ -1,4 +1,4 @@
-"""The mesa mixer: each token reads the exact ridge regression of the values on the keys seen so far."""
+"""The mesa mixer: each token's output is the ridge regression of the values on the keys so far, at its query."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .mixer_gated import GatedMixer, Projections
 from .operator_mesa import MesaState, mesa_attention
 
 RIDGE, OLD_RIDGE = "ridge_bias", "ridge_parameter"
-"""The name of the ridge's parameter, and what it was in checkpoints of earlier versions."""
+"""The name of the ridge parameter, and its name in checkpoints of earlier versions."""
 
 
 class SolverSample(NamedTuple):
     """How one layer solved the systems of one row and one key head.
 
-    misses: share of chunks of 64 tokens and query heads that hold a solution out of tolerance, measured in float64;
+    misses: share of chunks (64 tokens) and query heads with a solution out of tolerance, measured in float64;
     residual: the largest |q - (H + ridge) x| / |q|;
     input_gate, forget_gate: means of the head's gates over the row, None without gates.
     """
@@ -47,7 +47,7 @@ class MesaMixer(GatedMixer):
 
     def __init__(self, config: Any, layer_idx: int):
         super().__init__(config, layer_idx)
-        # kept flat and named a bias, since weight decay spares vectors in some training loops and biases in others
+        # one-dimensional and named a bias: some training loops exempt vectors from weight decay, others biases
         count = self.groups * (self.key_size if config.ridge_per_channel else 1)
         self.ridge_bias = nn.Parameter(torch.zeros(count, dtype=compute_dtype(torch.get_default_dtype())))
         self.register_load_state_dict_pre_hook(_take_old_name)
@@ -56,13 +56,13 @@ class MesaMixer(GatedMixer):
         self.solver_sample: SolverSample | None = None
 
     def init_parameters(self) -> None:
-        """Start the ridge where the configuration says."""
+        """Initialise the ridge to `ridge_init`."""
         super().init_parameters()
         above = self.config.ridge_init - self.config.ridge_floor
         init.constant_(self.ridge_bias, above + math.log(-math.expm1(-above)))
 
     def ridge(self) -> torch.Tensor:
-        """Return the ridge, [G, K] or [G], float32, or float64 in a model of that dtype."""
+        """Return the ridge, [G, K] or [G], in float32, or float64 in a float64 model."""
         bias = self.ridge_bias.to(compute_dtype(self.ridge_bias.dtype))
         ridge = self.config.ridge_floor + nn.functional.softplus(bias)
         return ridge.view(self.groups, self.key_size) if self.config.ridge_per_channel else ridge
@@ -82,7 +82,7 @@ class MesaMixer(GatedMixer):
         if self.sample_head is not None and not torch.compiler.is_compiling():
             self.solver_sample = self._sample(projections, state, self.sample_head)
             self.sample_head = None
-        if not torch.compiler.is_exporting():  # an exported graph cannot leave anything behind
+        if not torch.compiler.is_exporting():  # an exported graph cannot set attributes
             self.solver_steps = report.steps
         return output, beside(after.gram, after.cross) if return_state else None
 
@@ -95,7 +95,7 @@ class MesaMixer(GatedMixer):
 
     @torch.no_grad()
     def _sample(self, projections: Projections, state: torch.Tensor | None, head: int) -> SolverSample:
-        """Solve the first row's systems of a key head once more and measure how well that went."""
+        """Solve the systems of one key head in the first row again and measure the accuracy."""
         query, key, value, log_forget, input_gate = projections
         one, readers = slice(head, head + 1), self.heads // self.groups
         _, report = mesa_attention(
@@ -116,14 +116,14 @@ class MesaMixer(GatedMixer):
 
     @property
     def state_columns(self) -> int:
-        """Return how many numbers the state has for each key dimension: a row of gram and one of cross."""
+        """Return the number of columns of the state: those of gram and cross."""
         return self.key_size + self.value_size
 
     def flops(self, length: int) -> float:
-        """Return the operations per token of one forward pass: two states, the read-out, and the solve's products.
+        """Return the FLOPs per token of a forward pass: two states, the read-out, and the products of the solve.
 
         One solver step is one product with H_t, 2 (K^2 + 2 C K) operations per token and head with chunks of C tokens;
-        the steps are those of the last forward pass. The kernels of a card have chunks of 64 for all keys.
+        the steps are those of the last forward pass. The GPU kernels use chunks of 64 for every key size.
         """
         backend = self.config.mesa_backend
         kernels = backend == "triton" or (backend == "auto" and self.ridge_bias.is_cuda)
@@ -136,6 +136,6 @@ class MesaMixer(GatedMixer):
 
 
 def _take_old_name(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str, *rest: object) -> None:
-    """Load a ridge by the name it had in checkpoints of earlier versions."""
+    """Rename the ridge parameter when loading checkpoints of earlier versions."""
     if prefix + OLD_RIDGE in weights:
         weights[prefix + RIDGE] = weights.pop(prefix + OLD_RIDGE)

@@ -20,11 +20,11 @@ from .mixer_gated import convolve
 class SoftmaxMixer(nn.Module):
     """Softmax attention (Vaswani et al. 2017) with rotary positions (Su et al. 2021) and grouped heads.
 
-    With `MesaConfig.conv_size` queries and keys pass a causal convolution with SiLU, with `conv_values` values as well.
+    With `MesaConfig.conv_size`, queries and keys (with `conv_values` also values) are convolved causally, with SiLU.
 
     Args:
         config: a `MesaConfig`.
-        layer_idx: the number of the layer.
+        layer_idx: the index of the layer.
     """
 
     name = "softmax"
@@ -60,19 +60,19 @@ class SoftmaxMixer(nn.Module):
         stretch: Stretch | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the mixed tokens, [B, T, hidden], and the attention weights where the back end gives them.
+        """Return the mixer's output, [B, T, hidden], and the attention weights if the back end returns them.
 
         Args:
             hidden_states: [B, T, hidden].
             padding_mask: [B, T] booleans, False at padding; only the convolution needs it. None: no padding.
-            segments: [B, T] integers, the document of each token; only the convolution needs it. With a stretch they
-                are those of the whole row.
-            cache: transformers' cache; read and written when given.
-            attention_mask: the masks by layer type, as transformers makes them for the attention back end in use.
+            segments: [B, T] integers, the document of each token; only the convolution needs it. With a stretch,
+                those of the whole row.
+            cache: transformers' cache; read and updated if given.
+            attention_mask: the masks by layer type, in transformers' format for the attention back end in use.
             position_embeddings: cosines and sines, [B, T, K] each. None: no rotary positions.
-            stretch: the part of the rows that these tokens are, where processes share rows; the mask then has a
-                column per token up to the end of it.
-            kwargs: what attention back ends read.
+            stretch: the part of each row that this process reads, if processes share rows; the mask then has a
+                column per token up to the end of the stretch.
+            kwargs: arguments of the attention back end.
         """
         check_keywords(self, kwargs, MIXER_KEYWORDS)
         batch, length, _ = hidden_states.shape
@@ -95,7 +95,7 @@ class SoftmaxMixer(nn.Module):
         if stretch is not None:
             key, value = stretch.all_until_here(key), stretch.all_until_here(value)
         if not query.numel():
-            # the back ends cannot reshape what is empty
+            # the back ends cannot reshape empty tensors
             return self.o_proj(query.transpose(1, 2).flatten(2)), None
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -114,9 +114,9 @@ class SoftmaxMixer(nn.Module):
         return self.o_proj(output.flatten(2)), weights
 
     def state_numbers(self, length: int) -> int:
-        """Return how many numbers a cache holds of one sequence after ``length`` tokens."""
+        """Return how many numbers a cache holds per sequence after ``length`` tokens."""
         return 2 * length * self.groups * self.head_dim + (0 if self.conv is None else self.conv.state_numbers)
 
     def flops(self, length: int) -> float:
-        """Return the operations per token of one forward pass over `length` tokens: half of scores and read-out."""
+        """Return the FLOPs per token of a forward pass over `length` tokens: the causal half of scores and read-out."""
         return 2.0 * self.heads * self.head_dim * length

@@ -15,12 +15,12 @@ from .mixer_window import WindowMixer
 
 
 class Mixer(NamedTuple):
-    """A sequence mixer and what the rest of the code must know of it; the defaults suit subclasses of `GatedMixer`.
+    """A sequence mixer and its properties; the defaults suit subclasses of `GatedMixer`.
 
-    build: the class, made from a configuration and the number of its layer.
-    conv_size: width of its short convolution where the configuration names none; 0: no convolution.
+    build: the class, called with a configuration and a layer index.
+    conv_size: default width of its short convolution; 0: no convolution.
     float32: names of the modules and parameters that stay float32 in a model of another dtype.
-    converts: whether `mesalm convert` can put it in the place of softmax attention.
+    converts: whether `mesalm convert` can replace softmax attention by it.
     """
 
     build: type[Any]
@@ -30,17 +30,17 @@ class Mixer(NamedTuple):
 
     @property
     def attention(self) -> str | None:
-        """Return the layer type of the masks it is given, with rotary positions; None for a recurrent mixer."""
+        """Return transformers' layer type for the mixer's attention masks; None for a recurrent mixer."""
         kind: str | None = self.build.attention
         return kind
 
     @property
     def recurrent(self) -> bool:
-        """Return whether it keeps a state of constant size; else it keeps keys and values of tokens."""
+        """Return whether the mixer has a state of constant size instead of cached keys and values."""
         return self.attention is None
 
     def cache_layer(self, convolved: bool) -> str:
-        """Return the layer type by which transformers makes its cache; `convolved`: whether it has a convolution."""
+        """Return transformers' layer type for the mixer's cache; `convolved`: whether it has a convolution."""
         if self.attention is None:
             return "linear_attention"
         return ATTENTION[self.attention] if convolved else self.attention

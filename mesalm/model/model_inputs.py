@@ -1,7 +1,7 @@
-"""Check and read the inputs of a forward pass: ids, padding, and where documents begin.
+"""Check and interpret the inputs of a forward pass: token ids, padding and document starts.
 
-Shapes and dtypes are always checked; ids by value on the CPU alone, where looking at them waits for no device. A mask's
-values are looked at everywhere, and checked by the graph itself where one is traced.
+Shapes and dtypes are always checked. The values of ids are checked only on the CPU, where reading them needs no
+synchronisation; those of a mask on every device, and in a traced graph by an assertion in the graph.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .operator_transforms import transforms_active
 
 MASK_VALUES = (
     "attention_mask: it holds other values than 0 (padding) and 1 (a token); keep documents apart by position_ids that "
-    "start anew at each"
+    "restart at each"
 )
 
 
@@ -40,7 +40,7 @@ def check_ids(input_ids: Any, vocabulary: int) -> None:
     """Check token ids.
 
     Raises:
-        ValueError: they are not a tensor [B, T] of int32 or int64, or, on the CPU, not within the vocabulary.
+        ValueError: they are not a tensor [B, T] of int32 or int64, or (checked on the CPU only) exceed the vocabulary.
     """
     _check_integers("input_ids", input_ids)
     if input_ids.ndim != 2:
@@ -60,11 +60,11 @@ def check_embeddings(inputs_embeds: Tensor, width: int) -> None:
 
 
 def check_masks(attention_mask: Any, config: MesaConfig) -> None:
-    """Check that a mask is of a kind that the layers can use.
+    """Check that the layers can use a mask of this kind.
 
     Raises:
-        ValueError: no tensor; more than two dimensions where layers are recurrent or convolve; masks by layer type
-            without those of a type that the model has.
+        ValueError: not a tensor; more than two dimensions for recurrent layers or convolutions; masks by layer type
+            that lack a type of the model.
     """
     if isinstance(attention_mask, dict):
         for name in [*config.attention_kinds, *(["linear_attention"] if config.has_states else [])]:
@@ -81,18 +81,18 @@ def check_masks(attention_mask: Any, config: MesaConfig) -> None:
 
 
 def find_tokens(attention_mask: Any, inputs_embeds: Tensor, seen: Any) -> Tensor | None:
-    """Return which tokens are no padding, [B, T] booleans; None where no token is padding.
+    """Return which tokens are not padding, [B, T] booleans; None if there is no padding.
 
-    In a traced graph they are returned whatever they hold, since the values cannot be looked at.
+    In a traced graph, which cannot depend on values, the booleans are returned even without padding.
 
     Args:
-        attention_mask: [B, past + T], 0 at padding; or the masks by layer type, whose mask for recurrent layers is of
-            the T tokens alone; or None, or a mask of four dimensions, neither of which tells.
+        attention_mask: [B, past + T], 0 at padding; or the masks by layer type, of which the one for recurrent layers
+            is [B, T]; or None or a 4-dimensional mask, which both count as no padding.
         inputs_embeds: [B, T, hidden].
         seen: the number of past tokens, an integer or a tensor.
 
     Raises:
-        ValueError: a mask of another shape, or of other values than 0 and 1.
+        ValueError: a mask of another shape or with values other than 0 and 1.
     """
     if isinstance(attention_mask, dict):
         attention_mask, seen = attention_mask.get("linear_attention"), 0
@@ -120,22 +120,22 @@ def find_tokens(attention_mask: Any, inputs_embeds: Tensor, seen: Any) -> Tensor
 
 
 def find_segments(position_ids: Tensor, tokens: Tensor | None) -> Tensor | None:
-    """Number the documents of packed rows, [B, T] integers; None where each row is one document.
+    """Number the documents of packed rows, [B, T] integers; None if each row is a single document.
 
-    A document begins at a token whose position is neither that of the token before plus one nor, where padding lies
-    between the two, plus their distance. The numbers are returned even for rows of one document in a traced graph,
-    whose values cannot be looked at, and within `unchecked_values` on other devices than the CPU, where looking waits.
+    A document begins at a token whose position exceeds that of the previous token by neither 1 nor, with padding
+    between the two, their distance in the row. Numbers are returned even for single documents where values cannot be
+    read: in a traced graph, and within `unchecked_values` on a GPU, to avoid synchronisation.
 
     Args:
         position_ids: [B, T].
-        tokens: [B, T] booleans, False at padding, which begins no document; None: no padding.
+        tokens: [B, T] booleans, False at padding, where no document begins; None: no padding.
     """
     if position_ids.shape[1] <= 1:
         return None
     if tokens is None:
         tokens = torch.ones_like(position_ids, dtype=torch.bool)
     places = torch.arange(position_ids.shape[1], device=position_ids.device).expand_as(position_ids)
-    # the place of the last token before each, -1 where there is none
+    # the index of the previous token that is not padding, -1 if there is none
     before = places.masked_fill(~tokens, -1).cummax(dim=1).values.roll(1, dims=1)
     before[:, 0] = -1
     step = position_ids - position_ids.gather(1, before.clamp(min=0))
@@ -149,7 +149,7 @@ def find_segments(position_ids: Tensor, tokens: Tensor | None) -> Tensor | None:
 def read_segments(
     position_ids: Tensor | None, inputs_embeds: Tensor, tokens: Tensor | None, cached: bool
 ) -> Tensor | None:
-    """Return `find_segments` of checked positions; None without positions.
+    """Check the positions and return their `find_segments`; None without positions.
 
     Args:
         position_ids: [B, T] or [1, T].
@@ -158,7 +158,7 @@ def read_segments(
         cached: whether there is a cache.
 
     Raises:
-        ValueError: positions of another shape or dtype; a new document in a row that goes on from a cache.
+        ValueError: positions of another shape or dtype; a new document in a row that continues from a cache.
     """
     if position_ids is None:
         return None
@@ -173,8 +173,8 @@ def read_segments(
     segments = find_segments(position_ids.expand(batch, length), tokens)
     if cached and segments is not None:
         raise ValueError(
-            "position_ids: they begin a new document within a row, but a cache goes on with one document a row; read "
-            "packed rows without one"
+            "position_ids: they begin a new document within a row, but a cache holds one document per row; read "
+            "packed rows without a cache"
         )
     return segments
 
@@ -182,19 +182,19 @@ def read_segments(
 def find_stretch(
     context: Any, config: MesaConfig, length: int, attention_mask: Any, cache: Cache | None, training: bool
 ) -> Stretch | None:
-    """Return this process's part of rows of ``length`` tokens that a group shares; None without a group.
+    """Return this process's stretch of rows of ``length`` tokens shared by the group ``context``; None without a group.
 
     Raises:
-        ValueError: a mask, a cache or dropout, which are not for shared rows; what `Stretch.of` refuses.
+        ValueError: a mask, a cache or dropout, which shared rows do not support; or any error of `Stretch.of`.
     """
     if context is None:
         return None
     if attention_mask is not None:
         raise ValueError("context: shared rows take no attention_mask; pad at the end, with labels of -100")
     if cache is not None:
-        raise ValueError("context: shared rows go on from no cache; leave out the one or the other")
+        raise ValueError("context: shared rows cannot continue from a cache; leave out one of the two")
     if training and config.attention_dropout:
-        raise ValueError("context: attention dropout would differ from one process's; set attention_dropout=0")
+        raise ValueError("context: attention dropout would depend on the number of processes; set attention_dropout=0")
     return Stretch.of(context, length)
 
 
@@ -207,11 +207,10 @@ def attention_masks(
     segments: Tensor | None,
     stretch: Stretch | None = None,
 ) -> dict[str, Any]:
-    """Return what keeps softmax and window layers from padding and other documents, as arguments of the mixer.
+    """Return the arguments that mask padding and other documents in softmax and window mixers.
 
     Raises:
-        ValueError: padding in packed rows where flash attention is asked for, which takes the one or the other; flash
-            attention where processes share rows.
+        ValueError: flash attention with both padding and packed rows, or with rows shared by processes.
     """
     begin = 0
     if stretch is not None:
@@ -224,12 +223,12 @@ def attention_masks(
         sliding = kind == "sliding_attention"
         if segments is None or (mask is not None and len(mask.shape) == 4):
             create = create_sliding_window_causal_mask if sliding else create_causal_mask
-            # release 5.17 would measure the mask by a recurrent layer, or one of the other kind
+            # transformers 5.17 would take the mask's size from a recurrent layer or one of the other attention type
             first = next(number for number, name in enumerate(config.layer_types) if name in (kind, ATTENTION[kind]))
-            # by place, since transformers 5.24 renames the cache
+            # positional arguments, since transformers 5.24 renames the cache
             masks[kind] = create(config, inputs_embeds, mask, cache, layer_idx=first)
         elif not is_flash_attention_requested(config):
-            # transformers' own causal mask looks for documents only where there is no mask, even of ones
+            # transformers' causal mask looks for documents only if there is no mask at all, not even one of ones
             batch, length = inputs_embeds.shape[:2]
             causal = sliding_window_causal_mask_function(config.window) if sliding else causal_mask_function
             masks[kind] = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation](

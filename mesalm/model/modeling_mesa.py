@@ -1,6 +1,6 @@
-"""The causal language model: one file for every mixer.
+"""The causal language model with any mixers.
 
-No `from __future__ import annotations` here: transformers reads the class behind the annotation `config: MesaConfig`.
+No `from __future__ import annotations` here: transformers needs the class in the annotation `config: MesaConfig`.
 """
 
 import math
@@ -47,14 +47,14 @@ check_versions()
 
 
 def residual_norm(config: MesaConfig) -> nn.Module:
-    """Make the norm through which blocks and head see the residual stream; the identity without `block_norms`."""
+    """Make the input norm of blocks and head; the identity without `block_norms`."""
     return LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if config.block_norms else nn.Identity()
 
 
 class MesaBlock(GradientCheckpointingLayer):
     """A block: h + mixer(norm(h)), then h + mlp(norm(h)).
 
-    `MesaConfig` can leave out the norms or the MLP and bound what comes out.
+    `MesaConfig` can leave out the norms or the MLP and clamp the result.
     """
 
     def __init__(self, config: MesaConfig, layer_idx: int):
@@ -69,7 +69,7 @@ class MesaBlock(GradientCheckpointingLayer):
         self.clip = config.residual_clip
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Return the tokens after this block, [B, T, hidden]; `kwargs` are the mixer's."""
+        """Return the hidden states after this block, [B, T, hidden]; `kwargs` are passed to the mixer."""
         mixed, _ = self.mixer(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + mixed
         if self.mlp is not None:
@@ -78,7 +78,7 @@ class MesaBlock(GradientCheckpointingLayer):
 
 
 class MesaPreTrainedModel(Measures, PreTrainedModel):
-    """The base class of mesa models: initialising, loading and saving."""
+    """The base class of mesa models: initialisation, loading and saving."""
 
     config: MesaConfig
     base_model_prefix = "model"
@@ -95,11 +95,11 @@ class MesaPreTrainedModel(Measures, PreTrainedModel):
     def __init__(self, config: MesaConfig):
         config.check()
         super().__init__(config)
-        # a recurrent state cannot be taken back by a token, which assisted generation needs
+        # assisted generation must remove tokens, which a recurrent state does not allow
         self._is_stateful = config.has_states
         words = {word for name in config.layer_mixers for word in MIXERS[name].float32}
         words |= {RATE} if words and config.gates and config.forget_rate else set()
-        # half weights go by the strict names, quantisers by the others, which some match from the start
+        # 16-bit weights use the strict names, quantisers the others, which some match at the start of a name
         self._keep_in_fp32_modules_strict = words
         self._keep_in_fp32_modules = {f".*{word}" for word in words}
 
@@ -107,14 +107,14 @@ class MesaPreTrainedModel(Measures, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ResidualProjection):
-            # each block adds two terms to the residual stream; this keeps its variance at the start free of depth
+            # each block adds two terms to the residual stream; this keeps its initial variance independent of depth
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
         elif isinstance(module, GateProjection):
             init.constant_(module.bias, module.start)
         elif isinstance(module, ShortConvolution):
-            # near the identity, so that a mixer begins as one without convolution; a start without that bias to the
-            # token itself was far behind after 300 steps (docs/log.md)
+            # near the identity, so that a mixer starts almost like one without convolution; without this the loss was
+            # much worse after 300 steps (docs/log.md)
             start = torch.randn_like(module.weight) / (2 * module.size)
             start[:, 0] = 1.0
             init.copy_(module.weight, start)
@@ -122,11 +122,11 @@ class MesaPreTrainedModel(Measures, PreTrainedModel):
             own_start()
 
     def save_pretrained(self, *arguments: Any, **kwargs: Any) -> None:
-        """Save the model, by default under the names its weights have now; see transformers."""
+        """Save the model, by default under the current weight names; see transformers."""
         super().save_pretrained(*arguments, **{"save_original_format": False, **kwargs})
 
     def state_numbers(self, length: int) -> int:
-        """Return how many numbers a cache holds of one sequence after ``length`` tokens."""
+        """Return how many numbers a cache holds per sequence after ``length`` tokens."""
         mixers: list[Any] = [block.mixer for block in self.modules() if isinstance(block, MesaBlock)]
         return sum(mixer.state_numbers(length) for mixer in mixers)
 
@@ -135,7 +135,7 @@ class MesaModel(MesaPreTrainedModel):
     """The mesa model without a head: token ids to hidden states.
 
     Args:
-        config: the model's configuration; `mixers` says which mixer each block has.
+        config: the model's configuration; `mixers` gives the mixer of each block.
     """
 
     def __init__(self, config: MesaConfig):
@@ -149,7 +149,7 @@ class MesaModel(MesaPreTrainedModel):
         self.layers = nn.ModuleList([MesaBlock(config, layer) for layer in range(config.num_hidden_layers)])
         self.norm = residual_norm(config)
         self.has_attention = config.has_attention
-        # the module reads rope_parameters, head_dim and max_position_embeddings, which this configuration has too
+        # LlamaRotaryEmbedding reads rope_parameters, head_dim and max_position_embeddings, which MesaConfig has too
         self.rotary_emb = LlamaRotaryEmbedding(config) if self.has_attention else None  # type: ignore[arg-type]
         self.gradient_checkpointing = False
         self.post_init()
@@ -172,24 +172,24 @@ class MesaModel(MesaPreTrainedModel):
 
         Args:
             input_ids: [B, T] token ids; or give `inputs_embeds` [B, T, hidden] instead.
-            attention_mask: [B, past + T], 1 at tokens and 0 at padding, wherever it lies; or the masks by layer type,
-                ready made.
+            attention_mask: [B, past + T], 1 at tokens and 0 at padding, which may be anywhere; or a dictionary of masks
+                by layer type.
             position_ids: [B, T] or [1, T]. Without a cache, a position that is not its predecessor's plus one begins
                 a new document, and documents do not see each other (the packed rows of transformers' collators).
             cache: the cache to continue from.
-            use_cache: whether to return a cache. Rows of several documents return none; a traced graph takes all rows
-                with positions for such, unless it is given a cache.
+            use_cache: whether to return a cache. Rows of several documents return none. Neither does a traced graph
+                with positions, unless it is given a cache.
             past_key_values: the name of `cache` before transformers 5.24.
-            context: a group of `torch.distributed` whose N processes share the rows: all are given the same rows, each
-                reads its N-th part of them and returns the hidden states of that, [B, T / N, hidden]. Without a cache.
+            context: a `torch.distributed` process group whose N processes share the rows. All are given the same rows;
+                each reads its N-th part and returns the hidden states of it, [B, T / N, hidden]. No cache.
 
-        Of other keywords it takes those that transformers hands to every model (`BASE_KEYWORDS`).
+        Other keyword arguments are those that transformers passes to every model (`BASE_KEYWORDS`).
 
         Raises:
-            TypeError: a keyword that nothing reads.
-            ValueError: both or neither of input_ids and inputs_embeds; ids, a mask, positions or a cache that the
-                layers cannot read, alone or in a context (`model_inputs.py` says which); a cache under both names, or
-                where gradient checkpointing would write it twice.
+            TypeError: an unknown keyword argument.
+            ValueError: both or neither of input_ids and inputs_embeds; ids, mask, positions or cache invalid, or not
+                supported with `context` (details in `model_inputs.py`); a cache under both names, or with gradient
+                checkpointing.
         """
         check_keywords(self, kwargs)
         kwargs = attention_keywords(kwargs, position_ids, self._is_stateful)
@@ -224,7 +224,7 @@ class MesaModel(MesaPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **returned)
 
     def _checked_rows(self, input_ids: Any, inputs_embeds: Any, cache: Cache | None) -> torch.Tensor:
-        """Return the one of ids and embeddings that is given, checked."""
+        """Check ids or embeddings, whichever is given, and return it."""
         if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             raise ValueError("cache: gradient checkpointing would write it twice; call model.eval(), or leave it out")
         if (input_ids is None) == (inputs_embeds is None):
@@ -243,7 +243,7 @@ class MesaModel(MesaPreTrainedModel):
     def masks_by_layer_type(
         self, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor, cache: Cache | None
     ) -> dict[str, Any]:
-        """Return the masks that `forward` takes ready made, for a step that is then compiled without them."""
+        """Return the masks by layer type for `forward`, so that a compiled step does not have to make them."""
         tokens = find_tokens(attention_mask, inputs_embeds, self._tokens_seen(cache))
         masks: dict[str, Any] = {"linear_attention": tokens}
         if self.has_attention:
@@ -256,7 +256,7 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
 
     Example:
         >>> model = MesaForCausalLM(MesaConfig(mixers="mesa"))            # doctest: +SKIP
-        >>> twin = MesaForCausalLM(MesaConfig(mixers="softmax"))          # doctest: +SKIP
+        >>> baseline = MesaForCausalLM(MesaConfig(mixers="softmax"))      # doctest: +SKIP
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - the library's own form
@@ -266,7 +266,7 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         self.model = MesaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.token_loss: Any = None  # called as in `forward`, it makes the loss, and no logits are returned beside it
+        self.token_loss: Any = None  # if set, computes the loss in `forward`, which then returns no logits
         self.post_init()
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -291,17 +291,17 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         context: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Return logits [B, T, vocabulary], the cache, and the mean loss in nats where labels are given.
+        """Return logits [B, T, vocabulary], the cache, and the mean loss in nats if labels are given.
 
         Args:
-            labels: [B, T] token ids, shifted here; -100 is not scored. As keywords transformers' loss also takes
-                `shift_labels` (shifted already), `ignore_index` and `num_items_in_batch`, which replaces the number
-                of scored tokens as the divisor. Without that the loss of no scored token at all is NaN, as it is of
+            labels: [B, T] token ids, shifted here; -100 is ignored. Keyword arguments of transformers' loss are
+                accepted too: `shift_labels` (already shifted), `ignore_index`, and `num_items_in_batch`, the divisor,
+                by default the number of scored tokens. If no token is scored, that default makes the loss NaN, as in
                 transformers' own models.
-            logits_to_keep: 0 for all positions, n for the last n, or the positions themselves.
-            context: as in `MesaModel.forward`; labels are those of whole rows. The logits are this process's, and the
-                loss is its part of the rows' loss times the number of processes, so that the mean of losses, and of
-                gradients, over the processes is that of the rows.
+            logits_to_keep: 0 for all positions, n for the last n, or a tensor of positions.
+            context: as in `MesaModel.forward`; labels are those of whole rows. The logits are those of this process;
+                the loss is its share of the rows' loss times the number of processes, so that the mean of losses and
+                gradients over the processes equals that of the rows.
 
         The other arguments are those of `MesaModel.forward`.
         """
@@ -345,9 +345,9 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         )
 
     def prepare_inputs_for_generation(self, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
-        """Return the inputs of the next step, the cache under its older name, by which PEFT knows what was read.
+        """Return the inputs of the next step, with the cache under its older name, which PEFT needs.
 
-        Without it PEFT 0.21 puts a learned prompt before every new token. `generate` looks for `inputs_embeds` here.
+        Without it PEFT 0.21 prepends a learned prompt to every new token. `generate` looks for `inputs_embeds` here.
         """
         inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         inputs["past_key_values"] = inputs.pop(CACHE, None)
@@ -356,10 +356,10 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
     def create_masks_for_generate(
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Return the masks by layer type as `generate` hands them to a compiled step.
+        """Return the masks by layer type that `generate` passes to a compiled step.
 
-        transformers' own give recurrent layers none for a single token, which may be padding: of a prompt that is read
-        token by token, or of a row that has nothing to say in a conversation's next turn.
+        transformers' own function makes no mask for recurrent layers on a single token. That token may be padding: in a
+        prompt read token by token, or in a row that is empty in a conversation's next turn.
         """
         return self.model.masks_by_layer_type(attention_mask, inputs_embeds, kwargs.get(CACHE))
 
@@ -371,7 +371,7 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
                 "assistant_model: refused tokens cannot be taken back from its recurrent state; draft with it by "
                 "mesalm.hub.speculate.draft_model, or take a softmax model"
             )
-        # the parent's parameters differ between releases of transformers, so they are handed on unread
+        # the parent's parameters differ between releases of transformers, so they are passed through
         parent: Any = super()
         parent._prepare_cache_for_generation(generation_config, model_kwargs, *rest, **more)
         cache = model_kwargs.get(CACHE)
@@ -381,20 +381,20 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
     def flops_per_token(self, sequence_length: int) -> float:
         """Return the floating-point operations per token of one training step, forward and backward.
 
-        Three times the forward pass: two operations per weight of every linear map and of the head, and the mixers'
-        own products, with the solver's steps as last measured.
+        This is three times the forward pass: two operations per weight of every linear map and of the head, plus the
+        mixers' own products, with the solver steps of the last forward pass.
         """
         embeddings = self.model.embed_tokens.weight.numel()
         weights = sum(parameter.numel() for parameter in self.parameters()) - embeddings
         if self.config.tie_word_embeddings:
-            weights += embeddings  # the head's product is made even though its weights are the embedding's
+            weights += embeddings  # a tied head still computes its product
         mixers = sum(layer.mixer.flops(sequence_length) for layer in self.model.layers)
         return 3.0 * (2.0 * weights + mixers)
 
 
 register_checkpoint_conversion_mapping("mesa", [WeightRenaming(OLD_RIDGE, RIDGE)], overwrite=True)
 
-# Trainer's label smoothing shifts the labels only of classes in this table
+# Trainer's label smoothing shifts labels only for classes in this table
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault("mesa", "MesaForCausalLM")
 
 __all__ = ["MesaForCausalLM", "MesaModel", "MesaPreTrainedModel"]

@@ -1,9 +1,8 @@
 """Check and complete the arguments of the operators.
 
-Shapes, dtypes and devices are always checked. Values (NaN, the range of a gate, the order of cu_seqlens) are
-checked on CPU tensors only, because on other devices looking at a value waits for the device, and neither while torch
-traces, where there are none, or transforms a function, where one tensor may stand for many, nor within
-`unchecked_values`.
+Shapes, dtypes and devices are always checked. Values (NaN, the range of a gate, the order of cu_seqlens) are checked
+only on CPU tensors, because on other devices reading a value waits for the device. They are not checked while torch
+traces (there are no values), under function transforms (one tensor may stand for many), or within `unchecked_values`.
 """
 
 from __future__ import annotations
@@ -51,10 +50,10 @@ _checked: ContextVar[bool] = ContextVar("checked", default=True)
 
 @contextmanager
 def unchecked_values() -> Iterator[None]:
-    """Let NaN and values out of range pass, as on devices other than the CPU, for a caller who looks at the results.
+    """Disable the checks of values (NaN, ranges), for a caller that checks the results instead.
 
-    For training: an error on one of several processes alone would leave the others waiting, and to look at values on
-    a card is to wait for it.
+    For training: an error on only one of several processes would leave the others waiting, and reading values on a GPU
+    forces a synchronisation.
     """
     token = _checked.set(False)
     try:
@@ -64,12 +63,12 @@ def unchecked_values() -> Iterator[None]:
 
 
 def values_are_checked() -> bool:
-    """Return whether bad values shall raise; False within `unchecked_values` and while torch compiles."""
+    """Return whether invalid values raise an error; False within `unchecked_values` and while torch compiles."""
     return not torch.compiler.is_compiling() and _checked.get()
 
 
 def _readable(x: Tensor) -> bool:
-    """Return whether the values of x may be looked at."""
+    """Return whether the values of x may be read."""
     if not values_are_checked() or is_in_torch_dispatch_mode() or transforms_active():
         return False
     return x.device.type == "cpu" and x.numel() > 0
@@ -94,7 +93,7 @@ def _check_device(name: str, x: Tensor, query: Tensor) -> None:
 
 
 def _check_finite(name: str, x: Tensor) -> None:
-    # One sum is the cheapest question that a NaN or an infinity cannot answer well.
+    # The sum is the cheapest test for NaN and infinity; only if it is not finite look more closely.
     if _readable(x) and not math.isfinite(float(x.detach().sum(dtype=torch.float32))):
         if bool(torch.isnan(x).any()):
             raise _fail(name, "NaN somewhere", "finite")
@@ -103,7 +102,7 @@ def _check_finite(name: str, x: Tensor) -> None:
 
 
 def check_projections(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor | None) -> Layout:
-    """Check query, key, value and cu_seqlens; raise ValueError or return the sizes of the call."""
+    """Check query, key, value and cu_seqlens, and return the sizes of the call; raise ValueError if invalid."""
     _check_tensor("query", query, "[B, T, H, K]", 4)
     _check_tensor("key", key, "[B, T, G, K]", 4)
     _check_tensor("value", value, "[B, T, G, V]", 4)
@@ -148,7 +147,7 @@ def _check_bounds(cu_seqlens: Tensor, query: Tensor) -> None:
 def complete_gates(
     log_forget: Tensor | None, input_gate: Tensor | None, layout: Layout, query: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Check the two gates and fill in what None stands for: no forgetting, and full writing."""
+    """Check the two gates and replace None by its meaning: log_forget 0 and input_gate 1."""
     shape = (layout.B, layout.T, layout.G)
     gates: list[Tensor] = []
     for name, gate, default in (("log_forget", log_forget, 0.0), ("input_gate", input_gate, 1.0)):
@@ -167,7 +166,7 @@ def complete_gates(
 
 
 def check_mix(mix: Tensor, layout: Layout, query: Tensor) -> None:
-    """Check what mixes two outputs of each query head."""
+    """Check the weight `mix` of `kalman_attention`."""
     _check_gate("mix", mix, (layout.B, layout.T, layout.H), "[B, T, H]", query)
     _check_share("mix", mix)
 
@@ -217,7 +216,7 @@ def complete_ridge(ridge: float | Tensor, layout: Layout, query: Tensor) -> Tens
 
 
 def check_state(name: str, state: Tensor, shape: tuple[int, ...], letters: str, query: Tensor) -> None:
-    """Check one tensor of an initial state, whose rows are sequences."""
+    """Check one tensor of an initial state, with one row per sequence."""
     if not isinstance(state, Tensor):
         raise _fail(name, f"a {type(state).__name__}", f"a tensor {letters}")
     if tuple(state.shape) != shape:
@@ -235,7 +234,7 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 
 
 def exact_for_transforms(backend: str) -> str:
-    """Return "exact" for "auto" under a function transform, else `backend`; raise ValueError if that has none."""
+    """Return "exact" for "auto" under a function transform, else `backend`; ValueError if it supports no transforms."""
     if not transforms_active() or backend == "exact":
         return backend
     if backend != "auto":
@@ -245,13 +244,13 @@ def exact_for_transforms(backend: str) -> str:
 
 
 class Padding(NamedTuple):
-    """The places of packed sequences `[1, T, ...]` in a batch of rows `[sequences, longest, ...]`."""
+    """The layout of packed sequences `[1, T, ...]` as a padded batch `[sequences, longest, ...]`."""
 
     source: Tensor
     valid: Tensor
 
     def spread(self, x: Tensor) -> Tensor:
-        """Return each sequence a row; places past its end hold zeros, which write and forget nothing."""
+        """Return one row per sequence, padded with zeros, which as gates write and forget nothing."""
         rows = x[0][self.source]
         return rows.masked_fill(~self.valid.view(*self.valid.shape, *[1] * (x.dim() - 2)), 0.0)
 
@@ -261,9 +260,9 @@ class Padding(NamedTuple):
 
 
 def separate(tokens: Tokens, cu_seqlens: Tensor | None, states: bool) -> tuple[Tokens, Padding | None]:
-    """Keep packed sequences from seeing each other: by restarts in their row or, for `states`, by a row for each.
+    """Separate packed sequences, by restarts in the row or, with `states`, by giving each a row of its own.
 
-    states: does the call start from states or return them? The padding that undoes the rows comes along.
+    states: whether the call starts from states or returns them. Also returns the `Padding` that undoes the second.
     """
     if cu_seqlens is None:
         return tokens, None
@@ -274,7 +273,7 @@ def separate(tokens: Tokens, cu_seqlens: Tensor | None, states: bool) -> tuple[T
 
 
 def _pad_sequences(cu_seqlens: Tensor, device: torch.device) -> Padding:
-    """Lay out the sequences of cu_seqlens as rows of one batch."""
+    """Return the layout of the sequences of cu_seqlens as rows of one batch."""
     bounds = cu_seqlens.to(device=device, dtype=torch.int64)
     lengths = bounds[1:] - bounds[:-1]
     longest = int(lengths.max())

@@ -1,4 +1,4 @@
-"""Offer gated KalmaNet's attention: ridge regression in proportion to the state, by Chebyshev steps."""
+"""Gated KalmaNet's attention: ridge regression with a ridge proportional to the state's norm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .operator_records import register
 from .operator_transforms import gradient_is_differentiated, pull_back, transforms_active
 
 RATIO, STEPS = 0.02, 30
-"""The source's ridge over the norm of H, and its number of steps."""
+"""The paper's ratio of ridge to norm of H, and its number of steps."""
 
 
 def kalman_attention(
@@ -34,21 +34,20 @@ def kalman_attention(
     initial_state: MesaState | tuple[Tensor, Tensor] | None = None,
     return_state: bool = False,
 ) -> Any:
-    """Read a ridge regression whose ridge follows the norm of its state, mixed with the plain query.
+    """Apply ridge regression with a ridge proportional to the state's norm, mixed with the query (gated KalmaNet).
 
         x_t = (H_t + ratio |H_t| I)^-1 q_t      o_t = G_t' (q_t + mix_t (x_t - q_t))
 
-    H and G are the states of `mesa_attention`, whose other arguments these are; |H| is the Frobenius norm, so that no
-    system has a condition number above 1 + 1 / ratio. Its square has that of the dtype's rounding unit added: an empty
-    state then has a solution, and what is read of states smaller than that unit fades with them. mix `[B, T, H]` in
-    [0, 1] (None: 1). ratio is above 0.
+    H and G are the states of `mesa_attention`, and the other arguments are as there. |H| is the Frobenius norm, so no
+    system has a condition number above 1 + 1 / ratio. The squared rounding unit of the dtype is added to |H|^2: so an
+    empty state has a solution, and the output of states smaller than that unit goes to zero with them. mix `[B, T, H]`
+    in [0, 1] (None: 1). ratio: a number above 0.
 
-    The solution is that of a fixed number of Chebyshev steps. Its derivative is that of the exact solution: the
-    gradient's adjoint system is solved by as many steps, and under torch.func and in forward mode one dense system per
-    token is.
+    steps: the fixed number of Chebyshev steps of the solve. Derivatives are those of the exact solution: the backward
+    pass solves its adjoint system with as many steps, torch.func and forward mode solve one dense system per token.
 
-    Returns output `[B, T, H, V]` in query's dtype; then the `MesaState` if return_state. Raises ValueError as
-    `mesa_attention` does. Source: Peng et al. 2025 (arXiv 2511.21016).
+    Returns output `[B, T, H, V]` in query's dtype; then the `MesaState` if return_state. Raises ValueError like
+    `mesa_attention`. Source: Peng et al. 2025 (arXiv 2511.21016).
     """
     layout = check_projections(query, key, value, None)
     log_forget, input_gate = complete_gates(log_forget, input_gate, layout, query)
@@ -65,12 +64,12 @@ def kalman_attention(
         q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
         gates = (log_forget.to(dtype), input_gate.to(dtype))
         along, last_gram = linear_attention(k, k, k, *gates, initial_state=gram, return_state=True)
-        # |H_t|^2 = gamma_t^2 |H_{t-1}|^2 + beta_t (2 k_t' H_t k_t - beta_t |k_t|^4) is linear attention of size one
+        # |H_t|^2 = gamma_t^2 |H_{t-1}|^2 + beta_t (2 k_t' H_t k_t - beta_t |k_t|^4), linear attention with K = V = 1
         gained = 2.0 * (along * k).sum(-1) - gates[1] * k.square().sum(-1).square()
         one, start = torch.ones_like(k[..., :1]), gram.square().sum((-2, -1))[..., None, None]
         square = linear_attention(one, one, gained.unsqueeze(-1), 2.0 * gates[0], gates[1], initial_state=start)
         norm = (square.clamp(min=0.0) + torch.finfo(dtype).eps ** 2).sqrt().repeat_interleave(R, 2)
-        system, solved = System(q, norm, k, *gates, gram), q  # of no tokens q is the solution
+        system, solved = System(q, norm, k, *gates, gram), q  # q is already right if there are no tokens
         if q.numel():
             solved = (solve_exact if transforms_active() else _solve_op)(*system, float(ratio), steps)
         read = solved if mix is None else q + mix.to(dtype).unsqueeze(-1) * (solved - q)
@@ -82,8 +81,8 @@ def kalman_attention(
 class System(NamedTuple):
     """The tensors of one solve, (H_t + ratio norm_t) x_t = right_t, or their gradients.
 
-    right `[B, T, H, K]`, norm `[B, T, H, 1]` at least the Frobenius norm of H_t, key `[B, T, G, K]`, gates `[B, T, G]`,
-    initial state gram `[B, G, K, K]`, all of one dtype.
+    right `[B, T, H, K]`, norm `[B, T, H, 1]` (at least the Frobenius norm of H_t), key `[B, T, G, K]`, gates
+    `[B, T, G]`, initial state gram `[B, G, K, K]`, all of one dtype.
     """
 
     right: Tensor
@@ -128,9 +127,9 @@ def solve_exact(
     ratio: float,
     steps: int,
 ) -> Tensor:
-    """Return what `solve` does, differentiable by every transform, with the derivatives of the exact solution.
+    """Return the same as `solve`, with the derivatives of the exact solution and for every function transform.
 
-    It keeps a matrix `[K, K]` per token and key head.
+    Stores a matrix `[K, K]` per token and key head.
     """
     G, K = key.shape[2:]
     grams = []
@@ -157,7 +156,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    """Differentiate the exact solution: y solves the adjoint system, and the matrix's gradient is -x_t y_t'."""
+    """Differentiate the exact solution: y_t solves the adjoint system, and the matrix's gradient is -y_t x_t'."""
     *operands, solution = ctx.saved_tensors
     if gradient_is_differentiated():
         return *pull_back(lambda *x: (solve_exact(*x, *ctx.settings),), [upstream], operands), None, None

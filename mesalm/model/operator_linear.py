@@ -1,4 +1,4 @@
-"""Gated linear attention and the gated delta rule, which read one matrix state."""
+"""Gated linear attention and the gated delta rule, the operators with one matrix state."""
 
 from __future__ import annotations
 
@@ -34,24 +34,25 @@ def linear_attention(
     cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> Any:
-    """Read each query from a decaying sum of key-value products (gated linear attention).
+    """Apply a decaying sum of key-value products to each query (gated linear attention).
 
         G_t = gamma_t G_{t-1} + beta_t k_t v_t'      o_t = G_t' q_t
 
-    Token t is part of its own state; nothing is scaled by 1 / sqrt(K).
+    Token t is included in its own state. There is no scaling by 1 / sqrt(K).
 
-    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]` of one dtype; G divides H. log_forget
+    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, all of one dtype; G divides H. log_forget
     `[B, T, G]` = log gamma <= 0 (None: no forgetting; -inf: restart, with gradient 0 there). input_gate
-    `[B, T, G]` = beta in [0, 1] (None: 1). initial_state `[B, G, K, V]`, key index first, float32 or float64;
-    one row per sequence. cu_seqlens `[S + 1]`: B is 1 and holds S sequences that do not see each other.
+    `[B, T, G]` = beta in [0, 1] (None: 1). initial_state `[B, G, K, V]`, key index first, float32 or float64,
+    one row per sequence. cu_seqlens `[S + 1]` (int32 or int64): the boundaries of S sequences packed into one
+    row (B = 1), which do not see each other.
 
     backend: "exact" (the recurrence token by token, by autograd), "torch" (in chunks, memory O(T), custom
-    backward; a single token takes one step of the recurrence), "auto" ("torch"; "exact" under torch.func and
-    forward-mode differentiation, which "torch" refuses; for sequences of one chunk without gates and states the
-    products of all pairs of tokens, by autograd). Gradients of gradients are those of "exact".
+    backward; for a single token one step of the recurrence), or "auto": "exact" under torch.func and forward-mode
+    differentiation, which "torch" does not support, else "torch", except that sequences of one chunk without gates
+    and states use a direct product over all pairs of tokens. Second derivatives are always computed by "exact".
 
     Returns output `[B, T, H, V]` in query's dtype; then the state `[B, G, K, V]`, float32 or better, if
-    return_state. Raises ValueError as `mesa_attention` does. Source: Katharopoulos et al. 2020 (arXiv
+    return_state. Raises ValueError like `mesa_attention`. Source: Katharopoulos et al. 2020 (arXiv
     2006.16236), with the gates of MesaNet (arXiv 2506.05233).
     """
     tokens = (query, key, value, log_forget, input_gate)
@@ -70,13 +71,12 @@ def delta_rule(
     cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> Any:
-    """Read each query from a decaying memory that each token corrects (the gated delta rule).
+    """Apply a decaying memory, which each token corrects, to each query (the gated delta rule).
 
         G_t = gamma_t (I - beta_t k_t k_t') G_{t-1} + beta_t k_t v_t'      o_t = G_t' q_t
 
-    The arguments, the result and the errors are those of `linear_attention`. The state stays bounded where keys have
-    length 1, or less; no length is asked for. Source: Yang et al. 2024 (arXiv 2412.06464), equation 10; without gates
-    Schlag et al. 2021 (arXiv 2102.11174).
+    Arguments, results and errors are those of `linear_attention`. The state stays bounded if keys have norm at most 1,
+    which is not checked. Source: Yang et al. 2024 (arXiv 2412.06464), equation 10; ungated: arXiv 2102.11174.
     """
     tokens = (query, key, value, log_forget, input_gate)
     return _attend(DELTA, *tokens, initial_state, return_state, cu_seqlens, backend)

@@ -1,4 +1,4 @@
-"""Mesa attention: the public operator, which checks its arguments and chooses a back end."""
+"""Mesa attention: the public operator, which checks its arguments and selects a back end."""
 
 from __future__ import annotations
 
@@ -40,12 +40,11 @@ class MesaState(NamedTuple):
 
 
 class MesaReport(NamedTuple):
-    """How the systems of one call were solved, by batch row, chunk of 64 tokens and query head.
+    """How the systems of one call were solved, per batch row, chunk of 64 tokens and query head.
 
     steps `[B, N, H]` (int32): products with the chunk's matrices for the slowest token, 0 for direct solves. residual
-    `[B, N, H]` (float64): the largest |q - (H + ridge) x| / |q|, recomputed from x in float64; converged
-    `[B, N, H]` (bool): is every x within the tolerance, measured in float64? Both None if only the steps were asked
-    for.
+    `[B, N, H]` (float64): the largest |q - (H + ridge) x| / |q|, recomputed from x in float64; converged `[B, N, H]`
+    (bool): whether every x is within the tolerance, measured in float64. Both are None with return_report="steps".
     backend: the back end that ran, "exact", "torch" or "triton".
     """
 
@@ -73,52 +72,52 @@ def mesa_attention(
     strict: bool = False,
     method: str = "auto",
 ) -> Any:
-    """Predict each value by ridge regression on all keys and values so far (the gated mesa layer).
+    """Predict each query's value by ridge regression of all values so far on their keys (the gated mesa layer).
 
         H_t = gamma_t H_{t-1} + beta_t k_t k_t'      G_t = gamma_t G_{t-1} + beta_t k_t v_t'
         o_t = G_t' (H_t + diag(ridge))^-1 q_t
 
-    Token t is part of its own state; nothing is scaled by 1 / sqrt(K); keys and queries are taken as given.
+    Token t is included in its own state. There is no scaling by 1 / sqrt(K) and no normalisation of keys and queries.
 
-    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]` of one dtype (float32, float64, bfloat16,
+    query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, all of one dtype (float32, float64, bfloat16,
     float16); G divides H, and query heads h * H / G to (h + 1) * H / G - 1 read key head h. log_forget
     `[B, T, G]` = log gamma <= 0 (None: no forgetting; -inf: restart, with gradient 0 there). input_gate
     `[B, T, G]` = beta in [0, 1] (None: 1). ridge > 0: a number, `[G]` or `[G, K]`.
 
     initial_state: MesaState (or a pair) of float32 or float64 with one row per sequence; gram must be positive
-    semidefinite, and only its symmetric part counts. cu_seqlens `[S + 1]`: B is 1 and holds S sequences one
-    after the other, that do not see each other; states then have S rows. Where packed sequences start from
-    or return states they are solved as S rows padded to the longest, and the report has those rows; that
-    path looks at the lengths, so torch.compile breaks the graph there.
+    semidefinite, and only its symmetric part is used. cu_seqlens `[S + 1]` (int32 or int64): the boundaries of S
+    sequences packed into one row (B = 1), which do not see each other; states then have S rows. If such a call takes
+    or returns states, it is computed on S rows padded to the longest sequence, and the report has those rows; it has
+    to read the lengths, so torch.compile breaks the graph there.
 
-    tolerance bounds the relative error of the solution (H_t + ridge)^-1 q_t in the 2-norm, by the theory of the
-    solver that each chunk and head gets (docs/solver.md). It is out of reach where it asks for more than the rounding
-    of the states leaves (in float32 about the condition number times 1e-7). max_steps: products with a chunk's
-    matrices at most (None: 4 K); a single token's system is factored past them. strict: raise if the tolerance was not
-    kept, measured in float64, at the cost of the full report. The backward pass solves to the same tolerance. Gradients
-    of float16 arguments are float16 and underflow below 6e-8.
+    tolerance: an upper bound on the relative error of the solution (H_t + ridge)^-1 q_t in the 2-norm, guaranteed by
+    the theory of each solver (docs/solver.md). Rounding of the states makes tolerances below about 1e-7 times the
+    condition number unreachable in float32. max_steps: the maximum number of products with a chunk's matrices (None:
+    4 K); a single token's system that needs more is factored. strict: raise an error if the tolerance, measured in
+    float64, was not reached; costs as much as the full report. The backward pass solves to the same tolerance.
+    Gradients of float16 arguments are float16 and underflow below 6e-8.
 
     backend: "exact" (one dense solve per token, float32 or better, by autograd), "torch" (in chunks, memory
-    O(T), gradients by implicit differentiation; a single token is solved densely), "triton" (the same on the
-    GPU kernels of mesa_kernels, inputs of float32 or 16 bits, K and V up to 256; a single token by a kernel of its own,
-    or by "torch" where gradients are asked for), "auto" ("triton" on CUDA tensors that it supports, else "torch";
-    "exact" under torch.func and forward-mode differentiation, which "torch" and "triton" refuse). Gradients of
-    gradients are those of "exact", whatever the back end.
+    O(T), gradients by implicit differentiation; a single token is solved densely), "triton" (the same with the
+    GPU kernels of mesa_kernels; inputs of float32 or 16 bits, K and V up to 256; a single token has its own kernel
+    or, if gradients are needed, uses "torch"), or "auto": "exact" under torch.func and forward-mode differentiation,
+    which "torch" and "triton" do not support, else "triton" on CUDA tensors that it supports, else "torch". Second
+    derivatives are always computed by "exact".
 
-    method: how "torch" solves, "shared" (a factorisation that a chunk's tokens share), "chebyshev" (Chebyshev's
-    iteration), "cg" (conjugate gradients, which also take what the first two cannot solve), or "auto" (the cheapest for
-    each chunk and head); "triton" and "exact" have ways of their own. With another than "auto" the back end "auto" is
+    method: how "torch" solves: "shared" (one factorisation for all tokens of a chunk), "chebyshev" (Chebyshev
+    iteration), "cg" (conjugate gradients, also the fallback of the first two), or "auto" (the cheapest for each chunk
+    and head). "triton" and "exact" use their own methods; any method but "auto" makes the back end "auto" choose
     "torch".
 
     Returns output `[B, T, H, V]` in query's dtype; then a MesaState if return_state; then a MesaReport if
     return_report, which costs a product or, in hard cases, a solve in float64. return_report="steps" leaves
-    residual and converged None and costs nothing: the way to log the solver's work while training; it holds
-    under torch.compile and activation checkpointing.
+    residual and converged None and costs nothing: use it to log solver steps during training; it works with
+    torch.compile and activation checkpointing.
 
-    Raises ValueError, in one line, for arguments of wrong shape, dtype, device or range; ranges and NaN are
-    looked at on CPU tensors only, where that costs no synchronisation, and not while torch traces or transforms. Raises
-    ArithmeticError if strict and the tolerance was not kept, and torch.linalg.LinAlgError where a dense solve finds
-    H_t + ridge not positive definite, as rounding makes it where the ridge is below it.
+    Raises ValueError, in one line, for arguments of wrong shape, dtype, device or range. Ranges and NaN are checked
+    only on CPU tensors, where that needs no synchronisation, and not while torch traces or transforms. Raises
+    ArithmeticError if strict and the tolerance was not reached, and torch.linalg.LinAlgError if a dense solve finds
+    H_t + ridge not positive definite, which rounding can cause if the ridge is very small.
     Source: MesaNet, arXiv 2506.05233, section 2; docs/mathematics.md.
     """
     layout = check_projections(query, key, value, cu_seqlens)
@@ -149,7 +148,7 @@ def mesa_attention(
 
 
 def _choose(backend: str, method: str, query: Tensor, layout: Layout) -> str:
-    """Name the back end that runs; raise ValueError if the one asked for cannot."""
+    """Return the back end to use; raise ValueError if the requested one cannot run this call."""
     check_choice("backend", backend, BACKENDS)
     backend = exact_for_transforms(backend)
     if backend == "auto" and (method != "auto" or query.device.type == "cpu"):
@@ -165,7 +164,7 @@ def _choose(backend: str, method: str, query: Tensor, layout: Layout) -> str:
 
 
 def _run(operands: Operands, solving: Solving) -> tuple[Results, str]:
-    """Compute, and name the back end that did: for a single token others serve than for chunks."""
+    """Compute the results and name the back end that ran; a single token may use another than chunks do."""
     B, T, H, _ = operands.query.shape
     if solving.backend == "triton" and T == 1 and B > 0 and not wants_gradients(operands):
         return mesa_step(operands, solving.limits), "triton"
@@ -177,7 +176,7 @@ def _run(operands: Operands, solving: Solving) -> tuple[Results, str]:
 
 
 def _missed(tolerance: float, residual: Tensor, converged: Tensor, steps: Tensor) -> str:
-    """Say in one line how far the tolerance was missed."""
+    """Return a one-line message on how far the tolerance was missed."""
     return (
         f"tolerance {tolerance:g} was not kept by {int((~converged).sum())} of {converged.numel()} chunks and heads "
         f"(largest relative residual {float(residual.max()):.1e} after at most {int(steps.max())} steps): "
@@ -186,7 +185,7 @@ def _missed(tolerance: float, residual: Tensor, converged: Tensor, steps: Tensor
 
 
 def complete_state(initial_state: Any, rows: int, layout: Layout, query: Tensor) -> MesaState:
-    """Check the initial state of `rows` sequences, or make one of zeros."""
+    """Check the initial state of `rows` sequences; None makes one of zeros."""
     G, K, V = layout.G, layout.K, layout.V
     if initial_state is None:
         dtype = compute_dtype(query.dtype)

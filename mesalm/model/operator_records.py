@@ -1,10 +1,10 @@
-"""Carry an operator's tensors as records, and register functions of records with torch.library.
+"""Records of an operator's tensors, and registration of functions on records with torch.library.
 
-torch.library knows flat lists of tensors and numbers. Here a function takes and gives records, and its annotations say
-which: schemas are made of them, and no other place counts arguments.
+torch.library accepts only flat lists of tensors and numbers. Here functions take and return records (named tuples), and
+operator schemas are derived from their annotations, so that no other code depends on the order of arguments.
 
-Operators are registered under a namespace made from this package's name, so that a second copy of the folder (remote
-code beside a checkpoint) registers names of its own.
+Operators are registered in a namespace derived from this package's name, so that a second copy of the folder (remote
+code beside a checkpoint) does not collide with it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Operands(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What one call of mesa attention computes.
+    """The results of one call of mesa attention.
 
-    output `[B, T, H, V]`, final states gram and cross, solutions `[B, T, H, K]`, and the steps of the slowest system of
+    output `[B, T, H, V]`, final states gram and cross, solution `[B, T, H, K]`, and the steps of the slowest system of
     each chunk and head `[B, N, H]` (int32).
     """
 
@@ -51,7 +51,7 @@ class Results(NamedTuple):
 
 
 def split(arguments: Sequence[Any], *kinds: Any) -> list[Any]:
-    """Group a flat list by `kinds`: a record takes as many entries as it has fields, any other kind takes one."""
+    """Group a flat list by `kinds`: a record type takes one entry per field, any other type takes one entry."""
     parts, first = [], 0
     for kind in kinds:
         end = first + (len(kind._fields) if _is_record(kind) else 1)
@@ -61,10 +61,10 @@ def split(arguments: Sequence[Any], *kinds: Any) -> list[Any]:
 
 
 def register(name: str, function: Callable[..., Any], shapes: Callable[..., Any]) -> Any:
-    """Register `function` as the operator `name`, which takes and gives the fields of its records one after the other.
+    """Register `function` as the operator `name`, which takes and returns the fields of the records as flat lists.
 
-    shapes: a function of the same arguments that gives empty results of the true shapes and dtypes. Every parameter
-    and the result are annotated; the result is a tensor, a record, or a tuple of records and tensors.
+    shapes: a function of the same arguments that returns empty results of the right shapes and dtypes. All parameters
+    and the result must be annotated; the result is a tensor, a record, or a tuple of records and tensors.
     """
     hints = get_type_hints(function)
     given = hints.pop("return")
@@ -96,5 +96,5 @@ def _is_record(kind: Any) -> bool:
 
 
 def _fields(kind: Any) -> list[tuple[str, Any]]:
-    """Return the names and kinds of a record's fields; of any other kind itself, without a name."""
+    """Return names and types of a record's fields; for any other type the type itself with an empty name."""
     return list(get_type_hints(kind).items()) if _is_record(kind) else [("", kind)]

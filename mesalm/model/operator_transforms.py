@@ -1,7 +1,7 @@
-"""Serve torch.func and derivatives of higher order, which the chunked operators leave to the exact recurrences.
+"""Support for torch.func and higher derivatives, for which the chunked operators use the exact recurrences.
 
-A chunked operator has a first derivative in reverse mode, of its own making, and nothing else that autograd could look
-into. The exact recurrence consists of torch's functions, so that every transform goes through it.
+A chunked operator defines only its first derivative in reverse mode and is opaque to autograd otherwise. The exact
+recurrence consists of torch functions, so every transform works on it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Gradients = tuple[Tensor, ...]
 
 
 def transforms_active() -> bool:
-    """Return whether a transform of torch.func, or a level of forward-mode differentiation, is at work."""
+    """Return whether a torch.func transform or forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def gradient_is_differentiated() -> bool:
-    """Tell, in a backward pass, whether a transform asks for more than a batch of first derivatives."""
+    """Return, within a backward pass, whether a transform needs more than a batch of first derivatives."""
     functorch = torch._C._functorch
     levels = [level.key() for level in functorch.get_interpreter_stack() or ()]
     if forward_ad._current_level >= 0 or any(key != functorch.TransformType.Vmap for key in levels):
@@ -31,15 +31,15 @@ def gradient_is_differentiated() -> bool:
 
 
 def pull_back(function: Callable[..., Any], upstreams: Sequence[Tensor], operands: Sequence[Tensor]) -> Gradients:
-    """Return the gradients of the operands of `function`, themselves differentiable by every transform."""
+    """Return the gradients of the operands of `function`, which every transform can differentiate again."""
     gradients: Gradients = torch.func.vjp(function, *operands)[1](tuple(upstreams))
     return gradients
 
 
 def register_second_order(op: Any, function: Callable[..., Any], upstreams: int, operands: int) -> None:
-    """Teach `op`, which computes the gradients of `function`, its own: those of `pull_back`, of any order.
+    """Register a backward for `op`, which computes the gradients of `function`, by `pull_back`, for any order.
 
-    The first arguments of `op` are the upstream gradients, then the operands of `function`; the rest has no gradient.
+    The first arguments of `op` are the upstream gradients, then the operands of `function`; others have no gradient.
     """
 
     def gradients(*arguments: Tensor) -> Gradients:

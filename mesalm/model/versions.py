@@ -1,4 +1,4 @@
-"""Releases of the libraries under the model that its tests pass with; others are warned of."""
+"""Releases of torch and transformers that the tests pass with; any other causes a warning."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import warnings
 from packaging.specifiers import SpecifierSet
 
 TESTED = {"torch": ">=2.11,<2.16", "transformers": ">=5.17,<5.25"}
-"""The releases that an install takes too: `pyproject.toml` says the same."""
+"""Must equal the bounds in `pyproject.toml`."""
 
 
 class UntestedVersionWarning(UserWarning):
-    """A library's release that the tests have not covered, with which results may be wrong."""
+    """Warning of a library release that the tests have not covered, so that results may be wrong."""
 
 
 def check_versions() -> None:
-    """Warn once of each library whose installed release is not among `TESTED`."""
+    """Warn once about each library whose installed release is not in `TESTED`."""
     for name, tested in TESTED.items():
         installed = importlib.metadata.version(name)
         if not SpecifierSet(tested).contains(installed, prereleases=True):

@@ -1,1 +1,1 @@
-"""The model of continuous tokens, which synthetic tasks and the laboratory train."""
+"""The model for sequences of vectors, trained by synthetic tasks and the laboratory."""

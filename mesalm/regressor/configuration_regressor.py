@@ -9,7 +9,7 @@ from mesalm.model.field_rules import choice, documented, not_negative, truth, wh
 
 TOKENS = ("plain", "constructed")
 SLOTS = 4
-"""Parts of a constructed token, each as wide as an input."""
+"""Parts of a constructed token, each of the input's size."""
 
 
 @documented
@@ -17,11 +17,11 @@ SLOTS = 4
 class RegressorConfig(MesaConfig):
     """Configuration of a model that reads vectors and predicts the next vector after each.
 
-    It adds its fields to those of `MesaConfig`. The defaults are those of the experiments of von Oswald et al. 2023
+    It adds fields to those of `MesaConfig`. The defaults follow the experiments of von Oswald et al. 2023
     (arXiv 2309.05858): mixers without gates, convolution, norms and MLP, and one ridge per head that starts at 1.
 
     Raises:
-        ValueError: kinds of tokens that do not exist, a width that constructed tokens do not have.
+        ValueError: an unknown kind of tokens, or a width that does not fit constructed tokens.
     """
 
     model_type = "mesa_regressor"
@@ -50,17 +50,15 @@ class RegressorConfig(MesaConfig):
 
     field_rules = {  # noqa: RUF012 - without annotation, or it would be a field
         **MesaConfig.field_rules,
-        "input_size": whole(1, "Entries D of a vector, in and out."),
+        "input_size": whole(1, "Size D of the input and output vectors."),
         "tokens": choice(
             TOKENS,
-            "plain maps each vector into the residual stream and the stream back, linearly; constructed lays out [0, "
-            "x_t, x_t, x_{t-1}] of width 4 D (hidden_size) and reads the prediction from the first part.",
+            "plain: linear maps from each vector to the residual stream and back; constructed: tokens [0, x_t, x_t, "
+            "x_{t-1}] of width 4 D (hidden_size), with the prediction in the first part.",
         ),
-        "copy_slot": truth("Whether the second part of a constructed token holds x_t; else it is 0."),
-        "positions": truth(
-            "Whether the first mixer's query and key maps read sinusoidal positions beside their input."
-        ),
-        "learned_vectors": whole(0, "Number of learned vectors, which stand where a batch says (separator, prefix)."),
+        "copy_slot": truth("Whether the second part of a constructed token is x_t; if not, it is 0."),
+        "positions": truth("Whether the first mixer's query and key maps also read sinusoidal positions."),
+        "learned_vectors": whole(0, "Number of learned vectors, whose positions each batch gives (separator, prefix)."),
         "learned_range": not_negative("Initial standard deviation of the learned vectors."),
     }
 

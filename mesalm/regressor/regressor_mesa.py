@@ -1,6 +1,6 @@
-"""The model of continuous tokens: the language model's blocks between linear maps, or on constructed tokens.
+"""The model for sequences of vectors: the language model's blocks between linear maps, or on constructed tokens.
 
-No `from __future__ import annotations` here: transformers reads the class behind the annotation `config`.
+No `from __future__ import annotations` here: transformers needs the class in the annotation `config`.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class RegressionOutput(ModelOutput):
 
 
 class PositionedLinear(nn.Linear):
-    """A linear map of tokens with their sinusoidal positions beside them, y_t = W [h_t, p_t]."""
+    """A linear map of tokens concatenated with their sinusoidal positions, y_t = W [h_t, p_t]."""
 
     def __init__(self, width: int, outputs: int):
         super().__init__(2 * width, outputs, bias=False)
@@ -68,7 +68,7 @@ class MesaRegressor(MesaPreTrainedModel):
     """A model that predicts the next vector after each vector of a sequence.
 
     Args:
-        config: the model's configuration; `mixers` says which mixer each block has.
+        config: the model's configuration; `mixers` gives the mixer of each block.
     """
 
     config: RegressorConfig
@@ -104,12 +104,12 @@ class MesaRegressor(MesaPreTrainedModel):
         places: torch.Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> RegressionOutput:
-        """Return predictions [B, T, D], and the mean loss where targets are given (see `half_squared_error`).
+        """Return predictions [B, T, D], and the mean loss if targets are given (see `half_squared_error`).
 
         Args:
             inputs: [B, T, D].
             targets: [B, T, D].
-            weights: [B, T], the weight of each position in the loss. None: all alike.
+            weights: [B, T], the weight of each position in the loss. None: equal weights.
             places: [B, T] integers, 0 for a vector of `inputs`, j for learned vector j, counted from 1.
             output_hidden_states: whether to return the residual stream before the first block and after each.
 

@@ -1,1 +1,1 @@
-"""Models of synthetic tasks, trained in grids, and what came out."""
+"""Grids of models trained on synthetic tasks, and their results."""

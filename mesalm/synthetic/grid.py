@@ -1,7 +1,7 @@
-"""A grid of models trained on synthetic tasks: run cell by cell, shared by processes, taken up where it stopped.
+"""Run a grid of models on synthetic tasks, cell by cell, in one or several processes, resumable.
 
-Every cell has a folder named by a hash of what decides its outcome: journal and checkpoints while it runs,
-``result.json`` when it is done. Processes that run the same recipe at once take different cells.
+Every cell has a folder named by a hash of everything that affects its result: journal and checkpoints while it runs,
+``result.json`` when it is done. Processes that run the same recipe concurrently take different cells.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from mesalm.versions import versions
 from mesalm.wording import plural
 
 FEWEST_ROWS = 32
-"""Rows that are scored at least, however long they are."""
+"""Minimum number of scored rows, however long they are."""
 
 
 class Scored(Protocol):
@@ -65,10 +65,10 @@ class CellScorer(Protocol):
 
 
 def run_grid(recipe: SyntheticRecipe, score: CellScorer, *, quiet: bool = False) -> None:
-    """Run every cell of a recipe that has no result yet and that no other process is at work on.
+    """Run every cell of a recipe that has no result yet and that no other process is running.
 
-    ``quiet`` shows nothing. Raises Interrupted (a SystemExit with code 130 or 143) after Ctrl-C or SIGTERM, the cell's
-    checkpoint written; SettingsError for a launch with several processes in one group.
+    ``quiet`` prints nothing. Raises Interrupted (a SystemExit with code 130 or 143) after Ctrl-C or SIGTERM, once the
+    cell's checkpoint is written; SettingsError for a launch with several processes in one group.
     """
     total = planned_count(recipe)
     folder = cells_folder(recipe)
@@ -224,7 +224,7 @@ def _count_scored(batch: dict[str, torch.Tensor]) -> int:
 
 @contextmanager
 def _claim(folder: Path) -> Iterator[bool]:
-    """Yield whether this process alone works in a cell's folder; the claim ends with the block or the process."""
+    """Try to lock a cell's folder and yield whether that succeeded; the lock ends with the block or the process."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:

@@ -31,33 +31,33 @@ KIND = "synth"
 
 
 class ScoreSettings(Settings):
-    """How a model is scored while it trains and at the end."""
+    """How a model is scored during training and at the end."""
 
-    valid_rows: int = Field(default=256, gt=0, description="Rows by which training stops and rates are chosen.")
-    test_rows: int = Field(default=1_280, gt=0, description="Rows that are scored at the end, by nothing but that.")
+    valid_rows: int = Field(default=256, gt=0, description="Validation rows, for early stopping and choosing rates.")
+    test_rows: int = Field(default=1_280, gt=0, description="Test rows, used only for the final score.")
     longer: list[Annotated[int, Field(gt=1)]] = Field(
         default_factory=list,
-        description="Times the training length at which the test is made as well, with as many fewer rows, 32 at "
-        "least; tasks of tokens whose rows fill any length.",
+        description="Multiples of the training length at which the model is also tested, with proportionally fewer "
+        "rows, at least 32; tasks of tokens whose rows fill any length.",
     )
-    every: int = Field(default=100, gt=0, description="Steps between two scorings of the valid rows.")
+    every: int = Field(default=100, gt=0, description="Steps between scorings of the validation rows.")
     enough: float | None = Field(
-        default=None, description="Score on the valid rows at which training ends early; none: it never does."
+        default=None, description="Score on the validation rows at which training stops early; none: never."
     )
-    batch_rows: int = Field(default=64, gt=0, description="Rows scored at once.")
+    batch_rows: int = Field(default=64, gt=0, description="Rows per scoring batch.")
     seed: int = Field(
-        default=0, ge=0, le=LARGEST_SEED, description="Seed of the valid and test rows, the same for all models."
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of validation and test rows, the same for all models."
     )
 
 
 class TaskRun(Settings):
-    """One training run without its learning rate and its seed."""
+    """The settings of a training run, without learning rate and seed."""
 
     task: dict[str, Any] = Field(description="The task: its name and its own settings (see below).")
     model: ModelFields = Field(default_factory=dict, description="Fields of the model's configuration.")
     optim: OptimSettings = Field(default_factory=OptimSettings, description="Optimiser.")
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
-    train: TrainSettings = Field(description="Length, batches and arithmetic.")
+    train: TrainSettings = Field(description="Length, batch sizes and precision.")
     score: ScoreSettings = Field(default_factory=ScoreSettings, description="Scoring.")
     checkpoint: CheckpointSettings = Field(
         default_factory=CheckpointSettings, description="Checkpoints, kept until a run has ended."
@@ -96,20 +96,20 @@ class SyntheticRecipe(TaskRun):
     name: str = Field(description="Name of the grid; its folder is <output_dir>/<name>.")
     output_dir: str = Field(default="runs", description="Folder that holds the grid's folder.")
     arms: dict[str, dict[str, Any]] = Field(
-        description="Variants that are compared, the first with each other: name -> {dotted key: value}."
+        description="Variants to compare, the first one with each other: name -> {dotted key: value}."
     )
     grid: dict[str, list[Any] | dict[str, dict[str, Any]]] = Field(
         default_factory=dict,
         description="Axes: a dotted key -> its values, or any name -> {what a value is called: {dotted key: value}}.",
     )
     learning_rates: list[Annotated[float, Field(gt=0)]] = Field(
-        default_factory=list, description="Rates of which the best on the valid rows counts; none: that of optim."
+        default_factory=list, description="Rates to try; the best on the validation rows counts. Empty: that of optim."
     )
     seeds: list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]] = Field(
         default_factory=lambda: [0], description="Seeds of weights, training rows and order."
     )
     sweep_seeds: int = Field(
-        default=1, gt=0, description="First seeds that are run at every rate; the others at the best rate alone."
+        default=1, gt=0, description="Number of first seeds that run at every rate; the others only at the best rate."
     )
 
     @field_validator("name")
@@ -141,7 +141,7 @@ class SyntheticRecipe(TaskRun):
         return Path(self.output_dir).expanduser() / self.name
 
     def rates(self, setting: Setting) -> list[float]:
-        """Return the learning rates that are tried of an arm at a point of the grid."""
+        """Return the learning rates to try for an arm at a point of the grid."""
         return self.learning_rates or [setting.run.optim.learning_rate]
 
     def to_yaml(self) -> str:
@@ -219,7 +219,7 @@ class Cell:
 
     @property
     def folder_name(self) -> str:
-        """Return a name that holds a hash of all that decides what the run computes."""
+        """Return a name with a hash of everything that affects what the run computes."""
         content = {**self.setting.run.model_dump(mode="json"), "rate": self.rate, "seed": self.seed}
         content["optim"].pop("learning_rate")
         digest = hashlib.sha256(json.dumps(decisive(content), sort_keys=True, default=str).encode()).hexdigest()
@@ -227,9 +227,9 @@ class Cell:
 
 
 def load_synthetic_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> SyntheticRecipe:
-    """Read a recipe from a file or from those that come with mesalm, and check every run of it.
+    """Read a recipe, given by the path of a file or the name of a packaged recipe, and check every run of it.
 
-    ``overrides`` are ``dotted.key=YAML value``. Raises SettingsError, one line.
+    ``overrides`` are ``dotted.key=YAML value``. Raises SettingsError with one line.
     """
     path = find_recipe(name_or_path, KIND)
     data = read_mapping(path)
@@ -243,7 +243,7 @@ def load_synthetic_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> S
 
 
 def _refuse_overridden(recipe: SyntheticRecipe, key: str) -> None:
-    """Raise SettingsError for a key that an axis of the grid or an arm sets again, so that it would have no effect."""
+    """Raise SettingsError for a key that has no effect because an axis of the grid or an arm overrides it."""
     for axis, values in recipe.grid.items():
         if any(_overlap(key, changed) for value in _axis_values(axis, values) for changed in value.changes):
             raise SettingsError(f"{key}: the grid's axis {axis!r} sets it; set grid.{axis}, or grid={{}} for no grid")
@@ -269,9 +269,9 @@ def synthetic_help() -> str:
 
 
 def planned_cells(recipe: SyntheticRecipe, results: Mapping[str, Mapping[str, Any]]) -> Iterator[Cell]:
-    """Yield the runs that can be made now, finished ones among them.
+    """Yield the runs that can be made now, including finished ones.
 
-    ``results`` are those there are, by the cells' folder names. The seeds after the first ``sweep_seeds`` wait until
+    ``results`` are the existing ones, by the cells' folder names. The seeds after the first ``sweep_seeds`` wait until
     their setting's best rate is known.
     """
     for setting in recipe.settings():
@@ -292,9 +292,9 @@ def planned_count(recipe: SyntheticRecipe) -> int:
 
 
 def best_rate(swept: Iterable[tuple[float, Mapping[str, Any]]]) -> float:
-    """Return the rate with the best mean score on the valid rows; of equals the least steps, then the lowest rate.
+    """Return the rate with the best mean validation score; ties go to fewer steps, then to the lower rate.
 
-    A run that diverged (``valid`` is None) takes its rate out; if every rate has one, the lowest rate is returned.
+    A diverged run (``valid`` is None) excludes its rate; if that excludes all rates, the lowest rate is returned.
     """
     by_rate: dict[float, list[Mapping[str, Any]]] = {}
     for rate, result in swept:

@@ -77,7 +77,7 @@ def write_results(recipe: SyntheticRecipe) -> Path:
 
 
 def _state_numbers(setting: Setting) -> int:
-    """Return how many numbers the setting's model keeps of one sequence of the task's length."""
+    """Return how many numbers the model's cache holds for a sequence of the task's length."""
     task = setting.run.build_task()
     with torch.device("meta"):
         model = build_model(task, setting.run.model)

@@ -1,1 +1,1 @@
-"""Training: typed recipes, one loop on accelerate, checkpoints that resume to the last bit."""
+"""Training: typed recipes, one loop on accelerate, checkpoints from which runs resume bit-identically."""

@@ -1,4 +1,4 @@
-"""How much memory a training step of a model takes beside weights, gradients and optimiser."""
+"""Estimate of a training step's activation memory, beside weights, gradients and optimiser."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mesalm.model.modeling_mesa import MesaForCausalLM
 from mesalm.train.randomness import preserved_randomness
 
 PROBED = (128, 192, 256)
-"""Lengths at which activations are counted; what a block saves is a polynomial of degree two in the length."""
+"""Lengths at which activations are counted; their size is a polynomial of degree two in the length."""
 OUTSIDE, HEAD = -2, -1
-"""Beside the numbers of blocks: what is saved outside of them, and of that from the logits on."""
+"""Keys beside the numbers of blocks: what is saved outside the blocks before the logits, and from the logits on."""
 
 
 @contextmanager
 def counted_storages(found: Callable[[torch.Tensor], None], weights: Iterable[torch.Tensor] = ()) -> Iterator[None]:
-    """Call ``found`` with each tensor that autograd saves inside, once per memory; weights are left out."""
+    """Call ``found`` with each tensor that autograd saves in the block, once per storage and without ``weights``."""
     seen = {weight.untyped_storage().data_ptr(): weight.untyped_storage() for weight in weights}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in seen:
-            seen[storage.data_ptr()] = storage  # held, so that no other takes its place
+            seen[storage.data_ptr()] = storage  # keep it alive, so that its address is not reused
             found(tensor)
         return tensor
 
@@ -47,12 +47,12 @@ def activation_bytes(
     copies: bool = True,
     logits: int | None = None,
 ) -> float:
-    """Return the most bytes beside weights, gradients and optimiser in the forward and backward pass of [rows, length].
+    """Return the peak bytes of a forward and backward pass on [rows, length], without weights, gradients, optimiser.
 
-    One block of each mixer runs in its own width over a few tokens on the CPU, and what autograd saves is counted. To
-    this comes the gradient of the logits, twice in float32, with which the backward pass begins. ``copies``: whether
-    autocast keeps a 16-bit copy of the weights; ``recompute``: whether blocks are run again in the backward pass;
-    ``logits``: how many are made at once (`token_loss.TokenLoss`), None: all.
+    One block of each mixer, at full width, runs over a few tokens on the CPU, and the tensors saved by autograd are
+    counted. The gradient of the logits, from which the backward pass starts, is added twice in float32. ``copies``:
+    whether autocast keeps a 16-bit copy of the weights; ``recompute``: whether the backward pass recomputes blocks;
+    ``logits``: how many are computed at once (`token_loss.TokenLoss`), None: all.
     """
     kinds = list(dict.fromkeys(config.layer_mixers))
     small = copy.deepcopy(config)
@@ -76,7 +76,7 @@ def activation_bytes(
 
 
 def _saved_bytes(model: MesaForCausalLM, length: int, bf16: bool) -> dict[int, int]:
-    """Count what autograd saves in each block, under `HEAD` what it saves from the logits on, and the rest."""
+    """Count the bytes that autograd saves per block, under `HEAD` from the logits on, under `OUTSIDE` the rest."""
     place, found = OUTSIDE, defaultdict(int, {OUTSIDE: 0, HEAD: 0})
 
     def count(tensor: torch.Tensor) -> None:

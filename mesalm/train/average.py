@@ -14,13 +14,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mesalm.train.checkpoint import load_weights
 
 FOLDER = "average"
-"""The folder of a checkpoint that holds the average."""
+"""The folder in a checkpoint that holds the averaged weights."""
 
 
 class WeightAverage:
-    """The exponential average of a model's weights over its optimiser steps, beginning at the weights after the first.
+    """The exponential moving average of a model's weights over optimiser steps, starting after the first step.
 
-    Each step the average moves by 1 - ``decay`` towards the weights. ``model`` is a copy that holds it.
+    Each step moves the average by 1 - ``decay`` towards the weights. ``model`` is a copy that holds the average.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -33,12 +33,12 @@ class WeightAverage:
         optimiser.register_step_post_hook(lambda *_: self._averaged.update_parameters(self._source))
 
     def load(self, checkpoint: Path) -> None:
-        """Take up the average of a checkpoint."""
+        """Load the average from a checkpoint."""
         load_weights(self.model, checkpoint / FOLDER)
-        self._averaged.n_averaged.fill_(1)  # it has begun; how many there were makes no difference
+        self._averaged.n_averaged.fill_(1)  # any number above 0: only the first update is special
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Shard the average as accelerate shards the model, where it does. All processes call it."""
+        """Shard the average if accelerate shards the model. Must be called on all processes."""
         if accelerator.is_fsdp2:
-            # no backward pass takes apart again what a forward pass has gathered
+            # there is no backward pass that would reshard the gathered weights
             fsdp2_prepare_model(accelerator, self.model).set_reshard_after_forward(True)

@@ -3,14 +3,14 @@
 A checkpoint is a folder ``step-00000100`` with
 
 - ``model.safetensors`` and, for a model of transformers, ``config.json``: a folder `from_pretrained` reads;
-- ``average/``, where a run keeps a running average of the weights: the same of that;
-- ``optimiser.pt``: the optimiser's state; of a sharded run the folder ``optimiser``, by torch.distributed.checkpoint;
+- ``average/``: the same files for the running average of the weights, if the run keeps one;
+- ``optimiser.pt``: the optimiser's state; in a sharded run the folder ``optimiser`` of torch.distributed.checkpoint;
 - ``random.pt``: the random state of every process;
 - ``state.json``: step, data position and all other numbers, and size and digest of the files above.
 
-``state.json`` is written last, in a folder under another name that is renamed when everything is on the disk, so a
-folder of the right name that holds it is complete. It holds its own digest too. All this is so as well where a sharded
-run writes in the background: there training goes on when everything has been copied.
+A checkpoint is written to a temporary folder, ``state.json`` last and with its own digest, and renamed when everything
+is on the disk. So a folder of the right name that contains ``state.json`` is complete. This also holds if a sharded run
+writes in the background; training then continues as soon as everything has been copied.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ RANDOM_FILE = "random.pt"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, with the file and what to do."""
+    """A checkpoint cannot be used; the message names the file and what to do."""
 
 
 class Checkpoints:
-    """The checkpoints of one run under ``folder``, the newest ``keep`` of them.
+    """The newest ``keep`` checkpoints of one run, under ``folder``.
 
-    ``every`` is the number of steps between two, 0 for none but the last. ``decorate`` is called with the folder of
-    each new checkpoint before it is complete, to add files of the caller's own such as the tokenizer. ``facts`` about
-    the run go into the state of each, such as what it is trained on. ``beside`` holds further models; the weights of
-    each go into a folder of its name. With ``asynchronous`` a sharded model's are written in the background.
+    ``every``: steps between checkpoints; 0: only the last. ``decorate`` is called with the folder of each new
+    checkpoint before it is complete, to add files such as the tokenizer. ``facts`` about the run, such as its data, are
+    stored in the state of each checkpoint. ``beside`` maps names to further models, whose weights are written to
+    folders of these names. With ``asynchronous``, checkpoints of a sharded model are written in the background.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Checkpoints:
         self.beside = dict(beside or {})
         self.asynchronous = asynchronous
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._written: Future[Any] = Future()  # the folder of the newest, or what this process adds to it
+        self._written: Future[Any] = Future()  # the folder of the newest checkpoint, or this process's part of it
         self._written.set_result(None)
 
     def due(self, step: int) -> bool:
-        """Return whether a checkpoint belongs after this step."""
+        """Return whether a checkpoint is due after this step."""
         return self.every > 0 and step % self.every == 0
 
     def complete(self) -> list[Path]:
@@ -110,9 +110,9 @@ class Checkpoints:
         random_states: list[dict[str, Any]],
         state: dict[str, Any],
     ) -> None:
-        """Write one checkpoint and delete those beyond ``keep``, or begin to; `finish` gives its folder.
+        """Write one checkpoint and delete those beyond ``keep``, or start doing so; `finish` returns its folder.
 
-        For the main process only; where the model is sharded, the others call `save_part` at the same time.
+        Only for the main process; if the model is sharded, the others call `save_part` at the same time.
         """
         self.wait()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ class Checkpoints:
             self._written.set_result(write())
 
     def save_part(self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        """Write what this process holds of a checkpoint that the main process saves, if the model is sharded."""
+        """Write this process's part of a checkpoint that the main process saves, if the model is sharded."""
         if is_sharded(model):
             self.wait()
             for kept in (model, *self.beside.values()):
@@ -171,7 +171,7 @@ class Checkpoints:
         return not self._written.done()
 
     def wait(self) -> None:
-        """Wait for the checkpoint that is being written; raises what kept it from the disk."""
+        """Wait for the checkpoint that is being written; raise the error if writing failed."""
         self._written.result()
 
     def finish(self) -> Path:
@@ -183,9 +183,9 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def tidy(self) -> None:
-        """Delete all but the newest ``keep`` checkpoints, and what a process killed meanwhile has left."""
+        """Delete all but the newest ``keep`` checkpoints, and leftovers of killed processes."""
         for old in self.complete()[: -self.keep]:
-            # The state goes first: a deletion cut short leaves a folder that is not taken for a checkpoint.
+            # The state goes first, so that a folder whose deletion is interrupted does not count as a checkpoint.
             (old / STATE_FILE).unlink()
         for path in self.folder.glob("step-*"):
             cut_short = path.suffix in (".partial", ".replaced") or step_of(path) is not None
@@ -193,7 +193,7 @@ class Checkpoints:
                 shutil.rmtree(path)
 
     def read_numbers(self, folder: Path) -> dict[str, Any]:
-        """Return the state of a checkpoint, its other files unread. Raises CheckpointError where it is damaged."""
+        """Return the state of a checkpoint without reading its other files. Raises CheckpointError if it is damaged."""
         try:
             state = read_sealed(folder / STATE_FILE)
         except SealError:
@@ -203,9 +203,9 @@ class Checkpoints:
         return state
 
     def read_state(self, folder: Path) -> dict[str, Any]:
-        """Return the state of a checkpoint after checking every file of it against its digest.
+        """Check every file of a checkpoint against its digest and return its state.
 
-        Raises CheckpointError naming the damaged file and the checkpoint before it.
+        Raises CheckpointError that names the damaged file and the previous checkpoint.
         """
         state = self.read_numbers(folder)
         name = first_damaged(folder, state["files"])
@@ -223,15 +223,15 @@ class Checkpoints:
 
 
 def _save(content: Any, path: Path) -> None:
-    # through a file of python's own, whose errors say what was wrong with the disk
+    # to a Python file, since its errors say what is wrong with the disk
     with path.open("wb") as file:
         torch.save(content, file)
 
 
 def save_weights(model: nn.Module, folder: Path, state: dict[str, Any] | None = None) -> None:
-    """Write a model's state as safetensors, weights that share memory once, and its configuration if it has one.
+    """Write a model's state as safetensors, with shared weights stored once, and its configuration if it has one.
 
-    ``state`` is the state if the model does not hold the whole of it.
+    ``state``: the full state, if the model itself is sharded.
     """
     state = model.state_dict() if state is None else state
     tensors = {name: state[name].detach().cpu().contiguous() for name in _kept_names(model)}
@@ -242,17 +242,17 @@ def save_weights(model: nn.Module, folder: Path, state: dict[str, Any] | None = 
 
 
 def _kept_names(model: nn.Module) -> list[str]:
-    """Return the names of a model's state, weights that are tied by their first one: that of from_pretrained."""
+    """Return the names of a model's state; tied weights appear under their first name, as in from_pretrained."""
     kept = model.state_dict().keys()
     return [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name in kept]
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Load what `save_weights` wrote into a model of the same form; raises CheckpointError where they differ.
+    """Load weights written by `save_weights`; raise CheckpointError if names or shapes differ from the model's.
 
-    All processes call it where the model is sharded, and the main process reads.
+    If the model is sharded, all processes must call it, and the main process reads.
     """
-    own = model.state_dict()  # of a sharded model, all weights in shards again
+    own = model.state_dict()  # for a sharded model: sharded tensors
     sharded = is_sharded(model)
     if not sharded or get_rank() == 0:
         tensors = load_file(folder / MODEL_FILE)
@@ -273,7 +273,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:
-    """Load the optimiser's state from a checkpoint, whether that or the model is sharded or not."""
+    """Load the optimiser's state from a checkpoint; model and checkpoint may each be sharded or not."""
     if (folder / OPTIMISER_SHARDS).is_dir():
         load_shards(model, optimiser, folder / OPTIMISER_SHARDS)
     else:
@@ -282,7 +282,7 @@ def load_optimiser(model: nn.Module, optimiser: torch.optim.Optimizer, folder: P
 
 
 def move_stream(stream: Any, saved: Any, process: int, folder: Path) -> None:
-    """Move a stream to the position that a checkpoint has saved, of all processes or in a list one for each."""
+    """Move a stream to its saved position: one for all processes, or a list with one per process."""
     if isinstance(saved, list):
         saved = saved[min(process, len(saved) - 1)]
     try:

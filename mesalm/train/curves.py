@@ -1,4 +1,4 @@
-"""The curves of runs side by side, drawn from their journals."""
+"""Plot the curves of several runs from their journals."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PANELS = (
     ("tokens", "gradient_norm", "gradient norm"),
     ("tokens", "tokens_per_second", "tokens per second"),
 )
-"""What is drawn: a field of the journal over another one, and the title."""
+"""The panels: the journal fields of x and y, and the title."""
 
 
 def plot(runs: Sequence[Path], out: Path) -> Path:
     """Draw the journals of run folders, finished or not, into one SVG file; return its path.
 
-    Raises SettingsError for a folder without a journal, or with one that has no step yet.
+    Raises SettingsError for a folder without a journal, or if its journal has no step yet.
     """
     found = {str(path): _lines(path.expanduser()) for path in runs}
 
@@ -53,7 +53,7 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
 
 
 def _lines(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the step lines and the validation lines of a run, the seconds of these taken from those around them."""
+    """Return the step and validation lines of a run; seconds of validation lines come from neighbouring steps."""
     record = RunRecord(folder)
     if not record.journal.is_file():
         raise SettingsError(f"{folder}: no journal.jsonl here; give the folder of a run")
@@ -70,6 +70,6 @@ def _lines(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def _points(lines: Sequence[dict[str, Any]], x: str, y: str) -> tuple[list[float], list[float]]:
-    """Return what lines say of two fields, where both are numbers."""
+    """Return the values of two fields in the lines that have both."""
     points = [(line[x], line[y]) for line in lines if line.get(x) is not None and line.get(y) is not None]
     return [point[0] for point in points], [point[1] for point in points]

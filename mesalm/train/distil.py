@@ -20,20 +20,20 @@ from mesalm.train.recipe import Recipe, load_recipe
 
 @dataclass(frozen=True)
 class Distillation:
-    """A way to train that is called as `training.run` is, with the loss of knowledge distillation.
+    """A replacement for `training.run` that trains with a knowledge distillation loss.
 
-    That is the mean over the scored tokens of KL(teacher || model) in nats, at temperature 1 (Hinton et al. 2015,
-    arXiv 1503.02531). Validation still measures the loss on the text. ``teacher`` is called on input_ids and
-    position_ids [B, T], and returns logits of the same vocabulary; each process holds a whole copy of it.
+    The loss is the mean over scored tokens of KL(teacher || model) in nats, at temperature 1 (Hinton et al. 2015,
+    arXiv 1503.02531). Validation still measures the loss on the text. ``teacher`` is called with input_ids and
+    position_ids [B, T] and returns logits over the same vocabulary; each process holds a full copy of it.
     """
 
     teacher: nn.Module
 
     def __call__(self, model: nn.Module, *arguments: Any, **options: Any) -> Outcome:
-        """Train as `training.run` does, and return what it returns."""
+        """Train; arguments and result are those of `training.run`."""
         self.teacher.requires_grad_(False).eval().to(options["accelerator"].device)
         if isinstance(model, MesaForCausalLM):
-            model.token_loss = None  # the loss is made of logits, all at once
+            model.token_loss = None  # the distillation loss needs all logits
         hook = model.register_forward_hook(self._replace_loss, with_kwargs=True)
         try:
             return training.run(model, *arguments, **options)
@@ -45,7 +45,7 @@ class Distillation:
             outputs.loss = self.loss(batch, outputs)
 
     def loss(self, batch: dict[str, Any], outputs: Any) -> torch.Tensor:
-        """Return the loss of a batch of packed rows for the model's outputs on it, a scalar."""
+        """Return the loss, a scalar, of the model's outputs on a batch of packed rows."""
         with torch.no_grad():
             read = {name: batch[name] for name in ("input_ids", "position_ids")}
             wanted = self.teacher(**read).logits[:, :-1].float().log_softmax(-1)
@@ -55,12 +55,11 @@ class Distillation:
 
 
 def recovery_recipe(name_or_path: str, overrides: Sequence[str], start: Path) -> Recipe:
-    """Return the recipe that trains the converted model in a folder on, as run ``<folder's name>-recovered``.
+    """Return the recipe that continues to train a converted model, as run ``<folder's name>-recovered``.
 
-    Of the recipe, its arms, name, tokenizer and fields of ``model`` are left out; ``overrides`` are those of
-    `load_recipe`.
+    Arms, name, tokenizer and fields of ``model`` of the recipe are ignored; ``overrides`` are as in `load_recipe`.
 
-    Raises SettingsError for a recipe that has weights to begin from, or what distillation does not go with.
+    Raises SettingsError for a recipe with initial weights, or with settings that distillation does not support.
     """
     recipe = load_recipe(name_or_path, overrides)
     for key, given in (

@@ -1,4 +1,4 @@
-"""The guard that keeps what is not finite, or a spike, out of weights and checkpoints, and says where it arose."""
+"""Reject steps with non-finite values or loss spikes, and report where non-finite values arose."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from mesalm.wording import plural
 
 
 class NonFiniteError(FloatingPointError):
-    """A run that cannot go on, in one line: the step, what was not finite and where, and what to do."""
+    """A run cannot continue; the one-line message gives the step, what was not finite, where, and what to do."""
 
 
 Verdict = Literal["accept", "skip", "rollback", "stop"]
 
 SPIKE = 6.0
-"""Standard deviations above the mean of the last accepted losses from which a loss is a spike."""
+"""A loss this many standard deviations above the mean of the last accepted losses is a spike."""
 WINDOW, FEWEST = 100, 20
-"""How many last losses are looked at, and how many there must be."""
+"""The number of recent losses considered, and the minimum number needed."""
 
 
 class Guard:
-    """The refusal of steps whose loss is not finite or a spike, or whose gradient is not finite.
+    """Reject steps whose loss is not finite or a spike, or whose gradient is not finite.
 
-    It stops the run where that does not help. ``spikes`` is the verdict on a spike: it updates the weights, the step is
-    skipped, the weights go back to the last checkpoint, or the run stops. ``bound`` is the largest loss that is none.
-    It changes when losses are read, so that the device can refuse the steps between.
+    The run stops after too many rejected steps. ``spikes`` says what a spike does: it is accepted, the step is skipped,
+    the weights roll back to the last checkpoint, or the run stops. ``bound`` is the largest loss that is not a spike.
+    It is updated only when losses are read, so that the device can reject the steps in between.
 
-    All processes see the same loss and gradient, and what one of them finds in its weights goes to all, so that
+    All processes see the same loss and gradient, and a fault found in the weights of one is sent to all, so that
     they stop together.
     """
 
     def __init__(self, limit: int, spikes: Verdict = "accept") -> None:
-        """Allow fewer than ``limit`` refused steps in a row; at least 1."""
+        """Allow fewer than ``limit`` (at least 1) rejected steps in a row."""
         self.limit = limit
         self.skipped = 0
         self.in_row = 0
@@ -63,12 +63,12 @@ class Guard:
         return False
 
     def renew_bound(self) -> None:
-        """Set the bound by the losses accepted so far."""
+        """Update the bound from the losses accepted so far."""
         if len(self._recent) >= FEWEST:
             self.bound = statistics.fmean(self._recent) + SPIKE * statistics.pstdev(self._recent)
 
     def verdict(self, loss: float, step: int) -> Verdict:
-        """Return what follows from the refusal of a step. Raises NonFiniteError for a spike that stops the run."""
+        """Return the consequence of a rejected step. Raises NonFiniteError for a spike that stops the run."""
         if not loss > self.bound or not math.isfinite(loss):
             return "skip"
         if self.spikes == "stop":
@@ -93,9 +93,9 @@ class Guard:
             raise NonFiniteError(f"{when}: {fault} is not finite; {way_on or WAY_ON}")
 
     def judge(self, accelerator: Accelerator, model: nn.Module, micro: list[dict[str, Any]], step: int) -> None:
-        """Raise NonFiniteError if ``step`` is one refused step in a row too many.
+        """Raise NonFiniteError if ``step`` exceeds the limit of rejected steps in a row.
 
-        The model then reads the step's batches once more, to see which part of it is the first that is not finite.
+        The model then runs the step's batches again, to find its first module with a non-finite output.
         """
         if self.in_row < self.limit:
             return
@@ -113,7 +113,7 @@ class Guard:
         return {"skipped": self.skipped, "in_row": self.in_row, "recent": list(self._recent)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` returned; earlier versions kept no losses."""
+        """Load what `state_dict` returned; earlier versions stored no losses."""
         self.skipped = int(state["skipped"])
         self.in_row = int(state["in_row"])
         self._recent.extend(state.get("recent", []))
@@ -124,7 +124,7 @@ WAY_ON = "lower optim.learning_rate (under another name; init_from takes a check
 
 
 def _first(accelerator: Accelerator, mine: str | None) -> str | None:
-    """Return what the first process with a finding has found."""
+    """Return the finding of the first process that has one."""
     found = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
     return next((finding for finding in found if finding is not None), None)
 
@@ -152,7 +152,7 @@ def _fault_in_gradients(model: nn.Module) -> str | None:
 
 @torch.no_grad()
 def _fault_in_outputs(accelerator: Accelerator, model: nn.Module, micro: list[dict[str, Any]]) -> str | None:
-    """Name the first module of a forward pass whose output is not finite."""
+    """Return the first module in a forward pass whose output is not finite."""
     found: list[str] = []
 
     def look(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The model at the start of a run: fresh and seeded, or the weights of an earlier one."""
+"""The initial model of a run: seeded fresh weights, or those of an earlier model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from mesalm.train.token_loss import TokenLoss
 
 
 def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
-    """Return the float32 model a run begins with, on the CPU.
+    """Return the initial model of a run, in float32 on the CPU.
 
-    The vocabulary and the special ids are the tokenizer's, unless ``model.vocab_size`` asks for more. Raises
-    SettingsError where recipe, tokenizer and the weights of ``init_from`` do not agree.
+    Vocabulary size and special ids come from the tokenizer, unless ``model.vocab_size`` is larger. Raises
+    SettingsError if recipe, tokenizer and the weights of ``init_from`` do not fit together.
     """
     seed_everything(recipe.seed)
     if recipe.init_from is not None:
@@ -49,11 +49,13 @@ def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToken
 
 
 def set_step(model: PreTrainedModel, recipe: Recipe, micro_rows: int) -> None:
-    """Let a model run its blocks again in the backward pass, and make its loss in parts where its logits are many, as
-    the recipe says. Raises SettingsError for a z-loss that it has not."""
+    """Set gradient checkpointing, the loss in parts and z-loss of a model as the recipe says.
+
+    Raises SettingsError if the model does not have the z-loss asked for.
+    """
     train = recipe.train
     if train.gradient_checkpointing:
-        # the name before transformers 5.23 is the second
+        # transformers before 5.23 has only the second name
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     if isinstance(model, MesaForCausalLM):
         if train.z_loss or micro_rows * recipe.data.sequence_length * model.config.vocab_size > train.logits_at_once:
@@ -65,7 +67,7 @@ def set_step(model: PreTrainedModel, recipe: Recipe, micro_rows: int) -> None:
 def earlier_config(recipe: Recipe) -> PreTrainedConfig:
     """Return the configuration of ``init_from``.
 
-    Raises SettingsError where there is none, and where it is not what ``model`` and ``data`` ask for.
+    Raises SettingsError if there is none, or if it does not fit ``model`` and ``data``.
     """
     folder = _weights_folder(recipe)
     config: PreTrainedConfig = load(AutoConfig, folder, "model", name=f"init_from: {folder}")

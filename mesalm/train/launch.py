@@ -1,4 +1,4 @@
-"""Making the Accelerator, and refusing a launch that would silently not be what was asked for."""
+"""Create the Accelerator, and reject launches that would silently do something else than requested."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mesalm.train.sharded import fsdp_plugin, use_fsdp
 from mesalm.wording import plural
 
 PATIENCE = timedelta(minutes=10)
-"""How long processes wait for each other in a step, or for one that saves."""
+"""How long processes wait for each other in a step or while one saves."""
 
 WORLD_VARIABLES = (
     "WORLD_SIZE",
@@ -34,7 +34,7 @@ WORLD_VARIABLES = (
     "OMPI_COMM_WORLD_SIZE",
     "MV2_COMM_WORLD_SIZE",
 )
-"""What launchers that do start several processes leave in the environment of each."""
+"""Environment variables set by launchers that start several processes."""
 
 REPLICATED = (
     DistributedType.NO,
@@ -43,7 +43,7 @@ REPLICATED = (
     DistributedType.MULTI_XPU,
     DistributedType.MULTI_NPU,
 )
-"""The kinds of run that keep a whole copy of the model in each process."""
+"""Distributed types with a full copy of the model in each process."""
 
 
 FSDP = "ACCELERATE_USE_FSDP"
@@ -78,14 +78,14 @@ REFUSED = (
         "--dynamo_backend {value} is set by the recipe; leave it out and set train.compile=true",
     ),
 )
-"""Variables in which accelerate launch hands on its options, the values that are let pass, and what is said of others.
+"""Environment variables of accelerate launch's options, their supported values, and the message for all others.
 
-Those of FSDP count where that is asked for.
+Those of FSDP apply only if it is requested.
 """
 
 
 class LaunchError(SettingsError):
-    """A launch that is not what was asked for, or that asks for what does not exist."""
+    """The launch differs from the request, or requests something unsupported."""
 
 
 def make_accelerator(
@@ -93,12 +93,12 @@ def make_accelerator(
 ) -> Accelerator:
     """Return an Accelerator for this process.
 
-    ``device`` is "auto" or "cpu"; ``precision`` "fp32" or "bf16"; ``track`` names trackers of accelerate, whose
-    files go under ``folder``. With ``sharding``, the launcher may ask for FSDP2.
+    ``device``: "auto" or "cpu"; ``precision``: "fp32" or "bf16"; ``track``: names of accelerate's trackers, whose
+    files go to ``folder``. With ``sharding``, the launcher may request FSDP2.
 
-    Raises LaunchError when accelerate sees other processes than the launcher was asked for, when the launcher asks for
-    another precision or for what is not supported, and where accelerate does not shard though it was asked to;
-    SettingsError for a tracker that is not installed.
+    Raises LaunchError if accelerate sees another number of processes than requested, if the launcher requests another
+    precision or unsupported options, or if accelerate does not shard although requested; SettingsError for a tracker
+    that is not installed.
     """
     check_options(os.environ, sharding=sharding)
     launch_precision(precision, os.environ)
@@ -107,8 +107,8 @@ def make_accelerator(
     for name in track:
         if name not in available:
             raise SettingsError(f"track: {name} is not installed; `pip install {name}`, or leave it out")
-    # accelerate keeps its state for the life of the process, and refuses a second precision or device; a group of
-    # processes that there is already is taken over as it is, for it cannot be left and joined again
+    # accelerate keeps its state for the life of the process and rejects a second precision or device; an existing
+    # process group is reused, since it cannot be left and joined again
     AcceleratorState._reset_state()
     PartialState._reset_state()
     accelerator = Accelerator(
@@ -136,12 +136,12 @@ def make_accelerator(
 
 
 def launch_precision(precision: str, environment: Mapping[str, str]) -> str:
-    """Return "fp32" or "bf16": a recipe's precision, or for "auto" that of accelerate launch, fp32 if it names none.
+    """Return "fp32" or "bf16": the recipe's precision, or for "auto" that of accelerate launch, by default fp32.
 
-    Raises LaunchError where the two differ, and for a precision of the launcher's that is not supported.
+    Raises LaunchError if the two differ, or if the launcher's precision is not supported.
     """
     asked = environment.get("ACCELERATE_MIXED_PRECISION", "").lower()
-    if asked in ("", "no"):  # accelerate launch says "no" when it was told nothing
+    if asked in ("", "no"):  # accelerate launch sets "no" by default
         return "fp32" if precision == "auto" else precision
     if asked != "bf16":
         raise LaunchError(f"accelerate launch: --mixed_precision {asked} is not supported; use bf16 or no")
@@ -154,14 +154,14 @@ def launch_precision(precision: str, environment: Mapping[str, str]) -> str:
 
 
 def is_set(environment: Mapping[str, str], variable: str) -> bool:
-    """Return whether a variable of the launcher's says yes."""
+    """Return whether a boolean environment variable is set to true."""
     return environment.get(variable, "").lower() in ("1", "true", "yes")
 
 
 def check_options(environment: Mapping[str, str], *, sharding: bool = False) -> None:
-    """Raise LaunchError for options of accelerate launch that would change the run, or be ignored by it.
+    """Raise LaunchError for options of accelerate launch that would change the run or be ignored.
 
-    FSDP2 is let pass with ``sharding``.
+    FSDP2 is allowed with ``sharding``.
     """
     sharded = is_set(environment, FSDP)
     for variable, harmless, fault in REFUSED:
@@ -172,12 +172,12 @@ def check_options(environment: Mapping[str, str], *, sharding: bool = False) -> 
 
 
 def broadcast(accelerator: Accelerator, value: Any) -> Any:
-    """Return the main process's value to all."""
+    """Return the main process's value on all processes."""
     return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
 
 
 def blind_to(accelerator: Accelerator, folder: Path) -> list[str]:
-    """Return, on all processes, the machines of those that do not see the main process's ``folder``."""
+    """Return, on all processes, the machines from which the main process's ``folder`` cannot be seen."""
     if accelerator.num_processes == 1:
         return []
     path = folder / f".seen-by-all-{broadcast(accelerator, uuid.uuid4().hex)}"
@@ -194,12 +194,12 @@ def blind_to(accelerator: Accelerator, folder: Path) -> list[str]:
 
 
 def check_processes(environment: Mapping[str, str], world: int) -> None:
-    """Raise LaunchError when the environment asks for more processes than the ``world`` that accelerate sees.
+    """Raise LaunchError if the environment requests more processes than the ``world`` that accelerate sees.
 
-    torchrun and ``accelerate launch --multi_gpu`` state their number of processes in WORLD_SIZE; when accelerate
-    sees fewer, as on a machine without GPU, each process would train an unsynchronised copy. ``accelerate launch
-    --num_processes N`` without a multi-process option runs one process; it leaves MASTER_ADDR behind, which it
-    sets for N > 1 only, without any of the variables that tell a process its rank.
+    torchrun and ``accelerate launch --multi_gpu`` put the number of processes in WORLD_SIZE. If accelerate sees fewer,
+    as on a machine without GPU, each process would train an unsynchronised copy. ``accelerate launch`` with
+    ``--num_processes N`` but no multi-process option runs one process; for N > 1 it sets MASTER_ADDR, but none of the
+    variables that tell a process its rank.
     """
     asked = environment.get("WORLD_SIZE", "")
     if asked.isdecimal() and int(asked) != world:
@@ -217,7 +217,7 @@ def check_processes(environment: Mapping[str, str], world: int) -> None:
 
 
 def end_run(accelerator: Accelerator) -> None:
-    """Finish the trackers of a run; the group of processes is kept for a next run and left at exit."""
+    """Finish the trackers of a run; the process group stays for a later run, until the process exits."""
     for tracker in accelerator.trackers:
         tracker.finish()
 
@@ -231,9 +231,9 @@ def _leave_group() -> None:
 def data_share(accelerator: Accelerator, context: int) -> tuple[int, int]:
     """Return which share of a step's rows this process reads, and the number of shares.
 
-    ``context`` processes that follow one another read the same share.
+    Each group of ``context`` consecutive processes reads the same share.
 
-    Raises SettingsError where processes are left over, and with FSDP.
+    Raises SettingsError if ``context`` does not divide the number of processes, and with FSDP.
     """
     processes = accelerator.num_processes
     if processes % context:
@@ -247,9 +247,9 @@ def data_share(accelerator: Accelerator, context: int) -> tuple[int, int]:
 
 
 def share_rows(model: nn.Module, context: int) -> None:
-    """Let ``context`` processes that follow one another share the rows of every forward pass that has labels.
+    """Let each group of ``context`` consecutive processes share the rows of every forward pass with labels.
 
-    Other passes, such as those of sampling, are of one process. To be called on all processes.
+    Other passes, such as those of sampling, use one process. Must be called on all processes.
     """
     if context == 1:
         return

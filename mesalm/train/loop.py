@@ -1,6 +1,6 @@
-"""The training loop: one for all models and tasks, on accelerate.
+"""The training loop for all models and tasks, on accelerate.
 
-It knows a model only as a module that, called on a batch (a dict of tensors), returns an object with ``loss``.
+A model is any module that, called with a batch (a dict of tensors), returns an object with ``loss``.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from mesalm.train.step import (
 
 
 class Stream(Protocol):
-    """The micro-batches of one process without end, and where in the data the next step begins.
+    """An endless stream of one process's micro-batches, with the position in the data of the next step.
 
     A step's rows are split into ``world`` shares; processes that read the same share see the same batches.
-    ``position`` has ``to_dict`` and ``from_dict``; setting it moves the stream. It may differ between processes. A
-    stream that goes through rows again and again says in ``epochs`` how often it has. See mesalm.data.stream.RowStream.
+    ``position`` has ``to_dict`` and ``from_dict``; assigning it moves the stream. It may differ between processes. A
+    stream that repeats its rows counts the passes in ``epochs``. See mesalm.data.stream.RowStream.
     """
 
     position: Any
@@ -64,11 +64,11 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Probe:
-    """Something to be done with the model while it trains, such as validation.
+    """A callback on the model during training, such as validation.
 
-    ``run(model, step)`` is called on every process, the model in evaluation mode and without gradients, and
-    returns the fields of any number of journal lines; each gets ``event``, ``step`` and ``tokens``. It is called
-    every ``every`` steps (0: never on the way) and, if ``at_end``, after the last step.
+    ``run(model, step)`` is called on every process, with the model in evaluation mode and without gradients, and
+    returns the fields of any number of journal lines; ``event``, ``step`` and ``tokens`` are added to each. It is
+    called every ``every`` steps (0: never during training) and, if ``at_end``, after the last step.
     """
 
     event: str
@@ -77,13 +77,13 @@ class Probe:
     at_end: bool = True
 
     def due(self, step: int) -> bool:
-        """Return whether it is done after this step on the way."""
+        """Return whether the callback is due after this step."""
         return self.every > 0 and step % self.every == 0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a training: ``interrupted_by`` is a signal's number, None when all steps are done."""
+    """The result of training: ``interrupted_by`` is a signal number, or None if all steps are done."""
 
     step: int
     tokens: int
@@ -96,7 +96,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Due:
-    """What belongs to the next step beside the step itself."""
+    """What is due after the next step."""
 
     number: int
     last: bool
@@ -107,23 +107,23 @@ class Due:
 
 @dataclass(kw_only=True, eq=False)
 class Loop:
-    """One training of a model, until it has made ``steps`` steps or hears a signal of `mesalm.interrupts`.
+    """The training of a model for ``steps`` steps, or until a signal of `mesalm.interrupts`.
 
-    ``stream`` shards by itself; model and optimiser go through ``accelerator.prepare`` here, the model being on
-    ``accelerator.device`` already. ``learning_rate(step)`` gives the rate of each step, counted from 0. A step's
-    loss is the mean over its micro-batches and processes, each weighted alike or, with ``count_items``, by the
+    ``stream`` is sharded already; model and optimiser go through ``accelerator.prepare`` here, and the model must be on
+    ``accelerator.device``. ``learning_rate(step)`` gives the rate of each step, counted from 0. A step's
+    loss is the mean over its micro-batches and processes, weighted equally or, with ``count_items``, by the
     number of scored items that it returns for a batch. ``clip`` bounds the global norm of the gradient. ``enough`` is
-    asked after each step and its probes; where it says so on every process, that step was the last. ``peak`` is what
-    a device can do in operations per second, None where that is not known; the share that training reaches is told.
+    called after each step and its probes; training ends when it returns True on every process. ``peak``: the device's
+    operations per second, from which the share that training reaches is reported; None if unknown.
     ``average`` follows the weights.
 
-    Losses and gradient norms stay on the device until they are read together: every ``read_every`` steps, every step
-    that is logged, probed or kept in a checkpoint, and the last; by default each step on the CPU, where that waits for
-    nothing, and only those steps elsewhere. A step that is not finite is refused all the same, on the device; several
-    processes hear a signal when they read. An optimiser that cannot refuse a step by itself has each step read.
+    Losses and gradient norms stay on the device and are read together: every ``read_every`` steps, at every step that
+    is logged, probed or saved, and at the last. By default that is each step on the CPU, where reading costs nothing,
+    and only those steps elsewhere. In between the device itself rejects steps that are not finite; if the optimiser
+    cannot do that, each step is read. Several processes respond to a signal when they read.
 
-    ``resume_from`` is a checkpoint of the same run; on the CPU, and with as many processes, the run then goes on
-    as if it had never stopped, to the last bit. Probes and data reading cannot change the random state of the run.
+    ``resume_from``: a checkpoint of the same run. On the CPU, with the same number of processes, the run continues
+    bit-identically. Probes and data reading cannot change the random state of the run.
     """
 
     model: nn.Module = field(kw_only=False)
@@ -158,9 +158,9 @@ class Loop:
             self._saver = Saver(self.accelerator, self.checkpoints, self.journal, self._recorder, self.uploads)
 
     def fit(self) -> Outcome:
-        """Train to the end, or to a signal.
+        """Train to the end, or until a signal.
 
-        Raises NonFiniteError, and writes no checkpoint, where weights, optimiser or too many steps in a row are not
+        Raises NonFiniteError, without writing a checkpoint, if weights, optimiser or too many steps in a row are not
         finite; CheckpointError for a checkpoint that does not fit.
         """
         self._begin()
@@ -180,13 +180,13 @@ class Loop:
                 interrupts.answered = True
             elif self.uploads is not None:
                 self._recorder.report_all("upload", self.uploads.finish())
-        # Take the autocast off the model again, for whoever uses it next.
+        # Remove autocast from the model again, for later use.
         self.accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
         tally, seconds = self.tally, self._speed.seconds
         return Outcome(tally.step, tally.tokens, tally.flops, seconds, tally.loss, self.guard.skipped, heard)
 
     def _begin(self) -> None:
-        """Take up the checkpoint if there is one, and make model, optimiser and stream ready."""
+        """Load the checkpoint if there is one, and prepare model, optimiser and stream."""
         if self.resume_from is not None:
             self._take_up(self.resume_from)
         if self.checkpoints is not None and self.accelerator.is_main_process:
@@ -197,22 +197,22 @@ class Loop:
             self.average.prepare(self.accelerator)
         if self.resume_from is not None:
             load_optimiser(self.model, self.optimiser, self.resume_from)
-            # Last of all, since compiling and wrapping may draw random numbers.
+            # Last, since compiling and wrapping may draw random numbers.
             states = load_random_states(self.resume_from)
             if self.accelerator.process_index < len(states):
                 restore_random_state(states[self.accelerator.process_index])
         if self.average is not None:
-            self.average.follow(self.optimiser)  # only now: torch may make an empty step to load an optimiser's state
+            self.average.follow(self.optimiser)  # only now: loading an optimiser's state may make an empty step
         self._speed = Speedometer(self.tally.seconds)
         usual = 1 if self.accelerator.device.type == "cpu" else self.log_every
         self._read_every = (self.read_every or usual) if can_refuse(self.optimiser) else 1
         with preserved_randomness(devices=False):
             self._batches = iter(self.stream)
         self.model.train()
-        self._wrapped.train()  # compiled by blocks, it is a module of its own around them
+        self._wrapped.train()  # if compiled by blocks, this is a separate module around them
 
     def _take_up(self, folder: Path) -> None:
-        """Load a checkpoint, all but the states of optimiser and random numbers."""
+        """Load a checkpoint except the states of optimiser and random generators."""
         state = (self.checkpoints or Checkpoints(folder.parent)).read_state(folder)
         load_weights(self.model, folder)
         if self.average is not None:
@@ -220,18 +220,18 @@ class Loop:
         move_stream(self.stream, state["position"], self.accelerator.process_index, folder)
         self.guard.load_state_dict(state["guard"])
         self.tally = self._recorder.tally = Tally(**state["tally"])
-        if self.tally.ended:  # stopped between its last step and what is made of it
+        if self.tally.ended:  # interrupted after its last step, before the final model was written
             self.steps = self.tally.step
         if self.checkpoints is not None and folder.parent != self.checkpoints.folder:
-            return  # another run's, which this one leaves
+            return  # the checkpoint of another run, from which this one branches
         self._saved_at = self.tally.step
         if not self.journal.holds("checkpoint", self.tally.step):  # killed before the line could be written
             self._recorder.write("checkpoint", folder=folder.name)
 
     def _run(self, interrupts: Interrupts) -> int | None:
-        """Make all steps and their checkpoints; return the signal that ended them early."""
+        """Run all steps and write their checkpoints; return the signal that ended training early."""
         heard = None
-        if self.tally.step == self.steps:  # of a run made shorter this was not the last step before
+        if self.tally.step == self.steps:  # in a run made shorter this was not the last step before
             missing = self._recorder.missing(probe.event for probe in self.probes if probe.at_end)
             self._probe(Due(self.steps, True, False, False, [probe for probe in self.probes if probe.event in missing]))
         while self.tally.step < self.steps and heard is None:
@@ -239,14 +239,14 @@ class Loop:
             if self._saver is not None:
                 self._saver.report()
             if self.tally.step >= self.steps and heard is None:
-                # What was heard in the last step, or in the validation after it, counts too.
+                # A signal during the last step, or the validation after it, counts too.
                 _, heard = read(self.accelerator, [], interrupts.received)
             if self.tally.step >= self.steps or heard is not None or self._kept(self.tally.step):
                 self._save()
         return heard
 
     def _advance(self, interrupts: Interrupts) -> int | None:
-        """Make one step and what belongs after it; return the signal that was heard on one of the processes."""
+        """Run one step and what is due after it; return a signal received by any of the processes."""
         due = self._due(self.tally.step + 1)
         rate = self.learning_rate(self.tally.step)
         for group in self.optimiser.param_groups:
@@ -276,7 +276,7 @@ class Loop:
         return self.checkpoints is not None and self.checkpoints.due(step)
 
     def _watch_solver(self, due: Due, batch: Batch) -> Any:
-        """Have a layer measure the next row it solves, where the step is logged; return the layer, None for none."""
+        """If the step is logged, let one layer measure the next row it solves, and return the layer; else None."""
         if not due.logged:
             return None
         main = self.accelerator.is_main_process
@@ -288,9 +288,9 @@ class Loop:
     def _update(
         self, due: Due, micro: list[Batch], loss: torch.Tensor, norm: torch.Tensor, interrupts: Interrupts
     ) -> int | None:
-        """Update the weights where loss and norm are finite; return the signal that was heard."""
+        """Update the weights if loss and norm are finite; return a signal that was received."""
         self._unread.append((loss, norm))
-        # one process alone hears a signal at once
+        # a single process responds to a signal at once
         heard = interrupts.received if self.accelerator.num_processes == 1 else None
         read_now = due.number % self._read_every == 0 or heard is not None
         if read_now or due.logged or due.kept or due.probes:
@@ -315,10 +315,10 @@ class Loop:
                 back |= self._refuse(step, loss, norm)
         self._unread.clear()
         self.guard.renew_bound()
-        return accepted and not back, heard  # this gradient is not that of weights that went back
+        return accepted and not back, heard  # after a rollback this gradient does not belong to the weights
 
     def _refuse(self, step: int, loss: float, norm: float) -> bool:
-        """Do what the guard says of a refused step, and report it; return whether the weights went back."""
+        """Carry out and report the guard's verdict on a rejected step; return whether the weights were rolled back."""
         back = self.guard.verdict(loss, step) == "rollback"
         newest = self._saver.newest() if back and self._saver is not None else None
         if newest is not None:
@@ -332,7 +332,7 @@ class Loop:
         return newest is not None
 
     def _show(self, due: Due, rate: float, norm: torch.Tensor, micro: list[Batch], solver: Any) -> None:
-        """Record a step that is logged, and bring the display up to date."""
+        """Record the step if it is logged, and update the display."""
         left = self._speed.left(self.steps - self.tally.step)
         if due.logged:
             cost = flops_per_token(self.model, micro)
@@ -365,7 +365,7 @@ class Loop:
         return getattr(self.stream, "epochs", None)
 
     def _probe(self, due: Due) -> None:
-        """Do what is due with the model, and leave the time of it out of the speed."""
+        """Run the probes that are due, without counting their time in the speed."""
         if due.probes or due.last:
             self._verify()
         begun = time.perf_counter()
@@ -377,7 +377,7 @@ class Loop:
         self._speed.pause(time.perf_counter() - begun)
 
     def _save(self) -> None:
-        """Write a checkpoint of the present step, unless there is one."""
+        """Write a checkpoint of the current step, unless there is one."""
         if self._saver is None or self._saved_at == self.tally.step:
             return
         self._verify()

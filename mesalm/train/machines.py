@@ -1,4 +1,4 @@
-"""What processes on several machines must have alike, with a disk that they share and without one."""
+"""Give processes on several machines the same data and checkpoints, with or without a shared disk."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PIECE = 1 << 26
 def prepared_on_each(
     accelerator: Accelerator, watch: Watch | None, cache: Path, make: Callable[[], Path | None]
 ) -> Path | None:
-    """Return this machine's folder of prepared data, which ``make`` prepares; None where that gives none.
+    """Prepare the data with ``make`` and return this machine's folder of them, or None if ``make`` returns None.
 
-    The main process prepares for all that see its ``cache``; else the first process of each machine does, at the same
-    time. Raises LaunchError naming a machine whose rows or tokenizer are others than the main process's.
+    The main process prepares for all machines that see its ``cache``; on others their first process prepares, at the
+    same time. Raises LaunchError naming a machine whose rows or tokenizer differ from the main process's.
     """
     shared = not blind_to(accelerator, cache)
     first = accelerator.is_main_process if shared else accelerator.is_local_main_process
@@ -48,10 +48,10 @@ def prepared_on_each(
 
 
 def send_folder(accelerator: Accelerator, folder: Path) -> None:
-    """Copy a checkpoint from the main process's machine to those that do not have it, under their ``folder``."""
+    """Copy a checkpoint from the main process's machine to those without it, into their ``folder``."""
     state = folder / STATE_FILE
     mine = fingerprint(state) if state.is_file() else None
-    differs = mine != broadcast(accelerator, mine)  # on every process, whether it is to write or not
+    differs = mine != broadcast(accelerator, mine)  # must run on every process
     lacks = accelerator.is_local_main_process and differs
     if not any(gather_object([lacks])):
         return

@@ -1,4 +1,4 @@
-"""Optimisers by name with their settings, which parameters decay, and rates that carry over between widths."""
+"""Optimisers, their settings, parameter groups for weight decay, and learning rates that transfer across widths."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class OptimSettings(Settings):
     """The optimiser's settings."""
 
     name: Annotated[str, known(lambda: OPTIMISERS, "an optimiser")] = Field(
-        default="adamw", description="Optimiser, by its name in mesalm.train.optim.OPTIMISERS."
+        default="adamw", description="Optimiser, a name in mesalm.train.optim.OPTIMISERS."
     )
     learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate, reached when warm-up ends.")
     betas: tuple[Beta, Beta] = Field(
-        default=(0.9, 0.95), description="AdamW's decay of the running means of the gradient and of its square."
+        default=(0.9, 0.95), description="AdamW's decay rates of the running averages of gradient and squared gradient."
     )
-    momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's decay of the running mean of the gradient.")
-    eps: float = Field(default=1e-8, gt=0, description="Guard added to AdamW's denominator.")
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's momentum.")
+    eps: float = Field(default=1e-8, gt=0, description="Epsilon in AdamW's denominator.")
     weight_decay: float = Field(
         default=0.1, ge=0, description="Decoupled weight decay of matrices; gains, biases and ridges never decay."
     )
     base_width: int | None = Field(
         default=None,
         gt=0,
-        description="hidden_size for which learning_rate was chosen; it then carries over to other widths with "
-        "heads of the same size (muP). none: one rate for all weights.",
+        description="hidden_size for which learning_rate was tuned; muP then transfers it to other widths with "
+        "the same head size. none: one rate for all weights.",
     )
-    decay_embeddings: bool = Field(default=False, description="Whether weight decay acts on embeddings too.")
+    decay_embeddings: bool = Field(default=False, description="Whether weight decay also applies to embeddings.")
 
 
 def adamw(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
@@ -48,13 +48,13 @@ def adamw(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
 
 
 def muon(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """Build Muon for the matrices of linear maps but the output head, and AdamW for all other parameters.
+    """Build Muon for the weight matrices of linear layers except the output head, and AdamW for all other parameters.
 
-    Both take the same learning rate: Muon's update is scaled to the root mean square of AdamW's (Jordan et al. 2024;
-    Liu et al. 2025, arXiv 2502.16982).
+    Both use the same learning rate, since Muon's update is scaled to the root mean square of AdamW's (Jordan et al.
+    2024; Liu et al. 2025, arXiv 2502.16982).
     """
     hidden = hidden_matrices(model)
-    # an orthogonal update of the same root mean square has a norm that grows with the square root of the width
+    # at a fixed root mean square, the norm of an orthogonal update grows with the square root of the width
     groups = _groups(model, settings, power=0.5)
     matrices = _narrowed(groups, lambda weight: id(weight) in hidden)
     others = _narrowed(groups, lambda weight: id(weight) not in hidden)
@@ -72,13 +72,13 @@ def _groups(model: nn.Module, settings: OptimSettings, power: float = 1.0) -> li
 
 
 def _narrowed(groups: list[dict[str, Any]], wanted: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:
-    """Return the groups with the wanted parameters alone, empty ones left out."""
+    """Return the groups restricted to the wanted parameters, without empty groups."""
     chosen = [{**group, "params": [weight for weight in group["params"] if wanted(weight)]} for group in groups]
     return [group for group in chosen if group["params"]]
 
 
 def _adamw(groups: list[dict[str, Any]], settings: OptimSettings) -> torch.optim.Optimizer:
-    """Build AdamW, in its fused form where every parameter's device has one."""
+    """Build AdamW, fused if all parameters are on devices that support it."""
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     return torch.optim.AdamW(
         groups,
@@ -97,11 +97,11 @@ OPTIMISERS: dict[str, Callable[[nn.Module, OptimSettings], torch.optim.Optimizer
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bool = False) -> list[dict[str, Any]]:
-    """Part a model's trainable parameters into a group that decays and one that does not.
+    """Split a model's trainable parameters into a group with weight decay and one without.
 
-    Not decayed: parameters of one dimension or none (gains of norms, biases), those named ``bias``, those that
-    bear the attribute ``_no_weight_decay = True`` (a soft prefix), and, unless ``decay_embeddings``, the weights of
-    ``nn.Embedding`` (so a tied head does not decay either). Empty groups are left out; each parameter stands once.
+    Not decayed: parameters of at most one dimension (gains of norms, biases), those named ``bias``, those with the
+    attribute ``_no_weight_decay = True`` (a soft prefix), and, unless ``decay_embeddings``, the weights of
+    ``nn.Embedding`` (hence a tied head too). Empty groups are left out; each parameter appears once.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
@@ -121,17 +121,17 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_embeddings: bo
 
 
 def build_optimiser(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """Build the optimiser that the settings name for a model that is on its device already."""
+    """Build the optimiser given by the settings; the model must already be on its device."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("model: has no trainable parameter; unfreeze at least one")
     return OPTIMISERS[settings.name](model, settings)
 
 
 class JoinedOptimiser(torch.optim.Optimizer):
-    """Several optimisers as one: it shares its groups and its state with them."""
+    """Several optimisers combined into one, which shares its groups and state with them."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
-        """Join optimisers that have made no step yet."""
+        """Combine optimisers that have not made a step yet."""
         self.parts = parts
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._share()
@@ -144,12 +144,12 @@ class JoinedOptimiser(torch.optim.Optimizer):
             first = last
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state that `state_dict` returned."""
+        """Load a state that `state_dict` returned."""
         super().load_state_dict(state_dict)
         self._share()
 
     @torch.no_grad()
-    # torch overloads step for both kinds of closure
+    # torch declares overloads of step for both kinds of closure
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Make one step of every part; return what the closure returns."""
         loss = None
@@ -162,7 +162,7 @@ class JoinedOptimiser(torch.optim.Optimizer):
 
 
 def hidden_matrices(model: nn.Module) -> set[int]:
-    """Return the ids of the weights of linear maps, the output head and what is tied to embeddings left out."""
+    """Return the ids of the weights of linear layers, without the output head and weights tied to embeddings."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     outer = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) or module is head}
     return {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - outer
@@ -170,7 +170,7 @@ def hidden_matrices(model: nn.Module) -> set[int]:
 
 @torch.no_grad()
 def scale_first_weights(model: nn.Module, base_width: int) -> None:
-    """Scale fresh weights: hidden matrices by the square root of base over width, others as their rates."""
+    """Scale initial weights: hidden matrices by sqrt(base / width), others by the factor of their learning rate."""
     scale, outer = _scales(model, base_width)
     hidden = hidden_matrices(model)
     for parameter in model.parameters():
@@ -180,14 +180,14 @@ def scale_first_weights(model: nn.Module, base_width: int) -> None:
 def scaled_groups(
     groups: list[dict[str, Any]], model: nn.Module, base_width: int | None, power: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Part groups of parameters by the factor of their rate, ``rate_scale``, so that rates carry over between widths.
+    """Split parameter groups by a factor on their learning rate, ``rate_scale``, so that rates transfer across widths.
 
-    Hidden matrices have base over width to the ``power``. Weight decay is divided by the factor: a step takes as much
-    off a weight at all widths. Without ``base_width`` the groups stay as they are.
+    The factor of hidden matrices is (base / width)^power. Weight decay is divided by the factor, so that its effect per
+    step is the same at all widths. Without ``base_width`` the groups are returned unchanged.
 
-    This is maximal update parametrisation (Yang et al. 2022, arXiv 2203.03466, table 8). Sizes grow with
-    ``hidden_size``, but for that of a head. Factors on embeddings and logits lie in the weights and in the gain of the
-    last norm, as Adam's updates allow, so that a saved model is a plain one.
+    This is maximal update parametrisation (Yang et al. 2022, arXiv 2203.03466, table 8). Sizes are assumed to grow with
+    ``hidden_size``, except the head size. The multipliers of embeddings and logits are absorbed into their weights and
+    the gain of the last norm, which Adam's updates allow, so that a saved model needs no extra factors.
 
     Raises ValueError for a model without ``hidden_size``, or without a norm before its head.
     """
@@ -205,9 +205,9 @@ def scaled_groups(
 
 
 def _scales(model: Any, base_width: int) -> tuple[float, dict[int, float]]:
-    """Return base over width, and the factors of embeddings and of the last norm's gain by the parameters' ids.
+    """Return base / width, and the factors of embeddings and of the last norm's gain by the parameters' ids.
 
-    Where embeddings are multiplied by the square root of the width, they have the inverse of it, and a tied head too.
+    Embeddings that the model multiplies by sqrt(width) get the inverse factor; so does a head tied to them.
     """
     config: Any = getattr(model, "config", None)
     norm = getattr(getattr(model, "model", None), "norm", None)

@@ -1,4 +1,4 @@
-"""Changing single settings by dotted key, for the command line and for the arms of a recipe."""
+"""Change single settings by dotted key, for the command line and for the arms of a recipe."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mesalm.recipe_yaml import read_yaml
 from mesalm.settings import Settings, SettingsError, without_none_words
 
 EXCLUSIVE = {"train.tokens": "train.steps", "train.steps": "train.tokens"}
-"""Setting the one key takes the other away, since a recipe may hold only one of the two."""
+"""Setting one of these keys removes the other, since a recipe may have only one of the two."""
 
 NO_VALUE = ("*", "&", "!", "@", "%", "`")
-"""What begins no YAML value that an override could have: it is text, such as the pattern ``*.txt``."""
+"""First characters that mark an override's value as plain text instead of YAML, such as the pattern ``*.txt``."""
 
 TABLES = {"arms": 2, "grid": 1}
-"""Sections whose entries are dotted keys, and how many names stand before such a key."""
+"""Sections whose entries are dotted keys, and the number of names before such a key."""
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -32,9 +32,9 @@ def parse_override(text: str) -> tuple[str, Any]:
 def apply_overrides(data: dict[str, Any], changes: Iterable[tuple[str, Any]], root: type[Settings]) -> None:
     """Set dotted keys in the plain data of a recipe, in place.
 
-    A number in a key is a place in a list (``data.sources.0.files``). A section or list that the data leave out is
-    filled in from the defaults of ``root`` before its parts are changed. Values are checked later, when the
-    settings are built; here only a key that leads into something that has no parts is refused (SettingsError).
+    A number in a key is an index into a list (``data.sources.0.files``). Missing sections and lists are
+    filled in from the defaults of ``root`` before their parts are changed. Values are checked later, when the
+    settings are built; here only a key that leads into a value without parts raises SettingsError.
     """
     given = list(changes)
     keys = {key for key, _ in given}

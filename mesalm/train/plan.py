@@ -1,4 +1,4 @@
-"""What a run will need, before it begins: memory, operations, time, and what these numbers rest on."""
+"""Estimate what a run will need before it starts: memory, operations and time, with the source of each number."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from mesalm.wording import plural
 
 
 def outline(config: PreTrainedConfig, *, card: bool = False) -> PreTrainedModel:
-    """Return a model without memory behind its weights, with ``card`` one whose operations are counted as on a card."""
+    """Return a model on the meta device; with ``card``, its operations are counted as on a GPU."""
     if card and getattr(config, "mesa_backend", None) == "auto":
         config = copy.deepcopy(config)
-        config.mesa_backend = "triton"  # what auto becomes there; the outline itself is on no device
+        config.mesa_backend = "triton"  # auto cannot select it, since the meta device is no GPU
     with torch.device("meta"), preserved_randomness():
         return AutoModelForCausalLM.from_config(config)
 
 
 def optimiser_bytes(recipe: Recipe, model: PreTrainedModel) -> int:
-    """Return the bytes that the recipe's optimiser keeps of an outline's weights."""
+    """Return the bytes of the optimiser's state for the weights of an outline."""
     optimiser = build_optimiser(model, recipe.optim)
     for weight in model.parameters():
         weight.grad = torch.empty_like(weight)
@@ -48,7 +48,7 @@ def optimiser_bytes(recipe: Recipe, model: PreTrainedModel) -> int:
 
 
 def work(model: Any, length: int, solver_steps: float) -> dict[str, float]:
-    """Return the operations per token of a training step, those of the linear maps and those of each mixer."""
+    """Return the operations per token of a training step, of the linear layers and of each mixer."""
     if not isinstance(model, MesaForCausalLM):
         return {"maps": 6.0 * model.num_parameters()}
     found: dict[str, float] = defaultdict(float)
@@ -61,9 +61,10 @@ def work(model: Any, length: int, solver_steps: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers of a run: bytes per process, operations per token, tokens per second and seconds of what is left.
+    """The estimate for a run: bytes per process, operations per token, tokens per second and remaining seconds.
 
-    ``begun`` is the step of the checkpoint that it goes on from, 0 without one; ``scored`` the rows of a validation.
+    ``begun`` is the step of the checkpoint from which the run continues, 0 without one; ``scored`` the rows of a
+    validation.
     """
 
     recipe: Recipe
@@ -81,7 +82,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Return the time of the steps that are left, with validations and checkpoints; None if no speed is known."""
+        """Return the time of the remaining steps, with validations and checkpoints; None if the speed is unknown."""
         if self.rate is None:
             return None
         recipe, length = self.recipe, self.recipe.data.sequence_length
@@ -92,7 +93,7 @@ class Plan:
         return (left + scored) / self.rate.tokens_per_second + written
 
     def _times(self, every: int) -> int:
-        """Return how often something is done that is due ``every`` steps (0: never) and at the end."""
+        """Return how often something happens that is due every ``every`` steps (0: never) and at the end."""
         return 1 + ((self.recipe.steps - 1) // every - self.begun // every if every else 0)
 
     def lines(self) -> list[str]:
@@ -135,11 +136,12 @@ def make_plan(
     sharded: bool = False,
     begun: int = 0,
 ) -> Plan:
-    """Return what a run will need, here at a measured ``rate``, or on ``processes`` cards named ``hardware``.
+    """Return the plan of a run, on this machine at a measured ``rate``, or on ``processes`` GPUs of type ``hardware``.
 
-    ``rows`` is the number of prepared rows, ``valid_rows`` of those to validate on; ``begun`` steps are made already.
-    With ``sharded`` the processes share out weights, gradients and optimiser (FSDP2), else each holds all of them
-    (DDP); ``parallelism.context`` of them share rows. Raises SettingsError where the batch does not divide among them.
+    ``rows``: the number of prepared rows; ``valid_rows``: those for validation; ``begun``: steps already made. With
+    ``sharded`` the processes shard weights, gradients and optimiser (FSDP2), otherwise each holds all of them (DDP);
+    groups of ``parallelism.context`` processes share rows. Raises SettingsError if the batch does not divide among the
+    processes.
     """
     if hardware is not None:
         one_of(hardware, CARDS, "a card in the table")
@@ -178,7 +180,7 @@ def make_plan(
             logits=train.logits_at_once,
         )
         memory["activations"] = active
-        # the gradients of earlier micro-batches are there, or none are while the activations are
+        # with several micro-batches gradients and activations exist together, with one the activations go first
         peak += active if micro_batches > 1 else max(0.0, active - memory["gradients"])
     assumed = assumptions.model_dump(include={"disk"})
     if "mesa" in flops:
@@ -215,23 +217,23 @@ def make_plan(
 
 
 def _scored(recipe: Recipe, there: int | None) -> int:
-    """Return the rows of a validation, of so many that are there: all where the recipe says 0."""
+    """Return the rows of a validation out of those available: all if the recipe says 0."""
     wanted = recipe.validate.rows
     return wanted if there is None else min(wanted or there, there)
 
 
 def _exchanged(processes: int, weights: float, micro_batches: int, sharded: bool) -> float:
-    """Return the bytes that a process sends in a step: a ring's sums of gradients, or gathered and scattered weights.
+    """Return the bytes that a process sends in a step, assuming ring algorithms.
 
-    DDP sums the gradients once per step. FSDP2 gathers the weights twice per micro-batch, for the forward and the
-    backward pass, and scatters the gradients. Both send float32 whatever the precision of the arithmetic.
+    DDP all-reduces the gradients once per step. FSDP2 all-gathers the weights twice per micro-batch, for the forward
+    and the backward pass, and reduce-scatters the gradients. Both send float32 whatever the precision of the products.
     """
     ring = (processes - 1) / processes
     return ring * (3 * micro_batches if sharded else 2) * weights
 
 
 def _short(number: float) -> str:
-    """Return a number with three digits and a letter for its thousands."""
+    """Return a number with three digits and an SI prefix."""
     for power, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= power:
             return f"{number / power:.3g} {letter}"
@@ -247,10 +249,10 @@ def plan_recipe(
     sharded: bool = False,
     probe: bool = False,
 ) -> Plan:
-    """Return the plan of a recipe that is not running: for this machine, or for cards that need not be here.
+    """Return the plan of a recipe without running it: for this machine, or for GPUs that need not be present.
 
-    Nothing is downloaded but a tokenizer that ``data.tokenizer`` names, and only where ``model.vocab_size`` is not
-    given. With ``probe`` the speed is measured here, where no earlier run of the same shape tells it.
+    Nothing is downloaded except the tokenizer in ``data.tokenizer``, and only if ``model.vocab_size`` is not
+    given. With ``probe`` the speed is measured here if no earlier run of the same shape gives it.
     """
     prepared = already_prepared(recipe.data)
     if recipe.init_from is None:
@@ -280,7 +282,7 @@ def plan_recipe(
 
 
 def _vocabulary(recipe: Recipe) -> int:
-    """Return the number of tokens of data that are not prepared."""
+    """Return the vocabulary size of data that are not prepared yet."""
     if recipe.data.tokenizer in ("train", "none"):
         return recipe.data.vocab_size
     return int(recipe.model.get("vocab_size") or vocabulary_size(load_tokenizer(recipe.data.tokenizer)))

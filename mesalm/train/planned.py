@@ -1,4 +1,4 @@
-"""The runs that a command asks for: every arm with every seed, or a branch of a run that there is."""
+"""The runs of a command: every arm with every seed, or a branch of an existing run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mesalm.train.schedule import agreement, decay_steps, warmup_steps
 from mesalm.wording import plural
 
 MOST = 1000
-"""The largest number of seeds; a larger one is a seed without its comma."""
+"""The largest number of seeds; a larger number is taken for a seed with its comma forgotten."""
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
-    """Read ``0,1,2`` as those seeds and a lone ``3`` as the three seeds 0, 1 and 2; ``7,`` is the one seed 7.
+    """Parse seeds: ``0,1,2`` means these seeds, ``3`` the three seeds 0, 1 and 2, and ``7,`` the single seed 7.
 
-    Raises SettingsError in one line for anything else, and for a seed given twice.
+    Raises SettingsError for anything else, and for a seed given twice.
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) > 1 and not parts[-1]:
@@ -47,11 +47,11 @@ def planned_runs(
     arms: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> list[Recipe]:
-    """Return the recipe of every run that is asked for, all of them checked, in the order of training.
+    """Return the checked recipes of all requested runs, in the order of training.
 
-    Without ``arms`` every arm of the recipe. With ``seeds`` a run is named ``<name>-<arm>-s<seed>``, and all arms of a
-    seed come before the next seed: they share its initial random numbers and its order of rows, so that an interrupted
-    campaign leaves pairs. Raises SettingsError, one line, also where ``seed`` is set in other places as well.
+    Without ``arms`` every arm of the recipe is trained. With ``seeds`` a run is named ``<name>-<arm>-s<seed>``, and all
+    arms of a seed come before the next seed: they share initial random numbers and the order of rows, so interrupted
+    runs can still be compared in pairs. Raises SettingsError, also if ``seed`` is set elsewhere too.
     """
     recipe = load_recipe(name_or_path, overrides)
     twice = [arm for arm in arms or () if (arms or ()).count(arm) > 1]
@@ -74,7 +74,7 @@ def planned_runs(
 
 
 def plan_line(runs: Sequence[Recipe]) -> str:
-    """Return in one line what will be trained: how many runs, their names, steps and tokens."""
+    """Return one line on what will be trained: the number of runs, their names, steps and tokens."""
     lengths = [f"{plural(run.steps, 'step')}, {plural(run.planned_tokens, 'token')}" for run in runs]
     count = plural(len(runs), "run")
     if len(set(lengths)) == 1:
@@ -87,16 +87,16 @@ def _with_seed(recipe: Recipe, seed: int) -> Recipe:
 
 
 OF_BRANCH = ("branch_from", "name", "schedule")
-"""Settings, beside its length, in which a branch may differ from the run that it leaves."""
+"""Settings, besides the length, in which a branch may differ from the original run."""
 
 
 def branch(recipe: Recipe, checkpoint: str) -> Recipe:
-    """Return the recipe of the run ``<name>-branch-<step>`` that leaves a run at a checkpoint, RUN/step-N, to decay.
+    """Return the recipe of the run ``<name>-branch-<step>``, which branches off a run at a checkpoint, RUN/step-N.
 
-    It begins at that checkpoint and lets the learning rate decay from there.
-    It ends ``schedule.decay_steps`` steps after the checkpoint, by default as many as the run it leaves would decay.
-    It is the wsd run of that length. Raises SettingsError where there is no such run, where it is of another recipe,
-    or where its learning rate was not that of the branch so far.
+    It starts from that checkpoint and decays the learning rate from there.
+    It ends ``schedule.decay_steps`` steps after the checkpoint, by default the number of decay steps of the original
+    run, and equals the wsd run of that length. Raises SettingsError if there is no such run, if it has another recipe,
+    or if its learning rate so far differs from that of the branch.
     """
     folder = _checkpoint(checkpoint)
     step = step_of(folder) or 0
@@ -110,7 +110,7 @@ def branch(recipe: Recipe, checkpoint: str) -> Recipe:
     data["schedule"] |= {"warmup_steps": warmup_steps(left.schedule, left.steps), "decay_steps": decay}
     data["train"] |= {"steps": step + decay, "tokens": None}
     if recipe.train.precision == "auto":
-        data["train"]["precision"] = left.train.precision  # a run's own says what auto came to
+        data["train"]["precision"] = left.train.precision  # a run's recipe has the value that auto resolved to
     data |= {"name": f"{recipe.name}-branch-{step}", "branch_from": str(folder)}
     found = Recipe.build(data)
     difference = first_difference(_kept(left), _kept(found))

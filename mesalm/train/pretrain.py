@@ -1,4 +1,4 @@
-"""A language-model run, put together from its recipe: data, model, loop, final folder."""
+"""Run a language-model recipe: data, model, training loop, final folder."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ from mesalm.train.watch import Watch, watching
 from mesalm.versions import versions
 
 MakeProbe = Callable[..., Callable[[nn.Module, int], Iterable[dict[str, Any]]]]
-"""What makes the evaluation of a run: called with the prepared folder, the tokenizer, the length of a row, names of
-tasks, the number of prompts and (index, count) of the process, it returns what `Probe` runs."""
+"""A function that makes the evaluation of a run. It is called with the prepared folder, the tokenizer, the row length,
+names of tasks, the number of prompts and (index, count) of the process, and returns a function for `Probe`."""
 
 MakeUploads = Callable[[Recipe, Path], Sender]
-"""What sends checkpoints to the Hub, made of the recipe and the run folder."""
+"""A function that makes the sender of checkpoints to the Hub from the recipe and the run folder."""
 
 
 def pretrain(
@@ -67,16 +67,16 @@ def pretrain(
     evaluation: MakeProbe | None = None,
     uploading: MakeUploads | None = None,
 ) -> Path:
-    """Train a language model by its recipe; return the run folder, ``<output_dir>/<name>``.
+    """Train a language model by its recipe and return the run folder, ``<output_dir>/<name>``.
 
-    ``resume``: "auto" goes on with an interrupted run of the same recipe and only reports a finished one; "must"
-    refuses to begin anew; "never" sets an earlier folder aside and begins anew. ``quiet`` shows nothing. ``train`` is
-    called as `mesalm.train.training.run` is. ``evaluation`` serves `evaluate.every`, such as
-    `mesa_eval.measures.probe.make_probe`; ``uploading`` serves `upload.to`, such as `mesalm.hub.upload.make_uploads`.
+    ``resume``: "auto" resumes an interrupted run of the same recipe and only reports a finished one; "must" raises an
+    error if there is none; "never" renames an earlier folder and starts anew. ``quiet`` prints nothing. ``train``
+    replaces `mesalm.train.training.run`. ``evaluation`` is needed for `evaluate.every`, such as
+    `mesa_eval.measures.probe.make_probe`; ``uploading`` for `upload.to`, such as `mesalm.hub.upload.make_uploads`.
 
-    Raises Interrupted (a SystemExit) after Ctrl-C, SIGTERM and the like, a checkpoint written; SettingsError for a
-    recipe, launch or run folder that does not serve; CheckpointError for a damaged checkpoint; NonFiniteError when
-    weights, or too many losses or gradients in a row, are not finite.
+    Raises Interrupted (a SystemExit) after Ctrl-C, SIGTERM and similar signals, once a checkpoint is written;
+    SettingsError for an unsuitable recipe, launch or run folder; CheckpointError for a damaged checkpoint;
+    NonFiniteError if weights, or too many losses or gradients in a row, are not finite.
     """
     precision = launch_precision(recipe.train.precision, os.environ)
     launched = precision != "fp32" and recipe.train.precision == "auto"
@@ -98,7 +98,7 @@ def pretrain(
         ):
             plan = _entered(recipe, run, resume, accelerator)
             if recipe.init_from is not None and plan == Resumption():
-                earlier_config(recipe)  # what is wrong there is told before hours of preparing
+                earlier_config(recipe)  # report its errors before hours of preparing data
             prepared = _prepared(recipe, run, plan, accelerator, watch, quiet)
             if prepared is None:
                 display.say(f"{run.path}: this run is finished; --resume never trains it afresh")
@@ -114,7 +114,7 @@ def pretrain(
 
 
 def _entered(recipe: Recipe, run: RunFolder, resume: Resume, accelerator: Accelerator) -> Resumption:
-    """Enter the run folder on the main process; return to all what is to be done, the checkpoint by their own path."""
+    """Enter the run folder on the main process; return the plan to all, with the checkpoint under their own path."""
     plan: Resumption = broadcast(accelerator, run.enter(recipe, resume) if accelerator.is_main_process else None)
     blind = blind_to(accelerator, run.path)
     if blind and accelerator.is_fsdp2:
@@ -128,7 +128,7 @@ def _entered(recipe: Recipe, run: RunFolder, resume: Resume, accelerator: Accele
 
 
 def _check_sharded(recipe: Recipe) -> None:
-    """Refuse settings that a sharded model cannot have."""
+    """Reject settings that a sharded model does not support."""
     if recipe.train.compile is True:
         raise SettingsError("train.compile: does not go with FSDP; set train.compile=blocks, or launch without FSDP")
 
@@ -136,7 +136,7 @@ def _check_sharded(recipe: Recipe) -> None:
 def _prepared(
     recipe: Recipe, run: RunFolder, plan: Resumption, accelerator: Accelerator, watch: Watch | None, quiet: bool
 ) -> Prepared | None:
-    """Prepare and check the data, then open them on every process; None for a finished run, which only checks them."""
+    """Prepare and check the data, then open them on every process; for a finished run only check them, return None."""
 
     def make() -> Path | None:
         try:
@@ -157,7 +157,7 @@ def _prepared(
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A run whose folder and data are at hand, on one of its processes."""
+    """One process of a run whose folder and data are ready."""
 
     recipe: Recipe
     run: RunFolder
@@ -173,7 +173,7 @@ class Pretraining:
         return self.prepared.tokenizer() if self.prepared.manifest["tokenizer"]["kind"] != "none" else None
 
     def fit(self, train: Callable[..., Outcome], evaluation: MakeProbe | None, uploading: MakeUploads | None) -> None:
-        """Train to the end and write the final folder; arguments as `pretrain`'s."""
+        """Train to the end and write the final folder; arguments as for `pretrain`."""
         recipe, run, accelerator, display = self.recipe, self.run, self.accelerator, self.display
         model = initial_model(self._weights_at_hand(), self.prepared, self.tokenizer)
         model.to(accelerator.device)
@@ -183,13 +183,13 @@ class Pretraining:
             write_text(run.path / PAGE, run_page(recipe, run.path))
         device, peak = device_name(accelerator.device), local_peak(accelerator.device)
         display.say(f"{recipe.name}: on {device}" + ("" if peak else "; its peak is not in the table, so no MFU"))
-        # Dropout and the like must differ between processes; a resumed run gets its saved state instead.
+        # Dropout must differ between processes; a resumed run restores its saved state instead.
         seed_everything(recipe.seed + accelerator.process_index + 1)
         stream = self._stream()
         set_step(model, recipe, stream.micro_rows)
         average = None if recipe.train.average is None else WeightAverage(model, recipe.train.average)
         if recipe.track:
-            # some must be told, so that a run has its own name there and its files in its folder
+            # these trackers need the run's name and folder explicitly
             wandb, trackio = {"name": recipe.name, "dir": str(run.path)}, {"name": recipe.name, "resume": "allow"}
             names = {"wandb": wandb, "trackio": trackio}
             accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()}, init_kwargs=names)
@@ -240,15 +240,15 @@ class Pretraining:
             display.say(f"{run.path}: finished, the model is in {run.final}")
 
     def _weights_at_hand(self) -> Recipe:
-        """Return the recipe with its own checkpoint as ``init_from``: a run that has begun needs no earlier one."""
+        """Return the recipe with the run's own checkpoint as ``init_from``, so that the original is not needed."""
         start = self.plan.resume_from
         if self.recipe.init_from is None or start is None:
             return self.recipe
-        Checkpoints(self.run.checkpoints).read_state(start)  # so that damage is named before the library reads it
+        Checkpoints(self.run.checkpoints).read_state(start)  # reports damage before transformers reads it
         return self.recipe.model_copy(update={"init_from": str(start)})
 
     def _announce(self, model: PreTrainedModel, rows: int | None, device: str) -> None:
-        """Say where the run goes on, and what it will need."""
+        """Print where the run resumes, and its plan."""
         recipe, plan, world = self.recipe, self.plan, self.accelerator.num_processes
         if plan.resume_from is not None:
             said = f"{self.run.path}: going on from {plan.resume_from.name}"
@@ -298,7 +298,7 @@ class Pretraining:
         rows = self.prepared.rows("valid")
         wanted = recipe.validate.rows
         if wanted and wanted < len(rows):
-            # evenly spaced, since rows that follow one another are often of one document
+            # evenly spaced, since consecutive rows are often from one document
             rows = rows.select([place * len(rows) // wanted for place in range(wanted)])
         if len(rows):
             per_token = self.prepared.manifest["splits"]["valid"]["bytes_per_token"]

@@ -1,4 +1,4 @@
-"""What is measured and sampled while a model trains."""
+"""Validation and sampling during training."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from mesalm.train.step import moved
 def validation(
     rows: Any, micro_rows: int, bytes_per_token: float | None, accelerator: Accelerator, share: tuple[int, int]
 ) -> Callable[[nn.Module, int], Iterable[dict[str, Any]]]:
-    """Return what `Probe` runs: one line with loss and, where the bytes are known, bits_per_byte.
+    """Return a function for `Probe` that yields one line with loss and, if bytes are known, bits_per_byte.
 
-    The loss is the mean over all rows in nats per token; each is scored once by those of a share (`data_share`). The
-    rows must be of one length, so that each counts alike.
+    The loss is the mean over all rows in nats per token; each row is scored by one share of the processes
+    (`data_share`). All rows must have the same length, so that they have equal weight.
     """
 
     def run(model: nn.Module, step: int) -> Iterable[dict[str, Any]]:
@@ -36,11 +36,11 @@ def validation(
         left = math.ceil(math.ceil(len(rows) / share[1]) / micro_rows)
         for batch in epoch_batches(rows, micro_rows, *share):
             count = len(batch["input_ids"])
-            with unchecked_values():  # a run that diverges has a loss that is not finite, and no error
+            with unchecked_values():  # if the run diverges, report a non-finite loss instead of raising
                 loss = model(**moved(batch, accelerator.device)).loss.float()
             total += torch.stack([loss * count, total.new_tensor(float(count))])
             left -= 1
-        if is_sharded(model):  # its processes must run it equally often
+        if is_sharded(model):  # all processes must run it equally often
             for batch in islice(epoch_batches(rows, 1), left):
                 model(**moved(batch, accelerator.device))
         total = accelerator.reduce(total, "sum")
@@ -55,12 +55,12 @@ def validation(
 def sampling(
     tokenizer: PreTrainedTokenizerBase, settings: SampleSettings, seed: int, *, main_process: bool
 ) -> Callable[[nn.Module, int], Iterable[dict[str, Any]]]:
-    """Return what `Probe` runs: a line with prompt and text for each prompt, on the main process only.
+    """Return a function for `Probe` that yields a line with prompt and text per prompt, on the main process only.
 
     All processes sample from a sharded model, and all get the same texts.
 
-    The samples of a step depend on the weights, the seed and the step alone. Raises SettingsError for a prompt without
-    a token.
+    The samples of a step depend only on the weights, the seed and the step. Raises SettingsError for a prompt without
+    tokens.
     """
     for prompt in settings.prompts:
         try:
@@ -80,7 +80,7 @@ def sampling(
 
 
 def continuation(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int, temperature: float) -> str:
-    """Return the text that the model puts after a prompt, up to ``tokens`` tokens; temperature 0 is greedy."""
+    """Return the model's continuation of a prompt by up to ``tokens`` tokens; temperature 0 is greedy."""
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=next(model.parameters()).device)
     choice = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
     made = model.generate(

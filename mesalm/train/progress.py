@@ -1,4 +1,4 @@
-"""How a run goes: what it has done, its speed and the time left, on a live bar or in plain lines."""
+"""The progress of a run: counters, speed and time left, shown as a live bar or as plain lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 @dataclass
 class Tally:
-    """What a run has done so far; all of it goes into the checkpoint. ``ended``: whether that was enough."""
+    """The counters of a run, saved in its checkpoints. ``ended``: whether training ended early by `enough`."""
 
     step: int = 0
     tokens: int = 0
@@ -43,7 +43,7 @@ class Tally:
         self.window_loss += loss
 
     def open_window(self) -> None:
-        """Begin to count anew what the next logged step is the mean of."""
+        """Reset the sums from which the next logged step is averaged."""
         self.window_loss, self.window_steps, self.window_tokens = 0.0, 0, 0
 
 
@@ -53,24 +53,24 @@ class Speedometer:
     def __init__(
         self, earlier_seconds: float = 0.0, window: int = 50, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        """Begin to measure; ``earlier_seconds`` is the training time of the run before it was resumed."""
+        """Start the clock; ``earlier_seconds`` is the run's time before it was resumed."""
         self._clock = clock
         self._earlier = earlier_seconds
         self._start = clock()
         self._marks: deque[tuple[float, int]] = deque([(self._start, 0)], maxlen=window + 1)
 
     def step(self, tokens: int) -> None:
-        """Record that one optimiser step over this many tokens has ended."""
+        """Record the end of an optimiser step over this many tokens."""
         self._marks.append((self._clock(), self._marks[-1][1] + tokens))
 
     def pause(self, seconds: float) -> None:
-        """Leave out time that was not spent on training steps, such as validation, from the speed."""
+        """Exclude time that was not spent on training steps, such as validation, from the speed."""
         shifted = [(moment + seconds, tokens) for moment, tokens in self._marks]
         self._marks = deque(shifted, maxlen=self._marks.maxlen)
 
     @property
     def seconds(self) -> float:
-        """Return the seconds the run has taken in all its lives, validation and checkpoints included."""
+        """Return the seconds of the run, including validation, checkpoints and the time before it was resumed."""
         return self._earlier + self._clock() - self._start
 
     @property
@@ -82,7 +82,7 @@ class Speedometer:
         return (tokens - earlier_tokens) / elapsed if elapsed > 0 else 0.0
 
     def left(self, steps: int) -> float | None:
-        """Return the seconds that ``steps`` more steps will take at the present speed, None if unknown."""
+        """Return the seconds that ``steps`` more steps take at the current speed, None if unknown."""
         if len(self._marks) < 2:
             return None
         return steps * (self._marks[-1][0] - self._marks[0][0]) / (len(self._marks) - 1)
@@ -100,7 +100,7 @@ def clock_text(seconds: float | None) -> str:
 class Display:
     """A display of a run's steps, loss, tokens per second, time left, gates and solver; silent if not enabled.
 
-    On a terminal that is a bar; elsewhere, as in a log file or where TERM is dumb, a line for each step that is logged.
+    On a terminal it is a bar; elsewhere, as in a log file or with TERM=dumb, one line per logged step.
     """
 
     def __init__(self, name: str, steps: int, *, enabled: bool = True, console: Console | None = None) -> None:
@@ -144,8 +144,8 @@ class Display:
     ) -> None:
         """Show the state after ``step`` steps; ``loss`` in nats, ``left`` in seconds, ``epochs`` passes over the data.
 
-        ``logged``: the journal's line of the step, None if it has none. Such a step gets a line where there is no
-        terminal; on one, what it says of gates and solver is shown until the next.
+        ``logged``: the step's line in the journal, None if it has none. Without a terminal, only logged steps are
+        printed; on a terminal, their facts about gates and solver are shown until the next.
         """
         if not self.enabled:
             return
@@ -168,7 +168,7 @@ class Display:
 
 
 def _facts(fields: Mapping[str, Any]) -> str:
-    """Return what a step's journal line knows of the hardware's use, gates and solver, in a few words."""
+    """Return the facts about utilisation, gates and solver in a step's journal line, in a few words."""
     words = {
         "mfu": "MFU {:.1%}",
         "mean_forget_gate": "forget gate {:.3f}",
@@ -181,7 +181,7 @@ def _facts(fields: Mapping[str, Any]) -> str:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Hide the bars of transformers, which would break into the lines of a log."""
+    """Hide the progress bars of transformers, which would disturb the output."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

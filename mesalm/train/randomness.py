@@ -1,4 +1,4 @@
-"""The random state of a process: seeding it, saving it, putting it back."""
+"""Seed, save and restore the random state of a process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def random_state(*, devices: bool = True) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned; a state of other devices than there are now leaves them alone."""
+    """Restore what `random_state` returned; states of devices that do not match the present ones are ignored."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, place, has_gauss, cached = state["numpy"]
@@ -44,7 +44,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def preserved_randomness(*, devices: bool = True) -> Iterator[None]:
-    """Give back the random state at the end, so that what is inside cannot change the run around it."""
+    """Restore the random state at the end of the block, so that the block does not affect the run around it."""
     state = random_state(devices=devices)
     try:
         yield

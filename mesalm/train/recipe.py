@@ -1,4 +1,4 @@
-"""Recipes: everything that decides a training run, in one typed and checked tree of settings."""
+"""Recipes: all settings of a training run in one typed and validated tree."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from mesalm.train.sections import (
 from mesalm.wording import plural
 
 NOT_MODEL_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""Fields of the model's configuration that the run itself fills in."""
+"""Fields of the model's configuration that the run fills in from the tokenizer."""
 
 
 def _without_none_words(model: Any) -> Any:
@@ -44,11 +44,11 @@ def _without_none_words(model: Any) -> Any:
 
 
 ModelFields = Annotated[dict[str, Any], pydantic.BeforeValidator(_without_none_words)]
-"""Fields of a model's configuration, in which ``none`` is no value as in all settings."""
+"""Fields of a model's configuration, in which ``none`` means no value, as in all settings."""
 
 
 def folder_name(name: str) -> str:
-    """Return a name that can name a folder; ValueError for any other."""
+    """Return the name if it can name a folder; raise ValueError otherwise."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"must be letters, digits and . _ - only, for it names a folder, not {name!r}")
     return name
@@ -70,21 +70,20 @@ class Recipe(Settings):
     output_dir: str = Field(default="runs", description="Folder that holds the run folders.")
     init_from: str | None = Field(
         default=None,
-        description="Weights to begin from: a run folder, a checkpoint, a published folder or a Hub name; "
+        description="Initial weights: a run folder, a checkpoint, a published folder or a Hub name; "
         "none: fresh weights.",
     )
     branch_from: str | None = Field(
         default=None,
-        description="Checkpoint of another run that this one begins at, optimiser and data position "
-        "too; set by --branch.",
+        description="Checkpoint of another run to start from, including optimiser and data position; set by --branch.",
     )
     data: DataSettings = Field(default_factory=DataSettings, description="Corpus, tokenizer and rows.")
     model: ModelFields = Field(
-        default_factory=dict, description="Fields of MesaConfig; vocab_size is the tokenizer's if left out."
+        default_factory=dict, description="Fields of MesaConfig; vocab_size defaults to the tokenizer's."
     )
     optim: OptimSettings = Field(default_factory=OptimSettings, description="Optimiser.")
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
-    train: TrainSettings = Field(description="Length, batches and arithmetic.")
+    train: TrainSettings = Field(description="Length, batch sizes and precision.")
     parallelism: ParallelismSettings = Field(
         default_factory=ParallelismSettings, description="Long sequences over several processes."
     )
@@ -98,7 +97,7 @@ class Recipe(Settings):
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings, description="Checkpoints of the run.")
     upload: UploadSettings = Field(default_factory=UploadSettings, description="Checkpoints on the Hub while training.")
     track: list[Annotated[str, known(lambda: TRACKERS, "a tracker")]] = Field(
-        default_factory=list, description="Trackers of accelerate that get the journal too, such as tensorboard."
+        default_factory=list, description="Trackers of accelerate that also receive the journal, such as tensorboard."
     )
     arms: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
@@ -143,7 +142,7 @@ class Recipe(Settings):
 
     @property
     def steps(self) -> int:
-        """Return the number of optimiser steps, tokens rounded up to whole steps."""
+        """Return the number of optimiser steps; ``train.tokens`` is rounded up to whole steps."""
         if self.train.steps is not None:
             return self.train.steps
         tokens = self.train.tokens or 0
@@ -151,13 +150,13 @@ class Recipe(Settings):
 
     @property
     def ramp(self) -> RowRamp:
-        """Return how many rows each step takes."""
+        """Return the number of rows of each step."""
         return RowRamp(self.train.batch_rows, math.ceil(self.train.ramp_tokens / self.data.sequence_length))
 
     def micro_rows(self, processes: int) -> int:
-        """Return the rows that one of so many processes runs at once.
+        """Return the rows of a micro-batch of one process, given the number of processes.
 
-        Raises SettingsError where the rows of a step do not divide among them.
+        Raises SettingsError if the rows of a step do not divide among them.
         """
         context, rows = min(self.parallelism.context, processes), self.ramp.rows(0)
         readers = processes // context
@@ -182,7 +181,7 @@ class Recipe(Settings):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """Return the recipe with all defaults written out; reading it gives an equal recipe."""
+        """Return the recipe as YAML with all defaults written out; reading it gives an equal recipe."""
         return write_yaml(self.plain())
 
     def arm(self, name: str) -> Recipe:
@@ -193,16 +192,16 @@ class Recipe(Settings):
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), arm: str | None = None) -> Recipe:
-    """Read a recipe from a file or from those that come with mesalm, and check all of it.
+    """Read and check a recipe, given by the path of a file or the name of a recipe that comes with mesalm.
 
-    ``overrides`` are ``dotted.key=YAML value``; they come last, after the settings of ``arm``. The fields under
-    ``model`` are checked against MesaConfig, and every arm is checked too. Raises SettingsError, one line.
+    ``overrides`` are ``dotted.key=YAML value``; they are applied after the settings of ``arm``. The fields under
+    ``model`` are checked against MesaConfig, and every arm is checked too. Raises SettingsError with one line.
     """
     path = find_recipe(name_or_path)
     data = read_mapping(path)
     changes = [parse_override(text) for text in overrides]
     if arm is not None:
-        # the name comes first too, so that the arms of a renamed recipe stay apart
+        # the name is set first too, so that the arms of a renamed recipe get its name
         early = [change for change in changes if change[0].partition(".")[0] in ("arms", "name")]
         apply_overrides(data, early, Recipe)
         _enter_arm(data, arm)
@@ -219,18 +218,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), arm: str | Non
 
 
 def recipes_folder(package: Path = Path(str(mesalm.__file__)).parent) -> Path:
-    """Return the folder of the recipes that come with the package, in a wheel or in a checkout."""
+    """Return the folder of the packaged recipes, in a wheel or in a checkout."""
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def recipe_names(kind: str = "") -> list[str]:
-    """Return the names of the recipes of a kind (a folder under recipes/; none: runs) that come with mesalm."""
+    """Return the names of the packaged recipes in the folder ``kind`` under recipes/ (empty: recipes/ itself)."""
     return sorted(path.stem for path in (recipes_folder() / kind).glob("*.yaml"))
 
 
 def find_recipe(name_or_path: str, kind: str = "") -> Path:
-    """Return the file of a recipe given by path, or by bare name among those of a kind that come with mesalm."""
+    """Return the file of a recipe, given by its path or by the name of a packaged recipe of a kind."""
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
@@ -248,13 +247,13 @@ def find_recipe(name_or_path: str, kind: str = "") -> Path:
 
 
 def model_fields(configuration: Any = MesaConfig) -> dict[str, Any]:
-    """Return the keys allowed under ``model`` with their defaults, those of a configuration class."""
+    """Return the fields of a configuration class that are allowed under ``model``, with their defaults."""
     names = (name for name in configuration.field_rules if name not in NOT_MODEL_KEYS)
     return {name: getattr(configuration, name) for name in names}
 
 
 def check_model_fields(model: Mapping[str, Any], configuration: Any = MesaConfig) -> None:
-    """Refuse a key under ``model`` that the configuration lacks, or values it will not take (SettingsError)."""
+    """Raise SettingsError for a key under ``model`` that the configuration does not have, or an invalid value."""
     known = model_fields(configuration)
     for key in model:
         if key not in known:
@@ -267,7 +266,7 @@ def check_model_fields(model: Mapping[str, Any], configuration: Any = MesaConfig
 
 
 def help_text() -> str:
-    """Return a line for every setting of a recipe: dotted key, type, default and meaning."""
+    """Return the description of every setting of a recipe: dotted key, type, default and meaning."""
     lines = []
     for key, kind, default, description in Recipe.describe():
         lines.append(f"{key} ({kind}) = {default}\n    {description}")

@@ -1,4 +1,4 @@
-"""What a run says of itself, and what the numbers of a logged step warn of."""
+"""Record a run's events in journal, trackers and display, and raise alarms on the numbers of logged steps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mesalm.train.launch import broadcast
 from mesalm.train.progress import Display, Tally, event_line
 
 STEEP, FEWEST = 10.0, 10
-"""A gradient norm is an alarm above so many times the median of the last logged ones, if there are so many of them."""
+"""A gradient norm above STEEP times the median of the last logged ones is an alarm, once there are FEWEST of them."""
 MISSES = 0.01
-"""Share of solutions out of tolerance that is an alarm."""
+"""Share of solutions out of tolerance above which an alarm is raised."""
 SHUT = 0.01
-"""Mean of a gate over a row below which its head is dead: it writes nothing, or keeps nothing."""
+"""Mean of a gate over a row below which its head counts as dead: it writes nothing, or remembers nothing."""
 SATURATED = 0.95
-"""Share of a row's forget gates within 0.01 of 0 or 1 above which they hardly learn: a sigmoid is nearly flat there."""
+"""Share of a row's forget gates within 0.01 of 0 or 1 above which an alarm is raised: a sigmoid hardly learns there."""
 
 
 class Alarms:
@@ -32,12 +32,12 @@ class Alarms:
         self._told: set[tuple[Any, ...]] = set()
 
     def raised(self, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return what is new in a step's journal line: the alarm, its value and, where it is a head's, its place."""
+        """Return the new alarms of a step's journal line: name, value and, for a head's alarm, its layer and head."""
         found = []
         norm = fields["gradient_norm"]
         if len(self._norms) >= FEWEST and norm > STEEP * statistics.median(self._norms):
             found.append({"alarm": "gradient norm", "value": norm})
-        if math.isfinite(norm):  # else no median could be told
+        if math.isfinite(norm):  # other values would spoil the median
             self._norms.append(norm)
         place = {"layer": fields["solver_layer"], "head": fields["solver_head"]}
         for name, key, bad in (
@@ -61,7 +61,7 @@ class Alarms:
 
 
 class Recorder:
-    """The journal, the trackers and the display of one run, which get every fact together."""
+    """Writes every event of a run to its journal, trackers and display."""
 
     def __init__(self, accelerator: Accelerator, journal: Journal, display: Display, tally: Tally) -> None:
         self.tally = tally
@@ -73,7 +73,7 @@ class Recorder:
         self._journal.write(event, step=self.tally.step, tokens=self.tally.tokens, **fields)
 
     def missing(self, events: Iterable[str]) -> list[str]:
-        """Return those of some events that the journal lacks at the present step; all processes call it."""
+        """Return which of the events the journal lacks at the current step; must be called on all processes."""
         lacking = [event for event in events if not self._journal.holds(event, self.tally.step)]
         found: list[str] = broadcast(self._accelerator, lacking)
         return found

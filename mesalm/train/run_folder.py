@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, the page that says so, and whether a recipe may go on in it."""
+"""The folder of a run: its files, the README that lists them, and whether a recipe may continue in it."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ HARMLESS = (
     "upload",
     "validate",
 )
-"""Settings and sections that may change between the lives of a run, for they do not change what it computes."""
+"""Settings and sections that may change when a run is resumed, since they do not affect what it computes."""
 
 LENGTH = ("train.steps", "train.tokens")
-"""Settings that may change too, but not without a word."""
+"""Settings that may change too, but with a message."""
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """What is to be done in a run folder: nothing, begin, or go on from a checkpoint.
+    """What to do in a run folder: nothing, start, or continue from a checkpoint.
 
-    ``trained_on`` is the `Prepared.contents` of the data so far, to which the run must keep; ``note`` is for the user;
-    ``finished_at`` is the step of a finished run that is to be longer, whose model is set aside.
+    ``trained_on``: the `Prepared.contents` of the data so far, which must not change; ``note``: a message for the user;
+    ``finished_at``: the last step of a finished run that is being extended, whose model is renamed.
     """
 
     finished: bool = False
@@ -69,16 +69,16 @@ class Resumption:
 
     @property
     def step(self) -> int:
-        """Return the step of the checkpoint to go on from, 0 without one."""
+        """Return the step of the checkpoint to continue from, 0 without one."""
         return 0 if self.resume_from is None else step_of(self.resume_from) or 0
 
 
 class RunFolder(RunFiles):
-    """The folder of a run that one process works in and that a recipe enters."""
+    """The folder of a run, with checks of whether a recipe may start or resume in it."""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder while the block runs. Raises SettingsError where one is in it."""
+        """Lock the folder while the block runs. Raises SettingsError if another process has locked it."""
 
         def busy(holder: str) -> None:
             raise SettingsError(
@@ -90,11 +90,11 @@ class RunFolder(RunFiles):
             yield
 
     def enter(self, recipe: Recipe, resume: Resume = "auto") -> Resumption:
-        """Say how to go on in the folder, which is made if it is not there. For the main process only.
+        """Create the folder if needed and decide how to start or resume in it. For the main process only.
 
-        "auto" goes on where an earlier run stopped; "must" refuses to begin anew; "never" sets an earlier folder
-        aside under the name ``<name>.old-1`` (2, 3, ...). A run may be given another length that is not below what it
-        has reached. Raises SettingsError when the folder holds a run of another recipe.
+        "auto" continues where an earlier run stopped; "must" raises an error if there is none; "never" renames an
+        earlier folder to ``<name>.old-1`` (2, 3, ...). The length of a run may change, but not below the steps
+        already made. Raises SettingsError if the folder holds a run of another recipe.
         """
         if resume not in ("auto", "never", "must"):
             raise SettingsError(f"resume: must be auto, never or must, not {resume!r}")
@@ -114,7 +114,7 @@ class RunFolder(RunFiles):
         if newest is None and resume == "must" and not self.final.is_dir():
             raise SettingsError(f"{self.checkpoints}: there is no complete checkpoint to resume")
         if newest is None and not self.final.is_dir() and not self.journal.exists():
-            return self._enter_anew(recipe)  # it never began, and nothing is lost
+            return self._enter_anew(recipe)  # no step was made, so nothing is lost
         return self._enter_again(recipe, newest)
 
     def _enter_anew(self, recipe: Recipe) -> Resumption:
@@ -146,7 +146,7 @@ class RunFolder(RunFiles):
         return Resumption(resume_from=start, trained_on=_trained_on(start), note=note, finished_at=finished_at)
 
     def go_on(self, recipe: Recipe, plan: Resumption) -> None:
-        """Make the folder that of ``recipe``, now that nothing speaks against it. For the main process only."""
+        """Write ``recipe`` into the folder, after all checks have passed. For the main process only."""
         if plan.finished_at is not None:
             for model in (self.final_average, self.final):
                 aside = self.path / f"{model.name}-{plan.finished_at}"
@@ -157,7 +157,7 @@ class RunFolder(RunFiles):
         write_text(self.recipe, recipe.to_yaml())
 
     def _sweep(self) -> None:
-        """Delete what a process killed meanwhile has left beside the checkpoints."""
+        """Delete leftovers of killed processes next to the checkpoints."""
         for pattern in ("recipe.yaml.partial", ".recipe.yaml.????????", ".*.md.????????"):
             for leftover in self.path.glob(pattern):
                 leftover.unlink()
@@ -166,7 +166,7 @@ class RunFolder(RunFiles):
                 shutil.rmtree(leftover)
 
     def _longer(self, old: Recipe, new: Recipe, newest: Path | None) -> str:
-        """Say what becomes of a run of another length. Raises SettingsError where it cannot have it."""
+        """Return a message on a run whose length changes. Raises SettingsError if the new length is impossible."""
         reached = 0 if newest is None else step_of(newest) or 0
         key = LENGTH[0] if new.train.steps is not None else LENGTH[1]
         if self.final.is_dir() and newest is None:
@@ -197,7 +197,7 @@ class RunFolder(RunFiles):
 
 
 def _origin(recipe: Recipe) -> Path | None:
-    """Return the checkpoint of another run that a run begins at, None without one."""
+    """Return the checkpoint of another run from which this run starts, None without one."""
     if recipe.branch_from is None:
         return None
     origin = Path(recipe.branch_from)
@@ -218,9 +218,9 @@ def read_run_recipe(folder: Path) -> Recipe:
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first dotted key in which two recipes differ so that they are different runs, and its values.
+    """Return the first dotted key, with its values, whose difference makes two recipes different runs.
 
-    Where data and tokenizer lie makes no difference: what they hold is compared with what a checkpoint was trained on.
+    Paths of data and tokenizer are not compared: their contents are compared with those that a checkpoint records.
     """
     left, right = _placeless(decisive(old)), _placeless(decisive(new))
     for key in sorted(left.keys() | right.keys()):
@@ -230,7 +230,7 @@ def first_difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any
 
 
 def decisive(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of plain data that decide what a run computes, by dotted key."""
+    """Return the settings, by dotted key, that affect what a run computes."""
     return {
         key: value
         for key, value in _flat(data)
@@ -298,7 +298,7 @@ Give these commands in the folder in which training began.
 
 
 def run_page(recipe: Recipe, folder: Path) -> str:
-    """Return the page, Markdown."""
+    """Return the README of a run folder, in Markdown."""
     return TEXT.format(
         name=recipe.name,
         steps=plural(recipe.steps, "step"),

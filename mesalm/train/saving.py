@@ -1,4 +1,4 @@
-"""Checkpoints on the way: gathered from all processes, written at once or beside it, and noted in the journal."""
+"""Save checkpoints during training, in the foreground or background, and record them in the journal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mesalm.train.recorder import Recorder
 
 
 class Sender(Protocol):
-    """What sends checkpoints elsewhere in the background; both methods return fields of journal lines about it."""
+    """Sends checkpoints elsewhere in the background; both methods return fields of journal lines about it."""
 
     def offer(self, checkpoint: Path, step: int) -> Iterable[dict[str, Any]]: ...
 
@@ -30,7 +30,7 @@ class Sender(Protocol):
 
 
 class Saver:
-    """The checkpoints of one loop: a line in the journal, and the ``uploads``, follow when one is on the disk."""
+    """Saves a loop's checkpoints; once one is on the disk, records it in the journal and passes it to ``uploads``."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class Saver:
     def save(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, position: dict[str, Any], tally: Tally, guard: Any
     ) -> None:
-        """Write a checkpoint, or begin to, when the one before is written; all processes call it after the same step.
+        """Wait for the previous checkpoint, then write one or start to; all processes call this after the same step.
 
-        ``position`` is that of this process's stream, ``guard`` the state of the loop's guard.
+        ``position``: the position of this process's stream; ``guard``: the state of the loop's guard.
         """
         self.finish()
         states = gather_object([random_state()])
@@ -69,7 +69,7 @@ class Saver:
         self._accelerator.wait_for_everyone()
 
     def report(self) -> None:
-        """Report a checkpoint that has been written since, if there is one; raises what kept it from the disk."""
+        """Report a checkpoint that has been written in the meantime, if any; raise the error if writing failed."""
         if self._unreported is None or self._checkpoints.writing():
             return
         folder = self._checkpoints.finish()
@@ -79,9 +79,9 @@ class Saver:
             self._recorder.report_all("upload", self._uploads.offer(folder, step))
 
     def newest(self) -> Path | None:
-        """Return the newest checkpoint when it is on the disk of every machine; None if there is none.
+        """Wait until the newest checkpoint is on the disk of every machine and return it; None if there is none.
 
-        All processes call it after the same step, and all get the same.
+        All processes call this after the same step, and get the same result.
         """
         self.finish()
         name = broadcast(self._accelerator, (found := self._checkpoints.newest()) and found.name)

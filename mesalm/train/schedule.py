@@ -1,4 +1,4 @@
-"""Learning-rate schedules and their settings: each a function of the step's place in the run, all in one table."""
+"""Learning-rate schedules and their settings; all schedules are in one table."""
 
 from __future__ import annotations
 
@@ -18,24 +18,20 @@ class ScheduleSettings(Settings):
         default="cosine", description="Shape: cosine, wsd (warm-up, stable, decay) or constant."
     )
     warmup_fraction: float = Field(
-        default=0.02, ge=0, le=1, description="Share of all steps in which the rate rises linearly from zero."
+        default=0.02, ge=0, le=1, description="Fraction of all steps during which the rate rises linearly from zero."
     )
-    warmup_steps: int | None = Field(
-        default=None, ge=0, description="Steps of warm-up; takes the place of warmup_fraction when given."
-    )
+    warmup_steps: int | None = Field(default=None, ge=0, description="Steps of warm-up; overrides warmup_fraction.")
     final_fraction: float = Field(
-        default=0.1, ge=0, le=1, description="Learning rate of the last step as a share of the peak (cosine, wsd)."
+        default=0.1, ge=0, le=1, description="Learning rate of the last step as a fraction of the peak (cosine, wsd)."
     )
     decay_fraction: float = Field(
-        default=0.2, ge=0, le=1, description="Share of all steps in which wsd falls linearly at the end."
+        default=0.2, ge=0, le=1, description="Fraction of all steps over which wsd decays linearly at the end."
     )
-    decay_steps: int | None = Field(
-        default=None, ge=0, description="Steps of wsd's decay; takes the place of decay_fraction when given."
-    )
+    decay_steps: int | None = Field(default=None, ge=0, description="Steps of wsd's decay; overrides decay_fraction.")
 
 
 def check_warmup(settings: ScheduleSettings, steps: int) -> None:
-    """Raise ValueError, one line, where a run of ``steps`` steps is too short for its warm-up and its decay."""
+    """Raise ValueError if a run of ``steps`` steps is too short for its warm-up and decay."""
     wanted = settings.warmup_steps
     if wanted is not None and wanted > steps:
         raise ValueError(f"schedule.warmup_steps: {wanted} are more than the run's {steps} steps; give at most {steps}")
@@ -67,13 +63,13 @@ def constant(settings: ScheduleSettings, done: int, warmup: int, steps: int) -> 
 
 
 def cosine(settings: ScheduleSettings, done: int, warmup: int, steps: int) -> float:
-    """Fall along half a cosine from the peak to ``final_fraction``, reached at the last step."""
+    """Decay along half a cosine from the peak to ``final_fraction`` at the last step."""
     share = (done - warmup) / (steps - warmup)
     return settings.final_fraction + (1 - settings.final_fraction) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def wsd(settings: ScheduleSettings, done: int, warmup: int, steps: int) -> float:
-    """Hold the peak, then fall linearly to ``final_fraction`` over the run's `decay_steps`."""
+    """Hold the peak, then decay linearly to ``final_fraction`` over the run's `decay_steps`."""
     decay = min(decay_steps(settings, steps), steps - warmup)
     left = steps - done
     if left >= decay:
@@ -90,9 +86,9 @@ SCHEDULES: dict[str, Callable[[ScheduleSettings, int, int, int], float]] = {
 
 
 def agreement(settings: ScheduleSettings, steps: int, others: int, other: ScheduleSettings | None = None) -> int:
-    """Return how many first steps have the same rate in a run of ``steps`` steps as in one of ``others``.
+    """Return for how many initial steps a run of ``steps`` steps has the same rate as a run of ``others`` steps.
 
-    The other run has the same schedule, or that of ``other``.
+    The other run has the same schedule, or ``other`` if given.
     """
     shared = min(steps, others)
     same = (
@@ -103,7 +99,7 @@ def agreement(settings: ScheduleSettings, steps: int, others: int, other: Schedu
 
 
 def learning_rate_factor(settings: ScheduleSettings, step: int, steps: int) -> float:
-    """Return the learning rate of one optimiser step as a share of the peak.
+    """Return the learning rate of one optimiser step as a fraction of the peak.
 
     ``step`` counts from 0. Warm-up rises linearly and reaches 1 at its last step; cosine and wsd reach
     ``final_fraction`` at step ``steps - 1``. Raises ValueError for a step outside the run.

@@ -14,55 +14,55 @@ TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tenso
 
 
 class TrainSettings(Settings):
-    """The length of the run, its batches and its arithmetic."""
+    """The length of the run, batch sizes and precision."""
 
     tokens: int | None = Field(
         default=None, gt=0, description="Tokens to train on, rounded up to whole steps; give this or train.steps."
     )
     steps: int | None = Field(default=None, gt=0, description="Optimiser steps; give this or train.tokens.")
     batch_rows: int = Field(
-        default=32, gt=0, description="Rows of one optimiser step, over all processes and micro-batches together."
+        default=32, gt=0, description="Rows per optimiser step, over all processes and micro-batches."
     )
     ramp_tokens: int = Field(
         default=0,
         ge=0,
-        description="First tokens over which a step grows: a quarter of batch_rows for a third of them, then a half, "
-        "then three quarters.",
+        description="Initial tokens during which the batch size ramps up: a quarter of batch_rows for the first third "
+        "of them, then a half, then three quarters.",
     )
     micro_rows: int | None = Field(
         default=None,
         gt=0,
-        description="Rows one process runs at once; none: its whole share of a step, the first of a ramp.",
+        description="Rows per micro-batch of one process; none: its share of a step (of a ramp's first step).",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
-        description="fp32, or bf16 autocast with weights and optimiser kept in fp32; auto: what accelerate launch "
-        "--mixed_precision says, else fp32.",
+        description="fp32, or bf16 autocast with weights and optimiser in fp32; auto: the --mixed_precision of "
+        "accelerate launch, else fp32.",
     )
     clip: float | None = Field(
-        default=1.0, gt=0, description="Largest global norm of the gradient; longer ones are scaled down. none: off."
+        default=1.0, gt=0, description="Maximum global norm of the gradient; larger ones are scaled down. none: off."
     )
     logits_at_once: int = Field(
         default=2**28,
         gt=0,
-        description="Logits held at once; those of a longer batch are made in parts, and again in the backward pass.",
+        description="Maximum logits in memory; more are computed in parts, and recomputed in the backward pass.",
     )
     z_loss: float = Field(
-        default=0.0, ge=0, description="Weight of the mean squared logarithm of the softmax's divisor in the loss."
+        default=0.0, ge=0, description="Weight of the z-loss: the mean squared log of the softmax's normaliser."
     )
     average: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="Decay of a running average of the weights, validated too and written to final-average; none: off.",
+        description="Decay of a running average of the weights, also validated, saved in final-average; none: off.",
     )
     device: Literal["auto", "cpu"] = Field(
-        default="auto", description="auto: the accelerator if there is one; cpu: never (also for several processes)."
+        default="auto", description="auto: the accelerator if there is one; cpu: the CPU, also for several processes."
     )
     compile: bool | Literal["blocks"] = Field(
         default=False,
-        description="true: run the model through torch.compile; blocks: each of its blocks, those of one kind by one "
-        "code, which is compiled in the time of a layer.",
+        description="true: compile the model with torch.compile; blocks: compile one block of each kind, which takes "
+        "as long as compiling one layer.",
     )
     gradient_checkpointing: bool = Field(
         default=False, description="Whether to recompute activations in the backward pass to save memory."
@@ -70,27 +70,27 @@ class TrainSettings(Settings):
     workers: int = Field(
         default=0,
         ge=0,
-        description="Processes that read rows ahead of the loop; 0: read in the loop. A streamed corpus needs none.",
+        description="Processes that read rows in advance; 0: read in the loop. A streamed corpus needs none.",
     )
     log_every: int = Field(
-        default=10, gt=0, description="Steps between step lines in the journal and in a log (means since the last)."
+        default=10, gt=0, description="Steps between lines in the journal and in a log, with means since the last line."
     )
     max_skipped: int = Field(
         default=10,
         gt=0,
-        description="Steps in a row with a loss or gradient that is not finite after which the run stops.",
+        description="Consecutive steps with a loss or gradient that is not finite after which the run stops.",
     )
     spikes: Literal["accept", "skip", "rollback", "stop"] = Field(
         default="accept",
-        description="What a loss far above the last ones does: accept: it updates the weights; skip: the step is left "
-        "out; rollback: weights, average and optimiser go back to the last checkpoint, the data on; "
-        "stop: the run ends.",
+        description="What to do if the loss is far above the last ones: accept: update the weights; skip: skip the "
+        "step; rollback: return weights, average and optimiser to the last checkpoint, but not the data; "
+        "stop: end the run.",
     )
     timeout: float = Field(
         default=30.0,
         ge=1,
-        description="Seconds without a sign of life after which one of several processes counts as lost, and all end. "
-        "A slow step or a long save does not count.",
+        description="Seconds without a heartbeat after which one of several processes counts as lost and all end. "
+        "Slow steps and long saves do not matter.",
     )
 
     def _check(self) -> None:
@@ -101,25 +101,25 @@ class TrainSettings(Settings):
 
 
 class ParallelismSettings(Settings):
-    """Describe what several processes do together, beside reading rows of their own."""
+    """Parallelism beyond data parallelism."""
 
     context: int = Field(
-        default=1, gt=0, description="Processes that share each row, one stretch of it each; 1: each reads whole rows."
+        default=1, gt=0, description="Processes that split each row among them (context parallelism); 1: none."
     )
 
 
 class ValidateSettings(Settings):
-    """Validation while training."""
+    """Validation during training."""
 
     every: int = Field(default=100, ge=0, description="Steps between validations; 0: only after the last step.")
     rows: int = Field(default=256, ge=0, description="Rows of the validation split to score, evenly spaced; 0: all.")
 
 
 class SampleSettings(Settings):
-    """The texts sampled while training."""
+    """Text samples during training."""
 
     every: int = Field(default=0, ge=0, description="Steps between samples, the last step included; 0: never.")
-    prompts: list[str] = Field(default_factory=lambda: ["def "], description="Beginnings to be continued.")
+    prompts: list[str] = Field(default_factory=lambda: ["def "], description="Prompts to continue.")
     tokens: int = Field(default=48, gt=0, description="Tokens to generate for each prompt.")
     temperature: float = Field(default=0.8, ge=0, description="Sampling temperature; 0: always the likeliest token.")
 
@@ -136,14 +136,14 @@ class SampleSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """Few-shot tasks and copying while training, by the measures of `mesalm eval`."""
+    """Few-shot tasks and copying during training, measured as in `mesalm eval`."""
 
     every: int = Field(default=0, ge=0, description="Steps between evaluations, the last step included; 0: never.")
     tasks: list[str] = Field(
         default_factory=lambda: ["word_labels"],
-        description="Few-shot tasks, as mesalm eval --task names them; copying of random tokens is always measured.",
+        description="Few-shot tasks, named as in mesalm eval --task; copying of random tokens is always measured.",
     )
-    prompts: int = Field(default=10, gt=0, description="Items of each task, the first of suite quick.")
+    prompts: int = Field(default=10, gt=0, description="Items per task, the first ones of suite quick.")
 
 
 class CheckpointSettings(Settings):
@@ -152,23 +152,23 @@ class CheckpointSettings(Settings):
     every: int = Field(
         default=500, ge=0, description="Steps between checkpoints; 0: only on interruption and at the end."
     )
-    keep: int = Field(default=2, gt=0, description="Newest checkpoints to keep; older ones are deleted.")
+    keep: int = Field(default=2, gt=0, description="Number of newest checkpoints to keep.")
     asynchronous: bool = Field(
-        default=False, description="Whether a run sharded by FSDP goes on training while a checkpoint is written."
+        default=False, description="Whether a run sharded by FSDP writes checkpoints in the background."
     )
 
 
 class UploadSettings(Settings):
-    """Checkpoints on the Hub while training."""
+    """Checkpoint uploads to the Hub during training."""
 
     to: str | None = Field(
         default=None,
-        description="Repository on the Hub, OWNER/NAME, that gets checkpoints on the way, tagged step-N; none: off.",
+        description="Hub repository, OWNER/NAME, to upload checkpoints to, tagged step-N; none: off.",
     )
     every: int = Field(
-        default=0, ge=0, description="Steps between them, a multiple of checkpoint.every; 0: each checkpoint."
+        default=0, ge=0, description="Steps between uploads, a multiple of checkpoint.every; 0: each checkpoint."
     )
-    private: bool = Field(default=True, description="Whether the repository is private, if it has to be made.")
+    private: bool = Field(default=True, description="Whether a newly created repository is private.")
 
     @field_validator("to")
     @classmethod

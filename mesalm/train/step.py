@@ -28,7 +28,7 @@ def moved(batch: Batch, device: torch.device) -> Batch:
 def backward(
     accelerator: Accelerator, model: Any, micro: list[Batch], count_items: Callable[[Batch], int] | None
 ) -> torch.Tensor:
-    """Accumulate the gradient of one step; return its loss, averaged over the processes, on their device."""
+    """Accumulate the gradient of one step; return its loss, averaged over the processes, on the device."""
     weights = _weights(accelerator, micro, count_items)
     loss = torch.zeros((), device=accelerator.device)
     for place, (batch, weight) in enumerate(zip(micro, weights, strict=True)):
@@ -71,10 +71,10 @@ def can_refuse(optimiser: torch.optim.Optimizer) -> bool:
 def update_where_finite(
     wrapped: Any, optimiser: torch.optim.Optimizer, loss: torch.Tensor, norm: torch.Tensor, bound: float = math.inf
 ) -> None:
-    """Step, unless loss or norm are not finite or the loss is above ``bound``, without asking the device which it is.
+    """Step unless loss or norm is not finite or the loss exceeds ``bound``, without a device synchronisation.
 
-    As for a gradient scaler, the fused kernel reads ``found_inf``, which torch's type does not know; ``wrapped`` is
-    accelerate's form of the optimiser.
+    As with a gradient scaler, the fused kernel reads ``found_inf``, which torch's type does not declare; ``wrapped`` is
+    accelerate's wrapper of the optimiser.
     """
     finite = loss.isfinite() & norm.isfinite() & (loss <= bound)
     optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ def count_tokens(micro: list[Batch]) -> int:
 
 
 def flops_per_token(model: nn.Module, micro: list[Batch]) -> float:
-    """Return what the model says a token of this length costs, solver steps as last measured; 0 if it is silent."""
+    """Return the model's FLOPs per token at this length, with solver steps as last measured; 0 if it does not tell."""
     count = getattr(model, "flops_per_token", None)
     if count is None or "input_ids" not in micro[0]:
         return 0.0
@@ -102,9 +102,9 @@ def flops_per_token(model: nn.Module, micro: list[Batch]) -> float:
 def read(
     accelerator: Accelerator, unread: list[tuple[torch.Tensor, torch.Tensor]], received: int | None
 ) -> tuple[list[tuple[float, float]], int | None]:
-    """Read losses and norms from the device at once; return them, and the signal that one of the processes received.
+    """Read losses and norms from the device in one transfer; return them, and a signal that any process received.
 
-    What all processes do next hangs on the answer, so all of them call it after the same step.
+    All processes must call this after the same step, since they act on the answer together.
     """
     flags = torch.tensor([float(received == number) for number in SIGNALS])
     if accelerator.num_processes > 1:
@@ -117,7 +117,7 @@ def read(
 
 
 def sample_solver(model: nn.Module, number: int) -> Any:
-    """Have a layer of the model measure the next row it solves, for each ``number`` another; None if none solves."""
+    """Ask a layer, chosen by ``number``, to measure the next row it solves; return it, or None if none solves."""
     choose = getattr(model, "sample_solver", None)
     return None if choose is None else choose(number)
 
@@ -128,7 +128,7 @@ def is_sampled(model: nn.Module) -> bool:
 
 
 def solver_fields(model: nn.Module, sampled: Any) -> dict[str, Any]:
-    """Say how systems were solved and gates stood: in all layers, and in the layer that was sampled."""
+    """Return journal fields on solver and gates: for all layers, and for the sampled layer."""
     solver_steps, forget_gates = (getattr(model, name, lambda: None) for name in ("solver_steps", "forget_gates"))
     mean, saturated = forget_gates() or (None, None)
     sample = None if sampled is None else sampled.solver_sample
@@ -149,8 +149,8 @@ def compiled(model: nn.Module, how: bool | Literal["blocks"], *, sharded: bool =
     """Return the compiled form of a model, which shares its weights; False gives the model itself.
 
     "blocks" compiles each of its repeated blocks and the modules around them: blocks of one kind share one graph.
-    sharded: for FSDP, which knows the model's own modules and hangs what gathers their weights around the forward
-    passes, these are compiled in place, and nothing around the blocks is.
+    sharded: FSDP attaches hooks that gather weights to the model's own modules, so the blocks are compiled in place,
+    and nothing around them.
     """
     if sharded and how:
         for blocks in model.modules():
@@ -164,11 +164,11 @@ def compiled(model: nn.Module, how: bool | Literal["blocks"], *, sharded: bool =
 
 
 def uncompiled() -> Any:
-    """Run what is compiled in place as it is: a row to measure, or a text, has other shapes than training."""
+    """Run modules compiled in place eagerly, for inputs of other shapes than in training."""
     return torch.compiler.set_stance("force_eager")
 
 
 def read_first_row(accelerator: Accelerator, model: nn.Module, batch: Batch) -> None:
-    """Run the first row of a batch through a model as it is, where training runs a compiled form of it."""
+    """Run the first row of a batch through the uncompiled model, so that its layers measure it."""
     with preserved_randomness(), torch.no_grad(), accelerator.autocast(), unchecked_values(), uncompiled():
         model(**{name: tensor[:1] for name, tensor in batch.items()})

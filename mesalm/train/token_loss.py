@@ -1,4 +1,4 @@
-"""The loss of a language model in training, made without all of its logits at once."""
+"""The training loss of a language model, computed without all logits in memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """Cross-entropy and z-loss of the next token, in float32 (of float64 logits in float64).
+    """Next-token cross-entropy plus z-loss, in float32 (float64 for float64 logits).
 
-    Where a batch has more than ``logits`` logits, they are made for some tokens at a time, and again in the backward
-    pass. ``z_loss`` weighs the mean squared logarithm of the softmax's divisor (Chowdhery et al. 2022, arXiv
-    2204.02311). It is left out where no gradient is asked for, so that validation measures cross-entropy.
+    If a batch has more than ``logits`` logits, they are computed for some tokens at a time, and again in the backward
+    pass. ``z_loss`` is the weight of the mean squared log of the softmax's normaliser (Chowdhery et al. 2022, arXiv
+    2204.02311); it is omitted without gradients, so that validation measures cross-entropy.
     """
 
     logits: int
@@ -34,8 +34,8 @@ class TokenLoss:
     ) -> torch.Tensor:
         """Return the mean over the scored tokens, a scalar in nats, or the sum over ``num_items_in_batch``.
 
-        ``head`` makes logits [N, vocabulary] of hidden states [N, hidden]. ``labels`` [B, T] are shifted here;
-        ``shift_labels`` are shifted already. ``ignore_index`` is not scored.
+        ``head`` maps hidden states [N, hidden] to logits [N, vocabulary]. ``labels`` [B, T] are shifted here;
+        ``shift_labels`` are already shifted. Labels equal to ``ignore_index`` are not scored.
         """
         if shift_labels is None:
             assert labels is not None

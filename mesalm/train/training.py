@@ -1,4 +1,4 @@
-"""One way to train: checkpoints, optimiser and rate are put together here for every kind of run."""
+"""The common setup of every kind of run: checkpoints, optimiser and learning rate."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def run(
 ) -> Outcome:
     """Train a model to the end of its run, from the newest of the run's checkpoints if there is one.
 
-    Without one it begins at ``origin``, a checkpoint of another run, or afresh. ``average`` follows the weights.
+    Without one, training starts at ``origin``, a checkpoint of another run, or from scratch. ``average`` follows the
 
-    ``start`` holds what the journal's line of that name holds beside the step; ``decorate`` and ``facts`` are those of
-    `Checkpoints`, ``probes``, ``count_items``, ``enough`` and ``uploads`` those of `Loop`.
+    weights. ``start``: further fields of the journal's line "start"; ``decorate`` and ``facts`` are passed to
+    `Checkpoints`, ``probes``, ``count_items``, ``enough`` and ``uploads`` to `Loop`.
 
-    Raises SettingsError for a setting that does not go with the launch; Interrupted (a SystemExit) after Ctrl-C,
-    SIGTERM and the like, a checkpoint written; else as `Loop.fit`.
+    Raises SettingsError for a setting that the launch does not support; Interrupted (a SystemExit) after Ctrl-C,
+    SIGTERM and similar signals, once a checkpoint is written; otherwise as `Loop.fit`.
     """
     kept = settings.checkpoint
     if kept.asynchronous and not accelerator.is_fsdp2:

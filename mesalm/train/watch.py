@@ -1,4 +1,4 @@
-"""Noticing that one of several processes hangs or is gone, and saying which."""
+"""Detect that one of several processes hangs or has ended, and report which."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from mesalm.interrupts import Interrupted
 from mesalm.train.launch import LaunchError
 
 BEATS = 10
-"""Signs of life that a process gives in the time after which it counts as lost."""
+"""Heartbeats per timeout."""
 
 WAY_ON = "the run has ended; see to that process, then give the same command to go on from the newest checkpoint"
 
 SILENT = "no sign of life"
 
 LEFT = "left: "
-"""What stands before the reason in the last word of a process; there is none where all went well."""
+"""The prefix of the reason in the last message of a process; after a normal end there is no reason."""
 
 
 class Watch:
-    """The signs of life of the processes of a run: a thread of each writes its own to a store and reads the others'.
+    """The heartbeats of a run's processes: a thread of each writes its own to a store and reads those of the others.
 
-    A process that is slow gives them all the same; one that is stopped, or whose machine is gone, does not.
-    ``timeout`` is in seconds without one, counted in this process's own beats: while it sleeps it accuses nobody.
+    A slow process still sends heartbeats; one that is stopped, or whose machine is down, does not.
+    ``timeout``: seconds without a heartbeat, counted in this process's own beats, so that its own pauses do not count.
     """
 
     def __init__(self, accelerator: Accelerator, timeout: float) -> None:
@@ -41,7 +41,7 @@ class Watch:
         self.places = gather_object([(platform.node(), os.getppid(), os.getpid())])
         # Arms and seeds are runs one after another, with one store.
         (self.name,) = broadcast_object_list([f"mesalm-{os.getpid()}-{time.time_ns()}"])
-        # A connection of its own: the one of the group may be waiting.
+        # A separate connection, since that of the process group may be blocked.
         self.store = TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
@@ -66,7 +66,7 @@ class Watch:
             time.sleep(0.2)
 
     def lost(self) -> list[int]:
-        """Return the processes that have ended, else those that have not lost another as this one has."""
+        """Return the processes that have ended, or else those that have not themselves lost another process."""
         self.store.set(f"{self.name}/waiting-{self.rank}", "")
         before = self.store.multi_get(self.keys)
         end = time.monotonic() + min(3 * self.timeout / BEATS, 10.0)
@@ -82,7 +82,7 @@ class Watch:
         return ", ".join(f"process {rank} on {self.places[rank][0]}" for rank in ranks)
 
     def end(self, reason: str = "") -> None:
-        """Stop watching, and tell the others why, where something was wrong."""
+        """Stop watching, and tell the others the reason if there was an error."""
         self.ended.set()
         self.thread.join()
         with suppress(DistError):
@@ -130,10 +130,10 @@ class Watch:
 
 @contextmanager
 def watching(accelerator: Accelerator, timeout: float) -> Iterator[Watch | None]:
-    """Watch over the processes of a run while the block runs, if there are several; ``timeout`` as in `Watch`.
+    """Watch the processes of a run while the block runs, if there are several; ``timeout`` as in `Watch`.
 
-    A process that is lost ends all, with a line that names it: where it is silent, from the thread; where talking to
-    it fails, as LaunchError.
+    A lost process ends all others, with a line that names it: from the thread if it is silent, as LaunchError if
+    communication with it fails.
     """
     if accelerator.num_processes == 1:
         yield None

@@ -1,1 +1,1 @@
-"""Learn a soft prefix for a frozen language model, and read with it."""
+"""Learn a soft prefix for a frozen language model, and use it."""

@@ -32,27 +32,29 @@ from mesalm.train.sections import CheckpointSettings
 from mesalm.tuning.soft_prefix import PrefixedModel, embedding_digest, save_prefix
 
 Row = tuple[list[int], int]
-"""Token ids and the place of the first that is scored."""
+"""Token ids and the index of the first scored token."""
 
 
 class TuneSettings(Settings):
-    """The settings by which a soft prefix is learned."""
+    """The settings of prefix tuning."""
 
     vectors: int = Field(default=16, gt=0, description="Vectors of the prefix.")
     init: Literal["shots", "vocabulary"] = Field(
-        default="shots", description="Where the vectors start: at the tokens of a prompt, or at random tokens."
+        default="shots", description="Initial vectors: the embeddings of a prompt's tokens, or of random tokens."
     )
     shots: list[Annotated[int, Field(ge=0)]] = Field(
         default_factory=lambda: [0, 1, 2, 4],
         min_length=1,
-        description="Numbers of demonstrations in the prompts it is learned from.",
+        description="Numbers of demonstrations in the training prompts.",
     )
-    rows: int = Field(default=2_000, gt=0, description="Prompts it is learned from.")
-    valid_rows: int = Field(default=64, gt=0, description="Further prompts on which the loss is watched.")
+    rows: int = Field(default=2_000, gt=0, description="Number of training prompts.")
+    valid_rows: int = Field(default=64, gt=0, description="Number of validation prompts.")
     steps: int = Field(default=300, gt=0, description="Optimiser steps.")
-    batch_rows: int = Field(default=16, gt=0, description="Prompts of a step.")
-    every: int = Field(default=50, gt=0, description="Steps between two looks at the valid prompts.")
-    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of prompts, order and start.")
+    batch_rows: int = Field(default=16, gt=0, description="Prompts per step.")
+    every: int = Field(default=50, gt=0, description="Steps between validations.")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of prompts, their order and the initial vectors."
+    )
     optim: OptimSettings = Field(
         default_factory=lambda: OptimSettings(learning_rate=3e-2, weight_decay=0.0), description="Optimiser."
     )
@@ -96,13 +98,13 @@ def tune_prefix(
     score: Callable[..., float] = scored_loss,
     decorate: Callable[[Path], object] = lambda folder: None,
 ) -> float:
-    """Learn a prefix for a frozen model and save it into ``folder``; return the last loss on the valid rows, nats.
+    """Learn a prefix for a frozen model and save it to ``folder``; return the last validation loss in nats.
 
-    The loss is that of the tokens from each row's first scored place on; ``score`` measures it on the valid rows.
-    ``decorate`` adds files to the folder, such as the tokenizer, before it counts as finished. The same call goes on
-    where an interrupted one stopped. Raises Interrupted (a SystemExit) after Ctrl-C or SIGTERM, a checkpoint written;
-    SettingsError where there is a finished prefix already, or one begun with other settings, tasks or weights, or
-    another process is at work on it.
+    The loss covers each row's tokens from the first scored one on; ``score`` computes it on the validation rows.
+    ``decorate`` adds files to the folder, such as the tokenizer, before it counts as finished. The same call resumes
+    an interrupted one. Raises Interrupted (a SystemExit) after Ctrl-C or SIGTERM, once a checkpoint is written;
+    SettingsError if the folder has a finished prefix, or one started with other settings, tasks or weights, or if
+    another process is training it.
     """
     accelerator = make_accelerator(device="cpu" if device == "cpu" else "auto", precision="fp32")
     with ExitStack() as held:
@@ -161,7 +163,7 @@ def tune_prefix(
 
 
 def _check_begun(files: RunFolder, start: dict[str, Any]) -> None:
-    """Raise SettingsError where the folder has a checkpoint of a tuning that began otherwise."""
+    """Raise SettingsError if the folder has a checkpoint of a tuning with other settings."""
     if not complete_checkpoints(files.checkpoints):
         return
     there = RunRecord(files.path).start if files.journal.is_file() else {}
@@ -175,7 +177,7 @@ def _check_begun(files: RunFolder, start: dict[str, Any]) -> None:
 
 
 def collate_pairs(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-    """Make a batch of rows of several lengths: padded on the right, where a causal model cannot see it."""
+    """Make a batch of rows of different lengths, padded on the right, where a causal model does not see it."""
     longest = max(len(tokens) for tokens, _ in rows)
     input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
     labels = torch.full_like(input_ids, -100)
@@ -186,7 +188,7 @@ def collate_pairs(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
 
 
 def _start(model: Any, rows: Sequence[Row], settings: TuneSettings) -> torch.Tensor:
-    """Return the vectors at the start, [n, hidden]: embeddings of the longest prompt's tokens, or of random ones."""
+    """Return the initial vectors, [n, hidden]: embeddings of the longest prompt's tokens, or of random ones."""
     embed = model.get_input_embeddings()
     if settings.init == "vocabulary":
         ids = np.random.RandomState(settings.seed).randint(embed.num_embeddings, size=settings.vectors)

@@ -1,7 +1,7 @@
-"""A soft prefix: vectors learned for a task that a frozen language model reads before every sequence.
+"""A soft prefix: learned vectors that a frozen language model reads before every sequence of a task.
 
-Prompt tuning of Lester et al. 2021 (arXiv 2104.08691); von Oswald et al. 2023 (arXiv 2309.05858, section 6) tune such
-a prefix to bring in-context learning out. It serves any causal language model of transformers, whatever its mixers.
+This is prompt tuning (Lester et al. 2021, arXiv 2104.08691); von Oswald et al. 2023 (arXiv 2309.05858, section 6) tune
+a prefix to improve in-context learning. It works with any causal language model of transformers, whatever its mixers.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ RECORD_FILE = "prefix.json"
 class PrefixedModel(nn.Module):
     """A language model that reads ``prefix`` [n, hidden] before the tokens; only the prefix can be trained.
 
-    From outside it is the language model itself: token ids in, logits of the same positions out. A call with a cache
-    continues a sequence whose prefix was read with its first tokens.
+    It has the interface of the language model: token ids in, logits of the same positions out. A call with a cache
+    continues a sequence, whose prefix was read with its first tokens.
     """
 
     def __init__(self, model: nn.Module, prefix: torch.Tensor):
         super().__init__()
         self.model: Any = model.requires_grad_(False).eval()
         self.prefix = nn.Parameter(prefix.detach().clone().float())
-        # decay would pull the vectors towards 0, where the model has no token; a mark that torch's type does not know
+        # weight decay would pull the vectors away from embeddings; torch's type does not declare this attribute
         self.prefix._no_weight_decay = True  # type: ignore[attr-defined]
 
     @property
@@ -47,7 +47,7 @@ class PrefixedModel(nn.Module):
         return self.prefix.device
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: the frozen model must not drop anything out."""
+        """Stay in evaluation mode, so that the frozen model applies no dropout."""
         return super().train(False)
 
     def forward(
@@ -81,7 +81,7 @@ class PrefixedModel(nn.Module):
         return output
 
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Return the ids [B, T] with what the model writes after them, as transformers' ``generate`` does."""
+        """Return the ids [B, T] followed by the generated tokens, like transformers' ``generate``."""
         embeddings = self.model.get_input_embeddings()(input_ids)
         before = self.prefix.to(embeddings.dtype).expand(len(input_ids), -1, -1)
         mask = torch.cat((attention_mask.new_ones(len(input_ids), len(self.prefix)), attention_mask), dim=1)
@@ -92,7 +92,7 @@ class PrefixedModel(nn.Module):
 
 
 def embedding_digest(model: Any) -> str:
-    """Return the sha256 of the input embeddings, by which trained models differ."""
+    """Return the sha256 of the input embeddings, which identifies a trained model."""
     weight = model.get_input_embeddings().weight.detach().cpu().float().contiguous()
     return hashlib.sha256(weight.numpy().tobytes()).hexdigest()
 
@@ -103,18 +103,18 @@ def save_prefix(prefixed: PrefixedModel, folder: Path, record: dict[str, Any]) -
     save_file({"prefix": prefixed.prefix.detach().cpu().contiguous()}, folder / VECTORS_FILE)
     prefixed.config.save_pretrained(folder)
     content = {**record, "vectors": len(prefixed.prefix), "embedding_sha256": embedding_digest(prefixed.model)}
-    # last, since a folder that has it is whole
+    # last, since it marks the folder as complete
     write_text(folder / RECORD_FILE, json.dumps(content, indent=1))
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return what `save_prefix` recorded in a folder; None for a folder that holds no prefix."""
+    """Return the record written by `save_prefix`; None for a folder without a prefix."""
     path = folder / RECORD_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def load_prefix(model: nn.Module, folder: Path) -> PrefixedModel:
-    """Put the prefix of a folder before a model; ValueError if it was tuned for other weights."""
+    """Wrap a model with the prefix in a folder; ValueError if it was tuned for other weights."""
     record = read_record(folder)
     if record is None:
         raise ValueError(f"{folder}: holds no {RECORD_FILE}; tune a prefix first")

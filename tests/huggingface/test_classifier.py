@@ -41,7 +41,7 @@ def test_padding_changes_no_score(side: str, pad: int | None, kind: str, build: 
 def test_sequences_whose_ends_are_unknown_are_refused(build: Build, tokens: Draw) -> None:
     model = build(**HEAD, pad_token_id=None)
     assert model(tokens(1, 5)).logits.shape == (1, 3)
-    with pytest.raises(ValueError, match="attention_mask: 2 sequences need it") as caught:
+    with pytest.raises(ValueError, match="attention_mask: needed to tell where 2 sequences end") as caught:
         model(tokens(2, 5))
     assert "\n" not in str(caught.value)
 

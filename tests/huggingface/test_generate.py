@@ -189,7 +189,7 @@ def test_what_recurrent_layers_cannot_use_is_refused_in_one_line(kind: str, buil
     with pytest.raises(ValueError, match="attention_mask: it has 4 dimensions") as caught:
         model(ids, attention_mask=square)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"make it by DynamicCache\(config=model.config\)") as caught:
+    with pytest.raises(ValueError, match=r"create it with DynamicCache\(config=model.config\)") as caught:
         model(ids, cache=DynamicCache(), use_cache=True)
     assert "\n" not in str(caught.value)
 

@@ -308,7 +308,7 @@ def test_no_token_at_all_gives_empty_outputs(shape: tuple[int, int], kind: str) 
     if shape[1]:
         assert classifier(ids).logits.shape == (0, 3)
     else:
-        assert_refused(classifier, "input_ids: . sequences of no token have no last one to score", input_ids=ids)
+        assert_refused(classifier, "input_ids: . empty sequences have no last token to score", input_ids=ids)
 
 
 def test_no_further_token_leaves_the_cache_as_it_was(kind: str) -> None:

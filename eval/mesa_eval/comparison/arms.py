@@ -1,4 +1,4 @@
-"""Arms of a comparison: runs of one recipe that differ by their training seed only, and which of them are paired."""
+"""Arms of a comparison: runs of one recipe that differ only in their training seed, and how they are paired."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ NO_COMMON_SEED = "no training seed in common"
 
 
 Named = ModelSource | ModelCard
-"""A model before it is opened, or of its scores: name, argument, seed and recipe decide its arm."""
+"""A model before it is opened, or the card in its scores: name, argument, seed and recipe decide its arm."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing compared: a name, the places of its models among all, and each one's training seed.
+    """One arm of a comparison: its name, the indices of its models, and the training seed of each.
 
     A seed is None for a model without a known run, such as one from the Hub.
     """
@@ -29,16 +29,16 @@ class Arm:
 
     @property
     def fixed(self) -> bool:
-        """Return whether this is one model without a known seed: a point of reference, not a draw among seeds."""
+        """Return whether this is a single model without a known seed: a fixed reference, not a sample of seeds."""
         return self.seeds == (None,)
 
 
 def find_arms(cards: Sequence[Named], groups: Mapping[str, Sequence[str]] | None = None) -> list[Arm]:
-    """Gather models into arms, in the order in which their first ones come.
+    """Group models into arms, ordered by their first models.
 
-    Runs with equal recipes and data but for name, seed and output folder are one arm. `groups` names arms by hand:
-    name -> arguments or names of models; where their seeds are not known or not distinct, the order counts as seed.
-    Raises ValueError in one line for a group that names no model, or one that another group has.
+    Runs with equal recipes and data, except for name, seed and output folder, form one arm. `groups` defines arms
+    explicitly: name -> arguments or names of models. If their seeds are unknown or not distinct, the order counts as
+    seed. Raises ValueError for a group without models, or with a model of another group.
     """
     chosen = _by_hand(cards, groups or {})
     gathered: dict[object, list[int]] = {}
@@ -111,7 +111,7 @@ def _by_hand(cards: Sequence[Named], groups: Mapping[str, Sequence[str]]) -> dic
 
 
 def _recipe(cards: Sequence[Named], place: int, gathered: Mapping[object, Sequence[int]]) -> object:
-    """Return what a model is gathered by; a seed that its recipe has already begins another arm."""
+    """Return the key by which a model is grouped; a repeated seed of the same recipe starts another arm."""
     card = cards[place]
     if not card.recipe or card.seed is None:
         return (place,)
@@ -122,7 +122,7 @@ def _recipe(cards: Sequence[Named], place: int, gathered: Mapping[object, Sequen
 
 
 def _shared_name(cards: Sequence[Named]) -> str:
-    """Return the one model's name, or what the names of several have in common before their seeds."""
+    """Return the name of a single model, or the common part of several names before their seeds."""
     names = [card.name for card in cards]
     if len(names) == 1:
         return names[0]

@@ -1,7 +1,7 @@
-"""What a comparison holds: arms, rows of values and differences, and the declared family of tests.
+"""The result of a comparison: arms, rows of values and differences, and the declared family of tests.
 
-Rows are many and say what was found; words are few and say what was tested. Only the tests of the family, fixed before
-any model is seen and corrected together for their number, are called better, worse or not significant.
+Every row shows values; verdicts are rare. Only the tests of the family, fixed before any model is seen and corrected
+for multiple testing, are called better, worse or not significant.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Difference:
 
     @property
     def decisive(self) -> Interval | None:
-        """Return the interval of the tested p value: all sources of chance that were measured."""
+        """Return the interval that gives the p value: it covers all measured sources of randomness."""
         return self.joint or self.interval
 
 
@@ -84,7 +84,7 @@ class FamilyTest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The scores of all models, their arms and every row; `baseline` is -1 where nothing is compared."""
+    """The scores of all models, their arms and every row; `baseline` is -1 if nothing is compared."""
 
     scores: list[Scores]
     arms: list[Arm]
@@ -99,7 +99,7 @@ class Comparison:
 
     @property
     def base(self) -> str:
-        """Return the name of the baseline, "" where nothing is compared."""
+        """Return the name of the baseline, "" if nothing is compared."""
         return self.names[self.baseline] if self.baseline >= 0 else ""
 
     @property
@@ -109,7 +109,7 @@ class Comparison:
 
     @property
     def seeded(self) -> bool:
-        """Return whether some difference rests on several training seeds."""
+        """Return whether any difference is based on several training seeds."""
         return any(difference.joint is not None for row in self.rows for difference in row.differences)
 
     def members(self, index: int) -> list[Scores]:
@@ -134,9 +134,9 @@ class Comparison:
         return [row for row in self.rows if row.task == task]
 
     def tested_row(self, task: str) -> Row | None:
-        """Return the row by which a task is judged: its primary one, else accuracy at the most shots.
+        """Return the row that is tested for a task: its primary one, else accuracy at the most shots.
 
-        For the last word of texts accuracy is the greedy one, for values in texts that the answer is contained.
+        Accuracy is "greedy" for the last word of texts, and "contains" for values in texts.
         """
         rows = self.of_task(task)
         chosen = [row for row in rows if row.primary] or [row for row in rows if _judges(row)]
@@ -151,9 +151,9 @@ class Comparison:
 
     @cached_property
     def family(self) -> list[FamilyTest]:
-        """Return every test of the declared family, of all arms, with p values adjusted by Holm over all at once.
+        """Return all tests of the declared family for all arms, with p values adjusted by Holm over all of them.
 
-        A row that is not compared is no test: it says why instead.
+        Rows without a difference are not tests.
         """
         tests = [
             (index, row, found.p)
@@ -169,7 +169,7 @@ class Comparison:
         return [test for test in self.family if test.arm == index]
 
     def verdict(self, row: Row, index: int) -> str:
-        """Return what the family says of a row and an arm; "" for a row that is not one of its tests."""
+        """Return the verdict on a row and an arm; "" for a row that is not a test of the family."""
         return self._verdicts.get((row.key, index), "")
 
     @cached_property

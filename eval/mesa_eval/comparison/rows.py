@@ -1,8 +1,8 @@
-"""Make the rows of a comparison from measures: values of arms, paired differences, and the one average.
+"""Make the rows of a comparison from measures: values of arms, paired differences, and the primary average.
 
-Every statistic of every model is resampled once; the draws of a section are the same for all models, so a difference
-is the difference of their draws. A row is a key: arms that lack it, or were asked other items, say so in place of a
-difference.
+Every statistic of every model is resampled once. All models share the draws of a section, so a difference
+is the difference of their draws. There is one row per key; arms without it, or asked other items, show the reason
+instead of a difference.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def build_comparison(
     arms: Sequence[Arm] | None = None,
     draws: int = DRAWS,
 ) -> Comparison:
-    """Make every row from raw scores; `baseline` is an arm's index. Without `differences` arms stand for themselves.
+    """Make every row from raw scores; `baseline` is an arm's index. Without `differences` nothing is compared.
 
-    `arms` are those of `find_arms` where none is given; `draws` are those of the bootstrap.
+    `arms` default to those of `find_arms`; `draws` is the number of bootstrap draws.
     """
     arms = list(arms or find_arms([item.model for item in scores]))
     table = _Table(scores, arms, baseline if differences and len(arms) > 1 else -1, draws)
@@ -52,7 +52,7 @@ def build_comparison(
 
 
 def _lone_seeds(arms: Sequence[Arm], baseline: int) -> list[str]:
-    """Say where a difference rests on fewer training seeds than the values beside it."""
+    """Return a note for each difference that is based on fewer training seeds than the values beside it."""
     notes = []
     for arm in arms if baseline >= 0 else ():
         base = arms[baseline]
@@ -66,7 +66,7 @@ def _lone_seeds(arms: Sequence[Arm], baseline: int) -> list[str]:
 
 
 def _gathered_notes(scores: Sequence[Scores]) -> list[str]:
-    """Return every note once; what was noted of several models names them together, of all of them none."""
+    """Return every note once, with the names of the models it is about unless it is about all."""
     of: dict[str, list[str]] = {}
     for item in scores:
         for note in [*item.notes, *(note for part in item.parts for note in part.notes)]:
@@ -96,11 +96,11 @@ class _Table:
         return self._row(first, drawn, [[measure] for measure in measures], chance)
 
     def average(self) -> list[Row]:
-        """Return the row of the average declared beforehand: the mean of (score - null) / (1 - null) over tasks.
+        """Return the row of the predeclared average: the mean of (score - null) / (1 - null) over tasks.
 
-        A task enters by its primary measure; where models read unlike numbers of shots, by the fewest of them, so that
-        all are asked the same. A task that a model lacks is left out for all, and a note says so; likewise one in which
-        a model that reads no demonstrations scores nearly all.
+        Each task contributes its primary measure; if models have different numbers of shots, the smallest is used, so
+        that all are asked the same. Tasks that some model lacks are left out for all, with a note; so are tasks whose
+        null score is close to 1.
         """
         asked, lacking = self._primary()
         if lacking:
@@ -116,10 +116,10 @@ class _Table:
         return [self._pooled(first, chosen, self._normalised)]
 
     def gains(self) -> list[Row]:
-        """Return what demonstrations are worth, pooled over tasks: the gain in bits, and that of their pairing.
+        """Return the gain from demonstrations in bits, pooled over tasks, and the part due to their pairing.
 
-        Every task weighs the same. One that a model lacks, or of which it was asked something else, is left out for
-        all, and a note says so.
+        All tasks have equal weight. A task that a model lacks, or for which it was asked other items, is left out for
+        all, with a note.
         """
         rows = []
         for variant, label in GAINS:
@@ -140,13 +140,13 @@ class _Table:
         return rows
 
     def _pooled(self, first: Statistic, chosen: Sequence[str], statistic: Callable[[Measure], Resampled]) -> Row:
-        """Return the mean of one statistic over tasks, each resampled apart."""
+        """Return the mean of one statistic over tasks, each resampled separately."""
         measures = [[table[own] for own in chosen] for table in self.measures]
         drawn: list[Resampled | None] = [mean_of([statistic(measure) for measure in own]) for own in measures]
         return self._row(first, drawn, measures, tuple(0.0 for _ in self.arms))
 
     def _primary(self) -> tuple[dict[str, str], list[str]]:
-        """Return the key by which each task enters the average, and the tasks that not every model was asked."""
+        """Return the key that each task contributes to the average, and the tasks that some model was not asked."""
         candidates: dict[str, dict[str, float]] = {}
         for table in self.measures:
             for measure in table.values():
@@ -168,7 +168,7 @@ class _Table:
         return Resampled((raw.value - null) / (1 - null), drawn, raw.units, raw.effective)
 
     def _resample(self, measure: Measure) -> Resampled:
-        """Resample one statistic; sections draw apart, for query 3 of one task is not query 3 of another."""
+        """Resample one statistic; sections have separate draws, since their units are unrelated."""
         seed = (self.seed, stable_number(measure.section))
         numerator, denominator = np.array(measure.numerator), np.array(measure.denominator)
         return resample(numerator, denominator, transform=TRANSFORMS[measure.transform], draws=self.draws, seed=seed)
@@ -228,7 +228,7 @@ class _Table:
 
 
 def _over_tasks(metric: str, variant: str, label: str, unit: str, tasks: int) -> Statistic:
-    """Return what a mean over so many tasks is."""
+    """Return the statistic of a mean over this many tasks."""
     words = f"{label} of {plural(tasks, 'task')}"
     return Statistic(
         section="primary",
@@ -255,12 +255,12 @@ def _plain(part: Resampled | None) -> float | None:
 
 
 def _asked(measure: Measure | None) -> str:
-    """Return what was asked for a measure: its items and units, "" where there is none."""
+    """Return the items and units of a measure, "" if there is none."""
     return "" if measure is None else f"{measure.items} {measure.units}"
 
 
 def _reason(own: Measure | None, base: Measure | None, model: Scores, other: Scores) -> str:
-    """Say why a model is not compared with the baseline; "" if it can be."""
+    """Return why a model cannot be compared with the baseline; "" if it can."""
     if own is None or base is None:
         return NOT_MEASURED
     if not own.any_tokenizer and model.model.tokenizer != other.model.tokenizer:
@@ -271,7 +271,7 @@ def _reason(own: Measure | None, base: Measure | None, model: Scores, other: Sco
 
 
 def _unlike(own: Measure, base: Measure, model: Scores, other: Scores) -> str:
-    """Say why two measures are not of the same units; "" if they are."""
+    """Return why two measures do not have the same units; "" if they do."""
     if words := _unlike_protocol(model, other):
         return words
     if own.resampled == "document" and not own.items and model.text_fingerprint != other.text_fingerprint:
@@ -280,7 +280,7 @@ def _unlike(own: Measure, base: Measure, model: Scores, other: Scores) -> str:
 
 
 def _unlike_protocol(model: Scores, other: Scores) -> str:
-    """Say whether two models were asked by other suites or other seeds; "" where they were not."""
+    """Return how the suites or seeds of two models' questions differ; "" if they do not."""
     for setting, words in (("name", OTHER_SUITE), ("seed", OTHER_SEED)):
         one, two = model.protocol[setting], other.protocol[setting]
         if one != two:

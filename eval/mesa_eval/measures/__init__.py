@@ -1,1 +1,1 @@
-"""Say what log-probabilities mean: perplexity, loss by position, few-shot scores, recall in text."""
+"""Measures from log-probabilities: perplexity, loss by position, few-shot scores, recall in text."""

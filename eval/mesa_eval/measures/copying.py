@@ -1,10 +1,10 @@
-"""Copying of random sequences: what a second showing is worth, against a fresh sequence in its place.
+"""Copying of random sequences: the loss on a repeated sequence against that on a fresh one in its place.
 
-A row shows a random sequence twice; its control shows another one before it. Tokens are drawn without replacement from
-the vocabulary without its special tokens. Copy score: the mean loss of the sequence where it is fresh less that where
-it is repeated, the same tokens at the same positions. So a model that is sharper at later positions scores 0. Copy
-accuracy counts the tokens of the repeat that were the likeliest. A model that needs to see a token of the repeat
-before it knows of it reaches (n - 1) / n.
+A row shows a random sequence twice; in its control row another sequence comes first. Tokens are drawn without
+replacement from the vocabulary without special tokens. Copy score: the mean loss of the sequence where it is fresh
+minus that where it is repeated, with the same tokens at the same positions. So a model that is merely better at later
+positions scores 0. Copy accuracy is the share of tokens of the repeat that were the likeliest; a model that must see
+the first token of the repeat before it recognises it reaches (n - 1) / n.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CopyScores:
 def score_copying(scorer: Reader, window: int, windows: int, seed: int) -> CopyScores | None:
     """Return the copy scores over `windows` random sequences; None if the model or vocabulary is too small.
 
-    A sequence is `LONGEST` tokens, or fewer where two of them and the start token do not fit the window.
+    A sequence has `LONGEST` tokens, or fewer if two of them and the start token do not fit into the window.
     """
     special = set(scorer.tokenizer.all_special_ids)
     ordinary = np.array([token for token in range(len(scorer.tokenizer)) if token not in special])

@@ -1,10 +1,10 @@
-"""Ask a model a few-shot task: log P of answers and candidates behind prompts, by number of shots.
+"""Score a model on a few-shot task: log P of answers and candidates after prompts, by number of shots.
 
-The score of an answer is log P(answer tokens | prompt), summed, never a generation alone; recall is asked both ways.
-All numbers of shots are read in one go, and a query's demonstrations once for all its candidates (see `batches.py`).
-A number of shots is left out, for this and all larger ones, when any prompt with its answer would not fit the window
-(the length the model was trained on) or the items run out; the report names them. What the scores are turned into is
-in `task_measures.py`.
+The score of an answer is the summed log P(answer tokens | prompt); recall tasks also use generation.
+All numbers of shots are read together, and a query's demonstrations once for all its candidates (see `batches.py`).
+A number of shots, and all larger ones, are left out if any prompt with its answer does not fit into the window
+(the length the model was trained on) or the items run out; the report names them. `task_measures.py` turns the scores
+into measures.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ T = TypeVar("T")
 
 
 class CannotAskError(ValueError):
-    """The reason, in one line, why a task cannot be asked of a model."""
+    """A task cannot be asked of a model; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
 class ShotScores:
     """Scores at one number of shots of one variant: arrays [query][draw].
 
-    queries: what was asked, in order; key: the number of shots, or "most" where it is as many as fit; nats: of the
+    queries: the queries in order; key: the number of shots, or "most" for as many as fit; nats: of the
     answer; bytes: of the answer; exact: whether greedy decoding writes it; ranked: log P of each candidate; truth:
-    which candidate is right; free: log P of each candidate behind content-free input, where the task has one; digits:
-    how many digits of the answer the likeliest tokens hold; written: what the model writes, and contains: whether the
-    answer is in it, where the task asks that; nulls: what models score that read no demonstrations, by query, see
+    index of the right candidate; free: log P of each candidate after content-free input, if the task has one; digits:
+    how many digits of the answer the likeliest tokens get right; written: the model's generation, and contains:
+    whether the answer is in it, if the task uses generation; nulls: scores of the null models by query, see
     `nulls.py`; ceiling: the accuracy of `Task.ceiling`.
     """
 
@@ -61,11 +61,11 @@ class ShotScores:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """What one task gave: its record, the queries asked, and by variant ("" is the plain one) the scores by shots.
+    """The scores of one task: its record, the queries, and for each variant ("" is the plain one) the scores by shots.
 
-    primary: the number of shots that counts, the most that fit up to the sizes's; left_out: by variant, how many of
-    the queries are longer than the window, in a task that goes on without those, or all where a variant does not fit;
-    lost: how many different answers do not come back from their tokens, of `answers`.
+    primary: the number of shots of the primary measure, the most that fit up to the suite's; left_out: by variant, the
+    number of queries that exceed the window and are skipped, or all if a variant does not fit;
+    lost: how many of the `answers` different answers are not restored by decoding their tokens.
     """
 
     task: Task
@@ -80,7 +80,7 @@ class TaskScores:
 
 @dataclass
 class _Prompts:
-    """What is asked at one number of shots: queries and content-free ones [query][draw], encoded pairs."""
+    """The prompts at one number of shots: queries and content-free queries [query][draw], and encoded pairs."""
 
     task: Task
     queries: list[int]
@@ -99,7 +99,7 @@ class _Prompts:
 
 
 def score_task(reader: Reader, task: Task, sizes: FewShotSizes, window: int, seed: int) -> TaskScores:
-    """Score one task at every number of shots that fits the window.
+    """Score one task at every number of shots that fits into the window.
 
     Raises CannotAskError if not even the smallest number of shots fits, or an answer cannot be encoded.
     """
@@ -127,7 +127,7 @@ def score_task(reader: Reader, task: Task, sizes: FewShotSizes, window: int, see
 
 
 def _answer(reader: Reader, task: Task, asked: Sequence[_Prompts], window: int) -> list[ShotScores]:
-    """Read everything that is asked in one go."""
+    """Score all prompts together."""
     pairs = [pair for prompts in asked for pair in prompts.pairs.values()]
     scored = iter(reader.likelihoods(pairs, task.name, [label for prompts in asked for label in prompts.shared]))
     tables = [dict(zip(prompts.pairs, scored, strict=False)) for prompts in asked]
@@ -157,9 +157,9 @@ def _record(
 def _write(
     reader: Reader, task: Task, asked: Sequence[_Prompts], tables: Sequence[Table], window: int
 ) -> dict[str, str]:
-    """Return what the model writes behind each prompt of a task that asks for it.
+    """Return the model's generation after each prompt, for tasks that use it.
 
-    Where every token of an answer was the likeliest, the answer is what the model would write, and it is not asked to.
+    If every token of an answer was the likeliest, the model would write the answer, so generation is skipped.
     """
     written: dict[str, str] = {}
     unknown: dict[str, None] = {}
@@ -178,7 +178,7 @@ def _write(
 
 @dataclass(frozen=True)
 class _PromptEncoder:
-    """What every prompt of a task is encoded by."""
+    """Encodes the prompts of a task."""
 
     reader: Reader
     sizes: FewShotSizes
@@ -186,7 +186,7 @@ class _PromptEncoder:
     seed: int
 
     def short_enough(self, task: Task, queries: list[int]) -> list[int]:
-        """Return the queries that fit the window with their answers, all where the task leaves none out."""
+        """Return the queries that fit into the window with their answers; all if the task may not skip any."""
         if not task.leaves_out_long:
             return queries
         asked = [task.query(index, 0, 0, 1, self.seed) for index in queries]
@@ -208,7 +208,7 @@ class _PromptEncoder:
         return fitting
 
     def _most_that_fit(self, task: Task, queries: list[int], known: int) -> _Prompts | None:
-        """Find the largest number of shots that fits, more than `known`, by halving; None if there is none."""
+        """Find the largest number of shots above `known` that fits, by bisection; None if there is none."""
         low, high = known, min(self.sizes.most_shots, task.most_shots)
         best = None
         while low < high:
@@ -223,7 +223,7 @@ class _PromptEncoder:
         return best
 
     def encode(self, task: Task, queries: list[int], shots: int) -> _Prompts | None:
-        """Encode everything that is asked at one number of shots; None if a prompt with a continuation does not fit."""
+        """Encode all prompts at one number of shots; None if a prompt with a continuation does not fit."""
         draws, candidates = range(task.draws(self.sizes)), self.sizes.candidates
         grid = [[task.query(index, draw, shots, candidates, self.seed) for draw in draws] for index in queries]
         content_free = [[task.free_query(index, draw, shots, self.seed) for draw in draws] for index in queries]
@@ -248,7 +248,7 @@ class _PromptEncoder:
 
 
 def _label(query: Query, free: bool) -> str:
-    """Return what a query's rows are grouped by: its prompt, or what a content-free query shares where that is most."""
+    """Return the key for grouping a query's rows: its prompt, or for content-free queries their long shared prefix."""
     return query.shared if free and 2 * len(query.shared) > len(query.prompt) else query.prompt
 
 
@@ -293,12 +293,12 @@ def _scores(reader: Reader, asked: _Prompts, table: Table, written: dict[str, st
 
 
 def contains(text: str, answer: str) -> float:
-    """Return 1 if the text contains the answer, in any case, else 0: the measure of Arora et al. (2024)."""
+    """Return 1 if the text contains the answer, ignoring case, else 0: the measure of Arora et al. (2024)."""
     return float(answer.strip().lower() in text.lower())
 
 
 def digits_right(reader: Reader, tokens: list[int], likeliest: tuple[int, ...]) -> int:
-    """Count the digits of an answer that stand in the same place of the likeliest tokens, right ones before given."""
+    """Count the digits of an answer that match the likeliest tokens, given the right tokens before."""
     right = 0
     for token, guess in zip(tokens, likeliest, strict=True):
         written, guessed = reader.tokenizer.decode([token]), reader.tokenizer.decode([guess])

@@ -1,4 +1,4 @@
-"""Estimate the time and memory that a model needs for what is asked: it is opened, and reads a few batches."""
+"""Estimate the time and memory that measuring a model takes, by opening it and running a few batches."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ WRITTEN = 8
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a model was seen to need: seconds per forward pass, per token read and per token written; bytes at the peak.
+    """A model's measured costs: seconds per forward pass, per token read and per token written; peak bytes.
 
-    peak_bytes: weights and the largest batch; on a GPU what torch had allocated at most, on a CPU by how much the
-    process grew.
+    peak_bytes: weights and the largest batch; on a GPU torch's peak allocation, on a CPU the growth of the
+    process.
     """
 
     batch_seconds: float
@@ -36,16 +36,16 @@ class Forecast:
     peak_bytes: int
 
     def seconds(self, batches: int, tokens: int, steps: int) -> float:
-        """Return the seconds of so many forward passes over so many tokens, and so many passes that write a token."""
+        """Return the seconds of `batches` forward passes over `tokens` tokens and of `steps` generated tokens."""
         return batches * self.batch_seconds + tokens * self.token_seconds + steps * self.step_seconds
 
 
 def forecast(
     source: ModelSource, window: int, device: str, batch_tokens: int, trust_remote_code: bool = False
 ) -> Forecast:
-    """Open a model and time it on random tokens: batches as the suite reads them at this window, short rows, writing.
+    """Open a model and time it on random tokens: full batches at this window, short rows, and generation.
 
-    Everything is read once before it is timed. Raises ValueError as `Scorer.open` does.
+    Everything is run once before it is timed. Raises ValueError like `Scorer.open`.
     """
     with _Growth() as growth:
         scorer = Scorer.open(
@@ -71,7 +71,7 @@ def forecast(
 
 
 def _step_seconds(scorer: Scorer, rows: Sequence[Sequence[int]]) -> float:
-    """Return the seconds of writing one more token behind a row."""
+    """Return the seconds for generating one more token after a row."""
 
     def write(most: int) -> int:
         return len(scorer.continue_batches([Batch((0,))], rows, [most], "\n", "")[0])
@@ -93,7 +93,7 @@ def _seconds(read: Callable[[], object]) -> float:
 
 
 class _Growth:
-    """The growth of the process while this is open; on a GPU torch itself counts from here on."""
+    """Measures the growth of the process inside the context; on a GPU torch's counter is reset."""
 
     def __enter__(self) -> _Growth:
         if torch.cuda.is_available():

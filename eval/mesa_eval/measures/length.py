@@ -2,8 +2,8 @@
 
 Windows hold 8 T + 1 tokens of one document, T being the window of the other measures, and are read in one piece (Press,
 Smith and Lewis 2022, Train short, test long). Position p is the p-th prediction, as in `icl_curve`. The bins are
-T/2 to T, T to 2 T, 2 T to 4 T and 4 T to 8 T; their difference, the last less the first, is above 0 for a model that
-more text than it knows confuses, and below 0 for one that still gains from it.
+T/2 to T, T to 2 T, 2 T to 4 T and 4 T to 8 T. The difference of the last and the first is above 0 if contexts longer
+than in training hurt the model, and below 0 if it still gains from them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def score_length(
 ) -> PositionScores:
     """Return the scores of positions T/2 + 1 to 8 T of up to `wanted` long windows, `most` of one document.
 
-    Raises ValueError where no document has 8 T + 1 tokens, and where the model cannot read them or gives values that
-    are not finite.
+    Raises ValueError if no document has 8 T + 1 tokens, or if the model cannot read them or returns values that are
+    not finite.
     """
     if window < LEAST_WINDOW:
         raise ValueError(f"a window of {window} tokens is too short")

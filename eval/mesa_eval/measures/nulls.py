@@ -1,14 +1,14 @@
-"""What models score that read no demonstrations: measured on the very queries that are asked, without a model.
+"""Scores of null models, which ignore the demonstrations, computed on the same queries without running a model.
 
 - even: no candidate is preferred, so 1 / candidates;
 - uniform: every token has probability 1 / V, so the candidate of the fewest tokens wins;
 - commonest in the pool: the candidate that is most often an answer in the pool;
-- commonest candidate: the one that stands most often among the candidates of all queries;
-- always X: one label, where every query has the same candidates;
-- place N: the candidate at one place of the prompt, where the prompt lists the candidates.
+- commonest candidate: the one that occurs most often among the candidates of all queries;
+- always X: one label, if every query has the same candidates;
+- place N: the candidate at one place of the prompt, if the prompt lists the candidates.
 
-The null of an accuracy is the largest of these. It may depend on the tokenizer, by way of "uniform", never on a model.
-Ties are shared out.
+The null of an accuracy is the largest of these. It may depend on the tokenizer, through "uniform", but not on a model.
+Ties are split evenly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Model = Callable[[Query], list[float]]
 
 
 def shares(values: Sequence[float] | np.ndarray) -> list[float]:
-    """Return what share of the decision each candidate wins: 1 for the largest score, 1/n where n are tied."""
+    """Return each candidate's share of the decision: 1 for the largest score, 1/n if n are tied."""
     scores = np.asarray(values)
     best = scores == scores.max()
     return (best / best.sum()).tolist()
@@ -34,9 +34,9 @@ def shares(values: Sequence[float] | np.ndarray) -> list[float]:
 def null_scores(
     task: Task, grid: Sequence[Sequence[Query]], tokens: Callable[[Query, str], int]
 ) -> dict[str, list[float]]:
-    """Return what each null model scores on each query, summed over its draws.
+    """Return the score of each null model on each query, summed over its draws.
 
-    grid: queries [query][draw]; tokens: how many tokens a candidate has behind a query's prompt.
+    grid: queries [query][draw]; tokens: the number of tokens of a candidate after a query's prompt.
     """
     queries = [query for row in grid for query in row]
     pool = Counter(f" {item.output}" for item in task.pool)
@@ -69,8 +69,8 @@ def _at(place: int) -> Model:
 
 
 def null(scores: Mapping[str, Sequence[float]], draws: Sequence[float], calibrated: bool = False) -> float:
-    """Return the largest score of a null model; `draws` are the numbers of draws of each query.
+    """Return the largest score of a null model; `draws` is the number of draws of each query.
 
-    Scores less those behind content-free input leave a uniform model no preference.
+    With calibrated scores "uniform" does not count, since it then has no preference.
     """
     return max(sum(own) / sum(draws) for name, own in scores.items() if not (calibrated and name == UNIFORM))

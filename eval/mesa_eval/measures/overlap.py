@@ -1,8 +1,8 @@
-"""Look for long passages of the scored text in the training text of the runs that are measured.
+"""Search the training text of the measured runs for long passages of the scored text.
 
-The training text is kept as rows of tokens, so passages are runs of tokens, of about 50 bytes. Each scored document is
-cut into such runs, one behind the other, and every place of the training rows is looked at; a passage that begins
-anywhere is found as long as its tokens are cut alike.
+The training text is stored as rows of tokens, so passages are runs of tokens, of about 50 bytes. Each scored document
+is cut into consecutive runs, which are searched for at every position of the training rows. A passage is found wherever
+it begins, if it is tokenised in the same way.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def shared_passages(
     most: int = MOST_TRAINING_TOKENS,
     at_once: int = TOKENS_AT_ONCE,
 ) -> tuple[list[float], int]:
-    """Return, for each text, the share of its passages of `length` tokens that stand in the rows; and the rows read.
+    """Return, for each text, the share of its passages of `length` tokens that occur in the rows; and the rows read.
 
-    rows: of prepared data, `input_ids` [T] each; at most `most` are read, from the first on, `at_once` together. A text
-    that is shorter than a passage has a share of 0.
+    rows: those of prepared data, with `input_ids` [T]. At most the first `most` tokens are read, `at_once` at a time. A
+    text that is shorter than a passage has a share of 0.
     """
     own = [passages(np.asarray(text, dtype=np.int64), length)[::length] for text in texts]
     wanted = np.unique(np.concatenate(own)) if own else np.zeros(0, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""The parts of an evaluation, one thing asked each: text, positions and recall, length, copying, and every task."""
+"""The parts of an evaluation: text, positions and recall, length, copying, and each task."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mesa_eval.tasks.task import Task
 
 @dataclass(frozen=True)
 class Measurement:
-    """One thing to measure; `inputs` is plain data that is equal only where the same is asked.
+    """One part to measure; `inputs` is plain data that identifies what is asked.
 
     run: returns a part without name, key and costs.
     """
@@ -39,7 +39,7 @@ class Measurement:
 
 
 def measurements(reader: Reader, window: int, plan: EvaluationPlan, training_data: Path | None) -> list[Measurement]:
-    """Return everything to measure of a model, in order; `training_data` tells which pairs of tokens are rare in it."""
+    """Return all parts to measure of a model, in order; in `training_data` the rare pairs of tokens are counted."""
     suite, seed, documents = plan.suite, plan.seed, text_fingerprint(plan.documents)
     wanted, most = min(suite.position_windows, max(1, suite.position_tokens // window)), suite.document_windows
     asked = reader, window, plan

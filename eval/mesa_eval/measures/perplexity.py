@@ -1,15 +1,15 @@
-"""Perplexity and bits per byte of whole documents, every token scored exactly once.
+"""Perplexity and bits per byte of whole documents, with every token scored exactly once.
 
-A document is `[start] + tokens`. It is read in windows of at most W input tokens, W being the length the model
+A document is `[start] + tokens`. It is read in windows of at most W input tokens, where W is the length the model
 was trained on. The first window scores its W tokens; each further one scores the next W/2 (rounded down, at
 least 1) tokens with the W/2 or more before them as context. So no token after the first W is scored with less
-than half a window of context, at about twice the reading of disjoint windows.
+than half a window of context, at about twice the cost of disjoint windows.
 
     perplexity = exp(nats / tokens)        bits per byte = nats / ln 2 / bytes
 
 `tokens` counts the document's own tokens (the start token is read, not scored) and `bytes` its UTF-8 bytes.
-A tokenizer with neither bos nor eos has no start token: the first token of a document is then charged ln V. Where a
-document does not come back from its tokens (`Encoder.lost`) there are no bits per byte.
+A tokenizer with neither bos nor eos has no start token: the first token of a document then costs ln V. If decoding its
+tokens does not restore a document (`Encoder.lost`), there are no bits per byte.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def score_documents(scorer: Reader, documents: Sequence[HeldOutDocument], window
 def text_measures(scores: Sequence[DocumentScore], items: str = "") -> list[Measure]:
     """Return bits per byte over all text, by domain and by file, and the perplexity per token over all text.
 
-    Domains and files are listed where there are several of them, files only where they cut the text otherwise than
-    the domains do. There are no bits per byte where a document was lost.
+    Domains and files are listed if there are several of them, files only if they divide the text differently from
+    the domains. There are no bits per byte if a document was lost.
     """
     domains = sorted({score.domain for score in scores})
     files = sorted({score.file for score in scores})

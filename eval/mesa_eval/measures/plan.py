@@ -1,7 +1,7 @@
-"""Fix what every model is asked: documents, tasks and windows, before any model is opened.
+"""Decide what every model is asked (documents, tasks and windows) before any model is opened.
 
-Subsamples are fixed by texts and seed. Models with one tokenizer share one window length, the least of their training
-lengths, so their windows are the same tokens.
+Subsamples depend only on texts and seed. Models with the same tokenizer share one window length, the smallest of their
+training lengths, so their windows have the same tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mesalm.hub.open_model import open_tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to measure, and how it is run.
+    """The request: what to measure and how.
 
     models: run folders, model folders or Hub names. texts: files to score; without them, the documents of `split` of
     the first run among the models. tasks: built-in names, files or datasets, see `mesa_eval.tasks.find_tasks` (none
@@ -46,7 +46,7 @@ class Request:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What every model is asked: the documents, the tasks and each model's window; and what could not be made.
+    """What every model is asked: the documents, the tasks and each model's window.
 
     missing: (task, reason) of built-in tasks for which there is too little text.
     """
@@ -64,7 +64,7 @@ class EvaluationPlan:
 
     @property
     def seed(self) -> int:
-        """Return the seed of every choice."""
+        """Return the seed of all random choices."""
         return self.request.seed
 
 
@@ -105,7 +105,7 @@ def make_plan(request: Request) -> EvaluationPlan:
 
 
 def _windows(sources: Sequence[ModelSource], longest: int, trust_remote_code: bool) -> tuple[int, ...]:
-    """Return each model's window: the least training length of the models that share its tokenizer."""
+    """Return each model's window: the smallest training length of the models that share its tokenizer."""
     keys: list[str] = []
     least: dict[str, int] = {}
     for source in sources:
@@ -117,13 +117,13 @@ def _windows(sources: Sequence[ModelSource], longest: int, trust_remote_code: bo
 
 
 def _program() -> str:
-    """Return mesalm where its command line runs, else the script that calls."""
+    """Return "mesalm" if its command line is running, else the path of the calling script."""
     called = Path(sys.argv[0])
     return "mesalm" if called.name in ("mesalm", "__main__.py") else str(called)
 
 
 def _versioned(arguments: Sequence[str], version: str) -> list[str]:
-    """Return the command with the version of the suite, which stays what it is when a newer one comes."""
+    """Return the command with the suite's version, so that it repeats the same measurement later."""
     kept = [
         word
         for word, before in zip(arguments, ["", *arguments], strict=False)
@@ -135,9 +135,9 @@ def _versioned(arguments: Sequence[str], version: str) -> list[str]:
 def _build_tasks(
     names: Sequence[str], documents: Sequence[HeldOutDocument], seed: int, suite: Suite, notes: list[str]
 ) -> tuple[list[Task], list[tuple[str, str]]]:
-    """Make the tasks, and return the built-in ones that the text is too short for; a wrong file is an error.
+    """Make the tasks; also return the built-in ones for which the text is too short. An invalid file is an error.
 
-    Tasks of a folder that the suite asks by name only are left out, and a note says so.
+    Tasks in a folder that the suite asks only by name are left out, with a note.
     """
     built: list[Task] = []
     missing = []
@@ -176,6 +176,6 @@ def _held_out(sources: Sequence[ModelSource], split: str, notes: list[str]) -> l
 
 
 def _named_apart(sources: list[ModelSource]) -> tuple[ModelSource, ...]:
-    """Number models of the same name, so that each has a row and a file of its own."""
+    """Number models of the same name, so that each has its own row and file."""
     names = told_apart([source.name for source in sources], "-")
     return tuple(dataclasses.replace(source, name=name) for source, name in zip(sources, names, strict=True))

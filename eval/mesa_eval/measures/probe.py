@@ -1,4 +1,4 @@
-"""What `mesalm eval` measures, asked of a model while it trains, with few items."""
+"""The measures of `mesalm eval` during training, with few items."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mesa_eval.tasks import find_tasks
 from mesa_eval.uncertainty.bootstrap import resample
 
 SEED = 0
-"""The default of `mesalm eval --seed`, so that every run is asked the same."""
+"""The default of `mesalm eval --seed`, so that all runs have the same items."""
 BATCH_TOKENS = 8192
 
 
@@ -32,11 +32,11 @@ def make_probe(
 ) -> Callable[[Any, int], Iterator[dict[str, Any]]]:
     """Return a function of model and step that yields the copy scores, then the scores by task and number of shots.
 
-    The items are the first ``prompts`` of suite quick, without variants; ``prepared`` holds the held-out text,
-    ``length`` is that of a training row, ``names`` those of `find_tasks`. The processes, of which this is
-    ``place`` (index, count), share the reading and call it together.
+    The items are the first ``prompts`` of suite quick, without variants. ``prepared``: the folder with held-out text;
+    ``length``: the length of a training row; ``names``: as for `find_tasks`; ``place``: (index, count) of the process.
+    Processes share the work, and all must call the function.
 
-    Raises ValueError, one line, for a task that is unknown or cannot be asked with this text and window.
+    Raises ValueError for a task that is unknown or cannot be asked with this text and window.
     """
     quick, documents = find_suite("quick"), held_out_documents(prepared, "valid")
     tasks = [task for name in names for task in find_tasks(name, documents, SEED)]
@@ -52,7 +52,7 @@ def make_probe(
             except CannotAskError as error:
                 raise ValueError(f"evaluate.tasks: {task.name}: {error}; name other tasks") from None
 
-    list(measured(TokenCounter(tokenizer, "", len(tokenizer), BATCH_TOKENS, quiet=True)))  # refuse now, not on the way
+    list(measured(TokenCounter(tokenizer, "", len(tokenizer), BATCH_TOKENS, quiet=True)))  # fail early
 
     def run(model: Any, step: int) -> Iterator[dict[str, Any]]:
         device = str(next(model.parameters()).device)

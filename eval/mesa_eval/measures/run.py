@@ -1,7 +1,7 @@
-"""Ask every model of a plan the same, and keep what was measured.
+"""Run a plan on all its models and store the results.
 
-Every part that was measured is written at once, and taken from there when the same is asked of the same model again, so
-an interrupted run goes on where it was.
+Every measured part is written immediately and reused when the same is asked of the same model again, so
+an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VERSIONED = ("mesalm", "torch", "transformers", "tokenizers", "numpy", "datasets
 
 
 def run_plan(plan: EvaluationPlan, out: Path | None) -> list[Scores]:
-    """Score every model of a plan, one after another, and write each one's scores as soon as they are there."""
+    """Score the models of a plan one after another, and write the scores of each as soon as they are complete."""
     request = plan.request
     processes = join_processes(request.device)
     quiet = request.quiet or not processes.main
@@ -67,7 +67,7 @@ def run_plan(plan: EvaluationPlan, out: Path | None) -> list[Scores]:
 
 
 def score_model(scorer: Scorer, plan: EvaluationPlan, window: int, store: PartStore | None = None) -> Scores:
-    """Measure one model as the plan says; parts that the store holds are not measured again."""
+    """Measure one model according to the plan; parts in the store are not measured again."""
     store = store or PartStore(None, Processes())
     card = describe_model(scorer, window)
     asked = measurements(scorer, window, plan, _training_data(plan, card.tokenizer))
@@ -96,7 +96,7 @@ def score_model(scorer: Scorer, plan: EvaluationPlan, window: int, store: PartSt
 
 
 def _training_data(plan: EvaluationPlan, tokenizer: str) -> Path | None:
-    """Return the prepared data of the first run, if it is there and was cut by the tokenizer asked about."""
+    """Return the prepared data of the first run, if they exist and have the given tokenizer."""
     from mesalm.data.documents import DataError
     from mesalm.data.prepared import Prepared
 
@@ -111,7 +111,7 @@ def _training_data(plan: EvaluationPlan, tokenizer: str) -> Path | None:
 
 
 def describe_model(scorer: Scorer, window: int) -> ModelCard:
-    """Return the model's sizes, fingerprints and training record; the state is measured by filling a cache."""
+    """Return the model's sizes, fingerprints and training record; the state's size is measured by filling a cache."""
     config = getattr(scorer.model, "config", None)
     mixers = getattr(config, "mixers", None) or getattr(config, "model_type", "unknown")
     if isinstance(mixers, list | tuple):
@@ -139,9 +139,9 @@ def describe_model(scorer: Scorer, window: int) -> ModelCard:
 
 
 class PartStore:
-    """A store of measured parts: each is written at once, and read when the same is asked again.
+    """A store of measured parts: each is written immediately, and read when the same is asked again.
 
-    folder: of `parts/<key>.json`, None to keep nothing; `taken` counts the parts that were read.
+    folder: the folder of the files `<key>.json`, None to store nothing; `taken` counts the parts that were read.
     """
 
     def __init__(self, folder: Path | None, processes: Processes) -> None:
@@ -156,7 +156,7 @@ class PartStore:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def read(self, key: str) -> Part | None:
-        """Return the part of a key, or None; the main process looks, so that all processes do the same."""
+        """Return the part of a key, or None; the main process decides, so that all processes do the same."""
         if self.folder is None:
             return None
         path = self.folder / f"{key}.json"

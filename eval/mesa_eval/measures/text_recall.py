@@ -1,9 +1,9 @@
 """Recall on natural text: the loss on tokens that the window itself could predict.
 
-A target is *repeated* when it and the token before it stood next to each other earlier in the window; an associative
-look-up of the previous token then finds it (Arora et al. 2024, Zoology). Where the training text is known, repeated
-targets are split further: a pair that is *rare in training* cannot have been learned there. Rare is a pair seen at most
-once in a million training tokens (never, in a training text shorter than that), counted in up to the first 2^28.
+A target is *repeated* if it and the token before it were neighbours earlier in the window; an associative
+look-up of the previous token then finds it (Arora et al. 2024, Zoology). If the training text is known, targets are
+split further: a pair that is *rare in training* cannot have been learned there. A pair is rare if it occurs at most
+once per million training tokens (never, in a shorter training text), counted in up to the first 2^28 tokens.
 """
 
 from __future__ import annotations

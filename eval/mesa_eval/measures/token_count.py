@@ -1,4 +1,4 @@
-"""Count the tokens that a model would read, part by part, from its tokenizer alone, and say how long that may take."""
+"""Count the tokens that a model would read in each part, from its tokenizer alone, and estimate the time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mesalm.hub.open_model import open_tokenizer
 
 
 class TokenCounter(Reader):
-    """A stand-in for a model with a cache that knows nothing: every log P is 0 and no answer is the likeliest.
+    """A stand-in for a model with a cache: every log P is 0 and no answer is the likeliest.
 
-    at_most: whether something was to be written and only the model knows its length, so that the count is a bound;
-    batches, steps: forward passes over what is given, and those that write a token each.
+    at_most: whether the count is an upper bound, because of generation, whose length only the model knows;
+    batches, steps: forward passes over given tokens, and those that write one token each.
     """
 
     at_most = False
@@ -58,7 +58,7 @@ class TokenCounter(Reader):
     def continue_batches(
         self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], most: Sequence[int], stop: str, what: str
     ) -> dict[int, list[int]]:
-        """Write as much as is allowed behind every row."""
+        """Write the maximum number of tokens after every row."""
         self.at_most = self.at_most or bool(batches)
         self.batches += len(batches)
         self.steps += sum(most[batch.rows[0]] - 1 for batch in batches)
@@ -67,9 +67,9 @@ class TokenCounter(Reader):
 
 @dataclass(frozen=True)
 class PartCount:
-    """The tokens of one part; at_most: the model decides how much it writes; reason: why it is not asked.
+    """The tokens of one part; at_most: the count is an upper bound; reason: why the part is not asked.
 
-    task: as of `Measurement`; batches, steps: as of `TokenCounter`; seconds: what preparing it takes, the model apart.
+    task: as in `Measurement`; batches, steps: as in `TokenCounter`; seconds: preparation without the model.
     """
 
     name: str
@@ -84,7 +84,7 @@ class PartCount:
 
 @dataclass(frozen=True)
 class ModelCount:
-    """What each of `models`, which share a tokenizer and a window, reads; and what each was seen to need."""
+    """The tokens that each of `models`, which share tokenizer and window, reads, with the forecast for each."""
 
     models: tuple[str, ...]
     window: int
@@ -97,7 +97,7 @@ class ModelCount:
         return sum(part.tokens for part in self.parts)
 
     def seconds(self, model: int, part: PartCount) -> float:
-        """Return the seconds that a part is expected to take a model, given by its place."""
+        """Return the expected seconds of a part for the model with this index."""
         return part.seconds + self.forecasts[model].seconds(part.batches, part.tokens, part.steps)
 
 

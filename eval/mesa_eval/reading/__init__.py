@@ -1,1 +1,1 @@
-"""Ask a model: its folder, its tokenizer, rows cut into batches, log-probabilities."""
+"""Run a model: its folder, its tokenizer, rows cut into batches, log-probabilities."""

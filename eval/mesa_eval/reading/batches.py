@@ -1,7 +1,7 @@
-"""Cut rows of tokens into batches: by length, or behind a prefix that rows share and that is read once.
+"""Group rows of tokens into batches, by length or by a shared prefix that is read only once.
 
-Nothing here knows a model, and nothing depends on how many processes share the work: the same rows give the same
-batches, so the same numbers.
+The batches depend on neither the model nor the number of processes: the same rows always give the same
+batches, and so the same numbers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ HELD = 4  # a batch behind prefixes may hold this many times the tokens it reads
 class Batch:
     """The tokens that one forward pass reads.
 
-    rows: indices of rows. cut: tokens of each row that were read before, 0 for none; heads: the rows with
-    prefixes in their first `cut` tokens, read together beforehand; slots: which of the heads each row continues.
+    rows: indices of rows. cut: number of tokens of each row that are already in a cache, 0 for none; heads: rows whose
+    first `cut` tokens are the prefixes, which are read together first; slots: the head that each row continues.
     """
 
     rows: tuple[int, ...]
@@ -40,11 +40,11 @@ def plan_batches(
     labels: Sequence[Hashable] | None,
     budget: int,
 ) -> list[Batch]:
-    """Cut rows into batches of at most `budget` tokens read, padding counted.
+    """Group rows into batches of at most `budget` tokens, including padding.
 
     rows: tokens, of which all but the last are read; firsts: the first scored position of each, at least 1; labels:
-    rows of one label are looked at for a common prefix (None: no row shares anything). A prefix ends before the
-    prediction of the first scored token of any of its rows. Rows with nothing to score are left out.
+    rows with the same label are searched for a common prefix (None: no prefixes are shared). A prefix ends before the
+    position that predicts the first scored token of any of its rows. Rows without scored tokens are left out.
     """
     wanted = [index for index, row in enumerate(rows) if len(row) > firsts[index]]
     groups, alone = _find_groups(rows, firsts, wanted, labels) if labels is not None else ([], wanted)
@@ -60,7 +60,7 @@ def plan_batches(
 
 
 def plan_prompts(lengths: Sequence[int], most: Sequence[int], budget: int) -> list[Batch]:
-    """Cut prompts into batches, by length, of those that are continued by up to equally many tokens, `most`."""
+    """Group prompts into batches by length; all prompts of a batch have the same limit `most` on new tokens."""
     batches: list[Batch] = []
     for more in sorted(set(most)):
         own = [index for index, wanted in enumerate(most) if wanted == more]
@@ -69,7 +69,7 @@ def plan_prompts(lengths: Sequence[int], most: Sequence[int], budget: int) -> li
 
 
 def tokens_read(batches: Iterable[Batch], rows: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens the batches read, padding left out and each prefix counted once."""
+    """Return how many tokens the batches read, without padding and with each prefix counted once."""
     heads = {(batch.heads, batch.cut) for batch in batches if batch.cut}
     prefixes = sum(len(own) * cut for own, cut in heads)
     return prefixes + sum(len(rows[row]) - 1 - batch.cut for batch in batches for row in batch.rows)
@@ -78,7 +78,7 @@ def tokens_read(batches: Iterable[Batch], rows: Sequence[Sequence[int]]) -> int:
 def _find_groups(
     rows: Sequence[Sequence[int]], firsts: Sequence[int], wanted: Sequence[int], labels: Sequence[Hashable]
 ) -> tuple[list[_Group], list[int]]:
-    """Return the groups that share enough, and the rows that are read whole."""
+    """Return the groups with long enough prefixes, and the rows without a group."""
     members: dict[Hashable, list[int]] = {}
     for index in wanted:
         members.setdefault(labels[index], []).append(index)
@@ -93,7 +93,7 @@ def _find_groups(
 
 
 def _common_prefix(rows: Sequence[Sequence[int]], limit: int) -> int:
-    """Return how many tokens, at most `limit`, all rows begin with."""
+    """Return the length of the common prefix of all rows, at most `limit` tokens."""
     ordered = sorted(map(tuple, rows))
     first, last = ordered[0], ordered[-1]  # rows between them in order share at least what these two do
     for place in range(min(limit, len(first), len(last))):
@@ -103,7 +103,7 @@ def _common_prefix(rows: Sequence[Sequence[int]], limit: int) -> int:
 
 
 def _buckets(groups: Sequence[_Group], budget: int) -> list[list[_Group]]:
-    """Put groups together that have prefixes of about one length and can be read in one pass."""
+    """Combine groups whose prefixes have similar lengths and that can be read in one pass."""
     buckets: list[list[_Group]] = []
     for group in sorted(groups, key=lambda group: -group.cut):
         if buckets:

@@ -32,9 +32,9 @@ class HeldOutDocument:
 def read_documents(paths: Sequence[str], notes: list[str] | None = None) -> list[HeldOutDocument]:
     """Read the files that training can read (see `mesalm.data.read_files`), by path, glob or folder.
 
-    A record may carry `domain` and `id`; without a domain the file's name serves. Raises ValueError in one line
-    naming file and line for a missing file, a broken line, a wrong encoding or nothing but files without text; one
-    among others is left out, and named in ``notes``.
+    A record may have `domain` and `id`; the default domain is the file's name. Raises ValueError with one line
+    that names file and line for a missing file, a broken line, a wrong encoding, or if no file has text. Files without
+    text among others are left out and named in ``notes``.
     """
     documents: list[HeldOutDocument] = []
     for pattern in paths:
@@ -73,10 +73,10 @@ def held_out_documents(prepared: Path, split: str) -> list[HeldOutDocument]:
 def subsample(
     documents: Sequence[HeldOutDocument], *, total_bytes: int | None, document_bytes: int | None, seed: int
 ) -> list[HeldOutDocument]:
-    """Choose documents without looking at any model: a seeded order, the domains taken in turn.
+    """Choose documents, independently of any model, in a seeded order that cycles through the domains.
 
-    Each document is cut to its first `document_bytes` bytes (at a character), and documents are taken until
-    `total_bytes` are there. None means no limit. The result depends on texts and seed alone.
+    Each document is cut to its first `document_bytes` bytes (at a character), and documents are taken up to
+    `total_bytes` in all. None means no limit. The result depends only on texts and seed.
     """
     chosen: list[HeldOutDocument] = []
     used = 0
@@ -93,7 +93,7 @@ def subsample(
 
 
 def in_turn(documents: Sequence[HeldOutDocument], seed: int) -> list[HeldOutDocument]:
-    """Return the documents in a seeded order in which the domains alternate while they last."""
+    """Return the documents in a seeded order that cycles through the domains until they are exhausted."""
     by_domain: dict[str, list[HeldOutDocument]] = {}
     for document in sorted(documents, key=lambda document: document.identifier):
         by_domain.setdefault(document.domain, []).append(document)
@@ -106,7 +106,7 @@ def in_turn(documents: Sequence[HeldOutDocument], seed: int) -> list[HeldOutDocu
 
 
 def stable_number(*words: object) -> int:
-    """Return a 32-bit number that depends on the words alone, to seed a generator with."""
+    """Return a 32-bit number that depends only on the words, for seeding a generator."""
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, words)).encode()).digest()[:4], "big")
 
 
@@ -121,7 +121,7 @@ def text_fingerprint(documents: Sequence[HeldOutDocument]) -> str:
 
 
 def told_apart(names: Sequence[str], sign: str) -> list[str]:
-    """Number repeated names behind a sign, so that one name means one thing."""
+    """Append a number after `sign` to repeated names, so that all names are unique."""
     seen: dict[str, int] = {}
     result: dict[str, None] = {}
     for name in names:

@@ -1,7 +1,7 @@
 """Turn text into tokens: plain text, and (context, continuation) pairs with an exact boundary.
 
-Few-shot prompts hold the same lines thousands of times. Where a tokenizer is known to cut at every line end anyway,
-each different line is encoded once and the lines are put together, which gives the tokens of the whole.
+Few-shot prompts repeat the same lines thousands of times. If a tokenizer is known to split at every line end anyway,
+each distinct line is encoded once, and the results are concatenated, which gives the tokens of the whole text.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MOST_KNOWN = 2**17  # lines remembered at once
 class Pair:
     """An encoded (context, continuation): `tokens[start:]` is the continuation.
 
-    `joint` is False where encoding context and continuation together did not begin with the tokens of the
-    context alone, so that the two were encoded apart.
+    `joint` is False if the tokens of context and continuation together do not begin with those of the
+    context alone, so that the two were encoded separately.
     """
 
     tokens: list[int]
@@ -35,7 +35,7 @@ class Pair:
 class TextEncoder:
     """A Hugging Face tokenizer that encodes text and pairs as plain text.
 
-    `start_token` is what every document and every prompt begins with: the tokenizer's bos, else its eos, else None.
+    `start_token` is the first token of every document and prompt: the tokenizer's bos, else its eos, else None.
     """
 
     def __init__(self, tokenizer: Any, most_known: int = MOST_KNOWN) -> None:
@@ -47,7 +47,7 @@ class TextEncoder:
         self._known: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
-        """Encode text as plain text: no special token is added, and none that is spelled out is read as one."""
+        """Encode text as plain text: special tokens are neither added nor recognised in the text."""
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
@@ -74,21 +74,21 @@ class TextEncoder:
         return [list(ids) for ids in encoded["input_ids"]]
 
     def lost(self, texts: Sequence[str], encoded: Sequence[list[int]]) -> int:
-        """Count the texts that do not come back from their tokens, see `mesalm.data.bpe.count_lost`."""
+        """Count the texts that decoding their tokens does not restore; see `mesalm.data.bpe.count_lost`."""
         return count_lost(self.tokenizer, texts, encoded)
 
     def start(self) -> list[int]:
-        """Return the tokens that stand before every document and prompt (none or one)."""
+        """Return the tokens before every document and prompt (none or one)."""
         return [] if self.start_token is None else [self.start_token]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
         """Encode (context, continuation) pairs so that the boundary is exact.
 
-        Context and continuation are encoded together where the result begins with the tokens of the context
-        alone, since that is how running text would be tokenised. Where it does not (a merge crosses the
-        boundary), the two are encoded apart, so that the context's tokens do not depend on the answer: all
-        candidates of a query are then conditioned on the same thing. Raises ValueError for an empty
-        continuation, or an empty context with a tokenizer that has no start token.
+        Context and continuation are encoded together, as running text would be, if the result begins with the
+        tokens of the context alone. Otherwise (a merge crosses the boundary) they are encoded separately, so
+        that the context's tokens do not depend on the answer and all candidates of a query are conditioned on
+        the same tokens. Raises ValueError for an empty continuation, or an empty context with a tokenizer
+        that has no start token.
         """
         contexts = dict.fromkeys(context for context, _ in pairs)
         encoded = dict(zip(contexts, self.encode_all(list(contexts)), strict=True))
@@ -109,12 +109,12 @@ class TextEncoder:
 
 
 def cuts_before_line_ends(tokenizer: Any) -> bool:
-    """Return whether the tokenizer surely cuts between a visible ASCII sign and the line end behind it.
+    """Return whether the tokenizer is known to split between a visible ASCII character and the line end after it.
 
-    So does byte-level BPE with GPT-2's pattern: its words hold no line end but one that they begin with, and it
-    looks at nothing before a word; also where digits stand alone, and where long words are cut afterwards. It must not
-    change the text (a normalizer, a space before it), drop merges at random, or know added tokens that are not special,
-    which could reach over a line end. All other tokenizers encode whole texts.
+    This holds for byte-level BPE with GPT-2's pattern, also with digits split one by one and long words cut: a word has
+    a line end only at its beginning, and its tokens do not depend on the text before. The tokenizer must not
+    change the text (a normalizer, an added space), drop merges at random, or have added tokens that are not special,
+    which could span a line end. All other tokenizers encode whole texts.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -1,4 +1,4 @@
-"""Find what a MODEL argument names, and the length it was trained on.
+"""Resolve a MODEL argument, and find the length the model was trained on.
 
 A model is a training run, a model folder, or a name on the Hub. No weights are loaded here; `scoring.py` is the only
 file that runs a model.
@@ -20,7 +20,7 @@ LENGTH_WHEN_UNKNOWN = 1024
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The place of a model and what its run recorded about it."""
+    """The location of a model and what its run recorded about it."""
 
     argument: str
     name: str
@@ -44,7 +44,7 @@ def find_model(argument: str) -> ModelSource:
     if found.run is None:
         return ModelSource(argument, found.name, found.load_from)
     run = found.finished_run
-    if run is None:  # a checkpoint: rows and text are its run's, what the journal says at its end is not
+    if run is None:  # a checkpoint has the run's rows and text, but not the figures at the end of its journal
         rows, text = found.run.sequence_length, found.run.prepared
         return ModelSource(argument, found.name, found.load_from, sequence_length=rows, prepared=text)
     recipe, events = run.settings, run.events
@@ -86,7 +86,7 @@ def training_curve(events: list[dict[str, Any]]) -> dict[str, list[list[float]]]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Return a sha256 that is equal for tokenizers that encode plain text alike: the vocabulary and its rules."""
+    """Return a sha256 of vocabulary and rules, equal for tokenizers that encode plain text identically."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
@@ -101,8 +101,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def training_length(source: ModelSource, tokenizer: Any, trust_remote_code: bool = False) -> int:
     """Return how many tokens a model was trained to read at once, without loading its weights.
 
-    A run's recipe says it; else the configuration, the tokenizer, or 1024 if neither does. Raises ValueError
-    in one line if the configuration cannot be read.
+    It is taken from the run's recipe, else the configuration, else the tokenizer, else it is 1024. Raises ValueError
+    with one line if the configuration cannot be read.
     """
     if source.sequence_length:
         return source.sequence_length

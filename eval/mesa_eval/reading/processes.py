@@ -1,4 +1,4 @@
-"""Several processes, as `accelerate launch` starts them, that share the reading of one model."""
+"""Sharing the batches of one model among the processes of `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Processes:
     def gather(self, own: dict[int, Any], error: str = "") -> dict[int, Any]:
         """Return the entries of all processes together, in each of them.
 
-        Raises ValueError in every process where one of them hands in an error, so that none waits for another.
+        Raises ValueError in every process if one of them passes an error, so that none waits for another.
         """
         parts = [(own, error)]
         if self.count > 1:
@@ -38,9 +38,9 @@ class Processes:
 
 
 def join_processes(device: str = "auto", environment: Mapping[str, str] = os.environ) -> Processes:
-    """Return this process among those that a launcher started, as WORLD_SIZE says; one alone otherwise.
+    """Return this process's index among those of a launcher (per WORLD_SIZE), or a single process without one.
 
-    Raises ValueError in one line when accelerate sees fewer processes than were launched: each would measure
+    Raises ValueError with one line if accelerate sees fewer processes than were launched: each would measure
     everything by itself.
     """
     asked = environment.get("WORLD_SIZE", "1")

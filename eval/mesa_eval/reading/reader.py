@@ -1,6 +1,6 @@
-"""What is asked of a model, cut into batches: the face of `scoring.py`, which runs one, and of `token_count.py`.
+"""The common base of `scoring.py`, which runs a model, and `token_count.py`, which counts tokens in advance.
 
-Which tokens are read is settled here alone, so what is counted beforehand is what a model reads.
+Batches are made only here, so the tokens counted are those that a model reads.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class TokenScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Likelihood:
-    """log P(continuation | context) in nats, whether every token of it was the likeliest one, and those that
-    were, each after the right ones before it."""
+    """log P(continuation | context) in nats, whether every token of it was the likeliest one, and the likeliest
+    tokens, each given the right tokens before it."""
 
     nats: float
     greedy: bool
@@ -39,8 +39,8 @@ class Likelihood:
 class Reader(TextEncoder, ABC):
     """A reader of rows of tokens in batches of at most `batch_tokens`; `tokens_run` counts what was read.
 
-    name: shown in reports and errors; vocab_size: rows of the output layer; quiet: show no progress. A subclass says
-    what becomes of the batches.
+    name: shown in reports and errors; vocab_size: rows of the output layer; quiet: show no progress. Subclasses define
+    how batches are processed.
     """
 
     def __init__(self, tokenizer: Any, name: str, vocab_size: int, batch_tokens: int, quiet: bool) -> None:
@@ -52,7 +52,7 @@ class Reader(TextEncoder, ABC):
         self.batch_tokens = batch_tokens
         self.quiet = quiet
         self.tokens_run = 0
-        self.stage = ""  # what a progress bar says before the measure's own name, such as "3/12 "
+        self.stage = ""  # prefix of the measure's name in progress bars, such as "3/12 "
 
     def token_scores(
         self,
@@ -67,8 +67,8 @@ class Reader(TextEncoder, ABC):
         `len(r) - f`: log P(r[i] | r[:i]) in nats (float64, from a float32 log-softmax), whether r[i] was the
         likeliest token, and which was, for i = f ... len(r) - 1. The model reads `r[:-1]`. Rows are batched by
         length and padded on the right, which a causal model cannot see. Rows with the same entry of `shared` are
-        continued from a cache of the tokens that all of them begin with, where the model has one; the result is
-        the same to rounding. Several processes share the batches. Raises ValueError for a value that is not finite.
+        continued from a cache of their common prefix, if the model has a cache; the result is
+        the same up to rounding. Several processes share the batches. Raises ValueError for a value that is not finite.
         """
         starts = [1] * len(rows) if firsts is None else list(firsts)
         if any(first < 1 for first in starts):
@@ -92,9 +92,9 @@ class Reader(TextEncoder, ABC):
     ) -> list[str]:
         """Continue each prompt greedily, by at most `max_new_tokens` tokens, and cut before `stop`.
 
-        What is written ends where the window of the model would, too. A prompt is read once, and of what is written all
-        but the last token. Prompts are padded on the left, which the model masks. Raises ValueError for a prompt that
-        fills the window.
+        Generation also ends at the end of the window. Tokens read are those of the prompt, once, and all but the last
+        of the generated ones. Prompts are padded on the left, and the padding is masked. Raises ValueError for a prompt
+        that fills the window.
         """
         rows = [self.start() + ids for ids in self.encode_all(list(prompts))]
         most = [max_new_tokens if window is None else min(max_new_tokens, window + 1 - len(row)) for row in rows]
@@ -109,29 +109,29 @@ class Reader(TextEncoder, ABC):
         return [text.split(stop)[0] for text in texts]
 
     def budget(self) -> int:
-        """Return the most tokens that one batch reads, less where the vocabulary is large."""
+        """Return the maximum number of tokens in a batch, which is smaller for large vocabularies."""
         return min(self.batch_tokens, max(1, LOGITS_PER_BATCH // self.vocab_size))
 
     @abstractmethod
     def shares_prefixes(self) -> bool:
-        """Return whether rows that begin alike can be continued from one cache."""
+        """Return whether rows with a common prefix can be continued from one cache."""
 
     @abstractmethod
     def refuses(self, length: int) -> str:
-        """Return why the model cannot read so many tokens at once; "" if it can, or if nobody knows."""
+        """Return why the model cannot read so many tokens at once; "" if it can, or if that is unknown."""
 
     @abstractmethod
     def writes(self) -> bool:
-        """Return whether `generate` can be asked."""
+        """Return whether the model can generate."""
 
     @abstractmethod
     def score_batches(
         self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], firsts: Sequence[int], what: str
     ) -> dict[int, TokenScores]:
-        """Return the scores of every row that a batch holds, by its index."""
+        """Return the scores of every row in the batches, by its index."""
 
     @abstractmethod
     def continue_batches(
         self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], most: Sequence[int], stop: str, what: str
     ) -> dict[int, list[int]]:
-        """Return, behind each row, its `most` likeliest tokens, or those up to and with one that holds `stop`."""
+        """Return each row's greedy continuation of up to `most` tokens, or up to the first one that contains `stop`."""

@@ -1,7 +1,7 @@
-"""Run a model: the log-probabilities that every measure of this package is made of.
+"""Run a model to get the log-probabilities on which all measures of this package are based.
 
-This is the only file that runs a model. Any Hugging Face causal language model with its tokenizer will do;
-importing `mesalm` makes the model type "mesa" known to the Auto classes.
+This is the only file that runs a model. Any Hugging Face causal language model with a tokenizer works;
+importing `mesalm` registers the model type "mesa" with the Auto classes.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ class Scorer(Reader):
         processes: Processes | None = None,
         **options: Any,
     ) -> Scorer:
-        """Load a run folder's `final/`, a model folder or a Hub name, or what `find_model` made of one, in float32.
+        """Load a run folder's `final/`, a model folder or a Hub name, or the result of `find_model`, in float32.
 
-        `device` "auto" is CUDA where there is one, else the CPU; `options` are those of the class. Raises ValueError in
-        one line when there is no such model, the run is not finished, or the tokenizer is missing.
+        `device` "auto" is CUDA if available, else the CPU; `options` are passed to the class. Raises ValueError with
+        one line if there is no such model, the run is not finished, or the tokenizer is missing.
         """
         source = find_model(model) if isinstance(model, str) else model
         own = (processes or Processes()).device
@@ -101,8 +101,8 @@ class Scorer(Reader):
     def refuses(self, length: int) -> str:
         """Return why the model cannot read so many tokens at once; "" if it can.
 
-        A table of positions ends where it ends. Any other model is tried where its configuration does not say that it
-        reads so far, for what it was not made for may still go.
+        A table of positions is a hard limit. Any other model is tried if the length exceeds the one in its
+        configuration, since it may still work.
         """
         limit = configured_length(getattr(self.model, "config", None))
         if limit is not None and limit >= length:
@@ -119,13 +119,13 @@ class Scorer(Reader):
         return ""
 
     def writes(self) -> bool:
-        """Return whether the model has `generate`, as all causal models of transformers have."""
+        """Return whether the model has `generate`, like all causal models of transformers."""
         return hasattr(self.model, "generate")
 
     def score_batches(
         self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], firsts: Sequence[int], what: str
     ) -> dict[int, TokenScores]:
-        """Score this process's share of the batches, and return what all processes found; see `token_scores`."""
+        """Score this process's share of the batches, and return the results of all processes; see `token_scores`."""
         return self._shared_out(
             batches,
             lambda batch: self._score_batch(batch, rows, firsts),
@@ -137,7 +137,7 @@ class Scorer(Reader):
     def continue_batches(
         self, batches: Sequence[Batch], rows: Sequence[Sequence[int]], most: Sequence[int], stop: str, what: str
     ) -> dict[int, list[int]]:
-        """Write on behind this process's share of the prompts; see `generate`."""
+        """Continue this process's share of the prompts; see `generate`."""
         ends = self._tokens_with(stop)
         return self._shared_out(
             batches,
@@ -159,7 +159,7 @@ class Scorer(Reader):
         found: dict[int, Any] = {}
         error = ""
         if is_sharded(self.model):
-            self.shares_prefixes()  # is asked by all processes now, else by those alone that come to need it
+            self.shares_prefixes()  # must run on all processes, not only on those that need it later
         hidden = self.quiet or not what or not self.processes.main or None  # None: where no person watches
         bar = tqdm(total=total, desc=f"{self.name}: {self.stage}{what}", unit=" tokens", leave=False, disable=hidden)
         with bar, in_step(self.model):
@@ -174,7 +174,7 @@ class Scorer(Reader):
         return self.processes.gather(found, error)
 
     def _tokens_with(self, stop: str) -> list[int]:
-        """Return the tokens that hold `stop`, and the tokenizer's end."""
+        """Return the tokens that contain `stop`, and the tokenizer's end-of-text token."""
         if stop not in self._ends:
             written = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
             ends = {token for token, text in enumerate(written) if stop in text}
@@ -213,7 +213,7 @@ class Scorer(Reader):
         return weights_digest(self.model)
 
     def configuration(self) -> str:
-        """Return the configuration as JSON without what says only where it lay and who wrote it; "" without one."""
+        """Return the configuration as JSON, without path and library versions; "" if there is none."""
         config = getattr(self.model, "config", None)
         if config is None or not hasattr(config, "to_dict"):
             return ""
@@ -222,7 +222,7 @@ class Scorer(Reader):
         return json.dumps(own, sort_keys=True, default=str)
 
     def state_numbers(self, length: int) -> int | None:
-        """Return how many numbers the cache holds after `length` tokens of one sequence; None without a cache."""
+        """Return how many numbers the cache holds per sequence after `length` tokens; None without a cache."""
         token = self.start_token if self.start_token is not None else 0
         ids = torch.full((1, length), token, dtype=torch.long, device=self.device)
         if not self._caches:
@@ -232,7 +232,7 @@ class Scorer(Reader):
         return None if cache is None else _numbers_in(cache, set())
 
     def shares_prefixes(self) -> bool:
-        """Return whether the model hands out a cache of transformers' kind; asked of the model once."""
+        """Return whether the model returns a cache of transformers' kind; tested once."""
         if self._shares and not self._asked:
             ids = torch.full((1, 2), self._pad, dtype=torch.long, device=self.device)
             with torch.no_grad():
@@ -241,7 +241,7 @@ class Scorer(Reader):
         return self._shares
 
     def _cache_of(self, batch: Batch, rows: Sequence[Sequence[int]]) -> Cache:
-        """Return a cache that holds each row's prefix; the prefixes are read when the batch is the first of them."""
+        """Return a cache with each row's prefix; the first batch with these prefixes reads them."""
         key = (batch.heads, batch.cut)
         if self._read is None or self._read[0] != key:
             ids = torch.tensor([list(rows[head][: batch.cut]) for head in batch.heads], device=self.device)
@@ -300,7 +300,7 @@ class Scorer(Reader):
 
 
 def _has_position_table(model: Any, limit: int) -> bool:
-    """Return whether a model looks its positions up: a table of them, learned or not, with as many rows or two more."""
+    """Return whether a model has a table of positions, learned or not, with `limit` rows or two more."""
     words = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     tables = [
         module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not words
@@ -311,7 +311,7 @@ def _has_position_table(model: Any, limit: int) -> bool:
 
 @contextmanager
 def _by_likelihood(model: Any) -> Iterator[None]:
-    """Let a model write its likeliest tokens, without the penalties and bans of a generation_config.json."""
+    """Make generation purely greedy, without penalties and banned tokens of a generation_config.json."""
     own = [(part, part.generation_config) for part in model.modules() if hasattr(part, "generation_config")]
     try:
         for part, _ in own:
@@ -323,13 +323,13 @@ def _by_likelihood(model: Any) -> Iterator[None]:
 
 
 def _up_to(tokens: list[int], ends: set[int]) -> list[int]:
-    """Return tokens up to and with the first of `ends`; what follows it is padding."""
+    """Return the tokens up to and including the first of `ends`; the rest is padding."""
     last = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
     return tokens[: last + 1]
 
 
 def _numbers_in(thing: Any, seen: set[int]) -> int:
-    """Count the numbers in the tensors that a cache reaches, each tensor once."""
+    """Count the numbers in all tensors reachable from a cache, each tensor once."""
     if isinstance(thing, torch.Tensor):
         thing_id = thing.data_ptr()
         fresh = thing_id not in seen

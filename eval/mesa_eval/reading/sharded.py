@@ -1,4 +1,4 @@
-"""Reading with a model that is sharded over processes, whose forward passes all of them have to make together."""
+"""Support for models sharded over processes, whose forward passes need all processes to take part."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def is_sharded(model: Any) -> bool:
 
 @contextmanager
 def in_step(model: Any) -> Iterator[None]:
-    """Let each process run a sharded model as often as it likes; all of them enter and leave together.
+    """Allow each process to run a sharded model a different number of times; all must enter this context.
 
-    The engine is torch's Join. Before each forward pass the processes count those that make one for a purpose of their
-    own. A process that has left this context makes passes over one token until none is left. So no pass waits for a
-    process that makes none. Nothing is done for a model that is not sharded.
+    It uses torch's Join. Before each forward pass the processes count those that still have passes to make. A process
+    that has finished makes dummy passes over one token until all have finished, so that no pass waits forever. For a
+    model that is not sharded nothing is done.
     """
     if not is_sharded(model):
         yield
