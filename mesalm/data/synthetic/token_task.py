@@ -35,9 +35,7 @@ class TokenTask(Settings):
 
     vocabulary: int = Field(default=16, ge=2, description="Token ids.")
     length: int = Field(default=128, ge=4, description="Tokens of a row.")
-    train_rows: int = Field(
-        default=12_800, ge=0, description="Rows of the training set; 0: new rows in every step."
-    )
+    train_rows: int = Field(default=12_800, ge=0, description="Rows of the training set; 0: new rows in every step.")
 
     @property
     def vocab_size(self) -> int:
