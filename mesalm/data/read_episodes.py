@@ -1,4 +1,4 @@
-"""Read episodes: documents that are drawn, not found."""
+"""Read episodes: documents that are generated at random."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .source_settings import SourceSettings
 
 
 class EpisodeSource(Source):
-    """Episodes of training words as documents of domain "episodes"; see `EpisodeSettings`."""
+    """Episodes made of the training words, as documents of domain "episodes"; see `EpisodeSettings`."""
 
     def __init__(self, settings: SourceSettings) -> None:
         super().__init__(settings)
         self.episodes = settings.episodes or EpisodeSettings()
 
     def identity(self) -> dict[str, Any]:
-        """Return a sha256 over the words; the settings are part of every identity."""
+        """Return a sha256 of the words; the settings are part of every identity anyway."""
         pool = repr([asdict(TRAINING), ATTRIBUTES])
         return {"words": hashlib.sha256(pool.encode()).hexdigest()}
 
     def read(self, faults: Faults) -> Iterator[Document]:
-        """Yield the episodes in the order of their numbers; an episode depends on the seed and its number alone."""
+        """Yield the episodes in the order of their numbers; each depends only on the seed and its number."""
         settings = self.episodes
         pool = TRAINING_WORDS if settings.label_pool == "words" else TRAINING
         for number in range(settings.count):

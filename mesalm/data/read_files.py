@@ -1,4 +1,4 @@
-"""Local files: .txt (one document), .jsonl, .json and .csv (one a record), each also .gz or .zst; .parquet; folders."""
+"""Local files: .txt (one document), .jsonl, .json and .csv (one per record), also .gz or .zst; .parquet; folders."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ENDINGS = (*(kind + pack for kind in (".txt", ".jsonl", ".json", ".csv") for pac
 LONGEST_CELL = 2**31 - 1
 
 Record = tuple[str, str, dict[str, Any]] | None
-"""Where a record stands, its name and its columns; None for something that cannot be read."""
+"""A record's location, name and columns; None for a record that cannot be read."""
 
 
 class FileSource(Source):
-    """The documents of local files, in the order of the patterns and sorted within a pattern.
+    """The documents of local files, in the order of the patterns, sorted within each pattern.
 
-    `records` gives the columns that documents are made of, or with ``every_column`` all.
+    `records` reads only the columns that documents need, or all with ``every_column``.
     """
 
     def __init__(self, settings: SourceSettings, *, every_column: bool = False) -> None:
@@ -68,7 +68,7 @@ class FileSource(Source):
             yield from self.file(path, faults)
 
     def file(self, path: Path, faults: Faults) -> Iterator[Document]:
-        """Yield the documents of one of the files; a file that holds none is noted as empty."""
+        """Yield the documents of one file; a file without documents is recorded as empty."""
         empty = True
         for record in self.records(path, faults):
             empty = False
@@ -81,7 +81,7 @@ class FileSource(Source):
             faults.empty_files.append(str(path))
 
     def records(self, path: Path, faults: Faults) -> Iterator[Record]:
-        """Yield the records of one of the files."""
+        """Yield the records of one file."""
         if path.stat().st_size == 0:
             return
         if path.name.endswith(".parquet"):
@@ -113,7 +113,7 @@ class FileSource(Source):
                 yield None if record is None else (f"{path}:{number}", f"{path.name}:{number}", record)
 
     def _json(self, file: IO[bytes], path: Path, faults: Faults) -> Iterator[Record]:
-        """Yield the objects of a JSON array, or the one object of the file."""
+        """Yield the objects of a JSON array, or the single object of the file."""
         content = file.read()
         if not content.strip():
             return
@@ -134,7 +134,7 @@ class FileSource(Source):
             yield (where, f"{path.name}:{number}", record) if isinstance(record, dict) else None
 
     def _csv(self, file: IO[bytes], path: Path, faults: Faults) -> Iterator[Record]:
-        """Yield the lines under the header as text: a library of tables would read NA as null and 1984 as a number."""
+        """Yield the rows below the header as text; a dataframe library would read NA as null and 1984 as a number."""
         csv.field_size_limit(LONGEST_CELL)
         text = io.TextIOWrapper(file, "utf-8-sig", newline="")
         reader = csv.DictReader(text, strict=True)
@@ -165,7 +165,7 @@ class FileSource(Source):
         with table:
             names = table.schema_arrow.names
             if self.column not in names and not self.every_column:
-                # The whole file lacks the column: one fault, not one per row.
+                # The whole file lacks the column: report one fault, not one per row.
                 yield str(path), path.name, dict.fromkeys(names)
                 return
             wanted = [name for name in (self.column, settings.domain_column, settings.id_column) if name in names]
@@ -183,7 +183,7 @@ class FileSource(Source):
 
 
 def matching_files(patterns: list[str]) -> list[Path]:
-    """Return the files named by paths, globs (``**`` goes into folders) and folders, each once.
+    """Return the files given by paths, globs (``**`` recurses into folders) and folders, each once.
 
     Raises DataError for a pattern that matches no file.
     """
@@ -192,7 +192,7 @@ def matching_files(patterns: list[str]) -> list[Path]:
         if not pattern.strip():
             raise DataError("an empty file name was given; name a file")
         path = Path(pattern).expanduser()
-        # A file whose own name holds a bracket must not be taken for a pattern.
+        # A file name that contains a bracket must not be taken for a pattern.
         if path.is_file():
             hits = [path]
         elif path.is_dir():
@@ -209,7 +209,7 @@ def matching_files(patterns: list[str]) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-    """Return the ending of a file's name that says how to read it, without that of its packing."""
+    """Return the ending of a file name that determines the format, without that of the compression."""
     name = path.name.removesuffix(path.suffix) if path.suffix in PACKED else path.name
     return name[name.rindex(".") :]
 

@@ -1,4 +1,4 @@
-"""Any dataset that `datasets.load_dataset` reads: a Hub name, a local folder, or a format with files."""
+"""Any dataset that `datasets.load_dataset` can read: a Hub name, a local folder, or a format with files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .source_settings import SourceSettings
 
 
 class HubSource(Source):
-    """The rows of one split of a dataset, loaded or streamed; or of ``part`` (count, index) of a streamed one."""
+    """The rows of one split of a dataset, loaded or streamed; with ``part`` (count, index), one shard of a stream."""
 
     def __init__(self, settings: SourceSettings, part: tuple[int, int] | None = None) -> None:
         if not settings.dataset:
@@ -27,22 +27,22 @@ class HubSource(Source):
         self.part = part
 
     def shards(self) -> list[Source]:
-        """Return a source for each file of the streamed dataset, which opens it when its turn comes."""
+        """Return a source for each file of the streamed dataset; a source opens its file only when it is read."""
         streamed = self.settings.model_copy(update={"streaming": True})
         count = self._call("load_dataset", split=self.settings.split, streaming=True).num_shards
         return [HubSource(streamed, (count, index)) for index in range(count)]
 
     def identity(self) -> dict[str, Any]:
-        """Return the dataset's name with the hash of each local file, or each remote file's address.
+        """Return the dataset's name with the hash of each local file or the address of each remote file.
 
-        A remote address holds the commit, so that a changed dataset has another identity.
+        A remote address contains the commit, so a changed dataset has a different identity.
         """
         builder = self._call("load_dataset_builder")
         settings = self.settings
         named = {"dataset": settings.dataset, "subset": settings.subset, "split": settings.split}
         data_files = builder.config.data_files or {}
         split = settings.split.split("[")[0]
-        # A split such as "train+test" is no key of its own; then every file counts.
+        # A combined split such as "train+test" is not a key; then every file counts.
         chosen = [data_files[split]] if split in data_files else list(data_files.values())
         if not chosen:
             return {**named, "builder": builder.config_id, "hash": builder.hash}
@@ -51,7 +51,7 @@ class HubSource(Source):
 
     @property
     def licence(self) -> str | None:
-        """The licence that the dataset's card states, if any."""
+        """The licence stated on the dataset card, if any."""
         return self._call("load_dataset_builder").info.license or None
 
     def read(self, faults: Faults) -> Iterator[Document]:
@@ -64,7 +64,7 @@ class HubSource(Source):
         columns = rows.column_names
         main = settings.ids_column or settings.text_column
         if columns is not None and main in columns:
-            # Other columns may hold images or sound, whose decoding needs packages of their own.
+            # Other columns may hold images or audio, whose decoding needs additional packages.
             wanted = {main, settings.domain_column, settings.id_column}
             rows = rows.select_columns([column for column in columns if column in wanted])
         try:
@@ -95,7 +95,7 @@ class HubSource(Source):
 
 
 def _origins(group: Any) -> list[Any]:
-    """Return where each file of a split comes from; all places for each where files of other formats were left out."""
+    """Return the origin of each file of a split; all origins for each file if files of other formats were left out."""
     origins = list(group.origin_metadata)
     return origins if len(origins) == len(group) else [[part for origin in origins for part in origin]] * len(group)
 

@@ -1,4 +1,4 @@
-"""Python source that a machine has anyway: the standard library's, and that of installed packages."""
+"""Python source that is already on the machine: the standard library and installed packages."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from mesalm.settings import SettingsError
 from .documents import DataError, Document, Faults, Source
 from .source_settings import SourceSettings
 
-# Tests are many, repetitive and full of odd literals; installed packages are not the standard library; and
-# `encodings` is a tenth of the bytes in tables of character codes, each nearly a copy of the next, which would
-# put copies of training text among the held-out documents.
+# Tests are numerous, repetitive and full of odd literals. Installed packages are not the standard library. A tenth
+# of all bytes are the character tables of `encodings`, which are nearly identical, so that held-out documents
+# would be copies of training text.
 EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
 )
 
 TELLING_LENGTH = 20
-"""Lines shorter than this stand in many files by chance and do not mark a copy."""
+"""Shorter lines occur in many files by chance and are no sign of a copy."""
 
 COPIED_SHARE = 0.5
-"""A file is a near-copy when more than this share of its telling lines stood in files before it."""
+"""A file is a near-copy if more than this share of its telling lines occurred in earlier files."""
 
 
 class StandardLibrarySource(Source):
     """The ``.py`` files of the standard library, one document of domain "python" each.
 
-    A file whose declared encoding does not fit its bytes is skipped and counted, never an error: the user
-    did not choose these files and cannot mend them.
+    A file whose bytes do not match its declared encoding is skipped and counted, never an error: users did not
+    choose these files and cannot repair them.
     """
 
     licence = "PSF-2.0"
@@ -49,7 +49,7 @@ class StandardLibrarySource(Source):
             raise DataError(f"{root}: this interpreter has no standard library source; use source 'files'")
 
     def identity(self) -> dict[str, Any]:
-        """Return the interpreter's version and a sha256 over the names and contents of the files."""
+        """Return the interpreter's version and a sha256 of the names and contents of the files."""
         interpreter = f"{platform.python_implementation()} {platform.python_version()}"
         return {"interpreter": interpreter, "sha256": _digest(self.files)}
 
@@ -61,7 +61,7 @@ class StandardLibrarySource(Source):
 
 @dataclass(frozen=True)
 class Package:
-    """An installed distribution: name as asked for, version, licence if stated, and files by their path in it."""
+    """An installed distribution: name as requested, version, licence if stated, and files by their relative path."""
 
     name: str
     version: str
@@ -70,13 +70,13 @@ class Package:
 
 
 class PackageSource(Source):
-    """The ``.py`` files of the named distributions, one document each; the distribution's name is its domain.
+    """The ``.py`` files of the named distributions, one document each, whose domain is the distribution's name.
 
-    Tests are left out, and so are near-copies of files that came before: some packages hold the same few hundred
-    lines dozens of times. A file whose declared encoding does not fit its bytes is skipped and counted.
+    Tests and near-copies of earlier files are left out: some packages contain the same few hundred lines dozens of
+    times. A file whose bytes do not match its declared encoding is skipped and counted.
 
-    Raises SettingsError without packages, DataError for one that is not installed, has another version than asked
-    for, or has no Python source.
+    Raises SettingsError if no packages are set, and DataError for one that is not installed, has a version other than
+    the one requested, or has no Python source.
     """
 
     def __init__(self, settings: SourceSettings) -> None:
@@ -87,11 +87,11 @@ class PackageSource(Source):
 
     @property
     def licence(self) -> str | None:
-        """The licences that the packages state."""
+        """The licences stated by the packages."""
         return ", ".join(f"{package.name} {package.licence}" for package in self.packages if package.licence) or None
 
     def identity(self) -> dict[str, Any]:
-        """Return name, version and a sha256 over names and contents of the files of each package."""
+        """Return each package's name, version and a sha256 of the names and contents of its files."""
         packages = [
             {"name": package.name, "version": package.version, "sha256": _digest(package.files)}
             for package in self.packages
@@ -112,7 +112,7 @@ class PackageSource(Source):
 
 
 def find_package(asked: str) -> Package:
-    """Return the installed distribution that "NAME" or "NAME==VERSION" asks for."""
+    """Return the installed distribution given by "NAME" or "NAME==VERSION"."""
     name, _, version = asked.partition("==")
     try:
         found = distribution(name)
@@ -132,13 +132,13 @@ def find_package(asked: str) -> Package:
 
 
 def telling_lines(text: str) -> set[bytes]:
-    """Return digests of the lines that tell one file from another: stripped, and not short."""
+    """Return digests of the stripped lines that are long enough to distinguish files."""
     lines = (line.strip() for line in text.splitlines())
     return {hashlib.blake2b(line.encode(), digest_size=8).digest() for line in lines if len(line) >= TELLING_LENGTH}
 
 
 def _decoded(files: Mapping[str, Path], faults: Faults) -> Iterator[tuple[str, str]]:
-    """Yield the names and texts of Python files, decoded by byte-order mark or coding line; count where that fails."""
+    """Yield names and texts of Python files, decoded by byte-order mark or coding line; count those that fail."""
     for name, path in files.items():
         content = path.read_bytes()
         try:
@@ -156,7 +156,7 @@ def _package_files(found: Distribution) -> dict[str, Path]:
 
 
 def _own_files(files: Mapping[str, Path]) -> dict[str, Path]:
-    """Return files by name, sorted, without those in excluded folders and those that are not there."""
+    """Return the existing files outside excluded folders, sorted by name."""
     own = {name for name in files if EXCLUDED_FOLDERS.isdisjoint(name.split("/")[:-1])}
     return {name: files[name] for name in sorted(own) if files[name].is_file()}
 

@@ -1,1 +1,1 @@
-"""The laboratory: what trained models really do inside."""
+"""The laboratory: experiments on what trained models compute internally."""

@@ -1,4 +1,4 @@
-"""Running claims and keeping their results: one JSON file per claim and size."""
+"""Run claims and store their results, one JSON file per claim and size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NETS = Path("runs/lab")
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """What a result file holds: sizes and criteria of a claim or study, and the findings with each seed."""
+    """The content of a result file: sizes and criteria of a claim or study, and the findings of each seed."""
 
     sizes: dict[str, Any]
     criteria: list[dict[str, Any]]
@@ -69,15 +69,14 @@ def run_claims(
     cheapest_first: bool = False,
     file: Path = TABLE,
 ) -> dict[str, bool | None]:
-    """Run claims and studies with ``seeds`` seeds, print and write the results; return each verdict.
+    """Run claims and studies with ``seeds`` seeds each, print and write the results, and return the verdicts.
 
-    True: reproduced; False: not; None: it failed, and its error was printed (with its place in the code if ``traces``
-    or if it is no error of input); the others run all the same. A study that ran is True. Trained nets are kept under
-    ``nets`` and used again; results go to ``out``/CLAIM-SIZE.json. ``file`` is one as `load_table` takes it.
-    ``changes`` replace sizes; such a result goes to CLAIM-changed.json, beside that of the claim. With ``missing``
-    claims are left out that have a result of these sizes, criteria and seeds; with ``cheapest_first`` they are run in
-    the order of `plan_claims`. Raises SettingsError for a name that is no claim's, also in ``without``, for a size that
-    is none, and where nothing is left to run.
+    A verdict is True if a claim was reproduced or a study has run, False if a claim was not reproduced, and None if the
+    experiment failed. A failure prints the error (with a traceback if ``traces``, or unless bad input or a file caused
+    it), and the others still run. Trained nets are stored under ``nets`` and reused; results go to
+    ``out``/CLAIM-SIZE.json. ``changes`` replace sizes; the result then goes to CLAIM-changed.json. ``missing`` skips
+    claims with a result for these sizes, criteria and seeds; ``cheapest_first`` uses the order of `plan_claims`;
+    `load_table` reads ``file``. Raises SettingsError for unknown claims or sizes, and if nothing is left to run.
     """
     if seeds < 1:
         raise SettingsError(f"seeds: must be at least 1, not {seeds}")
@@ -86,7 +85,7 @@ def run_claims(
     wanted = _wanted(names, without, table)
     if changes:
         for name in wanted:
-            table.sizes(name, size, changes)  # a change that one of them cannot have is refused before any is run
+            table.sizes(name, size, changes)  # reject a change that does not apply to one of them before running any
     paths = {name: out / f"{name}-{'changed' if changes else size}.json" for name in wanted}
     numbers = range(first_seed, first_seed + seeds)
     if missing:
@@ -122,7 +121,7 @@ def plan_claims(
     device: str = "cpu",
     file: Path = TABLE,
 ) -> ClaimPlan:
-    """Return what `run_claims` with the same arguments would need; trainings under ``nets`` count as far as they lack.
+    """Return what `run_claims` with the same arguments would need, less the training steps already under ``nets``.
 
     Raises SettingsError as `run_claims` does.
     """
@@ -132,12 +131,12 @@ def plan_claims(
 
 
 def _planned(names: Sequence[str], table: ClaimTable, size: Size, changes: Mapping[str, Any] | None) -> list[Planned]:
-    """Return what `plan_experiments` takes."""
+    """Return the first argument of `plan_experiments`."""
     return [(name, table.experiment(name), table.sizes(name, size, changes)) for name in names]
 
 
 def _wanted(names: Sequence[str], without: Collection[str], table: ClaimTable) -> list[str]:
-    """Return the claims and studies that are asked for and not left out."""
+    """Return the claims and studies given by ``names`` except those given by ``without``."""
     left_out = table.chosen(list(without))
     wanted = [name for name in table.chosen(names) if name not in left_out]
     if not wanted:
@@ -148,7 +147,7 @@ def _wanted(names: Sequence[str], without: Collection[str], table: ClaimTable) -
 def _holds(
     path: Path, table: ClaimTable, name: str, size: Size, changes: Mapping[str, Any] | None, seeds: range
 ) -> bool:
-    """Return whether a result has these sizes, the criteria of now, and these seeds or more from the same first."""
+    """Return whether a result has these sizes, the current criteria, and at least these seeds from the same first."""
     if not path.is_file():
         return False
     kept = read_result(path)
@@ -157,12 +156,12 @@ def _holds(
 
 
 def _run(name: str, table: ClaimTable, sizes: dict[str, Any], benches: Sequence[Workbench], path: Path) -> bool:
-    """Run one claim or study once per bench, write its result and print it; return whether every criterion holds."""
+    """Run one claim or study on every bench, write and print its result; return whether all criteria are met."""
     found = [table.experiment(name)(bench, dict(sizes)) for bench in benches]
     if not all(isinstance(findings, Findings) for findings in found):
         raise SettingsError(f"the experiment must return Findings, not {type(found[0]).__name__}; see docs/lab.md")
     if name in table.claims:
-        judge(table.claims[name], [findings.values for findings in found])  # before what cannot be judged is written
+        judge(table.claims[name], [findings.values for findings in found])  # raises if it cannot be judged
     write_result(path, name, table.criteria(name), sizes, found, benches[0])
     if name in table.claims:
         return print_verdict(name, table.claims[name], found)
@@ -177,7 +176,7 @@ def _words(error: Exception) -> str:
 
 
 def _summary(outcomes: dict[str, bool | None], studies: Collection[str]) -> str:
-    """Return one line: how many came out how, and which claims were not reproduced or failed."""
+    """Return one line: the number of claims per outcome, and which were not reproduced or failed."""
     verdicts = {name: verdict for name, verdict in outcomes.items() if name not in studies}
     parts = [f"{plural(sum(verdict is True for verdict in verdicts.values()), 'claim')} reproduced"]
     for words, verdicts_of, kind in (("not reproduced", verdicts, False), ("failed", outcomes, None)):
@@ -187,14 +186,14 @@ def _summary(outcomes: dict[str, bool | None], studies: Collection[str]) -> str:
 
 
 def mean_quantities(found: Sequence[Findings]) -> dict[str, float]:
-    """Return the mean of every quantity and control over the seeds that have it."""
+    """Return the mean of each quantity and control over the seeds that have it."""
     seeds = [{**each.values, **each.controls} for each in found]
     names = dict.fromkeys(name for each in seeds for name in each)
     return {name: statistics.fmean(each[name] for each in seeds if name in each) for name in names}
 
 
 def print_verdict(name: str, claim: Claim, found: Sequence[Findings]) -> bool:
-    """Print a claim's quantities beside their criteria; return whether all hold."""
+    """Print a claim's quantities and their criteria; return whether all are met."""
     rulings = judge(claim, [findings.values for findings in found])
     holds = all(ruling.holds for ruling in rulings)
     print(f"{claim.number:2d} {name}: {'reproduced' if holds else 'not reproduced'}")
@@ -213,7 +212,7 @@ def write_result(
     found: Sequence[Findings],
     first: Workbench,
 ) -> None:
-    """Write the findings of all seeds with sizes, criteria and versions; the file appears whole."""
+    """Write the findings of all seeds with sizes, criteria and versions, atomically."""
     content = {
         "claim": name,
         "sizes": sizes,
@@ -227,7 +226,7 @@ def write_result(
 
 
 def read_result(path: Path) -> ClaimResult:
-    """Return what a file written by `write_result` holds; the first seed is 0 where it is not named."""
+    """Return the content of a file written by `write_result`; the first seed defaults to 0."""
     content = json.loads(path.read_text(encoding="utf-8"))
     seeds = [Findings(**{**seed, "curves": [Curve(**curve) for curve in seed["curves"]]}) for seed in content["seeds"]]
     return ClaimResult(content["sizes"], content["criteria"], content.get("first_seed", 0), seeds)
@@ -236,7 +235,7 @@ def read_result(path: Path) -> ClaimResult:
 def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, ClaimResult]:
     """Return the result of every claim and study that has one of this size.
 
-    Raises SettingsError for a result whose criteria or sizes are not those of ``file`` now.
+    Raises SettingsError for a result whose criteria or sizes differ from those in ``file``.
     """
     results, table = {}, load_table(file)
     for name in (*table.claims, *table.studies):
@@ -250,7 +249,7 @@ def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, Clai
 
 
 def run_command(name: str, size: Size = "small", first_seed: int = 0, seeds: int = 1, file: Path = TABLE) -> str:
-    """Return the command that makes a result; what is as without an option is not named."""
+    """Return the command that produces a result, without options that have their default value."""
     words = ["mesalm", "lab", "run", *([] if file == TABLE else [str(file)]), name]
     options = (("--size", size, "small"), ("--seeds", seeds, 1), ("--first-seed", first_seed, 0))
     return shlex.join(
@@ -259,7 +258,7 @@ def run_command(name: str, size: Size = "small", first_seed: int = 0, seeds: int
 
 
 def rounded(value: Any, digits: int = 6) -> Any:
-    """Return plain data with every float rounded to ``digits`` significant digits."""
+    """Return plain data with all floats rounded to ``digits`` significant digits."""
     if isinstance(value, float):
         return float(f"{value:.{digits}g}")
     if isinstance(value, dict):

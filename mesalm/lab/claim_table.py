@@ -1,4 +1,4 @@
-"""A table of claims and studies: the paper's own or those of a Python file."""
+"""A table of claims and studies: those of the paper, or those defined in a Python file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mesalm.settings import SettingsError, hint, unknown_key
 
 @dataclass(frozen=True)
 class ClaimTable:
-    """Claims by name, and studies beside them."""
+    """Claims and studies by name."""
 
     title: str
     claims: Mapping[str, Claim]
     studies: Mapping[str, Study] = field(default_factory=dict)
 
     def chosen(self, names: Sequence[str]) -> list[str]:
-        """Return what names, numbers of claims or "all" refer to, each once, in the order of the table.
+        """Return the claims and studies given by name, claim number or "all", each once, in the order of the table.
 
-        A number means every version of its claim. Studies, which "all" leaves out, follow the claims. Raises
-        SettingsError for a name that is no claim's or study's.
+        A number selects all versions of its claim. Studies follow the claims; "all" does not include them. Raises
+        SettingsError for an unknown name.
         """
         by_number: dict[str, set[str]] = {}
         for name, claim in self.claims.items():
@@ -44,9 +44,9 @@ class ClaimTable:
         return [name for name in (*self.claims, *self.studies) if name in wanted]
 
     def sizes(self, name: str, size: Size, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the sizes of a claim or study, some of them changed.
+        """Return the sizes of a claim or study, with ``changes`` applied.
 
-        Raises SettingsError for a scale that it has not, for a size that it has not, and for a value of another type.
+        Raises SettingsError if it has no sizes of this scale, and for changes to an unknown size or to another type.
         """
         if name in self.studies:
             sizes = self.studies[name].sizes(self.claims, size)
@@ -68,7 +68,7 @@ class ClaimTable:
         return study.experiment or self.claims[study.sizes_of].experiment
 
     def criteria(self, name: str) -> list[dict[str, Any]]:
-        """Return the criteria of a claim as a result file holds them; a study has none."""
+        """Return the criteria of a claim in the form of result files; a study has none."""
         criteria = self.claims[name].criteria if name in self.claims else []
         return [criterion.model_dump(exclude_none=True) for criterion in criteria]
 
@@ -76,8 +76,8 @@ class ClaimTable:
 def load_table(path: Path = TABLE) -> ClaimTable:
     """Return the claims of a file: a table of the paper's claims in YAML, or a Python file.
 
-    The Python file holds ``CLAIMS``, name -> fields of `Claim`, and ``EXPERIMENTS``, name -> function(bench, sizes) ->
-    `Findings`. Raises SettingsError, one line, for a file that cannot be used.
+    The Python file defines ``CLAIMS``, name -> fields of `Claim`, and ``EXPERIMENTS``, name -> function(bench, sizes)
+    -> `Findings`. Raises SettingsError with one line for an unusable file.
     """
     if path.suffix != ".py":
         return ClaimTable("The mesa-optimisation paper", load_claims(path), load_studies())
@@ -95,7 +95,7 @@ def load_table(path: Path = TABLE) -> ClaimTable:
 
 
 def _module(path: Path) -> ModuleType:
-    """Return a Python file as a module, which `inspect` and pydantic find under its name."""
+    """Load a Python file as a module, registered so that `inspect` and pydantic can find it."""
     if not path.is_file():
         raise SettingsError(f"{path}: there is no such file")
     name = f"claims_of_{path.stem}"
@@ -111,7 +111,7 @@ def _module(path: Path) -> ModuleType:
 
 
 def _alike(key: str, value: Any, known: Any) -> Any:
-    """Return a value of the type of the one it replaces; a whole number is a number too."""
+    """Return a value, which must have the type of the one it replaces; integers are accepted as floats."""
     if type(known) is float and type(value) is int:
         return float(value)
     if type(value) is not type(known):

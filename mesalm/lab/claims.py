@@ -21,21 +21,21 @@ TABLE = Path(__file__).with_name("claims.yaml")
 STUDIES = TABLE.with_name("studies.yaml")
 Size = Literal["small", "paper"]
 KEPT = {"at_least": operator.ge, "at_most": operator.le, "above": operator.gt, "below": operator.lt}
-"""What keeps a bound: function(value, bound)."""
+"""How a value meets each kind of bound: function(value, bound)."""
 
 
 class Criterion(Settings):
     """Bounds on one quantity of an experiment: at_least and at_most include the bound, above and below do not."""
 
-    quantity: str = Field(description="The quantity's name, as the experiment gives it.")
+    quantity: str = Field(description="Name of the quantity in the findings.")
     at_least: float | None = Field(default=None, description="Least value allowed.")
     at_most: float | None = Field(default=None, description="Largest value allowed.")
-    above: float | None = Field(default=None, description="A value that must be exceeded.")
-    below: float | None = Field(default=None, description="A value that must not be reached.")
+    above: float | None = Field(default=None, description="Exclusive lower bound.")
+    below: float | None = Field(default=None, description="Exclusive upper bound.")
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Return the bounds that there are, by name."""
+        """Return the bounds that are set, by name."""
         return {name: bound for name in KEPT if (bound := getattr(self, name)) is not None}
 
     @model_validator(mode="after")
@@ -45,7 +45,7 @@ class Criterion(Settings):
         return self
 
     def holds(self, value: float) -> bool:
-        """Return whether a value keeps every bound; NaN keeps none."""
+        """Return whether a value meets every bound; NaN meets none."""
         return not math.isnan(value) and all(KEPT[name](value, bound) for name, bound in self.bounds.items())
 
     def words(self) -> str:
@@ -55,7 +55,7 @@ class Criterion(Settings):
 
 @dataclass
 class Curve:
-    """One line of a figure: its label, x and y."""
+    """One curve of a figure: its label, x and y."""
 
     label: str
     x: list[float]
@@ -64,11 +64,11 @@ class Curve:
 
 @dataclass
 class Findings:
-    """What an experiment found with one seed.
+    """The findings of an experiment with one seed.
 
-    ``values`` are the quantities of the criteria; ``controls`` further numbers to print. ``curves`` is drawn over
-    ``x_label`` and ``y_label``; ``blocks`` names matrices [rows, columns] drawn as pictures, cut by lines into
-    ``divisions`` parts per side.
+    ``values`` are the quantities of the criteria; ``controls`` are further numbers to print. ``curves`` are plotted
+    with axes ``x_label`` and ``y_label``; ``blocks`` are matrices [rows, columns] by name, drawn as images and divided
+    by lines into ``divisions`` parts per side.
     """
 
     values: dict[str, float]
@@ -83,16 +83,16 @@ class Findings:
 
 
 def _experiment(value: Any) -> Any:
-    """Return the function that text such as ``linear.one_layer`` names; anything else as it is."""
+    """Return the function named by a string such as ``linear.one_layer``; anything else unchanged."""
     return pkgutil.resolve_name(f"mesalm.lab.experiments.{value}") if isinstance(value, str) else value
 
 
 Experiment = Annotated[Callable[..., Findings], BeforeValidator(_experiment)]
-"""Function(bench, sizes) -> findings of one seed; in a file, its place in `mesalm.lab.experiments`."""
+"""Function(bench, sizes) -> findings of one seed; in YAML, its name within `mesalm.lab.experiments`."""
 
 
 def _plain_data(value: Any) -> Any:
-    """Return sizes as a result file gives them back, tuples as lists; ValueError for what it cannot hold."""
+    """Return sizes as read back from JSON, tuples as lists. Raises ValueError for other types."""
     try:
         return json.loads(json.dumps(value))
     except TypeError as error:
@@ -104,26 +104,26 @@ Sizes = Annotated[dict[str, Any], BeforeValidator(_plain_data)]
 
 
 class PublishedCurve(Settings):
-    """A line of the paper's figure, and the sizes at which ours can be laid beside it."""
+    """A curve from the paper's figure, and the sizes at which ours is comparable."""
 
-    label: str = Field(description="What it shows.")
-    x: list[float] = Field(description="Where it was read.")
-    y: list[float] = Field(description="The values there.")
+    label: str = Field(description="What the curve shows.")
+    x: list[float] = Field(description="The x values.")
+    y: list[float] = Field(description="The y values.")
     where: dict[str, Any] = Field(default_factory=dict, description="Sizes that the experiment must have.")
 
 
 class Claim(Settings):
     """One version of a claim: what is claimed and where, its criteria, and the sizes it is tested at."""
 
-    number: int = Field(description="Place in the list of claims; the versions of one claim share it.")
-    version: int = Field(default=1, ge=1, description="Version of criteria and experiment; a new one is no weaker.")
-    why: str = Field(default="", description="What was wrong with the version before.")
+    number: int = Field(description="Number of the claim, shared by its versions.")
+    version: int = Field(default=1, ge=1, description="Version of criteria and experiment; never weaker than the last.")
+    why: str = Field(default="", description="What was wrong with the previous version.")
     claim: str = Field(description="The claim in one sentence.")
     experiment: Experiment = Field(description="The function that tests it.")
-    source: str = Field(default="", description="Its place in the paper.")
+    source: str = Field(default="", description="Where the paper makes it.")
     published: dict[str, float] = Field(default_factory=dict, description="Quantity -> the paper's number.")
-    published_curves: list[PublishedCurve] = Field(default_factory=list, description="Lines of the paper's figure.")
-    criteria: list[Criterion] = Field(min_length=1, description="What must hold.")
+    published_curves: list[PublishedCurve] = Field(default_factory=list, description="Curves of the paper's figure.")
+    criteria: list[Criterion] = Field(min_length=1, description="What must be met.")
     small: Sizes = Field(description="Sizes for 2 CPU cores.")
     paper: Sizes = Field(default_factory=dict, description="The paper's sizes.")
 
@@ -138,7 +138,7 @@ class Claim(Settings):
         return dict(self.small if size == "small" else self.paper)
 
     def curves_beside(self, size: Size) -> list[Curve]:
-        """Return the published lines that belong to sizes like those of a scale."""
+        """Return the published curves that are comparable at the sizes of a scale."""
         sizes = self.sizes(size)
         return [
             Curve(curve.label, curve.x, curve.y)
@@ -148,18 +148,18 @@ class Claim(Settings):
 
 
 class Study(Settings):
-    """A measurement beside the claims: its question, the claim whose sizes and nets it uses, and the experiment.
+    """A measurement without criteria: its question, the claim whose sizes and nets it uses, and the experiment.
 
     A study that changes sizes has no paper size.
     """
 
-    question: str = Field(description="What it asks.")
-    sizes_of: str = Field(description="The claim whose sizes it has.")
+    question: str = Field(description="The question.")
+    sizes_of: str = Field(description="The claim whose sizes it uses.")
     experiment: Experiment | None = Field(default=None, description="The function that answers; none: the claim's.")
-    changes: dict[str, Any] = Field(default_factory=dict, description="Small sizes that differ from the claim's.")
+    changes: dict[str, Any] = Field(default_factory=dict, description="Small sizes that replace the claim's.")
 
     def sizes(self, claims: Mapping[str, Claim], size: Size) -> dict[str, Any]:
-        """Return the sizes of one of the two scales. Raises SettingsError for a paper size that is not there."""
+        """Return the sizes of a scale. Raises SettingsError for the paper's if the study changes sizes."""
         if self.changes and size == "paper":
             raise SettingsError(
                 f"size: this study changes small sizes; `mesalm lab run {self.sizes_of} --size paper` has the paper's"
@@ -169,7 +169,7 @@ class Study(Settings):
 
 @dataclass(frozen=True)
 class Ruling:
-    """Whether the mean over seeds keeps one criterion, with the least and largest value."""
+    """Whether the mean over seeds meets one criterion, with the smallest and largest value."""
 
     criterion: Criterion
     mean: float
@@ -179,21 +179,21 @@ class Ruling:
 
 
 def load_claims(path: Path = TABLE) -> dict[str, Claim]:
-    """Return the claims by name, in the order of numbers and versions. Raises SettingsError for a fault in the file."""
+    """Return the claims by name, ordered by number and version. Raises SettingsError if the file is invalid."""
     table = yaml.safe_load(path.read_text(encoding="utf-8"))
     claims = {name: Claim.build(entry, name) for name, entry in table.items()}
     return dict(sorted(claims.items(), key=lambda item: (item[1].number, item[1].version)))
 
 
 def load_studies(path: Path = STUDIES) -> dict[str, Study]:
-    """Return the studies by name. Raises SettingsError for a fault in the file."""
+    """Return the studies by name. Raises SettingsError if the file is invalid."""
     return {name: Study.build(entry, name) for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
 
 
 def judge(claim: Claim, values: Sequence[Mapping[str, float]]) -> list[Ruling]:
     """Compare the mean over seeds of every quantity with its criterion; ``values`` has one entry per seed.
 
-    Raises SettingsError for a quantity that the experiment did not give.
+    Raises SettingsError if the experiment did not return a quantity.
     """
     rulings = []
     for criterion in claim.criteria:

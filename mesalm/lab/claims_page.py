@@ -1,4 +1,4 @@
-"""The report of the laboratory: one page that refers to nothing outside it."""
+"""The report of the laboratory: one self-contained page."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ STORY = (
     ("Learning from pairs in context", (17, 18)),
     ("Language", (19,)),
 )
-"""The paper's claims in the order of its story: the title of each part and the numbers of its claims."""
+"""The order of the paper's claims on the page: the title of each part and its claim numbers."""
 VERDICTS = {True: ("reproduced", "yes"), False: ("not reproduced", "no"), None: ("not run", "none")}
 
 
 def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None = None, *, file: Path = TABLE) -> Path:
-    """Write the page of all claims from the results in a folder; return its path (default: in that folder).
+    """Write the page of all claims from the results in a folder, by default into it; return the page's path.
 
     The paper's claims come in the order of `STORY`. Studies that have a result follow the claims.
-    Raises SettingsError where there are no results of this size.
+    Raises SettingsError if there are no results of this size.
     """
     import jinja2
 
@@ -71,10 +71,10 @@ def write_page(results: Path = RESULTS, size: Size = "small", page: Path | None 
 
 
 def story(items: list[dict[str, Any]], order: Sequence[tuple[str, tuple[int, ...]]]) -> list[dict[str, Any]]:
-    """Return the parts of the page, each with its claims, each with its versions, the newest first.
+    """Return the parts of the page with their claims, and the versions of each claim, newest first.
 
-    ``order`` has the title and the claims' numbers of each part; claims that it lacks follow in a part without a title.
-    The newest version that has a result decides a claim.
+    ``order`` gives the title and claim numbers of each part; all other claims follow in a part without a title. The
+    newest version that has a result decides a claim.
     """
     numbers = list(dict.fromkeys(item["claim"].number for item in items))
     placed = {number for _, part in order for number in part}
@@ -93,13 +93,13 @@ def story(items: list[dict[str, Any]], order: Sequence[tuple[str, tuple[int, ...
 
 
 def room(criterion: Criterion, value: float) -> float:
-    """Return the distance to the nearest bound as a share of it, negative where it is missed; of a bound 0, itself."""
+    """Return the distance to the nearest bound relative to it (absolute for bound 0), negative if it is violated."""
     signs = {"at_most": 1.0, "below": 1.0, "at_least": -1.0, "above": -1.0}
     return min(signs[name] * (bound - value) / (abs(bound) or 1.0) for name, bound in criterion.bounds.items())
 
 
 def _item_not_run(name: str, claim: Claim) -> dict[str, Any]:
-    """Return what the page shows of a claim without a result: what it asks for."""
+    """Return the page's data for a claim without a result: its criteria."""
     verdict, style = VERDICTS[None]
     rows = [{"quantity": criterion.quantity, "bound": criterion.words()} for criterion in claim.criteria]
     item = {"name": name, "claim": claim, "verdict": verdict, "style": style, "rows": rows}
@@ -107,12 +107,12 @@ def _item_not_run(name: str, claim: Claim) -> dict[str, Any]:
 
 
 def _item(name: str, claim: Claim, result: ClaimResult, size: Size) -> dict[str, Any]:
-    """Return what the page shows of a claim with a result."""
+    """Return the page's data for a claim with a result."""
     found = result.seeds
     rulings = judge(claim, [findings.values for findings in found])
     verdict, style = VERDICTS[_verdict(claim, found)]
     asked = {criterion.quantity for criterion in claim.criteria}
-    # what is missed comes first, also a value that is no number and has no room
+    # violated criteria come first, including NaN, for which `room` is undefined
     nearest = min(rulings, key=lambda ruling: (ruling.holds, room(ruling.criterion, ruling.mean)))
     return {
         "name": name,
@@ -131,12 +131,12 @@ def _item(name: str, claim: Claim, result: ClaimResult, size: Size) -> dict[str,
 
 
 def _verdict(claim: Claim, found: Sequence[Findings]) -> bool:
-    """Return whether every criterion holds for the mean over seeds."""
+    """Return whether the mean over seeds meets every criterion."""
     return all(ruling.holds for ruling in judge(claim, [each.values for each in found]))
 
 
 def _study(name: str, study: Study, claim: Claim, results: dict[str, ClaimResult]) -> dict[str, Any]:
-    """Return what the page shows of a study: its quantities beside what its claim asks for and found."""
+    """Return the page's data for a study: its quantities, and its claim's criteria and results."""
     found = results[name].seeds
     quantities = mean_quantities(found)
     of_claim = dict(_in_digits(mean_quantities(results[study.sizes_of].seeds))) if study.sizes_of in results else {}

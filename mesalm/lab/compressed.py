@@ -1,4 +1,4 @@
-"""The compressed algorithm of a linear net: one number per block of its heads' products (RevAlg-d).
+"""The compressed algorithm of a linear net: one number per block of its heads' weight products (RevAlg-d).
 
 von Oswald et al. 2023 (arXiv 2309.05858), section 4.1 and appendix A.
 """
@@ -22,14 +22,14 @@ def block_scalars(matrix: Tensor) -> Tensor:
 
 
 def diagonal_mass(layers: Layers) -> float:
-    """Return the share of all products' squared entries that is on the diagonals of their blocks."""
+    """Return the share of the products' sum of squares that lies on the diagonals of their blocks."""
     matrices = [matrix for heads in layers for head in heads for matrix in head]
     on = sum(float(_blocks(matrix).diagonal(dim1=-2, dim2=-1).square().sum()) for matrix in matrices)
     return on / sum(float(matrix.square().sum()) for matrix in matrices)
 
 
 def compressed(layers: Layers) -> Layers:
-    """Return products whose blocks are multiples of the identity: the means of the given ones' diagonals."""
+    """Replace each block of the products by the identity times the mean of the block's diagonal."""
     return [[HeadProducts(*(_rebuilt(matrix) for matrix in head)) for head in heads] for heads in layers]
 
 
@@ -45,7 +45,7 @@ def averaged(first: Layers, second: Layers) -> Layers:
 
 
 def with_products(net: MesaRegressor, layers: Layers) -> MesaRegressor:
-    """Return a net like the given one that computes with other products."""
+    """Return a net like the given one, but with other products."""
     config = net.config
     like = linear_net(config.num_hidden_layers, config.num_attention_heads, config.input_size, config.residual_clip)
     like.config.copy_slot = config.copy_slot
@@ -53,14 +53,14 @@ def with_products(net: MesaRegressor, layers: Layers) -> MesaRegressor:
 
 
 def counts(net: MesaRegressor) -> tuple[int, int]:
-    """Return the numbers per head when compressed, and as trained: 16 per product, and four maps."""
+    """Return the numbers per head when compressed, 16 per product, and as trained, those of its four maps."""
     heads = net.config.num_attention_heads
     trained = sum(parameter.numel() for parameter in net.layers.parameters())
     return 2 * SLOTS**2, trained // (heads * net.config.num_hidden_layers)
 
 
 def learned_rate(net: MesaRegressor) -> float:
-    """Return the rate of the gradient step that a one-layer net takes: key s_{t-1}, query and value s_t, by head."""
+    """Return the gradient-step rate of a one-layer net, summed over heads, from key s_{t-1}, query and value s_t."""
     (heads,) = products_of(net)
     return sum(float(block_scalars(head.query_key)[3, 2] * block_scalars(head.output_value)[0, 2]) for head in heads)
 

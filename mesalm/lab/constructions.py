@@ -1,4 +1,4 @@
-"""Weights by construction: linear layers that are gradient steps, and layers that precondition.
+"""Explicitly constructed weights: linear layers that perform gradient steps, and layers that precondition.
 
 Tokens are the constructed [0, s_t, s_t, s_{t-1}] of `mesalm.regressor.regressor_mesa`; parts are counted from 0. A head
 has keys W_k e_{t'}, queries W_q e_t and values W_v e_{t'}, and adds P sum_{t' <= t} v_{t'} k_{t'}' q_t to token t.
@@ -19,7 +19,7 @@ PREDICTION, QUERY, CURRENT, PAST = range(SLOTS)
 
 
 class HeadProducts(NamedTuple):
-    """The products of a linear head: W_k' W_q and P W_v, [E, E] each for tokens of width E."""
+    """The weight products of a linear head: W_k' W_q and P W_v, each [E, E] for tokens of width E."""
 
     query_key: Tensor
     output_value: Tensor
@@ -28,7 +28,7 @@ class HeadProducts(NamedTuple):
 def linear_net(
     layers: int, heads: int, size: int, clip: float | None = None, dtype: torch.dtype = torch.float32
 ) -> MesaRegressor:
-    """Make a net of linear layers on constructed tokens whose heads are as wide as a token, its weights to be set."""
+    """Make a net of linear layers on constructed tokens, with heads as wide as a token; weights must be set later."""
     config = RegressorConfig(
         input_size=size,
         hidden_size=SLOTS * size,
@@ -45,7 +45,7 @@ def linear_net(
 
 
 def set_products(net: MesaRegressor, layers: Sequence[Sequence[HeadProducts]]) -> MesaRegressor:
-    """Write the products of every head of every layer into a `linear_net`, with the identity as W_k and W_v."""
+    """Set the products of all heads of a `linear_net`, by layer, with the identity as W_k and W_v."""
     for block, heads in zip(net.layers, layers, strict=True):
         mixer: Any = block.mixer
         eye = torch.eye(mixer.head_dim).repeat(len(heads), 1)
@@ -72,7 +72,7 @@ def products_of(net: MesaRegressor) -> list[list[HeadProducts]]:
 
 
 def placed(size: int, blocks: dict[tuple[int, int], Tensor | float]) -> Tensor:
-    """Return a matrix [4 size, 4 size] of the given blocks, a number standing for that multiple of the identity."""
+    """Return a matrix [4 size, 4 size] with the given blocks; a number is a multiple of the identity."""
     matrix = torch.zeros(SLOTS * size, SLOTS * size, dtype=torch.float64)
     for (row, column), block in blocks.items():
         filled = block * torch.eye(size, dtype=torch.float64) if isinstance(block, (int, float)) else block
@@ -83,7 +83,7 @@ def placed(size: int, blocks: dict[tuple[int, int], Tensor | float]) -> Tensor:
 def gradient_step_head(start: Tensor, rate: float) -> HeadProducts:
     """Return the head of proposition 1: it adds rate sum_{t' <= t} (s_{t'} - start s_{t'-1}) s_{t'-1}' s_t.
 
-    ``start`` [D, D]. With tokens whose first part holds start s_t, that part is then the prediction after one
+    ``start`` [D, D]. If the first part of each token is start s_t, the head turns it into the prediction after one
     gradient step from ``start``.
     """
     size = start.shape[0]
@@ -97,7 +97,7 @@ def polynomial_heads(weights: Sequence[float], rates: Sequence[float], size: int
     """Return layers that predict sum_j weights_j G_t r_j, r_0 = s_t, r_{j+1} = r_j - rates_j S S' r_j.
 
     G_t = sum_{t' <= t} s_{t'} s_{t'-1}', S S' = sum_{t' < t} s_{t'} s_{t'}'. One layer per weight: its first head adds
-    weights_j G_t r_j to the prediction, its second takes the step of r, which is in the second part of the token.
+    weights_j G_t r_j to the prediction, its second updates r, which is stored in the second part of the token.
     """
     layers = []
     for weight, rate in zip(weights, rates, strict=True):
@@ -109,11 +109,11 @@ def polynomial_heads(weights: Sequence[float], rates: Sequence[float], size: int
 
 
 def neumann_coefficients(depth: int, scale: float, ridge: float) -> tuple[list[float], list[float]]:
-    """Return weights and rates with which `polynomial_heads` predicts by the truncated Neumann series of a ridge.
+    """Return weights and rates for which `polynomial_heads` is ridge regression by the truncated Neumann series.
 
-    (S S' + ridge)^-1 s_t is approached by scale^-1 sum_{j < depth} (I - (S S' + ridge) / scale)^j s_t, which needs
-    ``scale`` above half the largest eigenvalue. A layer cannot scale r by itself, so the factor (1 - ridge / scale)
-    that a ridge asks for each step goes into the later weights and rates.
+    (S S' + ridge)^-1 s_t is approximated by scale^-1 sum_{j < depth} (I - (S S' + ridge) / scale)^j s_t, which requires
+    ``scale`` above half the largest eigenvalue. A layer cannot scale r, so the factor (1 - ridge / scale) that the
+    ridge contributes in each step is absorbed into the later weights and rates.
     """
     shrink = 1.0 - ridge / scale
     return [shrink**j / scale for j in range(depth)], [1.0 / (scale * shrink)] * depth

@@ -1,4 +1,4 @@
-"""The figure of an experiment's findings: its curves, and matrices as pictures."""
+"""The figure of an experiment's findings: curves, and matrices as images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mesalm.lab.claims import Curve, Findings
 
 
 def draw_findings(findings: Findings, name: str, published: Sequence[Curve] = ()) -> str:
-    """Return an SVG element that refers to nothing outside it, published lines dashed in the ink's colour over ours.
+    """Return a self-contained SVG element, with published curves dashed in the text colour over ours.
 
-    Empty where there is nothing to draw.
+    Empty if there is nothing to draw.
     """
     if not findings.curves and not findings.blocks:
         return ""
@@ -39,16 +39,16 @@ def _draw_curves(axes: Any, findings: Findings, published: Sequence[Curve]) -> N
     axes.set_xlabel(findings.x_label)
     axes.set_ylabel(findings.y_label)
     if findings.logarithmic:
-        axes.set_yscale("log", nonpositive="mask")  # an exact zero is a gap, not a fall to the edge
+        axes.set_yscale("log", nonpositive="mask")  # show an exact zero as a gap, not as a drop to the edge
     else:
         least, largest = (limit(limit(curve.y) for curve in findings.curves) for limit in (min, max))
-        if least < largest * 2 / 3:  # else the lines would lie on one another
+        if least < largest * 2 / 3:  # else the curves would be too close together
             axes.set_ylim(bottom=min(0.0, least))
     _draw_places(axes, findings)
 
 
 def _draw_places(axes: Any, findings: Findings) -> None:
-    """Choose the scales' ticks: whole numbers for what is counted, and on a short logarithmic axis the places drawn."""
+    """Choose scales and ticks: integers for counts, and the plotted points on a logarithmic axis with few of them."""
     from matplotlib.ticker import MaxNLocator
 
     places = sorted({x for curve in findings.curves for x in curve.x})
@@ -65,7 +65,7 @@ def _draw_places(axes: Any, findings: Findings) -> None:
 
 
 def _draw_blocks(panels: Any, blocks: dict[str, list[list[float]]], divisions: int) -> None:
-    """Draw matrices of equal blocks, positive entries blue and negative ones red, each on a scale of its own."""
+    """Draw matrices with grid lines between blocks, positive entries blue, negative red, each on its own scale."""
     for axes, (name, matrix) in zip(panels, blocks.items(), strict=True):
         values = np.asarray(matrix)
         bound = float(np.abs(values).max()) or 1.0

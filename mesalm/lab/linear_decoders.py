@@ -1,4 +1,4 @@
-"""Linear decoders: what can be read from the residual stream by least squares, scored on fresh sequences."""
+"""Linear probes of the residual stream, fitted by least squares and scored on new sequences."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 RANK_CUTOFF = 1e-7
-"""Singular values below this share of the largest count as zero: empty parts of constructed tokens must not matter."""
+"""Singular values below this share of the largest count as zero, so that empty parts of tokens have no effect."""
 
 
 class Score(NamedTuple):
-    """Half the summed squared error of a decoder on held-out rows, and that of predicting the mean."""
+    """Half the summed squared error of a decoder on held-out rows, and the same for predicting the mean."""
 
     error: float
     variance: float

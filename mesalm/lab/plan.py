@@ -1,7 +1,7 @@
-"""What claims will need, before any is run: the trainings of each, their time and memory.
+"""Estimates, before any claim is run, of the trainings that claims need, their time and memory.
 
-An experiment is run on nets as they are drawn, which are noted and not trained, and on few sequences. Then some steps
-of each kind of training are made and timed.
+Experiments are run on untrained nets and few sequences, which records the trainings they would need. Then some steps
+of each kind of training are timed.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from mesalm.train.recipe import Recipe
 from mesalm.train.speeds import device_name
 
 ROWS = 16
-"""Sequences that an experiment is given while it is planned."""
+"""Maximum number of sequences per batch of an experiment during planning."""
 LARGEST_PROBE = 2e10
-"""Operations of a step beyond which fewer sequences, then shorter ones, are timed."""
+"""Operations per step above which fewer sequences, and if needed shorter ones, are timed."""
 PIECE = 300
-"""Seconds of a piece of work that ends in a checkpoint."""
+"""Seconds per piece of work that ends with a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training: its folder, the steps of the whole and those left, what a step reads, and how to make both."""
+    """One training: its folder, total and remaining steps, the batch size, and how to make learner and batches."""
 
     folder: Path
     kind: str
@@ -60,7 +60,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step of a kind of training needs: seconds, operations, and bytes at the peak."""
+    """The cost of one step of a kind of training: seconds, operations, and peak memory in bytes."""
 
     seconds: float
     work: float
@@ -69,33 +69,33 @@ class Cost:
 
 @dataclass(frozen=True)
 class PlanningBench(Workbench):
-    """A workbench that notes trainings instead of making them."""
+    """A workbench that records trainings instead of running them."""
 
     found: dict[Path, Training] = field(default_factory=dict)
 
     def net(self, recipe: NetRecipe) -> MesaRegressor:
-        """Return the net as it is drawn, and note its training and that of the nets it rests on."""
+        """Return the untrained net, and record its training and those of its bases."""
         if recipe.base is not None:
             self.net(recipe.base)
         self.found[self.folder(recipe)] = net_training(recipe, self.folder(recipe), self.device)
         return fixed(recipe.build_net(), self.device)
 
     def stages(self, recipe: NetRecipe) -> list[tuple[int, MesaRegressor]]:
-        """Return the net as it is drawn for the last of its stages."""
+        """Return the untrained net as the only stage."""
         return [(recipe.steps, self.net(recipe))]
 
     def batch(self, task: VectorTask, rows: int, step: int = 0) -> Batch:
-        """Draw few sequences, whatever is asked for."""
+        """Draw at most `ROWS` sequences."""
         return super().batch(task, min(rows, ROWS), step)
 
     def text_losses(self, recipe: Recipe, rows: int, split: str = "valid") -> Tensor:
-        """Return losses of no meaning, and note the training of a language model."""
+        """Return random losses, and record the training of a language model."""
         self.found[recipe.folder] = text_training(recipe, self.device)
         return torch.rand(recipe.data.sequence_length - 1, dtype=torch.float64)
 
 
 def net_training(recipe: NetRecipe, folder: Path, device: str) -> Training:
-    """Return the training of an experiment's net, as far as its folder holds none of it."""
+    """Return the training of an experiment's net; steps already in its folder do not count as left."""
     kept = recipe.model_dump(exclude={"seed", "steps", "optim", "schedule", "base", "fresh"})
 
     def learner() -> nn.Module:
@@ -120,7 +120,7 @@ def net_training(recipe: NetRecipe, folder: Path, device: str) -> Training:
 
 
 def text_training(recipe: Recipe, device: str) -> Training:
-    """Return the training of a language model; its steps are timed on random tokens, no text is read."""
+    """Return the training of a language model, timed on random tokens without reading text."""
     words, length = recipe.data.vocab_size, recipe.data.sequence_length
 
     def learner() -> nn.Module:
@@ -146,7 +146,7 @@ def text_training(recipe: Recipe, device: str) -> Training:
 
 
 def _left(folder: Path, steps: int) -> int:
-    """Return the steps that a training of so many has still to make."""
+    """Return the number of steps that a training still needs."""
     files = RunFiles(folder)
     if files.final.is_dir():
         return 0
@@ -155,9 +155,9 @@ def _left(folder: Path, steps: int) -> int:
 
 
 def operations(learner: Any, length: int) -> float:
-    """Return the operations per token of a training step: those of all weights, and what the mixers do beside.
+    """Return the operations per token of a training step: those of all weights, and further ones of the mixers.
 
-    Weights that are not trained take part in the forward pass alone, a third of the work.
+    Frozen weights take part only in the forward pass, a third of the work.
     """
     if hasattr(learner, "flops_per_token"):
         return float(learner.flops_per_token(length))
@@ -172,9 +172,9 @@ def operations(learner: Any, length: int) -> float:
 
 
 def measure(training: Training, seconds: float = 0.2, largest: float = LARGEST_PROBE) -> Cost:
-    """Make steps of a training for a while, three at least, and return what one needs.
+    """Run steps of a training for ``seconds``, at least three, and return the cost of one.
 
-    Where a step has more than `largest` operations, a part of it is made, and time and memory are in proportion.
+    If a step has more than `largest` operations, only a part of it is run, and time and memory are extrapolated.
     """
     learner = training.learner()
     rows, length = training.rows, training.length
@@ -195,13 +195,13 @@ def measure(training: Training, seconds: float = 0.2, largest: float = LARGEST_P
         times.append(clock())
     made = operations(learner, length) * rows * length
     taken = statistics.median(after - before for before, after in pairwise(times[1:]))
-    # weights, gradients and the two means of AdamW
+    # weights, gradients and the two moments of AdamW
     weights = sum((16.0 if each.requires_grad else 4.0) * each.numel() for each in learner.parameters())
     return Cost(taken * work / made, work, weights + kept * work / made)
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
-    """Return a clock in seconds: of a card the time that passes, of a CPU that of its cores, as if they did no more."""
+    """Return a clock in seconds: wall-clock time on a GPU, and on a CPU the process's CPU time per thread."""
     if device.type == "cpu":
         return lambda: time.process_time() / torch.get_num_threads()
 
@@ -213,7 +213,7 @@ def _clock(device: torch.device) -> Callable[[], float]:
 
 
 def _kept_bytes(learner: nn.Module, batch: Batch) -> float:
-    """Return the bytes that autograd keeps of a forward pass beside the weights, each memory once."""
+    """Return the bytes that autograd saves in a forward pass, without the weights, once per storage."""
     kept: list[int] = []
     with counted_storages(lambda tensor: kept.append(tensor.untyped_storage().nbytes()), learner.parameters()):
         learner(**batch).loss.backward()
@@ -223,18 +223,18 @@ def _kept_bytes(learner: nn.Module, batch: Batch) -> float:
 
 @dataclass(frozen=True)
 class ClaimPlan:
-    """The trainings that claims need, by claim, and what a step of each kind costs."""
+    """The trainings that claims need, by claim, and the cost of one step of each kind."""
 
     claims: Mapping[str, Mapping[Path, Training]]
     costs: Mapping[str, Cost]
     device: str
 
     def seconds(self, trainings: Mapping[Path, Training]) -> float:
-        """Return the time of what is left of trainings."""
+        """Return the time that trainings still need."""
         return sum(each.left * self.costs[each.kind].seconds for each in trainings.values())
 
     def order(self) -> list[str]:
-        """Return the claims, each time the one that is decided soonest with the nets of those before it."""
+        """Return the claims in greedy order: next is always the cheapest, given the nets of those before."""
         left, made, order = list(self.claims), set[Path](), list[str]()
         while left:
             new = {name: {path: each for path, each in self.claims[name].items() if path not in made} for name in left}
@@ -246,7 +246,7 @@ class ClaimPlan:
         return order
 
     def lines(self) -> list[str]:
-        """Return the plan as text: a line per claim, in the order of `order`, then sums and what is assumed."""
+        """Return the plan as text: one line per claim, in the order of `order`, then totals and assumptions."""
         wide = max(len(name) for name in self.claims)
         lines = [f"{'claim':{wide}}  trainings  steps left      time     so far    memory"]
         so_far: dict[Path, Training] = {}
@@ -278,11 +278,11 @@ class ClaimPlan:
 
 
 Planned = tuple[str, Callable[[Workbench, dict[str, Any]], Any], dict[str, Any]]
-"""A claim's name, its experiment and its sizes."""
+"""A claim's name, experiment and sizes."""
 
 
 def plan_experiments(wanted: Sequence[Planned], seeds: Sequence[int], nets: Path, device: str) -> ClaimPlan:
-    """Return what experiments need with each of the seeds; the paper's whose sizes have no ``steps`` train nothing."""
+    """Return what experiments need with all seeds; the paper's experiments without ``steps`` need no training."""
     claims: dict[str, dict[Path, Training]] = {}
     costs: dict[str, Cost] = {}
     with preserved_randomness():

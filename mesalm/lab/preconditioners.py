@@ -1,4 +1,4 @@
-"""Iterations that approach an inverse, as matrices: truncated Neumann, and the second-order one with momentum.
+"""Iterations that approximate an inverse matrix: the truncated Neumann series, and a second-order one with momentum.
 
 Matrices M [..., D, D], symmetric positive definite. von Oswald et al. 2023 (arXiv 2309.05858), proposition 2 and
 appendix C.3; coefficients per step are the "Chebyshev" speed-up.
@@ -32,7 +32,7 @@ def neumann_inverse(matrix: Tensor, scale: float, depth: int) -> Tensor:
 
 
 def momentum_inverse(matrix: Tensor, coefficients: Coefficients) -> Tensor:
-    """Return the K-step approximation of M^-1 with a step size and a momentum of each step.
+    """Return the K-step approximation of M^-1 with a step size and a momentum per step.
 
     A = M / |M|_F; term <- term (I - step A), X <- X + term + momentum (X - X before), from I; then X / |M|_F.
     """
@@ -47,7 +47,7 @@ def momentum_inverse(matrix: Tensor, coefficients: Coefficients) -> Tensor:
 
 
 def momentum_predictions(states: Tensor, coefficients: Coefficients, ridge: float, lag: int) -> Tensor:
-    """Predict s_{t+1} by G_t X s_t with X the approximate inverse of the gram of the inputs so far plus the ridge."""
+    """Predict s_{t+1} by G_t X s_t, where X approximates the inverse of the inputs' Gram matrix plus the ridge."""
     keys = previous(states)
     eye = torch.eye(states.shape[-1], dtype=states.dtype, device=states.device)
     inverse = momentum_inverse(running_gram(keys, lag) + ridge * eye, coefficients)
@@ -55,11 +55,11 @@ def momentum_predictions(states: Tensor, coefficients: Coefficients, ridge: floa
 
 
 def learned_coefficients(states: Tensor, targets: Tensor, depth: int, ridge: float, lag: int) -> Coefficients:
-    """Return the coefficients whose predictions have the least mean loss, found by L-BFGS from 1 and 0, float64.
+    """Return the coefficients with the lowest mean loss, found by L-BFGS from steps 1 and momenta 0, float64.
 
-    states and targets [B, T, D].
+    states and targets are [B, T, D].
     """
-    states = states.double()  # for a search that ends at the minimum
+    states = states.double()  # so that the search converges to the minimum
     values = torch.zeros(2, depth, dtype=states.dtype, device=states.device)
     values[0] = 1.0
     values.requires_grad_()
@@ -72,6 +72,6 @@ def learned_coefficients(states: Tensor, targets: Tensor, depth: int, ridge: flo
         cost.backward()
         return cost
 
-    # LBFGS takes a function of loss as its step; releases of torch type that otherwise
+    # LBFGS.step takes the loss as a closure, which torch releases type differently
     search.step(loss)  # type: ignore[no-untyped-call, arg-type, unused-ignore]
     return Coefficients(values[0].detach(), values[1].detach())

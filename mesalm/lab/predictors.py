@@ -1,7 +1,7 @@
-"""What an algorithm predicts in context, from states [B, T, D]: its pairs, kernel regression, and the loss.
+"""In-context predictions of known algorithms from states [B, T, D]: pairs, kernel regression, and the loss.
 
-Each predicts s_{t+1} from s_1..s_t by the pairs (s_{t'-1}, s_{t'}). With ``lag`` 0 all pairs up to t' = t are used,
-s_0 = 0 being the first pair's input; with ``lag`` 1 the newest is left out, as in the authors' experiments.
+Each algorithm predicts s_{t+1} from s_1..s_t, using the pairs (s_{t'-1}, s_{t'}) with s_0 = 0. With ``lag`` 0, it uses
+all pairs up to t' = t; with ``lag`` 1, it leaves out the newest, as in the authors' experiments.
 von Oswald et al. 2023 (arXiv 2309.05858), section 3.
 """
 
@@ -19,12 +19,12 @@ def previous(states: Tensor) -> Tensor:
 
 
 def pairs(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return keys, values and queries of regression on states: (s_{t'-1}, s_{t'}), asked at s_t."""
+    """Return keys s_{t'-1}, values s_{t'} and queries s_t of regression on states."""
     return previous(states), states, states
 
 
 def best_step(states: Tensor, targets: Tensor, lag: int = 0) -> Tensor:
-    """Predict after the gradient step from zero at the one rate whose mean loss is least."""
+    """Predict after one gradient step from zero, at the rate that minimises the mean loss."""
     unit = gradient_predictions(*pairs(states), 1.0, lag)
     return best_rate(unit, targets) * unit
 
@@ -35,7 +35,7 @@ def kernel_predictions(states: Tensor, sharpness: float) -> Tensor:
     scores = sharpness * states @ states.mT
     later = torch.ones(length, length, dtype=torch.bool, device=states.device).triu()
     weights = scores.masked_fill(later, -torch.inf).softmax(dim=-1)
-    weights = torch.nan_to_num(weights)  # the first token has nothing to look at
+    weights = torch.nan_to_num(weights)  # the first token has no predecessors
     following = torch.cat((states[:, 1:], torch.zeros_like(states[:, :1])), dim=1)
     return weights @ following
 

@@ -1,4 +1,4 @@
-"""The nets of experiments: trained by the loop, kept under a hash of their recipe, shared between claims."""
+"""The nets of experiments: trained once, stored under a hash of their recipe and shared between claims."""
 
 from __future__ import annotations
 
@@ -41,44 +41,44 @@ from mesalm.train.schedule import ScheduleSettings
 from mesalm.train.sections import CheckpointSettings
 
 STAGES = 10
-"""Checkpoints of a training that are kept, evenly spaced, for claims about its course."""
+"""Number of evenly spaced checkpoints kept per training, for claims about its course."""
 
 
 def regressor(**fields: Any) -> MesaRegressor:
-    """Make the net of recipes that name no other, from settings of RegressorConfig."""
+    """Make the default net of recipes, from settings of RegressorConfig."""
     return MesaRegressor(RegressorConfig(**fields))
 
 
 class NetRecipe(Settings):
-    """The recipe of one net: its form, the sequences it is trained on, and how."""
+    """The recipe of one net: its architecture, its training data and its training."""
 
-    task: SerializeAsAny[VectorTask] = Field(description="What is drawn.")
+    task: SerializeAsAny[VectorTask] = Field(description="The task that sequences are drawn from.")
     net: Callable[..., nn.Module] = Field(
-        default=regressor, exclude=True, description="Makes the net of the task's input_size and the model's settings."
+        default=regressor, exclude=True, description="Makes the net from input_size and the model's settings."
     )
     model: dict[str, Any] = Field(description="Settings of the net; input_size is the task's.")
     steps: int = Field(ge=1, description="Optimiser steps.")
-    batch: int = Field(ge=1, description="Sequences of a step.")
+    batch: int = Field(ge=1, description="Sequences per step.")
     optim: OptimSettings = Field(description="Optimiser.")
-    schedule: ScheduleSettings = Field(description="Course of the learning rate.")
+    schedule: ScheduleSettings = Field(description="Learning-rate schedule.")
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of weights and sequences.")
     base: NetRecipe | None = Field(
-        default=None, description="A net whose weights are taken over and stay; learned vectors it lacks are trained."
+        default=None, description="A net whose weights are copied and frozen; further learned vectors are trained."
     )
     imitates: int | None = Field(
         default=None,
         ge=0,
-        description="A layer, from 0, trained to give what the base's gives; all else stays.",
+        description="Index of a layer trained to imitate the base's; the rest is frozen.",
     )
     fresh: bool = Field(
         default=False,
-        exclude_if=lambda fresh: not fresh,  # so that recipes without it keep their keys
-        description="Whether that layer starts from random weights, not from the base's.",
+        exclude_if=lambda fresh: not fresh,  # so that the keys of recipes without it do not change
+        description="Whether that layer starts from random weights instead of the base's.",
     )
 
     @property
     def checkpoint_every(self) -> int:
-        """Return the steps from one checkpoint to the next."""
+        """Return the number of steps between checkpoints."""
         return max(self.steps // STAGES, 1)
 
     def build_net(self) -> Any:
@@ -86,14 +86,14 @@ class NetRecipe(Settings):
         return self.net(input_size=self.task.input_size, **self.model)
 
     def key(self) -> str:
-        """Return the name of the net's folder: a hash of all that decides its weights, files outside mesalm too."""
+        """Return the name of the net's folder: a hash of all that determines its weights, external files included."""
         content = json.dumps(self.model_dump(), sort_keys=True) + "".join(self.outside())
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def outside(self) -> list[str]:
-        """Return name and file of task and net that mesalm does not have, then the base's: one file may hold several.
+        """Return name and source of a task and net defined outside mesalm, then those of the base.
 
-        Raises SettingsError for a net without a name of its own, which could not be told from another.
+        Raises SettingsError for an unnamed net, such as a lambda, which could not be distinguished from another.
         """
         found = []
         for part in (type(self.task), self.net):
@@ -116,12 +116,12 @@ def net_recipe(
     cosine: bool = False,
     **fields: Any,
 ) -> NetRecipe:
-    """Make a recipe of an experiment's sizes: ``steps``, ``batch`` and ``learning_rate`` are read from them.
+    """Make a recipe from an experiment's sizes, which must include ``steps``, ``batch`` and ``learning_rate``.
 
-    Without ``cosine`` the rate is constant behind a ``warmup`` in steps, if the sizes have one. ``fields`` are further
-    ones of the recipe.
+    Without ``cosine``, the rate is constant after ``warmup`` steps, if the sizes include them. ``fields`` are further
+    fields of the recipe.
 
-    AdamW as the authors have it; the gradient is clipped to norm 1 as a whole, theirs entry by entry.
+    AdamW is set up as in the authors' code, but we clip the gradient to global norm 1, and they clip each entry.
     """
     schedule = (
         {"name": "cosine", "warmup_fraction": 0.1}
@@ -140,7 +140,7 @@ def net_recipe(
 
 @dataclass(frozen=True)
 class Workbench:
-    """Seed, device and nets of experiments; nets are kept under ``cache`` and trained by ``train``."""
+    """Seed, device and nets of experiments; nets are stored under ``cache`` and trained by ``train``."""
 
     seed: int
     cache: Path
@@ -149,10 +149,10 @@ class Workbench:
     train: Callable[..., Outcome] = training.run
 
     def net(self, recipe: NetRecipe) -> MesaRegressor:
-        """Return the trained net of a recipe, a regressor or its own, in evaluation mode; train it if it is not there.
+        """Return the trained net of a recipe, a regressor unless it says otherwise, in eval mode; train it if needed.
 
-        An interrupted training goes on from its newest checkpoint. Raises Interrupted after Ctrl-C or SIGTERM, a
-        checkpoint written.
+        An interrupted training resumes from its newest checkpoint. After Ctrl-C or SIGTERM, writes a checkpoint and
+        raises Interrupted.
         """
         folder = self.folder(recipe)
         files = RunFiles(folder)
@@ -168,22 +168,22 @@ class Workbench:
         return self._opened(recipe, files.final)
 
     def stages(self, recipe: NetRecipe) -> list[tuple[int, MesaRegressor]]:
-        """Return the net after evenly spaced numbers of steps, the last being the trained net."""
+        """Return the net after evenly spaced numbers of training steps; the last is the trained net."""
         self.net(recipe)
         folders = complete_checkpoints(RunFiles(self.folder(recipe)).checkpoints)
         return [(step_of(folder) or 0, self._opened(recipe, folder)) for folder in folders]
 
     def folder(self, recipe: NetRecipe) -> Path:
-        """Return the folder of a recipe's net, which need not be there."""
+        """Return the folder of a recipe's net, whether or not it exists."""
         return self.cache / recipe.key()
 
     def batch(self, task: VectorTask, rows: int, step: int = 0) -> Batch:
-        """Draw fresh sequences that no training has seen; other steps give others."""
+        """Draw sequences that are not used in training, different for each ``step``."""
         return drawn_batch(task, rows, self.seed, step=step, device=self.device)
 
     def text_losses(self, recipe: Recipe, rows: int, split: str = "valid") -> Tensor:
-        """Train a language model, or open the trained one, and return its loss on ``rows`` evenly spaced held-out rows
-        at each position, [T - 1] nats, float64."""
+        """Train a language model, or load it if trained, and return its mean loss at each position over ``rows`` evenly
+        spaced held-out rows, [T - 1] nats, float64."""
         run = RunRecord(pretrain(recipe, quiet=self.quiet))
         model = fixed(MesaForCausalLM.from_pretrained(run.final), self.device)
         held_out = Prepared(run.start["prepared"]).rows(split)
@@ -197,7 +197,7 @@ class Workbench:
         return sums / counts
 
     def _opened(self, recipe: NetRecipe, folder: Path) -> MesaRegressor:
-        # not by from_pretrained, which would show a bar for each of many tiny files
+        # without from_pretrained, which would show a progress bar for each of many tiny files
         net = recipe.build_net()
         load_weights(net, folder)
         return fixed(net, self.device)
@@ -234,9 +234,9 @@ class Workbench:
 
 
 class Imitation(nn.Module):
-    """One layer of a net, trained to give, on the base's own stream, what the base's layer adds to it.
+    """One layer of a net, trained to reproduce the output of the base's layer on the base's residual stream.
 
-    For nets whose blocks are a mixer alone: no norm, no MLP, no bound.
+    For nets whose blocks consist only of a mixer: no norm, no MLP, no clipping.
     """
 
     def __init__(self, net: MesaRegressor, base: MesaRegressor, layer: int) -> None:
@@ -246,7 +246,7 @@ class Imitation(nn.Module):
         self.base = until(base, layer)
 
     def forward(self, inputs: torch.Tensor, **kwargs: torch.Tensor) -> RegressionOutput:
-        """Return the mean squared error of the layer's output; inputs [B, T, D]."""
+        """Return the mean squared error of the layer's output for inputs [B, T, D]."""
         with torch.no_grad():
             *_, before, after = self.base(inputs, output_hidden_states=True).hidden_states
         mixed, _ = self.mixer(before)
@@ -254,15 +254,15 @@ class Imitation(nn.Module):
 
 
 def until(net: MesaRegressor, layer: int) -> MesaRegressor:
-    """Return a net of the same weights that ends behind a layer, counted from 0."""
+    """Return a net with the same weights that ends after the given layer, counted from 0."""
     shorter = copy.copy(net)
-    shorter._modules = dict(net._modules)  # which a copy shares
+    shorter._modules = dict(net._modules)  # a shallow copy shares this dictionary
     shorter.layers = net.layers[: layer + 1]
     return shorter
 
 
 def learner_of(recipe: NetRecipe, base: MesaRegressor | None) -> tuple[Any, nn.Module]:
-    """Return a recipe's net with fresh weights or its base's, and what is trained: the net, or a layer's imitation.
+    """Return a recipe's net, initialised at random or from its base, and the module to train: the net or an imitation.
 
     Raises SettingsError for a layer that imitates without a base.
     """
@@ -277,14 +277,14 @@ def learner_of(recipe: NetRecipe, base: MesaRegressor | None) -> tuple[Any, nn.M
 
 
 def fixed(net: Any, device: torch.device | str) -> MesaRegressor:
-    """Return a net on a device, in evaluation mode, its weights not to be trained."""
+    """Return a net on a device in evaluation mode, with frozen weights."""
     return net.to(device).eval().requires_grad_(False)
 
 
 def _take_over(net: MesaRegressor, base: MesaRegressor, without: str | None) -> None:
-    """Give a net the weights of another and freeze them; learned vectors beyond the other's are what is left.
+    """Copy the weights of another net and freeze them; only additional learned vectors remain trainable.
 
-    Weights whose name begins with ``without`` stay as they were drawn.
+    Weights whose name begins with ``without`` keep their random values.
     """
     own = net.state_dict()
     for name, tensor in base.state_dict().items():

@@ -1,1 +1,1 @@
-"""Seeded generators of synthetic tasks that are learned in context; none knows a model."""
+"""Seeded generators of synthetic tasks that are learned in context, independent of any model."""

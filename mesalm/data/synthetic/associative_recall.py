@@ -11,24 +11,24 @@ from .token_task import NOT_SCORED, Row, Split, TokenTask
 
 
 class AssociativeRecall(TokenTask):
-    """Key-value pairs, then each key once, whose value is asked for.
+    """Key-value pairs, then each key once as a query for its value.
 
-    Token 0 is filler, keys are the rest of the lower half of the vocabulary, values the upper half, both drawn
-    without replacement. After the pairs each key stands once more as a query at an even distance; how far is drawn
-    without replacement from p(g) proportional to g^(power - 1), so most queries come early. The label of the
-    position after a query is the key's value, which is not shown there. The other positions are filler, or tokens
-    drawn from the whole vocabulary. With ``rebound``, so many keys are shown a second time behind all pairs, each with
-    a new value, which is the one that is asked for: what was written before has to be overwritten.
+    Token 0 is filler. Keys are the rest of the lower half of the vocabulary, values the upper half; both are drawn
+    without replacement. After the pairs, each key appears once more as a query at an even distance, drawn without
+    replacement from p(g) proportional to g^(power - 1), so most queries come early. The label of the position after a
+    query is the key's value, which is not shown there. The other positions hold filler, or tokens drawn from the whole
+    vocabulary. ``rebound`` keys are shown again after all pairs, each with a new value. The query asks for the new
+    value, so the model must overwrite the old one.
     """
 
     name: Literal["mqar"] = "mqar"
     vocabulary: int = Field(default=8_192, ge=8, description="Token ids; half are keys (and filler), half values.")
-    length: int = Field(default=64, ge=4, description="Tokens of a row, at least 4 a pair.")
-    pairs: int = Field(default=4, ge=1, description="Key-value pairs of a row, each asked for once.")
-    rebound: int = Field(default=0, ge=0, description="Keys shown again with a new value, which counts.")
+    length: int = Field(default=64, ge=4, description="Tokens per row, at least 4 per pair.")
+    pairs: int = Field(default=4, ge=1, description="Key-value pairs per row, each queried once.")
+    rebound: int = Field(default=0, ge=0, description="Keys shown again with a new value, which is then the right one.")
     power: float = Field(default=0.01, gt=0, description="Exponent a of the distance's p(g) ~ g^(a - 1).")
-    random_filler: bool = Field(default=True, description="Whether filler is drawn from the vocabulary; else token 0.")
-    train_rows: int = Field(default=100_000, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
+    random_filler: bool = Field(default=True, description="Whether filler tokens are random; else token 0.")
+    train_rows: int = Field(default=100_000, ge=0, description="Rows of the training set; 0: new rows in every step.")
 
     def _check(self) -> None:
         if self.rebound > self.pairs:
@@ -64,7 +64,7 @@ class AssociativeRecall(TokenTask):
         return {"input_ids": tokens, "labels": labels}
 
     def guesses(self) -> dict[str, float]:
-        """Return chance, one of all values; the guess of any value that was shown; that of a key's first value."""
+        """Return the accuracy of guessing any value (chance), any value that was shown, or a key's first value."""
         found = {"chance": 1 / (self.vocabulary - self.vocabulary // 2)}
         found["a value shown"] = 1 / (self.pairs + self.rebound)
         if self.rebound:

@@ -15,27 +15,27 @@ from mesalm.wording import plural
 from .token_task import Row, Split, TokenTask, scored_labels
 
 Edges = tuple[tuple[tuple[int, int], ...], ...]
-"""For each state its edges (symbol, next state) in ascending order of symbols; state 0 is the start."""
+"""The edges (symbol, next state) of each state in ascending order of symbols; state 0 is the start."""
 
 SHARES: dict[str, tuple[int, int]] = {"train": (0, 80), "valid": (80, 90), "test": (90, 100)}
-"""Which hundredths of all languages belong to a split."""
+"""The values of `Automaton.share`, from the first to below the second, that belong to each split."""
 
 MOST_DRAWS = 100_000
-"""Draws after which a split counts as without a language; the usual settings need ten or so."""
+"""Maximum number of draws in search of a language of a split; the default settings need about ten."""
 
 
 @dataclass(frozen=True)
 class Automaton:
-    """The minimal automaton of a language of strings and their beginnings: every state accepts.
+    """The minimal automaton of a prefix-closed language: every state accepts.
 
-    States are numbered as a breadth-first search in ascending order of symbols meets them, so two automata are equal
-    where their languages are.
+    States are numbered in the order of a breadth-first search by ascending symbols, so two automata are equal exactly
+    if their languages are.
     """
 
     edges: Edges
 
     def after(self, state: int, symbol: int) -> int:
-        """Return the next state; KeyError for a symbol that is not legal in this state."""
+        """Return the next state. Raises KeyError for a symbol that is not legal in this state."""
         return dict(self.edges[state])[symbol]
 
     def legal(self, state: int) -> list[int]:
@@ -43,14 +43,14 @@ class Automaton:
         return [symbol for symbol, _ in self.edges[state]]
 
     def share(self) -> int:
-        """Return the hundredth of all languages to which this one belongs, from a hash of its edges."""
+        """Return a hash of the edges, from 0 to 99, that determines the split."""
         return int.from_bytes(hashlib.sha256(repr(self.edges).encode()).digest()[:8], "big") % 100
 
 
 def minimal_automaton(edges: Edges) -> Automaton:
     """Return the minimal automaton that accepts the same strings (Moore 1956, partition refinement).
 
-    A missing edge leads to a dead state, where nothing is accepted; all other states accept.
+    A missing edge leads to a dead state, which rejects; all other states accept.
     """
     block = [0] * len(edges)
     while True:
@@ -62,7 +62,7 @@ def minimal_automaton(edges: Edges) -> Automaton:
         if len(numbers) == len(set(block)):
             break
         block = finer
-    order, number = [0], {block[0]: 0}  # of each block met, one state and its number
+    order, number = [0], {block[0]: 0}  # one state of each block visited, and the block's number
     for state in order:
         for _, to in edges[state]:
             if block[to] not in number:
@@ -72,26 +72,26 @@ def minimal_automaton(edges: Edges) -> Automaton:
 
 
 class Automata(TokenTask):
-    """Strings of a language that differs in every row; each next symbol is to be predicted.
+    """Strings of a regular language drawn for each row; each next symbol is to be predicted.
 
-    An automaton has ``states_min`` to ``states`` states, each with 1 to ``edges`` outgoing edges under different
-    symbols of the row's own alphabet to random states; it is minimised, and drawn again if too few states are left.
-    A string is a walk from the start state of 1 to ``string_length`` steps, every edge equally likely. Strings
-    stand one after another with a separator after each (the last id but one) until the row is full; shorter rows are
-    padded (the last id). A language belongs to one split by its hash, so no test language occurs in training.
+    An automaton has ``states_min`` to ``states`` states, each with 1 to ``edges`` outgoing edges to random states,
+    labelled with different symbols of the row's alphabet. It is minimised, and redrawn if too few states are left.
+    A string is a walk of 1 to ``string_length`` steps from the start state, every edge equally likely. The strings are
+    concatenated, each followed by a separator (the second last id), until the row is full; shorter rows are padded
+    (with the last id). Its hash assigns each language to one split, so no test language occurs in training.
     """
 
     name: Literal["automata"] = "automata"
     vocabulary: int = Field(default=20, ge=6, description="Token ids; the last two are separator and padding.")
-    length: int = Field(default=512, ge=4, description="Tokens of a row.")
+    length: int = Field(default=512, ge=4, description="Tokens per row.")
     states_min: int = Field(default=4, ge=1, description="Fewest states of a minimal automaton.")
     states: int = Field(default=12, ge=1, description="Most states.")
-    edges: int = Field(default=4, ge=1, description="Most outgoing edges of a state.")
-    alphabet_min: int = Field(default=4, ge=1, description="Fewest symbols of a row's alphabet; most: all symbols.")
-    strings_min: int = Field(default=10, ge=1, description="Fewest strings of a row.")
-    strings: int = Field(default=20, ge=1, description="Most strings of a row.")
-    string_length: int = Field(default=50, ge=1, description="Most symbols of a string.")
-    train_rows: int = Field(default=5_000, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
+    edges: int = Field(default=4, ge=1, description="Most outgoing edges per state.")
+    alphabet_min: int = Field(default=4, ge=1, description="Fewest symbols in a row's alphabet; most: all symbols.")
+    strings_min: int = Field(default=10, ge=1, description="Fewest strings per row.")
+    strings: int = Field(default=20, ge=1, description="Most strings per row.")
+    string_length: int = Field(default=50, ge=1, description="Most symbols per string.")
+    train_rows: int = Field(default=5_000, ge=0, description="Rows of the training set; 0: new rows in every step.")
 
     def _check(self) -> None:
         for least, most in (("states_min", "states"), ("strings_min", "strings")):
@@ -108,7 +108,7 @@ class Automata(TokenTask):
         return self.vocabulary - 2
 
     def automaton(self, random: np.random.RandomState, split: Split) -> Automaton:
-        """Draw the language of a row: the first thing that `row` draws. Raises SettingsError where none is found."""
+        """Draw the language of a row, as `row` does first. Raises SettingsError if none is found."""
         low, high = SHARES[split]
         for _ in range(MOST_DRAWS):
             found = self._any_automaton(random)
@@ -134,9 +134,9 @@ class Automata(TokenTask):
         return {"input_ids": row, "labels": scored_labels(row, np.arange(self.length) < len(tokens))}
 
     def next_symbols(self, language: Automaton, tokens: np.ndarray) -> np.ndarray:
-        """Return the true distribution of each token given those before it, float64 [T, symbols].
+        """Return the true distribution of each token given the previous ones, float64 [T, symbols].
 
-        Rows are zero where the token is no symbol: whether a string ends is no matter of the language.
+        Rows are zero where the token is not a symbol: the language does not determine where strings end.
         """
         chances = np.zeros((len(tokens), self.symbols))
         state = 0

@@ -1,4 +1,4 @@
-"""Regression in context: pairs of one unknown map, one after the other, each answer asked for from those before."""
+"""In-context regression: pairs (x, y) of one unknown map; each y must be predicted from x and the previous pairs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .vector_task import Batch, VectorTask, normal, orthogonal, uniform
 
 
 class Pairs(NamedTuple):
-    """The pairs of a batch: x [B, pairs, size], noisy y [B, pairs, outputs], the map of each pair's task
-    [B, tasks, outputs, size], tasks in order."""
+    """The pairs of a batch: x [B, pairs, size], noisy y [B, pairs, outputs], and the map of each task
+    [B, tasks, outputs, size] in order."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -20,18 +20,18 @@ class Pairs(NamedTuple):
 
 
 class ContextRegression(VectorTask):
-    """Sequences x_1, y_1, x_2, y_2, ... with y_i = W x_i + noise, W of each sequence's own; asked for is y_i at x_i.
+    """Sequences x_1, y_1, x_2, y_2, ... with y_i = W x_i + noise and one W per sequence; y_i is predicted at x_i.
 
-    A separator, if any, stands after each pair and is learned vector 1; ``prefix`` further learned vectors stand
-    before the first pair. ``second_pairs`` pairs of a second task follow, with a map of their own. Only the positions
-    of x are scored; where ``outputs`` is below ``size``, y and its targets are filled up with zeros.
+    The separator after each pair, if there is one, is learned vector 1; ``prefix`` further learned vectors come before
+    the first pair. ``second_pairs`` pairs of a second task with its own map follow. Only the positions of x are
+    scored; if ``outputs`` is less than ``size``, y and its targets are padded with zeros.
 
-    The few-shot regression of von Oswald et al. 2023 (arXiv 2309.05858), section 5, has orthogonal maps and uniform
-    x; regression with Gaussian maps and inputs is that of Garg et al. 2022 (arXiv 2208.01066).
+    The few-shot regression of von Oswald et al. 2023 (arXiv 2309.05858), section 5, uses orthogonal maps and uniform
+    x; Garg et al. 2022 (arXiv 2208.01066) use Gaussian maps and inputs.
     """
 
     name: Literal["regression"] = "regression"
-    outputs: int | None = Field(default=None, description="Entries of y; none: as many as x has.")
+    outputs: int | None = Field(default=None, description="Size of y; none: that of x.")
     pairs: int = Field(default=40, ge=1, description="Pairs of the first task.")
     second_pairs: int = Field(default=0, ge=0, description="Pairs of a second task that follows; 0: none.")
     map: Literal["gaussian", "orthogonal"] = Field(
@@ -40,7 +40,7 @@ class ContextRegression(VectorTask):
     inputs: Literal["gaussian", "uniform"] = Field(
         default="gaussian", description="How x is drawn: N(0, 1) or [-1, 1]."
     )
-    separator: bool = Field(default=False, description="Whether a learned vector stands after each pair.")
+    separator: bool = Field(default=False, description="Whether a learned vector follows each pair.")
     prefix: int = Field(default=0, ge=0, description="Learned vectors before the first pair.")
 
     def _check(self) -> None:
@@ -56,7 +56,7 @@ class ContextRegression(VectorTask):
 
     @property
     def pair_tokens(self) -> int:
-        """Return the tokens that a pair takes, its separator counted."""
+        """Return the number of tokens per pair, including the separator."""
         return 3 if self.separator else 2
 
     @property
@@ -66,7 +66,7 @@ class ContextRegression(VectorTask):
 
     @property
     def learned_vectors(self) -> int:
-        """Return how many learned vectors there are: the separator, then the prefix."""
+        """Return the number of learned vectors: the separator and the prefix."""
         return int(self.separator) + self.prefix
 
     def query_positions(self) -> range:
@@ -74,7 +74,7 @@ class ContextRegression(VectorTask):
         return range(self.prefix, self.sequence_length, self.pair_tokens)
 
     def draw(self, rows: int, generator: torch.Generator) -> Batch:
-        """Draw a batch; ``places`` is in it where there are learned vectors."""
+        """Draw a batch; it contains ``places`` if the task has learned vectors."""
         x, y, _ = self.sample(rows, generator)
         filled = torch.nn.functional.pad(y, (0, self.size - self.output_size))
         queries = torch.tensor(self.query_positions(), device=generator.device)

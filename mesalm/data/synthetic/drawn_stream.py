@@ -1,4 +1,4 @@
-"""Batches drawn on the fly in an order fixed by (seed, step), whatever the number of processes."""
+"""Batches drawn on the fly, determined by (seed, step) and not by the number of processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mesalm.data.stream import Batch, DataPosition, SharedSteps
 
 Split = Literal["train", "valid", "test"]
 ODD = 0x9E3779B1
-"""An odd factor: steps times it are distinct modulo 2^32, so that no two steps of a run share a generator's seed."""
+"""An odd factor: its multiples by the step are distinct modulo 2^32, so no two steps of a run share a seed."""
 
 
 class Drawn(Protocol):
@@ -24,7 +24,7 @@ class Drawn(Protocol):
 
 @dataclass(frozen=True)
 class StepPosition(DataPosition):
-    """The place of a run: the next batch is that of optimiser step ``step``."""
+    """The data position of a run: the next batch is that of optimiser step ``step``."""
 
     seed: int
     step: int = 0
@@ -33,8 +33,8 @@ class StepPosition(DataPosition):
 def step_generator(seed: int, step: int, split: Split = "train", device: torch.device | str = "cpu") -> torch.Generator:
     """Return the generator of one step's batch.
 
-    The numbers depend on (seed, split, step) and on the kind of device: torch's generators differ between CPU and
-    GPU. torch's CPU generator reads 32 bits of a seed, so two runs of other seeds may meet in single steps.
+    The numbers depend on (seed, split, step) and on the device type: torch's generators differ between CPU and GPU.
+    torch's CPU generator uses only 32 bits of a seed, so runs with different seeds may share a batch in some steps.
     """
     digest = hashlib.blake2b(f"{seed} {split}".encode(), digest_size=4).digest()
     mixed = (int.from_bytes(digest, "little") + step * ODD) % 2**32
@@ -44,18 +44,18 @@ def step_generator(seed: int, step: int, split: Split = "train", device: torch.d
 def drawn_batch(
     task: Drawn, rows: int, seed: int, *, step: int = 0, split: Split = "test", device: torch.device | str = "cpu"
 ) -> Batch:
-    """Draw one batch outside training; ``split`` keeps it apart from what a run of the same seed has seen."""
+    """Draw one batch outside training; any ``split`` but train differs from the training data of the same seed."""
     return task.draw(rows, step_generator(seed, step, split, device))
 
 
 class DrawnStream(SharedSteps):
-    """The micro-batches of one process, without end, none seen twice.
+    """The endless stream of micro-batches of one process, without repetition.
 
-    Each optimiser step draws a batch of ``global_rows`` sequences; process ``rank`` of ``world`` draws all of it and
-    keeps the rank-th contiguous slice, cut into micro-batches of ``micro_rows`` (None: the whole slice).
-    ``position`` is that of the first step not yet handed out whole; a new ``iter`` begins there.
+    Each optimiser step uses a batch of ``global_rows`` sequences. Process ``rank`` of ``world`` draws the whole batch
+    and keeps the rank-th contiguous slice, cut into micro-batches of ``micro_rows`` (None: the whole slice).
+    ``position`` is the first step that has not been yielded completely; a new ``iter`` starts there.
 
-    Raises ValueError when the rows of a step do not divide evenly.
+    Raises ValueError if the rows of a step do not divide evenly.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Linear dynamical systems: each sequence follows a map of its own, which the next state must be predicted by."""
+"""Linear dynamical systems: each sequence follows its own map, to be inferred to predict the next state."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .drawn_stream import step_generator
 from .vector_task import Batch, VectorTask, normal, orthogonal, uniform
 
 CLIP = {"orthogonal": 10.0, "contracting": 2.0, "teacher": 10.0}
-"""Bound on every entry of a state; idle for orthogonal maps."""
+"""Bound on every entry of a state; without effect for orthogonal maps."""
 SLOWEST, FASTEST = 0.9, 0.3
-"""A contracting map's one fixed eigenvalue, and the least of the others, which are uniform between the two."""
+"""The one fixed eigenvalue of a contracting map, and the lower bound of the others, uniform between the two."""
 
 
 class Trajectory(NamedTuple):
-    """Sequences with what made them: states [B, T + 1, hidden], observations [B, T + 1, size], the map
-    [B, hidden, hidden] and the read-out [B, size, hidden] (None where the state itself is seen)."""
+    """Sequences and what generated them: states [B, T + 1, hidden], observations [B, T + 1, size], the map
+    [B, hidden, hidden] and the read-out C [B, size, hidden] (None if the state itself is observed)."""
 
     states: torch.Tensor
     observations: torch.Tensor
@@ -29,21 +29,21 @@ class Trajectory(NamedTuple):
 
 
 class LinearDynamics(VectorTask):
-    """The dynamics s_{t+1} = W s_t + noise; seen is the state, or o_t = C s_t + noise.
+    """The dynamics s_{t+1} = W s_t + noise, where the model observes the state or o_t = C s_t + noise.
 
-    W is drawn afresh for each sequence: orthogonal by the Haar measure, or contracting with real eigenvalues; or it
-    is one orthogonal teacher for all. The state starts uniform on [-1, 1]. A partial view's C is drawn for each
-    sequence too, its entries with standard deviation 1/2. von Oswald et al. 2023 (arXiv 2309.05858), section 3 and
-    appendix E, with the start, the noise and C of the authors' experiments (docs/lab.md).
+    Each sequence has its own W, either orthogonal (Haar measure) or contracting with real eigenvalues; or one
+    orthogonal teacher is shared by all. The entries of the first state are uniform on [-1, 1]. With partial
+    observation, each sequence also has its own C, whose entries have standard deviation 1/2. von Oswald et al. 2023
+    (arXiv 2309.05858), section 3, appendix E; first state, noise and C as in the authors' experiments (docs/lab.md).
     """
 
     name: Literal["linear-dynamics"] = "linear-dynamics"
-    length: int = Field(default=50, ge=1, description="Tokens of a sequence; one more state is drawn, the last target.")
+    length: int = Field(default=50, ge=1, description="Tokens per sequence; one more state is the last target.")
     hidden: int | None = Field(
-        default=None, description="Entries of the state, seen through C; none: the state is seen."
+        default=None, description="Size of the state observed through C; none: the state is observed."
     )
     transition: Literal["orthogonal", "contracting", "teacher"] = Field(
-        default="orthogonal", description="How W is drawn; teacher: one orthogonal W for every sequence."
+        default="orthogonal", description="How W is drawn; teacher: one orthogonal W for all sequences."
     )
     teacher_seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of the teacher's W.")
 
@@ -53,7 +53,7 @@ class LinearDynamics(VectorTask):
 
     @property
     def sequence_length(self) -> int:
-        """Return the number of tokens of a sequence."""
+        """Return the number of tokens per sequence."""
         return self.length
 
     def draw(self, rows: int, generator: torch.Generator) -> Batch:
@@ -84,11 +84,11 @@ class LinearDynamics(VectorTask):
         if self.transition == "orthogonal":
             return orthogonal(rows, width, generator)
         if self.transition == "teacher":
-            # drawn on the CPU, so that it is one and the same on every device
+            # drawn on the CPU, so that it is the same on every device
             teacher = orthogonal(1, width, step_generator(self.teacher_seed, 0)).to(generator.device)
             return teacher.expand(rows, width, width)
         basis = normal((rows, width, width), 1.0, generator)
         rates = FASTEST + (SLOWEST - FASTEST) * torch.rand((rows, width), generator=generator, device=generator.device)
-        # the entries of the basis are exchangeable, so it does not matter where the slowest stands
+        # the basis vectors are exchangeable, so the position of the slowest eigenvalue does not matter
         rates[:, 0] = SLOWEST
         return torch.linalg.solve(basis, basis * rates.unsqueeze(-2), left=False)

@@ -15,12 +15,12 @@ from .token_task import NOT_SCORED, Row, Split, TokenTask, scored_labels
 class SelectiveCopy(TokenTask):
     """Tokens scattered among blanks, to be repeated in order (also Gu and Dao 2023).
 
-    The last token id asks, the last but one is blank. After the asking token stand as many blanks as there are tokens
-    to copy; while reading the k-th of these (the asking token is the 0-th) the model says the (k + 1)-th token.
+    The last token id is the query token, the second last is blank. As many blanks as there are tokens to copy follow
+    the query token; at the k-th of them (the query token is the 0-th) the model predicts the (k + 1)-th token.
     """
 
     name: Literal["selective-copy"] = "selective-copy"
-    vocabulary: int = Field(default=16, ge=4, description="Token ids; the last two are blank and the asking token.")
+    vocabulary: int = Field(default=16, ge=4, description="Token ids; the last two are the blank and the query token.")
     length: int = Field(default=256, ge=4, description="Tokens of a row.")
     copied: int = Field(default=16, ge=1, description="Tokens to copy.")
 
@@ -42,15 +42,15 @@ class SelectiveCopy(TokenTask):
         return {"input_ids": tokens, "labels": labels}
 
     def guesses(self) -> dict[str, float]:
-        """Return chance, one of all tokens that are copied."""
+        """Return chance: one of all tokens that can be copied."""
         return {"chance": 1 / (self.vocabulary - 2)}
 
 
 class Compression(TokenTask):
-    """Random tokens, all to be decoded from the state after the last token, which is always the same.
+    """Random tokens, all to be decoded from the state after the closing token (the last id).
 
-    ``labels[t]`` is token t itself, read out by a decoder that sees that one state and t; the last position, which
-    holds the closing token (the last id), is not scored.
+    ``labels[t]`` is token t itself, predicted by a decoder that sees only this state and t. The position of the closing
+    token is not scored.
     """
 
     name: Literal["compression"] = "compression"
@@ -67,22 +67,22 @@ class Compression(TokenTask):
         return {"input_ids": tokens, "labels": labels}
 
     def guesses(self) -> dict[str, float]:
-        """Return chance, one of all tokens but the closing one."""
+        """Return chance: one of all tokens except the closing token."""
         return {"chance": 1 / (self.vocabulary - 1)}
 
 
 class Memorisation(TokenTask):
-    """Keys whose values are asked for and never shown: one map, the same in every row and split.
+    """Keys whose values are never shown: one map from keys to values, the same in every row and split.
 
-    A row is key, asking token, key, asking token ...; the label of an asking token's position is the key's value. The
-    last token id asks; of the others half are keys, half values, each key with a value of its own.
+    A row is key, query token, key, query token ...; the label of a query token's position is the key's value. The query
+    token is the last id; half of the others are keys, half values. No two keys share a value.
     """
 
     name: Literal["memorisation"] = "memorisation"
-    vocabulary: int = Field(default=256, ge=8, description="Token ids; the last one asks.")
+    vocabulary: int = Field(default=256, ge=8, description="Token ids; the last one is the query token.")
     length: int = Field(default=32, ge=4, description="Tokens of a row.")
     map_seed: int = Field(default=12_345, ge=0, le=LARGEST_SEED, description="Seed of the map from keys to values.")
-    train_rows: int = Field(default=256, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
+    train_rows: int = Field(default=256, ge=0, description="Rows of the training set; 0: new rows in every step.")
 
     def _check(self) -> None:
         if self.length % 2:
@@ -90,7 +90,7 @@ class Memorisation(TokenTask):
 
     @property
     def values(self) -> np.ndarray:
-        """Return the value of each key, int64 [keys]; keys are the ids from 0 on."""
+        """Return the value of each key, int64 [keys]; the keys are the first token ids."""
         keys = (self.vocabulary - 1) // 2
         return keys + np.random.RandomState(self.map_seed).permutation(self.vocabulary - 1 - keys)[:keys]
 
@@ -110,11 +110,11 @@ class Memorisation(TokenTask):
 
 
 class ContextRecall(TokenTask):
-    """Keys with values that are constant in a row and drawn anew per row; asked for are those of keys seen before.
+    """Key-value pairs whose map is drawn for each row; the values of repeated keys must be recalled.
 
-    A row is a chain of pairs of two tokens; the last pair repeats a key. In training every next token is a label; in
-    valid and test only values of keys seen before. The vocabulary without noise tokens is half keys, half values. It is
-    that of section 3.1.
+    A row is a sequence of pairs of two tokens; the last pair repeats a key. In training, every next token is scored; in
+    valid and test, only the values of repeated keys. Apart from noise tokens, half of the vocabulary are keys and half
+    values, as in section 3.1.
     """
 
     name: Literal["context-recall"] = "context-recall"
@@ -132,7 +132,7 @@ class ContextRecall(TokenTask):
 
     @property
     def first_value(self) -> int:
-        """Return the first token id that is a value; keys are those below."""
+        """Return the first token id that is a value; lower ids are keys."""
         return (self.vocabulary - self.noise_tokens) // 2
 
     def row(self, random: np.random.RandomState, split: Split) -> Row:
@@ -142,7 +142,7 @@ class ContextRecall(TokenTask):
         value_of = random.randint(first_value, first_noise, size=first_value)
         keys = random.randint(first_value, size=pairs)
         noisy = random.random_sample(pairs) < self.noise
-        noisy[[random.randint(pairs - 1), -1]] = False  # something to ask for, and the question
+        noisy[[random.randint(pairs - 1), -1]] = False  # at least one key to recall, and the query
         shown = keys[:-1][~noisy[:-1]]
         keys[-1] = shown[random.randint(len(shown))]
         tokens = np.stack([keys, value_of[keys]], axis=1)
@@ -163,7 +163,7 @@ class ContextRecall(TokenTask):
 
 
 class NoisyRecall(ContextRecall):
-    """Recall in context with a share of the pairs replaced by noise tokens."""
+    """In-context recall where a share of the pairs is replaced by noise tokens."""
 
     name: Literal["noisy-recall"] = "noisy-recall"  # type: ignore[assignment]  # the parent's name is another literal
     vocabulary: int = Field(default=32, ge=4, description="Token ids, noise tokens among them.")
@@ -175,11 +175,11 @@ Motif = tuple[int, ...]
 
 
 class FuzzyRecall(TokenTask):
-    """Recall in context where a key or a value is a motif of one to three different tokens.
+    """In-context recall where each key and value consists of several different tokens, by default one to three.
 
-    The last token id pads rows on the left. Of the others half serve keys, half values. Keys have 1 to ``key_size``
-    tokens in training and ``key_size`` in valid and test; values 1 to ``value_size``. The row ends with a pair that it
-    has shown before. In training every next token is a label; in valid and test only the values of keys seen before.
+    The last token id pads rows on the left. Half of the others are for keys, half for values. Keys have 1 to
+    ``key_size`` tokens in training and ``key_size`` in valid and test; values have 1 to ``value_size``. The last pair
+    repeats an earlier one. In training every next token is scored; in valid and test, only values of repeated keys.
     """
 
     name: Literal["fuzzy-recall"] = "fuzzy-recall"
@@ -197,7 +197,7 @@ class FuzzyRecall(TokenTask):
 
     @property
     def first_value(self) -> int:
-        """Return the first token id that serves values; those below serve keys."""
+        """Return the first token id for values; lower ids are for keys."""
         return (self.vocabulary - 1) // 2
 
     def row(self, random: np.random.RandomState, split: Split) -> Row:
@@ -207,7 +207,7 @@ class FuzzyRecall(TokenTask):
         room = self.length - self.key_size - self.value_size
         while True:
             key = self._key(random, split)
-            # drawn even where the key has its value already, so that a row's later draws do not hang on it
+            # drawn even if the key already has a value, so that later draws of the row do not depend on that
             value = self._value(random)
             value = value_of.setdefault(key, value)
             if len(key) + len(value) > room:
@@ -227,7 +227,7 @@ class FuzzyRecall(TokenTask):
         return {"input_ids": row, "labels": scored_labels(row, labelled)}
 
     def guesses(self) -> dict[str, float]:
-        """Return chance, one of all tokens that serve values."""
+        """Return chance: one of all tokens for values."""
         return {"chance": 1 / (self.vocabulary - 1 - self.first_value)}
 
     def _key(self, random: np.random.RandomState, split: Split) -> Motif:

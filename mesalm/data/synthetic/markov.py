@@ -1,4 +1,4 @@
-"""Random Markov languages, one per row: what the next symbol is likely to be has to be counted in the row itself."""
+"""Random Markov languages, one per row: next-symbol probabilities can only be estimated from the row itself."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from .token_task import Row, Split, TokenTask, scored_labels
 
 
 class Markov(TokenTask):
-    """A Markov chain over symbols, its transition matrix drawn for each row; each next symbol is to be predicted.
+    """A Markov chain over symbols with its own transition matrix per row; each next symbol is to be predicted.
 
-    Each row of the matrix is drawn from a symmetric Dirichlet distribution; a small concentration lets few symbols
-    follow. The first symbol is uniform and not scored. With ``switch``, a second matrix takes over at that position.
-    Ridge regression of the next symbol on the current one, both one-hot, is smoothed counting of bigrams.
+    The rows of the matrix are drawn from a symmetric Dirichlet distribution; with a small concentration, few symbols
+    can follow each. The first symbol is uniform and not scored. From position ``switch`` on, if set, a second matrix is
+    used. Ridge regression of the next symbol on the current one, both one-hot, amounts to smoothed bigram counts.
     """
 
     name: Literal["markov"] = "markov"
     symbols: int = Field(default=32, ge=2, description="Symbols, which are the token ids.")
     length: int = Field(default=256, ge=4, description="Tokens of a row.")
-    concentration: float = Field(default=0.05, gt=0, description="Of the Dirichlet distribution, per symbol.")
-    switch: int = Field(default=0, ge=0, description="First position that a second language decides; 0: there is one.")
-    train_rows: int = Field(default=0, ge=0, description="Rows of the training set; 0: fresh rows, none twice.")
+    concentration: float = Field(default=0.05, gt=0, description="Dirichlet concentration per symbol.")
+    switch: int = Field(default=0, ge=0, description="First position drawn from a second language; 0: one language.")
+    train_rows: int = Field(default=0, ge=0, description="Rows of the training set; 0: new rows in every step.")
 
     def _check(self) -> None:
         if self.switch >= self.length:
@@ -45,9 +45,9 @@ class Markov(TokenTask):
         return {"input_ids": tokens, "labels": scored_labels(tokens, np.arange(self.length) > 0)}
 
     def _language(self, random: np.random.RandomState) -> np.ndarray:
-        """Draw a transition matrix and return the sums along its rows, float64 [symbols, symbols]."""
+        """Draw a transition matrix and return the cumulative sums of its rows, float64 [symbols, symbols]."""
         matrix = random.dirichlet([self.concentration] * self.symbols, size=self.symbols)
         lost = np.flatnonzero(np.isnan(matrix).any(1))
-        if len(lost):  # all its numbers were below the least float; as the concentration goes to 0, one has all
+        if len(lost):  # the row underflowed; in the limit of concentration 0, one symbol has probability 1
             matrix[lost] = np.eye(self.symbols)[random.randint(self.symbols, size=len(lost))]
         return matrix.cumsum(1)

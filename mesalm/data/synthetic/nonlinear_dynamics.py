@@ -1,4 +1,4 @@
-"""Nonlinear dynamical systems: a map of each sequence's own, applied to features that all sequences share."""
+"""Nonlinear dynamical systems: each sequence applies its own linear map to features shared by all sequences."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .drawn_stream import step_generator
 from .vector_task import Batch, VectorTask, normal, orthogonal, uniform
 
 DEVIATION = 1.1
-"""Standard deviation of the entries of the features' two maps."""
+"""Standard deviation of the entries of A and B, the two matrices of the feature network."""
 START = 0.25
 """Bound on the entries of the first state."""
 
 
 class FeatureTrajectory(NamedTuple):
-    """Sequences with what made them: states and their features [B, T + 1, size], the map [B, size, size]."""
+    """Sequences and what generated them: states and their features [B, T + 1, size], and the map [B, size, size]."""
 
     states: torch.Tensor
     features: torch.Tensor
@@ -29,21 +29,21 @@ class FeatureTrajectory(NamedTuple):
 class NonlinearDynamics(VectorTask):
     """The dynamics s_{t+1} = W f(s_t) + noise with f(s) = g(s) / |g(s)|, g(s) = GELU(s A) B.
 
-    W is an orthogonal matrix of each sequence's own, A and B are one for all. The state starts uniform on
-    [-1/4, 1/4]. von Oswald et al. 2023 (arXiv 2309.05858), section 3; the features' unit length is in the authors'
-    experiments alone (docs/lab.md).
+    Each sequence has its own orthogonal W; all sequences share A and B. The entries of the first state are uniform on
+    [-1/4, 1/4]. von Oswald et al. 2023 (arXiv 2309.05858), section 3; scaling the features to unit length is taken
+    from the authors' experiments, not the paper (docs/lab.md).
     """
 
     name: Literal["nonlinear-dynamics"] = "nonlinear-dynamics"
-    length: int = Field(default=50, ge=1, description="Tokens of a sequence; one more state is drawn, the last target.")
-    width: int = Field(default=40, ge=1, description="Hidden units of the network that makes the features.")
+    length: int = Field(default=50, ge=1, description="Tokens per sequence; one more state is the last target.")
+    width: int = Field(default=40, ge=1, description="Hidden units of the feature network.")
     network_seed: int = Field(
-        default=0, ge=0, le=LARGEST_SEED, description="Seed of the features' network, which all sequences share."
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of the feature network, which all sequences share."
     )
 
     @property
     def sequence_length(self) -> int:
-        """Return the number of tokens of a sequence."""
+        """Return the number of tokens per sequence."""
         return self.length
 
     def draw(self, rows: int, generator: torch.Generator) -> Batch:
@@ -61,7 +61,7 @@ class NonlinearDynamics(VectorTask):
         return torch.nn.functional.gelu(states @ first) @ second
 
     def network(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return A [size, width] and B [width, size]; drawn on the CPU, so that every device has the same."""
+        """Return A [size, width] and B [width, size], drawn on the CPU so that they are the same on every device."""
         generator = step_generator(self.network_seed, 0)
         first = normal((self.size, self.width), DEVIATION, generator)
         second = normal((self.width, self.size), DEVIATION, generator)

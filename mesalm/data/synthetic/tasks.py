@@ -1,4 +1,4 @@
-"""The table of synthetic tasks: one line per task."""
+"""The registry of synthetic tasks."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ TASKS: dict[str, type[TokenTask] | type[VectorTask]] = {
     "regression": ContextRegression,
     "selective-copy": SelectiveCopy,
 }
-"""Name -> settings that draw the rows."""
+"""Name of each task -> the class of its settings, which draws the rows."""

@@ -1,7 +1,7 @@
-"""What every task of tokens is: settings that draw a row from a random state, and the rows of a split.
+"""Base class of tasks on token ids: settings that draw a row from a random state, and the rows of a split.
 
-Row ``index`` of a split depends on (seed, split, index) and the task's settings alone. `TokenRows` has ``len`` and
-``[]``, so `mesalm.data.stream.RowStream` gives order, sharding over processes and resumption.
+Row ``index`` of a split depends only on (seed, split, index) and the task's settings. `TokenRows` has ``len`` and
+``[]``, so `mesalm.data.stream.RowStream` can shuffle it, shard it over processes and resume.
 """
 
 from __future__ import annotations
@@ -20,24 +20,22 @@ from .drawn_stream import Split
 Row = dict[str, np.ndarray]
 
 NOT_SCORED = -100
-"""The label of a position that is not scored, as transformers has it."""
+"""The label of a position that is not scored, as in transformers."""
 
 
 class TokenTask(Settings):
-    """A task whose rows are token ids; subclasses give ``name`` and `row`.
+    """A task whose rows are token ids; subclasses define ``name`` and `row`.
 
-    A row is ``input_ids`` and ``labels``, int64 [length]. ``labels[t]`` is to be predicted from the tokens before
-    position t, which is how causal language models of transformers shift them; -100 is not scored.
+    A row holds ``input_ids`` and ``labels``, int64 [length]. ``labels[t]`` is predicted from the tokens before position
+    t, since causal language models of transformers shift the labels; -100 is not scored.
     """
 
     reads_last_state: ClassVar[bool] = False
-    """Whether the labels are to be read from the state after the last token, all at once (compression)."""
+    """Whether all labels are decoded from the state after the last token (compression)."""
 
     vocabulary: int = Field(default=16, ge=2, description="Token ids.")
     length: int = Field(default=128, ge=4, description="Tokens of a row.")
-    train_rows: int = Field(
-        default=12_800, ge=0, description="Rows of the training set; 0: a fresh row each time, none seen twice."
-    )
+    train_rows: int = Field(default=12_800, ge=0, description="Rows of the training set; 0: new rows in every step.")
 
     @property
     def vocab_size(self) -> int:
@@ -49,17 +47,17 @@ class TokenTask(Settings):
         raise NotImplementedError
 
     def guesses(self) -> dict[str, float]:
-        """Return the accuracy of guesses that do not look at the query, by name, chance first; or none.
+        """Return the accuracy by name of guesses that ignore the query, chance first; may be empty.
 
-        The guesses of tasks without are made by looking at the row, in `mesa_eval.synthetic`.
+        For tasks where it is empty, `mesa_eval.synthetic` computes guesses from the rows.
         """
         return {}
 
 
 class TokenRows:
-    """The rows of one split, each drawn when it is first asked for.
+    """The ``count`` rows of one split, each drawn on first access.
 
-    ``count`` rows; those of a training set that is seen more than once are kept (``keep``), 8 bytes per token.
+    With ``keep``, for a training set seen more than once, rows are cached at 8 bytes per token.
     """
 
     def __init__(self, task: TokenTask, split: Split, seed: int, count: int, *, keep: bool = True) -> None:
@@ -86,7 +84,7 @@ class TokenRows:
 
 
 def row_random(seed: int, split: Split, index: int) -> np.random.RandomState:
-    """Return a generator for one row; RandomState, whose stream NumPy promises never to change."""
+    """Return the random state of one row; RandomState, since NumPy guarantees that its stream never changes."""
     return np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, get_args(Split).index(split), index])
 
 

@@ -1,4 +1,4 @@
-"""What every task of vectors is: settings that draw a batch from a generator, on the generator's device."""
+"""Base class of tasks on vectors: settings that draw a batch from a generator, on the generator's device."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mesalm.settings import Settings
 
 
 class VectorTask(Settings):
-    """A task whose sequences are vectors; subclasses give ``name``, `draw` and the length.
+    """A task whose tokens are vectors; subclasses define ``name``, `draw` and the length.
 
     A batch of B sequences holds
 
     - ``inputs``, float32 [B, T, input_size]: the tokens;
-    - ``targets``, float32 [B, T, input_size]: what is to be predicted from the tokens up to each;
-    - ``weights``, float32 [B, T], where not all positions are scored alike: the weight of each one's error;
-    - ``places``, int64 [B, T], where some tokens are the model's own to learn: 0 for a token given in ``inputs``,
-      j > 0 for learned vector number j, for which ``inputs`` holds zeros.
+    - ``targets``, float32 [B, T, input_size]: the prediction target at each token, given the tokens up to it;
+    - ``weights``, float32 [B, T], if positions are not scored equally: the weight of each position's error;
+    - ``places``, int64 [B, T], if some tokens are learned by the model: 0 for a token given in ``inputs``, j > 0 for
+      learned vector j, where ``inputs`` holds zeros.
     """
 
     size: int = Field(default=10, ge=1, description="Entries of a token.")
@@ -31,12 +31,12 @@ class VectorTask(Settings):
 
     @property
     def sequence_length(self) -> int:
-        """Return the number of tokens T of a sequence."""
+        """Return the number of tokens T per sequence."""
         raise NotImplementedError
 
     @property
     def learned_vectors(self) -> int:
-        """Return how many learned vectors the sequences have places for."""
+        """Return the number of learned vectors used in the sequences."""
         return 0
 
     def draw(self, rows: int, generator: torch.Generator) -> Batch:
@@ -50,7 +50,7 @@ def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) ->
 
 
 def normal(shape: tuple[int, ...], deviation: float, generator: torch.Generator) -> torch.Tensor:
-    """Draw from N(0, deviation^2), float32 of the given shape; deviation 0 draws too, and gives zeros."""
+    """Draw from N(0, deviation^2), float32 of the given shape; deviation 0 gives zeros but uses the generator."""
     return torch.randn(shape, generator=generator, device=generator.device) * deviation
 
 

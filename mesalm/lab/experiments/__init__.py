@@ -1,1 +1,1 @@
-"""Experiments on the paper's claims, one function per claim."""
+"""Experiments that test the paper's claims, one function per claim."""

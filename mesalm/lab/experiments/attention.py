@@ -1,4 +1,4 @@
-"""The attention maps of a net's first layer: where it looks when it copies earlier tokens."""
+"""The attention maps of a net's first layer: where it attends when it copies earlier tokens."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mesalm.lab.workbench import Workbench
 from mesalm.regressor.regressor_mesa import MesaRegressor
 
 ROWS_A_PASS = 256
-"""Sequences of one forward pass: maps of all heads and sequences are large together."""
+"""Sequences per forward pass, limited since the maps of all heads and sequences take much memory."""
 
 
 def attention_maps(bench: Workbench, sizes: Sizes) -> Findings:
-    """Average the first softmax layer's attention over sequences: its shares by lag, and the maps as pictures.
+    """Average the first softmax layer's attention over sequences: its shares by lag, and the maps as images.
 
-    The net is that of claim 11 or, where ``hidden`` is among the sizes, of claim 12. Shares are means over heads and
-    over the positions that have every lag of the figure; a uniform map is shown beside them.
+    The net is that of claim 11 or, if the sizes have ``hidden``, of claim 12. Shares are means over heads and over the
+    positions that have all lags of the figure; the shares of uniform attention are shown for comparison.
     """
     task = dynamics(sizes)
     net = hybrid_net(bench, sizes, task)
@@ -63,5 +63,5 @@ def mean_maps(net: MesaRegressor, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def shares_by_lag(weights: torch.Tensor) -> torch.Tensor:
-    """Return the mean weight at lags 0 .. LAGS - 1, over the queries that have them all, of a map [T, T]."""
+    """Return the mean weight of a map [T, T] at lags 0 .. LAGS - 1, over the queries that have all of them."""
     return torch.stack([weights.diagonal(-lag)[LAGS - 1 - lag :].mean() for lag in range(LAGS)])

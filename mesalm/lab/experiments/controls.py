@@ -1,4 +1,4 @@
-"""Nets that experiments are compared with: trained weights in another order, and the best of several rates."""
+"""Nets for comparison in experiments: with shuffled weights, or trained at the best of several learning rates."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mesalm.lab.workbench import NetRecipe, Workbench
 from mesalm.regressor.regressor_mesa import MesaRegressor
 
 CHOOSING_ROWS = 2048
-"""Sequences on which rates are compared; no score is taken on them."""
+"""Sequences on which learning rates are compared; they are not used for scores."""
 
 
 def shuffled(net: MesaRegressor, seed: int) -> MesaRegressor:
-    """Return a copy of a net with the entries of each weight in random order: same scale, nothing learned."""
+    """Return a copy of a net with the entries of each weight shuffled: same scale, nothing learned."""
     generator = torch.Generator().manual_seed(seed)
     other = copy.deepcopy(net)
     with torch.no_grad():
@@ -32,14 +32,14 @@ def shuffled(net: MesaRegressor, seed: int) -> MesaRegressor:
 def best_of_rates(
     bench: Workbench, sizes: Sizes, task: VectorTask, mixers: str | list[str], layers: int, rates: list[float]
 ) -> NetRecipe:
-    """Return the recipe of the plain net whose rate, of several, gives the least loss on sequences of their own."""
+    """Return the recipe of the plain net whose learning rate gives the lowest loss on separate sequences."""
     batch = bench.batch(task, CHOOSING_ROWS, step=2)
     recipes = [plain_net(bench, {**sizes, "learning_rate": rate}, task, mixers, layers) for rate in rates]
     return min(recipes, key=lambda each: float(net_losses(bench, each, batch).mean()))
 
 
 def tuned_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 16, version 2: both nets at their best rates, and linear layers on constructed tokens, one fewer."""
+    """Claim 16, version 2: both nets at their best rates, and a net of one fewer layers, all linear."""
     task, layers, rates = dynamics(sizes), sizes["layers"], sizes["learning_rates"]
     own = {**sizes, "steps": sizes["linear_steps"], "learning_rate": sizes["linear_rate"]}
     recipes = {

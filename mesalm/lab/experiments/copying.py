@@ -1,4 +1,4 @@
-"""Claims about what the first softmax layer copies: earlier tokens decoded from its output."""
+"""Claims about which earlier tokens the first softmax layer copies, decoded from its output."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from mesalm.lab.workbench import Workbench
 from mesalm.regressor.regressor_mesa import MesaRegressor
 
 LAGS = 6
-"""Lags of the figures of what the first layer holds."""
+"""Number of lags in figures about the first layer."""
 
 
 def hybrid_net(bench: Workbench, sizes: Sizes, task: LinearDynamics) -> MesaRegressor:
-    """Return the net with the mixers of the sizes."""
+    """Return the net with the mixers given by the sizes."""
     return bench.net(plain_net(bench, sizes, task, list(sizes["mixers"]), len(sizes["mixers"])))
 
 
 def copied_lags(
     bench: Workbench, sizes: Sizes, task: LinearDynamics, net: MesaRegressor, at: int | None = None
 ) -> tuple[list[float], list[float]]:
-    """Return R2 of decoding s_{t - lag} from the first layer's output at a position t, and its sensitivity.
+    """Return R2 by lag of decoding s_{t - lag} from the first layer's output at position t, and its sensitivity.
 
-    Positions count from 1; without one it is the last. The sensitivity is the mean over outputs of the norm of the
-    gradient by s_{t - lag}, averaged over 64 sequences.
+    Position ``at`` counts from 1 and defaults to the last. The sensitivity is the norm of the gradient of each output
+    with respect to s_{t - lag}, averaged over outputs and 64 sequences.
     """
     here = (at or task.sequence_length) - 1
     fit, test = fit_and_test(bench, task, sizes)
@@ -54,10 +54,10 @@ def _lines(explained: list[float], sensitivity: list[float], name: str = "") -> 
 
 
 def copy_layer(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 11: the first layer holds this token and the one before, and little else.
+    """Claim 11: the first layer holds the current and the previous token, and little else.
 
-    Version 2, whose sizes have ``layers``, asks a deep softmax net and a control too, at three positions, of which the
-    worst counts.
+    Version 2, whose sizes have ``layers``, also tests a deep softmax net and a control, at three positions, of which
+    the worst counts.
     """
     task = dynamics(sizes)
     nets, places = {"": hybrid_net(bench, sizes, task)}, [task.length]
@@ -76,7 +76,7 @@ def copy_layer(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def longer_binding(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 12: with a state of n_h seen through n_s numbers, ceil(n_h / n_s) tokens are held."""
+    """Claim 12: for states of size n_h observed through n_s numbers, the first layer holds ceil(n_h / n_s) tokens."""
     task = dynamics(sizes)
     net = hybrid_net(bench, sizes, task)
     explained, sensitivity = copied_lags(bench, sizes, task, net)

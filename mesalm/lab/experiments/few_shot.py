@@ -1,4 +1,4 @@
-"""Claims about regression from pairs by a net that was trained on linear dynamics alone."""
+"""Claims about regression from pairs by a net that was trained only on linear dynamics."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 from mesalm.least_squares import ridge_predictions
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Ridges that the least-squares control is tuned over: at the least, it is far off near half the dimension."""
+"""Candidate ridges of the least-squares control, which has large errors near half the dimension at the smallest."""
 
 
 def pairs_task(size: int, **options: Any) -> ContextRegression:
-    """Return the paper's few-shot regression: orthogonal maps, uniform inputs."""
+    """Return the paper's few-shot regression task: orthogonal maps, uniform inputs."""
     return ContextRegression(size=size, map="orthogonal", inputs="uniform", **options)
 
 
 def tuned(bench: Workbench, sizes: Sizes, base: NetRecipe, task: ContextRegression) -> NetRecipe:
-    """Return the recipe of a net whose learned vectors are trained on a task, its base's weights staying."""
+    """Return the recipe of a net whose learned vectors are trained on a task, with the base's weights frozen."""
     own = {**sizes, "steps": sizes["tuning_steps"], "learning_rate": sizes["tuning_rate"]}
     model = {**base.model, "learned_vectors": task.learned_vectors}
     return net_recipe(task, own, bench.seed, model, weight_decay=0.0, base=base)
 
 
 def pair_losses(bench: Workbench, recipe: NetRecipe, task: ContextRegression, rows: int) -> Tensor:
-    """Return the loss of the answer to each pair's question, [pairs]."""
+    """Return the loss of predicting the y of each pair, [pairs]."""
     batch = bench.batch(task, rows)
     predictions = bench.net(recipe)(batch["inputs"], places=batch.get("places")).predictions
     return position_losses(predictions, batch["targets"])[list(task.query_positions())]
 
 
 def least_squares_losses(bench: Workbench, task: ContextRegression, rows: int, lag: int) -> dict[float, Tensor]:
-    """Return the losses of ridge regression on all neighbouring tokens, false pairs too, by ridge."""
+    """Return by ridge the losses of ridge regression on all neighbouring tokens, false pairs (y, x) included."""
     batch = bench.batch(task, rows)
     return {
         ridge: position_losses(ridge_predictions(*pairs(batch["inputs"].double()), ridge, lag), batch["targets"])[
@@ -50,23 +50,23 @@ def least_squares_losses(bench: Workbench, task: ContextRegression, rows: int, l
 
 
 def best_ridge(losses: dict[float, Tensor]) -> float:
-    """Return the ridge with the least mean loss."""
+    """Return the ridge with the lowest mean loss."""
     return min(losses, key=lambda ridge: float(losses[ridge].mean()))
 
 
 def zero_answer_loss(bench: Workbench, task: ContextRegression, rows: int) -> float:
-    """Return the loss of answering zero to every question."""
+    """Return the mean loss of predicting zero for every y."""
     targets = bench.batch(task, rows)["targets"]
     return float(position_losses(torch.zeros_like(targets), targets)[list(task.query_positions())].mean())
 
 
 def base_net(bench: Workbench, sizes: Sizes) -> NetRecipe:
-    """Return the recipe of the softmax net that has seen linear dynamics alone."""
+    """Return the recipe of the softmax net trained only on linear dynamics."""
     return plain_net(bench, sizes, dynamics(sizes), "softmax", sizes["layers"])
 
 
 def aided(bench: Workbench, sizes: Sizes, base: NetRecipe) -> dict[str, tuple[ContextRegression, NetRecipe]]:
-    """Return the task and the net of each way to show pairs: plain, with a tuned separator, with a prefix too."""
+    """Return task and net for each presentation of pairs: plain, with tuned separator, and with tuned prefix too."""
     size, length, prefix = sizes["size"], sizes["length"], sizes["prefix"]
     plain = pairs_task(size, pairs=length // 2)
     parted = pairs_task(size, pairs=length // 3, separator=True)
@@ -80,12 +80,12 @@ def aided(bench: Workbench, sizes: Sizes, base: NetRecipe) -> dict[str, tuple[Co
 
 
 def few_shot(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 17: pairs as they are, with a tuned separator, and with a tuned prefix before them."""
+    """Claim 17: plain pairs, pairs with a tuned separator, and with a tuned prefix too."""
     return learning_from_pairs(bench, sizes, base_net(bench, sizes))
 
 
 def learning_from_pairs(bench: Workbench, sizes: Sizes, base: NetRecipe) -> Findings:
-    """Return what a net that was trained on dynamics makes of pairs, beside least squares."""
+    """Compare the predictions of a net trained on dynamics with least squares on pairs."""
     size, rows = sizes["size"], sizes["test_rows"]
     ways = aided(bench, sizes, base)
     tasks = {name: task for name, (task, _) in ways.items()}
@@ -129,7 +129,7 @@ def learning_from_pairs(bench: Workbench, sizes: Sizes, base: NetRecipe) -> Find
 
 
 def continual(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 18: pairs of one map, then of another, given as they are."""
+    """Claim 18: plain pairs of one map, then of another."""
     first = sizes["first_pairs"]
     task = pairs_task(sizes["size"], pairs=first, second_pairs=sizes["second_pairs"])
     losses = pair_losses(bench, base_net(bench, sizes), task, sizes["test_rows"])
@@ -151,15 +151,15 @@ def continual(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def few_shot_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
-    """Measure what claim 17 asks for of one softmax and one mesa layer in place of the deep softmax net."""
+    """Measure the quantities of claim 17 for one softmax and one mesa layer instead of the deep softmax net."""
     return learning_from_pairs(bench, sizes, plain_net(bench, sizes, dynamics(sizes), ["softmax", "mesa"], 2))
 
 
 def continual_aided(bench: Workbench, sizes: Sizes) -> Findings:
-    """Return two tasks in one sequence to the nets of claim 17: plain, with separator, with separator and prefix.
+    """Test the nets of claim 17, plain, with separator and with prefix too, on two tasks in one sequence.
 
-    All three see as many pairs as the longest of the three forms fits into the length that the net was trained on, a
-    third of them of the first task: with separators, the pairs of claim 18 would not fit.
+    All three see as many pairs as fit into the training length in the longest of the three forms, a third of them from
+    the first task: with separators, the pairs of claim 18 would not fit.
     """
     pairs = (sizes["length"] - sizes["prefix"]) // 3
     first = pairs // 3

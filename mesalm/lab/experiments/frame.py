@@ -1,4 +1,4 @@
-"""What experiments share: sequences of their sizes, losses of nets and of ridge regression, lines of figures."""
+"""Shared parts of experiments: sequences, losses of nets and of ridge regression, and curves of figures."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mesalm.least_squares import ridge_predictions
 
 Sizes = dict[str, Any]
 RIDGE = 1e-3
-"""The ridge of the least-squares controls, the authors' choice."""
+"""The ridge of the least-squares controls, as in the authors' code."""
 FIT_ROWS = 512
-"""Sequences that few numbers are fitted on, where the sizes have no ``fit_rows``."""
+"""Default number of sequences for fits, which have few parameters, if the sizes have no ``fit_rows``."""
 
 
 def dynamics(sizes: Sizes, **options: Any) -> LinearDynamics:
-    """Return the linear dynamics of an experiment's sizes, partly observed where they have a ``hidden``."""
+    """Return the linear dynamics for an experiment's sizes, partially observed if they have a ``hidden``."""
     return LinearDynamics(size=sizes["size"], hidden=sizes.get("hidden"), length=sizes["length"], **options)
 
 
 def fit_and_test(bench: Workbench, task: VectorTask, sizes: Sizes) -> tuple[Batch, Batch]:
-    """Return sequences to fit on, and others to score on."""
+    """Return two batches: sequences to fit on, and others to test on."""
     return bench.batch(task, sizes.get("fit_rows", FIT_ROWS), step=1), bench.batch(task, sizes["test_rows"])
 
 
@@ -38,7 +38,7 @@ def net_losses(bench: Workbench, recipe: NetRecipe, batch: Batch) -> Tensor:
 
 
 def ridge_losses(batch: Batch) -> dict[str, Tensor]:
-    """Return the losses of ridge regression at each position with and without the newest pair, [T] float64 each."""
+    """Return the losses of ridge regression at each position, with and without the newest pair, [T] float64 each."""
     names = {"ridge with all pairs": 0, "ridge without the newest pair": 1}
     keys, values, queries = pairs(batch["inputs"].double())
     return {
@@ -53,6 +53,6 @@ def zero_loss(batch: Batch) -> float:
 
 
 def curve(label: str, values: Tensor | Sequence[float], first: int = 1) -> Curve:
-    """Return values by position, pair or layer as a line; the place of the first is ``first``."""
+    """Return values by position, pair or layer as a curve whose first x is ``first``."""
     y = values.tolist() if isinstance(values, Tensor) else list(values)
     return Curve(label, [float(place) for place in range(first, first + len(y))], y)

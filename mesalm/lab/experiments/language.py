@@ -1,4 +1,4 @@
-"""The claim about language models: one softmax layer, then softmax, linear or mesa layers, on the same text."""
+"""The claim about language models: one softmax layer followed by softmax, linear or mesa layers, on the same text."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mesalm.lab.workbench import Workbench
 from mesalm.train.recipe import Recipe
 
 ARMS = ("softmax", "linear", "mesa")
-"""The mixer after the first layer."""
+"""The mixer of all layers but the first."""
 
 
 def language_recipe(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Recipe:
-    """Return the recipe of one model, with the paper's choices: nothing forgotten, keys and queries of unit length, one
-    ridge per head that starts at 1, no norm of the read-out, an MLP in blocks of the deeper nets alone; and no
-    convolution unless the sizes have a ``conv_size``, which every layer of every arm then has.
+    """Return the recipe of one model, with the paper's choices: no forgetting, keys and queries of unit length, one
+    ridge per head that starts at 1, no norm after the read-out, and MLPs only in nets of more than two layers. There
+    are no convolutions unless the sizes have a ``conv_size``, which then applies to every layer of every arm.
     """
     steps, width = sizes["steps"], sizes["width"]
     device = "cpu" if bench.device == "cpu" else "auto"
-    # in a folder of its own for other sizes, as the other nets are
+    # a separate folder for other sizes, as for the other nets
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:16]
     return Recipe.build(
         {
@@ -68,9 +68,9 @@ def language_recipe(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Reci
 
 
 def at_the_best_rate(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Sizes:
-    """Return the sizes with the one of their ``learning_rates`` whose model has the least loss on the test rows.
+    """Return the sizes with the one of their ``learning_rates`` that gives the lowest loss on the test rows.
 
-    Scores are of other rows, the valid ones. Sizes with one ``learning_rate`` stay as they are.
+    Scores use other rows, those of valid. Sizes with one ``learning_rate`` are returned unchanged.
     """
     rates = sizes.get("learning_rates")
     if rates is None:
@@ -88,18 +88,18 @@ def at_the_best_rate(bench: Workbench, sizes: Sizes, arm: str, seed: int) -> Siz
 
 
 def in_context_score(losses: Tensor) -> float:
-    """Return the loss late in the window less the loss early in it: the last eighth less the second one."""
+    """Return the mean loss in the last eighth of the window minus that in the second eighth."""
     eighth = max(len(losses) // 8, 1)
     return float(losses[-eighth:].mean() - losses[eighth : 2 * eighth].mean())
 
 
 def in_standard_errors(differences: list[float]) -> float:
-    """Return the mean of paired differences in its standard errors, sd / sqrt(n)."""
+    """Return the mean of paired differences in units of its standard error, sd / sqrt(n)."""
     return statistics.fmean(differences) / (statistics.stdev(differences) / math.sqrt(len(differences)))
 
 
 def language_order(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 19: every arm with the same seeds, rows and order; differences are paired by seed."""
+    """Claim 19: all arms with the same seeds, rows and order; differences are paired by seed."""
     seeds = range(bench.seed * sizes["seeds"], (bench.seed + 1) * sizes["seeds"])
     own = {arm: at_the_best_rate(bench, sizes, arm, seeds[0]) for arm in ARMS}
     curves = {

@@ -48,12 +48,12 @@ def constructed_net(
 
 
 def late_upturn(losses: Tensor) -> float:
-    """Return by how much the last loss is above the least, as a share of the least."""
+    """Return how far the last loss exceeds the smallest, relative to the smallest."""
     return float(losses[-1] / losses.min() - 1)
 
 
 def one_layer(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 5: a trained linear layer against the best gradient step."""
+    """Claim 5: a trained linear layer compared with the best gradient step."""
     recipe = constructed_net(bench, sizes, "linear", 1)
     net, batch = bench.net(recipe), bench.batch(recipe.task, sizes["test_rows"])
     inputs, targets = batch["inputs"], batch["targets"]
@@ -89,7 +89,7 @@ def one_layer(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def interpolation(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 6: the compressed algorithm, and the average of it with the net, at stages of the training."""
+    """Claim 6: the compressed algorithm, and its average with the net, at several stages of training."""
     recipe = constructed_net(bench, sizes, "linear", 1)
     net, batch = bench.net(recipe), bench.batch(recipe.task, sizes["test_rows"])
     inputs, targets = batch["inputs"], batch["targets"]
@@ -122,7 +122,7 @@ def interpolation(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def depth(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 7: one, two and four linear layers, and one mesa layer, beside ridge regression."""
+    """Claim 7: one, two and four linear layers, and one mesa layer, compared with ridge regression."""
     forms = [("linear", 1), ("linear", 2), ("linear", 4), ("mesa", 1)]
     batch = bench.batch(dynamics(sizes), sizes["test_rows"])
     losses = {}
@@ -146,7 +146,7 @@ def depth(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def depth_to_the_end(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 7, version 2: beside version 1's, proposition 2 with four learned steps on all pairs."""
+    """Claim 7, version 2: version 1, and proposition 2 with four learned steps on all pairs."""
     found = depth(bench, sizes)
     fit, test = fit_and_test(bench, dynamics(sizes), sizes)
     learned = learned_coefficients(fit["inputs"], fit["targets"], 4, RIDGE, 0)
@@ -158,7 +158,7 @@ def depth_to_the_end(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def chebyshev(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 8: proposition 2 with learned coefficients beside a net of as many layers; the nearer lag counts."""
+    """Claim 8: proposition 2 with learned coefficients against a net of as many layers; the closer lag counts."""
     layers = sizes["layers"]
     recipe = constructed_net(bench, sizes, "linear", layers)
     fit, test = fit_and_test(bench, recipe.task, sizes)
@@ -175,9 +175,9 @@ def chebyshev(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def chebyshev_by_predictions(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 8, version 2: beside version 1's, the nearest of several numbers of steps, and contracting dynamics.
+    """Claim 8, version 2: version 1, the nearest of several numbers of steps, and contracting dynamics.
 
-    The nearest is that, of both lags, whose predictions differ least from the net's.
+    The nearest is the number of steps and lag whose predictions differ least from the net's.
     """
     found, layers, ridge = chebyshev(bench, sizes), sizes["layers"], sizes["ridge"]
     recipe = constructed_net(bench, sizes, "linear", layers)
@@ -213,7 +213,7 @@ def chebyshev_by_predictions(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def fixed_teacher(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 15: a linear layer trained on one map for all sequences."""
+    """Claim 15: a linear layer trained on a single map shared by all sequences."""
     recipe = constructed_net(bench, sizes, "linear", 1, transition="teacher")
     batch = bench.batch(recipe.task, sizes["test_rows"])
     ours = net_losses(bench, recipe, batch)

@@ -1,4 +1,4 @@
-"""The claim about replacing single softmax layers of a trained net by linear ones."""
+"""The claim about replacing single softmax layers of a trained net by linear layers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 
 
 def linearised(bench: Workbench, sizes: Sizes, base: NetRecipe, layer: int) -> NetRecipe:
-    """Return the recipe of a net with one layer linear, trained to give what the base's layer gives.
+    """Return the recipe of a net with one linear layer, trained to imitate the base's softmax layer.
 
-    It starts from the softmax layer's own weights; with a ``linear_rate`` among the sizes from random ones, at that
-    rate, which is then held.
+    The layer starts from the softmax layer's weights. If the sizes have a ``linear_rate``, it starts from random
+    weights and trains at that constant rate.
     """
     net = bench.net(base)
     mixers = list(net.config.layer_mixers)
@@ -29,7 +29,7 @@ def linearised(bench: Workbench, sizes: Sizes, base: NetRecipe, layer: int) -> N
 
 
 def loss_ratios(bench: Workbench, sizes: Sizes, base: NetRecipe) -> list[float]:
-    """Return for each layer the net's loss with that layer alone linear, over the loss of the net as it is."""
+    """Return for each layer the net's loss with only that layer made linear, divided by the original loss."""
     batch = bench.batch(base.task, sizes["test_rows"])
     own = float(net_losses(bench, base, batch).mean())
     recipes = [linearised(bench, sizes, base, layer) for layer in range(bench.net(base).config.num_hidden_layers)]

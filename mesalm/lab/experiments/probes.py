@@ -1,4 +1,4 @@
-"""Claims about what can be read from the residual stream of nets, layer by layer."""
+"""Claims about what can be decoded from the residual stream of nets, layer by layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mesalm.regressor.regressor_mesa import MesaRegressor
 def probed_nets(bench: Workbench, sizes: Sizes) -> dict[str, MesaRegressor]:
     """Return the linear net under the name "", and in version 2 a softmax net and two controls.
 
-    Their sizes have ``softmax_layers``. The controls have not learned to learn in context.
+    The sizes of version 2 have ``softmax_layers``. The controls have not learned to learn in context.
     """
     linear = bench.net(constructed_net(bench, sizes, "linear", sizes["layers"]))
     if "softmax_layers" not in sizes:
@@ -39,7 +39,7 @@ def probed_nets(bench: Workbench, sizes: Sizes) -> dict[str, MesaRegressor]:
 
 
 def next_token_errors(bench: Workbench, sizes: Sizes, net: MesaRegressor) -> dict[int, list[float]]:
-    """Return for several positions, from 1, the error of decoding the next token from the input and every layer."""
+    """Return by position, from 1, the errors of decoding the next token from the input and from every layer."""
     fit, test = fit_and_test(bench, dynamics(sizes), sizes)
     streams = [net(batch["inputs"], output_hidden_states=True).hidden_states for batch in (fit, test)]
     return {
@@ -76,7 +76,7 @@ def target_probe(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def preconditioned(inputs: Tensor, learned: Coefficients, at: int, ridge: float) -> Tensor:
-    """Return the preconditioned query at a position, from 0, [B, D] float64 of inputs [B, T, D]."""
+    """Return the preconditioned query at position ``at``, counted from 0, [B, D] float64, of inputs [B, T, D]."""
     states = inputs.double()
     eye = torch.eye(states.shape[-1], dtype=torch.float64, device=states.device)
     gram = running_gram(previous(states))[:, at] + ridge * eye
@@ -86,11 +86,11 @@ def preconditioned(inputs: Tensor, learned: Coefficients, at: int, ridge: float)
 def preconditioning_errors(
     bench: Workbench, sizes: Sizes, net: MesaRegressor
 ) -> tuple[list[float], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return the error of decoding the preconditioned query from the input and every layer, and what the control
-    needs: query and next token of the rows to fit on and to test on.
+    """Return the errors of decoding the preconditioned query from the input and every layer, and the control's data:
+    query and next token of the rows to fit on and to test on.
 
-    The query is preconditioned by six steps with learned coefficients, as in the paper; sequences where its norm is
-    two standard deviations above the mean are left out.
+    The query is preconditioned by six steps with learned coefficients, as in the paper. Sequences in which its norm
+    exceeds the mean by two standard deviations are left out.
     """
     at, ridge = sizes["position"] - 1, sizes["ridge"]
     fit, test = fit_and_test(bench, dynamics(sizes), sizes)
@@ -108,7 +108,7 @@ def preconditioning_errors(
 
 
 def preconditioning_probe(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 10: the preconditioned query decoded layer by layer, and the control: the next token from it alone."""
+    """Claim 10: the preconditioned query decoded layer by layer; control: the next token decoded from it alone."""
     values, curves = {}, []
     for name, net in probed_nets(bench, sizes).items():
         errors, *queries_and_next = preconditioning_errors(bench, sizes, net)

@@ -21,10 +21,10 @@ from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 def plain_net(
     bench: Workbench, sizes: Sizes, task: VectorTask, mixers: str | list[str], layers: int, *, mlps: bool = False
 ) -> NetRecipe:
-    """Return the recipe of a net on plain tokens: no norms, sinusoidal positions in the first layer, MLPs if asked.
+    """Return the recipe of a net on plain tokens: no norms, sinusoidal positions in the first layer, optional MLPs.
 
-    Without a ``width`` among the sizes it is four times the input's; without ``heads`` there are 4; with a ``warmup``,
-    in steps, the rate is held behind it, else it is a cosine.
+    Without ``width`` in the sizes, the width is four times the input's; without ``heads`` there are 4. With ``warmup``
+    in steps, the learning rate is constant after it; otherwise it follows a cosine.
     """
     width = sizes.get("width", 4 * task.input_size)
     hybrid = isinstance(mixers, list)
@@ -42,7 +42,7 @@ def plain_net(
 
 
 def shallow_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 16: softmax then mesa against a deeper net of softmax layers."""
+    """Claim 16: a softmax and a mesa layer against a deeper net of softmax layers."""
     task, layers = dynamics(sizes), sizes["layers"]
     batch = bench.batch(task, sizes["test_rows"])
     recipes = {
@@ -66,7 +66,7 @@ def shallow_hybrid(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def nonlinear(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 20: the features decoded after the first block of a softmax net with MLPs, and the hybrid beside it."""
+    """Claim 20: features decoded after the first block of a softmax net with MLPs; loss of the hybrid beside it."""
     task = NonlinearDynamics(size=sizes["size"], width=sizes["features_width"], length=sizes["length"])
     deep = plain_net(bench, sizes, task, "softmax", sizes["layers"], mlps=True)
     hybrid = plain_net(bench, sizes, task, ["softmax", "mesa"], 2, mlps=True)

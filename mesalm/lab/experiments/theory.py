@@ -34,12 +34,12 @@ def largest(difference: Tensor) -> float:
 
 
 def relative(value: Tensor, reference: Tensor) -> float:
-    """Return the size of a difference as a share of the reference's, both in the 2-norm."""
+    """Return the 2-norm of the difference divided by that of the reference."""
     return float(torch.linalg.vector_norm(value - reference) / torch.linalg.vector_norm(reference))
 
 
 def gradient_step(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 1: proposition 1's weights against the gradient step itself, random starts and rates."""
+    """Claim 1: proposition 1's weights against the gradient step itself, with random starts and rates."""
     task = dynamics(sizes)
     found, curves = {}, []
     for dtype, name in ((torch.float32, "float32"), (torch.float64, "float64")):
@@ -67,13 +67,13 @@ def gradient_step(bench: Workbench, sizes: Sizes) -> Findings:
 
 
 def preconditioning(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 2: truncated Neumann from attention weights, against the matrix recursion and exact ridge."""
+    """Claim 2: the truncated Neumann series by attention layers, against the matrix recursion and exact ridge."""
     size, ridge = sizes["size"], sizes["ridge"]
     inputs = drawn_batch(dynamics(sizes), sizes["rows"], bench.seed)["inputs"].double()
     keys = previous(inputs)
     gram = running_gram(keys) + ridge * torch.eye(size, dtype=torch.float64)
     cross = running_cross(inputs, keys)
-    # the largest eigenvalue of all: below it the series converges fastest that one scale for all allows
+    # the largest eigenvalue over all sequences and positions, which share one scale
     scale = float(torch.linalg.eigvalsh(gram).max())
     exact = ridge_predictions(*pairs(inputs), ridge)
     gaps, errors = [], []
@@ -111,7 +111,7 @@ def batch_ridge(bench: Workbench, sizes: Sizes) -> Findings:
     first = value[:, 0] * gain * (first_key * query[:, 0]).sum(-1, keepdim=True)
     plain = linear_attention(query.double(), key.double(), value.double())
     small = [1e-2, 1e-3, 1e-4, 1e-5]
-    unit = 1.0 / sizes["size"] ** 0.5  # unit keys on average, as the layer normalises them
+    unit = 1.0 / sizes["size"] ** 0.5  # keys of about unit length, as the layer normalises them
     gaps = []
     for each in small:
         scaled = mesa_by_solve(query.double(), unit * key.double(), value.double(), each)
@@ -135,7 +135,7 @@ def sherman_morrison(query: Tensor, key: Tensor, value: Tensor, inverse_ridge: f
 
     R_t = R_{t-1} - R_{t-1} k k' R_{t-1} / (1 + k' R_{t-1} k), R_0 = inverse_ridge I (the paper's lambda);
     Phi_t = sum_{t' <= t} v_{t'} k_{t'}' R_t. query and key [B, T, H, K], value [B, T, H, V], computed in their dtype;
-    autograd passes through. von Oswald et al. 2023 (arXiv 2309.05858), section 3.
+    differentiable. von Oswald et al. 2023 (arXiv 2309.05858), section 3.
     """
     batch, length, heads, size = key.shape
     inverse = inverse_ridge * torch.eye(size, dtype=key.dtype, device=key.device).expand(batch, heads, size, size)
@@ -151,7 +151,7 @@ def sherman_morrison(query: Tensor, key: Tensor, value: Tensor, inverse_ridge: f
 
 
 def mesa_by_solve(query: Tensor, key: Tensor, value: Tensor, inverse_ridge: float) -> Tensor:
-    """Return the mesa layer's output by one dense solve per token, all at once; shapes as `sherman_morrison`'s."""
+    """Return the mesa layer's output by one batched dense solve per token; shapes as in `sherman_morrison`."""
     gram = (key.unsqueeze(-1) * key.unsqueeze(-2)).cumsum(dim=1)
     gram = gram + torch.eye(key.shape[-1], dtype=key.dtype) / inverse_ridge
     cross = (value.unsqueeze(-1) * key.unsqueeze(-2)).cumsum(dim=1)
@@ -159,7 +159,7 @@ def mesa_by_solve(query: Tensor, key: Tensor, value: Tensor, inverse_ridge: floa
 
 
 def mesa_gradients(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 4: the operator's gradients, lambda's and gamma's too, against autodiff of a dense solve per token."""
+    """Claim 4: the operator's gradients, including lambda's and gamma's, against autodiff of dense solves."""
     found = {}
     for dtype, name, tolerance in ((torch.float32, "float32", 1e-6), (torch.float64, "float64", 1e-13)):
         exact = _gradients(bench.seed, sizes, torch.float64, "exact", 1e-4)
@@ -197,7 +197,7 @@ def _gradients(seed: int, sizes: Sizes, dtype: torch.dtype, backend: str, tolera
 
 
 def _kept_numbers(seed: int, size: int, length: int) -> int:
-    """Return how many numbers autograd keeps between the operator's passes forward and back, each memory once."""
+    """Return how many numbers autograd saves between the operator's forward and backward pass, once per storage."""
     generator = step_generator(seed, 2, "test")
     query, key, value = (normal((1, length, 1, size), 1.0 / size**0.5, generator).requires_grad_() for _ in range(3))
     kept: list[int] = []
@@ -208,12 +208,12 @@ def _kept_numbers(seed: int, size: int, length: int) -> int:
 
 
 def dimension_curse(bench: Workbench, sizes: Sizes) -> Findings:
-    """Claim 14: kernel regression by softmax against ridge regression, sequences four times as long as the size."""
+    """Claim 14: softmax kernel regression against ridge regression, on sequences four times as long as the size."""
     losses = []
     for size in sizes["sizes"]:
         batch = drawn_batch(LinearDynamics(size=size, length=4 * size), sizes["rows"], bench.seed)
         inputs, targets = batch["inputs"], batch["targets"]
-        # the best sharpness of a grid that is fine beside how flat the loss is around it
+        # the best sharpness of a grid; the loss is flat around it, so a finer grid would change little
         kernel = min(mean_loss(kernel_predictions(inputs, 0.25 * 2 ** (power / 2)), targets) for power in range(16))
         fitted = [ridge_predictions(*pairs(inputs.double()), sizes["ridge"], lag) for lag in (1, 0)]
         losses.append([loss / size for loss in (kernel, *(mean_loss(each, targets) for each in fitted))])

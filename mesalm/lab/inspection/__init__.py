@@ -1,1 +1,1 @@
-"""Look inside one trained checkpoint: gates, condition numbers, where heads read from."""
+"""Inspection of one trained checkpoint: gates, condition numbers, and where heads read from."""

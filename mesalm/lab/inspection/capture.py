@@ -1,4 +1,4 @@
-"""What the mixers of a model pass to their operators while it runs."""
+"""Capture the operands that a model's mixers pass to their operators during the forward pass."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Reading(NamedTuple):
     """The operands of one layer in one forward pass, on the model's device.
 
     query `[B, T, H, K]`, key and value `[B, T, G, K]`, log_forget and input_gate `[B, T, G]` (0 and 1 for a layer
-    without gates), ridge `[G, K]` and steps `[B, N, H]` by chunk of 64 tokens (both None for a layer that solves
-    nothing).
+    without gates), ridge `[G, K]` and steps `[B, N, H]` per chunk of 64 tokens (both None for a layer without a
+    solver).
     """
 
     layer: int
@@ -32,7 +32,7 @@ class Reading(NamedTuple):
 
 
 def mixers_of(model: nn.Module) -> list[Any]:
-    """Return the model's mixers in the order of its layers, also those of a class loaded with the model's own code."""
+    """Return the model's mixers in the order of its layers, including those from a model's remote code."""
     found: list[Any] = [
         module
         for module in model.modules()
@@ -42,13 +42,13 @@ def mixers_of(model: nn.Module) -> list[Any]:
 
 
 def is_recurrent(mixer: Any) -> bool:
-    """Return whether a mixer reads a state through an operator, so that there are operands to see."""
+    """Return whether a mixer reads a state through an operator, so that operands can be captured."""
     return callable(getattr(mixer, "read", None))
 
 
 @contextmanager
 def watched(model: nn.Module, see: Callable[[Reading], None]) -> Iterator[None]:
-    """Call `see` with the operands of every mesa and linear layer as often as it runs; the model is left as it was."""
+    """Within the context, call `see` with the operands of each mesa or linear layer whenever it runs."""
     mixers = [mixer for mixer in mixers_of(model) if is_recurrent(mixer)]
     for mixer in mixers:
         mixer.read = _watched_read(mixer, see)
@@ -56,11 +56,11 @@ def watched(model: nn.Module, see: Callable[[Reading], None]) -> Iterator[None]:
         yield
     finally:
         for mixer in mixers:
-            del mixer.read  # the method of the class shows again
+            del mixer.read  # restores the method of the class
 
 
 def _watched_read(mixer: Any, see: Callable[[Reading], None]) -> Callable[..., Any]:
-    """Wrap a mixer's `read` so that `see` gets its operands."""
+    """Wrap a mixer's `read` so that `see` receives its operands."""
     read = mixer.read
 
     def reading(operands: Any, *rest: Any, **named: Any) -> Any:

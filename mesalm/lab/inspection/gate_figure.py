@@ -15,14 +15,14 @@ FORGET, INPUT, PLAIN, SCALED = SERIES[:4]
 OVERLAP = 0.9
 """Height of the tallest bar of a head's histogram, in rows."""
 TITLE_PAD = 30
-"""Points between a column's title and its first panel, room for the scale of memory and for the legend."""
+"""Points between a column's title and its first panel, which leave room for the memory axis and the legend."""
 
 
 def draw_inspection(heads: Sequence[HeadNumbers], title: str) -> str:
-    """Return an SVG document that refers to nothing outside it, with a title above.
+    """Return a self-contained SVG document with a title.
 
-    One row of three panels per layer, one line per key head in each: the histogram of -log gamma over tokens (bins of
-    equal width in the logarithm), that of beta, and the condition numbers of the sampled tokens as median and range.
+    Each layer has a row of three panels with one line per key head: the histogram of -log gamma over tokens (bins of
+    equal logarithmic width), that of beta, and the median and range of the sampled tokens' condition numbers.
     """
     layers = [(layer, list(group)) for layer, group in groupby(heads, key=lambda head: head.layer)]
     rows = [len(group) for _, group in layers]
@@ -60,14 +60,14 @@ def _layer(row: Any, layer: int, group: list[HeadNumbers]) -> None:
 
 
 def _ridge(axes: Any, place: int, edges: np.ndarray, counts: list[int], colour: str) -> None:
-    """Draw one head's histogram on its line; the fullest bins of all heads are equally high."""
+    """Draw one head's histogram on its line, scaled so that the fullest bin of every head has the same height."""
     height = OVERLAP * np.asarray(counts) / max(1, *counts)
     axes.stairs(place - height, edges, baseline=place, fill=True, color=colour, alpha=0.6)
     axes.axhline(place, color=GRID, linewidth=0.6)
 
 
 def _axes(panels: Any, heads: Sequence[HeadNumbers]) -> None:
-    """Label the columns: what they show above the first row, the scale below the last."""
+    """Label the columns: titles above the first row, axis labels below the last."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     plain = FuncFormatter(lambda value, _: f"{value:,.5g}")

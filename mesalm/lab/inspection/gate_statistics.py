@@ -1,6 +1,6 @@
-"""How hard a trained layer is to solve: gates, memory, ridge, condition numbers, steps.
+"""Statistics that show how hard a trained layer is to solve: gates, memory, ridge, condition numbers, steps.
 
-All of them belong to a key head: the query heads that read it share its state, and their steps are averaged.
+All are per key head: the query heads that read it share its state, and their steps are averaged.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mesalm.model.chunk_states import CHUNK
 from mesalm.model.mixer_delta import DeltaMixer
 
 LATE_TOKENS = 8
-"""Tokens of each window whose condition number is computed, spread over the window's last quarter."""
+"""Number of tokens per window whose condition number is computed, spread over its last quarter."""
 SPAN = 1 / 16
-"""The decay over a chunk above which one factorisation serves all its tokens well."""
+"""The decay over a chunk above which one factorisation works well for all its tokens."""
 FORGET_EDGES = np.logspace(-5, 2, 57)
-"""Borders of the bins of -log gamma, eight per decade; values outside count in the outermost bin."""
+"""Bin edges of -log gamma, eight per decade; values outside count in the outermost bin."""
 INPUT_EDGES = np.linspace(0, 1, 41)
-"""Borders of the bins of beta."""
+"""Bin edges of beta."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class HeadNumbers:
     """The numbers of one key head over all windows.
 
     log_gamma: the 5, 50 and 95 % quantiles; memory: -1 / mean(log gamma) in tokens, None if it never forgets; ridge:
-    least, mean, largest; condition, scaled: condition numbers of H_t + ridge and of the form that the solver sees,
-    ridge^-1/2 H_t ridge^-1/2 + 1, of each sampled token; steps: mean over chunks of the slowest token's; long_chunks:
-    share of the whole 64-token chunks whose decay is above 1/16; rank: the effective rank of the keys gathered, and
-    dimension: the effective dimension of their ridge regression, means over the sampled tokens (`survey`). Layers
-    that solve nothing have no ridge, no condition numbers, no dimension and no steps. forget_counts, input_counts:
-    tokens in the bins of `FORGET_EDGES` (-log gamma) and `INPUT_EDGES` (beta).
+    smallest, mean, largest; condition, scaled: condition numbers of H_t + ridge and of the solver's form,
+    ridge^-1/2 H_t ridge^-1/2 + 1, at each sampled token; steps: of each chunk's slowest token, mean over chunks;
+    long_chunks: share of full 64-token chunks whose decay is above 1/16; rank: the effective rank of the keys so far,
+    and dimension: the effective dimension of their ridge regression, means over the sampled tokens (`survey`). Layers
+    without a solver have no ridge, condition numbers, dimension or steps. forget_counts, input_counts: number of tokens
+    in the bins of `FORGET_EDGES` (-log gamma) and `INPUT_EDGES` (beta).
     """
 
     layer: int
@@ -60,10 +60,10 @@ class HeadNumbers:
 
 @dataclass
 class LayerSamples:
-    """What one layer showed in each window: float64 tensors by name, the second axis of each the key head.
+    """The samples of one layer in each window: float64 tensors by name, with the key head as second axis.
 
-    log_forget, input_gate `[T, G]`; long_chunks `[T // 64, G]`; steps `[N, G]` of a layer that solves; and those of
-    `survey`.
+    log_forget, input_gate `[T, G]`; long_chunks `[T // 64, G]`; steps `[N, G]` if the layer has a solver; and those
+    of `survey`.
     """
 
     layer: int
@@ -72,7 +72,7 @@ class LayerSamples:
     windows: list[dict[str, Tensor]] = field(default_factory=list)
 
     def add(self, reading: Reading) -> None:
-        """Take in one forward pass of one window, B = 1."""
+        """Add the samples of one forward pass of one window, B = 1."""
         log_forget, input_gate = _double(reading.log_forget[0]), _double(reading.input_gate[0])
         query, key = _double(reading.query[0]), _double(reading.key[0])
         self.ridge = None if reading.ridge is None else _double(reading.ridge)
@@ -115,12 +115,12 @@ class LayerSamples:
 
 
 def late_tokens(length: int, count: int = LATE_TOKENS) -> list[int]:
-    """Return up to `count` places spread over the last quarter of a window, the last token among them."""
+    """Return up to `count` positions spread over the last quarter of a window, including the last token."""
     return sorted({round(place) for place in np.linspace(0.75 * (length - 1), length - 1, count)})
 
 
 def long_chunks(log_forget: Tensor) -> Tensor:
-    """Mark whole chunks of log gates `[T, G]` whose decay stays above 1/16: `[T // 64, G]` of 0 and 1, float64."""
+    """Mark full chunks of log gates `[T, G]` whose decay is above 1/16: `[T // 64, G]` of 0 and 1, float64."""
     count = len(log_forget) // CHUNK
     span = log_forget[: count * CHUNK].reshape(count, CHUNK, -1).sum(1)
     return (span > math.log(SPAN)).to(torch.float64)

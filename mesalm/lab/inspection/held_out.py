@@ -1,4 +1,4 @@
-"""Windows of held-out text: a run's own validation split, or files."""
+"""Windows of held-out text, from a run's validation split or from files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mesalm.data.read_files import FileSource
 from mesalm.data.source_settings import SourceSettings
 
 CHARACTERS_PER_TOKEN = 32
-"""Most characters read for each token wanted of a document, so that of a huge file only the beginning is read."""
+"""Maximum number of characters read per token wanted, so that only the beginning of a huge file is read."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Documents and where they came from: `sources` with the sha256 of each, as `mesalm prepare` notes them."""
+    """Documents and their origin: `sources` with the sha256 of each, as recorded by `mesalm prepare`."""
 
     documents: Iterable[Document]
     description: str
@@ -30,19 +30,19 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of one length, lists of token ids, and the document that each was cut from."""
+    """Windows of equal length as lists of token ids, and the document each was cut from."""
 
     tokens: list[list[int]] = field(default_factory=list)
     documents: list[str] = field(default_factory=list)
 
 
 def held_out_text(model: str, folder: Path | None, texts: Sequence[str]) -> HeldOut:
-    """Return the documents of the files named, or where none is named those of the validation split in a run's data.
+    """Return the documents of the given files, or by default those of the validation split of a run's data.
 
-    `folder` is that of the run's prepared data, None where there is no run.
+    `folder` is the folder of the run's prepared data, None if there is no run.
 
     Raises:
-        ValueError: no files and no run, the run's prepared data is gone, or a file that cannot be read.
+        ValueError: there are neither files nor a run, its prepared data is gone, or a file cannot be read.
     """
     if texts:
         source = FileSource(SourceSettings.build({"name": "files", "files": list(texts)}))
@@ -58,13 +58,13 @@ def held_out_text(model: str, folder: Path | None, texts: Sequence[str]) -> Held
 
 
 def cut_windows(text: HeldOut, tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> Windows:
-    """Cut up to `count` windows of `length` tokens, each from within one document, so that no state restarts.
+    """Cut up to `count` windows of `length` tokens, each from a single document, so that no state is reset.
 
-    A document begins with the token that begins documents in training. Documents are taken in their order, one
-    window each; only where they do not suffice are later windows of the same documents taken.
+    Documents begin with the same token as in training. Each document yields one window, in order; if these are too
+    few, further windows are taken from the same documents.
 
     Raises:
-        ValueError: no document is long enough, or the tokenizer has no token to begin a document with.
+        ValueError: no document is long enough, or the tokenizer has neither a bos nor an eos token.
     """
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has neither bos nor eos, so a document has no beginning; use another model")

@@ -1,4 +1,4 @@
-"""What an inspection found."""
+"""The results of an inspection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mesalm.lab.inspection.reach import LAGS, Reach
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found: numbers per key head of the recurrent layers, the reach of every key head, and `notes`."""
+    """The results: numbers for each key head of the recurrent layers, the reach of every key head, and `notes`."""
 
     model: str
     device: str
@@ -27,7 +27,7 @@ class Inspection:
     notes: list[str]
 
     def to_json(self) -> str:
-        """Return everything as JSON, with the borders of the histograms' bins."""
+        """Return everything as JSON, including the bin edges of the histograms."""
         numbers = dataclasses.asdict(self)
         numbers["bins"] = {
             "minus_log_gamma": FORGET_EDGES.tolist(),

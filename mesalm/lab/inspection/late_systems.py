@@ -1,4 +1,4 @@
-"""The state of a recurrent head late in a window: effective rank, condition, and where it reads.
+"""The state of a recurrent head late in a window: effective rank, condition number, and where it reads from.
 
 The keys seen so far are a head's in-context data, its state H_t their (decayed, gated) second moment, and o_t a
 weighted sum of the values,
@@ -6,9 +6,9 @@ weighted sum of the values,
     H_t = sum_{s <= t} zeta_ts beta_s k_s k_s'      o_t = sum_{s <= t} zeta_ts beta_s (k_s' x_t) v_s,
     x_t = (H_t + ridge)^-1 q_t for a mesa head, q_t for a linear one,
 
-with zeta_ts the product of the forget gates after s. In a delta head every token corrects what earlier ones wrote: the
-weight of v_s is beta_s k_s' x_s with x_t = q_t and x_{s-1} = gamma_s (x_s - beta_s k_s k_s' x_s). All of it is computed
-densely in float64.
+with zeta_ts the product of the forget gates after s. In a delta head, every token corrects what earlier ones wrote: the
+weight of v_s is beta_s k_s' x_s with x_t = q_t and x_{s-1} = gamma_s (x_s - beta_s k_s k_s' x_s). Everything is
+computed densely in float64.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ def survey(
     tokens: list[int],
     corrects: bool = False,
 ) -> dict[str, Tensor]:
-    """Compute properties of the systems of some tokens.
+    """Compute properties of the states, and of the mesa heads' linear systems, at some tokens.
 
     Args:
         query: `[T, H, K]`; key: `[T, G, K]`; log_forget, input_gate: `[T, G]`; all float64 on the CPU.
-        ridge: `[G, K]`, None for heads that solve nothing.
-        tokens: places t, S of them.
+        ridge: `[G, K]`, None for heads without a solver.
+        tokens: the S positions t.
         corrects: whether the heads are delta heads.
 
     Returns:
-        By name and key head, float64. rank `[S, G]`: the effective rank of H_t, exp of the entropy of its normalised
+        Float64 tensors by name. rank `[S, G]`: the effective rank of H_t, exp of the entropy of its normalised
         eigenvalues (Roy and Vetterli 2007). lags `[S, G, L]`: the shares of |weight| by distance in the read-out
-        (`reach.LAGS`), averaged over the query heads that read the key head. Of mesa heads only: dimension `[S, G]`:
+        (`reach.LAGS`), averaged over the query heads that read the key head. For mesa heads only: dimension `[S, G]`:
         the effective dimension of the ridge regression, tr H_t (H_t + ridge)^-1; condition, scaled `[S, G]`: condition
         numbers of H_t + diag(ridge) and of the form that the solver works on, ridge^-1/2 H_t ridge^-1/2 + 1.
     """
-    # far below what counts beside a token's own weight, and no difference of infinities arises
+    # avoids differences of infinities; exp(-700) is negligible beside a token's own weight
     total = log_forget.clamp(min=-700.0).cumsum(0)
     keys = key.transpose(0, 1)  # [G, T, K]
     identity = torch.eye(key.shape[-1], dtype=key.dtype)
@@ -72,7 +72,7 @@ def survey(
 
 
 def _corrected(rows: Tensor, keys: Tensor, log_forget: Tensor, input_gate: Tensor) -> Tensor:
-    """Return the weights `[G, R, t + 1]` of a delta head's read-out by `rows`, queries `[G, R, K]` of token t."""
+    """Return a delta head's read-out weights `[G, R, t + 1]` for the queries `rows` `[G, R, K]` of token t."""
     weights = []
     for s in reversed(range(len(input_gate))):
         key, gate = keys[:, s : s + 1], input_gate[s, :, None, None]
@@ -85,7 +85,7 @@ def _corrected(rows: Tensor, keys: Tensor, log_forget: Tensor, input_gate: Tenso
 def effective_rank(gram: Tensor) -> Tensor:
     """Return exp of the entropy of the normalised eigenvalues of positive semidefinite `[..., K, K]`; 0 for zeros.
 
-    It is between 1 and the rank, which it reaches where all eigenvalues that are not 0 are equal.
+    It lies between 1 and the rank, and equals the rank if all nonzero eigenvalues are equal.
     """
     eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0.0)
     whole = eigenvalues.sum(-1, keepdim=True)

@@ -1,9 +1,9 @@
-"""Where heads read from: by distance in the read-out, and by the taps of the short convolution before it.
+"""Where heads read from: by distance in the read-out, and by tap in the short convolution before it.
 
-A head that binds neighbouring tokens pairs each token with the one before it, which is how an in-context training set
-of (token, next token) pairs is made (von Oswald et al. 2023, arXiv 2309.05858, section 5). A softmax head does it by
-attending one token back; a mesa or linear head does it in its keys, whose convolution mixes in the tokens before while
-the value stays the token's own.
+A head that binds neighbouring tokens pairs each token with its predecessor, which creates an in-context training set
+of (token, next token) pairs (von Oswald et al. 2023, arXiv 2309.05858, section 5). A softmax head does so by attending
+one token back; a mesa or linear head does so in its keys, whose convolution mixes in previous tokens while the value
+remains that of the token itself.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from mesalm.lab.inspection.capture import is_recurrent, mixers_of
 from mesalm.model.mixers import MIXERS
 
 LAGS = (0, 1, 2, 3, 8, 32)
-"""First distance of each bin; the last is open."""
+"""The smallest distance in each bin; the last bin is unbounded."""
 BINDS = 0.5
-"""Share at one token back from which a head is said to bind neighbours."""
+"""Minimum share at distance 1 for a head to count as binding neighbours."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Reach:
     """Where one key head reads from.
 
     lags: shares of the read-out's |weights| by distance, late in the window, in the bins of `LAGS`. key_taps: shares of
-    the |weights| of the convolution of the head's key channels by lag, None without a convolution.
+    the |weights| in the convolution of the head's key channels by lag, None without a convolution.
     """
 
     layer: int
@@ -41,7 +41,7 @@ class Reach:
 
     @property
     def binds(self) -> bool:
-        """Return whether the head pairs tokens with their predecessors: in its read-out or its keys' convolution."""
+        """Return whether the head pairs tokens with their predecessors, in its read-out or its key convolution."""
         in_keys = self.key_taps is not None and MIXERS[self.mixer].recurrent and self.key_taps[1] >= BINDS
         return self.lags[1] >= BINDS or in_keys
 
@@ -56,14 +56,14 @@ class ReachSamples:
     shares: list[Tensor] = field(default_factory=list)
 
     def reaches(self) -> list[Reach]:
-        """Return where each key head reads from, on average."""
+        """Return where each key head reads from, averaged over the samples."""
         mean = torch.cat(self.shares).mean(0)
         taps = [None] * len(mean) if self.key_taps is None else self.key_taps.tolist()
         return [Reach(self.layer, head, self.mixer, shares, taps[head]) for head, shares in enumerate(mean.tolist())]
 
 
 def lag_shares(weights: Tensor) -> Tensor:
-    """Return how |weights| `[..., t + 1]`, of tokens 0 to t, share out over the distances from t: `[..., len(LAGS)]`.
+    """Return the shares of |weights| `[..., t + 1]` of tokens 0 to t by distance from t: `[..., len(LAGS)]`.
 
     Rows of zeros give zeros.
     """
@@ -76,12 +76,12 @@ def lag_shares(weights: Tensor) -> Tensor:
 
 
 def key_taps(mixer: Any) -> Tensor | None:
-    """Return the shares of |weights| of the convolution of each key head by lag `[G, size]`; None without one."""
+    """Return the shares of |weights| in the convolution of each key head by lag, `[G, size]`; None without one."""
     conv = getattr(mixer, "conv", None)
     if conv is None:
         return None
     heads, groups, size = mixer.heads, mixer.groups, mixer.head_dim
-    # the convolution runs over queries, keys and, where they are convolved, values together
+    # one convolution covers queries, keys and, if they are convolved, values
     keys = conv.weight.detach()[heads * size : (heads + groups) * size]
     weight = keys.cpu().double().abs().view(groups, size, -1).mean(1)
     return weight / weight.sum(-1, keepdim=True)
@@ -89,9 +89,9 @@ def key_taps(mixer: Any) -> Tensor | None:
 
 @contextmanager
 def attention_watched(model: nn.Module, see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call `see(layer, weights)` with the attention weights `[B, H, T, T]` of every softmax layer as often as it runs.
+    """Within the context, call `see(layer, weights)` with the weights `[B, H, T, T]` of each softmax layer it runs.
 
-    Only the eager back end gives weights, so the model uses it meanwhile.
+    Only eager attention returns weights, so the model uses it for the time being.
     """
     mixers = [mixer for mixer in mixers_of(model) if not is_recurrent(mixer)]
     if not mixers:
@@ -110,6 +110,6 @@ def attention_watched(model: nn.Module, see: Callable[[int, Tensor], None]) -> I
 
 
 def attention_shares(weights: Tensor, groups: int, tokens: list[int]) -> Tensor:
-    """Return the shares by distance of attention weights `[H, T, T]` at some tokens, by key head: `[S, G, L]`."""
+    """Return the shares of attention weights `[H, T, T]` at some tokens by key head and distance: `[S, G, L]`."""
     rows = [lag_shares(weights[:, t, : t + 1].detach().cpu().double()) for t in tokens]
     return torch.stack(rows).unflatten(1, (groups, -1)).mean(2)

@@ -1,4 +1,4 @@
-"""Operands of trained models in files: written by `mesalm inspect --record`, read by tests and benchmarks."""
+"""Files with operands of trained models, written by `mesalm inspect --record`, read by tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mesalm.files import writing
 from mesalm.lab.inspection.capture import Reading
 
 HALF = ("query", "key", "value")
-"""What is stored in float16; gates and ridge are float32, since a gate near 1 needs its digits."""
+"""Operands stored in float16; gates and ridge are float32, since gates near 1 need the precision."""
 ENTRY = "mesa operands"
-"""The metadata's only entry, in JSON."""
+"""The key of the only metadata entry, which is JSON."""
 NAMES = (*HALF, "log_forget", "input_gate", "ridge")
 
 
 def parse_heads(text: str) -> list[tuple[int, int]]:
-    """Read key heads such as "0.2,3.0" (layer 0 head 2, layer 3 head 0); ValueError for anything else."""
+    """Parse key heads such as "0.2,3.0" (layer 0 head 2, layer 3 head 0). Raises ValueError for anything else."""
     try:
         pairs = [tuple(int(number) for number in word.split(".")) for word in text.split(",")]
         return sorted({(layer, head) for layer, head in pairs})
@@ -32,10 +32,10 @@ def parse_heads(text: str) -> list[tuple[int, int]]:
 
 
 def choose_heads(wanted: Sequence[tuple[int, int]] | None, groups: Mapping[int, int]) -> dict[int, list[int]]:
-    """Return the key heads to record by layer; `groups` holds the number of key heads of each mesa layer.
+    """Return the key heads to record by layer; `groups` maps each mesa layer to its number of key heads.
 
     Raises:
-        ValueError: a head or layer that does not exist, or that is not a mesa layer's.
+        ValueError: a head does not exist or is not in a mesa layer.
     """
     if wanted is None:
         return {layer: list(range(count)) for layer, count in groups.items()}
@@ -49,10 +49,10 @@ def choose_heads(wanted: Sequence[tuple[int, int]] | None, groups: Mapping[int, 
 
 
 def record_tensors(reading: Reading, heads: Sequence[int]) -> dict[str, Tensor]:
-    """Return the tensors of one mesa layer as they are stored, for the key heads chosen and the query heads they serve.
+    """Return the tensors of one mesa layer in their stored form, for the given key heads and their query heads.
 
-    Named `layer.{i}.query [1, T, H, K]` and so on in the order of `mesa_attention`. Raises ValueError for values that
-    float16 cannot hold.
+    Names are `layer.{i}.query [1, T, H, K]` and so on, in the order of `mesa_attention`. Raises ValueError for values
+    beyond the range of float16.
     """
     if reading.ridge is None:
         raise ValueError(f"layer {reading.layer} is {reading.mixer!r} and solves nothing; record mesa layers only")
@@ -73,9 +73,9 @@ def record_tensors(reading: Reading, heads: Sequence[int]) -> dict[str, Tensor]:
 
 
 def save_recorded(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
-    """Write recorded operands and what is to be known of them."""
+    """Write recorded operands and their metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # one entry: several would be written in any order, and the same command would not make the same file twice
+    # a single entry: the order of several is arbitrary, and the same command must always write the same file
     with writing(path):
         save_file(dict(tensors), path, metadata={ENTRY: json.dumps(metadata)})
 
@@ -84,7 +84,7 @@ def load_recorded(path: str | Path) -> list[dict[str, Tensor]]:
     """Load recorded operands, one dictionary per layer, ready for `mesa_attention(**operands)`.
 
     All float32: query `[1, T, H, K]`, key and value `[1, T, G, K]`, log_forget and input_gate `[1, T, G]`, ridge
-    `[G, K]`. Queries and keys of a model that scales them to unit length are scaled again, which float16 undid.
+    `[G, K]`. If the model scales queries and keys to unit length, they are rescaled, to undo float16 rounding.
 
     Raises:
         ValueError: the file is no record of operands.

@@ -1,4 +1,4 @@
-"""Inspect a trained model: run held-out text through it and measure what its mesa layers solve."""
+"""Inspect a trained model: run held-out text through it and measure the linear systems of its mesa layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mesalm.runs import resolve
 from mesalm.wording import plural
 
 LENGTH = 512
-"""Tokens of a window where no run says how long its rows were."""
+"""Default number of tokens per window if there is no run that determines it."""
 
 
 def inspect_model(
@@ -46,18 +46,18 @@ def inspect_model(
 
     Args:
         model: a run folder, a saved or published model's folder, one of a run's checkpoints, or a Hub name.
-        texts: files of held-out text; none: the validation split of the model's run.
-        tokens: how much text, in whole windows.
-        length: tokens of a window, at least 64. None: the length of the rows the run was trained on, else 512.
-        device: "auto" is CUDA where there is one, else the CPU.
-        out: the folder to write to. None: `reports/inspect-NAME`.
+        texts: files of held-out text. None given: the validation split of the model's run.
+        tokens: number of tokens to read, rounded down to whole windows.
+        length: tokens per window, at least 64. None: the row length that the run was trained with, or else 512.
+        device: "auto" is CUDA if available, else the CPU.
+        out: the output folder. None: `reports/inspect-NAME`.
         record: a safetensors file to write the first window's operands to (`mesalm.lab.inspection.recorded`).
         record_heads: the key heads to record, such as "0.2,3.0". None: all.
         quiet: print nothing and show no progress.
 
     Raises:
-        ValueError: the model cannot be opened or has neither mesa nor gated linear layers, there is no text or too
-            little, or an argument is out of range.
+        ValueError: the model cannot be opened or has no layer to inspect, there is not enough text, or an argument is
+            out of range.
     """
     if record_heads is not None and record is None:
         raise ValueError("record-heads: says what to record, but no file is given; add --record FILE")
@@ -102,9 +102,9 @@ def inspect_model(
 def run_windows(
     model: Any, windows: Windows, keep: list[Reading] | None, quiet: bool = False
 ) -> tuple[list[LayerSamples], list[ReachSamples]]:
-    """Run each window through the model by itself; `keep`, if given, takes the first window's mesa readings.
+    """Run each window through the model separately; `keep`, if given, receives the first window's mesa readings.
 
-    Returns what the recurrent layers showed and where the heads of all layers read from, in the order of the layers.
+    Returns the samples of the recurrent layers and of the reach of all layers, in the order of the layers.
     """
     from datasets.utils import tqdm
 
@@ -130,7 +130,7 @@ def run_windows(
 
 
 def write_inspection(inspection: Inspection, folder: Path) -> None:
-    """Write `inspect.json` and `inspect.svg` to a folder, which is made if need be."""
+    """Write `inspect.json` and `inspect.svg` to a folder, which is created if needed."""
     from mesalm.lab.inspection.gate_figure import draw_inspection
 
     title = f"{resolve(inspection.model).name}, {plural(inspection.windows, 'window')} of {inspection.length} tokens"
@@ -139,7 +139,7 @@ def write_inspection(inspection: Inspection, folder: Path) -> None:
 
 
 def _window_length(length: int, tokens: int) -> int:
-    """Return the length if windows of it can be inspected and `tokens` hold one; else raise ValueError."""
+    """Return the length; raise ValueError if it is too short for an inspection or exceeds `tokens`."""
     if length < CHUNK:
         raise ValueError(f"length: {length} must be at least {CHUNK}, one chunk of the solver; add --length {CHUNK}")
     if tokens < length:
@@ -148,7 +148,7 @@ def _window_length(length: int, tokens: int) -> int:
 
 
 def _notes(model: Any, name: str) -> list[str]:
-    """Say which layers are not recurrent and which have no gates; ValueError if there is nothing to inspect."""
+    """Return notes on layers without recurrence or gates. Raises ValueError if there is nothing to inspect."""
     mixers = mixers_of(model)
     if not any(is_recurrent(mixer) for mixer in mixers):
         kind = ", ".join(sorted({mixer.name for mixer in mixers})) or type(model).__name__
@@ -168,7 +168,7 @@ def _notes(model: Any, name: str) -> list[str]:
 def _record(
     path: Path, kept: list[Reading], wanted: list[tuple[int, int]] | None, inspection: Inspection, unit_norm: bool
 ) -> None:
-    """Write the first window's operands of the heads wanted."""
+    """Write the first window's operands for the chosen heads."""
     if not kept:
         raise ValueError("record: the model has no mesa layer, so there are no systems to record")
     heads = choose_heads(wanted, {reading.layer: reading.key.shape[2] for reading in kept})

@@ -1,4 +1,4 @@
-"""Terminal tables of an inspection: the gates, and the systems that the solver was given."""
+"""Terminal tables of an inspection: gates, linear systems, and reach."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = tuple[str, ...]
 
 
 def print_inspection(inspection: Inspection, console: Console | None = None) -> None:
-    """Print the tables, one row per layer and head, then what was read and what the columns mean."""
+    """Print the tables, one row per layer and head, then the text used and the meaning of the columns."""
     out = console or Console()
     out.print(table_of("Gates", GATES, inspection.heads))
     solved = [head for head in inspection.heads if head.ridge is not None]
@@ -48,7 +48,7 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
 
 
 def gate_cells(head: HeadNumbers) -> tuple[str, ...]:
-    """Return the cells of a row of the table of gates."""
+    """Return the cells of a head's row in the table of gates."""
     memory = "endless" if head.memory is None else f"{head.memory:,.{0 if head.memory >= 100 else 1}f}"
     return (
         f"{head.layer}.{head.head}",
@@ -62,7 +62,7 @@ def gate_cells(head: HeadNumbers) -> tuple[str, ...]:
 
 
 def system_cells(head: HeadNumbers) -> tuple[str, ...]:
-    """Return the cells of a row of the table of systems; the head must be one of a mesa layer."""
+    """Return the cells of a head's row in the table of systems; the head must belong to a mesa layer."""
     assert head.ridge is not None
     return (
         f"{head.layer}.{head.head}",
@@ -75,7 +75,7 @@ def system_cells(head: HeadNumbers) -> tuple[str, ...]:
 
 
 def reach_cells(head: Reach) -> tuple[str, ...]:
-    """Return the cells of a row of the table of reach."""
+    """Return the cells of a head's row in the table of reach."""
     taps = ["-"] if head.key_taps is None else [f"{100 * share:.0f}" for share in head.key_taps]
     return (
         f"{head.layer}.{head.head}",
@@ -107,7 +107,7 @@ REACH = (
 
 
 def table_of(title: str, kind: tuple[tuple[str, ...], Callable[[Any], Row]], heads: Sequence[Any]) -> Table:
-    """Make a table with one row per head, named LAYER.HEAD, and a line between layers; it fits into 80 columns."""
+    """Make a table of at most 80 columns with one row per head, named LAYER.HEAD, and a line between layers."""
     headings, cells = kind
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
