@@ -1,4 +1,4 @@
-"""The model card, made from what the run wrote down."""
+"""Model cards, generated from the records of a run."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ NO_EVALUATION = "None was recorded beyond the held-out loss above, if there is o
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One measured value for the card: what was measured, its value, and the ends of its 95 % interval, if any."""
+    """One measured value for the card: the measure, its value, and the ends of its 95 % interval, if any."""
 
     section: str
     label: str
@@ -96,18 +96,18 @@ def model_card(
     Args:
         model: the model; its configuration and size are described.
         name: the title.
-        run: the run folder whose journal records data, tokens and loss; None: the card says that it is not known.
+        run: the run folder whose journal records data, tokens and loss. None: the card states that they are unknown.
         place: the folder or Hub name in the loading example. None: `name`.
-        licence: the Hub's name of the weights' licence, "apache-2.0" for instance. None: the card says that it is not
-            stated and depends on the training text.
+        licence: the Hub's name for the weights' licence, for instance "apache-2.0". None: the card states that it is
+            unspecified and depends on the training text.
         evaluations: measured values.
-        conversion: what `conversion.json` says, where the model was converted.
+        conversion: the content of `conversion.json`, if the model was converted.
     """
     config = model.config
     mixers = config.layer_mixers
     classifies = type(model).__name__.endswith("ForSequenceClassification")
     source = (conversion or {}).get("source")
-    # losses by position and the like are for the table; what the Hub lists are scores that others compare with
+    # the Hub's list shows only scores that are comparable across models; losses by position etc. go into the table
     results = [_result(item) for item in evaluations if item.section == "text" or item.section.startswith("task/")]
     card_data = ModelCardData(
         library_name="transformers",
@@ -140,7 +140,7 @@ def model_card(
 
 
 def conversion_lines(conversion: dict[str, Any] | None) -> list[str]:
-    """Return what a converted folder says of its making, as lines of the card."""
+    """Return the lines of the card that describe how a converted model was made."""
     if conversion is None:
         return []
     text = conversion.get("calibration", {})
@@ -153,7 +153,7 @@ def conversion_lines(conversion: dict[str, Any] | None) -> list[str]:
 
 
 def read_conversion(folder: Path) -> dict[str, Any] | None:
-    """Return what `conversion.json` in a folder says, None where there is none."""
+    """Return the content of `conversion.json` in a folder, or None if there is no such file."""
     path = folder / "conversion.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""Checkpoints of flash-linear-attention's MesaNet and gated delta net, read and written."""
+"""Import and export of flash-linear-attention checkpoints of MesaNet and gated delta net."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS = {
     "num_heads": "num_attention_heads",
     "norm_eps": "rms_norm_eps",
 }
-"""Fields that both have, by the peer's name."""
+"""Fields that both configurations have, by the peer's name."""
 
 USUAL: dict[str, Any] = {
     "vocab_size": 32000,
@@ -45,7 +45,7 @@ USUAL: dict[str, Any] = {
     "intermediate_size": None,
     "hidden_ratio": 4,
 }
-"""The peer's defaults, for fields that an older file leaves out."""
+"""The peer's defaults, for fields missing from older files."""
 
 ONLY: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("swish", "silu"),
@@ -53,13 +53,13 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "attn": (None,),
     "attnres_block_size": (None,),
 }
-"""Fields with values that a mesa model can represent, the peer's default first."""
+"""Fields and the values of them that a mesa model can represent, the peer's default first."""
 
 NO_PART = (
     *("forget_bias", "ridge_init", "tolerance", "max_steps", "mesa_backend", "window", "qk_norm"),
     *("rope_parameters", "attention_dropout", "scale_embeddings", "tie_word_embeddings"),
 )
-"""Fields of ours that the peer's files need not hold: starts, the solver, softmax, and what weights can absorb."""
+"""Our fields that need no counterpart in the peer: initial values, solver, softmax, and those absorbed into weights."""
 
 NAMES = (
     ("model.embeddings.", "model.embed_tokens."),
@@ -72,20 +72,20 @@ NAMES = (
     (".g_proj.", ".gate_proj."),
     (".lambda_params", ".ridge_bias"),
 )
-"""Parts of the names of weights, the peer's and ours; the MLP's gate_proj has one name in both."""
+"""Parts of weight names, the peer's and ours; the MLP's gate_proj has the same name in both."""
 
 
 EMBEDDING = "model.embeddings.weight"
-"""The peer's name of the embedding, which every checkpoint holds."""
+"""The peer's name for the embedding, which every checkpoint contains."""
 
 
 @dataclass(frozen=True)
 class Peer:
     """An architecture of flash-linear-attention.
 
-    architecture: its class; mixer: ours. settings, usual and only add to the tables above. unbiased: the maps that have
-    a bias here alone. negated: whether its forget gate is one minus a sigmoid, so that its map has the other sign.
-    names: parts of the names of weights.
+    architecture: its class; mixer: our mixer. settings, usual and only extend the tables above. unbiased: maps with a
+    bias only in our models. negated: whether its forget gate is one minus a sigmoid, so that its map has the opposite
+    sign. names: parts of weight names.
     """
 
     architecture: str
@@ -117,11 +117,11 @@ PEERS = {
         names=(*NAMES, (".A_log", ".rate_bias"), (".dt_bias", ".forget_proj.bias")),
     ),
 }
-"""The architectures by their model type."""
+"""Architectures by model type."""
 
 
 def peer_settings(model: str) -> dict[str, Any] | None:
-    """Return the configuration of MODEL if it is one of `PEERS`; None for another, or for nothing that can be read."""
+    """Return the configuration of `model` if its type is in `PEERS`; None for other types or an unreadable model."""
     try:
         settings: dict[str, Any] = PreTrainedConfig.get_config_dict(locate(model))[0]
     except (OSError, ValueError):
@@ -137,7 +137,7 @@ def open_peer(model: str, settings: dict[str, Any]) -> MesaForCausalLM:
         settings: its configuration; see `peer_settings`.
 
     Raises:
-        ValueError: a field whose value has no counterpart, or a weight without one, by name.
+        ValueError: a field value or a weight without a counterpart; the message names it.
     """
     place = locate(model)
     folder = Path(place if Path(place).is_dir() else snapshot_download(place, allow_patterns=["*.safetensors"]))
@@ -155,7 +155,7 @@ def open_peer(model: str, settings: dict[str, Any]) -> MesaForCausalLM:
 
 
 def our_config(settings: dict[str, Any], model: str) -> MesaConfig:
-    """Return the mesa configuration that computes what the peer's says; ValueError for a field that it cannot."""
+    """Return the mesa configuration equivalent to the peer's; raise ValueError for a field it cannot represent."""
     peer = PEERS[settings["model_type"]]
     given = {**USUAL, **peer.usual, **settings}
     allowed = {**ONLY, **peer.only, "num_v_heads": (None, given["num_heads"])}
@@ -168,7 +168,7 @@ def our_config(settings: dict[str, Any], model: str) -> MesaConfig:
         -int(width * given["hidden_ratio"] * 2 / 3) // 256
     )
     if peer.mixer == "delta":
-        # its queries are scaled by 1 / sqrt(K), which the norm of what is read takes back but for its epsilon
+        # its queries are scaled by 1 / sqrt(K); the norm of the read-out cancels this except for its epsilon
         ours |= {"conv_values": True, "forget_rate": True, "read_norm_eps": given["norm_eps"] * size}
         ours["value_head_dim"] = int(size * given["expand_v"])
     ridge = {"ridge_init": ours["ridge_floor"] + 0.75} if "ridge_floor" in ours else {}
@@ -187,7 +187,7 @@ def our_weights(weights: dict[str, Tensor], model: MesaForCausalLM, peer: Peer) 
         mixer = f"model.layers.{number}.mixer."
         parts = [ours.pop(f"{mixer}{part}_conv1d.weight", None) for part in "qkv"]
         taps = [part for part in parts if part is not None]
-        if taps:  # what is missing is named once all the rest has its own name
+        if taps:  # missing weights are reported once all others have been renamed
             ours[mixer + "conv.weight"] = torch.cat(taps).squeeze(1).flip(-1)
         for name in peer.unbiased:
             if f"{mixer}{name}.weight" in ours:
@@ -200,8 +200,8 @@ def write_peer(model: str, folder: str | Path) -> Path:
     """Write a mesa or delta model as a checkpoint of flash-linear-attention to `folder`, with its tokenizer; return it.
 
     Raises:
-        ValueError: a model that the peer cannot represent: mixed or other mixers, a field or a bias, by name; nothing
-            can be opened there, or `folder` holds something.
+        ValueError: the peer cannot represent the model (mixed or other mixers, or a field or bias, which is named), the
+            model cannot be opened, or `folder` is not empty.
     """
     folder = Path(folder)
     must_be_new(folder, "convert")
@@ -264,7 +264,7 @@ def _their_weights(model: MesaForCausalLM, peer: Peer, name: str) -> dict[str, T
 
 
 def _negate(weights: dict[str, Tensor], mixer: str, peer: Peer) -> None:
-    """Turn the sign of a layer's forget gate."""
+    """Flip the sign of a layer's forget gate projection."""
     for part in ("weight", "bias") if peer.negated else ():
         name = f"{mixer}forget_proj.{part}"
         if name in weights:

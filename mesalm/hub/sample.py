@@ -1,4 +1,4 @@
-"""Continue a prompt, printing the text as it comes."""
+"""Continue a prompt, printing the text as it is generated."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def sample(
     Args:
         model: a run folder, a saved model's folder or a Hub name.
         prompt: the text to continue; it may be empty.
-        tokens: most tokens to add.
-        temperature: 0 takes the likeliest token each time.
-        top_p: share of probability to sample from.
-        seed: of the sampling.
+        tokens: maximum number of new tokens.
+        temperature: sampling temperature; 0 decodes greedily.
+        top_p: probability mass for nucleus sampling.
+        seed: random seed for sampling.
 
     Raises:
         ValueError: the model or its tokenizer cannot be opened, or an argument is out of range.
@@ -51,7 +51,7 @@ def sample(
     opened: Any = open_model(model, device=device, trust_remote_code=trust_remote_code)
     ids = prompt_ids(tokenizer, prompt)
     set_seed(seed)
-    # without top_k, transformers samples from the fifty likeliest tokens alone
+    # by default transformers samples only from the 50 most likely tokens
     how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     choice = how if temperature else {"do_sample": False}
     inputs = torch.tensor([ids], device=opened.device)

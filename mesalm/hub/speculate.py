@@ -1,7 +1,7 @@
-"""Speculative decoding for models with states: a draft is read in one pass, and a refused one leaves nothing behind.
+"""Speculative decoding for recurrent models: a draft is verified in one pass, and a rejected draft leaves no trace.
 
-A state cannot be taken back by a token, so each draft is read into a copy of the cache. Where all of it is accepted the
-copy stays; else the old cache does, and the tokens since are read again before the next draft.
+A recurrent state cannot be rolled back, so each draft is read into a copy of the cache. If the whole draft is accepted,
+the copy replaces the cache; otherwise the old cache stays, and the next pass rereads the accepted tokens.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from transformers.generation import PromptLookupCandidateGenerator
 from mesalm.model.cache_mesa import CACHE, cache_name, returned_cache
 
 Draft = Callable[[Tensor], Tensor]
-"""What proposes the next tokens [D], D at least 0, of ids [1, T]."""
+"""Function that proposes the next tokens [D], D at least 0, for ids [1, T]."""
 
 BEHIND = 48
-"""Tokens that may wait to be read again; one pass over a chunk of 64 costs about as much as one over a few."""
+"""Number of tokens to reread from which drafting pauses; a pass over 64 tokens costs about as much as over a few."""
 
 
 def prompt_lookup(tokens: int = 10, ngram: int = 3) -> Draft:
-    """Propose what followed the last tokens where they stood before: transformers' prompt lookup."""
+    """Propose the tokens that followed an earlier occurrence of the last ones: transformers' prompt lookup."""
     found: Any = PromptLookupCandidateGenerator(
         num_output_tokens=tokens, max_matching_ngram_size=ngram, max_length=torch.iinfo(torch.int64).max
     )
@@ -32,7 +32,7 @@ def prompt_lookup(tokens: int = 10, ngram: int = 3) -> Draft:
 
 
 def draft_model(assistant: Any, tokens: int = 5) -> Draft:
-    """Propose the likeliest tokens by a smaller model of the same vocabulary; it serves one sequence at a time."""
+    """Propose a smaller model's most likely tokens; it must share the vocabulary and serves one sequence at a time."""
     read = _Reader(assistant)
 
     @torch.no_grad()
@@ -56,13 +56,13 @@ def speculate(
     draft: Draft | None = None,
     **inputs: Any,
 ) -> Tensor:
-    """Decode greedily, as many tokens a pass as a draft foresees: `model.generate(ids, custom_generate=speculate)`.
+    """Decode greedily with several draft tokens per pass: `model.generate(ids, custom_generate=speculate)`.
 
     Args:
-        draft: what proposes tokens; by default `prompt_lookup()`. `generate` hands it on.
+        draft: the function that proposes tokens; by default `prompt_lookup()`. `generate` forwards it.
 
-    The other arguments are those that `generate` hands to a way of decoding. The ids are those of greedy decoding token
-    by token, up to logits so close that rounding decides.
+    The other arguments are those that `generate` passes to a decoding method. The result equals token-by-token greedy
+    decoding except where logits are so close that rounding decides.
 
     Raises:
         ValueError: sampling, beams, scores, several rows, padding, embeddings, a cache with tokens, compiling.
@@ -99,7 +99,7 @@ def speculate(
 
 
 class _Reader:
-    """A model and the cache of what it has read; a copy shares the model alone."""
+    """A model with its cache and the ids in it; a copy shares only the model."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.cache, self.ids = model, None, torch.empty(1, 0, dtype=torch.long)
@@ -111,7 +111,7 @@ class _Reader:
         return self.ids.shape[1]
 
     def back_to(self, ids: Tensor) -> None:
-        """Forget everything where these ids do not go on from what was read."""
+        """Reset the cache unless these ids extend those already read."""
         if self.seen >= ids.shape[1] or not torch.equal(ids[:, : self.seen], self.ids.to(ids)):
             self.cache, self.ids = None, ids[:, :0]
 

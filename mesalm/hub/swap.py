@@ -1,4 +1,4 @@
-"""Put recurrent mixers in the place of softmax layers, fitted to what those layers computed."""
+"""Replace softmax layers by recurrent mixers that are fitted to the outputs of those layers."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from mesalm.model.mixer_gated import GatedMixer
 from mesalm.model.modeling_mesa import MesaForCausalLM
 
 FORGET_BIASES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)
-"""Forget biases that each key head chooses from: memories of 2 to 400 tokens."""
+"""Candidate forget biases for each key head, for memories of 2 to 400 tokens."""
 
 OPEN = 1.2784645
-"""What an output gate's bias is given: silu(OPEN) = 1."""
+"""Initial bias of an output gate: silu(OPEN) = 1."""
 
 ROWS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class Swap:
-    """How a layer was swapped.
+    """The result of swapping one layer.
 
-    `explained` is the share of the wanted output's square that the new mixer gives on rows it was not fitted to;
-    `forget_bias` what each key head was given.
+    `explained` is the share of the target output's square that the new mixer explains on rows it was not fitted to;
+    `forget_bias` is the chosen bias of each key head.
     """
 
     layer: int
@@ -44,24 +44,24 @@ class Swap:
 def swap_layers(
     teacher: MesaForCausalLM, layers: Sequence[int], mixer: str, rows: Tensor, *, quiet: bool = False
 ) -> tuple[MesaForCausalLM, list[Swap]]:
-    """Return a copy of a model with `mixer` in the named softmax layers, and how well each one fits.
+    """Return a copy of a model with `mixer` in the given softmax layers, and the fit of each one.
 
-    Every weight with a counterpart is carried over. The other weights of the new mixers start like this:
+    Every weight with a counterpart is copied. The other weights of the new mixers are initialized as follows:
 
     - the convolution passes each token's query and key through, scaled to a root mean square of one;
-    - the input gates are half open and the forget gates the same for every token, each key head's being the one of
-      `FORGET_BIASES` from whose read-out the old head's output is best predicted, linearly;
+    - the input gates are half open; the forget gates are the same for every token, with the bias from `FORGET_BIASES`,
+      chosen per key head, whose read-out best predicts the old head's output linearly;
     - the output gates, where a mixer has them, are open;
-    - the output norm's gain is the root mean square of what the old output projection read;
-    - the output projection is the least-squares map from the new read-outs to what brings the residual stream to
-      where it was after the old layer, layer by layer in their order, so that a layer makes up for those before it.
+    - the output norm's gain is the root mean square of the old output projection's input;
+    - the output projection is the least-squares map from the new read-outs to the output that restores the residual
+      stream after the old layer; layers are fitted in order, so that each one compensates for errors of earlier ones.
 
     Args:
-        teacher: the model, float32; it is left as it was.
-        layers: numbers of layers, each softmax in the teacher.
+        teacher: the model, float32; it is not modified.
+        layers: indices of layers, each softmax in the teacher.
         mixer: the name of a `GatedMixer` in the table of mixers.
         rows: token ids [N, T] to fit to, N at least 4; the last quarter only chooses how strongly to shrink.
-        quiet: whether to go without a progress bar.
+        quiet: whether to hide the progress bar.
     """
     names = teacher.config.layer_mixers
     for layer in layers:
@@ -101,7 +101,7 @@ class _Streams:
         self.fitted = -(-(len(rows) - check) // ROWS_AT_ONCE)
 
     def advance(self, old: nn.Module, new: nn.Module) -> None:
-        """Pass both streams through a block, the streams that are still the same only once."""
+        """Pass both streams through a block, but only once while they are still identical."""
         same = self.new is self.old and type(old.mixer) is type(new.mixer)
         before = self.new
         self.old = [old(batch, **more) for batch, more in zip(self.old, self.arguments, strict=True)]
@@ -111,7 +111,7 @@ class _Streams:
 
 
 class _Record(nn.Module):
-    """A stand-in for the blocks of a model that records what the first of them would be given."""
+    """A replacement for the blocks of a model that records the input of the first one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class _Record(nn.Module):
 
 
 def fit_mixer(old: Any, new: Any, streams: _Streams, layer: int) -> Swap:
-    """Start the mixer of block `new` so that it replaces that of block `old`; see `swap_layers`."""
+    """Initialize the mixer of block `new` to replace that of block `old`; see `swap_layers`."""
     read: list[Tensor] = []
     wanted: list[Tensor] = []
     with _reading(old.mixer, read):
@@ -150,7 +150,7 @@ def fit_mixer(old: Any, new: Any, streams: _Streams, layer: int) -> Swap:
 
 
 def read_outs(mixer: Any, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return what a mixer's output projection reads, [B, T, H * V], for inputs [B, T, hidden]."""
+    """Return the input of a mixer's output projection, [B, T, H * V], for inputs [B, T, hidden]."""
     read: list[Tensor] = []
     with _reading(mixer, read):
         for batch in inputs:
@@ -196,7 +196,7 @@ def _start_projections(old: Any, new: GatedMixer, inputs: Sequence[Tensor]) -> N
 
 
 def _choose_forgetting(new: GatedMixer, inputs: Sequence[Tensor], read: Sequence[Tensor]) -> list[float]:
-    """Set each key head's forget bias to that from which the old heads are best predicted; return the biases."""
+    """Set each key head's forget bias to the one that best predicts the old heads; return the biases."""
     if not hasattr(new, "forget_proj"):
         return []
     errors = []

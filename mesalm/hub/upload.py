@@ -1,4 +1,4 @@
-"""Send checkpoints to the Hub while a run trains, in a thread beside it."""
+"""Upload checkpoints to the Hub from a background thread during training."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ A checkpoint of a run that trains: `{step}`. Earlier ones are the revisions of t
 class Uploads:
     """The uploads of one run: each a commit with the tag ``step-NNNNNNNN``, one at a time.
 
-    ``place`` is a repository, made if it is not there; ``every`` and ``last`` say of which steps. An upload that fails
-    is a line of the journal and no more; a checkpoint that is due while another is under way is left out, but the
-    last one waits up to ``patience`` seconds.
+    ``place`` is a repository, created if missing; ``every`` and ``last`` select the steps. A failed upload only adds a
+    line to the journal. A checkpoint that is due during another upload is skipped, but the last one waits up to
+    ``patience`` seconds.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Uploads:
         self._said: dict[str, Any] = {}
 
     def offer(self, checkpoint: Path, step: int) -> Iterator[dict[str, Any]]:
-        """Begin to send a checkpoint if it is due; give what became of the one before it."""
+        """Start the upload of a checkpoint if it is due; yield the result of the previous one."""
         yield from self._outcome(self.patience if step == self.last else 0.0)
         if step != self.last and self.every and step % self.every:
             return
@@ -68,7 +68,7 @@ class Uploads:
             self._thread.start()
 
     def finish(self) -> Iterator[dict[str, Any]]:
-        """Wait for the last upload, not longer than ``patience`` seconds; give what became of it."""
+        """Wait for the last upload for at most ``patience`` seconds; yield its result."""
         yield from self._outcome(self.patience)
         if self._thread is not None:
             yield {"failed": f"the last upload did not end within {self.patience:g} seconds"}
@@ -82,7 +82,7 @@ class Uploads:
             yield self._said
 
     def _stage(self, checkpoint: Path) -> None:
-        """Keep what is sent in a folder of its own, for a checkpoint may be deleted meanwhile."""
+        """Copy the files to upload into a separate folder, since the checkpoint may be deleted meanwhile."""
         shutil.rmtree(self.staged, ignore_errors=True)
         self.staged.mkdir()
         for pattern in SENT:
@@ -105,7 +105,7 @@ class Uploads:
             self._said = {"checkpoint": step, "commit": str(commit), "seconds": time.monotonic() - begun}
 
     def _tag(self, place: str, step: str) -> None:
-        """Tag the newest commit; a tag that an earlier run has left would name that run's weights."""
+        """Tag the newest commit, replacing a tag left by an earlier run, which would name that run's weights."""
         try:
             self.api.create_tag(place, tag=step)
         except HfHubHTTPError as error:
@@ -116,7 +116,7 @@ class Uploads:
 
 
 def make_uploads(recipe: Any, folder: Path) -> Uploads:
-    """Return the uploads that a recipe's section ``upload`` asks for, of the run in ``folder``."""
+    """Return the uploads configured in a recipe's section ``upload``, for the run in ``folder``."""
     wanted = recipe.upload
     return Uploads(wanted.to, folder, every=wanted.every, last=recipe.steps, private=wanted.private)
 

@@ -1,7 +1,7 @@
-"""A mesa model as vLLM serves it: the same blocks, their states in vLLM's pages.
+"""A mesa model for serving with vLLM: the same blocks, with states in vLLM's pages.
 
-vLLM hands over the tokens of all requests of a step in one row, [T], those that decode one token first. Recurrent
-layers read and write their states by `MambaBase`, softmax layers their keys and values by vLLM's own attention.
+vLLM passes the tokens of all requests of a step in one row, [T], with single-token decodes first. Recurrent layers
+access their states through `MambaBase`; softmax layers use vLLM's own attention for their keys and values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mesalm.model.modeling_mesa import MesaForCausalLM
 
 
 class PagedMixer(nn.Module, MambaBase):
-    """A recurrent mixer whose states are in vLLM's pages.
+    """A recurrent mixer that stores its states in vLLM's pages.
 
     Args:
         inner: the mixer.
@@ -54,8 +54,8 @@ class PagedMixer(nn.Module, MambaBase):
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
         """Return the mixed tokens [1, T, hidden], and no attention weights.
 
-        Requests of one token go through as a batch, those that read more of a prompt one after the other. Without
-        metadata, as when vLLM measures memory, no state is read or written.
+        Single-token requests are processed as a batch, longer ones one after another. Without metadata, as when vLLM
+        profiles memory, no state is read or written.
         """
         found: Any = get_forward_context().attn_metadata
         if found is None:
@@ -77,10 +77,10 @@ class MesaForVllm(nn.Module, HasInnerState, IsHybrid):
 
     Args:
         vllm_config: vLLM's configuration; its model's is a `MesaConfig`.
-        prefix: what the names of the layers begin with.
+        prefix: prefix of the layer names.
 
     Raises:
-        ValueError: a model or a setting that is not served, and what to change.
+        ValueError: an unsupported model or setting; the message tells what to change.
     """
 
     has_inner_state: ClassVar[Literal[True]] = True
@@ -110,7 +110,7 @@ class MesaForVllm(nn.Module, HasInnerState, IsHybrid):
 
     @classmethod
     def get_mamba_state_copy_func(cls) -> Any:
-        """Return what says where a state lies in memory, of the convolution and of the layer."""
+        """Return the functions that locate the states of the convolution and of the layer in memory."""
         return get_conv_copy_spec, get_temporal_copy_spec
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -142,7 +142,7 @@ class MesaForVllm(nn.Module, HasInnerState, IsHybrid):
         return self.core.logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint's weights; return the names of all that are loaded.
+        """Load a checkpoint's weights; return the names of all loaded weights.
 
         Raises:
             ValueError: a weight without a counterpart on either side.
@@ -159,7 +159,7 @@ class MesaForVllm(nn.Module, HasInnerState, IsHybrid):
 
 
 def paged(mixer: Any, vllm_config: VllmConfig, prefix: str) -> nn.Module:
-    """Return a mixer with its memory in vLLM's pages, known to vLLM by a name."""
+    """Return a mixer that stores its state in vLLM's pages, registered with vLLM under a name."""
     if isinstance(mixer, GatedMixer):
         return PagedMixer(mixer, vllm_config, prefix)
     attend = Attention(
@@ -174,7 +174,7 @@ def paged(mixer: Any, vllm_config: VllmConfig, prefix: str) -> nn.Module:
 
 
 def check_settings(vllm_config: VllmConfig) -> None:
-    """Raise ValueError, one line, for a setting that this model cannot be served with."""
+    """Raise a one-line ValueError for a setting that this model does not support."""
     parallel = vllm_config.parallel_config
     for wrong, remedy in (
         (parallel.world_size > 1, "tensor and pipeline parallelism are not served; leave them at 1"),

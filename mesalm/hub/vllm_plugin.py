@@ -1,9 +1,9 @@
-"""The entry point `vllm.general_plugins`: makes vLLM know mesa models."""
+"""Entry point `vllm.general_plugins`, which registers mesa models with vLLM."""
 
 from __future__ import annotations
 
 ARCHITECTURE = "MesaForCausalLM"
-"""How the configuration of a saved model names its class."""
+"""Class name in the configuration of a saved model."""
 
 
 def register() -> None:

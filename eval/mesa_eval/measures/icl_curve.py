@@ -1,11 +1,11 @@
 """Loss by position in the context, and the in-context score.
 
-Position p is the p-th prediction of a window: it has p tokens before it (the document's start token among
-them). Windows hold T + 1 tokens of one document and are never packed. Bins are 1, 2, 3-4, 5-8 ... up to T.
+Position p is the p-th prediction of a window: it has p tokens before it (including the document's start
+token). Windows contain T + 1 tokens of one document and are never packed. Bins are 1, 2, 3-4, 5-8 ... up to T.
 
 In-context score (Olsson et al. 2022, In-context learning and induction heads): mean loss at positions 490 to
-510 less the mean at 45 to 55, which needs T >= 512. Shorter windows get an analogue under another name:
-the last eighth of the window less the positions within T/32 of T/8. Negative is better for both.
+510 minus the mean at 45 to 55, which needs T >= 512. Shorter windows get an analogue under another name:
+the last eighth of the window minus the positions within T/32 of T/8. For both, lower is better.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ LEAST_WINDOW = 8  # tokens
 class PositionScores:
     """Windows and their scores.
 
-    For each window: its document and tokens [N, window + 1]. For each position from `first` on: its nats and whether
-    the token was the likeliest, `losses` and `hits` [N, window + 1 - first].
+    For each window: its document and tokens [N, window + 1]. For each position from `first` on: its nats, `losses`, and
+    whether the token was the most likely one, `hits`, both [N, window + 1 - first].
     """
 
     window: int
@@ -42,12 +42,12 @@ class PositionScores:
     first: int = 1
 
     def mean_losses(self, first: int, last: int) -> np.ndarray:
-        """Return the mean loss of each window at some positions, both ends included, [N]."""
+        """Return the mean loss of each window at positions `first` to `last` inclusive, [N]."""
         return self.losses[:, first - self.first : last - self.first + 1].mean(1)
 
 
 def position_bins(window: int) -> list[list[int]]:
-    """Return (first, last) positions of the bins 1, 2, 3-4, 5-8 ... up to `window`, both ends included."""
+    """Return the inclusive (first, last) positions of the bins 1, 2, 3-4, 5-8 ... up to `window`."""
     bins = [[1, 1]]
     while bins[-1][1] < window:
         last = bins[-1][1]
@@ -56,7 +56,7 @@ def position_bins(window: int) -> list[list[int]]:
 
 
 def score_ranges(window: int) -> tuple[str, list[int], list[int]]:
-    """Return name, early and late positions (both ends included) of the in-context score for a window."""
+    """Return the name and the inclusive early and late positions of the in-context score for a window."""
     if window >= 512:
         return SCORE_NAME, [45, 55], [490, 510]
     eighth, spread = window // 8, window // 32
@@ -68,7 +68,7 @@ def score_ranges(window: int) -> tuple[str, list[int], list[int]]:
 def score_positions(
     scorer: Reader, documents: Sequence[HeldOutDocument], window: int, wanted: int, most: int, seed: int
 ) -> PositionScores | None:
-    """Return loss by position over up to `wanted` windows, `most` of one document; None where no document has one.
+    """Return loss by position over up to `wanted` windows, at most `most` per document; None if there is no window.
 
     See `collect_windows`.
     """
@@ -79,7 +79,7 @@ def score_positions(
 
 
 def score_windows(scorer: Reader, windows: Sequence[tuple[str, list[int]]], first: int, what: str) -> PositionScores:
-    """Return the scores of (document, tokens) of one length from a position on."""
+    """Return the scores of equally long (document, tokens) windows from position `first` on."""
     rows = [tokens for _, tokens in windows]
     scored = scorer.token_scores(rows, [first] * len(rows), what)
     return PositionScores(
@@ -96,13 +96,13 @@ def position_measures(scores: PositionScores) -> list[Measure]:
     """Return the mean loss of each bin of positions, and the in-context score."""
     name, early, late = score_ranges(scores.window)
     values = scores.mean_losses(*late) - scores.mean_losses(*early)
-    ends = None if scores.window >= 512 else scores.window  # the analogue of each window is a statistic of its own
+    ends = None if scores.window >= 512 else scores.window  # the analogue is a different statistic for each length
     bins = bin_measures("position", scores, position_bins(scores.window))
     return [*bins, by_document("context", "in_context", name, values, scores.owners, last=ends)]
 
 
 def bin_measures(section: str, scores: PositionScores, bins: Sequence[Sequence[int]]) -> list[Measure]:
-    """Return the mean loss of each bin (first, last) of positions, both ends included."""
+    """Return the mean loss of each inclusive bin (first, last) of positions."""
     return [
         by_document(
             section,
@@ -129,10 +129,10 @@ def by_document(
     first: int | None = None,
     last: int | None = None,
 ) -> Measure:
-    """Make a measure of one value per window: a document with several windows is one unit.
+    """Make a measure from one value per window; all windows of a document form one unit.
 
-    values [N]: nats per token, or of an accuracy hits; counts [N]: what each value is a sum of (None: one token each).
-    first, last: a bin of positions, both ends included; it is drawn at their geometric mean.
+    values [N]: nats, or hits for an accuracy; counts [N]: tokens that each value sums over (None: one token each).
+    first, last: an inclusive bin of positions, plotted at their geometric mean.
     """
     counts = np.ones(len(values)) if counts is None else counts
     sums, names = group_sums(np.stack([values, counts], axis=1), owners)

@@ -1,8 +1,8 @@
-"""Scores of one model: measures that a comparison resamples and the raw numbers behind them, as JSON.
+"""Scores of one model: measures that a comparison resamples and their raw numbers, as JSON.
 
 Every statistic is one record, `Measure`: a mean over columns of sum(numerator) / sum(denominator), both summed over
-the units that are resampled. A mean has denominators 1; bits per byte divide bits by bytes; macro-F1 has one column per
-class, 2 TP over 2 TP + FP + FN; a perplexity is the exponential of nats by tokens.
+the resampled units. A mean has denominators 1; bits per byte divide bits by bytes; macro-F1 has one column per class,
+2 TP over 2 TP + FP + FN; a perplexity is the exponential of nats divided by tokens.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 @dataclass
 class ModelCard:
-    """The model that was measured: where it is, its weights, how long it was trained.
+    """The measured model: its location, weights and training.
 
-    seed, recipe: the training seed, and a sha256 shared by runs with the same recipe and data otherwise;
-    seconds_trained: of the run's journal, on whatever machine it ran.
+    seed, recipe: the training seed, and a sha256 shared by runs that differ only in the seed; seconds_trained: from
+    the run's journal, on whichever machine it ran.
     """
 
     name: str
@@ -50,17 +50,17 @@ class ModelCard:
 
 @dataclass(kw_only=True)
 class Statistic:
-    """What a number is, field by field, and how it is shown; two models share a statistic that has the same key.
+    """Identity and display of a statistic; equal keys identify the same statistic of different models.
 
     section: "primary", "text", "position", "length", "context", "recall" or "task/NAME"; task: NAME; metric: what is
-    measured, such as "accuracy"; variant: another way of asking or of cutting the text; group: the part that is looked
-    at (a domain, a file, a paradigm, a kind of token); shots: of a task, `most` where they are as many as fit; first,
-    last: positions counted, both ends included; key: the name that all of these make.
+    measured, such as "accuracy"; variant: a variant of the task or of the text split; group: the subset measured (a
+    domain, a file, a paradigm, a kind of token); shots: of a task, with `most` set if they are as many as fit; first,
+    last: inclusive range of positions; key: the name formed from all of these.
 
-    label, unit: what a reader sees beside the value; better: "lower", "higher" or ""; digits: decimals shown;
-    resampled: what one unit is ("document", "window", "query", "episode", "sequence"); x: shots or position, for
-    figures; primary: whether it enters the one average declared beforehand; ceiling: the score of a predictor that
-    knows what kind of rule the answers follow.
+    label, unit: text shown beside the value; better: "lower", "higher" or ""; digits: decimals shown; resampled: the
+    kind of unit ("document", "window", "query", "episode", "sequence"); x: shots or position, for figures;
+    primary: whether the predeclared average includes it; ceiling: the score of a predictor that knows the kind of rule
+    behind the answers.
     """
 
     section: str
@@ -86,12 +86,12 @@ class Statistic:
         self.key = key_of(self)
 
     def statistic(self) -> dict[str, Any]:
-        """Return the fields of `Statistic` alone, from which another record of it is made."""
+        """Return only the fields of `Statistic`, for making another record of the same statistic."""
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(Statistic) if item.init}
 
 
 def key_of(found: Statistic) -> str:
-    """Return the name of a statistic among all of a model, made of its fields and nothing else."""
+    """Return the name of a statistic, unique within a model and formed from its fields alone."""
     group = [found.group] if found.group else []
     metric = [found.metric] if found.metric != "loss" else []
     bounds = dict.fromkeys(str(bound) for bound in (found.first, found.last) if bound is not None)
@@ -109,11 +109,11 @@ def key_of(found: Statistic) -> str:
 
 @dataclass(kw_only=True)
 class Measure(Statistic):
-    """One statistic of one model, unit by unit.
+    """One statistic of one model, with its value for each unit.
 
-    units [U]: their names, equal and in the same order for models that can be paired; numerator, denominator [U][C];
-    transform: "exp" or ""; any_tokenizer: whether models with different tokenizers or windows compare; chance: the
-    null, the score of a model that reads nothing; items: sha256 of what was asked.
+    units [U]: their names, the same in the same order for models that can be paired; numerator, denominator [U][C];
+    transform: "exp" or ""; any_tokenizer: whether models with different tokenizers or windows are comparable; chance:
+    the null score, that of a model that ignores its input; items: sha256 of the test items.
     """
 
     units: list[str]
@@ -127,7 +127,7 @@ class Measure(Statistic):
 
 @dataclass(frozen=True)
 class Note:
-    """What a reader must know of a measurement; own: it may be true of the one model alone, which is then named."""
+    """A remark on a measurement for readers; own: it may apply to this model only, which reports then name."""
 
     text: str
     own: bool = False
@@ -135,10 +135,10 @@ class Note:
 
 @dataclass
 class TaskRecord:
-    """How one few-shot task was asked: sizes, one prompt with its answer, and what was left out.
+    """How one few-shot task was asked: sizes, an example prompt with its answer, and omissions.
 
-    cut: numbers of shots left out because a prompt would not fit or the items run out; skipped: why the task could
-    not run at all, else ""; majority: share of the commonest label; pairs_joint, pairs_apart: see
+    cut: numbers of shots omitted because a prompt would not fit or there are too few items; skipped: why the task
+    could not run at all, or ""; majority: share of the most common label; pairs_joint, pairs_apart: see
     `Encoder.encode_pairs`.
     """
 
@@ -157,10 +157,10 @@ class TaskRecord:
 
 @dataclass
 class Part:
-    """Everything that came of one thing asked: measures, raw numbers, and what it cost.
+    """The results of one part of an evaluation: measures, raw numbers, and cost.
 
-    name: "text", "positions", "length", "copying" or "task/NAME"; key: sha256 over the model, the items and how they
-    were asked, so that a stored part is used again only where nothing differs.
+    name: "text", "positions", "length", "copying" or "task/NAME"; key: sha256 over the model, the items and the way
+    they were asked, so that a stored part is reused only if nothing differs.
     """
 
     name: str = ""
@@ -178,7 +178,7 @@ class Part:
 
     @classmethod
     def from_json(cls, text: str) -> Part:
-        """Rebuild a part from `to_json`; ValueError in one line for anything else."""
+        """Rebuild a part from `to_json`; raise a one-line ValueError for anything else."""
         return _rebuilt(cls, json.loads(text))
 
 
@@ -204,7 +204,7 @@ class Scores:
 
     @property
     def tasks(self) -> list[TaskRecord]:
-        """Return the records of the few-shot tasks in order, those that could not run among them."""
+        """Return the records of the few-shot tasks in order, including those that could not run."""
         return [part.task for part in self.parts if part.task is not None]
 
     @property
@@ -218,11 +218,11 @@ class Scores:
         return sum(part.seconds for part in self.parts)
 
     def part(self, name: str) -> Part | None:
-        """Return the part of a name, or None."""
+        """Return the part with this name, or None."""
         return next((part for part in self.parts if part.name == name), None)
 
     def measure(self, key: str) -> Measure | None:
-        """Return the measure of a key, or None."""
+        """Return the measure with this key, or None."""
         return next((measure for measure in self.measures if measure.key == key), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ class Scores:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Scores:
-        """Rebuild scores from `to_dict`; ValueError in one line for anything else, and for those of another format."""
+        """Rebuild scores from `to_dict`; raise a one-line ValueError for other data or another format version."""
         given = data.get("format") if isinstance(data, dict) else None
         if given != FORMAT:
             raise ValueError(f"scores of format {given!r} cannot be read; this version reads {FORMAT}: measure again")
@@ -250,7 +250,7 @@ class Scores:
 
 
 def _rebuilt(kind: type[T], data: Any) -> T:
-    """Return the record of a dataclass that plain data holds; fields that older ones lack have their defaults."""
+    """Rebuild a dataclass record from plain data; fields missing from older data get their defaults."""
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:

@@ -1,10 +1,10 @@
-"""The suites of suites.yaml: how much each asks, fixed before any model is seen.
+"""The evaluation suites of suites.yaml and their sizes, fixed before any model is seen.
 
-A version that has been used is never changed: other sizes or other rules of choice are a new version beside it, such as
-`full-2`, and `--suite full` then means that one. Scores of different versions are not compared.
+A version in use never changes: other sizes or selection rules become a new version such as `full-2`, and
+`--suite full` then selects that one. Scores of different versions are not compared.
 
-Budgets are tokens that a model reads, all of the suite's own measures and the few-shot files of a usual set (some
-thirty) together: `quick` 0.8 million, `full` 8 million; `paper` asks the whole suite and has none.
+A budget limits the tokens a model reads for all built-in measures and a typical set of some thirty few-shot files:
+0.8 million for `quick`, 8 million for `full`; `paper` asks everything and has no budget.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from mesa_eval.tasks.task import FewShotSizes
 class Suite:
     """The sizes of a suite.
 
-    text_bytes, document_bytes: bytes of text scored (None: all) and the most taken of one document, so that long ones
-    do not stand for all; longest_window: bound on the window length, in tokens; position_tokens, position_windows:
-    bounds on the windows for loss by position and recall; document_windows: the most of them taken of one document;
-    length_windows: windows of eight times the length, for loss past it; copy_windows: random sequences; few_shot: see
-    `FewShotSizes`; tasks: built-in tasks asked when none is named; budget: tokens that a model reads at most for the
-    suite and a usual set of files (None: no bound).
+    text_bytes, document_bytes: bytes of text scored (None: all) and the maximum per document, so that long documents do
+    not dominate; longest_window: maximum window length in tokens; position_tokens, position_windows: maximum tokens
+    and windows for loss by position and recall; document_windows: maximum of these windows per document;
+    length_windows: windows of eight times the length, for loss past the window; copy_windows: random sequences;
+    few_shot: see `FewShotSizes`; tasks: built-in tasks used when none is named; budget: maximum tokens a model reads
+    for the suite and a typical set of files (None: no limit).
     """
 
     name: str
@@ -62,9 +62,9 @@ SUITE_NAMES = tuple(dict.fromkeys(name.rpartition("-")[0] for name in SUITES))
 
 
 def find_suite(suite: str, suites: Mapping[str, Suite] = SUITES) -> Suite:
-    """Return the suite of a version, such as "full-1", or the newest of a suite, such as "full".
+    """Return a version of a suite, such as "full-1", or the newest version of a suite, such as "full".
 
-    Raises ValueError in one line for any other name.
+    Raises a one-line ValueError for any other name.
     """
     if suite in suites:
         return suites[suite]

@@ -1,15 +1,14 @@
-"""Measures of a few-shot task: what its log-probabilities say, by number of shots.
+"""Measures of a few-shot task, computed from its log-probabilities by number of shots.
 
-- answer: bits per byte of the right answer (its leading space counted);
-- accuracy: the share of queries where the right candidate has the largest score (a tie at the top counts as one over
-  the number tied);
-- calibrated: the same with each score less that of the candidate behind content-free input (Zhao et al. 2021);
-- f1: macro-F1, the mean over the labels of 2 TP / (2 TP + FP + FN), ties shared as above;
-- exact: every token of the answer is the likeliest one, which is what greedy decoding would write;
-- greedy: the same where one word is asked for (LAMBADA's accuracy);
+- answer: bits per byte of the right answer, including its leading space;
+- accuracy: the share of queries where the right candidate has the largest score (an n-way tie at the top counts 1 / n);
+- calibrated: the same after subtracting each candidate's score for content-free input (Zhao et al. 2021);
+- f1: macro-F1, the mean over the labels of 2 TP / (2 TP + FP + FN), with ties split as above;
+- exact: every token of the answer is the most likely one, so greedy decoding would produce it;
+- greedy: the same for tasks that ask for one word (LAMBADA's accuracy);
 - perplexity: the exponential of the mean nats of an answer;
-- contains: what the model writes greedily, up to a line end and 48 tokens at most, contains the answer in any case;
-- digits: the share of digits that are the likeliest, the right ones before them given.
+- contains: the greedy continuation, up to a line end or 48 tokens, contains the answer, ignoring case;
+- digits: the share of digits predicted as most likely, given the right digits before them.
 
 Queries (episodes, pairs) are the units; the draws of a query are summed within it.
 """
@@ -52,10 +51,10 @@ Columns = tuple[list[list[float]], list[list[float]], float | None]
 
 
 def task_measures(scores: TaskScores) -> list[Measure]:
-    """Return every measure of a task: by number of shots, then by metric, then by variant and paradigm; then the gain.
+    """Return every measure of a task: by number of shots, by metric, by variant and paradigm, and finally the gain.
 
-    The task's own primary metric, at the primary number of shots, is marked as primary. Where the tokenizer loses an
-    answer there are no likelihoods of answers.
+    The task's primary metric at the primary number of shots is marked as primary. If the tokenizer cannot represent an
+    answer, likelihoods of answers are omitted.
     """
     items = scores.task.fingerprint()
     measures = []
@@ -75,11 +74,11 @@ def task_measures(scores: TaskScores) -> list[Measure]:
 
 
 def gain_measures(scores: TaskScores) -> list[Measure]:
-    """Return what the demonstrations are worth, in bits of the answer, and how much of it their pairing gives.
+    """Return the gain from demonstrations, in bits per answer, and the part of it due to their input-answer pairing.
 
-    gain: bits at 0 shots less bits at the primary number of shots; gain-pairing: bits with the answers shuffled among
-    the demonstrations less bits with the true ones, at that number of shots. A model that learns only which
-    answers there are, or the format, gains, but nothing by the pairing.
+    gain: bits at 0 shots minus bits at the primary number of shots; gain-pairing: bits with the answers shuffled among
+    the demonstrations minus bits with the true ones, at that number of shots. A model that learns only the set of
+    answers or the format has a gain, but none from the pairing.
     """
     plain = {own.shots: own for own in scores.by_variant[""] if own.key != MOST}
     if scores.task.kind not in GAINING or scores.lost or scores.primary < 1 or 0 not in plain:
@@ -142,7 +141,7 @@ def _measure(scores: TaskScores, found: ShotScores, metric: str, variant: str, c
 
 
 def _by_group(scores: TaskScores, found: ShotScores, whole: Measure) -> list[Measure]:
-    """Return one measure per paradigm where there are several."""
+    """Return one measure per paradigm if there are several."""
     groups: dict[str, list[int]] = {}
     for place, index in enumerate(found.queries):
         groups.setdefault(scores.task.group(index), []).append(place)
@@ -176,7 +175,7 @@ def _mean(values: list[list[float]], chance: float | None = 0.0) -> Columns:
 
 
 def _digits(found: ShotScores) -> Columns:
-    # an answer is a space and digits, so it has one byte more than digits
+    # an answer is a space followed by digits, so it has one byte more than digits
     return [[float(sum(row))] for row in found.digits], [[float(sum(row) - len(row))] for row in found.bytes], 0.1
 
 
@@ -190,7 +189,7 @@ def _accuracy(found: ShotScores, calibrate: bool = False) -> Columns:
 
 
 def _f1(found: ShotScores, calibrate: bool = False) -> Columns:
-    """Return, for each label, 2 TP and 2 TP + FP + FN of each query; chance guesses every label equally often."""
+    """Return 2 TP and 2 TP + FP + FN of each query and label; for chance, all labels are guessed equally often."""
     won = _won(found, calibrate)
     numerator, denominator = [], []
     frequency = np.zeros(len(won[0][0]))
@@ -208,7 +207,7 @@ def _f1(found: ShotScores, calibrate: bool = False) -> Columns:
 
 
 def _won(found: ShotScores, calibrate: bool) -> list[list[list[float]]]:
-    """Return what share of the decision each candidate wins: 1 for the largest score, 1/n where n are tied."""
+    """Return each candidate's share of the decision: 1 for the largest score, 1/n for each of n tied candidates."""
     return [
         [
             shares(np.array(logs) - (np.array(found.free[place][draw]) if calibrate else 0))

@@ -1,13 +1,13 @@
-"""Windows of held-out text, spread over all of each document.
+"""Windows of held-out text, spread over the full length of each document.
 
-A window holds T + 1 tokens of one document and is never packed. Documents give windows in turn, so that they weigh as
-equally as the text allows, and at most so many each, so that a few books do not stand for all. The windows of one
-document are spread evenly over it, and each predicts tokens that no other predicts. A document's first window begins
-with the start token; a further one begins with the token before those that it predicts, as a packed training row does
+A window contains T + 1 tokens of one document and is never packed. Documents take turns in contributing windows, for
+weights as equal as the text allows, and their number per document is limited so that a few books do not dominate. The
+windows of one document are spread evenly over it, and no token is predicted by two of them. A document's first window
+begins with the start token; any other begins with the token before its first prediction, as a packed training row does
 in the middle of a document.
 
-What is encoded is bounded: at most `BYTES_A_TOKEN` bytes for each token wanted, some eight times what English needs.
-Where there is more text, long documents are encoded in pieces, which are spread evenly as well.
+The amount of encoded text is at most `BYTES_A_TOKEN` bytes per token needed, about eight times the need of English. If
+there is more text, long documents are encoded in pieces, which are also spread evenly.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from mesa_eval.reading.documents import HeldOutDocument, in_turn
 from mesa_eval.reading.encoding import TextEncoder
 
 BYTES_A_TOKEN = 32
-LONGEST_WORD = 256  # a piece begins at the first white space among so many characters
+LONGEST_WORD = 256  # a piece begins at the first white space within this many characters
 
 
 @dataclass(frozen=True)
 class _Window:
-    """A window's tokens and, roughly, the byte of the document where it begins."""
+    """A window's tokens and the approximate byte offset in the document where it begins."""
 
     place: int
     tokens: list[int]
@@ -35,9 +35,9 @@ class _Window:
 def collect_windows(
     encoder: TextEncoder, documents: Sequence[HeldOutDocument], window: int, wanted: int, most: int, seed: int
 ) -> list[tuple[str, list[int]]]:
-    """Collect up to `wanted` (document, window + 1 tokens), `most` of one document; see the module's docstring.
+    """Collect up to `wanted` (document, window + 1 tokens), at most `most` per document; see the module's docstring.
 
-    Documents come in a seeded order with the domains in turn, and their windows together in the order of the text.
+    Documents are in a seeded order that alternates between domains; windows of one document are in text order.
     """
     piece = BYTES_A_TOKEN * (window + 1)
     candidates = [document for document in in_turn(documents, seed) if document.bytes >= window]
@@ -63,9 +63,9 @@ def collect_windows(
 
 
 def share_out(sizes: Sequence[int], total: int) -> int:
-    """Return the largest share with sum(min(size, share)) <= total, at most the largest size: an equal share.
+    """Return the largest equal share with sum(min(size, share)) <= total, but at most the largest size.
 
-    What small ones leave goes to the others.
+    Sizes below the share leave their remainder to the others.
     """
     left = total
     for place, size in enumerate(sorted(sizes)):
@@ -76,7 +76,7 @@ def share_out(sizes: Sequence[int], total: int) -> int:
 
 
 def _windows(encoder: TextEncoder, document: HeldOutDocument, window: int, limit: int, size: int) -> list[_Window]:
-    """Return all windows of a document, or those of pieces of `size` bytes where it has more than `limit` bytes."""
+    """Return all windows of a document or, if it exceeds `limit` bytes, those of pieces of `size` bytes."""
     raw = document.text.encode()
     if len(raw) <= limit:
         begins, size, texts = [0], len(raw), [document.text]
@@ -93,7 +93,7 @@ def _windows(encoder: TextEncoder, document: HeldOutDocument, window: int, limit
 
 
 def _spread(windows: Sequence[_Window], count: int, size: int) -> list[_Window]:
-    """Return `count` of the windows: as far as they go, the first one in each of so many equal stretches of text."""
+    """Return `count` of the windows: as far as possible, the first in each of `count` equal stretches of text."""
     chosen, after = [], 0
     for place in range(count):
         first = bisect_left(windows, place * size // count, key=lambda one: one.place)
@@ -103,7 +103,7 @@ def _spread(windows: Sequence[_Window], count: int, size: int) -> list[_Window]:
 
 
 def _from_a_space(raw: bytes, begin: int) -> str:
-    """Return the text of a piece without the characters cut at its ends, and from a white space on."""
+    """Return the text of a piece from its first white space on, without characters cut off at its ends."""
     text = raw.decode("utf-8", "ignore")
     space = re.search(r"\s", text[:LONGEST_WORD]) if begin else None
     return text[space.start() :] if space else text

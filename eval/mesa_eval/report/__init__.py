@@ -1,1 +1,1 @@
-"""Write a comparison for readers: terminal, Markdown, one HTML page."""
+"""Render a comparison as terminal tables, Markdown and a single HTML page."""

@@ -1,4 +1,4 @@
-"""The lines of a model card that measured scores give."""
+"""Evaluation rows of a model card, read from measured scores."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def card_rows(path: Path, model: str) -> list[Evaluation]:
     """Return each measure of a scores file with its interval.
 
     Raises:
-        ValueError: the file is not there, does not hold scores of this format, or holds those of other weights than
-            MODEL has.
+        ValueError: the file is missing, contains no scores in this format, or contains scores of weights other than
+            those of `model`.
     """
     try:
         scores = Scores.read(path)

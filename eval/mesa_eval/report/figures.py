@@ -1,4 +1,4 @@
-"""The figures of a comparison: training curves, differences as forests, loss by position, scores by shots."""
+"""Figures of a comparison: training curves, forest plots of differences, loss by position, scores by shots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FAINT: dict[str, Any] = {"alpha": 0.35, "linewidth": 1.0}  # one training seed a
 
 
 def training_figure(comparison: Comparison) -> str | None:
-    """Draw bits per byte on validation text (or the training loss) over tokens; None if no run has a journal."""
+    """Plot validation bits per byte (or training loss) against tokens; return None if no run has a journal."""
     curves = [scores.model.training for scores in comparison.scores]
     kind = "valid" if any(curve.get("valid") for curve in curves) else "loss"
     if not any(curve.get(kind) for curve in curves):
@@ -41,14 +41,14 @@ def training_figure(comparison: Comparison) -> str | None:
 
 
 def _mean_curve(lines: Sequence[list[list[float]]]) -> list[tuple[float, float]]:
-    """Return the mean of curves at the places that all of them have."""
+    """Return the mean of the curves at the x values that all of them share."""
     tables = [{point[0]: point[1] for point in line} for line in lines]
     shared = [x for x in (tables[0] if tables else {}) if all(x in table for table in tables)]
     return [(x, sum(table[x] for table in tables) / len(tables)) for x in shared]
 
 
 def text_figure(comparison: Comparison) -> str | None:
-    """Draw the differences in bits per byte by domain as a forest; None if there is one domain."""
+    """Draw a forest plot of the differences in bits per byte by domain; return None for a single domain."""
     text = comparison.section("text")
     rows = [row for row in text if row.metric == "bits_per_byte" and row.variant != "file"]
     entries = [(row.label, row) for row in rows]
@@ -56,7 +56,7 @@ def text_figure(comparison: Comparison) -> str | None:
 
 
 def tested_figure(comparison: Comparison) -> str | None:
-    """Draw the difference of every task, by the score it is judged by, and of the average, as a forest."""
+    """Draw a forest plot of the differences in the primary average and in the tested score of every task."""
     entries: list[tuple[str, Row]] = [(row.label, row) for row in comparison.section("primary")]
     for task in comparison.tasks:
         row = comparison.tested_row(task)
@@ -66,7 +66,7 @@ def tested_figure(comparison: Comparison) -> str | None:
 
 
 def _forest(comparison: Comparison, entries: Sequence[tuple[str, Row]], what: str, better: str) -> str | None:
-    """Draw one line per entry: each arm's difference, its deciding interval, and every training seed as a point."""
+    """Draw one line per entry: each arm's difference with its decisive interval, and a tick for each training seed."""
     others = comparison.compared
     if not any(row.differences[index].interval for _, row in entries for index in others):
         return None
@@ -115,7 +115,7 @@ def _forest_mark(axes: Any, difference: Difference, y: float, index: int, label:
 
 
 def position_figure(comparison: Comparison, section: str, title: str) -> str | None:
-    """Draw the bins of loss by position and, below, each arm's paired difference with its interval as a band."""
+    """Plot binned loss by position and, below it, each arm's paired difference with its interval as a band."""
     rows = [row for row in comparison.section(section) if row.x is not None]
     if not rows:
         return None
@@ -155,7 +155,7 @@ def _position_axis(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _curves(comparison: Comparison, rows: Sequence[Row]) -> list[tuple[int, list[tuple[Row, float]]]]:
-    """Return each arm's index with the rows that it has a value for, and the values; arms without one are left out."""
+    """Return, for each arm that has any values, its index and its (row, value) pairs."""
     known = [
         [(row, value.value) for row in rows if (value := row.values[index]) is not None]
         for index in range(len(comparison.names))
@@ -179,7 +179,7 @@ def _position_difference(axes: Any, rows: Sequence[Row], index: int) -> None:
 
 
 def task_figure(comparison: Comparison, task: str) -> str | None:
-    """Draw a task's accuracy (or the score it is judged by) and its answer by number of shots, the null beside them."""
+    """Plot a task's accuracy (or exact match), with its null score, and its bits per byte by number of shots."""
     rows = [row for row in comparison.of_task(task) if not row.variant and not row.group]
     found = [row for row in rows if row.metric == "accuracy"] or [row for row in rows if row.metric == "exact"]
     answer = [row for row in rows if row.metric == "answer"]
@@ -204,7 +204,7 @@ def task_figure(comparison: Comparison, task: str) -> str | None:
 
 
 def _shots_panel(axes: Any, comparison: Comparison, rows: Sequence[Row], title: str) -> None:
-    """Draw one score of every arm by number of shots."""
+    """Plot one score of every arm by number of shots."""
     for index, name in enumerate(comparison.names):
         _shots_line(axes, rows, index, len(comparison.names), name)
     axes.set_title(title)
@@ -213,14 +213,14 @@ def _shots_panel(axes: Any, comparison: Comparison, rows: Sequence[Row], title: 
 
 
 def _bound(axes: Any, values: Sequence[float | None], label: str, **style: Any) -> None:
-    """Draw what no model is needed for, by number of shots, where it is known."""
+    """Plot a reference score that needs no model, by number of shots, where it is known."""
     known = [(x, value) for x, value in enumerate(values) if value is not None]
     if known:
         axes.plot(*zip(*known, strict=True), linewidth=1.2, label=label, **style)
 
 
 def _shots_line(axes: Any, rows: Sequence[Row], index: int, models: int, name: str) -> None:
-    """Draw one arm's line; arms are drawn a little apart, so that intervals and seeds stay visible."""
+    """Draw one arm's line, shifted slightly so that the intervals and seeds of all arms stay visible."""
     shift = 0.06 * (index - (models - 1) / 2)
     points = [(x + shift, row, value) for x, row in enumerate(rows) if (value := row.values[index]) is not None]
     colour = series_colour(index)

@@ -17,7 +17,7 @@ from mesalm.files import write_text
 
 
 def write_report(comparison: Comparison, summary: Summary, folder: Path) -> Path:
-    """Write the three files into `folder`, each atomically, and return the path of the page."""
+    """Write the three files into `folder`, each atomically, and return the path of the HTML page."""
     write_text(folder / "report.json", json.dumps(report_data(comparison, summary), allow_nan=False))
     write_text(folder / "report.md", render_markdown(comparison, summary))
     page = folder / "report.html"
@@ -26,7 +26,7 @@ def write_report(comparison: Comparison, summary: Summary, folder: Path) -> Path
 
 
 def report_data(comparison: Comparison, summary: Summary) -> dict[str, Any]:
-    """Return everything the page says as plain data, and all raw scores, from which `--from-scores` rebuilds it."""
+    """Return the content of the page as plain data, with the raw scores from which `--from-scores` rebuilds it."""
     return {
         "format": 2,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""Write a comparison as Markdown: tables with intervals, for a paper or a pull request."""
+"""Render a comparison as Markdown tables with intervals, for a paper or a pull request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mesalm.markdown import code, plain
 
 
 def render_markdown(comparison: Comparison, summary: Summary) -> str:
-    """Return the report as Markdown: summary, the tests, models, every row by section, provenance."""
+    """Return the report as Markdown: summary, tests, models, all rows by section, and provenance."""
     parts = [f"# {plain(' and '.join(comparison.names))}", plain(summary.compared)]
     parts.append(_list(summary.sentences))
     parts.append(plain(" ".join(summary.limits)))
@@ -29,7 +29,7 @@ def render_markdown(comparison: Comparison, summary: Summary) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> str:
-    """Return a table with numbers, set to the right, from column `numbers` on; cells are Markdown."""
+    """Return a Markdown table whose columns from index `numbers` on are right-aligned."""
     rule = ["---" if place < numbers else "---:" for place in range(len(headings))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [headings, rule, *rows])
 

@@ -1,4 +1,4 @@
-"""Turn a comparison into `report.html`: one page that refers to nothing outside it."""
+"""Render a comparison as `report.html`, one self-contained page."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from mesalm.wording import plural
 
 GLANCE = (PRIMARY, "bits_per_byte", "perplexity", "in_context", "length_growth", "copy_score", "copy_accuracy")
 WORDS = (bracket, chance_words, count_words, number, p_words, spread_words, state_words, tested_name, tested_score)
-"""What puts numbers into words; the template calls them by name."""
+"""Formatting functions that the template calls by name."""
 
 
 def render_page(comparison: Comparison, summary: Summary) -> str:
-    """Return the page as HTML text without any reference to a resource outside it."""
+    """Return the page as self-contained HTML, without external resources."""
     records = _records(comparison)
     tasks = [task for task in records.values() if comparison.of_task(task.name)]
     figures = {task.name: _markup(task_figure(comparison, task.name)) for task in tasks}
@@ -78,7 +78,7 @@ def render_page(comparison: Comparison, summary: Summary) -> str:
 
 
 def _records(comparison: Comparison) -> dict[str, TaskRecord]:
-    """Return one record per task: of the first model that could be asked, else of one that could not."""
+    """Return one record per task: from the first model that could run it, or else from one that could not."""
     records: dict[str, TaskRecord] = {}
     for scores in comparison.scores:
         for task in scores.tasks:
@@ -91,7 +91,7 @@ def _window_words(comparison: Comparison, section: str) -> str:
     words = []
     for scores in comparison.scores:
         own = [measure for measure in scores.measures if measure.section == section and measure.last]
-        for measure in own[-1:]:  # the last bin ends where the window does
+        for measure in own[-1:]:  # the last bin ends at the end of the window
             counts = np.array(measure.denominator)
             documents = f"{plural(len(counts), 'document')} (effective number {effective_units(counts):.1f})"
             words.append(f"{plural(round(counts.sum()), 'window')} of {measure.last} tokens from {documents}")
@@ -99,7 +99,7 @@ def _window_words(comparison: Comparison, section: str) -> str:
 
 
 def _others(comparison: Comparison, rows: Sequence[Row]) -> list[int]:
-    """Return the arms with a difference from the baseline, or the reason why there is none, in one of the rows."""
+    """Return the arms with a difference from the baseline, or a reason for its absence, in at least one row."""
     return [
         index
         for index in comparison.compared

@@ -11,8 +11,8 @@ from mesa_eval.report.wording import SECTIONS, Summary, number, p_words, spread_
 from mesalm.wording import plural
 
 STYLES = {"better": "green", "worse": "red", NOT_SIGNIFICANT: "dim"}
-MARKS = {"better": " +", "worse": " -"}  # colours alone do not reach every reader or every log
-SHOWN = ("accuracy", "greedy", "contains", "exact", "answer")  # of a task; exact match where none before it is there
+MARKS = {"better": " +", "worse": " -"}  # not every reader or log shows colours
+SHOWN = ("accuracy", "greedy", "contains", "exact", "answer")  # per task; "exact" only without the metrics before it
 
 
 def print_comparison(comparison: Comparison, summary: Summary, console: Console | None = None) -> None:
@@ -89,19 +89,19 @@ def _models(comparison: Comparison) -> Table:
 
 
 def count_words(count: float | None) -> str:
-    """Return a number of tokens or seconds in whole ones, or that it is unknown."""
+    """Format a number of tokens or seconds, rounded to an integer; None gives "unknown"."""
     return "unknown" if count is None else f"{count:,.0f}"
 
 
 def state_words(numbers: int | None, grows: bool | None, window: int) -> tuple[str, str]:
-    """Say how large a model's state is, and after how much text: it grows, or it does not."""
+    """Format the size of a model's state, and the context length it applies to: one window if it grows, else any."""
     if numbers is None:
         return "unknown", ""
     return f"{numbers:,}", f"at {window} tokens, growing" if grows else "at any length"
 
 
 def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
-    """Make a table of rows; a unit that all rows share goes into the title."""
+    """Make a table of rows; the title contains the unit if all rows share it."""
     units = {_unit_words(row) for row in rows}
     table = Table(title=title + (f" ({units.pop()})" if len(units) == 1 else ""), title_justify="left")
     shared = not units
@@ -121,7 +121,7 @@ def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
 
 
 def _tasks(comparison: Comparison) -> Table:
-    """Make one table of all tasks: scores at the fewest and the most shots, the difference at the most."""
+    """Make one table of all tasks: scores at the fewest and the most shots, differences at the most shots."""
     table = Table(title="Few-shot tasks, fewest to most shots (difference at the most)", title_justify="left")
     table.add_column("task", overflow="fold")
     table.add_column("null", justify="right", overflow="fold")
@@ -171,6 +171,6 @@ def _difference(comparison: Comparison, row: Row, index: int, between: str = " "
 
 
 def chance_words(row: Row) -> str:
-    """Return the null of a row, or an empty string where there is none."""
+    """Format the null score of a row; return an empty string if it has none."""
     found = sorted({chance for chance in row.chance if chance is not None})
     return ", ".join("0" if chance == 0 else f"{chance:.2g}" for chance in found)

@@ -1,4 +1,4 @@
-"""Pages from templates: text that refers to no resource outside it, in one style for all reports."""
+"""Self-contained HTML pages rendered from templates, in one style for all reports."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mesalm.wording import plural
 
 
 def render(template: str, **content: Any) -> str:
-    """Return a page as HTML; the template reads ``style`` and ``script``, the sheet and the program of all pages.
+    """Return a page as HTML; templates share the style sheet ``style``, the program ``script`` and `plural`.
 
-    It also has `plural`. Text in ``content`` is escaped unless it is Markup; a name that nobody gives is an error.
+    Text in ``content`` is escaped unless it is Markup; an undefined name in the template raises an error.
     """
     loader = jinja2.PackageLoader("mesa_eval.report")
     environment = jinja2.Environment(

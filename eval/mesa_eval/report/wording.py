@@ -1,4 +1,4 @@
-"""Put intervals into words: the sentences and the marks that tables and the page share."""
+"""Wording of results: numbers, intervals and summary sentences that the tables and the page share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECTIONS = {
     "context": "Use of the context",
     "recall": "Recall on natural text",
 }
-"""The titles of the sections of rows but for those of tasks."""
+"""Titles of all sections of rows except those of tasks."""
 PERCENTILE = (
     "Intervals are 95 % percentile bootstrap intervals over documents, sequences or queries; the same ones for every"
     " model."
@@ -34,7 +34,7 @@ SEVERAL_SEEDS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """A comparison in words: what was compared and tested, what is significant, what is not, how far to trust it."""
+    """A comparison in words: what was compared and tested, which results are significant, and the caveats."""
 
     compared: str
     family: str
@@ -44,12 +44,12 @@ class Summary:
 
     @property
     def sentences(self) -> list[str]:
-        """Return what is significant and what is not, one sentence after another."""
+        """Return the sentences about significant results, then those about insignificant ones."""
         return [*self.significant, *self.insignificant]
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
-    """Return a number with a true minus sign, and a plus sign if asked; a zero has none."""
+    """Format a number with a true minus sign, and with a plus sign if `signed`; zero has no sign."""
     text = f"{abs(value):,.{digits}f}"
     if float(text.replace(",", "")) == 0:
         return text
@@ -57,14 +57,14 @@ def number(value: float, digits: int, *, signed: bool = False) -> str:
 
 
 def bracket(interval: Interval, digits: int, *, signed: bool = False) -> str:
-    """Return `[low, high]`, or the reason why there is none."""
+    """Format the interval as `[low, high]`, or state why there is none."""
     if interval.low is None or interval.high is None:
         return "(one unit: no interval)"
     return f"[{number(interval.low, digits, signed=signed)}, {number(interval.high, digits, signed=signed)}]"
 
 
 def spread_words(row: Row, difference: Difference) -> list[str]:
-    """Return each interval of a difference with what it covers: seeds, units, both; one alone needs no name."""
+    """Format each interval of a difference with what it covers: seeds, units or both; a single one has no label."""
     if difference.interval is None:
         return []
     if difference.joint is None or difference.items is None:
@@ -79,7 +79,7 @@ def spread_words(row: Row, difference: Difference) -> list[str]:
 
 
 def summarise(comparison: Comparison) -> Summary:
-    """Say what the declared family finds of each arm against the baseline, and nothing of any other row."""
+    """Summarise the declared family's tests of each arm against the baseline; other rows get no verdict."""
     significant: list[str] = []
     insignificant: list[str] = []
     for index in comparison.compared:
@@ -95,22 +95,22 @@ def summarise(comparison: Comparison) -> Summary:
 
 
 def tested_name(test: FamilyTest) -> str:
-    """Return what a test of the family is called: its task, or its row."""
+    """Return the name of a test in the family: its task or its row."""
     return test.task or ("bits per byte, all text" if test.row.key == "bits_per_byte" else test.row.label)
 
 
 def tested_score(test: FamilyTest) -> str:
-    """Return the score that a test of the family looks at."""
+    """Return the description of the score that a test in the family compares."""
     return f"{test.row.unit}, {test.row.label}" if test.task else test.row.unit
 
 
 def p_words(p: float) -> str:
-    """Return a p value as it is printed."""
+    """Format a p value."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _family(comparison: Comparison) -> str:
-    """Return one sentence on what was tested: the rows, their number, and the correction."""
+    """Describe the declared tests: the rows, the number of tests, and the correction."""
     if not comparison.family:
         return "No test was made: nothing is compared."
     family = comparison.family_rows()
@@ -130,7 +130,7 @@ def _listed(words: list[str]) -> str:
 
 
 def _compared(comparison: Comparison) -> str:
-    """Return one sentence on what was compared: arms, seeds, training, text and tasks."""
+    """Describe what was compared: arms, seeds, training, text and tasks."""
     arms = []
     for index, arm in enumerate(comparison.arms):
         card = comparison.members(index)[0].model
@@ -146,7 +146,7 @@ def _compared(comparison: Comparison) -> str:
 
 
 def documents_words(comparison: Comparison) -> str:
-    """Return the number of documents of the text, with the effective number behind it."""
+    """Format the number of documents in the text, followed by their effective number."""
     words = plural(comparison.scores[0].documents, "document")
     row = next(iter(comparison.section("text")), None)
     return words if row is None else f"{words} (effective number {row.effective:.1f})"
@@ -179,7 +179,7 @@ def _limits(comparison: Comparison) -> list[str]:
 
 
 def few_units(comparison: Comparison) -> str:
-    """Return a warning if rows rest on so few documents, by their effective number, that intervals are too narrow."""
+    """Return a warning about rows with too few effective documents for a reliable interval, or an empty string."""
     labels: list[str] = []
     for row in comparison.rows:
         over_units = any(value is not None and value.freedom is None for value in row.values)
@@ -210,7 +210,7 @@ def _sentence(comparison: Comparison, row: Row, index: int) -> str:
 
 
 def _tasks_sentence(comparison: Comparison, index: int, tests: list[FamilyTest]) -> str:
-    """Count the tasks with a significant difference after the correction over the whole family, and name them."""
+    """Count and name the tasks whose difference is significant after correction over the whole family."""
     better = [test.task for test in tests if test.verdict == "better"]
     worse = [test.task for test in tests if test.verdict == "worse"]
 

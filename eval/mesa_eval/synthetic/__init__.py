@@ -1,1 +1,1 @@
-"""Score models that were trained on synthetic tasks, beside what each row allows to guess."""
+"""Scores of models trained on synthetic tasks, compared with guesses that need no trained model."""

@@ -1,4 +1,4 @@
-"""Figures of a grid of synthetic tasks: scores along an axis or by size of state, or curves by position."""
+"""Figures of a grid of synthetic tasks: scores along an axis or by state size, and curves by position."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Writer = Callable[[Callable[[Figure], None], tuple[float, float], str], str]
 
 
 def grid_figure(grid: Grid, measure: RowScores, write: Writer = draw_svg) -> str | None:
-    """Draw one statistic of the whole grid as an ``<svg>``; None where nothing is finished.
+    """Draw one statistic of the whole grid as an ``<svg>``; return None if no run has finished.
 
     ``write`` makes the text of a drawing: an element of a page, or by `draw_svg_file` a file of its own.
     """
@@ -29,9 +29,9 @@ def grid_figure(grid: Grid, measure: RowScores, write: Writer = draw_svg) -> str
 
 
 def state_figure(grid: Grid, measure: RowScores) -> str | None:
-    """Draw one statistic over the numbers that a model keeps of a sequence, one panel per task, as an ``<svg>``.
+    """Plot one statistic against the size of the models' state in numbers, one panel per task, as an ``<svg>``.
 
-    None where the grid has no models of several sizes.
+    Returns None if all models of the grid have the same size.
     """
     found = [] if measure.places else lines(grid, measure.key)
     sizes = [axis for axis, values in grid.axes.items() if axis.startswith("model.") and len(values) > 1]
@@ -58,7 +58,7 @@ def state_figure(grid: Grid, measure: RowScores) -> str | None:
 
 
 def _axis_panels(grid: Grid, measure: RowScores, found: list[Line], write: Writer) -> str:
-    """Draw a panel for each value of all axes but the last with several values, which lies across."""
+    """Draw one panel per combination of axis values, with the last axis of several values as the x axis."""
     long = [axis for axis, values in grid.axes.items() if len(values) > 1]
     across = long[-1] if long else None
     panels: dict[tuple[str, ...], list[Line]] = {}
@@ -108,14 +108,14 @@ def _guess_lines(axes: Any, inside: list[Line], ticks: list[str], across: str | 
 
 
 def _curves(grid: Grid, measure: RowScores, found: list[Line], write: Writer) -> str:
-    """Draw the statistic by place, one panel per point: means over seeds with their range, and the guesses."""
+    """Plot the statistic by position, one panel per grid point: means over seeds with their range, and the guesses."""
     points = [point for point in grid.points() if any(line.setting.point == point for line in found)]
 
     def draw(figure: Figure) -> None:
         for axes, point in zip(_panels(figure, len(points)), points, strict=False):
             settings = [line.setting for line in found if line.setting.point == point]
             for number, (name, guess) in enumerate(guesses(grid, settings[0], measure.key).items()):
-                # above the arms: where a model meets an oracle, both are seen
+                # drawn above the arms, so that both remain visible where a model matches an oracle
                 style = {"linestyle": reference_dash(number), "color": INK, "linewidth": 1.0, "zorder": 3}
                 axes.plot(guess.places, guess.columns, label=name, **style)
             for setting in settings:
@@ -129,7 +129,7 @@ def _curves(grid: Grid, measure: RowScores, found: list[Line], write: Writer) ->
             axes.set_title(", ".join(point.values()))
             axes.set_xlabel("shots or position")
         values = np.concatenate([line.get_ydata() for axes in figure.axes for line in axes.lines])
-        if values.min() > 0 and values.max() >= 10 * values.min():  # else there is no power of ten to label
+        if values.min() > 0 and values.max() >= 10 * values.min():  # a narrower log axis may have no labelled tick
             for axes in figure.axes:
                 axes.set_yscale("log")
                 plain_ticks(axes.yaxis)
@@ -139,10 +139,10 @@ def _curves(grid: Grid, measure: RowScores, found: list[Line], write: Writer) ->
 
 
 def _label(figure: Figure, measure: RowScores) -> None:
-    """Name the axis and put one legend of all panels beside them, where it hides nothing."""
+    """Label the axis and put one legend for all panels beside them, where it covers nothing."""
     figure.axes[0].set_ylabel(measure.label)
     shown: dict[str, Any] = {}
-    for axes in figure.axes:  # one panel may lack what another has
+    for axes in figure.axes:  # a panel may lack entries that others have
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             shown.setdefault(name, handle)
     figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=9)

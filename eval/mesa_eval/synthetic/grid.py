@@ -1,7 +1,7 @@
-"""A grid of models on synthetic tasks as its folder holds it: every arm at every point, its seeds, and the guesses.
+"""A grid of models on synthetic tasks, read from its folder: every arm at every point, its seeds, and the guesses.
 
-Statistics: rows are the units of one model; with several training seeds the headline is over seeds, a paired t
-interval for differences (degrees of freedom: seeds - 1), since 2 or 3 seeds cannot be resampled.
+Statistics: rows are the units of one model. With several training seeds, intervals are over seeds instead: differences
+have paired t intervals with seeds - 1 degrees of freedom, since 2 or 3 seeds are too few to resample.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mesalm.files import write_text
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One trained model of a setting; ``scores`` is None where its training diverged."""
+    """One trained model of a setting; ``scores`` is None if its training diverged."""
 
     seed: int
     steps: int | None
@@ -48,7 +48,7 @@ class ReportedSetting:
     runs: list[SeedRun]
 
     def measured(self, key: str) -> dict[int, RowScores]:
-        """Return one statistic of every seed that has it."""
+        """Return one statistic for every seed that has it."""
         found = {run.seed: run.scores.measures for run in self.runs if run.scores is not None}
         return {seed: measure for seed, all_ in found.items() for measure in all_ if measure.key == key}
 
@@ -70,22 +70,22 @@ class Grid:
         return list({tuple(setting.point.items()): setting.point for setting in self.settings}.values())
 
     def at(self, point: dict[str, str]) -> list[ReportedSetting]:
-        """Return the settings of one point, one an arm."""
+        """Return the settings of one point, one per arm."""
         return [setting for setting in self.settings if setting.point == point]
 
     def measures(self) -> list[RowScores]:
-        """Return an example of every statistic there is, in order."""
+        """Return one instance of every statistic that occurs, in order."""
         found = [run.scores for setting in self.settings for run in setting.runs if run.scores is not None]
         return list({measure.key: measure for scores in found for measure in scores.measures}.values())
 
 
 @dataclass(frozen=True)
 class Line:
-    """One statistic of one arm at one point: its mean over seeds, every seed, and how sure it is.
+    """One statistic of one arm at one point: its mean over seeds, each seed's value, and its uncertainty.
 
-    ``spread`` is the least and the greatest of several seeds, or the 95 % interval over rows in a grid of one seed.
-    ``difference`` is from the first arm: over seeds paired by t, over rows by the bootstrap in a grid of one seed.
-    Where one of a grid's several seeds is left there is neither a spread nor an interval.
+    ``spread`` is the range over seeds or, in a grid with one seed, the 95 % interval over rows. ``difference`` is
+    relative to the first arm: by paired t over seeds or, in a grid with one seed, by bootstrap over rows. If only one
+    of a grid's several seeds has scores, there is neither a spread nor an interval.
     """
 
     setting: ReportedSetting
@@ -101,7 +101,7 @@ class Line:
 
 
 def read_grid(folder: Path) -> Grid:
-    """Read a grid's folder; ValueError in one line if it holds none."""
+    """Read a grid's folder; raise a one-line ValueError if it contains none."""
     path = folder / "results.json"
     if not path.is_file():
         raise ValueError(f"{folder}: holds no results.json; run `mesalm synth` first")
@@ -135,14 +135,14 @@ def lines(grid: Grid, key: str) -> list[Line]:
 
 
 def guess_values(grid: Grid, setting: ReportedSetting, key: str) -> dict[str, float]:
-    """Return what guesses without a model score in one statistic, by name."""
+    """Return the values of all guesses without a model in one statistic, by name."""
     constant = setting.task.guesses() if isinstance(setting.task, TokenTask) else {}
     scored = {name: scores.value for name, scores in guesses(grid, setting, key).items()}
     return {**constant, **scored}
 
 
 def guesses(grid: Grid, setting: ReportedSetting, key: str) -> dict[str, RowScores]:
-    """Return the guesses that look at the rows; scored once and kept in the grid's folder."""
+    """Return the scores of guesses computed from the rows; they are computed once and cached in the grid's folder."""
     content = [setting.task.model_dump(mode="json"), type(setting.task).__name__, setting.test_rows, setting.score_seed]
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     path = grid.folder / "guesses" / f"{name}.json"
@@ -181,7 +181,7 @@ def _scores(path: Path) -> SyntheticScores | None:
 
 
 def _spread(measured: dict[int, RowScores], several: bool) -> tuple[float, float] | None:
-    """Return the range of seeds, or of a grid with one seed the interval over rows; None of a seed left alone."""
+    """Return the range over seeds or, in a grid with one seed, the interval over rows; None if only one is left."""
     if several and len(measured) == 1:
         return None
     if several:
@@ -193,7 +193,7 @@ def _spread(measured: dict[int, RowScores], several: bool) -> tuple[float, float
 
 
 def _difference(mine: dict[int, RowScores], base: dict[int, RowScores], several: bool) -> Interval | None:
-    """Return the difference over the seeds of both, without an interval where one of several is left."""
+    """Return the difference over the seeds of both, without an interval if only one of several seeds remains."""
     shared = [seed for seed in mine if seed in base]
     if not shared:
         return None

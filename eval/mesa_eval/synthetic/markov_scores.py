@@ -1,13 +1,13 @@
-"""Scores on Markov languages: nats by position, beside what counting in the row makes possible.
+"""Scores on Markov languages: nats by position, compared with predictors that count within the row.
 
-Four predictors that look at the row alone, n the counts of what followed the current symbol so far:
+Four predictors see only the row; n are the counts of the symbols that have followed the current one so far:
 
-- unigram: the shares of all symbols so far, smoothed;
-- counts: softmax(a n), what a linear readout of linear attention with one-hot keys can say;
-- ridge: softmax(a n / (sum n + ridge)), the same of ridge regression on one-hot symbols;
-- Bayes: (n + concentration) / (sum n + symbols * concentration), the best there is. It knows where the switch is.
+- unigram: the smoothed shares of all symbols so far;
+- counts: softmax(a n), which a linear readout of linear attention with one-hot keys can express;
+- ridge: softmax(a n / (sum n + ridge)), the same for ridge regression on one-hot symbols;
+- Bayes: (n + concentration) / (sum n + symbols * concentration), the optimum, which knows where the switch is.
 
-The free numbers are fitted on the valid rows.
+The free parameters are fitted on the valid rows.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from mesalm.data.synthetic.markov import Markov
 from mesalm.data.synthetic.token_task import TokenRows
 
 BINS = 32
-"""Parts of a row over which nats are averaged, as equal as they can be."""
+"""Number of parts of a row, as equal as possible, over which nats are averaged."""
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Function(numbers, counts, counts of all symbols) -> logits; all but the numbers [..., symbols], float64."""
+"""Function(parameters, counts, counts of all symbols) -> logits; all but the parameters [..., symbols], float64."""
 
 PREDICTORS: dict[str, tuple[Predictor, list[float]]] = {
     "unigram": (lambda free, counts, seen: (seen + free[0]).log(), [0.5]),
     "counts": (lambda free, counts, seen: free[0] * counts, [0.5]),
     "ridge": (lambda free, counts, seen: free[0] * counts / (counts.sum(-1, keepdim=True) + free[1]), [6.0, 1.0]),
 }
-"""Name -> predictor and the numbers its fit begins with, all of which stay positive."""
+"""Name -> predictor and the initial values of its parameters, all of which stay positive."""
 
 
 def markov_scores(task: Markov, data: TokenRows, logits_of_rows: Iterable[np.ndarray]) -> SyntheticScores:
-    """Score the logits [T, V] of each row by the nats of the symbol that comes."""
+    """Score the logits [T, V] of each row by the nats of the next symbol."""
     rows = [
         _nats(torch.from_numpy(logits[1:]).double(), torch.from_numpy(data[index]["labels"][1:]).long())
         for index, logits in enumerate(logits_of_rows)
@@ -58,7 +58,7 @@ def markov_guesses(task: Markov, rows: int, *, seed: int) -> dict[str, Synthetic
 
 
 def _fitted(predict: Predictor, start: list[float], known: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Return a predictor's numbers with the least mean nats, by L-BFGS on their logarithms."""
+    """Fit a predictor's parameters to minimize the mean nats, by L-BFGS on their logarithms."""
     follow, seen, following = known
     logs = torch.tensor(start, dtype=torch.float64).log().requires_grad_()
     search = torch.optim.LBFGS([logs], max_iter=30, line_search_fn="strong_wolfe")
@@ -74,9 +74,9 @@ def _fitted(predict: Predictor, start: list[float], known: tuple[Tensor, Tensor,
 
 
 def counted(rows: TokenRows, restart: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what followed the current symbol so far, all symbols so far, both [rows, T - 1, V], and the next symbol.
+    """Return counts of successors of the current symbol and of all symbols, [rows, T - 1, V], and the next symbol.
 
-    Counts of what followed begin again at the position ``restart``.
+    The successor counts restart at position ``restart``.
     """
     tokens = torch.stack([torch.from_numpy(rows[index]["input_ids"]).long() for index in range(len(rows))])
     now, after = tokens[:, :-1], tokens[:, 1:]
@@ -92,7 +92,7 @@ def _nats(logits: Tensor, following: Tensor) -> Tensor:
 
 
 def _by_position(nats: Tensor) -> SyntheticScores:
-    """Average nats [rows, T - 1] over parts of the row; a part's place is its last position, from 1."""
+    """Average nats [rows, T - 1] over parts of the row; each part is labelled by its last position, from 1."""
     parts = nats.tensor_split(min(BINS, nats.shape[1]), dim=1)
     numerator = torch.stack([part.sum(1) for part in parts], dim=1)
     lengths = [part.shape[1] for part in parts]

@@ -1,4 +1,4 @@
-"""In-context n-grams: what counting within one row predicts (baselines of Akyurek et al. 2024, arXiv 2401.12973)."""
+"""In-context n-grams: predictions from counts within one row (baselines of Akyurek et al. 2024, arXiv 2401.12973)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 
 def ngram_distributions(tokens: np.ndarray, symbols: int, order: int) -> np.ndarray:
-    """Predict each token of a row from those before it by counting; float64 [T, symbols].
+    """Predict each token of a row from counts of the tokens before it; float64 [T, symbols].
 
-    Tokens from ``symbols`` on part the row into strings; a string begins with a context of its own, and no context
-    reaches across. The longest context of at most ``order`` - 1 tokens that was followed by a symbol before decides,
-    by the shares of what followed it; without any the distribution is uniform, and so it is for order 0.
+    Token ids from ``symbols`` up separate the row into strings; the start of a string is a context too, and no context
+    spans two strings. The prediction is the distribution of past successors of the longest context of at most
+    ``order`` - 1 tokens that has any. It is uniform if no context has any, and for order 0.
     """
     counts: dict[tuple[int, ...], np.ndarray] = defaultdict(lambda: np.zeros(symbols))
     chances = np.full((len(tokens), symbols), 1 / symbols)

@@ -28,7 +28,7 @@ DASH = "\u2013"
 
 
 def report_grid(folder: Path, *, quiet: bool = False) -> Path:
-    """Print the tables of a grid, write its report into its folder and return the path of the page."""
+    """Print the tables of a grid, write its report into its folder and return the path of the HTML page."""
     grid = read_grid(folder)
     tables = [_table(grid, measure) for measure in grid.measures()]
     if not quiet:
@@ -44,7 +44,7 @@ def report_grid(folder: Path, *, quiet: bool = False) -> Path:
 
 
 def report_data(grid: Grid) -> dict[str, Any]:
-    """Return every number of the report as plain data; raw scores stay in the cells' folders."""
+    """Return all numbers of the report as plain data; raw scores stay in the cells' folders."""
     return {
         "name": grid.name,
         "missing": grid.missing,
@@ -76,7 +76,7 @@ def report_data(grid: Grid) -> dict[str, Any]:
 
 
 def _by_place(grid: Grid, line: Line, measure: RowScores) -> dict[str, Any]:
-    """Return a statistic of a setting and of the guesses at each place, means over seeds; nothing without places."""
+    """Return a setting's mean over seeds and the guesses at each position; empty if the statistic has no positions."""
     if not measure.places:
         return {}
     own = [found.columns for found in line.setting.measured(measure.key).values()]
@@ -100,7 +100,7 @@ def markdown(grid: Grid, tables: list[dict[str, Any]]) -> str:
 
 
 def notes(grid: Grid) -> list[str]:
-    """Say how the numbers were made and what is missing."""
+    """Return notes on how the numbers were computed and which runs are missing."""
     several = len(grid.seeds) > 1
     said = [
         f"Mean over {len(grid.seeds)} training seeds with the least and the greatest; differences are paired by seed, "
@@ -121,7 +121,7 @@ def notes(grid: Grid) -> list[str]:
 
 
 def render_page(grid: Grid, tables: list[dict[str, Any]]) -> str:
-    """Return the page as HTML text without any reference to a resource outside it."""
+    """Return the page as self-contained HTML, without external resources."""
     figures = [
         [Markup(svg) for svg in (grid_figure(grid, measure), state_figure(grid, measure)) if svg is not None]
         for measure in grid.measures()
@@ -137,7 +137,7 @@ def render_page(grid: Grid, tables: list[dict[str, Any]]) -> str:
 
 
 def _table(grid: Grid, measure: RowScores) -> dict[str, Any]:
-    """Return headings and rows of one statistic as text; which columns are numbers is in ``numeric``."""
+    """Return headings and rows of one statistic as text; ``numeric`` tells which columns are numbers."""
     found = lines(grid, measure.key)
     axes = list(grid.axes)
     spread = "range over seeds" if len(grid.seeds) > 1 else "95 % interval"

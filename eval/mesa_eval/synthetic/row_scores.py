@@ -1,6 +1,6 @@
 """Raw scores of one model on rows of a synthetic task.
 
-Every score is a ratio of sums over rows, sum(numerator) / sum(denominator), so that rows, never tokens, are resampled.
+Every score is a ratio of sums over rows, sum(numerator) / sum(denominator), so that resampling is by row, not by token.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RowScores:
-    """One statistic row by row: numerator and denominator [U][C], one column per place of ``places``.
+    """One statistic of each row: numerator and denominator [U][C], one column per entry of ``places``.
 
-    label: what a reader sees; better: "higher" or "lower"; places: positions or numbers of shots, one a
+    label: the displayed name; better: "higher" or "lower"; places: positions or numbers of shots, one per
     column, empty for a statistic with one column.
     """
 
@@ -39,18 +39,18 @@ class RowScores:
 
 @dataclass(frozen=True)
 class SyntheticScores:
-    """The statistics of one model; the first is the one that counts."""
+    """The statistics of one model; the first is the main score."""
 
     measures: list[RowScores]
 
     @property
     def value(self) -> float:
-        """Return the score that counts."""
+        """Return the main score."""
         return self.measures[0].value
 
     @property
     def better(self) -> str:
-        """Return which way the score that counts is better."""
+        """Return whether a higher or a lower main score is better."""
         return self.measures[0].better
 
     def plain(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Scores of a model on rows of a synthetic task: raw numbers row by row, and what the row itself allows to guess.
+"""Scores on rows of a synthetic task, of a model and of guesses computed from the rows alone.
 
-All models of a grid see the same rows, which depend on the task, the split and the seed alone.
+All models of a grid see the same rows, which depend only on the task, the split and the seed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def score_model(
 
 
 def predictions(model: nn.Module, task: TokenTask, input_ids: torch.Tensor) -> torch.Tensor:
-    """Return the logits of each position's label, [B, T, V]; the first position's are zeros where none can be made."""
+    """Return the logits for each position's label, [B, T, V]; zeros at the first position if it has no prediction."""
     if task.reads_last_state:
         return model(input_ids=input_ids).logits
     logits = model(input_ids=input_ids, use_cache=False).logits
@@ -51,7 +51,7 @@ def predictions(model: nn.Module, task: TokenTask, input_ids: torch.Tensor) -> t
 
 
 def score_guesses(task: SyntheticTask, rows: int, *, seed: int) -> dict[str, SyntheticScores]:
-    """Score the guesses that need no model, by name, on the test rows; for tasks with guesses that look at the row."""
+    """Score the guesses without a model, by name, on the test rows, for tasks whose guesses depend on the row."""
     if isinstance(task, VectorTask):
         return vector_guesses(task, rows, seed=seed)
     if isinstance(task, Markov):
@@ -78,7 +78,7 @@ def score_logits(task: TokenTask, data: TokenRows, logits_of_rows: Iterable[np.n
         labels = data[index]["labels"]
         places = labels != NOT_SCORED
         if not task.reads_last_state:
-            places[0] = False  # nothing stands before it
+            places[0] = False  # it has no context
         hits = logits[places].argmax(-1) == labels[places]
         right.append([float(hits.sum())])
         scored.append([float(places.sum())])
@@ -86,10 +86,10 @@ def score_logits(task: TokenTask, data: TokenRows, logits_of_rows: Iterable[np.n
 
 
 def _language_scores(task: Automata, data: TokenRows, logits_of_rows: Iterable[np.ndarray]) -> SyntheticScores:
-    """Score how often the likeliest symbol is legal, and the total variation to the true distribution of symbols.
+    """Score how often the most likely symbol is legal, and the total variation distance to the true distribution.
 
-    The model's distribution is that over symbols: separator and padding, of which the language says nothing, are left
-    out and the rest is made to sum to 1. The first position of a row, before which nothing stands, is not scored.
+    The model's distribution is renormalized over symbols, without separator and padding, for which the language defines
+    no probabilities. The first position of a row, which has no context, is not scored.
     """
     legal, distance, counted = [], [], []
     for index, row_logits in enumerate(logits_of_rows):

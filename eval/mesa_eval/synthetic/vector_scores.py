@@ -1,4 +1,4 @@
-"""Scores on tasks of vectors: squared error per entry by number of shots or position, beside what regression makes."""
+"""Scores on vector tasks: squared error per entry by number of shots or position, compared with regression."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mesalm.data.synthetic.vector_task import VectorTask
 from mesalm.least_squares import best_rate, gradient_predictions, ridge_predictions
 
 DIGITS = 7
-"""Significant digits kept of an error, as many as float32 has."""
+"""Significant digits stored per error, as many as float32 has."""
 RIDGES = [10.0**power for power in range(-6, 3)]
 """Ridges that `best_ridge` tries."""
 
@@ -38,11 +38,11 @@ def score_vectors(
 def vector_guesses(task: VectorTask, rows: int, *, seed: int) -> dict[str, SyntheticScores]:
     """Score regression on the pairs seen so far, and simpler guesses, on the test sequences.
 
-    Pairs are (x_i, y_i), or each state with the next one; those before the query are used. For y ~ W x + N(0, sigma^2),
-    entries of W ~ N(0, 1 / d), ridge regression with lambda = d sigma^2 predicts best: its posterior mean. The rates of
-    the gradient step are fitted on the valid sequences, one for each number of pairs. Where a state is seen in part,
-    regression on one observation cannot be exact. Regression on as many as the state needs is scored too, its ridge
-    fitted on the valid sequences.
+    Pairs are (x_i, y_i), or each state with its successor; only pairs before the query are used. For
+    y ~ W x + N(0, sigma^2) with entries of W ~ N(0, 1 / d), ridge regression with lambda = d sigma^2 is optimal: it is
+    the posterior mean. The step sizes of the gradient step are fitted on the valid sequences, one per number of pairs.
+    For partially observed states, regression on one observation cannot be exact. Regression on as many observations as
+    the state needs is then scored too, its ridge fitted on the valid sequences.
     """
     batch, other = (drawn_batch(task, rows, seed, split=split) for split in ("test", "valid"))
     queries = _queries(task)
@@ -66,16 +66,16 @@ def vector_guesses(task: VectorTask, rows: int, *, seed: int) -> dict[str, Synth
 
 
 def best_ridge(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Return the one of `RIDGES` with the least squared error of predictions on these sequences, float64."""
+    """Return the element of `RIDGES` whose predictions have the least squared error on these sequences."""
     return min(RIDGES, key=lambda ridge: float((ridge_predictions(x, y, x, ridge, lag=1) - y).square().sum()))
 
 
 def last_states(x: torch.Tensor, count: int) -> torch.Tensor:
-    """Lay each state's ``count`` last ones side by side, newest first; the first count - 1 places hold zeros alone.
+    """Concatenate the ``count`` latest observations at each position, newest first; the first count - 1 rows are zero.
 
-    x [B, P, D]; returns [B, P, count D]. Where a system of n hidden entries is seen through D of them, the next
-    observation is a linear map of the last n / D ones (von Oswald et al. 2023, section 4.4); where there are fewer
-    it is not, and a pair that is cut off would spoil the regression.
+    x [B, P, D]; returns [B, P, count D]. If D of a linear system's n state entries are observed, the next observation
+    is a linear map of the last n / D ones (von Oswald et al. 2023, section 4.4), but not of fewer, so an incomplete
+    row would spoil the regression.
     """
     windows = x.unfold(1, count, 1).flip(-1).transpose(-1, -2).flatten(2)
     return torch.nn.functional.pad(windows, (0, 0, count - 1, 0))

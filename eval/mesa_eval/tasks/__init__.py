@@ -1,4 +1,4 @@
-"""Few-shot tasks, one file a kind; `find_tasks` turns a name, a file or a dataset on the Hub into tasks."""
+"""Few-shot tasks, one file per kind; `find_tasks` turns a name, a file or a dataset on the Hub into tasks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ FROM_TEXT = {
     "case_change": "mesa_eval.tasks.case_change",
     "phonebook": "mesa_eval.tasks.phonebook",
 }
-"""Modules with `build(documents, seed) -> Task`, which make a task from any text."""
+"""Modules whose `build(documents, seed) -> Task` makes a task from any text."""
 WITHOUT_TEXT: dict[str, Task] = {task.name: task for task in (*WORD_LABELS, *RULES)}
 BUILT_IN = (*FROM_TEXT, *WITHOUT_TEXT)
 
 
 def find_tasks(name: str, documents: Sequence[HeldOutDocument], seed: int) -> list[Task]:
-    """Return the tasks of a name: built in, a `.jsonl[.gz]` file, a folder of them, a `.yaml`, or `hub:NAME?...`.
+    """Return the tasks of a built-in name, a `.jsonl[.gz]` file, a folder of such files, a `.yaml` or `hub:NAME?...`.
 
-    Raises ValueError in one line for an unknown name, a file of the wrong form, or too little text to make the task
-    from.
+    Raises a one-line ValueError for an unknown name, a malformed file, or too little text to make the task from.
     """
     if name in WITHOUT_TEXT:
         return [WITHOUT_TEXT[name]]

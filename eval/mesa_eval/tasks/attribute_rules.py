@@ -1,4 +1,4 @@
-"""Attribute rules: the prompt is the beginning of a rule episode, and asks for the label of a thing not shown."""
+"""Attribute rules: the prompt is the start of a rule episode and asks for the label of an unseen combination."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from mesalm.data.episodes import (
 
 SIGN = {word: sign for pair in ATTRIBUTES for word, sign in zip(pair, (-1, 1), strict=True)}
 SHOTS = {3: (0, 2, 4, 6), 6: (0, 4, 8, 16, 32)}
-"""Examples shown, by the number of attributes."""
+"""Numbers of examples shown, by the number of attributes."""
 RIDGE = 1.0
 
 
 @dataclass(frozen=True)
 class RuleTask(TaughtTask):
-    """A task of rules: the label of a thing with a combination of attributes that the episode has not shown.
+    """A rule task: predict the label of a thing whose combination of attributes the episode has not shown.
 
-    Every query has an episode and a rule of its own, and held-out words for its things, so recall does not help; the
-    rule has to be learned from the examples. The candidates are the two labels of the episode.
+    Every query has its own episode and rule, and its things have held-out names, so recall does not help: the rule
+    must be learned from the examples. The candidates are the two labels of the episode.
     """
 
     rule: Literal["one", "linear"] = "one"
@@ -45,7 +45,7 @@ class RuleTask(TaughtTask):
 
     @property
     def most_shots(self) -> int:
-        """Return how many combinations can be shown with one left to ask."""
+        """Return how many combinations can be shown while leaving one for the question."""
         return 2**self.attributes - 1
 
     def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
@@ -53,11 +53,11 @@ class RuleTask(TaughtTask):
         return SHOTS[self.attributes]
 
     def ceiling(self, queries: Sequence[int], shots: int, seed: int) -> float:
-        """Return the accuracy of ridge regression of the labels, as -1 and 1, on the attributes of the examples."""
+        """Return the accuracy of ridge regression from the examples' attributes to their labels, coded as -1 and 1."""
         return float(np.mean([self._ridge(index, shots, seed) for index in queries]))
 
     def _ridge(self, index: int, shots: int, seed: int) -> float:
-        """Return 1 where the regression is right about an episode, 0 where it is wrong, half where it cannot tell."""
+        """Return 1 if the regression is right about an episode, 0 if it is wrong, and 0.5 for a tie."""
         shown, asked, mapping = self._episode(index, seed)
         seen = shown[len(shown) - shots :]
         signs = np.array([_signs(example.item) for example in seen]).reshape(shots, len(mapping.weights))
@@ -66,7 +66,7 @@ class RuleTask(TaughtTask):
         guess = float(weights @ _signs(asked.item))
         return 0.5 if abs(guess) < 1e-9 else float((guess > 0) == (asked.label == mapping.labels[1]))
 
-    @lru_cache(maxsize=1024)  # an episode is asked for at every number of shots, and for the ceiling  # noqa: B019
+    @lru_cache(maxsize=1024)  # an episode is reused at every number of shots and for the ceiling  # noqa: B019
     def _episode(self, index: int, seed: int) -> tuple[list[Example], Example, Rule]:
         settings = EpisodeSettings(task="rule", rule=self.rule, attributes=self.attributes)
         pool = Pool(self.words, self.labels)
@@ -76,7 +76,7 @@ class RuleTask(TaughtTask):
         return shown, asked, mapping
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
-        """Return an episode's first `shots` examples and the question; fewer shots are the last of more."""
+        """Return an episode's last `shots` examples and the question; more shots extend fewer at the front."""
         shown, asked, mapping = self._episode(index, seed)
         prompt = "".join(line.text() for line in shown[len(shown) - shots :]) + f"{asked.item} ="
         labels = (asked.label, *(other for other in mapping.labels if other != asked.label))
@@ -84,7 +84,7 @@ class RuleTask(TaughtTask):
 
 
 def _signs(item: str) -> np.ndarray:
-    """Return the signs of a thing's attributes, the words before its name."""
+    """Return the signs of a thing's attributes, which are the words before its name."""
     return np.array([SIGN[word] for word in item.split()[:-1]], dtype=float)
 
 

@@ -1,4 +1,4 @@
-"""Change of case: snake_case identifiers to camelCase."""
+"""Case change: snake_case identifiers to camelCase."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LEAST = 40
 def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
     """Make the task `Q: open_file\\nA: openFile` from the identifiers in the text.
 
-    Where the text has fewer than 40 of them (prose), two of its words are joined by an underscore, and a note
-    says so. Raises ValueError if the text has too few words for that.
+    If the text has fewer than 40 of them, as prose does, each identifier is two words of the text joined by an
+    underscore, and a note says so. Raises ValueError if the text has too few words for that.
     """
     found = sorted({name for document in documents for name in IDENTIFIER.findall(document.text)})
     notes: tuple[str, ...] = ()

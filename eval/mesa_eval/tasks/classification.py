@@ -1,4 +1,4 @@
-"""Classification: the labels are scored, with demonstrations of every class alike."""
+"""Classification: the candidates are the labels, with equally many demonstrations of each."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SYMBOLS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class ClassTask(Task):
-    """A classification into `labels`. A number of shots is one of demonstrations of each label.
+    """Classification into `labels`; shots are demonstrations per label.
 
-    Scores are given plain and calibrated: less the score of the label where the input is "N/A" (Zhao et al. 2021,
-    Calibrate before use). At the primary number of shots asked also with the labels permuted, by a permutation that
-    leaves none in its place, and with letters for labels: what a model then scores it has read in its context.
+    Scores are plain and calibrated, that is, minus the label's score for the input "N/A" (Zhao et al. 2021,
+    Calibrate before use). At the primary number of shots the task is also asked with its labels permuted, none staying
+    in place, and with letters as labels; a model can solve these variants only by reading its context.
     """
 
     labels: tuple[str, ...] = ()
@@ -30,35 +30,35 @@ class ClassTask(Task):
     primary: ClassVar[str] = "calibrated"
 
     def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
-        """Return the numbers of shots a label."""
+        """Return the numbers of shots per label."""
         return sizes.class_shots
 
     @property
     def most_shots(self) -> int:
-        """Return the number of items of the rarest label of the pool."""
+        """Return the number of pool items of the rarest label."""
         return min(len(own) for own in self.pool_by_label.values())
 
     def shot_words(self, shots: int) -> str:
-        """Say that shots count for each label."""
+        """Return the wording of a number of shots, which counts per label."""
         return f"{super().shot_words(shots)} a label"
 
     def variants(self, shots: int, sizes: FewShotSizes, seed: int) -> list[Task]:
-        """Return the task with its labels permuted, as letters, and with shuffled answers."""
+        """Return the task with its labels permuted, with letters as labels, and with shuffled answers."""
         names = [name for name in ("permuted", "symbols") if name in sizes.variants]
         if len(self.labels) > len(SYMBOLS):
             names.remove("symbols")
         return [*(self.relabelled(name, seed) for name in names), *super().variants(shots, sizes, seed)]
 
     def count_shown(self, shots: int) -> int:
-        """Return how many demonstrations are shown at a number of shots a label."""
+        """Return how many demonstrations are shown for a number of shots per label."""
         return shots * len(self.labels)
 
     def relabelled(self, variant: str, seed: int) -> ClassTask:
-        """Return the task with other labels for the same items, the same demonstrations and the same queries."""
+        """Return the task with other labels but the same items, demonstrations and queries."""
         if variant == "symbols":
             new: tuple[str, ...] = tuple(SYMBOLS[: len(self.labels)])
         else:
-            # one step around a circle in a seeded order moves every label
+            # cycling the labels by one step in a seeded order moves every label
             order = self.generator(seed, "permuted").permutation(len(self.labels))
             following = {int(one): int(other) for one, other in zip(order, [*order[1:], order[0]], strict=True)}
             new = tuple(self.labels[following[place]] for place in range(len(self.labels)))
@@ -70,7 +70,7 @@ class ClassTask(Task):
         return replace(self, variant=variant, labels=new, pool=renamed(self.pool), evaluation=renamed(self.evaluation))
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
-        """Choose as many items of every label, up to one, as there are."""
+        """Choose items balanced over the labels, as far as each label has enough."""
         generator = self.generator(seed, "queries")
         order = generator.permutation(len(self.evaluation)).tolist()
         queues = [[i for i in order if self.evaluation[i].output == label] for label in self.labels]
@@ -82,11 +82,11 @@ class ClassTask(Task):
 
     @cached_property
     def pool_by_label(self) -> dict[str, list[Item]]:
-        """Return the pool's items of each label."""
+        """Return the pool items of each label."""
         return by_label(self.pool, self.labels)
 
     def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
-        """Return `shots` rounds in which every label comes once, each round in a fresh order."""
+        """Return `shots` rounds of demonstrations, each with every label once in a new random order."""
         generator = self.generator(seed, "demonstrations", query, draw)
         own = self.pool_by_label.values()
         queues = [[items[i] for i in generator.permutation(len(items))[:shots]] for items in own]
@@ -98,13 +98,13 @@ class ClassTask(Task):
         return list(self.labels)
 
     def free_query(self, index: int, draw: int, shots: int, seed: int) -> Query:
-        """Return the prompt that asks for the label of "N/A" behind the demonstrations of a query."""
+        """Return the prompt that asks for the label of "N/A" after the demonstrations of a query."""
         prompt, shared = self.prompt(self.demonstrations(index, draw, shots, seed), CONTENT_FREE)
         labels = tuple(f" {label}" for label in self.labels)
         return Query(prompt, labels[0], labels, shared)
 
     def majority(self, queries: Sequence[int]) -> float | None:
-        """Return the share of the commonest label among the queries."""
+        """Return the share of the most common label among the queries."""
         outputs = [self.evaluation[index].output for index in queries]
         return max(outputs.count(label) for label in self.labels) / len(outputs)
 

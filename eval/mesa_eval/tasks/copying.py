@@ -1,4 +1,4 @@
-"""Copying: the answer is the question. Words come from the held-out text."""
+"""Copying: the answer repeats the question, a word of the held-out text."""
 
 from __future__ import annotations
 

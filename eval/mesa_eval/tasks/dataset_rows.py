@@ -1,4 +1,4 @@
-"""Rows of a dataset that `datasets.load_dataset` reads, as text columns."""
+"""Dataset rows read with `datasets.load_dataset`, as text columns."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def read_dataset(
     where: str,
     verbatim: bool = False,
 ) -> tuple[list[dict[str, str]], list[str] | None]:
-    """Return up to `most` rows of a split as {"input", "output", "group"}, and the names of a class column.
+    """Return up to `most` rows of a split as {"input", "output", "group"}, and the class names of a class column.
 
-    columns: which column each of the three is; a group that the dataset lacks is "". A class column (numbers with
-    names) is written by its names. Cells are put on one line each, unless `verbatim`.
-    Raises ValueError in one line when the dataset, the split or a column is not there.
+    columns: the dataset's column for each of the three keys; a missing group column gives "". Class columns (integers
+    with names) are converted to their names. Each cell is joined into one line unless `verbatim`.
+    Raises a one-line ValueError if the dataset, the split or a column does not exist.
     """
     import datasets
 
@@ -44,7 +44,7 @@ def read_dataset(
 
 
 def _text(value: Any, names: list[str] | None, verbatim: bool) -> str:
-    """Write one cell: a class by its name, all else as it reads."""
+    """Convert one cell to text: a class to its name, any other value with `str`."""
     if value is None:
         return ""
     if names is not None and isinstance(value, int):

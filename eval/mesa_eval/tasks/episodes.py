@@ -1,4 +1,4 @@
-"""N-way episodes: few classes drawn afresh from many for each question, under letters that mean nothing elsewhere."""
+"""N-way episodes: for each question a few of many classes are drawn and labelled with arbitrary letters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mesa_eval.tasks.task import FewShotSizes, Item, Query, Task
 
 @dataclass(frozen=True)
 class EpisodeTask(Task):
-    """Episodes of `ways` classes, shown by letters A, B, ... with `shots` demonstrations each; a text is classified.
+    """Classification of a text in episodes of `ways` classes with labels A, B, ... and `shots` demonstrations each.
 
-    Every query is an episode with its own classes, letters and demonstrations, so that nothing but the prompt can
-    tell the answer.
+    Every query is an episode with its own classes, letters and demonstrations, so that only the prompt determines
+    the answer.
     """
 
     labels: tuple[str, ...] = ()
@@ -29,40 +29,40 @@ class EpisodeTask(Task):
 
     @property
     def tuning_shots(self) -> int:
-        """Return -1: labels mean something else in each episode, and the pool's classes are those that are asked."""
+        """Return -1: labels change their meaning between episodes, and the queries ask for classes of the pool."""
         return -1
 
     def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
-        """Return the numbers of shots a class."""
+        """Return the numbers of shots per class."""
         return sizes.episode_shots
 
     @property
     def most_shots(self) -> int:
-        """Return the number of items of the rarest label of the pool."""
+        """Return the number of pool items of the rarest label."""
         return min(len(own) for own in self.pool_by_label.values())
 
     @cached_property
     def pool_by_label(self) -> dict[str, list[Item]]:
-        """Return the pool's items of each label."""
+        """Return the pool items of each label."""
         return by_label(self.pool, self.labels)
 
     @cached_property
     def asked_by_label(self) -> dict[str, list[Item]]:
-        """Return the evaluation items of each label that has some."""
+        """Return the evaluation items of each label that has any."""
         return {label: own for label, own in by_label(self.evaluation, self.labels).items() if own}
 
     def shot_words(self, shots: int) -> str:
-        """Say that shots count for each class."""
+        """Return the wording of a number of shots, which counts per class."""
         return f"{super().shot_words(shots)} a class"
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
-        """Number the episodes."""
+        """Return the indices of the episodes."""
         return list(range(sizes.episodes))
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
         """Return one episode; more shots of the same episode extend fewer.
 
-        Every class is asked as often as another, and every letter is right in one of `ways` episodes.
+        All classes are equally likely to be asked, and each letter is right in one of every `ways` episodes.
         """
         generator = self.generator(seed, "episode", index)
         asked = list(self.asked_by_label)

@@ -1,4 +1,4 @@
-"""Key-value recall: the prompt lists pairs of unrelated words and asks for one of them again."""
+"""Key-value recall: the prompt lists pairs of unrelated words and asks for the value of one key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mesa_eval.tasks.text_words import choose_words
 
 @dataclass(frozen=True)
 class RecallTask(Task):
-    """Recall of the answer of one of the demonstrations, the listed pairs; with none, what a guess is worth."""
+    """Recall of the answer of one of the demonstrations, the listed pairs; 0 shots measure guessing."""
 
     kind: ClassVar[str] = "recall"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact", "contains")
@@ -26,11 +26,11 @@ class RecallTask(Task):
 
     @property
     def most_shots(self) -> int:
-        """Return the number of pairs there are."""
+        """Return the number of available pairs."""
         return len(self.evaluation)
 
     def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
-        """Return the query's own item at a random place among `shots` - 1 others."""
+        """Return the query's own item at a random position among `shots` - 1 others."""
         if not shots:
             return []
         generator = self.generator(seed, "demonstrations", draw, query)
@@ -41,14 +41,14 @@ class RecallTask(Task):
         return shown
 
     def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
-        """Return the right answer and others: those in the prompt, as it lists them, then what more are needed."""
+        """Return the right answer and distractors: values in the prompt, in their order, then others if needed."""
         listed = [item.output for item in shown]
         chosen = self.ranked_answers(index, listed, count, seed)
         return sorted(chosen, key=lambda value: listed.index(value) if value in listed else len(listed))
 
 
 def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
-    """Make the task: `shots` pairs, the query's own among them; no word is a key twice, or key and value.
+    """Make the task: `shots` pairs including the query's own; each word is used once, as a key or as a value.
 
     Raises ValueError if the text has too few words.
     """

@@ -1,4 +1,4 @@
-"""Minimal pairs: a sentence that is right against one that differs in what makes it wrong (BLiMP's form)."""
+"""Minimal pairs: a grammatical sentence against a minimally different ungrammatical one, in the form of BLiMP."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mesa_eval.tasks.task import FewShotSizes, Query, Task
 class MinimalPairTask(Task):
     """Minimal pairs, without demonstrations: whether P(input) > P(output); `Item.group` is the paradigm.
 
-    A sentence's score is the sum of its tokens' log-probabilities behind the start token, as in
-    lm-evaluation-harness (Warstadt et al. 2020). A control of grammar, not of learning in context, so it stays out of
-    the average.
+    A sentence's score is the sum of its tokens' log-probabilities after the start token, as in
+    lm-evaluation-harness (Warstadt et al. 2020). This is a control for grammar, not in-context learning, so the
+    average excludes it.
     """
 
     kind: ClassVar[str] = "minimal pair"
@@ -24,7 +24,7 @@ class MinimalPairTask(Task):
     drawn_once: ClassVar[bool] = True
 
     def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
-        """Return 0: nothing is shown before a sentence."""
+        """Return (0,): nothing is shown before a sentence."""
         return (0,)
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
@@ -39,7 +39,7 @@ class MinimalPairTask(Task):
         return sorted(chosen)
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
-        """Return both sentences as continuations of nothing."""
+        """Return both sentences as continuations of an empty prompt."""
         item = self.evaluation[index]
         return Query("", item.input, (item.input, item.output))
 

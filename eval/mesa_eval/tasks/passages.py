@@ -1,4 +1,4 @@
-"""Passages: a text as it stands, then the value that it is asked for, or its own last word."""
+"""Passages: an unmodified text, followed by the value that it asks for or by its own last word."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mesa_eval.tasks.task import TWICE, FewShotSizes, Item, Task
 
 @dataclass(frozen=True)
 class PassageTask(Task):
-    """Texts, each asked once without demonstrations; those longer than the window are left out and counted."""
+    """Texts, each asked once without demonstrations; texts longer than the window are skipped and counted."""
 
     template: str = "{input} {output}"
 
@@ -20,11 +20,11 @@ class PassageTask(Task):
     drawn_once: ClassVar[bool] = True
 
     def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
-        """Return 0: nothing is shown before a text."""
+        """Return (0,): nothing is shown before a text."""
         return (0,)
 
     def shot_words(self, shots: int) -> str:
-        """Say what is asked."""
+        """Return the wording used in place of a number of shots."""
         return "text as it stands"
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
@@ -33,16 +33,16 @@ class PassageTask(Task):
         return sorted(order[: sizes.passages].tolist())
 
     def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
-        """Return the right answer alone: no other is scored."""
+        """Return only the right answer: no others are scored."""
         return [self.evaluation[index].output]
 
 
 @dataclass(frozen=True)
 class TextRecallTask(PassageTask):
-    """Recall of a value from a text, as SWDE, FDA and SQuAD are asked in Arora et al. (2024, Based).
+    """Recall of a value from a text, in the form of SWDE, FDA and SQuAD in Arora et al. (2024, Based).
 
-    The text ends where the value is to follow. The model writes on greedily to the end of the line, 48 tokens at most,
-    and is right if the text it writes contains the value.
+    The text ends just before the value. The model continues greedily to the end of the line, by at most 48 tokens, and
+    is right if its continuation contains the value.
     """
 
     kind: ClassVar[str] = "text recall"
@@ -53,7 +53,7 @@ class TextRecallTask(PassageTask):
         return [replace(self, variant=TWICE)] if TWICE in sizes.variants else []
 
     def prompt(self, shown: Sequence[Item], question: str) -> tuple[str, str]:
-        """Return the text up to where the value is to follow, and the part that stands before the question."""
+        """Return the text up to the value, and the part of it before the question."""
         return super().prompt(shown, repeat_text(question) if self.variant == TWICE else question)
 
 
@@ -61,7 +61,7 @@ class TextRecallTask(PassageTask):
 class LastWordTask(PassageTask):
     """The last word of a text, after a space (Paperno et al. 2016, LAMBADA).
 
-    As in lm-evaluation-harness: the perplexity of the word, and whether each of its tokens is the likeliest.
+    Scores as in lm-evaluation-harness: the word's perplexity, and whether each of its tokens is the most likely one.
     """
 
     kind: ClassVar[str] = "last word"
@@ -69,13 +69,13 @@ class LastWordTask(PassageTask):
 
 
 def repeat_text(text: str) -> str:
-    """Return a text with all that stands before its last line, the question, twice; a single line whole twice."""
+    """Return a text with everything before its last line, the question, repeated; a single line is repeated whole."""
     before, end, _ = text.rpartition("\n")
     return before + end + text if before.strip() else f"{text}\n{text}"
 
 
 def cut_last_word(text: str, where: str) -> Item:
-    """Return a text without its last word, and the word; ValueError in one line where nothing stands before it."""
+    """Split a text into all but its last word and that word; raise a one-line ValueError if it has only one word."""
     before, _, word = text.rstrip().rpartition(" ")
     if not before.strip():
         raise ValueError(f"{where}: the text {text[:40]!r} has no word before its last one")

@@ -1,4 +1,4 @@
-"""Phonebook: look up one of N numbers of seven digits (Jelassi et al. 2024, Repeat after me)."""
+"""Phonebook: look up one of N seven-digit numbers (Jelassi et al. 2024, Repeat after me)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ SOLVED = 2
 
 @dataclass(frozen=True)
 class PhonebookTask(Task):
-    """A phonebook of N lines `Name Name: number`: two are looked up, a third is asked for.
+    """A phonebook of N lines `Name Name: number`, then two example look-ups and the question for a third.
 
-    Every query has a book of its own: names are two words of the text that need not have stood together, numbers are
-    random. "digits" counts the digits that the likeliest token holds in the right place, the right digits before it
-    given; chance is a tenth.
+    Every query has its own book: a name is two arbitrary words of the text, a number is random. "digits" counts the
+    digits that the most likely token predicts in the right place, given the right digits before it; chance is 0.1.
     """
 
     words: tuple[str, ...] = ()
@@ -38,19 +37,19 @@ class PhonebookTask(Task):
 
     @property
     def most_shots(self) -> int:
-        """Return how many entries have names of their own."""
+        """Return the largest number of entries with distinct names."""
         return len(self.words)
 
     def shot_words(self, shots: int) -> str:
-        """Call the shots what they are here."""
+        """Return the wording of a number of shots: they are entries."""
         return plural(shots, "entry")
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
-        """Number the books."""
+        """Return the indices of the books."""
         return list(range(sizes.queries))
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
-        """Return one book of `shots` entries with two look-ups and the question."""
+        """Return a book of `shots` entries with two example look-ups and the question."""
         generator = self.generator(seed, "book", index, shots)
         first = generator.permutation(len(self.words))[:shots]
         last = generator.permutation(len(self.words))[:shots]

@@ -1,4 +1,4 @@
-"""Word scrambles: the letters of a word in another order, or with other signs between them (Brown et al. 2020)."""
+"""Word scrambles: a word's letters in another order, or with other characters inserted (Brown et al. 2020)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mesa_eval.tasks.task import FewShotSizes, Item, Task
 
 @dataclass(frozen=True)
 class ScrambleTask(Task):
-    """Scrambled words to restore, in the form of Brown et al. (2020, appendix G).
+    """Word unscrambling in the form of Brown et al. (2020, appendix G).
 
-    Exact match is what counts and its chance is 0; besides the declared numbers of shots, as many as fit are asked.
+    The score is exact match, with chance 0. Besides the declared numbers of shots, the task uses as many as fit.
     """
 
     header: str = "Please unscramble the letters into a word, and write that word:\n"
@@ -26,14 +26,14 @@ class ScrambleTask(Task):
     as_many_as_fit: ClassVar[bool] = True
 
     def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
-        """Return the declared numbers of shots; as many as fit are added where the prompts are encoded."""
+        """Return the declared numbers of shots; encoding the prompts adds the largest number that fits."""
         return sizes.scramble_shots
 
 
 def is_scramble(items: Sequence[Item]) -> bool:
-    """Return whether every answer is a word and its question holds the word's letters, never the word itself.
+    """Return whether every answer is a word and its question a different string with exactly the same letters.
 
-    Signs that are neither letters nor digits may stand between them.
+    The question may also contain characters that are neither letters nor digits.
     """
 
     def scrambled(item: Item) -> bool:

@@ -1,9 +1,9 @@
-"""Few-shot tasks: items, prompts, demonstrations and distractors, none of which looks at a model.
+"""Few-shot tasks: items, prompts, demonstrations and distractors, all independent of any model.
 
-Everything is chosen by the seed, the task's name and the text alone, so every model, whatever its tokenizer, gets the
+All choices depend only on the seed, the task's name and the text, so every model, whatever its tokenizer, gets the
 same queries, demonstrations and candidates. `Task` is a task of pairs; each other kind is a subclass in
-`mesa_eval/tasks/`, and says what it scores (`metrics`) and which score enters the average declared beforehand
-(`primary`). `mesa_eval.tasks.find_tasks` turns a name into tasks.
+`mesa_eval/tasks/`, which states its scores (`metrics`) and the one that enters the predeclared average (`primary`).
+`mesa_eval.tasks.find_tasks` turns a name into tasks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ QUESTION, ANSWER = "{input}", " {output}"
 SHUFFLED = "shuffled"
 TWICE = "twice"
 GAINING = ("pair", "choice", "class", "recall")
-"""Kinds that also show demonstrations with shuffled answers, and pool their gain."""
+"""Kinds that are also asked with shuffled demonstration answers, and whose gains are pooled."""
 
 
 VARIED = {
@@ -32,21 +32,20 @@ VARIED = {
     SHUFFLED: ("answer", "accuracy", "calibrated"),
     TWICE: ("answer", "accuracy", "contains", "exact"),
 }
-"""What is scored of a task asked in another way."""
+"""Metrics scored for each variant of a task."""
 
 
 @dataclass(frozen=True)
 class FewShotSizes:
-    """What few-shot tasks ask, fixed before any model is seen.
+    """Sizes of few-shot tasks, fixed before any model is seen.
 
-    shots: demonstrations (for classes: a label); draws: sets of demonstrations of each query; queries: items asked;
-    candidates: how many answers are ranked; entries: lines of a phonebook; episodes, ways, episode_shots: N-way
-    episodes, N, and demonstrations per class; group_pairs:
-    minimal pairs per paradigm (None: all); passages: texts asked for a value or their last word (None: all);
-    scramble_shots: shots of word scrambles, besides as many as fit up to
-    `most_shots`; variants: other ways in which tasks are asked, at the primary number of shots only; primary_shots: the
-    average and the gain take each task at the most shots that fit up to these; named_only: kinds that are asked where
-    their file is named, not with a whole folder.
+    shots: numbers of demonstrations; draws: sets of demonstrations per query; queries: items asked; candidates: number
+    of answers ranked; class_shots: demonstrations per label of a classification; entries: lines of a phonebook;
+    episodes, ways, episode_shots: number of N-way episodes, N, and demonstrations per class; group_pairs: minimal
+    pairs per paradigm (None: all); passages: texts that ask for a value or their last word (None: all);
+    scramble_shots: shots of word scrambles, in addition to as many as fit, at most `most_shots`; variants: task
+    variants, asked only at the primary number of shots; primary_shots: the average and the gain use the largest number
+    of shots that fits, up to this; named_only: kinds asked only if their file is named, not as part of a folder.
     """
 
     shots: tuple[int, ...]
@@ -78,9 +77,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Query:
-    """One prompt: its text, the right continuation, and every candidate (the right one among them).
+    """One prompt: its text, the right continuation, and all candidates (including the right one).
 
-    shared: what of the prompt stands before the question.
+    shared: the part of the prompt before the question.
     """
 
     prompt: str
@@ -91,10 +90,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Task:
-    """A task of pairs: an answer is ranked among other answers of the evaluation items.
+    """A task of pairs, which ranks the right answer among answers of other evaluation items.
 
-    pool: items that demonstrations come from; evaluation: items that are asked; header: what every prompt begins
-    with; template: how one item is written, with `{input}` and ` {output}`; variant: "" for the plain task.
+    pool: items used as demonstrations; evaluation: items used as queries; header: text at the start of every prompt;
+    template: format of one item, with `{input}` and ` {output}`; variant: "" for the plain task.
     """
 
     name: str
@@ -109,8 +108,8 @@ class Task:
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy")
     primary: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "query"
-    listed: ClassVar[bool] = False  # whether the prompt lists the candidates, in the order in which a query has them
-    drawn_once: ClassVar[bool] = False  # whether each query has demonstrations of its own, so that one draw is enough
+    listed: ClassVar[bool] = False  # whether the prompt lists the candidates, in the order of the query
+    drawn_once: ClassVar[bool] = False  # whether each query has its own demonstrations, so that one draw suffices
     as_many_as_fit: ClassVar[bool] = False
     leaves_out_long: ClassVar[bool] = False
 
@@ -129,44 +128,44 @@ class Task:
         return len(self.pool)
 
     def shot_words(self, shots: int) -> str:
-        """Return how a number of shots is called."""
+        """Return the wording of a number of shots."""
         return plural(shots, "shot")
 
     def draws(self, sizes: FewShotSizes) -> int:
-        """Return how many sets of demonstrations of its own each query is asked behind."""
+        """Return how many times each query is asked, each time with its own set of demonstrations."""
         return 1 if self.drawn_once else sizes.draws
 
     @property
     def scored(self) -> tuple[str, ...]:
-        """Return what is scored of this variant."""
+        """Return the metrics scored for this variant."""
         return tuple(metric for metric in self.metrics if metric in VARIED.get(self.variant, self.metrics))
 
     def variants(self, shots: int, sizes: FewShotSizes, seed: int) -> list[Task]:
-        """Return the task in the other ways in which it is asked at the primary number of shots, `shots`."""
+        """Return the variants of the task that are asked at the primary number of shots, `shots`."""
         if SHUFFLED in sizes.variants and self.kind in GAINING and self.count_shown(shots) > 1:
             return [replace(self, variant=SHUFFLED)]
         return []
 
     def count_shown(self, shots: int) -> int:
-        """Return how many demonstrations are shown at a number of shots."""
+        """Return how many demonstrations are shown for a number of shots."""
         return shots
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
-        """Choose the indices of the evaluation items that are asked."""
+        """Choose the indices of the evaluation items used as queries."""
         order = self.generator(seed, "queries").permutation(len(self.evaluation))
         return sorted(order[: sizes.queries].tolist())
 
     def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
-        """Return the demonstrations before a query, in the order in which they are shown.
+        """Return the demonstrations for a query, in the order shown.
 
-        They are the first of a permutation of the pool that is drawn anew for every query and draw, so resampling
-        queries resamples demonstrations with them. More shots extend fewer.
+        They are the first items of a new permutation of the pool for every query and draw, so resampling queries
+        also resamples demonstrations. More shots extend fewer.
         """
         order = self.generator(seed, "demonstrations", query, draw).permutation(len(self.pool))
         return [self.pool[i] for i in order[:shots]]
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
-        """Return the prompt of one evaluation item with its answer and candidates."""
+        """Return the prompt, answer and candidates of one evaluation item."""
         item = self.evaluation[index]
         shown = self.demonstrations(index, draw, shots, seed)
         choices = self.candidates(index, shown, candidates, seed)
@@ -178,12 +177,12 @@ class Task:
     def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
         """Return the right answer and `count` - 1 others of the evaluation items.
 
-        Those nearest in length come first (a sum of log-probabilities favours short answers), ties by the seed.
+        The closest in length come first, since a sum of log-probabilities favours short answers; the seed breaks ties.
         """
         return self.ranked_answers(index, [], count, seed)
 
     def ranked_answers(self, index: int, preferred: Sequence[str], count: int, seed: int) -> list[str]:
-        """Return the right answer, then `preferred` ones in a seeded order, then others by length; `count` in all."""
+        """Return `count` answers: the right one, `preferred` ones in a seeded order, then others by length."""
         answer = self.evaluation[index].output
         generator = self.generator(seed, "candidates", index)
         first = [other for other in dict.fromkeys(preferred) if other != answer]
@@ -194,50 +193,50 @@ class Task:
         return [answer, *(first + others)[: count - 1]]
 
     def prompt(self, shown: Sequence[Item], question: str) -> tuple[str, str]:
-        """Return the prompt, and the part of it that stands before the question."""
+        """Return the prompt, and the part of it before the question."""
         ask = self.template.split(ANSWER)[0]
         shared = self.header + "".join(self.written(item) for item in shown) * (2 if self.variant == TWICE else 1)
         return shared + ask.replace(QUESTION, question), shared
 
     def written(self, item: Item) -> str:
-        """Write one demonstration."""
+        """Format one demonstration."""
         before, after = self.template.split(ANSWER)
         return f"{before.replace(QUESTION, item.input)} {item.output}{after}"
 
     @property
     def tuning_shots(self) -> int:
-        """Return the largest number of shots in a prompt that a soft prefix is learned from; -1 for no such prompts."""
+        """Return the largest number of shots in prompts for learning a soft prefix; -1 if there are no such prompts."""
         return len(self.pool) - 1
 
     def tuning_text(self, shots: Sequence[int], random: np.random.RandomState) -> tuple[str, str]:
-        """Return a prompt with one of these numbers of shots and its answer, nothing of which is ever asked."""
+        """Return a training prompt with one of these numbers of shots and its answer, using only the pool."""
         order = random.permutation(len(self.pool))
         *shown, asked = (self.pool[index] for index in order[: int(random.choice(list(shots))) + 1])
         return self.prompt(shown, asked.input)[0], f" {asked.output}"
 
     def free_query(self, index: int, draw: int, shots: int, seed: int) -> Query | None:
-        """Return the same query with content-free input, which calibrates its scores; None where none is used."""
+        """Return the query with content-free input, for calibrating its scores; None if the task has none."""
         return None
 
     def majority(self, queries: Sequence[int]) -> float | None:
-        """Return the share of the commonest label among the queries; None where there are no labels."""
+        """Return the share of the most common label among the queries; None for tasks without labels."""
         return None
 
     def ceiling(self, queries: Sequence[int], shots: int, seed: int) -> float | None:
-        """Return the accuracy of a predictor that knows what kind of rule the answers follow; None for no such one."""
+        """Return the accuracy of a predictor that knows the kind of rule behind the answers; None if undefined."""
         return None
 
     def group(self, index: int) -> str:
-        """Return the paradigm that a query belongs to, "" for none."""
+        """Return the paradigm of a query, or "" for none."""
         return ""
 
     def generator(self, seed: int, *purpose: object) -> np.random.Generator:
-        """Return the random numbers for one purpose, which depend on the task's name and the seed alone."""
+        """Return a random generator for one purpose, seeded by the purpose, the task's name and the seed alone."""
         return np.random.default_rng([seed, stable_number(self.name, *purpose)])
 
 
 def shuffled(items: Sequence[Item], generator: np.random.Generator) -> list[Item]:
-    """Return the items with their answers in other places: a random permutation that leaves none in its own."""
+    """Return the items with their answers randomly permuted, none staying in place."""
     order = generator.permutation(len(items))
     while len(items) > 1 and (order == np.arange(len(items))).any():
         order = generator.permutation(len(items))
@@ -245,6 +244,6 @@ def shuffled(items: Sequence[Item], generator: np.random.Generator) -> list[Item
 
 
 def check_template(template: str, where: str) -> None:
-    """Raise ValueError in one line unless a template holds `{input}` and ` {output}` once each, in that order."""
+    """Raise a one-line ValueError unless the template contains `{input}` and ` {output}` once each, in that order."""
     if template.count(QUESTION) != 1 or template.count(ANSWER) != 1 or QUESTION not in template.split(ANSWER)[0]:
         raise ValueError(f"{where}: the template must hold {QUESTION!r} and, behind it, {ANSWER!r}, once each")

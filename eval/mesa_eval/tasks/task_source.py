@@ -1,9 +1,9 @@
-"""Tasks from files and from datasets on the Hub: which columns hold what, and what kind of task it is.
+"""Tasks from files and Hub datasets: reads the columns and determines the kind of task.
 
-A file has one object a line with `input`, `output` and `split` ("pool" or "eval"); `NAME.labels.json` beside it makes
-it a classification. Lines without `split` but with a `text` are passages: asked for their `value` where they have one,
-else for their last word. `NAME.yaml` beside a file, a `.yaml` that names a dataset, and the options of
-`hub:NAME?key=value&...` hold the same settings, `TaskSettings`.
+A file has one object per line with `input`, `output` and `split` ("pool" or "eval"); `NAME.labels.json` beside it makes
+it a classification. Lines with `text` but no `split` are passages, which ask for their `value` if there is one and
+otherwise for their last word. `NAME.yaml` beside a file, a `.yaml` that names a dataset, and the options of
+`hub:NAME?key=value&...` all take the same settings, `TaskSettings`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mesalm.data.source_settings import SourceSettings
 from mesalm.settings import Settings, one_of
 from mesalm.wording import plural
 
-MOST_LABELS = 20  # beyond, one demonstration of each label fills the window of a small model
+MOST_LABELS = 20  # with more, one demonstration per label fills the window of a small model
 KINDS: dict[str, type[Task]] = {
     "pair": Task,
     "choice": ChoiceTask,
@@ -47,14 +47,14 @@ HUB = "hub:"
 
 
 class TaskSettings(Settings):
-    """The description of a task in a file or a dataset."""
+    """The settings of a task from a file or a dataset."""
 
     dataset: str | None = Field(default=None, description="Name on the Hub or local folder; needed without a file.")
     subset: str | None = Field(default=None, description="The dataset's configuration.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of the dataset.")
-    name: str | None = Field(default=None, description="What the task is called in reports.")
+    name: str | None = Field(default=None, description="Name of the task in reports.")
     kind: Literal["pair", "choice", "scramble", "class", "minimal", "text-recall", "last-word"] | None = Field(
-        default=None, description="What is scored; found from the items where it is not given."
+        default=None, description="Kind of task; inferred from the items if omitted."
     )
     input: str | None = Field(
         default=None,
@@ -66,11 +66,11 @@ class TaskSettings(Settings):
     )
     group: str = Field(default="paradigm", description="Column of a minimal pair's paradigm, if present.")
     pool: str = Field(default="train", description="Split of the dataset that demonstrations come from.")
-    eval: str = Field(default="test", description="Split of the dataset that is asked.")
-    most: int = Field(default=5000, ge=1, description="Most rows read of a split of the dataset.")
+    eval: str = Field(default="test", description="Split of the dataset that queries come from.")
+    most: int = Field(default=5000, ge=1, description="Maximum number of rows read per split.")
     labels: list[str] | None = Field(default=None, description="The label set of a classification.")
-    header: str | None = Field(default=None, description="What every prompt begins with.")
-    template: str | None = Field(default=None, description="How an item is written: {input} and ' {output}'.")
+    header: str | None = Field(default=None, description="Text at the start of every prompt.")
+    template: str | None = Field(default=None, description="Format of one item: {input} and ' {output}'.")
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
@@ -81,7 +81,7 @@ class TaskSettings(Settings):
         return self
 
     def columns(self, kind: str | None) -> tuple[str, str]:
-        """Return the columns of question and answer; for the last word of a text they are one column."""
+        """Return the columns of question and answer; for last-word tasks both default to the same column."""
         question = self.input or ("text" if kind in PASSAGES else "input")
         if kind == "last-word":
             return question, self.output or question
@@ -89,10 +89,9 @@ class TaskSettings(Settings):
 
 
 def read_tasks(name: str, known: Sequence[str]) -> list[Task]:
-    """Return the tasks of a file, all files of a folder, a `.yaml` or `hub:NAME?key=value`; `known` are the
-    names of built-in tasks.
+    """Return the tasks of a file, all files of a folder, a `.yaml` or `hub:NAME?key=value`.
 
-    Raises ValueError in one line for what cannot be read or has the wrong form.
+    `known` are the names of built-in tasks. Raises a one-line ValueError for unreadable or malformed sources.
     """
     if not name.strip():
         raise ValueError(f"an empty task name was given; choose from {', '.join(known)}, or name a file or hub:NAME")
@@ -147,7 +146,7 @@ def _from_file(path: Path) -> list[Task]:
 
 
 def _read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the place and the columns of each record of a file; ValueError in one line for a broken one, or none."""
+    """Return the location and columns of each record; raise a one-line ValueError for a bad record or an empty file."""
     source = FileSource(SourceSettings.build({"name": "files", "files": [str(path)]}), every_column=True)
     records = [(record[0], record[2]) for record in source.records(path, Faults()) if record is not None]
     if not records:
@@ -189,10 +188,10 @@ def make_tasks(
     settings: TaskSettings,
     where: str,
 ) -> list[Task]:
-    """Make the tasks of items: one, or with labels also N-way episodes (alone beyond 20 labels).
+    """Make one task from items; labels add N-way episodes, which replace the task if there are more than 20 labels.
 
-    Without a kind in the settings, labels make a classification; questions that list their answers a choice; words
-    with their letters mixed a scramble; items without pool but with paradigms minimal pairs; all else pairs.
+    If the settings have no kind, labels give a classification, questions that list their answers a choice, words with
+    scrambled letters a scramble, items with paradigms but no pool minimal pairs, and anything else pairs.
     Raises ValueError in one line for a split that is empty, an input in both splits, an output that is no label, a
     label without a demonstration, or a choice whose answer the question does not list.
     """
@@ -230,13 +229,13 @@ def make_tasks(
 
 
 def _with_several_answers(items: Sequence[Item]) -> int:
-    """Count the different questions that are answered in more ways than one."""
+    """Count the distinct questions that have more than one answer."""
     pairs = {(item.input, item.output) for item in items}
     return sum(count > 1 for count in Counter(question for question, _ in pairs).values())
 
 
 def _found_from(first: dict[str, Any], settings: TaskSettings) -> TaskSettings:
-    """Return the settings with what the first line of a file tells: whether it is a passage, and its columns."""
+    """Return the settings completed from the first line of a file: whether it is a passage, and its columns."""
     kind = settings.kind
     if kind is None and "split" not in first and "text" in first:
         kind = "text-recall" if settings.output or "value" in first or "output" in first else "last-word"
@@ -249,9 +248,9 @@ def _found_from(first: dict[str, Any], settings: TaskSettings) -> TaskSettings:
 
 
 def _passage(text: str, answer: str, whole: bool, where: str) -> Item:
-    """Return a text and its value; its last word where the answer is in the text's own column.
+    """Return a text and its value, or if `whole`, a text split before its last word, which is the answer.
 
-    Raises ValueError in one line for a blank value, which anything that a model writes would contain.
+    Raises a one-line ValueError for a blank value, which any continuation would contain.
     """
     if not whole and not answer.strip():
         raise ValueError(f"{where}: the text {text[:40]!r} has a blank value; give one or leave the text out")

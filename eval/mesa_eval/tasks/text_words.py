@@ -1,4 +1,4 @@
-"""Words of the held-out text, from which tasks are made without any file."""
+"""Words of the held-out text, used to make tasks without a task file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEAST = 80
 
 
 def choose_words(documents: Sequence[HeldOutDocument], wanted: int, seed: int, purpose: str) -> list[str]:
-    """Choose up to `wanted` different words of 4 to 10 letters, in a seeded order.
+    """Choose up to `wanted` distinct words of 4 to 10 letters, in a seeded order.
 
     Words that differ only in case count as one. Raises ValueError if the text has fewer than 80.
     """

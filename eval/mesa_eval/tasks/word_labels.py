@@ -1,4 +1,4 @@
-"""Word labels: the prompt is the beginning of a recall episode, and asks for the label of a word it has shown."""
+"""Word labels: the prompt is the start of a recall episode and asks for the label of a word shown in it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from mesalm.wording import plural
 
 SHOWINGS = (0, 1, 2, 4, 8)
 EPISODES = 4
-"""Times the queries of other tasks that are asked, for these are short."""
+"""Factor on the number of queries of other tasks, since these prompts are short."""
 LINES = 24
-"""Examples before the question, whatever the number of showings, so that the place of the question tells nothing."""
+"""Examples before the question for any number of showings, so that the question's position reveals nothing."""
 
 
 class TaughtTask(Task):
-    """A task of episodes as training has them, of the held-out words and the labels in its fields `words` and `labels`.
+    """A task of episodes in the training format, with held-out words and labels in fields `words` and `labels`.
 
-    A soft prefix is learned from episodes of training words and labels. This class adds no field of its own.
+    A soft prefix is learned from episodes of training words and labels. Subclasses define both fields.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact")
@@ -42,16 +42,16 @@ class TaughtTask(Task):
     drawn_once: ClassVar[bool] = True
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
-        """Number the episodes."""
+        """Return the indices of the episodes."""
         return list(range(EPISODES * sizes.queries))
 
     @property
     def tuning_shots(self) -> int:
-        """Return as many as may be asked."""
+        """Return the largest number of shots that an episode allows."""
         return self.most_shots
 
     def tuning_text(self, shots: Sequence[int], random: np.random.RandomState) -> tuple[str, str]:
-        """Return the prompt and the answer of an episode of training words and labels."""
+        """Return the prompt and the answer of an episode with training words and labels."""
         learned: Task = replace(cast(Any, self), words=TRAINING.words, labels=TRAINING.labels)
         query = learned.query(int(random.randint(2**31)), 0, int(random.choice(list(shots))), 0, 0)
         return query.prompt, query.answer
@@ -59,11 +59,11 @@ class TaughtTask(Task):
 
 @dataclass(frozen=True)
 class WordLabelTask(TaughtTask):
-    """The label of a held-out word that the episode has shown as often as there are shots.
+    """Recall of the label of a held-out word; a shot is one example line with this word.
 
-    Every query has an episode of its own, of words that no training episode holds. The candidates are the labels of
-    the episode; "exact" asks that the right label be the likeliest of all tokens. A shown label is wrong with
-    probability `noise`; asked for is the right one.
+    Every query has its own episode, with words that occur in no training episode. The candidates are the labels of
+    the episode; "exact" requires that the right label be the most likely of all tokens. A shown label is wrong with
+    probability `noise`; the right one is asked for.
     """
 
     words: tuple[str, ...] = HELD_OUT.words
@@ -74,11 +74,11 @@ class WordLabelTask(TaughtTask):
 
     @property
     def most_shots(self) -> int:
-        """Return how many of the lines may show the word in question."""
+        """Return how many of the lines may show the queried word."""
         return LINES
 
     def shot_words(self, shots: int) -> str:
-        """Call the shots what they are here."""
+        """Return the wording of a number of shots: they are showings."""
         return plural(shots, "showing")
 
     def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
@@ -86,7 +86,7 @@ class WordLabelTask(TaughtTask):
         return SHOWINGS
 
     def ceiling(self, queries: Sequence[int], shots: int, seed: int) -> float:
-        """Return the accuracy of naming the label that the word was shown with most often, or a guess among equals."""
+        """Return the accuracy of choosing the label most often shown with the word, guessing among ties."""
         right = []
         for index in queries:
             word, label, lines, labels = self._episode(index, shots, seed)
@@ -96,13 +96,13 @@ class WordLabelTask(TaughtTask):
         return float(np.mean(right))
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
-        """Return an episode in which the word in question stands on `shots` of the lines, and the question."""
+        """Return an episode with the queried word on `shots` of its lines, followed by the question."""
         word, label, lines, labels = self._episode(index, shots, seed)
         prompt = "".join(line.text() for line in lines) + f"{word} ="
         return Query(prompt, f" {label}", tuple(f" {choice}" for choice in labels))
 
     def _episode(self, index: int, shots: int, seed: int) -> tuple[str, str, list[Example], tuple[str, ...]]:
-        """Return the word in question, its label, the lines, and the labels of the episode, the right one first."""
+        """Return the queried word, its label, the lines, and the labels of the episode, the right one first."""
         mapping = draw_mapping(
             EpisodeSettings(), Pool(self.words, self.labels), random_state(seed, self.name, "mapping", index)
         )
@@ -120,7 +120,7 @@ class WordLabelTask(TaughtTask):
 
 
 def random_state(seed: int, *purpose: object) -> np.random.RandomState:
-    """Return the random numbers for one purpose, a function of the seed and the purpose alone."""
+    """Return a random generator for one purpose, which depends only on the seed and the purpose."""
     return np.random.RandomState([seed, stable_number(*purpose) % 2**32])
 
 

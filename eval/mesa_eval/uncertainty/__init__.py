@@ -1,1 +1,1 @@
-"""Say how sure a number is: bootstrap over units, intervals over seeds, tests corrected for their number."""
+"""Uncertainty of results: bootstrap over units, intervals over seeds, and correction for multiple tests."""

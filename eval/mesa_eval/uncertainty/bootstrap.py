@@ -1,17 +1,17 @@
-"""Resample units (documents, windows, queries) with replacement, the same units for every model.
+"""Bootstrap over units (documents, windows, queries), resampling the same units for every model.
 
-Every statistic here is a mean over columns of sum(a) / sum(b), sums over units; a mean is the case of one column and
-b = 1. Bits per byte is sum(bits) / sum(bytes): documents are drawn, never tokens, so long documents bring all their
-tokens along. The draws depend on the number of units and the seed alone: statistics over the same units are paired, and
-the difference of two models or the mean over training seeds is that of their draws (Efron and Tibshirani 1993, An
+Every statistic here is a mean over columns of sum(a) / sum(b), with sums over units; a plain mean has one column and
+b = 1. Bits per byte is sum(bits) / sum(bytes): documents are resampled, never tokens, so each drawn document brings all
+its tokens. The draws depend only on the number of units and the seed, so statistics over the same units are paired.
+Differences between models and means over training seeds are computed draw by draw (Efron and Tibshirani 1993, An
 Introduction to the Bootstrap, chapters 13 and 14).
 
-The plain percentile interval is too narrow for few units: its variance lacks the factor n / (n - 1), its ends the tails
-of Student's t. So the percentiles are taken further out, at those of the normal distribution that lie at
-sqrt(n / (n - 1)) t_{n - 1} (Hesterberg 2015, What Teachers Should Know About the Bootstrap), and the p value is that of
-Student's t with the bootstrap's standard error: the tail of draws itself claims several times too much far out, where a
-correction for many tests looks. With units of unlike weights n is their effective number, (sum w)^2 / sum w^2 (Kish
-1965, Survey Sampling).
+The plain percentile interval is too narrow for few units: its variance lacks the factor n / (n - 1), and its ends lack
+the heavier tails of Student's t. The percentiles are therefore taken further out, at the normal tail probability of
+sqrt(n / (n - 1)) t_{n - 1} (Hesterberg 2015, What Teachers Should Know About the Bootstrap). The p value is that of
+Student's t with the bootstrap standard error: p values from the tail of the draws are several times too small in the
+far tail, which corrections for many tests depend on. For units of unequal weight, n is their effective number,
+(sum w)^2 / sum w^2 (Kish 1965, Survey Sampling).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from mesa_eval.uncertainty.student import critical, tail
 DRAWS = 10_000
 Transform = Callable[[np.ndarray], np.ndarray]
 Seed = int | tuple[int, ...]
-KEPT_COUNTS = 20_000_000  # counts of at most so many units times draws are kept for the next statistic: 40 MB
-CHUNK_NUMBERS = 4_000_000  # counts held as float64 at once: 32 MB
+KEPT_COUNTS = 20_000_000  # counts are cached for the next statistic up to this many units times draws: 40 MB
+CHUNK_NUMBERS = 4_000_000  # counts in memory as float64 at once: 32 MB
 
 
 @dataclass(frozen=True)
 class Resampled:
-    """A statistic with its value in each draw: [draws], or None where one unit leaves nothing to resample.
+    """A statistic and its value in each bootstrap draw, [draws], or None if a single unit cannot be resampled.
 
-    effective: how many units of equal weight would tell as much; None where the weights are equal.
+    effective: the effective number of units (see `effective_units`); None if all weights are equal.
     """
 
     value: float
@@ -54,22 +54,22 @@ class Resampled:
 
     @property
     def weighed(self) -> float:
-        """Return the number of units by their weights, at least 2 where there are two."""
+        """Return the effective number of units, at least 2 if there are two units or more."""
         return max(min(2.0, self.units), self.units if self.effective is None else self.effective)
 
     @property
     def variance(self) -> float:
-        """Return the variance of the statistic: that of the draws, which divides by n, as if divided by n - 1."""
+        """Return the variance of the statistic: that of the draws times n / (n - 1)."""
         return self.spread**2 * self.weighed / (self.weighed - 1) if self.units > 1 else 0.0
 
     @property
     def spread(self) -> float:
-        """Return the standard deviation over the draws; 0 without any."""
+        """Return the standard deviation over the draws; 0 if there are none."""
         here = self._finite()
         return float(here.std()) if len(here) else 0.0
 
     def interval(self) -> Interval:
-        """Return the 95 % percentile interval, taken further out for few units, and the p value against 0."""
+        """Return the 95 % percentile interval, widened for few units, with the p value against 0."""
         here = self._finite()
         if not len(here):
             return Interval(self.value, None, None, None, self.units, effective=self.weighed)
@@ -95,8 +95,8 @@ def resample(
 ) -> Resampled:
     """Resample the mean over columns of sum(numerator) / sum(denominator), both [U, C].
 
-    `transform`, such as `numpy.exp` for a perplexity, is applied to the mean. A column with a denominator that sums
-    to 0, such as a class that a draw does not hold, is left out of it.
+    `transform`, such as `numpy.exp` for a perplexity, is applied to the mean. The mean leaves out columns whose
+    denominator sums to 0, such as a class that is missing from a draw.
     """
     apply = transform or np.asarray
     both = np.concatenate([numerator, denominator], axis=1, dtype=float)
@@ -112,10 +112,10 @@ def resample(
 
 
 def effective_units(weights: np.ndarray) -> float:
-    """Return Kish's effective number of units, (sum w)^2 / sum w^2 of their weights [U, C], columns weighing alike.
+    """Return Kish's effective number of units, (sum w)^2 / sum w^2 of their weights [U, C]; columns count equally.
 
-    It is how many units of one size would tell as much; a few long documents among short ones count for little more
-    than the few (Kish 1965, Survey Sampling).
+    It is the number of equally weighted units that would be as informative: a few long documents among many short
+    ones count for little more than the long ones alone (Kish 1965, Survey Sampling).
     """
     there = weights[:, weights.sum(0) > 0]
     mean = (there / there.sum(0)).mean(1) if there.size else np.ones(len(weights))
@@ -123,7 +123,7 @@ def effective_units(weights: np.ndarray) -> float:
 
 
 def mean_of(parts: Sequence[Resampled]) -> Resampled:
-    """Return the mean of statistics draw by draw: over training seeds (the same units), or over tasks (other seeds)."""
+    """Average statistics draw by draw: over training seeds (same units) or over tasks (different bootstrap seeds)."""
     drawn = [part.drawn for part in parts if part.drawn is not None]
     value = float(np.mean([part.value for part in parts]))
     units = min(part.units for part in parts)
@@ -132,11 +132,11 @@ def mean_of(parts: Sequence[Resampled]) -> Resampled:
 
 
 def seeds_and_units(parts: Sequence[Resampled]) -> Interval:
-    """Return the mean over training seeds of one statistic each, over the same units, for new seeds and new units.
+    """Return the mean of a statistic over training seeds (same units), with an interval for new seeds and new units.
 
-    Of the variance of the mean by units b^2 a part is of neither seed nor unit and averages out over the n seeds; the
-    spread over seeds holds it too. It is (mean of the single seeds' b_s^2 - b^2) / (n - 1), and is counted once. Seeds
-    without any spread, which scores of few values often are, do not hold it.
+    Part of the variance b^2 of the mean over units is noise of neither seed nor unit, which averages out over n seeds
+    and is also part of the spread over seeds. It is estimated as (mean of the seeds' b_s^2 - b^2) / (n - 1) and counted
+    once. If the seeds have no spread, as is common for scores with few values, it is not subtracted.
     """
     mean, values = mean_of(parts), [part.value for part in parts]
     rest = (float(np.mean([part.variance for part in parts])) - mean.variance) / max(1, len(parts) - 1)
@@ -147,8 +147,8 @@ def seeds_and_units(parts: Sequence[Resampled]) -> Interval:
 def resampled_sums(values: np.ndarray, draws: int = DRAWS, seed: Seed = 0, kept: int = KEPT_COUNTS) -> np.ndarray:
     """Draw U of U units with replacement `draws` times and sum each column: [U, C] -> [draws, C].
 
-    All columns of one draw share its units, which is what pairs models, bins and shots. Counts of up to `kept` units
-    times draws are kept for the next statistic.
+    All columns of one draw share its units, which pairs models, bins and shots. The counts are cached for the next
+    statistic if units times draws is at most `kept`.
     """
     units = len(values)
     drawn = _kept_counts if units * draws <= kept else _counts
@@ -156,7 +156,7 @@ def resampled_sums(values: np.ndarray, draws: int = DRAWS, seed: Seed = 0, kept:
 
 
 def _counts(units: int, draws: int, seed: Seed) -> Iterator[np.ndarray]:
-    """Yield how often each unit is taken in each draw, [draws, units], in chunks of draws."""
+    """Yield the number of times each unit appears in each draw, [draws, units], in chunks of draws."""
     generator = np.random.default_rng(seed)
     step = max(1, CHUNK_NUMBERS // max(1, units))
     for begin in range(0, draws, step):
@@ -172,7 +172,7 @@ def _kept_counts(units: int, draws: int, seed: Seed) -> tuple[np.ndarray, ...]:
 
 
 def group_sums(values: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Sum the rows of [N, C] that belong to the same group; return [U, C] and the groups' names in order."""
+    """Sum the rows of [N, C] within each group; return [U, C] and the group names in order."""
     names = list(dict.fromkeys(groups))
     index = {name: number for number, name in enumerate(names)}
     sums = np.zeros((len(names), values.shape[1]))
@@ -181,7 +181,7 @@ def group_sums(values: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, l
 
 
 def _mean_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Return the mean over the last axis of the ratios with a denominator other than 0; NaN where there is none."""
+    """Return the mean over the last axis of the ratios with a nonzero denominator; NaN where all are zero."""
     there = denominator != 0
     ratios = np.divide(numerator, denominator, out=np.zeros_like(numerator), where=there)
     return ratios.sum(-1) / there.sum(-1)

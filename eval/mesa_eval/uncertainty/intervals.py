@@ -1,16 +1,16 @@
-"""Intervals and tests that need no resampling: over training seeds, over seeds and units together, and Holm's.
+"""Intervals and tests without resampling: over training seeds, over seeds and units jointly, and Holm's correction.
 
-A difference between two recipes varies with the training seed and with the items asked. Over n seeds, paired by seed,
-the mean difference has Student's t interval with n - 1 degrees of freedom; it speaks of these items. A percentile
-bootstrap over so few seeds would cover too little and is not used. Both sources together:
+A difference between two recipes varies with the training seed and with the test items. Over n seeds, paired by seed,
+the mean difference gets Student's t interval with n - 1 degrees of freedom, which holds for these items only. A
+percentile bootstrap over so few seeds would undercover and is not used. For both sources of variation together:
 
     variance = s^2 / n + u      1 / degrees of freedom = w / (n - 1) + (1 - w) / (U - 1)      w = s^2 / n / variance
 
-with s the standard deviation over the seeds, u the variance of their mean by the U units without what s holds already
-(see `mesa_eval.uncertainty.bootstrap.seeds_and_units`), and w the seeds' share. Where this would be narrower than the
-interval over the seeds alone, that one is taken: new items beside new seeds can only add doubt. The coverage of this
-rule, and of those that it was chosen from (Satterthwaite's freedom, Cochran's weighted t, half-widths in quadrature),
-was simulated; see docs/reports.md.
+where s is the standard deviation over the seeds, u the variance of their mean over the U units minus the part already
+in s (see `mesa_eval.uncertainty.bootstrap.seeds_and_units`), and w the seeds' share. If this is narrower than the
+interval over the seeds alone, the latter is used: new items in addition to new seeds can only add uncertainty. The
+coverage of this rule and of the alternatives (Satterthwaite's degrees of freedom, Cochran's weighted t, half-widths in
+quadrature) was simulated; see docs/reports.md.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ import numpy as np
 from mesa_eval.uncertainty.student import critical, tail
 
 LEVEL = 0.95
-ROUNDING = 1e-12  # a spread below this share of a value is that of rounding alone
-FEW_UNITS = 10  # effective units below which no interval has been shown to cover what it claims; reports say so
+ROUNDING = 1e-12  # a spread below this fraction of the value is rounding error
+FEW_UNITS = 10  # below this many effective units the coverage of intervals is not validated; reports warn
 
 
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its 95 % interval and a two-sided p value against 0.
 
-    `low`, `high` and `p` are None when fewer than two units leave nothing to tell the spread by. `units` counts what
-    was resampled, or the training seeds of a t interval; `freedom` are the degrees of freedom of a t interval;
-    `effective` is how many units of equal weight would tell as much as those resampled, None for a t interval.
+    `low`, `high` and `p` are None for fewer than two units, which give no estimate of the spread. `units` is the number
+    of resampled units, or of training seeds for a t interval; `freedom` is the degrees of freedom of a t interval;
+    `effective` is the effective number of resampled units, None for a t interval.
     """
 
     value: float
@@ -52,7 +52,7 @@ class Interval:
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of independent values, such as one a training seed, with Student's t interval."""
+    """Return the mean of independent values, such as one per training seed, with Student's t interval."""
     count = len(values)
     if count < 2:
         return Interval(float(np.mean(values)), None, None, None, count)
@@ -67,11 +67,11 @@ def paired_t(values: Sequence[float], base: Sequence[float]) -> Interval:
 
 
 def joint_interval(values: Sequence[float], items: float, units: float) -> Interval:
-    """Return the mean of one value per seed with an interval for new seeds and new units together.
+    """Return the mean of one value per seed with a joint interval for new seeds and new units.
 
-    values: one difference a training seed. items: the variance of their mean by the units, without what neither seed
-    nor unit explains, which the spread over seeds holds already. units: how many there are, by their weights. With
-    fewer than two seeds or units there is no interval.
+    values: one difference per training seed. items: the variance of their mean over the units, without the noise that
+    is already part of the spread over seeds. units: the effective number of units. With fewer than two seeds or units
+    there is no interval.
     """
     count = len(values)
     mean = float(np.mean(values))
@@ -83,21 +83,21 @@ def joint_interval(values: Sequence[float], items: float, units: float) -> Inter
     freedom = 1 / (share / (count - 1) + (1 - share) / (units - 1))
     both = _student(mean, seeds + items, freedom, count)
     wider = max(alone, both, key=lambda interval: (interval.high or 0.0) - (interval.low or 0.0))
-    if math.sqrt(seeds) <= ROUNDING * abs(mean):  # seeds that agree to the last digit say nothing of their spread
+    if math.sqrt(seeds) <= ROUNDING * abs(mean):  # seeds that agree to the last digit give no estimate of spread
         return replace(wider, p=both.p if items else p_without_spread(mean, max(count, units)))
     return replace(wider, p=max(alone.p or 0.0, both.p or 0.0))
 
 
 def p_without_spread(value: float, units: float) -> float:
-    """Return the two-sided p value of a mean of units that are all equal: that of the sign test, 2 / 2^units; 1 for 0.
+    """Return the two-sided p value of the mean of identical values: the sign test's 2 / 2^units, or 1 for a zero mean.
 
-    Their spread, which is 0, would give p = 0 for two queries, however often chance makes two answers alike.
+    A t test with zero spread would give p = 0 even for two queries, whose answers often agree by chance.
     """
     return 2.0 ** (1 - units) if value else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjusted p values, in the given order (Holm 1979)."""
+    """Return the p values adjusted by Holm's step-down procedure, in the given order (Holm 1979)."""
     order = np.argsort(p_values)
     adjusted = np.empty(len(order))
     largest = 0.0

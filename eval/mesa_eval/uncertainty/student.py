@@ -2,8 +2,8 @@
 
     P(|T| > t) = I_x(df / 2, 1 / 2)        x = df / (df + t^2)
 
-I_x is computed by its continued fraction (DLMF 8.17.22), which converges fast for x < (a + 1) / (a + b + 2); elsewhere
-by I_x(a, b) = 1 - I_{1-x}(b, a). Degrees of freedom may be any positive number, as Satterthwaite's are.
+I_x is computed from its continued fraction (DLMF 8.17.22), which converges fast for x < (a + 1) / (a + b + 2), and
+otherwise from I_x(a, b) = 1 - I_{1-x}(b, a). Degrees of freedom may be any positive number, as in Satterthwaite's rule.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _density(t: float, df: float) -> float:
 
 
 def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
-    """Return I_x(a, b); `rest` is 1 - x, given apart so that neither end is rounded."""
+    """Return I_x(a, b); `rest` is 1 - x, passed separately to avoid rounding near either end."""
     if x <= 0 or rest <= 0:
         return 0.0 if x <= 0 else 1.0
     logarithm = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)
