@@ -164,7 +164,7 @@ def test_every_mixer_reads_rows_in_stretches_as_one_process_reads_them(size: int
     ("mask", "cache", "training", "words"),
     [
         (torch.ones(2, 8), None, False, "no attention_mask"),
-        (None, object(), False, "from no cache"),
+        (None, object(), False, "cannot continue from a cache"),
         (None, None, True, "set attention_dropout=0"),
     ],
 )
