@@ -119,7 +119,7 @@ class Checkpoints:
         target = self._target(step)
         self.tidy()
         models = {"": model, **self.beside}
-        weights = {name: full_state(kept) for name, kept in models.items()}
+        weights = {name: kept_state(kept) for name, kept in models.items()}  # here: FSDP2 reshards in state_dict()
         background = self.asynchronous and is_sharded(model)
         with ExitStack() as stack:
             partial = stack.enter_context(whole_folder(target))
@@ -231,14 +231,20 @@ def _save(content: Any, path: Path) -> None:
 def save_weights(model: nn.Module, folder: Path, state: dict[str, Any] | None = None) -> None:
     """Write a model's state as safetensors, with shared weights stored once, and its configuration if it has one.
 
-    ``state``: the full state, if the model itself is sharded.
+    ``state``: its `kept_state`, taken before. Then the model's weights are not touched, so it may be training.
     """
-    state = model.state_dict() if state is None else state
-    tensors = {name: state[name].detach().cpu().contiguous() for name in _kept_names(model)}
+    state = kept_state(model) if state is None else state
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / MODEL_FILE, metadata={"format": "pt"})
     config: Any = getattr(model, "config", None)
     if hasattr(config, "save_pretrained"):
         config.save_pretrained(folder)
+
+
+def kept_state(model: nn.Module) -> dict[str, Any]:
+    """Return `full_state` with each tied weight under its first name alone."""
+    state = full_state(model)
+    return {name: state[name] for name in _kept_names(model) if name in state}
 
 
 def _kept_names(model: nn.Module) -> list[str]:

@@ -147,7 +147,6 @@ class Background(Checkpoints):
         super().__init__(folder, asynchronous=True, **rest)
 
 
-@pytest.mark.slow  # on a loaded machine about one run in eight fails: FSDP2 frees a weight that the backward pass needs
 def test_a_checkpoint_in_the_background_is_finished_before_the_run_stops(
     train_regression: Train, slow_disk: Any, tmp_path: Path
 ) -> None:
