@@ -6,7 +6,8 @@ python docs/results/context_seeds.py h200 reports/*/scores/context-gpu-*.json  #
 python docs/results/context_seeds.py rules reports/*/scores/rules-*.json  # the models of rules alone
 
 Reads the scores by prompt in docs/results/context/SET/. A point is the mean over seeds; a bar reaches from the worst
-seed to the best. Intervals are Student's t, paired by seed.
+seed to the best. Intervals are those that `mesalm compare` tests: paired by seed and by prompt or document, for new
+seeds and new items (docs/reports.md).
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
-from rule_predictors import Told, told
+from rule_predictors import Told, balanced, told
 
-from mesa_eval.uncertainty.intervals import paired_t
+from mesa_eval.uncertainty.bootstrap import Resampled, mean_of, resample, seeds_and_units
 from mesalm.draw import MUTED, draw_svg_file, series_colour, series_marker
 
 HERE = Path(__file__).parent
@@ -44,7 +46,7 @@ PAIRS = (
 SHOWINGS = (0, 1, 2, 4, 8)
 TASKS = ("word_labels", "new_labels", "letter_labels", "noisy_labels")
 RULES = {"attribute_rules_of_three": (0, 2, 4, 6), "linear_rules_of_three": (0, 2, 4, 6), "attribute_rules": (0, 8, 32)}
-TOLD_LINES = {"vote of the nearest": (0, (1, 2)), "ridge regression": "solid"}
+TOLD_LINES = {"nearest, then counting": (0, (1, 2)), "ridge regression": "solid"}
 LENGTHS = ("129-256", "257-512", "513-1024", "1025-2048", "2049-4096")
 
 
@@ -84,8 +86,8 @@ SETS = {
 }
 """The sets by the folder of their scores."""
 
-Scores = dict[str, dict[int, dict[str, float]]]
-"""For each arm the values of every measure by seed."""
+Scores = dict[str, dict[int, dict[str, Resampled]]]
+"""For each arm the values of every measure by seed, with their bootstrap draws over prompts or documents."""
 
 
 def kept(chosen: str) -> Path:
@@ -121,13 +123,20 @@ def read_scores(chosen: str) -> Scores:
         arm, seed = re.fullmatch(rf"{SETS[chosen].runs}-(.*)-s(\d+)", name).groups()  # type: ignore[union-attr]  # runs are named so
         if int(seed) in found[arm]:
             raise ValueError(f"{name}: another model of arm {arm} has seed {seed}; keep one of the two")
-        found[arm][int(seed)] = {m["key"]: ratio(m) for part in one["parts"] for m in part["measures"]}
+        found[arm][int(seed)] = {
+            key: value for part in one["parts"] for m in part["measures"] for key, value in measured(m).items()
+        }
     return found
 
 
-def ratio(measure: dict[str, Any]) -> float:
-    """Return a measure's value over all of its items."""
-    return float(sum(measure["numerator"]) / sum(measure["denominator"]))
+def measured(measure: dict[str, Any]) -> dict[str, Resampled]:
+    """Return a measure by its key; accuracy on rules also over the prompts whose shown labels are balanced."""
+    sums = [np.array(measure[side], dtype=float)[:, None] for side in ("numerator", "denominator")]
+    found = {measure["key"]: resample(*sums)}
+    if match := re.fullmatch(r"task/(.*_of_three)/(\d)/accuracy", measure["key"]):
+        chosen = balanced(match[1], int(match[2]))
+        found[f"{measure['key']}/balanced"] = resample(*(side[chosen] for side in sums))
+    return found
 
 
 def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
@@ -137,7 +146,7 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
     for panel, (task, title) in zip(panels, chosen.panels.items(), strict=True):
         for index, (arm, label) in enumerate(ARMS.items()):
             shares = [
-                [seed[f"task/{task}/{shown}/accuracy"] for seed in scores[arm].values()] for shown in chosen.shown
+                [seed[f"task/{task}/{shown}/accuracy"].value for seed in scores[arm].values()] for shown in chosen.shown
             ]
             if not scores[arm]:
                 continue
@@ -162,7 +171,7 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
 
 def told_lines(chosen: ModelSet, task: str) -> dict[str, dict[int, float]]:
     """Return the accuracies of the predictors that are told the attributes, by name and number of examples."""
-    return chosen.told()[task] if chosen.told else {}
+    return {name: chosen.told()[task][name] for name in TOLD_LINES} if chosen.told else {}
 
 
 def rows(scores: Scores) -> list[str]:
@@ -172,32 +181,39 @@ def rows(scores: Scores) -> list[str]:
         **{f"{task}, mean of 1, 2, 4": [f"task/{task}/{n}/accuracy" for n in (1, 2, 4)] for task in TASKS},
         "bits per byte": ["bits_per_byte"],
         "nats on pairs of tokens seen earlier": ["recall/repeated"],
+        "nats on other pairs": ["recall/new"],
         **{f"nats at {place}": [f"length/{place}"] for place in LENGTHS},
+        "nats, growth with length": ["length_growth"],
         **{f"{task}, {shown} examples": [f"task/{task}/{shown}/accuracy"] for task in RULES for shown in RULES[task]},
+        **{
+            f"{task}, {shown} examples, as many of each label": [f"task/{task}/{shown}/accuracy/balanced"]
+            for task in RULES
+            for shown in (2, 4, 6)
+        },
     }
-    measured = next(iter(scores["mesa"].values()))
+    there = next(iter(scores["mesa"].values()))
     scores = {arm: seeds for arm, seeds in scores.items() if seeds}
     pairs = [(one, other) for one, other in PAIRS if one in scores and other in scores]
     titles = [f"{len(scores['mesa'])} seeds", *scores, *(f"{one} less {other}" for one, other in pairs)]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, keys in wanted.items():
-        if not all(key in measured for key in keys):
+        if not all(key in there for key in keys):
             continue
         values = {
-            arm: {seed: sum(one[key] for key in keys) / len(keys) for seed, one in seeds.items()}
+            arm: {seed: mean_of([one[key] for key in keys]) for seed, one in seeds.items()}
             for arm, seeds in scores.items()
         }
-        means = [f"{sum(column.values()) / len(column):.3f}" for column in values.values()]
+        means = [f"{np.mean([one.value for one in column.values()]):.3f}" for column in values.values()]
         gaps = [less(values[one], values[other]) for one, other in pairs]
         lines.append(" | ".join([f"| {name}", *means, *gaps]) + " |")
     return lines
 
 
-def less(values: dict[int, float], others: dict[int, float]) -> str:
-    """Return the difference of the means by seed with its interval, nothing where the seeds are not the same."""
+def less(values: dict[int, Resampled], others: dict[int, Resampled]) -> str:
+    """Return the mean difference over seeds with its interval, nothing where the seeds are not the same."""
     if values.keys() != others.keys():
         return ""
-    gap = paired_t(list(values.values()), [others[seed] for seed in values])
+    gap = seeds_and_units([values[seed] - others[seed] for seed in values])
     return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
 
 
