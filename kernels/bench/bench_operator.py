@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,11 +23,11 @@ import torch
 from accuracy import Errors, Truth, find_errors, find_truth, output_errors
 from cases import DTYPES, GAMMAS, KEYS, Case, CaseOperands, make_operands, recorded_case
 from measure import Spread, interleave, peak_rates, ratio
-from peak_of_variant import both_passes, forward, measure, measure_apart
+from peak_of_variant import measure, measure_apart, passes
 from peer import ask_peer
 from peer_kernel import peer_release
 from roofline import Roof, copy_rate, least_traffic
-from variants import ALL, BASELINES, QUADRATIC, Variant, Work, backend_of, count_work, find, spell
+from variants import ALL, BASELINES, QUADRATIC, Work, backend_of, count_work, find, spell
 
 from mesalm.model.chunk_states import CHUNK
 
@@ -145,7 +145,7 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
     ]
     variants = {name: find(name) for name in names}
     leaves, upstream = operands.leaves(), torch.randn_like(operands.value)
-    actions = {name: dict(_actions(variant, operands, leaves, upstream)) for name, variant in variants.items()}
+    actions = {name: passes(variant, operands, leaves, upstream) for name, variant in variants.items()}
     rows: dict[str, VariantRow] = {}
     for name, variant in variants.items():
         times = interleave(actions[name], 1, arguments.warmup, case.device)
@@ -168,14 +168,6 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
         yield rows
     if arguments.peer_python and case.length <= QUADRATIC_LIMIT:
         yield {**rows, **{row.name: row for row in peer_rows(arguments.peer_python, operands, truth, case)}}
-
-
-def _actions(
-    variant: Variant, operands: CaseOperands, leaves: CaseOperands, upstream: torch.Tensor
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Return a variant's two actions to be timed: the forward pass, and both passes."""
-    yield "forward", lambda: forward(variant, operands)
-    yield "both", lambda: both_passes(variant, leaves, upstream)
 
 
 def peer_rows(python: str, operands: CaseOperands, truth: Truth, case: Case) -> list[VariantRow]:

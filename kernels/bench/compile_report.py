@@ -11,22 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import astuple, fields
 
 import records
 
 DTYPES = ("bfloat16", "float16", "float32")
-COLUMNS = (
-    "products",
-    "warps",
-    "registers",
-    "stack",
-    "shared",
-    "local",
-    "local_in_loops",
-    "local_in_deepest",
-    "hgmma",
-    "hmma",
-)
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -46,10 +35,11 @@ def main(words: list[str] | None = None) -> int:
         print("compile_report: TRITON_INTERPRET is set, under which nothing is compiled: unset it", file=sys.stderr)
         return 2
     import torch
-    from ahead_of_time import compile_launch, list_launches, read_compiled
+    from ahead_of_time import CompiledKernel, compile_launch, list_launches, read_compiled
 
-    print(f"| size | inputs | kernel | {' | '.join(column.replace('_', ' ') for column in COLUMNS)} |", flush=True)
-    print("|" + "---|" * (len(COLUMNS) + 3), flush=True)
+    columns = ["size", "inputs", "kernel", *(field.name.replace("_", " ") for field in fields(CompiledKernel)[1:])]
+    print(f"| {' | '.join(columns)} |", flush=True)
+    print("|" + "---|" * len(columns), flush=True)
     for size in arguments.size:
         for dtype in arguments.dtype:
             seen = set()
@@ -59,9 +49,8 @@ def main(words: list[str] | None = None) -> int:
                     if made.hash in seen:
                         continue
                     seen.add(made.hash)
-                    reading = read_compiled(launch, made)
-                    values = " | ".join(str(getattr(reading, column)) for column in COLUMNS)
-                    print(f"| {size} | {dtype} | {reading.name} | {values} |", flush=True)
+                    values = " | ".join(map(str, astuple(read_compiled(launch, made))))
+                    print(f"| {size} | {dtype} | {values} |", flush=True)
     return 0
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from mesalm.hub.open_model import open_model, open_tokenizer
 from mesalm.lab.inspection.recorded import load_recorded
-from mesalm.model.mixer_mesa import MesaMixer
 from mesalm.model.operator_mesa import mesa_attention
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,12 +37,6 @@ class Reading(NamedTuple):
     seconds: float
 
 
-def solver_steps(model: Any) -> float:
-    """Return the mean products per solve of the last forward pass."""
-    steps = [mixer.solver_steps.double().mean() for mixer in model.modules() if isinstance(mixer, MesaMixer)]
-    return float(torch.stack(steps).mean())
-
-
 @torch.no_grad()
 def read(model: Any, ids: Tensor, tolerance: float, decoded: int) -> Reading:
     """Read rows of tokens, the last `decoded` of them also one at a time, and write as many after their half."""
@@ -53,7 +46,7 @@ def read(model: Any, ids: Tensor, tolerance: float, decoded: int) -> Reading:
         start = time.process_time()
         whole = model(ids).logits.double()
         seconds.append(time.process_time() - start)
-    steps = solver_steps(model)
+    steps = model.solver_steps()
     cache = model(ids[:, :-decoded], use_cache=True).cache
     logits = []
     for place in range(ids.shape[1] - decoded, ids.shape[1]):

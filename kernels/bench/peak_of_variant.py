@@ -13,11 +13,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from cases import Case, make_operands
+from cases import Case, CaseOperands, make_operands
 from measure import peak_memory
 from variants import Variant, find
 
@@ -26,16 +27,23 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "655
 """What tells glibc to give large blocks back; read when a process starts."""
 
 
-def forward(variant: Variant, operands: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def forward(variant: Variant, operands: CaseOperands) -> torch.Tensor:
     """Run a variant without gradients."""
     with torch.no_grad():
         return variant.run(operands)
 
 
-def both_passes(variant: Variant, leaves: tuple[torch.Tensor, ...], upstream: torch.Tensor) -> object:
+def both_passes(variant: Variant, leaves: CaseOperands, upstream: torch.Tensor) -> object:
     """Run a variant and the gradients of all operands that it reads."""
     wanted = [leaves[place] for place in variant.reads]
     return torch.autograd.grad(variant.run(leaves), wanted, upstream)
+
+
+def passes(
+    variant: Variant, operands: CaseOperands, leaves: CaseOperands, upstream: torch.Tensor
+) -> dict[str, Callable[[], object]]:
+    """Return a variant's two actions to be timed: the forward pass, and both passes."""
+    return {"forward": lambda: forward(variant, operands), "both": lambda: both_passes(variant, leaves, upstream)}
 
 
 def measure(case: Case, name: str) -> dict[str, int | None]:

@@ -19,7 +19,7 @@ import records
 import torch
 from cases import DTYPES, Case, make_operands
 from measure import interleave, wait_for
-from peak_of_variant import both_passes, forward
+from peak_of_variant import passes
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from variants import ALL, find, spell
@@ -79,11 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         operands = make_operands(case)
         leaves, upstream = operands.leaves(), torch.randn_like(operands.value)
         for name in (name for word in arguments.variant for name in spell(word, [arguments.tolerance])):
-            variant = find(name)
-            actions: dict[str, Callable[[], object]] = {
-                "forward": lambda v=variant, x=operands: forward(v, x),
-                "both": lambda v=variant, x=leaves, d=upstream: both_passes(v, x, d),
-            }
+            actions = passes(find(name), operands, leaves, upstream)
             times = interleave(actions, arguments.repeats, 1, case.device)
             for way, action in actions.items():
                 shares = profile_action(action, arguments.repeats, case.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import conjugate_gradients, gates, one_step, read, solver, states, token_gradients
 from .tiles import CHUNK, FLOOR, NARROWEST, SIDE
-from .tuning import choose
+from .tuning import Sizes, choose
 
 PROGRAMS = 1024
 """Programs among which the problems of a solve in memory are divided, each with four blocks of vectors and two of
@@ -18,39 +18,6 @@ FEW_PROGRAMS = 256
 """The same for the problems that the on-chip solver left."""
 REGISTERS = 65536
 """Registers of a multiprocessor. Two programs of a bfloat16 scan share them if K is 64 or 128, without spilling."""
-
-
-class Sizes(NamedTuple):
-    """The sizes of one call, and whether its inputs are of 16 bits."""
-
-    B: int
-    T: int
-    H: int
-    G: int
-    K: int
-    V: int
-    half: bool
-    device: torch.device
-
-    @property
-    def R(self) -> int:  # noqa: N802
-        """Return the query heads per key head."""
-        return self.H // self.G
-
-    @property
-    def on_chip(self) -> bool:
-        """Return whether solves stay on chip: for 16-bit inputs whose vectors fit in registers."""
-        return self.half and self.K <= 128
-
-    @property
-    def N(self) -> int:  # noqa: N802
-        """Return the chunks of a sequence."""
-        return (self.T + CHUNK - 1) // CHUNK
-
-    @property
-    def P(self) -> int:  # noqa: N802
-        """Return the problems."""
-        return self.B * self.G * self.N
 
 
 class Call(NamedTuple):

@@ -55,9 +55,9 @@ def read_kernel(
         x = load_rows(rows, b, first, head, G * R, K, i, T, C)
         k = load_rows(key, b, first, g, G, K, i, T, C)
         if FLIPPED:
-            s = tl.trans(load_plain_state(states, unit, root + g * D, p, j, i, D, K, False))
+            s = tl.trans(load_plain_state(states, unit, root + g * D, p, j, i, D, K))
         else:
-            s = load_plain_state(states, unit, root + g * K, p, i, j, K, D, False)
+            s = load_plain_state(states, unit, root + g * K, p, i, j, K, D)
         result = tl.dot(x, s, result, input_precision=DOT)
         scores = tl.dot(x, tl.trans(k), scores, input_precision=DOT)
     c, d = load_sums(high, low, p, C)

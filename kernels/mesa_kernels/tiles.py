@@ -89,13 +89,10 @@ def load_state(planes, unit, p, rows, columns, K, D):
 
 
 @triton.jit
-def load_plain_state(planes, unit, root, p, rows, columns, K, D, SQUARE: tl.constexpr):
-    """Load a tile of a state and undo its scaling; root `[K]` is sqrt(ridge). SQUARE: the state is the gram."""
+def load_plain_state(planes, unit, root, p, rows, columns, K, D):
+    """Load a tile of the cross state and undo its scaling; root `[K]` is sqrt(ridge)."""
     tile = load_state(planes, unit, p, rows, columns, K, D)
-    tile *= tl.load(root + rows, mask=rows < K, other=0.0)[:, None]
-    if SQUARE:
-        tile *= tl.load(root + columns, mask=columns < K, other=0.0)[None, :]
-    return tile
+    return tile * tl.load(root + rows, mask=rows < K, other=0.0)[:, None]
 
 
 @triton.jit

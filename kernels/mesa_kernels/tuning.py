@@ -11,9 +11,11 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
+
+from .tiles import CHUNK
 
 SCANS = frozenset({"gram", "cross", "gram adjoint", "cross adjoint"})
 """Kernels that multiply 16-bit inputs as bfloat16, split into as many parts as necessary (`states.multiply`)."""
@@ -38,24 +40,49 @@ class Choice(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
-class Shapes(Protocol):
-    """What a choice depends on: key and value size, whether inputs are of 16 bits, and where they are."""
+class Sizes(NamedTuple):
+    """The sizes of one call, and whether its inputs are of 16 bits."""
+
+    B: int
+    T: int
+    H: int
+    G: int
+    K: int
+    V: int
+    half: bool
+    device: torch.device
 
     @property
-    def K(self) -> int:  # noqa: N802
-        """Return the key size."""
+    def R(self) -> int:  # noqa: N802
+        """Return the query heads per key head."""
+        return self.H // self.G
 
     @property
-    def V(self) -> int:  # noqa: N802
-        """Return the value size."""
+    def on_chip(self) -> bool:
+        """Return whether solves stay on chip: for 16-bit inputs whose vectors fit in registers."""
+        return self.half and self.K <= 128
 
     @property
-    def half(self) -> bool:
-        """Return whether inputs are of 16 bits."""
+    def N(self) -> int:  # noqa: N802
+        """Return the chunks of a sequence."""
+        return (self.T + CHUNK - 1) // CHUNK
 
     @property
-    def device(self) -> torch.device:
-        """Return where the call runs."""
+    def P(self) -> int:  # noqa: N802
+        """Return the problems."""
+        return self.B * self.G * self.N
+
+
+class Kind(NamedTuple):
+    """All that a choice depends on: key and value size, whether inputs are of 16 bits, and where they are."""
+
+    K: int
+    V: int
+    half: bool
+    device: torch.device
+
+
+Shapes = Sizes | Kind
 
 
 DEFAULTS = {
@@ -73,15 +100,6 @@ DEFAULTS = {
     "one step": ((64, 64, 4, 1), (128, 64, 8, 1), (256, 32, 8, 1)),
 }
 """The defaults, used if no table was measured."""
-
-
-class Kind(NamedTuple):
-    """Everything of `Shapes` that a choice depends on, and nothing else."""
-
-    K: int
-    V: int
-    half: bool
-    device: torch.device
 
 
 def choose(name: str, sizes: Shapes) -> Choice:

@@ -32,12 +32,11 @@ in neither table must have its default value."""
 STYLES: dict[str, type[PreTrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 
 
-def open_softmax_model(model: str, *, trust_remote_code: bool = False) -> MesaForCausalLM:
+def open_softmax_model(model: str) -> MesaForCausalLM:
     """Return MODEL, on the CPU in float32, as a mesa model that computes the same logits.
 
     Args:
         model: a folder, run folder or Hub name of a Llama, Qwen3 or mesa checkpoint; see `open_model.locate`.
-        trust_remote_code: whether code that comes with the model may run; a mesa checkpoint needs none.
 
     Raises:
         ValueError: nothing can be opened there, a model of another style, or one that mesa cannot represent.
@@ -45,7 +44,7 @@ def open_softmax_model(model: str, *, trust_remote_code: bool = False) -> MesaFo
     `config.dtype` is the dtype the checkpoint was saved in, and its generation settings are kept.
     """
     refuse_prefix(model)
-    config = open_config(model, trust_remote_code=trust_remote_code)
+    config = open_config(model)
     if isinstance(config, MesaConfig):
         ours: Any = open_model(model, dtype=torch.float32)
     else:
@@ -57,9 +56,9 @@ def open_softmax_model(model: str, *, trust_remote_code: bool = False) -> MesaFo
     return ours
 
 
-def open_config(model: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+def open_config(model: str) -> PreTrainedConfig:
     """Return the configuration of MODEL; ValueError if its model type is not supported."""
-    config: PreTrainedConfig = load(AutoConfig, locate(model), "model", name=model, trust_remote_code=trust_remote_code)
+    config: PreTrainedConfig = load(AutoConfig, locate(model), "model", name=model, trust_remote_code=False)
     if not isinstance(config, (MesaConfig, *STYLES.values())) or config.model_type not in ("mesa", *STYLES):
         known = ", ".join(STYLES)
         raise ValueError(

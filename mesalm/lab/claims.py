@@ -10,10 +10,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from mesalm.settings import Settings, SettingsError, one_of
 
@@ -38,11 +38,9 @@ class Criterion(Settings):
         """Return the bounds that are set, by name."""
         return {name: bound for name in KEPT if (bound := getattr(self, name)) is not None}
 
-    @model_validator(mode="after")
-    def _something_is_asked(self) -> Self:
+    def _check(self) -> None:
         if not self.bounds:
             raise ValueError(f"{self.quantity}: has no bound, so that it always holds; give at_least or at_most")
-        return self
 
     def holds(self, value: float) -> bool:
         """Return whether a value meets every bound; NaN meets none."""
@@ -127,11 +125,9 @@ class Claim(Settings):
     small: Sizes = Field(description="Sizes for 2 CPU cores.")
     paper: Sizes = Field(default_factory=dict, description="The paper's sizes.")
 
-    @model_validator(mode="after")
-    def _published_quantities_are_asked_for(self) -> Self:
+    def _check(self) -> None:
         for quantity in self.published:
             one_of(quantity, [criterion.quantity for criterion in self.criteria], "a quantity of the criteria")
-        return self
 
     def sizes(self, size: Size) -> dict[str, Any]:
         """Return the sizes of one of the two scales."""
@@ -185,9 +181,10 @@ def load_claims(path: Path = TABLE) -> dict[str, Claim]:
     return dict(sorted(claims.items(), key=lambda item: (item[1].number, item[1].version)))
 
 
-def load_studies(path: Path = STUDIES) -> dict[str, Study]:
+def load_studies() -> dict[str, Study]:
     """Return the studies by name. Raises SettingsError if the file is invalid."""
-    return {name: Study.build(entry, name) for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
+    table = yaml.safe_load(STUDIES.read_text(encoding="utf-8"))
+    return {name: Study.build(entry, name) for name, entry in table.items()}
 
 
 def judge(claim: Claim, values: Sequence[Mapping[str, float]]) -> list[Ruling]:

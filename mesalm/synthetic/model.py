@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mesalm.data.synthetic.tasks import SyntheticTask
 from mesalm.data.synthetic.vector_task import VectorTask
-
-if TYPE_CHECKING:
-    from mesalm.model.modeling_mesa import MesaPreTrainedModel
+from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.model.modeling_mesa import MesaForCausalLM, MesaPreTrainedModel
+from mesalm.regressor.configuration_regressor import RegressorConfig
+from mesalm.regressor.regressor_mesa import MesaRegressor
+from mesalm.synthetic.compression_mesa import MesaForCompression
 
 
 def build_model(task: SyntheticTask, fields: Mapping[str, Any]) -> MesaPreTrainedModel:
     """Return a fresh model, float32 on the CPU, for a task; ``fields`` are those of its configuration."""
-    from mesalm.model.configuration_mesa import MesaConfig
-    from mesalm.model.modeling_mesa import MesaForCausalLM
-    from mesalm.regressor.configuration_regressor import RegressorConfig
-    from mesalm.regressor.regressor_mesa import MesaRegressor
-    from mesalm.synthetic.compression_mesa import MesaForCompression
-
     own = copy.deepcopy(dict(fields))  # the configuration completes nested fields in place
     if isinstance(task, VectorTask):
         sizes = {"input_size": task.input_size, "learned_vectors": task.learned_vectors}

@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from mesalm.data.synthetic.automata import Automata
 from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
@@ -21,7 +21,7 @@ from mesalm.regressor.configuration_regressor import RegressorConfig
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError, help_lines, one_of
 from mesalm.train.optim import OptimSettings
 from mesalm.train.overrides import apply_overrides, parse_override
-from mesalm.train.recipe import ModelFields, check_model_fields, find_recipe, folder_name
+from mesalm.train.recipe import FolderName, ModelFields, check_model_fields, find_recipe
 from mesalm.train.run_folder import decisive
 from mesalm.train.schedule import ScheduleSettings, check_warmup
 from mesalm.train.sections import CheckpointSettings, TrainSettings
@@ -69,8 +69,7 @@ class TaskRun(Settings):
         # it names the run's folder, so it cannot be left to a launcher
         return train.model_copy(update={"precision": "fp32"}) if train.precision == "auto" else train
 
-    @model_validator(mode="after")
-    def _counted_in_steps(self) -> Self:
+    def _check(self) -> None:
         if self.train.steps is None:
             raise ValueError("train.steps: must be given, for these runs are counted in steps, not in tokens")
         names = ("average", "z_loss", "ramp_tokens", "gradient_checkpointing", "workers")
@@ -78,7 +77,6 @@ class TaskRun(Settings):
             if getattr(getattr(self, section), name):
                 raise ValueError(f"{section}.{name}: is for runs of language models only; leave it out")
         check_warmup(self.schedule, self.train.steps)
-        return self
 
     def build_task(self) -> SyntheticTask:
         """Return the task's own settings. Raises SettingsError, one line."""
@@ -93,7 +91,7 @@ class TaskRun(Settings):
 class SyntheticRecipe(TaskRun):
     """A grid of runs: every arm at every point of the grid, its best learning rate, several seeds."""
 
-    name: str = Field(description="Name of the grid; its folder is <output_dir>/<name>.")
+    name: FolderName = Field(description="Name of the grid; its folder is <output_dir>/<name>.")
     output_dir: str = Field(default="runs", description="Folder that holds the grid's folder.")
     arms: dict[str, dict[str, Any]] = Field(
         description="Variants to compare, the first one with each other: name -> {dotted key: value}."
@@ -112,13 +110,8 @@ class SyntheticRecipe(TaskRun):
         default=1, gt=0, description="Number of first seeds that run at every rate; the others only at the best rate."
     )
 
-    @field_validator("name")
-    @classmethod
-    def _name_is_a_folder(cls, name: str) -> str:
-        return folder_name(name)
-
-    @model_validator(mode="after")
-    def _something_to_run(self) -> Self:
+    def _check(self) -> None:
+        super()._check()
         for key in ("arms", "seeds"):
             if not getattr(self, key):
                 raise ValueError(f"{key}: is empty; name at least one")
@@ -133,7 +126,6 @@ class SyntheticRecipe(TaskRun):
         for key in ("seeds", "learning_rates"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 raise ValueError(f"{key}: names a value twice")
-        return self
 
     @property
     def folder(self) -> Path:

@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
 from mesalm.data.stream import Position, RowStream, epoch_batches
@@ -60,10 +60,8 @@ class TuneSettings(Settings):
     )
     schedule: ScheduleSettings = Field(default_factory=ScheduleSettings, description="Learning rate.")
 
-    @model_validator(mode="after")
-    def _long_enough(self) -> Self:
+    def _check(self) -> None:
         check_warmup(self.schedule, self.steps)
-        return self
 
 
 def tune_settings(overrides: Sequence[str]) -> TuneSettings:

@@ -109,22 +109,19 @@ def count_tokens(plan: EvaluationPlan, *, timed: bool = False) -> list[ModelCoun
     """
     device, trust_remote_code = plan.request.device, plan.request.trust_remote_code
     batch_tokens, quiet = plan.request.batch_tokens, plan.request.quiet
-    alike: dict[tuple[str, int, int], list[str]] = {}
-    readers: dict[tuple[str, int, int], TokenCounter] = {}
-    seen: dict[tuple[str, int, int], list[Forecast]] = {}
+    alike: dict[tuple[str, int, int], tuple[TokenCounter, list[str], list[Forecast]]] = {}
     for source, window in zip(plan.sources, plan.windows, strict=True):
         tokenizer = open_tokenizer(source.argument, trust_remote_code=trust_remote_code)
         vocabulary = declared_vocabulary(source, tokenizer, trust_remote_code)
         key = (tokenizer_fingerprint(tokenizer), window, vocabulary)
-        alike.setdefault(key, []).append(source.name)
+        reader = TokenCounter(tokenizer, source.name, vocabulary, batch_tokens, quiet)
+        _, names, forecasts = alike.setdefault(key, (reader, [], []))
+        names.append(source.name)
         if timed:
-            seen.setdefault(key, []).append(forecast(source, window, device, batch_tokens, trust_remote_code))
-        readers[key] = TokenCounter(tokenizer, source.name, vocabulary, batch_tokens, quiet)
+            forecasts.append(forecast(source, window, device, batch_tokens, trust_remote_code))
     return [
-        ModelCount(
-            tuple(names), key[1], tuple(count_parts(readers[key], plan, key[1], quiet)), tuple(seen.get(key, []))
-        )
-        for key, names in alike.items()
+        ModelCount(tuple(names), window, tuple(count_parts(reader, plan, window, quiet)), tuple(forecasts))
+        for (_, window, _), (reader, names, forecasts) in alike.items()
     ]
 
 

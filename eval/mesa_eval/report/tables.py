@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -34,15 +36,22 @@ def print_comparison(comparison: Comparison, summary: Summary, console: Console 
         out.print(f"- {line}", highlight=False, markup=False)
 
 
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    """Make a table with columns of text and, after them, columns of numbers."""
+    table = Table(title=title, title_justify="left")
+    for heading in left:
+        table.add_column(heading, overflow="fold")
+    for heading in right:
+        table.add_column(escape(heading), justify="right", overflow="fold")
+    return table
+
+
 def _family(comparison: Comparison) -> Table:
     tests = plural(len(comparison.family), "test")
     title = f"Declared family of {tests}, p adjusted by {CORRECTION} over all (+ better, - worse)"
-    table = Table(title=title, title_justify="left")
     several = len(comparison.compared) > 1
-    for heading in ("test", *(["model"] if several else []), "score"):
-        table.add_column(heading, overflow="fold")
-    for heading in (f"less {comparison.base}", "p", f"p, {CORRECTION}"):
-        table.add_column(escape(heading), justify="right", overflow="fold")
+    words = ("test", "model", "score") if several else ("test", "score")
+    table = _table(title, words, (f"less {comparison.base}", "p", f"p, {CORRECTION}"))
     table.add_column("verdict", overflow="fold")
     for test in comparison.family:
         table.add_row(
@@ -58,20 +67,8 @@ def _family(comparison: Comparison) -> Table:
 
 
 def _models(comparison: Comparison) -> Table:
-    table = Table(title="Models", title_justify="left")
-    for heading in (
-        "model",
-        "mixers",
-        "seeds",
-        "parameters",
-        "tokens trained",
-        "seconds trained",
-        "window",
-        "state, numbers",
-    ):
-        table.add_column(
-            heading, justify="left" if heading in ("model", "mixers", "seeds") else "right", overflow="fold"
-        )
+    numbers = ("parameters", "tokens trained", "seconds trained", "window", "state, numbers")
+    table = _table("Models", ("model", "mixers", "seeds"), numbers)
     for index, arm in enumerate(comparison.arms):
         scores = comparison.members(index)[0]
         card = scores.model
@@ -103,12 +100,9 @@ def state_words(numbers: int | None, grows: bool | None, window: int) -> tuple[s
 def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
     """Make a table of rows; the title contains the unit if all rows share it."""
     units = {_unit_words(row) for row in rows}
-    table = Table(title=title + (f" ({units.pop()})" if len(units) == 1 else ""), title_justify="left")
-    shared = not units
-    table.add_column("measure", overflow="fold")
+    shared = len(units) == 1
     chances = any(row.chance for row in rows)
-    if chances:
-        table.add_column("null", justify="right", overflow="fold")
+    table = _table(title + (f" ({units.pop()})" if shared else ""), ["measure"], ["null"] if chances else [])
     _model_columns(table, comparison)
     for row in rows:
         cells = [escape(row.label if shared else f"{row.label} ({_unit_words(row)})")]
@@ -122,9 +116,7 @@ def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
 
 def _tasks(comparison: Comparison) -> Table:
     """Make one table of all tasks: scores at the fewest and the most shots, differences at the most shots."""
-    table = Table(title="Few-shot tasks, fewest to most shots (difference at the most)", title_justify="left")
-    table.add_column("task", overflow="fold")
-    table.add_column("null", justify="right", overflow="fold")
+    table = _table("Few-shot tasks, fewest to most shots (difference at the most)", ["task"], ["null"])
     _model_columns(table, comparison)
     for task in comparison.tasks:
         rows_of = [row for row in comparison.of_task(task) if not row.variant and not row.group]

@@ -14,16 +14,31 @@ SYMBOLS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
-class ClassTask(Task):
+class LabelledTask(Task):
+    """A task of texts whose answers are `labels`; shots are demonstrations per label."""
+
+    labels: tuple[str, ...] = ()
+    template: str = "text: {input}\nlabel: {output}\n\n"
+
+    @property
+    def most_shots(self) -> int:
+        """Return the number of pool items of the rarest label."""
+        return min(len(own) for own in self.pool_by_label.values())
+
+    @cached_property
+    def pool_by_label(self) -> dict[str, list[Item]]:
+        """Return the pool items of each label."""
+        return by_label(self.pool, self.labels)
+
+
+@dataclass(frozen=True)
+class ClassTask(LabelledTask):
     """Classification into `labels`; shots are demonstrations per label.
 
     Scores are plain and calibrated, that is, minus the label's score for the input "N/A" (Zhao et al. 2021,
     Calibrate before use). At the primary number of shots the task is also asked with its labels permuted, none staying
     in place, and with letters as labels; a model can solve these variants only by reading its context.
     """
-
-    labels: tuple[str, ...] = ()
-    template: str = "text: {input}\nlabel: {output}\n\n"
 
     kind: ClassVar[str] = "class"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "calibrated", "f1", "f1-calibrated")
@@ -32,11 +47,6 @@ class ClassTask(Task):
     def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of shots per label."""
         return sizes.class_shots
-
-    @property
-    def most_shots(self) -> int:
-        """Return the number of pool items of the rarest label."""
-        return min(len(own) for own in self.pool_by_label.values())
 
     def shot_words(self, shots: int) -> str:
         """Return the wording of a number of shots, which counts per label."""
@@ -79,11 +89,6 @@ class ClassTask(Task):
             labels = generator.permutation(len(queues))
             taken.extend(queues[label][turn] for label in labels if turn < len(queues[label]))
         return sorted(taken[: sizes.queries])
-
-    @cached_property
-    def pool_by_label(self) -> dict[str, list[Item]]:
-        """Return the pool items of each label."""
-        return by_label(self.pool, self.labels)
 
     def demonstrations(self, query: int, draw: int, shots: int, seed: int) -> list[Item]:
         """Return `shots` rounds of demonstrations, each with every label once in a new random order."""

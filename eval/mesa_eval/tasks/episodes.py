@@ -6,21 +6,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from mesa_eval.tasks.classification import SYMBOLS, by_label
-from mesa_eval.tasks.task import FewShotSizes, Item, Query, Task
+from mesa_eval.tasks.classification import SYMBOLS, LabelledTask, by_label
+from mesa_eval.tasks.task import FewShotSizes, Item, Query
 
 
 @dataclass(frozen=True)
-class EpisodeTask(Task):
+class EpisodeTask(LabelledTask):
     """Classification of a text in episodes of `ways` classes with labels A, B, ... and `shots` demonstrations each.
 
     Every query is an episode with its own classes, letters and demonstrations, so that only the prompt determines
     the answer.
     """
 
-    labels: tuple[str, ...] = ()
     ways: int = 5
-    template: str = "text: {input}\nlabel: {output}\n\n"
 
     kind: ClassVar[str] = "episodes"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
@@ -35,16 +33,6 @@ class EpisodeTask(Task):
     def shots(self, sizes: FewShotSizes) -> tuple[int, ...]:
         """Return the numbers of shots per class."""
         return sizes.episode_shots
-
-    @property
-    def most_shots(self) -> int:
-        """Return the number of pool items of the rarest label."""
-        return min(len(own) for own in self.pool_by_label.values())
-
-    @cached_property
-    def pool_by_label(self) -> dict[str, list[Item]]:
-        """Return the pool items of each label."""
-        return by_label(self.pool, self.labels)
 
     @cached_property
     def asked_by_label(self) -> dict[str, list[Item]]:

@@ -12,11 +12,11 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mesa_eval.tasks.classification import ClassTask
 from mesa_eval.tasks.dataset_rows import read_dataset
@@ -72,13 +72,11 @@ class TaskSettings(Settings):
     header: str | None = Field(default=None, description="Text at the start of every prompt.")
     template: str | None = Field(default=None, description="Format of one item: {input} and ' {output}'.")
 
-    @model_validator(mode="after")
-    def _checked(self) -> Self:
+    def _check(self) -> None:
         if self.template is not None:
             check_template(self.template, "template")
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             raise ValueError("labels must be at least two different strings")
-        return self
 
     def columns(self, kind: str | None) -> tuple[str, str]:
         """Return the columns of question and answer; for last-word tasks both default to the same column."""

@@ -99,11 +99,9 @@ def p_without_spread(value: float, units: float) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p values adjusted by Holm's step-down procedure, in the given order (Holm 1979)."""
     order = np.argsort(p_values)
+    factors = np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))
-    largest = 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
-        adjusted[index] = largest
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, factors * np.asarray(p_values)[order]))
     return adjusted.tolist()
 
 
