@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,11 +31,31 @@ def script(scripts: Any) -> Any:
     return scripts("context_seeds")
 
 
-def test_differences_are_of_models_with_one_seed(script: Any) -> None:
+def test_differences_are_paired_by_seed_and_by_item(script: Any) -> None:
+    """The interval is for new items too: all seeds differ by .1, and the items by more or less than that."""
+
+    def scored(means: dict[int, float], spread: float) -> dict[int, Any]:
+        items = np.linspace(-1, 1, 40)[:, None]
+        return {seed: script.resample(mean + spread * items, np.ones((40, 1))) for seed, mean in means.items()}
+
     mesa, others = {0: 0.5, 1: 0.7, 2: 0.9}, {2: 0.8, 0: 0.4, 1: 0.6}
-    assert script.less(mesa, others).startswith("+0.100 [+0.100, ")
-    assert script.less(mesa, {0: 0.4, 1: 0.6, 3: 0.8}) == ""  # as many, but not the same
-    assert script.less(mesa, {0: 0.4, 1: 0.6}) == ""
+    assert script.less(scored(mesa, 0.3), scored(others, 0.3)) == "+0.100 [+0.100, +0.100]"  # the items' share cancels
+    gap = script.less(scored(mesa, 0.3), scored(others, 0.1))
+    low, high = (float(number) for number in re.findall(r"[+-]\d\.\d+", gap)[1:])
+    assert gap.startswith("+0.100 ") and low < 0.07 and high > 0.13
+    assert script.less(scored(mesa, 0), scored({0: 0.4, 1: 0.6, 3: 0.8}, 0)) == ""  # as many, but not the same
+    assert script.less(scored(mesa, 0), scored({0: 0.4, 1: 0.6}, 0)) == ""
+
+
+def test_counting_says_nothing_where_both_labels_were_shown_equally_often(scripts: Any) -> None:
+    predictors = scripts("rule_predictors")
+    task = next(task for task in predictors.RULES if task.name == "attribute_rules_of_three")
+    chosen = predictors.balanced(task.name, 6)
+    assert 100 < len(chosen) < 200
+    for index in chosen[:20]:
+        shown, asked, _ = task._episode(int(index), 0)
+        assert sorted(example.shown for example in shown[1:]).count(asked.label) == 3
+    assert predictors.predictors(task, 6)["nearest, then counting"] == 1.0  # what is left decides
 
 
 def test_two_models_of_one_arm_and_seed_are_refused(
