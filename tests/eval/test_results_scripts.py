@@ -42,7 +42,9 @@ def test_differences_are_paired_by_seed_and_by_item(script: Any) -> None:
     assert script.less(scored(mesa, 0.3), scored(others, 0.3)) == "+0.100 [+0.100, +0.100]"  # the items' share cancels
     gap = script.less(scored(mesa, 0.3), scored(others, 0.1))
     low, high = (float(number) for number in re.findall(r"[+-]\d\.\d+", gap)[1:])
-    assert gap.startswith("+0.100 ") and low < 0.07 and high > 0.13
+    assert gap.startswith("+0.100 ")
+    assert low < 0.07
+    assert high > 0.13
     assert script.less(scored(mesa, 0), scored({0: 0.4, 1: 0.6, 3: 0.8}, 0)) == ""  # as many, but not the same
     assert script.less(scored(mesa, 0), scored({0: 0.4, 1: 0.6}, 0)) == ""
 
