@@ -229,6 +229,18 @@ def test_windows_of_documents_that_differ_behind_the_sample_are_not_paired() -> 
     assert [entry.reason for entry in comparison.row("bits_per_byte").differences] == ["", "", "", ""]
 
 
+def test_tokens_that_are_rare_in_other_training_text_are_not_paired() -> None:
+    """Models measured apart have the same windows, but rare pairs are counted in each one's own training text."""
+    models, counts = [made(name, 0) for name in "abc"], [3.0, 2.0, 3.0]
+    for item, count in zip(models, counts, strict=True):
+        for row in item.part("positions").measures:
+            row.section, row.group, row.items, row.first, row.last = "recall", f"rare{row.last}", "", None, None
+            row.denominator = [[count] for _ in row.units]
+            row.__post_init__()
+    comparison = build_comparison(models, 2)
+    assert [entry.reason for entry in comparison.row("recall/rare1").differences] == ["", OTHER_ITEMS, ""]
+
+
 def test_seeds_asked_otherwise_are_not_one_difference() -> None:
     """Each pair alone is asked alike, but the units of one are not those of the other."""
     scores = campaign(2)

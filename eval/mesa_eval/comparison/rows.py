@@ -278,6 +278,8 @@ def _unlike(own: Measure, base: Measure, model: Scores, other: Scores) -> str:
         whole, others = model.collection_fingerprint, other.collection_fingerprint
         if model.text_fingerprint != other.text_fingerprint or (whole and others and whole != others):
             return OTHER_TEXT
+        if own.denominator != base.denominator:  # other windows, or tokens that are rare in another training text
+            return OTHER_ITEMS
     return "" if (own.items, own.units) == (base.items, base.units) else OTHER_ITEMS
 
 
