@@ -12,14 +12,16 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from mesalm.hub.carry_over import load_whole
 from mesalm.hub.new_folder import must_be_new, new_folder
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
-from mesalm.pretrained import opening
+from mesalm.pretrained import load, opening
 
 SETTINGS = {
     **{name: name for name in ("vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "conv_size")},
@@ -74,6 +76,9 @@ NAMES = (
 )
 """Parts of weight names, the peer's and ours; the MLP's gate_proj has the same name in both."""
 
+
+FILES = ["*.safetensors", GENERATION_CONFIG_NAME]
+"""The files of a checkpoint that are read beside its configuration and tokenizer."""
 
 EMBEDDING = "model.embeddings.weight"
 """The peer's name for the embedding, which every checkpoint contains."""
@@ -132,6 +137,8 @@ def peer_settings(model: str) -> dict[str, Any] | None:
 def open_peer(model: str, settings: dict[str, Any]) -> MesaForCausalLM:
     """Return a checkpoint of flash-linear-attention, on the CPU in float32, as a mesa model with the same logits.
 
+    Its generation settings are kept.
+
     Args:
         model: a folder or Hub name.
         settings: its configuration; see `peer_settings`.
@@ -140,7 +147,7 @@ def open_peer(model: str, settings: dict[str, Any]) -> MesaForCausalLM:
         ValueError: a field value or a weight without a counterpart; the message names it.
     """
     place = locate(model)
-    folder = Path(place if Path(place).is_dir() else snapshot_download(place, allow_patterns=["*.safetensors"]))
+    folder = Path(place if Path(place).is_dir() else snapshot_download(place, allow_patterns=FILES))
     weights: dict[str, Tensor] = {}
     with opening(place, "weights", model):
         for file in sorted(folder.glob("*.safetensors")):
@@ -151,6 +158,8 @@ def open_peer(model: str, settings: dict[str, Any]) -> MesaForCausalLM:
     ours = MesaForCausalLM(config)
     load_whole(ours, our_weights(weights, ours, PEERS[settings["model_type"]]), model)
     ours.config.dtype = weights[EMBEDDING].dtype
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        ours.generation_config = load(GenerationConfig, str(folder), "generation settings", name=model)
     return ours.eval()
 
 

@@ -94,7 +94,8 @@ def check_cache(cache: Cache, layer_types: list[str]) -> None:
     """Reject a cache that was created without the model's configuration and so cannot store recurrent states.
 
     Raises:
-        ValueError: the layers of `cache` do not match the model's `layer_types` in number or in kind.
+        ValueError: the layers of `cache` do not match the model's `layer_types` in number or in kind, or record past
+            tokens for `crop`.
     """
     remedy = "create it with DynamicCache(config=model.config)"
     if len(cache.layers) != len(layer_types):
@@ -102,6 +103,11 @@ def check_cache(cache: Cache, layer_types: list[str]) -> None:
     for number, (layer, kind) in enumerate(zip(cache.layers, layer_types, strict=True)):
         if kind not in ATTENTION and not hasattr(layer, "conv_states"):
             raise ValueError(f"cache: layer {number} holds keys and values, but the model's has a state; {remedy}")
+        if kind not in ATTENTION and getattr(layer, "record_past", False):
+            raise ValueError(
+                f"cache: layer {number} has a state, from which crop cannot take tokens back; leave out "
+                "activate_past_recording, and copy the cache beforehand instead"
+            )
 
 
 def conv_state(cache: Cache | None, layer_idx: int) -> torch.Tensor | None:

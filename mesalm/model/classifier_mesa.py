@@ -7,6 +7,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import can_return_tuple
+from transformers.utils.import_utils import is_tracing
 
 from .cache_mesa import CACHE, one_cache
 from .configuration_mesa import MesaConfig
@@ -55,7 +56,8 @@ class MesaForSequenceClassification(MesaPreTrainedModel):
         The other arguments are those of `MesaModel.forward`.
 
         Raises:
-            ValueError: several sequences without a mask or padding token to tell where they end; empty sequences.
+            ValueError: several sequences without a mask or padding token to tell where they end; empty sequences, also
+                of padding alone.
         """
         check_keywords(self, kwargs)
         outputs = self.model(
@@ -101,6 +103,8 @@ class MesaForSequenceClassification(MesaPreTrainedModel):
                 f"attention_mask: needed to tell where {batch} sequences end; give it, or input_ids and a "
                 "config.pad_token_id"
             )
+        if not is_tracing(real) and not bool(real.any(dim=-1).all()):
+            raise ValueError("attention_mask: a sequence of padding alone has no last token to score; leave it out")
         return (places * real.to(places)).argmax(-1)
 
 

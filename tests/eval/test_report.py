@@ -70,6 +70,7 @@ def test_twins_get_the_same_items(scores: list[Scores]) -> None:
     assert first.window == second.window == 64
     assert third.window == 96
     assert first.text_fingerprint == second.text_fingerprint == third.text_fingerprint
+    assert first.collection_fingerprint == third.collection_fingerprint != ""
     one, two, three = ({measure.key: measure for measure in item.measures} for item in scores)
     assert one["bits_per_byte"].units == three["bits_per_byte"].units
     assert one["position/1"].units == two["position/1"].units

@@ -216,6 +216,31 @@ def test_scores_of_other_seeds_or_texts_are_not_paired_by_the_names_of_their_uni
     assert "Measured on the same 30 documents" in summarise(build_comparison(models[2:])).compared
 
 
+def test_windows_of_documents_that_differ_behind_the_sample_are_not_paired() -> None:
+    """The sample cuts long documents, so that its fingerprint can be the same where windows come from other text."""
+    models = [made(name, 0) for name in "abcd"]
+    for item, whole in zip(models, ("one", "other", "", "one"), strict=True):
+        item.collection_fingerprint = whole
+        for row in item.part("positions").measures:
+            row.items = ""
+    comparison = build_comparison(models, 3)
+    reasons = [entry.reason for entry in comparison.row("position/1").differences]
+    assert reasons == ["", OTHER_TEXT, "", ""]  # scores stored without the fingerprint are compared as before
+    assert [entry.reason for entry in comparison.row("bits_per_byte").differences] == ["", "", "", ""]
+
+
+def test_tokens_that_are_rare_in_other_training_text_are_not_paired() -> None:
+    """Models measured apart have the same windows, but rare pairs are counted in each one's own training text."""
+    models, counts = [made(name, 0) for name in "abc"], [3.0, 2.0, 3.0]
+    for item, count in zip(models, counts, strict=True):
+        for row in item.part("positions").measures:
+            row.section, row.group, row.items, row.first, row.last = "recall", f"rare{row.last}", "", None, None
+            row.denominator = [[count] for _ in row.units]
+            row.__post_init__()
+    comparison = build_comparison(models, 2)
+    assert [entry.reason for entry in comparison.row("recall/rare1").differences] == ["", OTHER_ITEMS, ""]
+
+
 def test_seeds_asked_otherwise_are_not_one_difference() -> None:
     """Each pair alone is asked alike, but the units of one are not those of the other."""
     scores = campaign(2)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import SPECIAL, tiny_model
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from mesalm import MesaForCausalLM
 from mesalm.cli import main
@@ -77,6 +77,14 @@ def test_what_cannot_be_represented_is_refused(
     assert main(["convert", str(peer(kind, **changes)), str(tmp_path / "ours")]) == 2
     assert f"{named} is " in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
+
+
+def test_generation_settings_are_kept(peer: Any, tmp_path: Path) -> None:
+    folder = peer("mesa_net")
+    GenerationConfig(do_sample=True, temperature=0.5, eos_token_id=[2, 3]).save_pretrained(folder)
+    assert main(["convert", str(folder), str(tmp_path / "ours")]) == 0
+    settings = open_model(str(tmp_path / "ours")).generation_config
+    assert (settings.do_sample, settings.temperature, settings.eos_token_id) == (True, 0.5, [2, 3])
 
 
 def test_a_strange_weight_is_refused(peer: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -44,6 +44,10 @@ def test_sequences_whose_ends_are_unknown_are_refused(build: Build, tokens: Draw
     with pytest.raises(ValueError, match="attention_mask: needed to tell where 2 sequences end") as caught:
         model(tokens(2, 5))
     assert "\n" not in str(caught.value)
+    mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
+    with pytest.raises(ValueError, match="a sequence of padding alone has no last token") as caught:
+        model(tokens(2, 3), attention_mask=mask)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,11 @@ def test_what_recurrent_layers_cannot_use_is_refused_in_one_line(kind: str, buil
     with pytest.raises(ValueError, match=r"create it with DynamicCache\(config=model.config\)") as caught:
         model(ids, cache=DynamicCache(), use_cache=True)
     assert "\n" not in str(caught.value)
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+    with pytest.raises(ValueError, match="cache: layer 0 has a state, from which crop cannot") as caught:
+        model(ids, cache=cache, use_cache=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_stop_strings_end_a_text(kind: str, build: Build, tokens: Draw, tokenizer: PreTrainedTokenizerFast) -> None:

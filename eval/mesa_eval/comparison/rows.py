@@ -274,8 +274,12 @@ def _unlike(own: Measure, base: Measure, model: Scores, other: Scores) -> str:
     """Return why two measures do not have the same units; "" if they do."""
     if words := _unlike_protocol(model, other):
         return words
-    if own.resampled == "document" and not own.items and model.text_fingerprint != other.text_fingerprint:
-        return OTHER_TEXT
+    if own.resampled == "document" and not own.items:  # windows of the whole documents, not of the scored sample
+        whole, others = model.collection_fingerprint, other.collection_fingerprint
+        if model.text_fingerprint != other.text_fingerprint or (whole and others and whole != others):
+            return OTHER_TEXT
+        if own.denominator != base.denominator:  # other windows, or tokens that are rare in another training text
+            return OTHER_ITEMS
     return "" if (own.items, own.units) == (base.items, base.units) else OTHER_ITEMS
 
 

@@ -86,6 +86,7 @@ def score_model(scorer: Scorer, plan: EvaluationPlan, window: int, store: PartSt
         model=card,
         protocol=plan.record,
         text_fingerprint=text_fingerprint(plan.sample),
+        collection_fingerprint=text_fingerprint(plan.documents),
         text_bytes=sum(document.bytes for document in plan.sample),
         documents=len(plan.sample),
         window=window,

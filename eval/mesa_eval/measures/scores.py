@@ -184,7 +184,11 @@ class Part:
 
 @dataclass
 class Scores:
-    """Everything measured of one model under one protocol."""
+    """Everything measured of one model under one protocol.
+
+    text_fingerprint: sha256 of the scored documents, which may be cut; collection_fingerprint: sha256 of all documents
+    uncut, from which windows are taken, "" in scores stored without it.
+    """
 
     model: ModelCard
     protocol: dict[str, Any]
@@ -196,6 +200,7 @@ class Scores:
     versions: dict[str, str]
     notes: list[Note] = field(default_factory=list)
     format: int = FORMAT
+    collection_fingerprint: str = ""
 
     @property
     def measures(self) -> list[Measure]:
