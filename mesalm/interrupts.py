@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
 
@@ -57,9 +57,11 @@ class Interrupts:
         now = time.monotonic()
         if self.received is None:
             self.received, self._moment = number, now
-            # Past python's buffers, which the signal may have caught in the middle of a write.
             name = signal.Signals(number).name
-            os.write(2, f"\n{name}: finishing this step, then a checkpoint; Ctrl-C again to abort at once\n".encode())
+            line = f"\n{name}: finishing this step, then a checkpoint; Ctrl-C again to abort at once\n"
+            with suppress(OSError):  # the same Ctrl-C may have ended the reader, and a closed terminal is gone
+                # Past python's buffers, which the signal may have caught in the middle of a write.
+                os.write(2, line.encode())
             return
         echo = "TORCHELASTIC_RUN_ID" in os.environ and now - self._moment < ECHO_SECONDS
         if number == signal.SIGINT and not echo:

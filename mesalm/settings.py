@@ -81,6 +81,17 @@ class Settings(pydantic.BaseModel):
         optional = {name for name, field in fields if type(None) in typing.get_args(field.annotation)}
         return {name: without_none_words(value) if name in optional else value for name, value in data.items()}
 
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        given = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        found = next((item for item in given if isinstance(item, bool)), None)
+        if found is not None:
+            kinds = set(re.findall(r"\w+", type_name(cls.model_fields[str(info.field_name)].annotation)))
+            if kinds & {"int", "float"} and not kinds & {"bool", "any"}:
+                raise ValueError(f"must be a number, not {found}")  # pydantic would read it as 1 or 0
+        return value
+
     @pydantic.model_validator(mode="after")
     def _goes_together(self) -> Self:
         self._check()

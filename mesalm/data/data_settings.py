@@ -95,7 +95,7 @@ class DataSettings(Settings):
     prepared: str | None = Field(
         default=None,
         description="Folder written by mesalm prepare, used as it is; of the other settings of data only "
-        "sequence_length is checked, and sources are not read.",
+        "sequence_length is checked, and sources are not read unless they are streamed.",
     )
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="Seed of the splits and the document order.")
     cache_dir: str | None = Field(

@@ -135,7 +135,7 @@ def already_prepared(settings: DataSettings) -> Prepared | None:
 
 
 def _given(settings: DataSettings, expected: Mapping[str, Any] | None) -> Prepared:
-    """Return the data in the folder ``settings.prepared``, without checking its sources."""
+    """Return the data in the folder ``settings.prepared``; of its sources only those that are streamed are checked."""
     prepared = Prepared(Path(str(settings.prepared)).expanduser())
     if prepared.sequence_length != settings.sequence_length:
         raise SettingsError(
@@ -148,7 +148,20 @@ def _given(settings: DataSettings, expected: Mapping[str, Any] | None) -> Prepar
         if change is not None:
             raise ChangedDataError(change)
         _compare_results(prepared.contents(), expected)
+    change = _changed_stream(settings, prepared) if settings.stream else None
+    if change is not None and expected is not None:
+        raise ChangedDataError(change)
+    if change is not None:
+        raise DataError(f"data.prepared: {prepared.path} is of other sources than are streamed, {change}; leave it out")
     return prepared
+
+
+def _changed_stream(settings: DataSettings, prepared: Prepared) -> str | None:
+    """Describe how the streamed sources differ from those of which ``prepared`` has the held-out text."""
+    now = [{"name": source.name, **SOURCES[source.name](source).identity()} for source in settings.training_sources()]
+    before = zip(prepared.manifest["settings"]["sources"], prepared.manifest["sources"], strict=True)
+    was = [identity for source, identity in before if source["use"] in ("split", "train")]
+    return changed_sources(was, now, in_order=True)
 
 
 def check_inputs(settings: DataSettings, expected: Mapping[str, Any]) -> None:

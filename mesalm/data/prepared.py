@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +178,9 @@ def _held(sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def say(line: str) -> None:
-    """Print a line to the standard error."""
-    print(line, file=sys.stderr, flush=True)
+    """Print a line to the standard error, unless that has lost its reader."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -185,9 +185,11 @@ class FileSource(Source):
 def matching_files(patterns: list[str]) -> list[Path]:
     """Return the files given by paths, globs (``**`` recurses into folders) and folders, each once.
 
+    A file that is reached by several paths or links stands under the first.
+
     Raises DataError for a pattern that matches no file.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for pattern in patterns:
         if not pattern.strip():
             raise DataError("an empty file name was given; name a file")
@@ -204,8 +206,9 @@ def matching_files(patterns: list[str]) -> list[Path]:
         if not hits:
             reason = f"no file in this folder ends in {', '.join(ENDINGS)}" if path.is_dir() else "no such file"
             raise DataError(f"{pattern}: {reason}; look at the path, from the folder you run in")
-        found |= dict.fromkeys(hits)
-    return list(found)
+        for hit in hits:
+            found.setdefault(hit.resolve(), hit)
+    return list(found.values())
 
 
 def _kind(path: Path) -> str:

@@ -24,7 +24,7 @@ class Distillation:
 
     The loss is the mean over scored tokens of KL(teacher || model) in nats, at temperature 1 (Hinton et al. 2015,
     arXiv 1503.02531). Validation still measures the loss on the text. ``teacher`` is called with input_ids and
-    position_ids [B, T] and returns logits over the same vocabulary; each process holds a full copy of it.
+    position_ids [B, T], without a cache, and returns logits over the same vocabulary. Each process holds a full copy.
     """
 
     teacher: nn.Module
@@ -48,7 +48,7 @@ class Distillation:
         """Return the loss, a scalar, of the model's outputs on a batch of packed rows."""
         with torch.no_grad():
             read = {name: batch[name] for name in ("input_ids", "position_ids")}
-            wanted = self.teacher(**read).logits[:, :-1].float().log_softmax(-1)
+            wanted = self.teacher(**read, use_cache=False).logits[:, :-1].float().log_softmax(-1)
         found = outputs.logits[:, :-1].float().log_softmax(-1)
         scored = batch["labels"][:, 1:] != -100
         return kl_div(found, wanted, log_target=True, reduction="none").sum(-1)[scored].mean()

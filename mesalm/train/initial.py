@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -51,6 +52,8 @@ def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToken
 def set_step(model: PreTrainedModel, recipe: Recipe, micro_rows: int) -> None:
     """Set gradient checkpointing, the loss in parts and z-loss of a model as the recipe says.
 
+    A model of another class is called without a cache: with one, transformers attends across the documents of a row.
+
     Raises SettingsError if the model does not have the z-loss asked for.
     """
     train = recipe.train
@@ -60,8 +63,14 @@ def set_step(model: PreTrainedModel, recipe: Recipe, micro_rows: int) -> None:
     if isinstance(model, MesaForCausalLM):
         if train.z_loss or micro_rows * recipe.data.sequence_length * model.config.vocab_size > train.logits_at_once:
             model.token_loss = TokenLoss(train.logits_at_once, train.z_loss)
-    elif train.z_loss:
+        return
+    if train.z_loss:
         raise SettingsError(f"train.z_loss: {type(model).__name__} has no z-loss; set it to 0")
+    model.register_forward_pre_hook(_without_cache, with_kwargs=True)
+
+
+def _without_cache(model: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    return arguments, {**options, "use_cache": False} if "labels" in options else options
 
 
 def earlier_config(recipe: Recipe) -> PreTrainedConfig:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -97,6 +98,29 @@ def clock_text(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+class _StandardError:
+    """The standard error as a file that drops what cannot be written.
+
+    On Ctrl-C a reader such as tee ends first, and a closed terminal takes nothing more; the run still saves.
+    """
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    @property
+    def _file(self) -> Any:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # while a bar is shown, rich stands in between
+
+
 class Display:
     """A display of a run's steps, loss, tokens per second, time left, gates and solver; silent if not enabled.
 
@@ -107,7 +131,7 @@ class Display:
         self._name = name
         self._steps = steps
         self.enabled = enabled
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = console or Console(file=cast(IO[str], _StandardError()), highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._facts = ""

@@ -76,7 +76,8 @@ def plan_sweep(name_or_path: str, words: Sequence[str], arms: Sequence[str] | No
         raise SettingsError("sweep: nothing is swept; give a setting several values, optim.learning_rate=1e-3,2e-3")
     cells = []
     for values in itertools.product(*axes.values()):
-        chosen = [f"{key}={json.dumps(value, default=str)}" for key, value in zip(axes, values, strict=True)]
+        written = [json.dumps(value, default=str, ensure_ascii=False) for value in values]
+        chosen = [f"{key}={text}" for key, text in zip(axes, written, strict=True)]
         end = "".join(f"-{key}-{_plain(value)}" for key, value in zip(axes, values, strict=True))
         for run in planned_runs(name_or_path, [*fixed, *chosen], arms):
             recipe = Recipe.build({**run.plain(), "name": run.name + end})

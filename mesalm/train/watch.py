@@ -124,7 +124,8 @@ class Watch:
 
     def _leave(self, message: str) -> None:
         if message:
-            os.write(2, f"mesalm: {message}\n".encode())
+            with suppress(OSError):  # without a reader it must end too
+                os.write(2, f"mesalm: {message}\n".encode())
         os._exit(2)
 
 

@@ -23,6 +23,8 @@ class Outer(Settings):
     [
         ({"sequence_lenth": 3}, "data.sequence_lenth: unknown key; did you mean 'sequence_length'?"),
         ({"vocab_size": "many"}, "data.vocab_size: must be a valid integer"),
+        ({"deduplicate": True}, "data.deduplicate: must be a number, not True"),
+        ({"sources": [{"name": "python-stdlib", "limit": False}]}, "data.sources.0.limit: must be a number, not False"),
         ({"vocab_size": 7}, "data.vocab_size: must be greater than or equal to 258, not 7"),
         ({"sources": [{"name": "flies"}]}, "data.sources.0.name: 'flies' is not a source; did you mean 'files'?"),
         ({"sources": [{"name": "files", "fils": 1}]}, "data.sources.0.fils: unknown key; did you mean 'files'?"),

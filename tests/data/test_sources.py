@@ -14,6 +14,7 @@ import pytest
 
 from mesalm.data.corpora import SOURCES
 from mesalm.data.documents import DataError, Document, Faults
+from mesalm.data.read_files import matching_files
 from mesalm.data.read_python import StandardLibrarySource
 from mesalm.data.source_settings import SourceSettings
 from mesalm.settings import SettingsError
@@ -161,6 +162,15 @@ def test_files_that_cannot_be_chosen(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xfc.txt")).write_text("named in another encoding")
     with pytest.raises(DataError, match=r"xfc\.txt': this name is not UTF-8; rename"):
         read(files=str(tmp_path))
+
+
+def test_a_file_is_read_once_by_whatever_paths_it_is_reached(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "b.txt").write_text("text")
+    (tmp_path / "texts" / "a.txt").symlink_to("b.txt")
+    (tmp_path / "texts" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    patterns = [str(tmp_path / "texts"), str(tmp_path / "texts" / ".." / "texts" / "b.txt")]
+    assert matching_files(patterns) == [tmp_path / "texts" / "a.txt"]
 
 
 def test_ready_made_ids(tmp_path: Path) -> None:

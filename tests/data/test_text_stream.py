@@ -190,6 +190,19 @@ def test_a_stream_does_not_go_on_among_files_in_another_order(streamed: DataSett
         prepare(moved, quiet=True, expected=expected)
 
 
+def test_prepared_data_are_of_the_sources_that_are_streamed(
+    streamed: DataSettings, write_jsonl: Writer, records: Records
+) -> None:
+    begun = prepare(streamed, quiet=True)
+    given = streamed.model_copy(update={"prepared": str(begun.path)})
+    assert prepare(given, quiet=True, expected=begun.contents()).path == begun.path
+    write_jsonl("a2.jsonl", records(9, seed=4))
+    with pytest.raises(ChangedDataError, match=r"^a2\.jsonl has changed$"):
+        prepare(given, quiet=True, expected=begun.contents())
+    with pytest.raises(DataError, match=r"is of other sources than are streamed, a2\.jsonl has changed; leave it out"):
+        prepare(given, quiet=True)
+
+
 def test_what_cannot_be_streamed_is_told(streamed: DataSettings, write_jsonl: Writer, data: Maker) -> None:
     prepared = prepare(streamed, quiet=True)
     two, one = stream_of(streamed, prepared, 1, 2), stream_of(streamed, prepared)

@@ -37,6 +37,8 @@ def test_a_run_is_planned_for_each_combination_and_arm(recipe_file: Path) -> Non
     assert [cell.recipe.name.partition("forget_bias-")[2] for cell in signs] == ["-2", "2"]
     pairs = plan(recipe_file, "optim.betas=[0.9,0.95],[0.8,0.9]").cells
     assert [cell.recipe.optim.betas for cell in pairs] == [(0.9, 0.95), (0.8, 0.9)]
+    prompts = plan(recipe_file, "sample.prompts=[a \U0001f600],[b]").cells
+    assert [cell.recipe.sample.prompts for cell in prompts] == [["a \U0001f600"], ["b"]]
 
 
 @pytest.mark.parametrize(
