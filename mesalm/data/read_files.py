@@ -203,7 +203,7 @@ def matching_files(patterns: list[str]) -> list[Path]:
         hits = [hit for hit in hits if hit.is_file()]
         if not hits:
             reason = f"no file in this folder ends in {', '.join(ENDINGS)}" if path.is_dir() else "no such file"
-            raise DataError(f"{pattern}: {reason}; look at the path, from the folder you run in")
+            raise DataError(f"{pattern}: {reason}; check the path and the folder you are in")
         found |= dict.fromkeys(hits)
     return list(found)
 

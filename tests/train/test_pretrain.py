@@ -278,7 +278,7 @@ def test_init_from_must_agree_with_the_recipe(load: Load, tmp_path: Path) -> Non
         pretrain(load(*begin, "model.hidden_size=32"), quiet=True)
     with pytest.raises(SettingsError, match=r"set data\.tokenizer="):
         pretrain(load(*begin, "data.vocab_size=290"), quiet=True)
-    with pytest.raises(SettingsError, match="holds no model"):
+    with pytest.raises(SettingsError, match="contains no model"):
         pretrain(load(*begin, f"init_from={tmp_path}"), quiet=True)
     with pytest.raises(SettingsError, match="no such folder"):
         pretrain(load(*begin, "init_from=./nowhere"), quiet=True)
