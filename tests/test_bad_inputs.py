@@ -242,7 +242,7 @@ sample mesa  --temperature  1e-40 | temperature
 sample mesa  --top-p  0 | top-p
 sample mesa  --seed  -1 | --seed
 sample mesa  --seed  99999999999999999999 | --seed
-sample mesa  --device  nosuch | 'nosuch' cannot be used here; there is cpu
+sample mesa  --device  nosuch | 'nosuch' cannot be used here; choose from cpu
 sample mesa  --device  meta | 'meta' cannot be used here
 sample mesa  b | unexpected argument 'b'
 eval nosuch | nosuch: no tokenizer
@@ -283,9 +283,9 @@ convert mesa  out | mesa: has no softmax layer to swap
 convert nosuch  out | nosuch: no model
 convert softmax  file | file is a file
 convert softmax  void/../file/x | is a file; name a folder
-convert softmax  mesa | mesa: it exists
+convert softmax  mesa | mesa: exists
 convert softmax  out  --layers  9 | there is no layer 9
-convert softmax  out  --layers  nosuch | 'nosuch' names none
+convert softmax  out  --layers  nosuch | 'nosuch' names no layer
 convert softmax  out  --calibrate  latin.txt | latin.txt:1: not UTF-8
 convert softmax  out  --seed  -1 | --seed
 convert softmax  out  train.steps=3 | only changes the recipe of --recover

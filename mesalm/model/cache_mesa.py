@@ -101,7 +101,9 @@ def check_cache(cache: Cache, layer_types: list[str]) -> None:
         raise ValueError(f"cache: it has {len(cache.layers)} layers but the model has {len(layer_types)}; {remedy}")
     for number, (layer, kind) in enumerate(zip(cache.layers, layer_types, strict=True)):
         if kind not in ATTENTION and not hasattr(layer, "conv_states"):
-            raise ValueError(f"cache: layer {number} holds keys and values, but the model's has a state; {remedy}")
+            raise ValueError(
+                f"cache: layer {number} holds keys and values, but the model's layer has a state; {remedy}"
+            )
 
 
 def conv_state(cache: Cache | None, layer_idx: int) -> torch.Tensor | None:

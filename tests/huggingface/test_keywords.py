@@ -147,7 +147,7 @@ def test_a_softmax_model_reads_later_tokens_if_asked_and_recurrent_ones_refuse(
 def test_limits_of_documents_need_positions(kind: str, build: Build, tokens: Draw) -> None:
     model, ids = build(kind), tokens(1, 6)
     limits = {"cu_seq_lens_q": torch.tensor([0, 4, 6]), "max_length_q": 4}
-    with pytest.raises(ValueError, match=r"^cu_seq_lens_q: documents are told apart by position_ids"):
+    with pytest.raises(ValueError, match=r"^cu_seq_lens_q: documents are separated by position_ids"):
         model(ids, **limits)
     with torch.no_grad():
         found = model(ids, position_ids=torch.tensor([[0, 1, 2, 3, 0, 1]]), **limits).logits[:, 4:]
