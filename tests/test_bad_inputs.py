@@ -314,7 +314,7 @@ synth mqar-cpu  seeds=[-1] | seeds.0
 synth mqar-cpu  arms={} | arms: is empty
 plot run  --out  x.png | x.png: figures are SVG
 plot void  --out  x.svg  run | void: no journal
-sweep r.yaml  name=a,b | name decides nothing
+sweep r.yaml  name=a,b | name does not affect
 synth demo | demo: no such recipe
 tune mesa | --task
 tune mesa  --task  gone.jsonl | gone.jsonl

@@ -111,7 +111,9 @@ def test_an_unknown_keyword_is_refused_by_name(name: str, keyword: str, build: B
 
 def test_a_misspelt_keyword_is_told_the_right_one(build: Build, tokens: Draw) -> None:
     model = build("mesa")
-    with pytest.raises(TypeError, match=r"^MesaForCausalLM.forward: 'lables' .*did you mean 'labels'\?$"):
+    with pytest.raises(
+        TypeError, match=r"^MesaForCausalLM.forward: there is no argument 'lables'; did you mean 'labels'\?$"
+    ):
         model(tokens(1, 4), lables=tokens(1, 4))
     with pytest.raises(TypeError, match=r"^MesaModel.forward: 'attn_mask' .*did you mean 'attention_mask'\?$"):
         model.model(tokens(1, 4), attn_mask=None)

@@ -279,7 +279,9 @@ def test_lists_and_masks_that_leave_out_a_type_are_refused(kind: str) -> None:
     assert_refused(model, "position_ids: is a list, must be a tensor", input_ids=IDS, position_ids=[[0, 1]])
     assert_refused(model, "attention_mask: is a list, must be a tensor", input_ids=IDS, attention_mask=[[1, 1]])
     needed = "full_attention" if kind in ("softmax", "hybrid") else "linear_attention"
-    assert_refused(model, f"attention_mask: masks by layer type need an entry '{needed}'", input_ids=IDS, attention_mask={})
+    assert_refused(
+        model, f"attention_mask: masks by layer type need an entry '{needed}'", input_ids=IDS, attention_mask={}
+    )
 
 
 def test_beside_a_cache_a_mask_is_of_the_past_too_and_no_document_begins(kind: str) -> None:

@@ -173,7 +173,7 @@ def test_no_bit_of_a_state_may_flip(train_regression: Train) -> None:
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(train_regression: Train) -> None:
     run = train_regression("run", every=3)
     run.checkpoints.newest().rename(run.checkpoints.folder / "step-00000015")
-    with pytest.raises(CheckpointError, match=r"step-00000015: holds step 12; give the folder its own name again"):
+    with pytest.raises(CheckpointError, match=r"step-00000015: contains step 12; rename the folder back"):
         train_regression("run", resume=True, steps=20)
 
 

@@ -256,7 +256,7 @@ def test_run_folder_decides_how_to_go_on(load: Load, tmp_path: Path) -> None:
     other = RunFolder(tmp_path / "full")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
-    with pytest.raises(SettingsError, match="no run folder"):
+    with pytest.raises(SettingsError, match="not a run folder"):
         other.enter(recipe)
 
 
