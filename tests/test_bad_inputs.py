@@ -255,7 +255,7 @@ eval mesa  --text   | an empty file name
 eval mesa  --text  int.jsonl | int.jsonl:1
 eval mesa  --text  d1.txt  --task  copyng | did you mean 'copying'?
 eval mesa  --text  d1.txt  --task   | an empty task name
-eval mesa  --text  d1.txt  --task  void | void: holds no
+eval mesa  --text  d1.txt  --task  void | void: contains no
 eval mesa  --text  d1.txt  --task  split.jsonl | split.jsonl:1: split is 'x'
 eval mesa  --text  d1.txt  --task  rows.jsonl | rows.jsonl:1
 eval mesa  --text  d1.txt  --task  labelled.jsonl | labelled.labels.json
@@ -276,9 +276,9 @@ compare --from-scores  gone  --suite  full | --suite: has no effect with --from-
 compare --from-scores  gone  --task  x | --task: has no effect
 compare --from-scores  gone  --plan | --plan: has no effect
 compare --from-scores  gone | gone: no scores here
-compare --from-scores  scores.json  --out  c | scores.json: holds no scores
-compare --from-scores  scorelist.json  --out  c | scorelist.json: holds no scores
-compare --from-scores  scorebytes.json  --out  c | scorebytes.json: holds no scores
+compare --from-scores  scores.json  --out  c | scores.json: contains no readable scores
+compare --from-scores  scorelist.json  --out  c | scorelist.json: contains no readable scores
+compare --from-scores  scorebytes.json  --out  c | scorebytes.json: contains no readable scores
 convert mesa  out | mesa: has no softmax layer to swap
 convert nosuch  out | nosuch: no model
 convert softmax  file | file is a file

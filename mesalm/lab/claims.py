@@ -28,7 +28,7 @@ class Criterion(Settings):
     """Bounds on one quantity of an experiment: at_least and at_most include the bound, above and below do not."""
 
     quantity: str = Field(description="Name of the quantity in the findings.")
-    at_least: float | None = Field(default=None, description="Least value allowed.")
+    at_least: float | None = Field(default=None, description="Smallest value allowed.")
     at_most: float | None = Field(default=None, description="Largest value allowed.")
     above: float | None = Field(default=None, description="Exclusive lower bound.")
     below: float | None = Field(default=None, description="Exclusive upper bound.")
@@ -41,7 +41,7 @@ class Criterion(Settings):
     @model_validator(mode="after")
     def _something_is_asked(self) -> Self:
         if not self.bounds:
-            raise ValueError(f"{self.quantity}: has no bound, so that it always holds; give at_least or at_most")
+            raise ValueError(f"{self.quantity}: has no bound, so it always holds; give at_least or at_most")
         return self
 
     def holds(self, value: float) -> bool:
@@ -200,7 +200,7 @@ def judge(claim: Claim, values: Sequence[Mapping[str, float]]) -> list[Ruling]:
         given = set.intersection(*map(set, values))
         if criterion.quantity not in given:
             there = ", ".join(sorted(given)) or "none"
-            raise SettingsError(f"the experiment gives no quantity {criterion.quantity!r}; there is {there}")
+            raise SettingsError(f"the experiment returned no quantity {criterion.quantity!r}, only {there}")
         found = [seed[criterion.quantity] for seed in values]
         mean = statistics.fmean(found)
         rulings.append(Ruling(criterion, mean, min(found), max(found), criterion.holds(mean)))

@@ -148,7 +148,7 @@ def test_the_report_shows_it(save_model, text_file: str) -> None:
     assert "one from " in position_figure(comparison, "length", "Loss past the window")
     page = render_page(comparison, summarise(comparison))
     assert "4 windows of 256 tokens from 4 documents (effective number 4.0)" in page
-    assert "An effective number of fewer than 10 documents stands behind: section length." in page
+    assert "Fewer than 10 effective documents are behind: section length." in page
 
 
 def test_the_report_says_why_it_is_missing(save_model, text_file: str) -> None:
