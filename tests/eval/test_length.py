@@ -104,7 +104,7 @@ def test_positions_agree_with_a_direct_forward(make, tokenizer) -> None:
 def test_a_table_of_positions_is_told(tokenizer, kind, config) -> None:
     scorer = Scorer(kind(config), tokenizer, quiet=True)
     assert scorer.refuses(64) == ""
-    with pytest.raises(ValueError, match="its table of positions ends at 64 tokens, 512 are wanted"):
+    with pytest.raises(ValueError, match="its table of positions ends at 64 tokens, 512 are needed"):
         score_length(scorer, LONG, 64, 4, 4, seed=0)
 
 

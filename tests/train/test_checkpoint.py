@@ -114,7 +114,7 @@ def test_damage_is_named_with_the_way_on(train_regression: Train, name: str) -> 
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{name} is damaged; delete .*00012 to go on from step-00000009"):
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged; delete .*00012 to resume from step-00000009"):
         train_regression("run", resume=True, steps=15)
     shutil.rmtree(damaged.parent)
     assert train_regression("run", resume=True).outcome.step == 12
@@ -141,7 +141,7 @@ def test_a_state_with_another_value_is_damaged(train_regression: Train, key: str
     if value is not None:
         inner[name] = value
     path.write_text(json.dumps(state, indent=1))
-    with pytest.raises(CheckpointError, match=r"state\.json is damaged; delete .*00012 to go on from step-00000009"):
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged; delete .*00012 to resume from step-00000009"):
         train_regression("run", resume=True, steps=15)
 
 

@@ -139,7 +139,7 @@ def test_damaged_prepared_data_are_named_with_the_way_on(own: Load, begun: bool,
     flip(damaged)
     with pytest.raises(DataError, match=rf"{damaged.name} is damaged.*; delete ") as caught:
         pretrain(recipe, quiet=True)
-    folder = Path(str(caught.value).partition("; delete ")[2].partition(",")[0])
+    folder = Path(str(caught.value).partition("; delete ")[2].partition(" and prepare again")[0])
     shutil.rmtree(folder)
     whole = pretrain(own("name=whole"), quiet=True)
     assert digests(pretrain(recipe, quiet=True)) == digests(whole)
