@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def unrecognised(word: str, command: argparse.ArgumentParser) -> str:
     """Return the error message for a word that a command does not accept."""
     if not word.startswith("-"):
-        return f"{word!r} is one argument too many"
+        return f"unexpected argument {word!r}; see `{command.prog} --help`"
     option = word.partition("=")[0]
     guess = nearest(option, [known for known in command._option_string_actions if known.startswith("--")])
     return f"there is no option {option}; " + (f"did you mean {guess}?" if guess else f"see `{command.prog} --help`")

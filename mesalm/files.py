@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-FULL = "; make room, then run the same command again"
+FULL = "; free some space, then run the same command again"
 PLACE = "; choose another place"
 WAYS_ON = {
     errno.ENOSPC: FULL,
@@ -23,8 +23,8 @@ WAYS_ON = {
     errno.EACCES: f"{PLACE}, or change its permissions",
     errno.EPERM: f"{PLACE}, or change its permissions",
     errno.EROFS: PLACE,
-    errno.ENOTDIR: f"{PLACE}, for a file stands where a folder must be",
-    errno.EEXIST: f"{PLACE}, for a file stands where a folder must be",
+    errno.ENOTDIR: f"{PLACE}: there is a file where a folder must be",
+    errno.EEXIST: f"{PLACE}: there is a file where a folder must be",
 }
 """What to do about an error of the operating system, by its number."""
 MET_WHILE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -195,7 +195,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise SealError(f"{path}: {error}") from error
     if not isinstance(content, dict) or content.pop(SEAL, None) != _digest(content):
-        raise SealError(f"{path}: is not as it was written")
+        raise SealError(f"{path}: has changed since it was written")
     return content
 
 

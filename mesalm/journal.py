@@ -81,7 +81,7 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not a JSON line ({error}); delete that line") from None
         if not isinstance(event, dict) or "event" not in event:
-            raise ValueError(f"{path}, line {number}: not an event of a journal; delete that line")
+            raise ValueError(f"{path}, line {number}: not a journal event; delete that line")
         if event.get("event") == "start":
             resumed = event.get("step", 0)
             events = [old for old in events if old["event"] not in HISTORY or old.get("step", 0) <= resumed]

@@ -61,7 +61,7 @@ def load_model(kind: Any, place: str, *, name: str | None = None, **options: Any
     )
     for weight, saved, wanted in sorted(found["mismatched_keys"]):
         raise ValueError(
-            f"{name or place}: the weights are not those of config.json: {weight} is {_shape(saved)}, not "
+            f"{name or place}: the weights do not match config.json: {weight} is {_shape(saved)}, not "
             f"{_shape(wanted)}; get the folder again"
         )
     # for other families transformers knows which weights may be left over
@@ -69,7 +69,7 @@ def load_model(kind: Any, place: str, *, name: str | None = None, **options: Any
     for words, weights in (("is missing", found["missing_keys"]), ("has no place in the model", left_over)):
         for weight in sorted(weights):
             raise ValueError(
-                f"{name or place}: the weights are not those of config.json: {weight} {words}; get the folder again"
+                f"{name or place}: the weights do not match config.json: {weight} {words}; get the folder again"
             )
     return model
 
@@ -81,7 +81,7 @@ def _reason(place: str, error: Exception) -> str:
     if isinstance(error, OSError) and not Path(place).exists():
         return f"there is no such folder, and from the Hub: {first}"
     if first.startswith(NO_TOKENIZER):
-        return "it holds no tokenizer; save the tokenizer beside the model"
+        return "it contains no tokenizer; save the tokenizer in the same folder"
     return first if isinstance(error, (OSError, ValueError)) and first else f"{type(error).__name__}: {first}"
 
 

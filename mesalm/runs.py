@@ -40,7 +40,7 @@ class RunRecord(RunFiles):
             int(settings.get("data", {}).get("sequence_length") or 0)
         except (ValueError, AttributeError, TypeError) as error:
             said = " ".join(str(error).split())[:300]
-            raise ValueError(f"{self.recipe}: is not the recipe that `mesalm train` writes ({said})") from None
+            raise ValueError(f"{self.recipe}: was not written by `mesalm train` ({said})") from None
         return settings
 
     @cached_property
@@ -120,7 +120,7 @@ def _place(model: str, unfinished: bool) -> str:
         complete = complete_checkpoints(files.checkpoints)
         if complete:
             return str(complete[-1])
-        raise ValueError(f"{model} holds no model: no final, no complete checkpoint, no config.json")
+        raise ValueError(f"{model} contains no model: neither final nor a complete checkpoint nor config.json")
     if files.journal.is_file():
         raise ValueError(f"{model}: this run has no final/ yet; finish it with `mesalm train` on the same recipe")
     if folder.is_dir():

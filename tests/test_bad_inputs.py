@@ -147,7 +147,7 @@ train r.yaml  init_from=nosuchdir | nosuchdir
 train r.yaml  init_from=no/such | no/such
 train r.yaml  init_from=./gone | init_from: ./gone
 train r.yaml  init_from=file | file is a file
-train r.yaml  init_from=void | void holds no model
+train r.yaml  init_from=void | void contains no model
 train r.yaml  init_from=truncated  data.tokenizer=truncated | truncated: no model
 train r.yaml  init_from=nojson | nojson
 train r.yaml  init_from=alien | alien
@@ -205,10 +205,10 @@ prepare r.yaml  data.sources.0.files=nope.jsonl | nope.jsonl:1: broken JSON
 prepare r.yaml  data.sources.0.files=nope.parquet | nope.parquet: not a parquet file
 prepare r.yaml  data.sources.0.files=nope.txt.gz | nope.txt.gz: broken gzip
 prepare r.yaml  data.sources.0.files=[] | has no files
-prepare r.yaml  data.decontaminate=[d*.txt] | 12 documents dropped as contaminated); look at data.decontaminate
+prepare r.yaml  data.decontaminate=[d*.txt] | 12 documents dropped as contaminated); check data.decontaminate
 prepare r.yaml  data.sources=[] | data.sources: must have at least 1
 prepare r.yaml  data.tokenizer=nosuch | data.tokenizer: nosuch
-prepare r.yaml  data.tokenizer=wordless | it holds no tokenizer
+prepare r.yaml  data.tokenizer=wordless | it contains no tokenizer
 prepare r.yaml  data.tokenizer=badtokens | data.tokenizer: badtokens
 prepare r.yaml  data.tokenizer=file | file is a file
 prepare r.yaml  data.vocab_size=99999999999999999999 | data.vocab_size
@@ -223,7 +223,7 @@ sample unfinished | no final/ yet
 sample truncated | truncated: no model could be opened
 sample emptied | emptied: no model could be opened
 sample weightless | weightless: no model could be opened
-sample wider | not those of config.json
+sample wider | do not match config.json
 sample deeper | is missing
 sample shallower | has no place in the model
 sample typeless | typeless
@@ -242,20 +242,20 @@ sample mesa  --temperature  1e-40 | temperature
 sample mesa  --top-p  0 | top-p
 sample mesa  --seed  -1 | --seed
 sample mesa  --seed  99999999999999999999 | --seed
-sample mesa  --device  nosuch | 'nosuch' cannot be used here; there is cpu
+sample mesa  --device  nosuch | 'nosuch' cannot be used here; choose from cpu
 sample mesa  --device  meta | 'meta' cannot be used here
-sample mesa  b | 'b' is one argument too many
+sample mesa  b | unexpected argument 'b'
 eval nosuch | nosuch: no tokenizer
 eval | MODEL
 eval mesa | name text files with --text
-eval badrun | badrun/recipe.yaml: is not the recipe
-eval intrun | intrun/recipe.yaml: is not the recipe
+eval badrun | badrun/recipe.yaml: was not written
+eval intrun | intrun/recipe.yaml: was not written
 eval mesa  --text  gone.txt | gone.txt: no such file
 eval mesa  --text   | an empty file name
 eval mesa  --text  int.jsonl | int.jsonl:1
 eval mesa  --text  d1.txt  --task  copyng | did you mean 'copying'?
 eval mesa  --text  d1.txt  --task   | an empty task name
-eval mesa  --text  d1.txt  --task  void | void: holds no
+eval mesa  --text  d1.txt  --task  void | void: contains no
 eval mesa  --text  d1.txt  --task  split.jsonl | split.jsonl:1: split is 'x'
 eval mesa  --text  d1.txt  --task  rows.jsonl | rows.jsonl:1
 eval mesa  --text  d1.txt  --task  labelled.jsonl | labelled.labels.json
@@ -272,31 +272,31 @@ compare mesa  softmax  --out  file/deep | file is a file; name a folder
 compare | no model given
 compare mesa  softmax  --text  d1.txt  --task  none  --baseline  nosuch | baseline 'nosuch'
 compare mesa  --arm  x= | arm 'x='
-compare --from-scores  gone  --suite  full | --suite: does nothing beside --from-scores
-compare --from-scores  gone  --task  x | --task: does nothing
-compare --from-scores  gone  --plan | --plan: does nothing
+compare --from-scores  gone  --suite  full | --suite: has no effect with --from-scores
+compare --from-scores  gone  --task  x | --task: has no effect
+compare --from-scores  gone  --plan | --plan: has no effect
 compare --from-scores  gone | gone: no scores here
-compare --from-scores  scores.json  --out  c | scores.json: holds no scores
-compare --from-scores  scorelist.json  --out  c | scorelist.json: holds no scores
-compare --from-scores  scorebytes.json  --out  c | scorebytes.json: holds no scores
+compare --from-scores  scores.json  --out  c | scores.json: contains no readable scores
+compare --from-scores  scorelist.json  --out  c | scorelist.json: contains no readable scores
+compare --from-scores  scorebytes.json  --out  c | scorebytes.json: contains no readable scores
 convert mesa  out | mesa: has no softmax layer to swap
 convert nosuch  out | nosuch: no model
 convert softmax  file | file is a file
 convert softmax  void/../file/x | is a file; name a folder
-convert softmax  mesa | mesa: it exists
+convert softmax  mesa | mesa: exists
 convert softmax  out  --layers  9 | there is no layer 9
-convert softmax  out  --layers  nosuch | 'nosuch' names none
+convert softmax  out  --layers  nosuch | 'nosuch' names no layer
 convert softmax  out  --calibrate  latin.txt | latin.txt:1: not UTF-8
 convert softmax  out  --seed  -1 | --seed
-convert softmax  out  train.steps=3 | changes the recipe of --recover
+convert softmax  out  train.steps=3 | only changes the recipe of --recover
 convert softmax  out  --recover  nosuch | nosuch: no such recipe
 convert prefix  out | holds a soft prefix, not a model; name the model it was tuned for, mesa
-convert mesa  out  --to  fla  --layers  0 | --layers: does nothing beside --to
+convert mesa  out  --to  fla  --layers  0 | --layers: has no effect with --to
 convert truncated  out | truncated: no model
 publish truncated  out | truncated: no model
 publish deeper  out | deeper: the weights
 publish prefix  out | prefix: holds a soft prefix
-publish mesa  out  --private | --private: is of a repository on the Hub
+publish mesa  out  --private | --private: needs a repository on the Hub
 publish mesa  file | file is a file
 publish mesa  out  --scores  scores.json | scores.json
 inspect mesa  --out  file | file is a file
@@ -314,7 +314,7 @@ synth mqar-cpu  seeds=[-1] | seeds.0
 synth mqar-cpu  arms={} | arms: is empty
 plot run  --out  x.png | x.png: figures are SVG
 plot void  --out  x.svg  run | void: no journal
-sweep r.yaml  name=a,b | name decides nothing
+sweep r.yaml  name=a,b | name does not affect
 synth demo | demo: no such recipe
 tune mesa | --task
 tune mesa  --task  gone.jsonl | gone.jsonl
@@ -348,7 +348,7 @@ def test_a_pattern_needs_no_quotes_and_leaves_empty_files_out(capfd: pytest.Capt
     finally:
         (world / "dempty.txt").unlink()
     out, shown = capfd.readouterr()
-    assert "left out dempty.txt, which is empty" in shown.splitlines()
+    assert "skipped the empty file dempty.txt" in shown.splitlines()
     assert "left out: 1 empty" in out
     assert not set(shown) & set("%|\r")  # no bar where there is no terminal
 

@@ -55,7 +55,7 @@ def test_a_checkpoint_on_a_full_disk_leaves_the_earlier_one(tmp_path: Path, room
         checkpoints.save(2, model, optimiser, [{"torch": numbers}], {})
     assert caught.value.filename == str(tmp_path / "step-00000002")
     assert "\n" not in described(caught.value)
-    assert "make room" in described(caught.value)
+    assert "free some space" in described(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     checkpoints.read_state(tmp_path / "step-00000001")
     checkpoints.save(2, model, optimiser, [{"torch": numbers}], {})

@@ -74,7 +74,7 @@ def test_a_run_tells_what_it_was_trained_on(run: Path) -> None:
     assert (record.sequence_length, record.prepared) == (80, Path("/data/4"))
     assert record.settings["optim"]["learning_rate"] == 0.001
     (run / "recipe.yaml").write_text("data: 3\n")
-    with pytest.raises(ValueError, match=r"recipe\.yaml: is not the recipe"):
+    with pytest.raises(ValueError, match=r"recipe\.yaml: was not written by"):
         _ = RunRecord(run).settings
     (run / "recipe.yaml").unlink()
     (run / "journal.jsonl").write_text("")

@@ -116,7 +116,7 @@ def read_scores(places: Sequence[Path]) -> list[Scores]:
     names = [item.model.name for item in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"--from-scores: {twice[0]} is there twice; name one place only for each model")
+        raise ValueError(f"--from-scores: {twice[0]} is given twice; give one place per model")
     return found
 
 
@@ -143,7 +143,7 @@ def _read_place(place: Path) -> list[Scores]:
             report = isinstance(data, dict) and "scores" in data
             return [Scores.from_dict(item) for item in (data["scores"] if report else [data])]
         except (OSError, ValueError) as error:
-            raise ValueError(f"{whole}: holds no scores that can be read ({error})") from None
+            raise ValueError(f"{whole}: contains no readable scores ({error})") from None
     files = sorted([*place.glob("*.json"), *place.glob("scores/*.json")]) if place.is_dir() else []
     if not files:
         raise ValueError(f"{place}: no scores here; give a report folder, its report.json or files of its scores/")

@@ -26,7 +26,7 @@ def tuning_tasks(names: Sequence[str], seed: int) -> list[Task]:
         usable = [task for task in found if task.tuning_shots >= 0]
         if not usable:
             words = ", ".join(task.name for task in found)
-            raise ValueError(f"task {name}: a prefix is learned from prompts that are never asked; {words} has none")
+            raise ValueError(f"task {name}: a prefix is learned from prompts outside the evaluation; {words} has none")
         tasks.extend(usable)
     titles = [task.name for task in tasks]
     twice = sorted({title for title in titles if titles.count(title) > 1})

@@ -83,7 +83,7 @@ def find_truth(
     drawn = upstream * torch.randn(short.value.shape, generator=generator, dtype=torch.float64)
     given = drawn.to(operands.query)
     B, T, H, K = short.query.shape
-    # a card takes the tokens of many heads in one call; on a CPU one head's states are enough
+    # a GPU takes the tokens of many heads in one call; on a CPU the states of one head are enough
     together = max(1, GRADIENT_BYTES // (8 * B * T * K * K)) if operands.query.is_cuda else 1
     by_head = []
     for h in range(0, H, together):

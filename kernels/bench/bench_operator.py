@@ -264,7 +264,9 @@ def _cells(case: Case, row: VariantRow, line: dict[str, Any], baselines: list[st
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure, print and write all cases; return the JSON lines."""
     if arguments.peer_python and shutil.which(arguments.peer_python) is None:
-        raise ValueError(f"--peer-python: {arguments.peer_python} is no program; give the path of an interpreter")
+        raise ValueError(
+            f"--peer-python: {arguments.peer_python} is not a program; give the path of a Python interpreter"
+        )
     shared = records.describe_run("bench_operator", arguments)
     peaks: dict[tuple[int, str], dict[str, float]] = {}
     bandwidth = copy_rate(arguments.device, arguments.quick)

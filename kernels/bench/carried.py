@@ -69,7 +69,7 @@ def describe(folder: Path) -> tuple[list[str], bool]:
             lines.append(f"{package} is missing")
     manifest = read_manifest(folder)
     if not manifest:
-        return [*lines, f"{folder}: nothing was carried, so kernels are compiled here"], True
+        return [*lines, f"{folder}: no carried kernels, so they are compiled here"], True
     found = kernel_key() if importlib.util.find_spec("triton") else "none"
     fits = found == manifest["triton_key"]
     says = "fits" if fits else "does NOT fit: every kernel is compiled here"

@@ -121,7 +121,7 @@ def get_wheels(folder: Path) -> None:
     words += [f"--platform={name}" for name in PLATFORMS]
     words += ["--constraint", str(records.ROOT / "constraints.txt"), "--dest", str(folder / "wheels"), *WHEELS]
     if subprocess.run(words, check=False).returncode:
-        raise ValueError("pip could not download the wheels; what it said stands above")
+        raise ValueError("pip could not download the wheels; see its output above")
 
 
 def size_of(folder: Path) -> int:
@@ -145,9 +145,9 @@ def main(words: list[str] | None = None, machine: dict[str, str] = MACHINE) -> i
     try:
         if here != machine:
             wanted = ", ".join(f"{name} {release}" for name, release in machine.items())
-            raise ValueError(f"runs in {wanted}, which the card's machine has, not in {here}; make that environment")
+            raise ValueError(f"runs in {wanted}, as on the card's machine, not in {here}; create that environment")
         if os.environ.get("TRITON_INTERPRET") == "1":
-            raise ValueError("TRITON_INTERPRET is set, under which nothing is compiled: unset it")
+            raise ValueError("TRITON_INTERPRET is set, so nothing would be compiled: unset it")
         folder.mkdir(parents=True, exist_ok=True)
         get_wheels(folder)
         manifest = {**make_cache(folder, arguments.processes), **here, "commit": records.commit()}
@@ -155,7 +155,7 @@ def main(words: list[str] | None = None, machine: dict[str, str] = MACHINE) -> i
         parts = {part.name: size_of(part) for part in sorted(folder.iterdir()) if part.is_dir()}
         print(", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in parts.items()))
         if sum(parts.values()) > LIMIT:
-            raise ValueError(f"{folder} holds more than {LIMIT / 2**20:.0f} MiB; take some of its text away")
+            raise ValueError(f"{folder} holds more than {LIMIT / 2**20:.0f} MiB; remove some of its text")
     except ValueError as trouble:
         print(f"carry: {trouble}", file=sys.stderr)
         return 2

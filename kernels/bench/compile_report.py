@@ -32,7 +32,7 @@ def main(words: list[str] | None = None) -> int:
     """Run the program; return 0, or 2 after one line about input that is wrong."""
     arguments = parse(words)
     if os.environ.get("TRITON_INTERPRET") == "1":
-        print("compile_report: TRITON_INTERPRET is set, under which nothing is compiled: unset it", file=sys.stderr)
+        print("compile_report: TRITON_INTERPRET is set, so nothing would be compiled: unset it", file=sys.stderr)
         return 2
     import torch
     from ahead_of_time import CompiledKernel, compile_launch, list_launches, read_compiled

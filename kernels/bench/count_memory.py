@@ -120,7 +120,7 @@ def main(words: list[str] | None = None) -> int:
         print("count_memory: --batch, --length, --heads and --size must be at least 1", file=sys.stderr)
         return 2
     if os.environ.get("TRITON_INTERPRET") == "1":
-        print("count_memory: TRITON_INTERPRET is set, under which kernels would run: unset it", file=sys.stderr)
+        print("count_memory: TRITON_INTERPRET is set, so kernels would run: unset it", file=sys.stderr)
         return 2
     print(f"| size | inputs | {' | '.join(f'{column}, MiB' for column in COLUMNS)} | launches |")
     print("|" + "---|" * (len(COLUMNS) + 3))

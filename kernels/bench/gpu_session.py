@@ -218,7 +218,7 @@ def main(words: list[str] | None = None, known: tuple[Step, ...] = STEPS) -> int
         show_plan(steps, arguments)
         return 0
     if not arguments.rehearse and not torch.cuda.is_available():
-        print("gpu_session: there is no CUDA card here; --plan 330 shows what waits for one", file=sys.stderr)
+        print("gpu_session: no CUDA card found; --plan 330 shows what would run on one", file=sys.stderr)
         return 2
     out: Path = arguments.out.resolve()
     with tempfile.TemporaryDirectory() as name, archived(Path(name), out):
@@ -226,7 +226,7 @@ def main(words: list[str] | None = None, known: tuple[Step, ...] = STEPS) -> int
         made = environment(unpack(arguments.carried), arguments.rehearse)
         sys.path += made["PYTHONPATH"].split(os.pathsep)
         if peer_release() is None:
-            print(f"gpu_session: {PACKAGE} is not here: nothing is compared with the peer", file=sys.stderr)
+            print(f"gpu_session: {PACKAGE} is not installed: nothing is compared with the peer", file=sys.stderr)
         session = Session(folder, arguments.carried.resolve(), arguments.rehearse, made)
         left = None if arguments.seconds is None else arguments.seconds - (time.monotonic() - begun)
         failed = run(steps, session, left)

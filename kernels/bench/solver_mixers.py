@@ -112,7 +112,7 @@ class SolvedMixer(MesaMixer):
     def read(self, projections, state, return_state):
         """Return the read-out by the solver and, if asked, the exact state; see `GatedMixer.read`."""
         if state is not None:
-            raise ValueError(f"{self.name}: cannot go on from a cache; it is for training and scoring alone")
+            raise ValueError(f"{self.name}: cannot continue from a cache; it is for training and scoring only")
         operands = [*projections, self.ridge()]
         after = super().read(projections, state, return_state)[1] if return_state else None
         batches = BATCHES.get(self.name, 1)

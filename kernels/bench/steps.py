@@ -63,7 +63,7 @@ def operator(name: str, finds: str, limit: int, *card: str) -> Step:
 STEPS = (
     Step(
         "versions",
-        "what stands on this machine, and whether the carried kernels fit it",
+        "versions on this machine, and whether the carried kernels fit them",
         (f"{BENCH}/carried.py", "{carried}"),
         15,
         figures=False,
@@ -77,7 +77,7 @@ STEPS = (
     ),
     bench(
         "profile",
-        "the size that the targets name: time by kernel, three gates",
+        "the target size: time by kernel, three gates",
         "profile_pass",
         45,
         *("--gamma", "0.99", "0.9", "0.999"),
@@ -85,7 +85,7 @@ STEPS = (
     ),
     operator(
         "aim",
-        "the size that the targets name: time, memory and error beside the peer, gated linear and softmax attention",
+        "the target size: time, memory and error beside the peer, gated linear and softmax attention",
         120,
         *(*AIM, *AIMED, "--repeats", "20", "--memory", "all", "--variants", "mesa", "fla", "linear", "softmax"),
     ),
@@ -106,7 +106,7 @@ STEPS = (
     ),
     operator(
         "lengths",
-        "1,024 to 65,536 tokens: from where on faster than softmax attention?",
+        "1,024 to 65,536 tokens: from which length on faster than softmax attention?",
         130,
         *("--dtype", "bfloat16", "--batch", "1", "--heads", "16", "--size", "128"),
         *("--gamma", "0.99", "--length", "1024", "2048", "4096", "8192", "16384", "32768", "65536"),
@@ -134,7 +134,7 @@ STEPS = (
     ),
     operator(
         "tuned",
-        "the size that the targets name once more, with what was tuned",
+        "the target size again, with the tuned tiles",
         120,
         *(*AIM, *AIMED, "--repeats", "20", "--memory", "all"),
     ),

@@ -84,7 +84,7 @@ def main(words: list[str] | None = None) -> int:
     """Run the program; return 0, or 2 after one line about input that is wrong."""
     arguments = parse(words)
     if not torch.cuda.is_available():
-        print("tune: there is no CUDA card here", file=sys.stderr)
+        print("tune: no CUDA card found", file=sys.stderr)
         return 2
     end = monotonic() + arguments.limit
     for size, dtype in itertools.product(arguments.size, arguments.dtype):

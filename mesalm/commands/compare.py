@@ -20,7 +20,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=MODEL,...",
-        help="models that are one arm with several seeds; runs of one recipe are grouped automatically",
+        help="models that form one arm, trained with several seeds; runs of one recipe are grouped automatically",
     )
     command.add_argument(
         "--from-scores",
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     from mesa_eval.evaluate import named_models, read_scores, report
 
     if options.from_scores and options.models:
-        raise ValueError("models and --from-scores: give one of the two")
+        raise ValueError("give either models or --from-scores, not both")
     if options.from_scores:
         refuse_beside(options, "--from-scores", "plan", *ASKED)
         scores = read_scores(options.from_scores)

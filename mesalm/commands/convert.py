@@ -53,7 +53,9 @@ def run(options: argparse.Namespace) -> None:
     from mesalm.train.pretrain import pretrain
 
     if options.overrides and options.recover is None:
-        raise ValueError(f"{options.overrides[0]}: changes the recipe of --recover; give --recover, or leave it out")
+        raise ValueError(
+            f"{options.overrides[0]}: only changes the recipe of --recover; add --recover, or leave it out"
+        )
     if options.to is not None:
         refuse_beside(options, "--to", "layers", "mixer", "calibrate", "tokens", "seed", "recover")
         print(f"converted: {write_peer(options.model, options.folder)}")

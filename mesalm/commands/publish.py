@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     from mesalm.hub.publish import publish
 
     if options.private and options.push is None:
-        raise ValueError("--private: is of a repository on the Hub; add --push OWNER/NAME, or leave it out")
+        raise ValueError("--private: needs a repository on the Hub; add --push OWNER/NAME, or leave it out")
     evaluations = card_rows(options.scores, options.model) if options.scores else ()
     own = chosen(options, "model", "folder", "licence", "private")
     folder = publish(**own, evaluations=evaluations, push_to=options.push)

@@ -68,4 +68,4 @@ def run(options: argparse.Namespace) -> None:
     )
     print(f"tuned: {folder}, {loss:.4f} nats per token of the answers")
     asked = [word for name in options.task for word in ("--task", name)]
-    print(f"its gain over plain shots: {shlex.join(['mesalm', 'compare', str(folder), options.model, *asked])}")
+    print(f"to measure its gain: {shlex.join(['mesalm', 'compare', str(folder), options.model, *asked])}")

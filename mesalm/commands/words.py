@@ -47,7 +47,7 @@ def refuse_beside(options: argparse.Namespace, other: str, *names: str) -> None:
     for name in names:
         if getattr(options, name) != options.parser.get_default(name):
             option = next(action for action in options.parser._actions if action.dest == name).option_strings[0]
-            raise ValueError(f"{option}: does nothing beside {other}; leave one of the two out")
+            raise ValueError(f"{option}: has no effect with {other}; leave one of the two out")
 
 
 def add_fields_help(command: argparse.ArgumentParser, fields: Callable[[], str]) -> None:

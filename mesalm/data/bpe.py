@@ -207,8 +207,8 @@ class Encoder:
             position += count
             if any(row.count(special) > (special == begin) for special in specials):
                 raise DataError(
-                    f"tokenizer {self.tokenizer.name_or_path}: gives a special id for a special token spelt "
-                    "out in a text; choose a fast tokenizer"
+                    f"tokenizer {self.tokenizer.name_or_path}: encodes text that spells out a special token as "
+                    "that token; choose a fast tokenizer"
                 )
             rows.append(row)
         return rows

@@ -51,7 +51,7 @@ class Build:
         self._say(f"reading {', '.join(dict.fromkeys(source.name for source in self.settings.sources))}")
         gathered = Gathered(self.settings, self.sources, self.tokenizer, work / "documents.arrow")
         for path in gathered.faults.empty_files[:20]:
-            self._say(f"left out {path}, which is empty")
+            self._say(f"skipped the empty file {path}")
         documents = datasets.Dataset.from_file(str(gathered.path))
         about_tokenizer = self._tokenizer(documents, gathered)
         self._say(f"tokenising {plural(len(documents), 'document')}, {int(gathered.sizes.sum()):,} bytes")
@@ -110,7 +110,7 @@ class Build:
             total = np.cumsum(gathered.sizes[members])
             sample = members[: int(np.searchsorted(total, settings.tokenizer_bytes)) + 1]
             sample_bytes = int(gathered.sizes[sample].sum())
-            self._say(f"training a tokenizer of {settings.vocab_size:,} words on {sample_bytes:,} bytes")
+            self._say(f"training a tokenizer with {settings.vocab_size:,} tokens on {sample_bytes:,} bytes")
             texts = (documents[int(number)]["text"] for number in sample)
             self.tokenizer = train_tokenizer(texts, settings.vocab_size)
             about = {"kind": "trained", "sample_bytes": sample_bytes}
@@ -201,8 +201,8 @@ class Build:
         if 0 in splits["train"].get("parts", []):
             source = self.settings.training_sources()[splits["train"]["parts"].index(0)]
             raise DataError(
-                f"source {source.name!r} has a weight but not one row of {self.settings.sequence_length} tokens; give "
-                "it more text, or leave it out"
+                f"source {source.name!r} has a weight but less than one row of {self.settings.sequence_length} tokens; "
+                "give it more text, or leave it out"
             )
 
 

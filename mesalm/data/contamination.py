@@ -57,7 +57,7 @@ class Contamination:
                 digests.append(found)
                 owners.append(np.full(len(found), number))
         if not digests:
-            raise DataError(f"{', '.join(files)}: no text to compare with; look at data.decontaminate")
+            raise DataError(f"{', '.join(files)}: no text to compare with; check data.decontaminate")
         self._digests, first = np.unique(np.concatenate(digests), return_index=True)
         self._owners = np.concatenate(owners)[first]
 

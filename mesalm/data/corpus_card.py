@@ -28,8 +28,8 @@ def corpus_lines(manifest: Mapping[str, Any]) -> list[str]:
     settings = manifest.get("settings", {})
     if settings.get("stream"):
         lines.append(
-            f"- training text was streamed; counts are of the first {plural(settings['stream_sample'], 'document')} of "
-            "each source, from which tokenizer and held-out text come"
+            "- training text was streamed; counts, tokenizer and held-out text come from the first "
+            f"{plural(settings['stream_sample'], 'document')} of each source"
         )
     for split in ("train", "valid"):
         counts = manifest["splits"].get(split)
@@ -50,7 +50,7 @@ def _details(manifest: Mapping[str, Any]) -> Iterator[str]:
     for name, counts in splits.items():
         yield (
             f"- {name} rows: {counts['rows']:,} of {settings['sequence_length']:,} tokens, sha256 "
-            f"{code(counts['sha256'])}; {plural(counts['dropped_tokens'], 'token')} at the end filled none"
+            f"{code(counts['sha256'])}; {plural(counts['dropped_tokens'], 'token')} left over at the end"
         )
     tokenizer = manifest["tokenizer"]
     named = f" ({plain(tokenizer['name'])})" if "name" in tokenizer else ""
@@ -78,8 +78,8 @@ def _dropped(manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterat
     for file in manifest.get("contamination", []):
         yield (
             plural(file["documents"], "document that shares", "documents that share")
-            + f" 13 words in a row with {plain(file['name'])} (sha256 {code(file['sha256'])}; shorter than that are "
-            f"{file['short']:,} of its {plural(file['texts'], 'text')})"
+            + f" 13 words in a row with {plain(file['name'])} (sha256 {code(file['sha256'])}; {file['short']:,} "
+            f"of its {plural(file['texts'], 'text')} shorter than that)"
         )
 
 

@@ -119,7 +119,9 @@ class DataSettings(Settings):
             raise ValueError("tokenizer 'none' needs ids_column in every source; set a tokenizer or 'train'")
         for name in ("deduplicate", "decontaminate"):
             if self.tokenizer == "none" and getattr(self, name):
-                raise ValueError(f"{name} needs words, and ids have none without a tokenizer; set one, or leave it out")
+                raise ValueError(
+                    f"{name} needs text, which ids give only with a tokenizer; set tokenizer, or leave it out"
+                )
         self._check_weights()
         if self.stream:
             self._check_stream()
@@ -128,9 +130,9 @@ class DataSettings(Settings):
         training = self.training_sources()
         for source in self.sources:
             if source.weight is not None and source not in training:
-                raise ValueError(f"source {source.name!r} is for {source.use} alone; leave out its weight")
+                raise ValueError(f"source {source.name!r} is only used for {source.use}; leave out its weight")
         if 0 < sum(source.weight is not None for source in training) < len(training):
-            raise ValueError("some training sources have a weight and some none; give each a weight, or none of them")
+            raise ValueError("only some training sources have a weight; give each of them a weight, or none")
 
     def _check_stream(self) -> None:
         training = self.training_sources()

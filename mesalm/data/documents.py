@@ -102,7 +102,7 @@ def record_document(
             return None
     if settings.ids_column:
         if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
-            found = "one that holds others" if isinstance(value, list) else _kind(value)
+            found = "a list with other items" if isinstance(value, list) else _kind(value)
             faults.bad(f"{where}: column {column!r} must be a list of whole numbers >= 0, not {found}")
             return None
         return Document(name, label, input_ids=value)

@@ -26,18 +26,20 @@ class EpisodeSettings(Settings):
 
     task: Literal["recall", "rule"] = Field(
         default="recall",
-        description="recall: 'word = label' lines, each word with a label of its own; rule: 'attributes word = label' "
-        "lines, the label following from the attributes.",
+        description="recall: 'word = label' lines, each word with its own label; rule: 'attributes word = label' "
+        "lines, where the label follows from the attributes.",
     )
     count: int = Field(default=16_000, ge=1, description="Episodes.")
-    lines: int = Field(default=36, ge=2, description="Examples in an episode.")
-    words: int = Field(default=10, ge=2, le=200, description="recall: different words in an episode.")
-    labels: int = Field(default=4, ge=2, le=len(LABELS) - HELD_LABELS, description="recall: labels in an episode.")
+    lines: int = Field(default=36, ge=2, description="Examples per episode.")
+    words: int = Field(default=10, ge=2, le=200, description="recall: different words per episode.")
+    labels: int = Field(
+        default=4, ge=2, le=len(LABELS) - HELD_LABELS, description="recall: different labels per episode."
+    )
     label_pool: Literal["colours", "words"] = Field(
         default="colours",
         description="Where labels are drawn from: twelve colours, or all words that are not items of the episode.",
     )
-    attributes: int = Field(default=6, ge=1, le=len(ATTRIBUTES), description="rule: attributes of a thing.")
+    attributes: int = Field(default=6, ge=1, le=len(ATTRIBUTES), description="rule: attributes per example.")
     rule: Literal["one", "linear"] = Field(
         default="one",
         description="rule: one: a single attribute decides; linear: the sign of a random weighting of all of them.",
@@ -53,7 +55,9 @@ class EpisodeSettings(Settings):
 
     def _check(self) -> None:
         if self.task == "recall" and self.labels > self.words:
-            raise ValueError(f"labels: {self.labels} are more than the {self.words} words; lower labels or raise words")
+            raise ValueError(
+                f"labels: {self.labels} is more than the number of words, {self.words}; lower labels or raise words"
+            )
 
 
 @dataclass(frozen=True)

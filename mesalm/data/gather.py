@@ -95,7 +95,9 @@ def assign_splits(uses: Sequence[str], numbers: Sequence[float], settings: DataS
             )
         splits[candidates[np.argmin(drawn[candidates])]] = index
     if not (splits == 0).any():
-        raise DataError("no document is left to train on; give documents that are not held out, or lower the fractions")
+        raise DataError(
+            "no documents are left to train on; give documents that are not held out, or lower the fractions"
+        )
     return splits
 
 
@@ -146,7 +148,7 @@ class Gathered:
             counted += [f"{plural(dropped, 'document')} dropped as contaminated"] if dropped else []
             why = f" ({', '.join(counted)})" if counted else ""
             look = "data.decontaminate" if dropped else "data.sources"
-            raise DataError(f"the sources hold no documents{why}; look at {look}")
+            raise DataError(f"the sources contain no documents{why}; check {look}")
         uses, numbered, numbers, order, sizes, domains = zip(*self._found, strict=True)
         self.splits = assign_splits(uses, numbers, settings)
         self.sources = np.array(numbered, dtype=np.int32)
@@ -181,8 +183,8 @@ class Gathered:
         if ids is not None:
             if max(ids) >= self._vocab_size:
                 self.faults.bad(
-                    f"document {document.id}: token id {max(ids)} is not below {self._vocab_size}, the size of "
-                    "the vocabulary; set the tokenizer (or vocab_size) that made the ids"
+                    f"document {document.id}: token id {max(ids)} is outside the vocabulary of {self._vocab_size}; "
+                    "set the tokenizer (or vocab_size) that made the ids"
                 )
                 return
             if self._tokenizer is not None:

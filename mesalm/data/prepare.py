@@ -98,13 +98,13 @@ def prepare(settings: DataSettings, *, quiet: bool = False, expected: Mapping[st
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{parent}: cannot be made ({error.strerror}); set cache_dir to another folder") from error
+        raise DataError(f"{parent}: cannot be created ({error.strerror}); set cache_dir to another folder") from error
     _sweep(parent)
     if not _is_whole(folder):
 
         def busy(holder: str) -> None:
             if not quiet:
-                print(f"waiting for {holder}, which prepares the same data", file=sys.stderr)
+                print(f"waiting for {holder}, which is preparing the same data", file=sys.stderr)
 
         with locked(parent / f"{folder.name}.lock", busy):
             if not _is_whole(folder):

@@ -70,7 +70,7 @@ class Prepared:
         return str(self.path / part)
 
     def _damage(self, name: str) -> str:
-        return f"{self.path / name} is damaged or of another version; delete {self.path}, and it is prepared anew"
+        return f"{self.path / name} is damaged or from another version; delete {self.path} and prepare again"
 
     @property
     def vocab_size(self) -> int:
@@ -87,14 +87,14 @@ class Prepared:
         value = self._split(split)["bytes_per_token"]
         if value is None:
             raise DataError(
-                f"{self.path}: split {split!r} has no text to count bytes of, or not all comes back from tokens"
+                f"{self.path}: split {split!r} has no text, or its tokens do not decode to exactly that text"
             )
         return float(value)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer. Raises DataError for data prepared with tokenizer 'none'."""
         if self.manifest["tokenizer"]["kind"] == "none":
-            raise DataError(f"{self.path}: prepared without a tokenizer; set data.tokenizer to have one")
+            raise DataError(f"{self.path}: prepared without a tokenizer; set data.tokenizer and prepare again")
         return AutoTokenizer.from_pretrained(self._open("tokenizer"))
 
     def rows(self, split: str) -> datasets.Dataset:
@@ -112,7 +112,7 @@ class Prepared:
         """Open the held-out documents of split valid or test: columns id, domain, text."""
         self._split(split)
         if split == "train":
-            raise DataError("documents are kept of the splits valid and test only")
+            raise DataError("only the splits valid and test keep their documents")
         if self.manifest["tokenizer"]["kind"] == "none":
             raise DataError(f"{self.path}: prepared without a tokenizer, so its documents have no text")
         return datasets.load_from_disk(self._open(f"documents/{split}"))
@@ -133,7 +133,7 @@ class Prepared:
             lines.append(f"  {split}: {said} of {self.sequence_length}")
             if counts.get("lost"):
                 lost = plural(counts["lost"], "document does", "documents do")
-                lines.append(f"  {split}: {lost} not come back from the tokenizer: no bits per byte")
+                lines.append(f"  {split}: {lost} not decode to the same text: no bits per byte")
         left_out = {word: self.manifest[word] for word in ("empty", "undecodable")}
         left_out["contaminated"] = sum(file["documents"] for file in self.manifest.get("contamination", []))
         left_out["bad"] = self.manifest["bad"]["count"]
@@ -165,7 +165,7 @@ def changed_sources(
     found += [f"{name} is new" for name in came if name not in gone]
     if in_order and not found and list(was) != list(now):
         moved = next(now[digest] for digest, before in zip(now, was, strict=True) if digest != before)
-        found = [f"{moved} stands at another place among the files, which a stream reads in their order"]
+        found = [f"{moved} has moved within the order in which the files are streamed"]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return found[0] + more if found else None
 

@@ -74,7 +74,7 @@ class HubSource(Source):
                 if document is not None:
                     yield document
         except datasets.exceptions.DatasetsError as error:
-            raise DataError(f"{name}: {_first_line(error)}; look at the dataset's files") from error
+            raise DataError(f"{name}: {_first_line(error)}; check the dataset's files") from error
 
     def _call(self, function: str, **options: Any) -> Any:
         settings = self.settings
@@ -90,7 +90,7 @@ class HubSource(Source):
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise DataError(
                 f"{settings.dataset}: the dataset cannot be loaded ({_first_line(error)}); "
-                "look at dataset, subset, split and the network"
+                "check dataset, subset, split and the network"
             ) from error
 
 

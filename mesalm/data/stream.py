@@ -158,7 +158,7 @@ class SharedSteps:
         if micro_rows < 1 or global_rows < 1 or global_rows % (world * micro_rows):
             raise ValueError(
                 f"the {plural(global_rows, 'row')} of a step must be a multiple of {plural(world, 'process')} times "
-                f"{plural(micro_rows, 'row')} of a micro-batch; change the one or the other"
+                f"{plural(micro_rows, 'row')} of a micro-batch; change one of the two"
             )
         self.global_rows, self.rank, self.world, self.micro_rows = global_rows, rank, world, micro_rows
 
@@ -201,7 +201,7 @@ class RowStream(SharedSteps):
         self.ramp = RowRamp(global_rows, ramp)
         super().__init__(self.ramp.rows(0), rank, world, micro_rows)
         if position.seed < 0 or position.epoch < 0 or not 0 <= position.row < self.total:
-            raise ValueError(f"{position} lies outside the data of {self.total} rows; were they prepared anew?")
+            raise ValueError(f"{position} is outside the data of {self.total} rows; restore the data it was saved with")
         self.rows = rows
         self.position = position
         self.workers = workers

@@ -114,7 +114,9 @@ class SourceRows:
                 self._document, self._used, self._fresh = document["input_ids"], 0, False
                 return
             self.place = {"passes": self._passes + 1, "documents": None, "used": 0}
-        raise DataError("a streamed source holds no text to train on, or fewer documents than there are processes")
+        raise DataError(
+            "a streamed source has no text to train on, or fewer documents than there are processes; add text"
+        )
 
 
 class TextStream(SharedSteps):
@@ -153,8 +155,7 @@ class TextStream(SharedSteps):
     def position(self, position: StreamPosition) -> None:
         if (position.rank, position.world) != (self.rank, self.world):
             raise ValueError(
-                f"the checkpoint is of {position.world} processes that each read a part of the stream; go on with as "
-                "many"
+                f"the stream was read by {plural(position.world, 'process')}; resume with the same number of processes"
             )
         self._position = position
 

@@ -39,7 +39,9 @@ def text_rows(
             break
     found = min(count, len(ids) // length)
     if found < 4:
-        raise ValueError(f"{', '.join(files)}: {len(ids)} tokens are too few to fit to; give at least {4 * length}")
+        raise ValueError(
+            f"{', '.join(files)}: {len(ids)} tokens are too few to fit the layers to; give at least {4 * length}"
+        )
     return torch.tensor(ids[: found * length]).view(found, length), {"name": "files", **source.identity()}
 
 

@@ -110,7 +110,7 @@ def load_whole(ours: MesaForCausalLM, weights: dict[str, torch.Tensor], model: s
     for name, wanted in ours.state_dict().items():
         if name in weights and weights[name].shape != wanted.shape:
             found, asked = (" x ".join(map(str, made.shape)) for made in (weights[name], wanted))
-            raise ValueError(f"{model}: the weights are not those of config.json: {name} is {found}, not {asked}")
+            raise ValueError(f"{model}: the weights do not match config.json: {name} is {found}, not {asked}")
     loaded = ours.load_state_dict(weights, strict=False)
     odd = [*loaded.unexpected_keys, *loaded.missing_keys]
     if odd:

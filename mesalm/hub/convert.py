@@ -64,7 +64,7 @@ def convert(
     must_be_new(folder, "convert")
     known = [name for name, row in MIXERS.items() if row.converts]
     if mixer not in known:
-        raise ValueError(f"mixer: {mixer!r} cannot stand in for softmax; choose from {', '.join(known)}")
+        raise ValueError(f"mixer: {mixer!r} cannot replace softmax; choose from {', '.join(known)}")
     if tokens is not None and tokens < 1:
         raise ValueError(f"tokens: {tokens} must be at least 1")
     torch.manual_seed(seed)
@@ -72,12 +72,12 @@ def convert(
     opened = open_softmax_model(model) if settings is None else open_peer(model, settings)
     mixers = sorted(set(opened.config.layer_mixers))
     if settings is None and SOFTMAX not in mixers:
-        raise ValueError(f"{model}: has no softmax layer to swap, all are {', '.join(mixers)}; give a softmax model")
+        raise ValueError(f"{model}: has no softmax layer to swap, only {', '.join(mixers)}; give a softmax model")
     tokenizer = open_tokenizer(model)
     chosen = [] if settings and layers == "all" else choose_layers(layers, opened.config.layer_mixers)
     if chosen and opened.config.value_size != opened.config.head_dim:
         raise ValueError(
-            f"{model}: value_head_dim is {opened.config.value_size}; softmax layers have values of head_dim"
+            f"{model}: value_head_dim is {opened.config.value_size}; it must equal head_dim, as in softmax layers"
         )
     asked = {"layers": layers, "mixer": mixer, "calibrate": list(calibrate), "tokens": tokens, "seed": seed}
     converted, record = opened, {"source": _name(model), "mixer": mixer, "layers": chosen, "seed": seed, "asked": asked}
@@ -128,7 +128,7 @@ def choose_layers(text: str, mixers: Sequence[str]) -> list[int]:
         else:
             named = []
         if not named:
-            raise ValueError(f"layers: {word!r} names none; write all, none, 3, 1,3, 0-5 or every-2")
+            raise ValueError(f"layers: {word!r} names no layer; write all, none, 3, 1,3, 0-5 or every-2")
         chosen.update(named)
     for layer in sorted(chosen):
         if layer >= count:

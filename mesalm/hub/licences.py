@@ -23,6 +23,8 @@ def check_licence(name: str) -> None:
     if name not in LICENCES:
         near = difflib.get_close_matches(name.lower(), sorted(LICENCES), n=3, cutoff=0.5)
         hint = (
-            f"did you mean {' or '.join(near)}, or other?" if near else "say other, or mit or apache-2.0 for instance"
+            f"did you mean {' or '.join(near)}, or other?"
+            if near
+            else "give other, or a name such as mit or apache-2.0"
         )
-        raise ValueError(f"licence {name!r}: the Hub knows none of this name; {hint}")
+        raise ValueError(f"licence {name!r}: the Hub knows no licence of this name; {hint}")

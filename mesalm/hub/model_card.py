@@ -65,7 +65,7 @@ model = AutoModelForSequenceClassification.from_pretrained({place}, trust_remote
 inputs = tokenizer("Once", return_tensors="pt")
 print(model.config.id2label[int(model(**inputs).logits.argmax())])"""
 
-NO_EVALUATION = "None was recorded beyond the held-out loss above, if there is one."
+NO_EVALUATION = "No results were recorded except the held-out loss above, if any."
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def model_card(
         f"- vocabulary {config.vocab_size}, meant for sequences of up to {config.max_position_embeddings} tokens",
     ]
     training = [*conversion_lines(conversion), *training_lines(run)]
-    training.append(f"- licence of the weights: {plain(licence or 'not stated; that of the training text binds')}")
+    training.append(
+        f"- licence of the weights: {plain(licence or 'not stated; the licence of the training text applies')}"
+    )
     return CARD.format(
         front=card_data.to_yaml(),
         name=plain(name),
@@ -147,7 +149,7 @@ def conversion_lines(conversion: dict[str, Any] | None) -> list[str]:
     names = ", ".join(file["name"] for file in text.get("files", [])) or text.get("name", "nothing")
     layers = ", ".join(map(str, conversion["layers"])) or "none"
     return [
-        f"- converted from {plain(conversion['source'])}: {conversion['mixer']} in the place of softmax in layers "
+        f"- converted from {plain(conversion['source'])}: {conversion['mixer']} instead of softmax in layers "
         f"{layers}, fitted to {conversion.get('tokens', 0):,} tokens of {plain(names)}"
     ]
 

@@ -13,7 +13,7 @@ from mesalm.files import writing
 def must_be_new(folder: Path, verb: str) -> None:
     """Raise ValueError unless `folder` does not exist or is empty; `verb` says what was to be done with it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: it exists and is not empty; {verb} to a new folder or remove this one")
+        raise ValueError(f"{folder}: exists and is not empty; {verb} to a new folder or remove this one")
 
 
 @contextmanager

@@ -44,7 +44,9 @@ def usable_device(name: str | torch.device) -> torch.device:
         return number.device
     except (RuntimeError, AssertionError, NotImplementedError):  # which of them depends on how torch was built
         cards = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-        raise ValueError(f"device: {str(name)!r} cannot be used here; there is {', '.join(['cpu', *cards])}") from None
+        raise ValueError(
+            f"device: {str(name)!r} cannot be used here; choose from {', '.join(['cpu', *cards])}"
+        ) from None
 
 
 def open_model(
@@ -86,4 +88,4 @@ def _tuned_for(folder: Path) -> str | None:
         record = read_record(folder)
         return None if record is None else str(record["base"])
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{folder}: its prefix.json is not what `mesalm tune` writes; tune anew") from None
+        raise ValueError(f"{folder}: its prefix.json was not written by `mesalm tune`; tune again") from None

@@ -28,16 +28,19 @@ def recurrent_mixer(config: MesaConfig) -> str:
     names = set(config.layer_mixers)
     recurrent = sorted(name for name in names if MIXERS[name].recurrent)
     if len(recurrent) != 1:
-        raise ValueError(f"mixers: vLLM serves models with one kind of recurrent layer, this has {recurrent or 'none'}")
+        raise ValueError(
+            f"mixers: vLLM serves models with one kind of recurrent layer, not {' and '.join(recurrent) or 'none'}"
+        )
     if names - {recurrent[0], ATTENTION}:
-        raise ValueError(f"mixers: vLLM serves {recurrent[0]} beside softmax only, this has {', '.join(sorted(names))}")
+        others = ", ".join(sorted(names - {recurrent[0], ATTENTION}))
+        raise ValueError(f"mixers: vLLM combines {recurrent[0]} only with softmax, not with {others}")
     if ATTENTION in names and config.conv_size_of(ATTENTION):
-        raise ValueError("conv_size: vLLM serves softmax layers without a convolution only")
+        raise ValueError("conv_size: vLLM serves only softmax layers without a convolution")
     rope = (config.rope_parameters or {}).get("rope_type")
     if ATTENTION in names and rope in LENGTH_BOUND:
         raise ValueError(
-            f"rope_parameters: {rope} depends on the longest request of a step, so one would change the others; vLLM "
-            f"serves softmax layers without {' and '.join(LENGTH_BOUND)} only"
+            f"rope_parameters: {rope} depends on the longest request of a step, so one request would change others; "
+            f"vLLM serves only softmax layers without {' and '.join(LENGTH_BOUND)}"
         )
     return recurrent[0]
 

@@ -153,7 +153,7 @@ def open_peer(model: str, settings: dict[str, Any]) -> MesaForCausalLM:
         for file in sorted(folder.glob("*.safetensors")):
             weights |= load_file(file)
     if EMBEDDING not in weights:
-        raise ValueError(f"{model}: no .safetensors file there holds {EMBEDDING}; get the whole checkpoint")
+        raise ValueError(f"{model}: no .safetensors file contains {EMBEDDING}; get the complete checkpoint")
     config = our_config(settings, model)
     ours = MesaForCausalLM(config)
     load_whole(ours, our_weights(weights, ours, PEERS[settings["model_type"]]), model)
@@ -219,7 +219,7 @@ def write_peer(model: str, folder: str | Path) -> Path:
     if kind is None or not isinstance(opened, MesaForCausalLM):
         known = " or ".join(peer.mixer for peer in PEERS.values())
         raise ValueError(
-            f"{model}: flash-linear-attention takes models whose layers are all {known}; give one of those"
+            f"{model}: flash-linear-attention's format needs a model of {known} layers only; give one of those"
         )
     settings = _their_settings(opened.config, kind, model)
     weights = _their_weights(opened, PEERS[kind], model)
@@ -248,7 +248,7 @@ def _their_settings(config: MesaConfig, kind: str, model: str) -> dict[str, Any]
             (made.value_size if name == "value_head_dim" else getattr(made, name)) for made in (config, held)
         )
         if name not in NO_PART and name != "conv_size" and mine != theirs:
-            raise ValueError(f"{model}: {name} is {mine!r}, and flash-linear-attention's {kind} has {theirs!r} alone")
+            raise ValueError(f"{model}: {name} is {mine!r}, but flash-linear-attention's {kind} allows only {theirs!r}")
     return settings
 
 
@@ -266,7 +266,7 @@ def _their_weights(model: MesaForCausalLM, peer: Peer, name: str) -> dict[str, T
             ours[f"{mixer}{part}_conv1d.weight"] = taps.flip(-1).unsqueeze(1).contiguous()
         for map_name in peer.unbiased:
             if ours.pop(f"{mixer}{map_name}.bias").any():
-                raise ValueError(f"{name}: {mixer}{map_name} has a bias, and flash-linear-attention's has none")
+                raise ValueError(f"{name}: {mixer}{map_name} has a bias, but flash-linear-attention's has none")
         _negate(ours, mixer, peer)
     backwards = [(ours, theirs) for theirs, ours in reversed(peer.names)]
     return {_renamed(name, backwards): value for name, value in ours.items()}

@@ -44,7 +44,7 @@ def sample(
     if tokens < 1:
         raise ValueError(f"tokens: {tokens} must be at least 1")
     if temperature != 0 and not LEAST_TEMPERATURE <= temperature < math.inf:
-        raise ValueError(f"temperature: {temperature} must be 0, which is greedy, or at least {LEAST_TEMPERATURE}")
+        raise ValueError(f"temperature: {temperature} must be 0 (greedy) or at least {LEAST_TEMPERATURE}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top-p: {top_p} must be above 0 and at most 1")
     tokenizer = open_tokenizer(model, trust_remote_code=trust_remote_code)

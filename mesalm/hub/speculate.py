@@ -81,7 +81,9 @@ def speculate(
         "cache_implementation": settings.cache_implementation not in (None, "dynamic"),
     }
     for name in (name for name, refused in refusals.items() if refused):
-        raise ValueError(f"{name}: speculative decoding is greedy, of one whole row from its start; leave it out")
+        raise ValueError(
+            f"{name}: not supported by speculative decoding, which is greedy, for one unpadded row; leave it out"
+        )
     propose = prompt_lookup() if draft is None else draft
     read = _Reader(model)
     while True:

@@ -15,7 +15,7 @@ from mesalm.wording import plural
 def training_lines(run: Path | None) -> list[str]:
     """Return the lines, one fact each; where there is no run, one line that says so."""
     if run is None:
-        return ["- no training journal comes with these weights; data, tokens and loss of their training are not known"]
+        return ["- no training journal comes with these weights, so training data, tokens and loss are unknown"]
     record = RunRecord(run)
     events, start = record.events, record.start
     lines = []
@@ -23,7 +23,7 @@ def training_lines(run: Path | None) -> list[str]:
         lines += _data_lines(start)
         lines.append(f"- seed {start['recipe'].get('seed')}; versions: {plain(_versions(start.get('versions', {})))}")
         if start["recipe"].get("init_from"):
-            lines.append(f"- began from the weights of {plain(Path(start['recipe']['init_from']).name)}")
+            lines.append(f"- started from the weights of {plain(Path(start['recipe']['init_from']).name)}")
     lines += _loss_lines(events)
     end = next((event for event in reversed(events) if event["event"] in ("end", "stop")), None)
     if end is not None and start:

@@ -27,7 +27,7 @@ tags: [mesalm]
 
 # {name}
 
-A checkpoint of a run that trains: `{step}`. Earlier ones are the revisions of that form.
+A checkpoint of a run in progress: `{step}`. Earlier checkpoints are revisions with names of the same form.
 
     AutoModelForCausalLM.from_pretrained("{place}", revision="{step}", trust_remote_code=True)
 """
@@ -56,7 +56,7 @@ class Uploads:
         if step != self.last and self.every and step % self.every:
             return
         if self._thread is not None:
-            yield {"checkpoint": checkpoint.name, "failed": "the upload before it is still under way"}
+            yield {"checkpoint": checkpoint.name, "failed": "the previous upload is still running"}
             return
         self._thread = threading.Thread(target=self._send, args=(checkpoint.name,), daemon=True)
         try:

@@ -177,13 +177,16 @@ def check_settings(vllm_config: VllmConfig) -> None:
     """Raise a one-line ValueError for a setting that this model does not support."""
     parallel = vllm_config.parallel_config
     for wrong, remedy in (
-        (parallel.world_size > 1, "tensor and pipeline parallelism are not served; leave them at 1"),
-        (vllm_config.speculative_config is not None, "drafts are not served; leave out speculative_config"),
+        (parallel.world_size > 1, "tensor and pipeline parallelism are not supported; leave them at 1"),
+        (
+            vllm_config.speculative_config is not None,
+            "speculative decoding is not supported; leave out speculative_config",
+        ),
         (
             vllm_config.cache_config.enable_prefix_caching,
-            "prefix caching is not served; turn enable_prefix_caching off",
+            "prefix caching is not supported; set enable_prefix_caching to False",
         ),
-        (not vllm_config.model_config.enforce_eager, "compiled graphs are not served; set enforce_eager to True"),
+        (not vllm_config.model_config.enforce_eager, "compiled graphs are not supported; set enforce_eager to True"),
     ):
         if wrong:
             raise ValueError(f"mesa in vLLM: {remedy}")

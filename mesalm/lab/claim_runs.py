@@ -140,7 +140,7 @@ def _wanted(names: Sequence[str], without: Collection[str], table: ClaimTable) -
     left_out = table.chosen(list(without))
     wanted = [name for name in table.chosen(names) if name not in left_out]
     if not wanted:
-        raise SettingsError("--without: leaves nothing to run; name fewer claims there")
+        raise SettingsError("--without: leaves nothing to run; leave out fewer claims")
     return wanted
 
 

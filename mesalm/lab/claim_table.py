@@ -38,7 +38,7 @@ class ClaimTable:
             elif name in self.claims or name in by_number or name in self.studies:
                 wanted |= by_number.get(name, {name})
             else:
-                there = "`mesalm lab list` shows them all" if self.studies else f"there is {', '.join(self.claims)}"
+                there = "`mesalm lab list` shows them all" if self.studies else f"choose from {', '.join(self.claims)}"
                 meant = hint(name, [*self.claims, *self.studies], there)
                 raise SettingsError(f"{name}: there is no such claim; {meant}")
         return [name for name in (*self.claims, *self.studies) if name in wanted]
@@ -86,7 +86,7 @@ def load_table(path: Path = TABLE) -> ClaimTable:
         if not isinstance(getattr(module, part, None), dict):
             raise SettingsError(f"{path}: has no dictionary {part}; see docs/lab.md")
     if lacking := sorted(set(module.CLAIMS) ^ set(module.EXPERIMENTS)):
-        raise SettingsError(f"{path}: {lacking[0]} must stand in both CLAIMS and EXPERIMENTS")
+        raise SettingsError(f"{path}: {lacking[0]} must be in both CLAIMS and EXPERIMENTS")
     claims = {
         name: Claim.build({"number": place, **entry, "experiment": module.EXPERIMENTS[name]}, name)
         for place, (name, entry) in enumerate(module.CLAIMS.items(), start=1)

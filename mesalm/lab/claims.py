@@ -28,7 +28,7 @@ class Criterion(Settings):
     """Bounds on one quantity of an experiment: at_least and at_most include the bound, above and below do not."""
 
     quantity: str = Field(description="Name of the quantity in the findings.")
-    at_least: float | None = Field(default=None, description="Least value allowed.")
+    at_least: float | None = Field(default=None, description="Smallest value allowed.")
     at_most: float | None = Field(default=None, description="Largest value allowed.")
     above: float | None = Field(default=None, description="Exclusive lower bound.")
     below: float | None = Field(default=None, description="Exclusive upper bound.")
@@ -40,7 +40,12 @@ class Criterion(Settings):
 
     def _check(self) -> None:
         if not self.bounds:
+<<<<<<< HEAD
             raise ValueError(f"{self.quantity}: has no bound, so that it always holds; give at_least or at_most")
+=======
+            raise ValueError(f"{self.quantity}: has no bound, so it always holds; give at_least or at_most")
+        return self
+>>>>>>> 5f0c13b2f53ecf36a99e226107c83412ed01c0a4
 
     def holds(self, value: float) -> bool:
         """Return whether a value meets every bound; NaN meets none."""
@@ -197,7 +202,7 @@ def judge(claim: Claim, values: Sequence[Mapping[str, float]]) -> list[Ruling]:
         given = set.intersection(*map(set, values))
         if criterion.quantity not in given:
             there = ", ".join(sorted(given)) or "none"
-            raise SettingsError(f"the experiment gives no quantity {criterion.quantity!r}; there is {there}")
+            raise SettingsError(f"the experiment returned no quantity {criterion.quantity!r}, only {there}")
         found = [seed[criterion.quantity] for seed in values]
         mean = statistics.fmean(found)
         rulings.append(Ruling(criterion, mean, min(found), max(found), criterion.holds(mean)))

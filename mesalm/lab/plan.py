@@ -265,11 +265,11 @@ class ClaimPlan:
             *lines,
             f"in all: {clock_text(total)} of training on {self.device}, {work:.3g} operations, "
             f"{-(-total // PIECE):.0f} pieces of {PIECE} s; a checkpoint at least every {longest:.0f} s",
-            "order: what is decided soonest comes first, as --cheapest-first runs it; a net that several claims need "
-            "counts where it comes first",
-            f"assumed: every kind of net trains as fast as some steps of it, timed now, those of more than "
-            f"{LARGEST_PROBE:.0e} operations in part; memory is of weights, gradients, optimiser and activations; "
-            "the machine does nothing else; tests after training are not counted",
+            "order: claims decided soonest come first, as with --cheapest-first; a net that several claims need counts "
+            "for the first of them",
+            f"assumed: nets train as fast as a few steps timed now (in part, for steps of over {LARGEST_PROBE:.0e} "
+            "operations); memory counts weights, gradients, optimiser and activations; the machine does nothing else; "
+            "tests after training are not counted",
         ]
 
     def _memory(self, trainings: Mapping[Path, Training]) -> str:

@@ -101,7 +101,7 @@ class NetRecipe(Settings):
             if part.__module__.startswith("mesalm."):
                 continue
             if "<" in name:
-                raise SettingsError(f"net: {name} cannot be told from another; make it a class or function of its file")
+                raise SettingsError(f"net: {name} cannot be told from another; make it a named class or function")
             found += [name, Path(inspect.getsourcefile(part) or "").read_text("utf-8")]
         return found + (self.base.outside() if self.base else [])
 
@@ -160,7 +160,7 @@ class Workbench:
             folder.mkdir(parents=True, exist_ok=True)
             display = Display(folder.name[:6], recipe.steps, enabled=not self.quiet)
             waiting = locked(
-                folder / "lock", lambda holder: display.say(f"waiting for {holder}, which trains this net")
+                folder / "lock", lambda holder: display.say(f"waiting for {holder}, which is training this net")
             )
             with waiting, preserved_randomness():
                 if not files.final.is_dir():
@@ -272,7 +272,7 @@ def learner_of(recipe: NetRecipe, base: MesaRegressor | None) -> tuple[Any, nn.M
     if recipe.imitates is None:
         return net, net
     if base is None:
-        raise SettingsError("imitates: needs a base whose layer is imitated")
+        raise SettingsError("imitates: needs a base, whose layer it imitates")
     return net, Imitation(net, base, recipe.imitates)
 
 

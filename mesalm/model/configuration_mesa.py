@@ -208,7 +208,7 @@ class MesaConfig(PreTrainedConfig):
         for key in kwargs:
             self._refuse_misspelt(key)
             if not self._is_stored(key):
-                logger.warning(f"{key}: {type(self).__name__} has no such field; it is kept and nothing reads it")
+                logger.warning(f"{key}: {type(self).__name__} has no such field; it is saved but has no effect")
         # values that equal their default follow their source fields again when those are changed
         if self.num_key_value_heads == self.num_attention_heads:
             self.num_key_value_heads = None
@@ -268,7 +268,7 @@ class MesaConfig(PreTrainedConfig):
     @layer_types.setter
     def layer_types(self, stated: list[str]) -> None:
         if stated != self.layer_types:
-            logger.warning(f"layer_types: it follows from mixers and conv_size; {stated} is not taken")
+            logger.warning(f"layer_types: it follows from mixers and conv_size; {stated} is ignored")
 
     @property
     def layer_mixers(self) -> list[str]:
@@ -296,7 +296,7 @@ class MesaConfig(PreTrainedConfig):
     def sliding_window(self) -> int:
         """Return `window` under transformers' name; AttributeError without a window layer, as in other models."""
         if "sliding_attention" not in self.attention_kinds:
-            raise AttributeError("sliding_window: no layer has one")
+            raise AttributeError("sliding_window: no layer uses one")
         return self.window
 
     @sliding_window.setter

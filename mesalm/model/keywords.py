@@ -49,7 +49,7 @@ def check_keywords(module: nn.Module, given: dict[str, Any], known: Collection[s
         if name not in known:
             close = difflib.get_close_matches(name, [*known, *inspect.signature(module.forward).parameters], n=1)
             hint = f"did you mean {close[0]!r}?" if close else "leave it out"
-            raise TypeError(f"{type(module).__name__}.forward: {name!r} is no argument of it; {hint}")
+            raise TypeError(f"{type(module).__name__}.forward: there is no argument {name!r}; {hint}")
 
 
 def attention_keywords(given: dict[str, Any], position_ids: torch.Tensor | None, recurrent: bool) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def attention_keywords(given: dict[str, Any], position_ids: torch.Tensor | None,
     """
     for name in DOCUMENT_KEYWORDS:
         if given.get(name) is not None and position_ids is None:
-            raise ValueError(f"{name}: documents are told apart by position_ids; give these too, from 0 in each")
+            raise ValueError(f"{name}: documents are separated by position_ids; give these too, from 0 in each")
     if recurrent and given.get("is_causal") is False:
         raise ValueError("is_causal: recurrent layers and convolutions cannot read later tokens; leave it out")
     unread = (*DOCUMENT_KEYWORDS, *UNREAD_KEYWORDS)

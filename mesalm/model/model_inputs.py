@@ -31,8 +31,7 @@ from .operator_inputs import values_are_checked
 from .operator_transforms import transforms_active
 
 MASK_VALUES = (
-    "attention_mask: it holds other values than 0 (padding) and 1 (a token); keep documents apart by position_ids that "
-    "restart at each"
+    "attention_mask: must hold only 0 (padding) and 1 (token); separate documents by position_ids that restart at each"
 )
 
 
@@ -44,7 +43,7 @@ def check_ids(input_ids: Any, vocabulary: int) -> None:
     """
     _check_integers("input_ids", input_ids)
     if input_ids.ndim != 2:
-        raise ValueError(f"input_ids: it is of shape {list(input_ids.shape)}, must be [B, T]")
+        raise ValueError(f"input_ids: has shape {list(input_ids.shape)}, must be [B, T]")
     if input_ids.device.type == "cpu" and input_ids.numel() and not (is_tracing(input_ids) or transforms_active()):
         low, high = (int(number) for number in input_ids.aminmax())
         if low < 0 or high >= vocabulary:
@@ -56,7 +55,7 @@ def check_ids(input_ids: Any, vocabulary: int) -> None:
 def check_embeddings(inputs_embeds: Tensor, width: int) -> None:
     """Raise ValueError unless embeddings are [B, T, width]."""
     if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != width:
-        raise ValueError(f"inputs_embeds: it is of shape {list(inputs_embeds.shape)}, must be [B, T, {width}]")
+        raise ValueError(f"inputs_embeds: has shape {list(inputs_embeds.shape)}, must be [B, T, {width}]")
 
 
 def check_masks(attention_mask: Any, config: MesaConfig) -> None:
@@ -69,14 +68,14 @@ def check_masks(attention_mask: Any, config: MesaConfig) -> None:
     if isinstance(attention_mask, dict):
         for name in [*config.attention_kinds, *(["linear_attention"] if config.has_states else [])]:
             if name not in attention_mask:
-                raise ValueError(f"attention_mask: masks by layer type need {name!r}, a mask or None")
+                raise ValueError(f"attention_mask: masks by layer type need an entry {name!r}, a mask or None")
         return
     if attention_mask is not None and not hasattr(attention_mask, "shape"):
-        raise ValueError(f"attention_mask: it is a {type(attention_mask).__name__}, must be a tensor [B, T] of 0 and 1")
+        raise ValueError(f"attention_mask: is a {type(attention_mask).__name__}, must be a tensor [B, T] of 0 and 1")
     if attention_mask is not None and len(attention_mask.shape) != 2 and config.has_states:
         raise ValueError(
-            f"attention_mask: it has {len(attention_mask.shape)} dimensions, but recurrent layers and convolutions can "
-            "only leave out tokens, by a mask [B, T] of 0 and 1; keep documents apart by position_ids instead"
+            f"attention_mask: has {len(attention_mask.shape)} dimensions, but recurrent layers and convolutions need a "
+            "mask [B, T] of 0 and 1, which can only leave out tokens; separate documents by position_ids"
         )
 
 
@@ -105,7 +104,7 @@ def find_tokens(attention_mask: Any, inputs_embeds: Tensor, seen: Any) -> Tensor
         wanted = (batch, (int(seen) if isinstance(seen, Tensor) else seen) + length)
         if tuple(attention_mask.shape) != wanted:
             raise ValueError(
-                f"attention_mask: it is of shape {list(attention_mask.shape)}, must be [B, past + T] = {list(wanted)}"
+                f"attention_mask: has shape {list(attention_mask.shape)}, must be [B, past + T] = {list(wanted)}"
             )
     mask = attention_mask.to(inputs_embeds.device)
     tokens = mask[:, mask.shape[1] - length :] != 0
@@ -166,7 +165,7 @@ def read_segments(
     _check_integers("position_ids", position_ids)
     if tuple(position_ids.shape) not in ((batch, length), (1, length)):
         raise ValueError(
-            f"position_ids: it is of shape {list(position_ids.shape)}, must be [B, T] = {[batch, length]} or [1, T]"
+            f"position_ids: has shape {list(position_ids.shape)}, must be [B, T] = {[batch, length]} or [1, T]"
         )
     if cached and is_tracing(position_ids):
         return None
@@ -190,7 +189,7 @@ def find_stretch(
     if context is None:
         return None
     if attention_mask is not None:
-        raise ValueError("context: shared rows take no attention_mask; pad at the end, with labels of -100")
+        raise ValueError("context: shared rows do not support attention_mask; pad at the end, with labels of -100")
     if cache is not None:
         raise ValueError("context: shared rows cannot continue from a cache; leave out one of the two")
     if training and config.attention_dropout:
@@ -261,6 +260,6 @@ def attention_masks(
 
 def _check_integers(name: str, numbers: Any) -> None:
     if not isinstance(numbers, Tensor):
-        raise ValueError(f"{name}: it is a {type(numbers).__name__}, must be a tensor [B, T] of integers")
+        raise ValueError(f"{name}: is a {type(numbers).__name__}, must be a tensor [B, T] of integers")
     if numbers.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"{name}: it is of dtype {numbers.dtype}, must be int64 or int32")
+        raise ValueError(f"{name}: has dtype {numbers.dtype}, must be int64 or int32")

@@ -368,8 +368,8 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
     ) -> None:
         if self._is_stateful and generation_config.is_assistant:
             raise ValueError(
-                "assistant_model: refused tokens cannot be taken back from its recurrent state; draft with it by "
-                "mesalm.hub.speculate.draft_model, or take a softmax model"
+                "assistant_model: rejected tokens cannot be removed from its recurrent state; use "
+                "mesalm.hub.speculate.draft_model to draft with it, or a softmax model"
             )
         # the parent's parameters differ between releases of transformers, so they are passed through
         parent: Any = super()

@@ -178,9 +178,9 @@ def _run(operands: Operands, solving: Solving) -> tuple[Results, str]:
 def _missed(tolerance: float, residual: Tensor, converged: Tensor, steps: Tensor) -> str:
     """Return a one-line message on how far the tolerance was missed."""
     return (
-        f"tolerance {tolerance:g} was not kept by {int((~converged).sum())} of {converged.numel()} chunks and heads "
+        f"tolerance {tolerance:g} was not reached by {int((~converged).sum())} of {converged.numel()} chunks and heads "
         f"(largest relative residual {float(residual.max()):.1e} after at most {int(steps.max())} steps): "
-        "allow more max_steps, a larger tolerance, or use float64"
+        "raise max_steps or tolerance, or use float64"
     )
 
 

@@ -104,7 +104,7 @@ class CellRun:
         try:
             if accelerator.num_processes > 1:
                 raise SettingsError(
-                    "synth: these models are small and run in one process each; start the command several times "
+                    "synth: each of these small models trains in one process; start the command several times "
                     "without a launcher, and the processes share the cells"
                 )
             seed_everything(self.cell.seed)

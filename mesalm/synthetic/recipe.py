@@ -71,7 +71,7 @@ class TaskRun(Settings):
 
     def _check(self) -> None:
         if self.train.steps is None:
-            raise ValueError("train.steps: must be given, for these runs are counted in steps, not in tokens")
+            raise ValueError("train.steps: must be given, because these runs are counted in steps, not tokens")
         names = ("average", "z_loss", "ramp_tokens", "gradient_checkpointing", "workers")
         for section, name in (*(("train", name) for name in names), ("optim", "base_width")):
             if getattr(getattr(self, section), name):
@@ -94,20 +94,21 @@ class SyntheticRecipe(TaskRun):
     name: FolderName = Field(description="Name of the grid; its folder is <output_dir>/<name>.")
     output_dir: str = Field(default="runs", description="Folder that holds the grid's folder.")
     arms: dict[str, dict[str, Any]] = Field(
-        description="Variants to compare, the first one with each other: name -> {dotted key: value}."
+        description="Variants to compare with the first one: name -> {dotted key: value}."
     )
     grid: dict[str, list[Any] | dict[str, dict[str, Any]]] = Field(
         default_factory=dict,
         description="Axes: a dotted key -> its values, or any name -> {what a value is called: {dotted key: value}}.",
     )
     learning_rates: list[Annotated[float, Field(gt=0)]] = Field(
-        default_factory=list, description="Rates to try; the best on the validation rows counts. Empty: that of optim."
+        default_factory=list,
+        description="Rates to try; the one that is best on the validation rows is used. Empty: that of optim.",
     )
     seeds: list[Annotated[int, Field(ge=0, le=LARGEST_SEED)]] = Field(
         default_factory=lambda: [0], description="Seeds of weights, training rows and order."
     )
     sweep_seeds: int = Field(
-        default=1, gt=0, description="Number of first seeds that run at every rate; the others only at the best rate."
+        default=1, gt=0, description="Number of seeds that run at every rate; the others run only at the best rate."
     )
 
     def _check(self) -> None:
@@ -122,7 +123,7 @@ class SyntheticRecipe(TaskRun):
                 raise ValueError(f"grid.{axis}: names a value twice")
         for arm in self.arms:
             if "/" in arm:
-                raise ValueError(f"arms.{arm}: names a folder, so it can hold no /")
+                raise ValueError(f"arms.{arm}: names a folder, so it cannot contain /")
         for key in ("seeds", "learning_rates"):
             if len(set(getattr(self, key))) < len(getattr(self, key)):
                 raise ValueError(f"{key}: names a value twice")
@@ -156,7 +157,7 @@ class SyntheticRecipe(TaskRun):
                     task = run.build_task()
                     if self.learning_rates and run.optim.learning_rate != self.optim.learning_rate:
                         raise SettingsError(
-                            "optim.learning_rate: learning_rates lists what is tried of all; leave one of them out"
+                            "optim.learning_rate: learning_rates lists the rates to try; leave one of the two out"
                         )
                     # a longer row of automata holds no more strings, only padding
                     if run.score.longer and (isinstance(task, (VectorTask, Automata)) or task.reads_last_state):
@@ -244,7 +245,7 @@ def _refuse_overridden(recipe: SyntheticRecipe, key: str) -> None:
             if _overlap(key, changed):
                 raise SettingsError(f"{key}: the arm {arm!r} sets {changed}; set arms.{arm}.{changed} instead")
     if key == "optim.learning_rate" and recipe.learning_rates:
-        raise SettingsError(f"{key}: learning_rates lists what is tried; set learning_rates, or learning_rates=[]")
+        raise SettingsError(f"{key}: learning_rates lists the rates to try; set learning_rates, or learning_rates=[]")
 
 
 def _overlap(key: str, other: str) -> bool:

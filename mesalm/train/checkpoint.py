@@ -199,7 +199,7 @@ class Checkpoints:
         except SealError:
             raise CheckpointError(self._damage(folder, STATE_FILE)) from None
         if state["step"] != step_of(folder):
-            raise CheckpointError(f"{folder}: holds step {state['step']}; give the folder its own name again")
+            raise CheckpointError(f"{folder}: contains step {state['step']}; rename the folder back")
         return state
 
     def read_state(self, folder: Path) -> dict[str, Any]:
@@ -216,9 +216,9 @@ class Checkpoints:
     def _damage(self, folder: Path, name: str) -> str:
         earlier = [path for path in self.complete() if (step_of(path) or 0) < (step_of(folder) or 0)]
         if earlier:
-            way_on = f"delete {folder} to go on from {earlier[-1].name}"
+            way_on = f"delete {folder} to resume from {earlier[-1].name}"
         else:
-            way_on = f"delete {folder} to begin again, for there is no earlier checkpoint"
+            way_on = f"delete {folder} to start over; there is no earlier checkpoint"
         return f"{folder / name} is damaged; {way_on}"
 
 
@@ -265,10 +265,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         missing = [name for name in _kept_names(model) if name not in tensors]
         strange = [name for name in tensors if name not in own]
         shapes = [name for name in tensors if name in own and own[name].shape != tensors[name].shape]
-        for names, what in ((missing, "lacks"), (strange, "has, unlike the model,"), (shapes, "has another shape of")):
+        for names, what in ((missing, "lacks"), (strange, "has an extra weight"), (shapes, "has another shape for")):
             if names:
                 raise CheckpointError(
-                    f"{folder / MODEL_FILE} {what} {names[0]}; the model's settings must be the run's"
+                    f"{folder / MODEL_FILE} {what} {names[0]}; the model must have the run's settings"
                 )
     else:
         tensors = {}

@@ -68,7 +68,7 @@ def recovery_recipe(name_or_path: str, overrides: Sequence[str], start: Path) ->
         ("train.z_loss", recipe.train.z_loss),
     ):
         if given:
-            raise SettingsError(f"{key}: does not go with --recover; leave it out")
+            raise SettingsError(f"{key}: is not supported with --recover; leave it out")
     plain = recipe.plain()
     plain |= {"name": f"{start.resolve().name}-recovered", "init_from": str(start), "model": {}, "arms": {}}
     plain["data"]["tokenizer"] = str(start)

@@ -83,7 +83,7 @@ def earlier_config(recipe: Recipe) -> PreTrainedConfig:
     _compare_configs(recipe, config, folder)
     if recipe.parallelism.context > 1 and (not isinstance(config, MesaConfig) or config.attention_dropout):
         raise SettingsError(
-            f"parallelism.context: goes with models of this package without attention dropout only, unlike {folder}; "
+            f"parallelism.context: needs a model of this package without attention dropout, unlike {folder}; "
             "set parallelism.context=1"
         )
     positions = getattr(config, "max_position_embeddings", None)
@@ -113,8 +113,7 @@ def _earlier_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToke
         theirs = load(AutoTokenizer, folder, "tokenizer", name=f"init_from: {folder}")
         if theirs.get_vocab() != tokenizer.get_vocab():
             raise SettingsError(
-                f"init_from: the data were tokenised by another tokenizer than that of {folder}; "
-                f"set data.tokenizer={folder}"
+                f"init_from: the data and {folder} have different tokenizers; set data.tokenizer={folder}"
             )
     model: PreTrainedModel = load_model(AutoModelForCausalLM, folder, name=f"init_from: {folder}", dtype=torch.float32)
     return model

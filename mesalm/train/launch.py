@@ -48,7 +48,7 @@ REPLICATED = (
 
 FSDP = "ACCELERATE_USE_FSDP"
 NO = ("", "0", "false", "no")
-SPLIT = "{} is not supported; launch with --multi_gpu, one whole copy of the model in each process, with {} unset"
+SPLIT = "{} is not supported; launch with --multi_gpu (a full copy of the model in each process) and {} unset"
 REFUSED = (
     (FSDP, NO, SPLIT.format("FSDP (--use_fsdp)", FSDP)),
     ("ACCELERATE_USE_DEEPSPEED", NO, SPLIT.format("DeepSpeed (--use_deepspeed)", "ACCELERATE_USE_DEEPSPEED")),
@@ -63,8 +63,8 @@ REFUSED = (
     (
         "FSDP_ACTIVATION_CHECKPOINTING",
         NO,
-        "fsdp_activation_checkpointing is not supported; set fsdp_activation_checkpointing: false and, for the same, "
-        "train.gradient_checkpointing=true",
+        "fsdp_activation_checkpointing is not supported; set fsdp_activation_checkpointing: false, and "
+        "train.gradient_checkpointing=true instead",
     ),
     (
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
@@ -124,12 +124,12 @@ def make_accelerator(
         use_fsdp(accelerator, plugin)
         if not accelerator.is_fsdp2:
             raise LaunchError(
-                f"accelerate: FSDP was asked for but accelerate gives {accelerator.distributed_type.value} to "
-                f"{plural(accelerator.num_processes, 'process')}; launch several, or leave FSDP out, with {FSDP} unset"
+                f"accelerate: FSDP was requested, but accelerate uses {accelerator.distributed_type.value} for "
+                f"{plural(accelerator.num_processes, 'process')}; launch several, or unset {FSDP}"
             )
     elif accelerator.distributed_type not in REPLICATED:
         raise LaunchError(
-            f"accelerate: {accelerator.distributed_type.value} is not supported; launch with --multi_gpu, one whole "
+            f"accelerate: {accelerator.distributed_type.value} is not supported; launch with --multi_gpu, a full "
             "copy of the model in each process"
         )
     return accelerator
@@ -147,8 +147,8 @@ def launch_precision(precision: str, environment: Mapping[str, str]) -> str:
         raise LaunchError(f"accelerate launch: --mixed_precision {asked} is not supported; use bf16 or no")
     if precision == "fp32":
         raise LaunchError(
-            "accelerate launch: --mixed_precision bf16 contradicts fp32, the precision of this training; leave out the "
-            "one, or for a recipe set train.precision=bf16"
+            "accelerate launch: --mixed_precision bf16 contradicts fp32, the precision of this training; leave it "
+            "out, or set train.precision=bf16 in a recipe"
         )
     return "bf16"
 
@@ -204,7 +204,7 @@ def check_processes(environment: Mapping[str, str], world: int) -> None:
     asked = environment.get("WORLD_SIZE", "")
     if asked.isdecimal() and int(asked) != world:
         raise LaunchError(
-            f"{asked} processes were launched but accelerate sees {world}, so each would train a copy of its own; "
+            f"{asked} processes were launched but accelerate sees {world}, so each would train a separate model; "
             "for several CPU processes add train.device=cpu or set ACCELERATE_USE_CPU=true"
         )
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
@@ -242,7 +242,7 @@ def data_share(accelerator: Accelerator, context: int) -> tuple[int, int]:
             f"of {context}, or set parallelism.context=1"
         )
     if context > 1 and accelerator.is_fsdp2:
-        raise SettingsError("parallelism.context: goes without FSDP; leave out the one or the other")
+        raise SettingsError("parallelism.context: is not supported with FSDP; leave out one of the two")
     return accelerator.process_index // context, processes // context
 
 

@@ -394,5 +394,5 @@ class Loop:
 
 def _other_start(resume_from: Path | None) -> str:
     if resume_from is None:
-        return "begin from other weights"
-    return f"delete {resume_from} to go on from the checkpoint before it"
+        return "start from other weights"
+    return f"delete {resume_from} to resume from the previous checkpoint"

@@ -41,8 +41,8 @@ def prepared_on_each(
         if held is not None and held != expected:
             part = next(part for part in held if held[part] != expected[part])
             raise LaunchError(
-                f"{machine}: prepared other data than {found[0][2]}, the {part} differ; give both the same files and "
-                "the same versions of the packages, or set data.cache_dir to a folder on a disk that they share"
+                f"{machine}: prepared different data from {found[0][2]}: the {part} differ; give both the same files "
+                "and package versions, or set data.cache_dir to a folder on a disk that they share"
             )
     return found[0 if shared else accelerator.process_index - accelerator.local_process_index][0]
 

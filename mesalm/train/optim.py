@@ -213,7 +213,7 @@ def _scales(model: Any, base_width: int) -> tuple[float, dict[int, float]]:
     norm = getattr(getattr(model, "model", None), "norm", None)
     gains = [] if norm is None else list(norm.parameters())
     if not gains or not hasattr(config, "hidden_size"):
-        raise ValueError(f"optim.base_width: {type(model).__name__} has no hidden_size and last norm; leave it out")
+        raise ValueError(f"optim.base_width: {type(model).__name__} lacks hidden_size or a last norm; leave it out")
     scale = base_width / config.hidden_size
     embedding = scale**0.5 if getattr(config, "scale_embeddings", False) else 1.0
     head = embedding if config.tie_word_embeddings else 1.0

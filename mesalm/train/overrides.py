@@ -67,7 +67,7 @@ def _set(data: dict[str, Any], key: str, value: Any, root: type[Settings]) -> No
         spot = spot[place]
         section = type(default) if isinstance(default, Settings) else None
         if not isinstance(spot, (dict, list)):
-            raise SettingsError(f"{key}: {where} is {spot!r} and has no parts; set {where} itself")
+            raise SettingsError(f"{key}: {where} is {spot!r} and has no fields; set {where} itself")
     spot[_place(spot, path[-1], key)] = value
 
 
@@ -75,7 +75,7 @@ def _place(spot: Any, part: str, where: str) -> str | int:
     if not isinstance(spot, list):
         return part
     if not part.isdecimal() or int(part) >= len(spot):
-        raise SettingsError(f"{where}: must name a place in a list of {len(spot)}, 0 to {len(spot) - 1}")
+        raise SettingsError(f"{where}: must be an index into a list of {len(spot)}, from 0 to {len(spot) - 1}")
     return int(part)
 
 

@@ -101,14 +101,14 @@ class Plan:
         recipe, train = self.recipe, self.recipe.train
         row = f"of {plural(recipe.data.sequence_length, 'token')}"
         batch = f"{plural(recipe.steps, 'step')} of {plural(train.batch_rows, 'row')} {row}"
-        epochs = "epochs are known when the data are prepared"
+        epochs = "epochs unknown until the data are prepared"
         if self.rows is not None:
             epochs = f"{recipe.ramp.total(recipe.steps) / self.rows:.4g} epochs of {self.rows:,} rows"
         parts = ", ".join(f"{part} {_short(size)}B" for part, size in self.memory.items())
         room = CARDS[self.hardware].memory if self.hardware else None
-        fits = "" if room is None else f"; {'fits' if self.peak < room else 'DOES NOT FIT'} into {_short(room)}B"
+        fits = "" if room is None else f"; {'fits' if self.peak < room else 'DOES NOT FIT'} in {_short(room)}B"
         work = ", ".join(f"{part} {_short(count)}" for part, count in self.flops.items())
-        time = "time: not known without an earlier run of this shape or --plan --probe"
+        time = "time: unknown without an earlier run of this shape or --plan --probe"
         if self.rate is not None and self.seconds is not None:
             left = f" for the last {plural(recipe.steps - self.begun, 'step')}" if self.begun else ""
             speed = f"{self.rate.tokens_per_second:,.0f} tokens/s"
@@ -116,9 +116,9 @@ class Plan:
         total = sum(self.flops.values())
         return [
             f"{recipe.name}: {self.parameters:,} parameters, {batch}, {recipe.planned_tokens:,} in all, {epochs}",
-            f"memory: {_short(self.peak)}B a process at its peak: {parts}{fits}",
+            f"memory: {_short(self.peak)}B per process at its peak: {parts}{fits}",
             f"work: {_short(total)}FLOP per token: {work}; {total * recipe.planned_tokens:.3g} in all",
-            f"{time}; a checkpoint is {_short(self.checkpoint)}B",
+            f"{time}; a checkpoint takes {_short(self.checkpoint)}B",
             "assumed: " + ", ".join(f"{name} {value:g}" for name, value in self.assumed.items()),
         ]
 

@@ -32,9 +32,11 @@ def read_seeds(text: str) -> tuple[int, ...]:
     numbers = tuple(int(part) for part in parts)
     if "," not in text:
         if numbers[0] < 1:
-            raise SettingsError("seeds: 0 seeds train nothing; give a number of seeds, or 0, for the one seed 0")
+            raise SettingsError(
+                "seeds: 0 seeds train nothing; give a number of seeds, or 0, (with a comma) for seed 0 only"
+            )
         if numbers[0] > MOST:
-            raise SettingsError(f"seeds: {numbers[0]} are too many runs; for the one seed {numbers[0]} add a comma")
+            raise SettingsError(f"seeds: {numbers[0]} is too many runs; for seed {numbers[0]} only, add a comma")
         return tuple(range(numbers[0]))
     if len(set(numbers)) < len(numbers):
         raise SettingsError(f"seeds: {text!r} names a seed twice")
@@ -62,11 +64,11 @@ def planned_runs(
     folders = [run.folder for run in plain]
     for arm, run in zip(chosen, plain, strict=True):
         if folders.count(run.folder) > 1:
-            raise SettingsError(f"arms.{arm}: is named {run.name}, as another arm is; leave out its name")
+            raise SettingsError(f"arms.{arm}: has the same name as another arm, {run.name}; leave out its name")
     if seeds is None:
         return plain
     if any(text.partition("=")[0].strip() == "seed" for text in overrides):
-        raise SettingsError("seed: is set beside --seeds; leave one of the two out")
+        raise SettingsError("seed: is set although --seeds is given; leave one of the two out")
     for arm in chosen:
         if arm is not None and "seed" in recipe.arms[arm]:
             raise SettingsError(f"arms.{arm}: sets seed, which --seeds sets too; leave one of the two out")
@@ -116,12 +118,14 @@ def branch(recipe: Recipe, checkpoint: str) -> Recipe:
     difference = first_difference(_kept(left), _kept(found))
     if difference is not None:
         key, there, here = difference
-        raise SettingsError(f"--branch: {key} is {there!r} in {folder} and {here!r} now; a branch keeps the settings")
+        raise SettingsError(
+            f"--branch: {key} is {there!r} in {folder} and {here!r} now; a branch must keep the settings"
+        )
     held = agreement(found.schedule, found.steps, left.steps, left.schedule)
     if held < step:
         raise SettingsError(
-            f"--branch: the learning rate of {folder} is that of a wsd run before its decay for {held} steps only; "
-            "name a checkpoint that is not after them"
+            f"--branch: the learning rate of {folder} agrees with the branch for {held} steps only; "
+            f"name a checkpoint of at most {held} steps"
         )
     return found
 
@@ -136,5 +140,5 @@ def _checkpoint(text: str) -> Path:
     start, _, number = given.name.partition("-")
     run = given.parent.parent if given.parent.name == "checkpoints" else given.parent
     if start != "step" or not number.isdecimal():
-        raise SettingsError(f"--branch: {text} names no checkpoint; give RUN/step-N")
+        raise SettingsError(f"--branch: {text} is not a checkpoint; give RUN/step-N")
     return RunFiles(run.resolve()).checkpoints / f"step-{int(number):08d}"

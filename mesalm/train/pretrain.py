@@ -101,7 +101,7 @@ def pretrain(
                 earlier_config(recipe)  # report its errors before hours of preparing data
             prepared = _prepared(recipe, run, plan, accelerator, watch, quiet)
             if prepared is None:
-                display.say(f"{run.path}: this run is finished; --resume never trains it afresh")
+                display.say(f"{run.path}: this run is finished; add --resume never to train it again")
             else:
                 if accelerator.is_main_process:
                     run.go_on(recipe, plan)
@@ -119,8 +119,8 @@ def _entered(recipe: Recipe, run: RunFolder, resume: Resume, accelerator: Accele
     blind = blind_to(accelerator, run.path)
     if blind and accelerator.is_fsdp2:
         raise LaunchError(
-            f"{run.path}: is not there on {blind[0]}; with FSDP all write checkpoints, set output_dir to a folder on a "
-            "disk that the machines share"
+            f"{run.path}: does not exist on {blind[0]}; with FSDP all machines write checkpoints, so set output_dir to "
+            "a folder on a disk that they share"
         )
     if plan.resume_from is None or str(plan.resume_from) == recipe.branch_from:
         return plan
@@ -130,7 +130,9 @@ def _entered(recipe: Recipe, run: RunFolder, resume: Resume, accelerator: Accele
 def _check_sharded(recipe: Recipe) -> None:
     """Reject settings that a sharded model does not support."""
     if recipe.train.compile is True:
-        raise SettingsError("train.compile: does not go with FSDP; set train.compile=blocks, or launch without FSDP")
+        raise SettingsError(
+            "train.compile: is not supported with FSDP; set train.compile=blocks, or launch without FSDP"
+        )
 
 
 def _prepared(
@@ -146,8 +148,8 @@ def _prepared(
                 check_inputs(recipe.data, plan.trained_on)
         except ChangedDataError as error:
             raise SettingsError(
-                f"{run.path}: was trained on other data, {error}; give them back as they were, give this run another "
-                "name, or start afresh with --resume never, which sets the old folder aside"
+                f"{run.path}: was trained on other data, {error}; restore the data, give this run another name, or "
+                "start over with --resume never, which renames the old folder"
             ) from error
         return None
 
@@ -251,7 +253,7 @@ class Pretraining:
         """Print where the run resumes, and its plan."""
         recipe, plan, world = self.recipe, self.plan, self.accelerator.num_processes
         if plan.resume_from is not None:
-            said = f"{self.run.path}: going on from {plan.resume_from.name}"
+            said = f"{self.run.path}: resuming from {plan.resume_from.name}"
             self.display.say(said + (plan.note and f" to {plan.note}"))
         if self.display.enabled:
             rate, sharded = earlier_rate(recipe, device, world), self.accelerator.is_fsdp2
@@ -273,9 +275,9 @@ class Pretraining:
         micro_rows = recipe.micro_rows(self.accelerator.num_processes)
         if recipe.data.stream:
             if recipe.train.workers:
-                raise SettingsError("train.workers: a streamed corpus is read ahead without them; set it to 0")
+                raise SettingsError("train.workers: a streamed corpus is read ahead without workers; set it to 0")
             if recipe.ramp.over:
-                raise SettingsError("train.ramp_tokens: a streamed corpus has steps of one size; set it to 0")
+                raise SettingsError("train.ramp_tokens: steps on a streamed corpus all have the same size; set it to 0")
             batch_rows = recipe.train.batch_rows
             return text_stream(recipe.data, prepared, batch_rows, rank=rank, world=world, micro_rows=micro_rows)
         return RowStream(
@@ -307,7 +309,7 @@ class Pretraining:
             if average is not None:
                 probes.append(Probe("valid_average", recipe.validate.every, lambda _, step: run(average.model, step)))
         else:
-            self.display.say("data: the valid split has not one full row, so there is no validation")
+            self.display.say("data: the valid split has less than one row, so there is no validation")
         if recipe.sample.every:
             if tokenizer is None:
                 raise SettingsError("sample.every: there is no tokenizer to write samples with; set it to 0")
@@ -315,8 +317,8 @@ class Pretraining:
             probes.append(Probe("sample", recipe.sample.every, show))
         if recipe.evaluate.every:
             if tokenizer is None or evaluation is None:
-                missing = "tokenizer" if tokenizer is None else "evaluation here, as in `mesalm train`,"
-                raise SettingsError(f"evaluate.every: there is no {missing} to ask a model with; set it to 0")
+                missing = "a tokenizer" if tokenizer is None else "an evaluation, as `mesalm train` has"
+                raise SettingsError(f"evaluate.every: needs {missing}; set it to 0")
             how, place = recipe.evaluate, (accelerator.process_index, accelerator.num_processes)
             ask = evaluation(self.prepared.path, tokenizer, recipe.data.sequence_length, how.tasks, how.prompts, place)
             probes.append(Probe("evaluation", how.every, ask))
@@ -326,7 +328,7 @@ class Pretraining:
         if self.recipe.upload.to is None:
             return None
         if uploading is None:
-            raise SettingsError("upload.to: nothing here sends checkpoints, only `mesalm train` does; set it to none")
+            raise SettingsError("upload.to: only `mesalm train` uploads checkpoints; set it to none")
         return uploading(self.recipe, self.run.path)
 
     def _save_tokenizer(self, folder: Path) -> None:

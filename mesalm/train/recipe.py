@@ -50,7 +50,7 @@ ModelFields = Annotated[dict[str, Any], pydantic.BeforeValidator(_without_none_w
 def folder_name(name: str) -> str:
     """Return the name if it can name a folder; raise ValueError otherwise."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError(f"must be letters, digits and . _ - only, for it names a folder, not {name!r}")
+        raise ValueError(f"must be letters, digits and . _ - only, because it names a folder, not {name!r}")
     return name
 
 
@@ -115,7 +115,7 @@ class Recipe(Settings):
         every, saved = self.upload.every, self.checkpoint.every
         if every and (not saved or every % saved):
             raise ValueError(
-                f"upload.every: {every} is no multiple of checkpoint.every {saved}; set it to one, or to 0"
+                f"upload.every: {every} is not a multiple of checkpoint.every, {saved}; set it to one, or to 0"
             )
         self._check_context()
 
@@ -129,11 +129,15 @@ class Recipe(Settings):
                 f"data.sequence_length={(length // context + 1) * context}"
             )
         if self.train.compile:
-            raise ValueError("parallelism.context: goes without train.compile; set train.compile=false")
+            raise ValueError("parallelism.context: is not supported with train.compile; set train.compile=false")
         if self.evaluate.every:
-            raise ValueError("parallelism.context: goes without evaluations on the way; set evaluate.every=0")
+            raise ValueError(
+                "parallelism.context: is not supported with evaluations during training; set evaluate.every=0"
+            )
         if self.model.get("attention_dropout"):
-            raise ValueError("parallelism.context: goes without attention dropout; set model.attention_dropout=0")
+            raise ValueError(
+                "parallelism.context: is not supported with attention dropout; set model.attention_dropout=0"
+            )
 
     @property
     def folder(self) -> Path:
@@ -167,7 +171,7 @@ class Recipe(Settings):
             raise SettingsError(
                 f"train.batch_rows: {rows}{first} must be a multiple of "
                 f"{plural(readers, 'process') if context == 1 else group} times train.micro_rows {found}; change "
-                "the one or the other"
+                "one of the two"
             )
         return found
 

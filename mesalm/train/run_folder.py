@@ -106,13 +106,13 @@ class RunFolder(RunFiles):
         self._sweep()
         if not self.recipe.exists():
             if self.path.is_dir() and any(self.path.iterdir()):
-                raise SettingsError(f"{self.path}: is not empty and no run folder; change name or output_dir")
+                raise SettingsError(f"{self.path}: is not empty and not a run folder; change name or output_dir")
             if resume == "must":
-                raise SettingsError(f"{self.path}: there is no run to resume; leave out --resume must to begin one")
+                raise SettingsError(f"{self.path}: there is no run to resume; leave out --resume must to start one")
             return self._enter_anew(recipe)
         newest = Checkpoints(self.checkpoints).newest()
         if newest is None and resume == "must" and not self.final.is_dir():
-            raise SettingsError(f"{self.checkpoints}: there is no complete checkpoint to resume")
+            raise SettingsError(f"{self.checkpoints}: there is no complete checkpoint to resume from")
         if newest is None and not self.final.is_dir() and not self.journal.exists():
             return self._enter_anew(recipe)  # no step was made, so nothing is lost
         return self._enter_again(recipe, newest)
@@ -129,15 +129,15 @@ class RunFolder(RunFiles):
             key, old, new = difference
             raise SettingsError(
                 f"{self.path}: holds a run of another recipe, {key} is {old!r} there and {new!r} now; give this run "
-                "another name, or start afresh with --resume never, which sets the old folder aside"
+                "another name, or start over with --resume never, which renames the old folder"
             )
         if self.final.is_dir() and there.steps == recipe.steps:
             if _places(there) == _places(recipe):
                 return Resumption(finished=True)
             if newest is None:
                 raise SettingsError(
-                    f"{self.path}: is finished, with data from another place, and has no checkpoint to compare them "
-                    "with; give this run another name"
+                    f"{self.path}: is finished, its data came from another place, and there is no checkpoint to "
+                    "compare them by; give this run another name"
                 )
             return Resumption(finished=True, trained_on=_trained_on(newest))
         note = self._longer(there, recipe, newest) if there.steps != recipe.steps else ""
@@ -171,13 +171,13 @@ class RunFolder(RunFiles):
         key = LENGTH[0] if new.train.steps is not None else LENGTH[1]
         if self.final.is_dir() and newest is None:
             raise SettingsError(
-                f"{key}: {self.path} is finished and has no checkpoint to go on from; give another name with "
-                f"init_from={self.path}, or begin afresh with --resume never"
+                f"{key}: {self.path} is finished and has no checkpoint to resume from; give another name with "
+                f"init_from={self.path}, or start over with --resume never"
             )
         if new.steps < reached:
             raise SettingsError(
                 f"{key}: {plural(new.steps, 'step is', 'steps are')} fewer than the {reached} that {self.path} has "
-                "made; give at least that, another name, or --resume never, which sets the old folder aside"
+                "made; give at least that, another name, or --resume never, which renames the old folder"
             )
         if reached == 0:
             return ""
@@ -191,8 +191,8 @@ class RunFolder(RunFiles):
         before = learning_rate_factor(new.schedule, reached - 1, old.steps) * new.optim.learning_rate
         after = learning_rate_factor(new.schedule, reached, new.steps) * new.optim.learning_rate
         return (
-            f"{said}; the learning rate goes from {before:.3g} at step {reached} to {after:.3g}, for "
-            f"{new.schedule.name} is now that of {new.steps} steps, so this will not be the run planned for them"
+            f"{said}; the learning rate goes from {before:.3g} at step {reached} to {after:.3g}, because "
+            f"{new.schedule.name} now spans {new.steps} steps, so a new run of that length would differ"
         )
 
 
@@ -203,7 +203,7 @@ def _origin(recipe: Recipe) -> Path | None:
     origin = Path(recipe.branch_from)
     if origin not in (there := complete_checkpoints(origin.parent)):
         names = ", ".join(path.name for path in there) or "none"
-        raise SettingsError(f"branch_from: there is no checkpoint {origin}; there are {names}")
+        raise SettingsError(f"branch_from: there is no checkpoint {origin}; choose from {names}")
     return origin
 
 
@@ -268,14 +268,14 @@ PAGE = "README.md"
 
 TEXT = """# {name}
 
-A training run of mesalm: {steps}, {tokens}. `journal.jsonl` says how far it is.
+A training run of mesalm: {steps}, {tokens}. `journal.jsonl` shows its progress.
 
 | file | what it is |
 |---|---|
 | `recipe.yaml` | all settings of the run |
 | `journal.jsonl` | what happened, one JSON object per line: steps, validations, samples, alarms, checkpoints, the end |
 | `corpus.md` | the data: sources, licences, counts, what was dropped |
-| `checkpoints/step-N/` | weights, optimiser, random state and place in the data after step N; the newest {keep} stay |
+| `checkpoints/step-N/` | weights, optimiser, random state and data position after step N; the newest {keep} are kept |
 | `final/` | the trained model and its tokenizer; there when the run is finished |
 
 Resume it, or report that it is finished:
@@ -293,7 +293,7 @@ Write a folder for the Hub, and upload it:
     mesalm publish {folder} {name}-published --scores {name}-measured/scores/{name}.json
     mesalm publish {folder} {name}-uploaded --push OWNER/{name}
 
-Give these commands in the folder in which training began.
+Run these commands in the folder where training was started.
 """
 
 

@@ -40,7 +40,7 @@ def check_warmup(settings: ScheduleSettings, steps: int) -> None:
         key = "decay_fraction" if settings.decay_steps is None else "decay_steps"
         raise ValueError(
             f"schedule.{key}: {warmup_steps(settings, steps)} steps of warm-up and {decay} of decay are more "
-            f"than the run's {steps}; shorten the one or the other"
+            f"than the run's {steps}; shorten one of the two"
         )
 
 

@@ -97,7 +97,7 @@ class TrainSettings(Settings):
         if (self.tokens is None) == (self.steps is None):
             raise ValueError("give exactly one of tokens and steps")
         if self.ramp_tokens and self.batch_rows % 4:
-            raise ValueError(f"batch_rows: {self.batch_rows} must be a multiple of 4 where train.ramp_tokens is given")
+            raise ValueError(f"batch_rows: {self.batch_rows} must be a multiple of 4 with train.ramp_tokens")
 
 
 class ParallelismSettings(Settings):
@@ -178,6 +178,6 @@ class UploadSettings(Settings):
                 validate_repo_id(to)
             except HFValidationError as error:
                 raise ValueError(
-                    f"{to!r} is no name on the Hub ({str(error).split('. ')[0].splitlines()[0]})"
+                    f"{to!r} is not a valid name on the Hub ({str(error).split('. ')[0].splitlines()[0]})"
                 ) from None
         return to

@@ -71,17 +71,19 @@ def local_peak(device: torch.device) -> float | None:
 class Assumptions(Settings):
     """What a plan takes for granted; each field can be given anew."""
 
-    solver_steps: float = Field(default=25.0, ge=0, description="Mean steps of a mesa solve; docs/gpu.md.")
+    solver_steps: float = Field(default=25.0, ge=0, description="Mean steps of a mesa solve; see docs/gpu.md.")
     maps: float = Field(default=0.4, gt=0, le=1, description="Share of a card's peak that linear maps reach.")
     mixers: dict[Annotated[str, known(lambda: MIXERS, "a mixer")], Annotated[float, Field(gt=0, le=1)]] = Field(
         default={"mesa": 0.21, "linear": 0.0076, "softmax": 0.44},
-        description="Share of a card's peak that each mixer's operator reaches; one H100 in docs/gpu.md.",
+        description="Share of a card's peak that each mixer's operator reaches, as on the H100 of docs/gpu.md.",
     )
-    link: float = Field(default=0.8, gt=0, le=1, description="Share of the nominal bandwidth that exchanges reach.")
-    overlap: float = Field(default=0.8, ge=0, le=1, description="Share of exchanges that computing hides, if it can.")
-    network: float | None = Field(default=None, gt=0, description="Bytes per second and card between machines.")
-    machine: int = Field(default=8, gt=0, description="Cards of a machine.")
-    disk: float = Field(default=1e9, gt=0, description="Bytes per second in which checkpoints are written.")
+    link: float = Field(
+        default=0.8, gt=0, le=1, description="Share of the nominal bandwidth that communication reaches."
+    )
+    overlap: float = Field(default=0.8, ge=0, le=1, description="Share of communication that computation can hide.")
+    network: float | None = Field(default=None, gt=0, description="Bytes per second between machines, per card.")
+    machine: int = Field(default=8, gt=0, description="Cards per machine.")
+    disk: float = Field(default=1e9, gt=0, description="Bytes per second at which checkpoints are written.")
 
 
 def read_assumptions(texts: Sequence[str]) -> Assumptions:
@@ -206,4 +208,4 @@ def probed_rate(recipe: Recipe, config: PreTrainedConfig, rows: Any = None, seco
         times.append(time.perf_counter())
     speed = count * length / statistics.median(np.diff(times[1:]))
     steps = getattr(model, "solver_steps", lambda: None)()
-    return Rate(float(speed), steps, f"as {len(times) - 2} steps measured now")
+    return Rate(float(speed), steps, f"measured now in {len(times) - 2} steps")

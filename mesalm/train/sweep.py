@@ -71,7 +71,7 @@ def plan_sweep(name_or_path: str, words: Sequence[str], arms: Sequence[str] | No
         if keys.count(key) > 1:
             raise SettingsError(f"sweep: {key} is given twice; give it once, with all its values")
     for key in {"name", "output_dir"} & set(axes):
-        raise SettingsError(f"sweep: {key} decides nothing that is measured; sweep another setting")
+        raise SettingsError(f"sweep: {key} does not affect the results; sweep another setting")
     if not axes:
         raise SettingsError("sweep: nothing is swept; give a setting several values, optim.learning_rate=1e-3,2e-3")
     cells = []
@@ -112,7 +112,7 @@ def run_sweep(sweep: Sweep, train: Callable[[Recipe], Path]) -> SweptLosses:
             continue
         valid = [event for event in events if event["event"] == "valid"]
         if not valid:
-            raise SettingsError("sweep: the valid split has not one full row; raise data.valid_fraction")
+            raise SettingsError("sweep: the valid split has less than one row; raise data.valid_fraction")
         found[cell.recipe.name] = valid[-1]
     data = len({json.dumps(cell.recipe.plain()["data"], sort_keys=True) for cell in sweep.cells}) > 1
     unit = "bits_per_byte" if data and all("bits_per_byte" in line for line in found.values()) else "loss"
@@ -170,7 +170,7 @@ def _edges(sweep: Sweep, best: SweptCell) -> list[str]:
         if key.endswith("seed") or not _numeric(values) or best.values[place] not in (min(values), max(values)):
             continue  # a seed has no order
         ordered = sorted(values, reverse=best.values[place] == min(values))
-        edge = "largest" if best.values[place] == max(values) else "least"
+        edge = "largest" if best.values[place] == max(values) else "smallest"
         note = f"{best.arm}: {key} is best at {_plain(ordered[-1])}, the {edge} tried"
         further = _further(ordered[-1], ordered[-2])
         try:

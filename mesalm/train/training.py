@@ -80,7 +80,7 @@ def run(
     """
     kept = settings.checkpoint
     if kept.asynchronous and not accelerator.is_fsdp2:
-        raise SettingsError("checkpoint.asynchronous: is for models sharded by FSDP; leave it out, or launch with FSDP")
+        raise SettingsError("checkpoint.asynchronous: needs a model sharded by FSDP; leave it out, or launch with FSDP")
     beside = {} if average is None else {FOLDER: average.model}
     checkpoints = Checkpoints(files.checkpoints, decorate=decorate, facts=facts, beside=beside, **kept.model_dump())
     name: str | None = broadcast(accelerator, (found := checkpoints.newest()) and found.name)
@@ -117,7 +117,7 @@ def run(
     if outcome.interrupted_by is not None:
         display.say(
             f"stopped after step {outcome.step} of {settings.steps}, checkpoint written; run the same command again "
-            "to go on"
+            "to continue"
         )
         raise Interrupted(outcome.interrupted_by)
     return outcome

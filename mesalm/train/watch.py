@@ -21,7 +21,7 @@ from mesalm.train.launch import LaunchError
 BEATS = 10
 """Heartbeats per timeout."""
 
-WAY_ON = "the run has ended; see to that process, then give the same command to go on from the newest checkpoint"
+WAY_ON = "the run has ended; fix that process, then run the same command to resume from the newest checkpoint"
 
 SILENT = "no sign of life"
 

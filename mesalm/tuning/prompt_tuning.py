@@ -169,7 +169,7 @@ def _check_begun(files: RunFolder, start: dict[str, Any]) -> None:
     if difference is not None:
         key, old, new = difference
         raise SettingsError(
-            f"{files.path}: holds a prefix that was begun otherwise, {key} is {old!r} there and {new!r} now; give "
+            f"{files.path}: holds a prefix with other settings, {key} is {old!r} there and {new!r} now; give "
             "another --out, or delete it"
         )
 

@@ -117,9 +117,11 @@ def load_prefix(model: nn.Module, folder: Path) -> PrefixedModel:
     """Wrap a model with the prefix in a folder; ValueError if it was tuned for other weights."""
     record = read_record(folder)
     if record is None:
-        raise ValueError(f"{folder}: holds no {RECORD_FILE}; tune a prefix first")
+        raise ValueError(f"{folder}: contains no {RECORD_FILE}; tune a prefix first")
     if embedding_digest(model) != record["embedding_sha256"]:
-        raise ValueError(f"{folder}: the prefix was tuned for other weights than those of {record['base']}; tune anew")
+        raise ValueError(
+            f"{folder}: the weights of {record['base']} have changed since the prefix was tuned; tune again"
+        )
     return PrefixedModel(model, load_file(folder / VECTORS_FILE)["prefix"])
 
 

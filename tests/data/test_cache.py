@@ -56,7 +56,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     records: Records, write_jsonl: Writer, data: Maker, tmp_path: Path
 ) -> None:
     (tmp_path / "taken").touch()
-    with pytest.raises(DataError, match="taken/prepared: cannot be made"):
+    with pytest.raises(DataError, match="taken/prepared: cannot be created"):
         prepare(data(write_jsonl("x.jsonl", records(9)), cache_dir=str(tmp_path / "taken")), quiet=True)
 
 
@@ -92,7 +92,7 @@ def test_who_is_waited_for_is_told(
     assert prepare(settings).path == first
     os.waitpid(process, 0)
     assert (
-        f"waiting for process {process} on {os.uname().nodename}, which prepares the same data"
+        f"waiting for process {process} on {os.uname().nodename}, which is preparing the same data"
         in capfd.readouterr().err
     )
 

@@ -122,7 +122,7 @@ def test_small_corpora_still_have_held_out_documents(records: Records, write_jso
         prepare(data(write_jsonl("y.jsonl", records(2)), valid_fraction=1e-6, test_fraction=1e-6), quiet=True)
     with pytest.raises(DataError, match="less than one row of 4096"):
         prepare(data(path, sequence_length=4096), quiet=True)
-    with pytest.raises(DataError, match="the sources hold no documents"):
+    with pytest.raises(DataError, match="the sources contain no documents"):
         prepare(data(write_jsonl("z.jsonl", [{"text": ""}])), quiet=True)
 
 
@@ -259,7 +259,7 @@ def test_a_given_tokenizer_with_ready_made_ids(
     assert prepared.manifest["tokenizer"]["kind"] == "given"
     bad = write_jsonl("bad.jsonl", [*encoded, {"ids": [len(tokenizer)]}])
     sources[0]["files"] = str(bad)
-    with pytest.raises(DataError, match="is not below"):
+    with pytest.raises(DataError, match="is outside the vocabulary"):
         prepare(data("", sources=sources, tokenizer=given), quiet=True)
 
 
@@ -327,8 +327,8 @@ def test_a_tokenizer_that_loses_text_gives_no_bits_per_byte(
     valid = prepared.manifest["splits"]["valid"]
     assert valid["lost"] == valid["documents"] > 0
     assert valid["bytes_per_token"] is None
-    assert "do not come back" in prepared.summary()
-    with pytest.raises(DataError, match="comes back"):
+    assert "do not decode" in prepared.summary()
+    with pytest.raises(DataError, match="its tokens do not decode"):
         prepared.bytes_per_token("valid")
 
 

@@ -74,7 +74,7 @@ def test_text_of_evaluation_files_is_dropped(
     assert len(prepared.documents("valid")) == 1
     card = (prepared.path / "corpus.md").read_text()
     assert "2 documents that share 13 words in a row with task.jsonl" in card
-    assert "shorter than that are 1 of its 2 texts" in card
+    assert "; 1 of its 2 texts shorter than that)" in card
     assert "- valid split: 1 document, " in card
     assert "  valid: 1 document, " in prepared.summary()
     # other contents of the file are other data
@@ -82,7 +82,7 @@ def test_text_of_evaluation_files_is_dropped(
     other = prepare(data("", sources=sources, decontaminate=[str(asked)]), quiet=True)
     assert other.manifest["splits"]["train"]["documents"] == 39
     asked.write_text("\n")
-    with pytest.raises(DataError, match=r"task\.jsonl: no text to compare with; look at data\.decontaminate"):
+    with pytest.raises(DataError, match=r"task\.jsonl: no text to compare with; check data\.decontaminate"):
         prepare(data("", sources=sources, decontaminate=[str(asked)]), quiet=True)
 
 

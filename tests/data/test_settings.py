@@ -48,14 +48,14 @@ class Outer(Settings):
         ({"tokenizer": "none"}, "tokenizer 'none' needs ids_column"),
         (
             {"tokenizer": "none", "sources": [{"name": "files", "ids_column": "i"}], "deduplicate": 0.8},
-            "deduplicate needs words, and ids have none without a tokenizer; set one",
+            "deduplicate needs text, which ids give only with a tokenizer; set tokenizer",
         ),
         (
             {"tokenizer": "none", "sources": [{"name": "files", "ids_column": "i"}], "decontaminate": ["asked.jsonl"]},
-            "decontaminate needs words",
+            "decontaminate needs text",
         ),
-        ({"sources": [{"name": "files", "use": "valid", "weight": 1}]}, "is for valid alone; leave out its weight"),
-        ({"sources": [{"name": "files", "weight": 1}, {"name": "hub"}]}, "some training sources have a weight"),
+        ({"sources": [{"name": "files", "use": "valid", "weight": 1}]}, "is only used for valid; leave out its weight"),
+        ({"sources": [{"name": "files", "weight": 1}, {"name": "hub"}]}, "only some training sources have a weight"),
         ({"stream": True, "deduplicate": 0.8}, "deduplicate must see all documents first"),
         ({"stream": True, "sources": [{"name": "files", "limit": 3}]}, "a streamed training source has no limit"),
         ({"stream": True, "sources": [{"name": "files"}, {"name": "hub"}]}, "streamed sources are mixed by weight"),

@@ -186,7 +186,7 @@ def test_a_stream_does_not_go_on_among_files_in_another_order(streamed: DataSett
     begun, same, moved = (DataSettings.build({**streamed.model_dump(), "sources": [one]}, "data") for one in sources)
     expected = prepare(begun, quiet=True).contents()
     assert prepare(same, quiet=True, expected=expected).contents() == expected
-    with pytest.raises(ChangedDataError, match=r"a3\.jsonl stands at another place among the files"):
+    with pytest.raises(ChangedDataError, match=r"a3\.jsonl has moved within the order"):
         prepare(moved, quiet=True, expected=expected)
 
 
@@ -206,10 +206,10 @@ def test_prepared_data_are_of_the_sources_that_are_streamed(
 def test_what_cannot_be_streamed_is_told(streamed: DataSettings, write_jsonl: Writer, data: Maker) -> None:
     prepared = prepare(streamed, quiet=True)
     two, one = stream_of(streamed, prepared, 1, 2), stream_of(streamed, prepared)
-    with pytest.raises(ValueError, match="of 2 processes that each read a part of the stream; go on with as many"):
+    with pytest.raises(ValueError, match="the stream was read by 2 processes; resume with the same number"):
         one.position = two.position
     held = {"name": "files", "files": str(write_jsonl("held.jsonl", [{"text": "the text"}])), "use": "valid"}
     only = {"name": "files", "files": str(write_jsonl("only.jsonl", [{"text": "the text"}]))}
     alone = data("", sources=[only, held], stream=True)
-    with pytest.raises(DataError, match="holds no text to train on, or fewer documents than there are processes"):
+    with pytest.raises(DataError, match="has no text to train on, or fewer documents than there are processes"):
         drawn(stream_of(alone, prepared, 1, 2), 1)

@@ -50,7 +50,7 @@ def test_the_example_is_run_and_reported(run, tmp_path: Path) -> None:
         (EXAMPLE, ["--size", "paper"], "angle has no paper size"),
         (EXAMPLE, ["angel"], "did you mean 'angle'?"),
         (EXAMPLE.replace("EXPERIMENTS =", "OTHER ="), [], "has no dictionary EXPERIMENTS"),
-        (EXAMPLE.replace('EXPERIMENTS = {"angle"', 'EXPERIMENTS = {"angel"'), [], "angel must stand in both"),
+        (EXAMPLE.replace('EXPERIMENTS = {"angle"', 'EXPERIMENTS = {"angel"'), [], "angel must be in both"),
         (EXAMPLE.replace("at_least", "atleast"), [], "unknown key; did you mean 'at_least'"),
         ("import no_such_thing", [], "ModuleNotFoundError: No module named 'no_such_thing'"),
     ],

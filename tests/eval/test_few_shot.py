@@ -204,7 +204,7 @@ def test_items_do_not_depend_on_the_tokenizer(make, pair_file: str) -> None:
             ["x", "y"],
             "no line of the pool has the label 'y'",
         ),
-        ([], None, "holds no line"),
+        ([], None, "has no lines"),
     ],
 )
 def test_a_wrong_file_gets_one_line(tmp_path: Path, lines, labels, message: str) -> None:

@@ -124,7 +124,7 @@ def test_a_task_that_was_asked_otherwise_is_left_out_of_the_gain(tokenizer) -> N
     models = [scored(tokenizer, format_alone, TASKS[:1], window) for window in (200, 100)]
     comparison = build_comparison(models)
     assert comparison.row("demonstration_gain") is None
-    assert "left out of the demonstration gain, for not every model was asked the same: pairs" in comparison.notes
+    assert "left out of the demonstration gain, because models were asked different items: pairs" in comparison.notes
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -202,7 +202,7 @@ def test_texts_are_read_twice_to_the_letter(make, tokenizer) -> None:
     assert measures["task/facts/0/answer"].units == ["0", "1"]
     plan = EvaluationPlan(Request(models=[]), find_suite("quick"), (), (), (), (), (task,), {}, ())
     (asked,) = [found for found in measurements(scorer, 60, plan, None) if found.name == "task/facts"]
-    assert "facts, read twice: 1 of 2 left out, with their answer they exceed 60 tokens" in [
+    assert "facts, read twice: 1 of 2 left out: with their answers they exceed 60 tokens" in [
         note.text for note in asked.run().notes
     ]
     short = score_task(scorer, TASKS[3], SIZES, 150, seed=0)

@@ -104,7 +104,7 @@ def test_positions_agree_with_a_direct_forward(make, tokenizer) -> None:
 def test_a_table_of_positions_is_told(tokenizer, kind, config) -> None:
     scorer = Scorer(kind(config), tokenizer, quiet=True)
     assert scorer.refuses(64) == ""
-    with pytest.raises(ValueError, match="its table of positions ends at 64 tokens, 512 are wanted"):
+    with pytest.raises(ValueError, match="its table of positions ends at 64 tokens, 512 are needed"):
         score_length(scorer, LONG, 64, 4, 4, seed=0)
 
 
@@ -148,7 +148,7 @@ def test_the_report_shows_it(save_model, text_file: str) -> None:
     assert "one from " in position_figure(comparison, "length", "Loss past the window")
     page = render_page(comparison, summarise(comparison))
     assert "4 windows of 256 tokens from 4 documents (effective number 4.0)" in page
-    assert "An effective number of fewer than 10 documents stands behind: section length." in page
+    assert "Fewer than 10 effective documents are behind: section length." in page
 
 
 def test_the_report_says_why_it_is_missing(save_model, text_file: str) -> None:

@@ -73,4 +73,4 @@ def test_copies_are_noted(tmp_path: Path) -> None:
     assert re.match(r"text: 2 of 3 documents share a passage of 5\d tokens \(about 50 bytes\) with the training", note)
     assert note.endswith("; 1 of them more than half of the passages")
     (gone,) = overlap_notes([tmp_path / "gone"], asked)
-    assert "not looked for" in gone
+    assert "not compared with" in gone

@@ -133,7 +133,7 @@ def test_a_tokenizer_that_loses_text_has_no_bits_per_byte(
     assert "perplexity" in keys
     assert any(key.endswith("/accuracy") for key in keys)
     assert not [key for key in keys if key.startswith("bits_per_byte") or key.endswith("/answer")]
-    for words in ("text: no bits per byte: ", "documents do not come back from the tokenizer (lossy)"):
+    for words in ("text: no bits per byte: ", "documents change when encoded and decoded (lossy)"):
         assert words in printed
         assert any(words in note for note in data["notes"])
         assert words in (out / "report.md").read_text()

@@ -74,7 +74,7 @@ def test_ctrl_c_says_where_the_evaluation_goes_on(
 ) -> None:
     assert main(asked_of(save_model("one", 1), text_file, tmp_path / "out")) == 130
     shown = capsys.readouterr()
-    said = f"mesalm eval: interrupted; what was measured is in {tmp_path / 'out/scores'}, and the same command goes on"
+    said = f"mesalm eval: interrupted; finished measurements are in {tmp_path / 'out/scores'}; run the same command"
     # what else is there, transformers' bar of weights loaded, ends before it
     assert shown.err.splitlines()[-1] == f"{said} from there"
     assert shown.out == ""

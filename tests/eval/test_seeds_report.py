@@ -57,7 +57,7 @@ def test_seeds_are_paired_and_shown() -> None:
 
 def test_seeds_without_a_partner_are_told_of() -> None:
     """The values 2.5 and 2.2 of a report must not seem to differ by 0.1."""
-    words = "values are means over all seeds, differences over those of both alone"
+    words = "values are means over all seeds, differences only over seeds of both"
     scores = campaign()
     assert build_comparison(scores[:5], 1).notes == [f"mesa less softmax: {words}: 0, 1"]
     assert build_comparison(scores[:4], 1).notes == [f"mesa less softmax-s0: {words}: 0"]
@@ -119,7 +119,7 @@ def test_the_average_takes_the_shots_that_all_have() -> None:
     part.measures = []
     comparison = build_comparison([short, long], 1)
     assert comparison.row(PRIMARY).label == "primary average of 1 task"
-    assert comparison.notes[0] == "left out of the average, for not every model was asked: pairs"
+    assert comparison.notes[0] == "left out of the average, because not every model was asked: pairs"
 
 
 def test_claims_are_corrected_for_their_number() -> None:

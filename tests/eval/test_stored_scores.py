@@ -48,7 +48,7 @@ def test_bad_stored_scores_get_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     made("a", 0).write(tmp_path / "scores")
     cases = [
         (["compare", "--from-scores", str(tmp_path / "gone")], "no scores here"),
-        (["compare", "--from-scores", str(tmp_path / "broken.json"), "--out", "x"], "holds no scores"),
+        (["compare", "--from-scores", str(tmp_path / "broken.json"), "--out", "x"], "contains no readable scores"),
         (["compare", "--from-scores", str(tmp_path / "old.json"), "--out", "x"], "format 1 cannot be read"),
         (["compare", "--from-scores", str(tmp_path / "scores"), "--from-scores", str(tmp_path / "scores")], "twice"),
         (["compare", "--from-scores", str(tmp_path / "scores/a.json")], "--out"),

@@ -126,7 +126,7 @@ def test_questions_with_several_answers_are_told_of(tmp_path: Path) -> None:
     lines += [{"input": question, "output": answer, "split": "eval"} for question, answer in asked]
     write_lines(tmp_path / "own.jsonl", lines)
     (task,) = find_tasks(str(tmp_path / "own.jsonl"), [], 0)
-    assert task.notes == ("1 question with several answers, each of which may stand among the wrong ones",)
+    assert task.notes == ("1 question with several right answers, which may also be offered as wrong ones",)
     assert set(task.query(0, 0, 1, 5, 0).candidates) == {" blue", " green", " two"}
     write_lines(tmp_path / "own.jsonl", lines[:2])
     (task,) = find_tasks(str(tmp_path / "own.jsonl"), [], 0)
@@ -157,7 +157,7 @@ def test_scrambles_of_a_folder_are_asked_where_they_are_named(
     for suite, names in (("quick", ["letters"]), ("full", ["letters"]), ("paper", ["letters", "mixed"])):
         plan = make_plan(Request(models=[model], suite=suite, texts=[text_file], tasks=[str(folder)]))
         assert [task.name for task in plan.tasks] == names
-        assert (f"not asked in {suite}-1, unless their files are named: mixed" in plan.notes) == (len(names) == 1)
+        assert (f"not in {suite}-1 unless their files are named: mixed" in plan.notes) == (len(names) == 1)
     tasks = [str(folder), str(folder / "mixed.jsonl")]
     named = make_plan(Request(models=[model], texts=[text_file], tasks=tasks))
     assert [task.name for task in named.tasks] == ["letters", "mixed"]

@@ -170,7 +170,7 @@ def test_bad_input_ends_in_one_line(
     for arguments, words in (
         ([place, str(tmp_path / "full")], "not empty; convert to a new folder"),
         ([place, str(tmp_path / "out"), "--layers", "7"], "there is no layer 7"),
-        ([place, str(tmp_path / "out"), "--calibrate", str(tmp_path / "short.txt")], "too few to fit to"),
+        ([place, str(tmp_path / "out"), "--calibrate", str(tmp_path / "short.txt")], "too few to fit the layers to"),
         ([place, str(tmp_path / "out"), "--calibrate", str(tmp_path / "no.txt")], "no.txt"),
         ([str(tmp_path / "nowhere"), str(tmp_path / "out")], "there is no such folder"),
     ):

@@ -94,7 +94,7 @@ def test_prompts_come_after_the_requests_that_decode() -> None:
     [
         ({"mixers": "softmax"}, "one kind of recurrent layer"),
         ({"mixers": ["mesa", "linear"]}, "one kind of recurrent layer"),
-        ({"mixers": ["mesa", "window"]}, "beside softmax only"),
+        ({"mixers": ["mesa", "window"]}, "only with softmax"),
         ({"mixers": ["mesa", "softmax"], "conv_size": 4}, "without a convolution"),
         ({"mixers": ["mesa", "softmax"], "rope_parameters": DYNAMIC}, "depends on the longest request"),
     ],

@@ -99,7 +99,7 @@ def test_a_strange_weight_is_refused(peer: Any, tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("lost", "named"),
     [
-        ("", "no .safetensors file there holds model.embeddings.weight"),
+        ("", "no .safetensors file contains model.embeddings.weight"),
         ("layers.1.attn.q_conv1d", "mixer.conv.weight is "),
         ("layers.1.attn.b_proj", "mixer.input_proj.weight has no counterpart"),
         ("layers.1.attn.a_proj", "mixer.forget_proj.weight has no counterpart"),
@@ -141,7 +141,7 @@ def test_a_scaled_tied_model_goes_to_the_peer_and_back(save_beside: Any, tmp_pat
         ({"mixers": "mesa"}, "forget_cap is 0.9975"),
         ({"mixers": "mesa", "forget_cap": None, "num_key_value_heads": 1}, "num_key_value_heads is 1"),
         ({"mixers": "delta", "forget_cap": None}, "value|conv_values is False"),
-        ({"mixers": ["mesa", "softmax"]}, "whose layers are all mesa or delta"),
+        ({"mixers": ["mesa", "softmax"]}, "needs a model of mesa or delta layers only"),
     ],
 )
 def test_models_the_peer_has_no_words_for_are_refused(

@@ -83,7 +83,7 @@ def test_a_draft_model_can_begin_anew() -> None:
     ],
 )
 def test_what_it_cannot_do_is_refused(options: dict, named: str) -> None:
-    with pytest.raises(ValueError, match=f"^{named}: speculative decoding is greedy") as caught:
+    with pytest.raises(ValueError, match=f"^{named}: not supported by speculative decoding") as caught:
         build("mesa").generate(prompt(), custom_generate=speculate, **{**GREEDY, **options})
     assert "\n" not in str(caught.value)
 

@@ -119,7 +119,7 @@ def test_a_silent_hub_holds_nothing_up(checkpoint: Path, tmp_path: Path) -> None
     sent = uploads(hub, checkpoint, patience=0.05)
     assert list(sent.offer(checkpoint, 4)) == []
     assert list(sent.offer(checkpoint, 8)) == [
-        {"checkpoint": checkpoint.name, "failed": "the upload before it is still under way"}
+        {"checkpoint": checkpoint.name, "failed": "the previous upload is still running"}
     ]
     assert list(sent.finish()) == [{"failed": "the last upload did not end within 0.05 seconds"}]
     hub.answers.set()

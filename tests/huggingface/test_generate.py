@@ -186,7 +186,7 @@ def test_what_recurrent_layers_cannot_use_is_refused_in_one_line(kind: str, buil
         torch.testing.assert_close(model(ids, attention_mask=square).logits, plain)
         torch.testing.assert_close(model(ids, cache=DynamicCache(), use_cache=True).logits, plain)
         return
-    with pytest.raises(ValueError, match="attention_mask: it has 4 dimensions") as caught:
+    with pytest.raises(ValueError, match="attention_mask: has 4 dimensions") as caught:
         model(ids, attention_mask=square)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"create it with DynamicCache\(config=model.config\)") as caught:

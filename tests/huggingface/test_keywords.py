@@ -111,7 +111,9 @@ def test_an_unknown_keyword_is_refused_by_name(name: str, keyword: str, build: B
 
 def test_a_misspelt_keyword_is_told_the_right_one(build: Build, tokens: Draw) -> None:
     model = build("mesa")
-    with pytest.raises(TypeError, match=r"^MesaForCausalLM.forward: 'lables' .*did you mean 'labels'\?$"):
+    with pytest.raises(
+        TypeError, match=r"^MesaForCausalLM.forward: there is no argument 'lables'; did you mean 'labels'\?$"
+    ):
         model(tokens(1, 4), lables=tokens(1, 4))
     with pytest.raises(TypeError, match=r"^MesaModel.forward: 'attn_mask' .*did you mean 'attention_mask'\?$"):
         model.model(tokens(1, 4), attn_mask=None)
@@ -147,7 +149,7 @@ def test_a_softmax_model_reads_later_tokens_if_asked_and_recurrent_ones_refuse(
 def test_limits_of_documents_need_positions(kind: str, build: Build, tokens: Draw) -> None:
     model, ids = build(kind), tokens(1, 6)
     limits = {"cu_seq_lens_q": torch.tensor([0, 4, 6]), "max_length_q": 4}
-    with pytest.raises(ValueError, match=r"^cu_seq_lens_q: documents are told apart by position_ids"):
+    with pytest.raises(ValueError, match=r"^cu_seq_lens_q: documents are separated by position_ids"):
         model(ids, **limits)
     with torch.no_grad():
         found = model(ids, position_ids=torch.tensor([[0, 1, 2, 3, 0, 1]]), **limits).logits[:, 4:]

@@ -107,7 +107,7 @@ def test_wrong_input_is_one_line(bench: SimpleNamespace, capsys: pytest.CaptureF
     assert bench.bench_operator.main(["--quick", "--gamma", "1.5"]) == 2
     assert capsys.readouterr().err.splitlines() == ["bench_operator: gamma is 1.5: must be above 0 and at most 1"]
     assert bench.bench_operator.main(["--quick", "--peer-python", str(tmp_path / "none"), "--variants", "linear"]) == 2
-    assert "is no program" in capsys.readouterr().err
+    assert "is not a program" in capsys.readouterr().err
 
 
 def test_recorded_operands_stand_side_by_side(bench: SimpleNamespace, tmp_path: Path) -> None:

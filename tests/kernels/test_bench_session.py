@@ -69,7 +69,7 @@ def test_without_a_card_one_line_says_so(
     bench: SimpleNamespace, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert bench.gpu_session.main(["--out", str(tmp_path / "none")]) == 2
-    assert capsys.readouterr().err.startswith("gpu_session: there is no CUDA card here")
+    assert capsys.readouterr().err.startswith("gpu_session: no CUDA card found")
     assert not (tmp_path / "none").exists()
 
 
@@ -145,7 +145,7 @@ def test_kernels_are_carried_from_the_cards_own_releases_only(
 ) -> None:
     assert bench.carry.main([str(tmp_path / "carried")], {"python": "3.12", "triton": "1.0"}) == 2
     error = capsys.readouterr().err
-    assert error.startswith("carry: runs in python 3.12, triton 1.0, which the card's machine has, not in")
+    assert error.startswith("carry: runs in python 3.12, triton 1.0, as on the card's machine, not in")
     assert error.count("\n") == 1
     assert not (tmp_path / "carried").exists()
 

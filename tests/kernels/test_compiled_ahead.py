@@ -63,6 +63,6 @@ def test_programs_that_compile_or_count_refuse_to_interpret(
     bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    for program, what in (("compile_report", "nothing is compiled"), ("count_memory", "kernels would run")):
+    for program, what in (("compile_report", "nothing would be compiled"), ("count_memory", "kernels would run")):
         assert getattr(bench, program).main([]) == 2
-        assert capsys.readouterr().err == f"{program}: TRITON_INTERPRET is set, under which {what}: unset it\n"
+        assert capsys.readouterr().err == f"{program}: TRITON_INTERPRET is set, so {what}: unset it\n"

@@ -317,8 +317,8 @@ def test_seeds_begin_where_they_are_told_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bound", "returned", "said"),
     [
-        ("", 'Findings({"q": 1.0})', "q: has no bound, so that it always holds"),
-        (', "at_least": 1', 'Findings({"other": 1.0})', "gives no quantity 'q'; there is other"),
+        ("", 'Findings({"q": 1.0})', "q: has no bound, so it always holds"),
+        (', "at_least": 1', 'Findings({"other": 1.0})', "returned no quantity 'q', only other"),
         (', "at_least": 1', '{"q": 1.0}', "must return Findings, not dict"),
     ],
 )

@@ -235,7 +235,7 @@ def test_a_run_is_read_at_its_own_length_from_its_own_text(
         ("mesa", ["--text", "TEXT", "--device", "abacus"], "'abacus' cannot be used here"),
         ("mesa", ["--text", "TEXT", "--tokens", "100"], "less than one window"),
         ("mesa", ["--text", "TEXT", "--record-heads", "0.0"], "--record"),
-        ("mesa", ["--text", "TEXT", "--record", "OUT/x.safetensors", "--record-heads", "0.2"], "0.2 is no head"),
+        ("mesa", ["--text", "TEXT", "--record", "OUT/x.safetensors", "--record-heads", "0.2"], "0.2 is not a head"),
         ("mesa", ["--text", "TEXT", "--record", "OUT/x.safetensors", "--record-heads", "0"], "LAYER.HEAD"),
     ],
 )

@@ -80,7 +80,7 @@ def test_layer_types_of_saved_files_are_not_taken(tmp_path: Path, caplog: pytest
     file.write_text(json.dumps({**fields, "layer_types": ["linear_attention"] * 4}))
     assert AutoConfig.from_pretrained(tmp_path).layer_types == kinds
     assert [record.getMessage() for record in caplog.records] == [
-        f"layer_types: it follows from mixers and conv_size; {['linear_attention'] * 4} is not taken"
+        f"layer_types: it follows from mixers and conv_size; {['linear_attention'] * 4} is ignored"
     ]
 
 
@@ -165,7 +165,7 @@ def test_keys_of_the_library_pass_and_strange_ones_are_told(caplog: pytest.LogCa
     assert not caplog.records
     assert tiny_config(layers=6).layers == 6
     assert [record.getMessage() for record in caplog.records] == [
-        "layers: MesaConfig has no such field; it is kept and nothing reads it"
+        "layers: MesaConfig has no such field; it is saved but has no effect"
     ]
     assert caplog.records[0].levelno == logging.WARNING
 

@@ -163,7 +163,7 @@ def test_every_mixer_reads_rows_in_stretches_as_one_process_reads_them(size: int
 @pytest.mark.parametrize(
     ("mask", "cache", "training", "words"),
     [
-        (torch.ones(2, 8), None, False, "no attention_mask"),
+        (torch.ones(2, 8), None, False, "do not support attention_mask"),
         (None, object(), False, "cannot continue from a cache"),
         (None, None, True, "set attention_dropout=0"),
     ],

@@ -226,15 +226,15 @@ def test_compiled_reads_masks_and_documents_as_eager_does() -> None:
         else:
             expected = model(ids, position_ids=positions, use_cache=False).logits
             torch.testing.assert_close(logits, expected, **NEAR)
-    with pytest.raises(RuntimeError, match="attention_mask: it holds other values than 0"):
+    with pytest.raises(RuntimeError, match="attention_mask: must hold only 0"):
         compiled(ids, attention_mask=mask.cumsum(1), position_ids=positions, use_cache=False)
 
 
 IDS = draw(2, 5)
 REFUSED = {
-    "document numbers as a mask": ({"attention_mask": [[1, 1, 2, 2, 2]] * 2}, "attention_mask: it holds other values"),
-    "additive mask": ({"attention_mask": [[-1e9, 0.0, 0.0, 0.0, 0.0]] * 2}, "attention_mask: it holds other values"),
-    "NaN in the mask": ({"attention_mask": [[float("nan"), 1, 1, 1, 1]] * 2}, "attention_mask: it holds other values"),
+    "document numbers as a mask": ({"attention_mask": [[1, 1, 2, 2, 2]] * 2}, "attention_mask: must hold only 0"),
+    "additive mask": ({"attention_mask": [[-1e9, 0.0, 0.0, 0.0, 0.0]] * 2}, "attention_mask: must hold only 0"),
+    "NaN in the mask": ({"attention_mask": [[float("nan"), 1, 1, 1, 1]] * 2}, "attention_mask: must hold only 0"),
     "mask too long": ({"attention_mask": [[1] * 7] * 2}, r"attention_mask: .*must be \[B, past \+ T\] = \[2, 5\]"),
     "mask too short": ({"attention_mask": [[1] * 3] * 2}, r"attention_mask: .*\[2, 3\], must be"),
     "mask of one row": ({"attention_mask": [[1] * 5]}, r"attention_mask: .*\[1, 5\], must be"),
@@ -242,19 +242,19 @@ REFUSED = {
     "mask of three dimensions": ({"attention_mask": [[[1] * 5]] * 2}, "attention_mask"),
     "positions of another length": ({"position_ids": [[0, 1, 2]] * 2}, r"position_ids: .*\[2, 3\], must be \[B, T\]"),
     "positions of one dimension": ({"position_ids": [0, 1, 2, 3, 4]}, r"position_ids: .*\[5\], must be \[B, T\]"),
-    "positions of floats": ({"position_ids": [[0.0, 1, 2, 3, 4]]}, "position_ids: it is of dtype torch.float32"),
-    "ids of one dimension": ({"input_ids": [3, 4, 5]}, r"input_ids: it is of shape \[3\], must be \[B, T\]"),
-    "ids of three dimensions": ({"input_ids": [[[3, 4]]]}, r"input_ids: it is of shape \[1, 1, 2\], must be \[B, T\]"),
-    "ids of floats": ({"input_ids": [[3.0, 4.0]]}, "input_ids: it is of dtype torch.float32, must be int64 or int32"),
+    "positions of floats": ({"position_ids": [[0.0, 1, 2, 3, 4]]}, "position_ids: has dtype torch.float32"),
+    "ids of one dimension": ({"input_ids": [3, 4, 5]}, r"input_ids: has shape \[3\], must be \[B, T\]"),
+    "ids of three dimensions": ({"input_ids": [[[3, 4]]]}, r"input_ids: has shape \[1, 1, 2\], must be \[B, T\]"),
+    "ids of floats": ({"input_ids": [[3.0, 4.0]]}, "input_ids: has dtype torch.float32, must be int64 or int32"),
     "ids past the vocabulary": ({"input_ids": [[3, 61]]}, "input_ids: 61 is not in the vocabulary.* 0 to 60"),
     "negative ids": ({"input_ids": [[3, -100]]}, "input_ids: -100 is not in the vocabulary"),
     "embeddings of another width": (
         {"input_ids": None, "inputs_embeds": [[[0.5] * 31] * 2]},
-        r"inputs_embeds: it is of shape \[1, 2, 31\], must be \[B, T, 32\]",
+        r"inputs_embeds: has shape \[1, 2, 31\], must be \[B, T, 32\]",
     ),
     "embeddings of one row": (
         {"input_ids": None, "inputs_embeds": [[0.5] * 32] * 2},
-        r"inputs_embeds: it is of shape \[2, 32\], must be \[B, T, 32\]",
+        r"inputs_embeds: has shape \[2, 32\], must be \[B, T, 32\]",
     ),
 }
 
@@ -275,11 +275,13 @@ def test_what_cannot_be_read_is_refused_in_one_line(case: str) -> None:
 
 def test_lists_and_masks_that_leave_out_a_type_are_refused(kind: str) -> None:
     model = build(kind)
-    assert_refused(model, "input_ids: it is a list, must be a tensor", input_ids=[[3, 4]])
-    assert_refused(model, "position_ids: it is a list, must be a tensor", input_ids=IDS, position_ids=[[0, 1]])
-    assert_refused(model, "attention_mask: it is a list, must be a tensor", input_ids=IDS, attention_mask=[[1, 1]])
+    assert_refused(model, "input_ids: is a list, must be a tensor", input_ids=[[3, 4]])
+    assert_refused(model, "position_ids: is a list, must be a tensor", input_ids=IDS, position_ids=[[0, 1]])
+    assert_refused(model, "attention_mask: is a list, must be a tensor", input_ids=IDS, attention_mask=[[1, 1]])
     needed = "full_attention" if kind in ("softmax", "hybrid") else "linear_attention"
-    assert_refused(model, f"attention_mask: masks by layer type need '{needed}'", input_ids=IDS, attention_mask={})
+    assert_refused(
+        model, f"attention_mask: masks by layer type need an entry '{needed}'", input_ids=IDS, attention_mask={}
+    )
 
 
 def test_beside_a_cache_a_mask_is_of_the_past_too_and_no_document_begins(kind: str) -> None:

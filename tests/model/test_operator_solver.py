@@ -190,7 +190,7 @@ def test_strict_makes_a_missed_tolerance_an_error(backend: str) -> None:
     _, report = mesa_attention(*inputs, backend=backend, strict=True, return_report="steps")
     assert report.residual is None
     if backend == "torch":
-        with pytest.raises(ArithmeticError, match=r"tolerance 0.0001 was not kept by \d+ of 6 chunks and heads"):
+        with pytest.raises(ArithmeticError, match=r"tolerance 0.0001 was not reached by \d+ of 6 chunks and heads"):
             mesa_attention(*inputs, max_steps=3, strict=True)
 
 

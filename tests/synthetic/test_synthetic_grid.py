@@ -113,7 +113,7 @@ def test_arms_and_points_may_have_learning_rates_of_their_own(load: Any) -> None
     arms = {"one": {}, "other": {"optim.learning_rate": 0.25}}
     recipe = load(arms=arms, grid={"scheme": {"a": {}, "b": {"optim.learning_rate": 0.5}}}, optim={"learning_rate": 1})
     assert [cell.rate for cell in planned_cells(recipe, {})] == [1, 0.25, 0.5, 0.25]
-    with pytest.raises(SettingsError, match=r"^other: optim\.learning_rate: learning_rates lists what is tried"):
+    with pytest.raises(SettingsError, match=r"^other: optim\.learning_rate: learning_rates lists the rates to try"):
         load(arms=arms, learning_rates=[1, 2])
 
 
@@ -284,7 +284,7 @@ def test_fresh_rows_never_come_twice(load: Any, monkeypatch: pytest.MonkeyPatch)
         ({"grid": {"task.pairs": []}}, "grid.task.pairs: is empty"),
         ({"grid": {"task.pairs": [1, 1]}}, "grid.task.pairs: names a value twice"),
         ({"arms": {}}, "arms: is empty"),
-        ({"arms": {"mesa/2": {}}}, "arms.mesa/2: names a folder, so it can hold no /"),
+        ({"arms": {"mesa/2": {}}}, "arms.mesa/2: names a folder, so it cannot contain /"),
         ({"score": {"longer": [1]}}, "score.longer.0: must be above 1|score.longer"),
         (
             {"task": {"name": "compression"}, "score": {"longer": [8]}},

@@ -114,7 +114,7 @@ def test_damage_is_named_with_the_way_on(train_regression: Train, name: str) -> 
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{name} is damaged; delete .*00012 to go on from step-00000009"):
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged; delete .*00012 to resume from step-00000009"):
         train_regression("run", resume=True, steps=15)
     shutil.rmtree(damaged.parent)
     assert train_regression("run", resume=True).outcome.step == 12
@@ -141,7 +141,7 @@ def test_a_state_with_another_value_is_damaged(train_regression: Train, key: str
     if value is not None:
         inner[name] = value
     path.write_text(json.dumps(state, indent=1))
-    with pytest.raises(CheckpointError, match=r"state\.json is damaged; delete .*00012 to go on from step-00000009"):
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged; delete .*00012 to resume from step-00000009"):
         train_regression("run", resume=True, steps=15)
 
 
@@ -173,7 +173,7 @@ def test_no_bit_of_a_state_may_flip(train_regression: Train) -> None:
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(train_regression: Train) -> None:
     run = train_regression("run", every=3)
     run.checkpoints.newest().rename(run.checkpoints.folder / "step-00000015")
-    with pytest.raises(CheckpointError, match=r"step-00000015: holds step 12; give the folder its own name again"):
+    with pytest.raises(CheckpointError, match=r"step-00000015: contains step 12; rename the folder back"):
         train_regression("run", resume=True, steps=20)
 
 

@@ -92,7 +92,7 @@ def test_the_loss_is_the_divergence_of_the_scored_tokens_while_it_trains(tmp_pat
     ("key", "value"), [("init_from", "somewhere"), ("parallelism.context", "2"), ("train.z_loss", "1e-4")]
 )
 def test_what_does_not_go_with_recovery_is_refused(key: str, value: str, recipe_file: Path) -> None:
-    with pytest.raises(SettingsError, match=f"^{key}: does not go with --recover"):
+    with pytest.raises(SettingsError, match=f"^{key}: is not supported with --recover"):
         recovery_recipe(str(recipe_file), [f"{key}={value}", "model.attention_dropout=0"], Path("out"))
     recipe = recovery_recipe(str(recipe_file), ["train.steps=3"], Path("some/out"))
     assert (recipe.name, recipe.steps, recipe.init_from, recipe.arms) == ("out-recovered", 3, "some/out", {})

@@ -90,7 +90,7 @@ def test_what_cannot_be_asked_is_told_before_the_first_step(load: Callable[..., 
             pretrain(recipe, resume="never", quiet=True, evaluation=make_probe)
         assert "\n" not in str(caught.value)
         assert not lines(recipe, "step")
-    with pytest.raises(SettingsError, match="there is no evaluation here"):
+    with pytest.raises(SettingsError, match="needs an evaluation, as `mesalm train` has"):
         pretrain(load("name=library", *wanted(task)), quiet=True)
     with pytest.raises(SettingsError, match=r"set evaluate\.every=0"):
         load(*wanted(task), "parallelism.context=2", "model.attention_dropout=0")

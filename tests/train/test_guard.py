@@ -179,7 +179,7 @@ def test_a_poisoned_checkpoint_is_named_and_not_trained_on(train_regression: Tra
     states = torch.load(whole.checkpoints.newest() / "random.pt")
     whole.checkpoints.save(6, whole.model, whole.optimiser, states, {**state, "files": None})
     with pytest.raises(
-        NonFiniteError, match=r"the weight body\.3\.bias is not finite; delete .*step-00000006 to go on"
+        NonFiniteError, match=r"the weight body\.3\.bias is not finite; delete .*step-00000006 to resume"
     ):
         train_regression("run", resume=True)
 

@@ -93,7 +93,7 @@ def test_a_machine_with_other_data_is_named(launch: Callable[..., list], corpus:
     ends = launch("train.timeout=5", second=(f"data.sources.0.files={other}",))
     for status, errors in ends:
         assert status != 0
-        assert "prepared other data than" in errors
+        assert "prepared different data from" in errors
     assert not (tmp_path / "machine0" / "runs" / "tiny" / "checkpoints").exists()
 
 
@@ -101,5 +101,5 @@ def test_a_machine_with_other_data_is_named(launch: Callable[..., list], corpus:
 def test_sharding_needs_a_shared_disk(launch: Callable[..., list], tmp_path: Path) -> None:
     for status, errors in launch(environment=FSDP):
         assert status != 0
-        assert "with FSDP all write checkpoints, set output_dir to a folder on a disk" in errors
+        assert "with FSDP all machines write checkpoints, so set output_dir to a folder on a disk" in errors
     assert not list(tmp_path.glob("machine*/cache/prepared/*/manifest.json"))

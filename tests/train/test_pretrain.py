@@ -256,7 +256,7 @@ def test_run_folder_decides_how_to_go_on(load: Load, tmp_path: Path) -> None:
     other = RunFolder(tmp_path / "full")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
-    with pytest.raises(SettingsError, match="no run folder"):
+    with pytest.raises(SettingsError, match="not a run folder"):
         other.enter(recipe)
 
 
@@ -278,7 +278,7 @@ def test_init_from_must_agree_with_the_recipe(load: Load, tmp_path: Path) -> Non
         pretrain(load(*begin, "model.hidden_size=32"), quiet=True)
     with pytest.raises(SettingsError, match=r"set data\.tokenizer="):
         pretrain(load(*begin, "data.vocab_size=290"), quiet=True)
-    with pytest.raises(SettingsError, match="holds no model"):
+    with pytest.raises(SettingsError, match="contains no model"):
         pretrain(load(*begin, f"init_from={tmp_path}"), quiet=True)
     with pytest.raises(SettingsError, match="no such folder"):
         pretrain(load(*begin, "init_from=./nowhere"), quiet=True)

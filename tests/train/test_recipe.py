@@ -48,8 +48,8 @@ IDS = {"name": "files", "files": "x.jsonl", "ids_column": "ids"}
         ("name=a/b", r"name: must be letters"),
         ("train={}", r"train: give exactly one of tokens and steps"),
         ("nonsense", r"'nonsense': must be dotted\.key=value"),
-        ("data.sources.3.files=x", r"data\.sources\.3: must name a place in a list of 1"),
-        ("seed.x=1", r"seed\.x: unknown|seed.*no parts|seed: must be"),
+        ("data.sources.3.files=x", r"data\.sources\.3: must be an index into a list of 1"),
+        ("seed.x=1", r"seed\.x: unknown|seed.*no fields|seed: must be"),
         ("train.clip=[1", r"train\.clip.*not valid YAML"),
     ],
 )

@@ -86,7 +86,7 @@ def test_sources_that_changed_after_a_checkpoint_are_refused(
         source.write_bytes(content + line.encode())
     cached = sorted(os.listdir(tmp_path / "cache" / "prepared"))
     message = r"more\.jsonl is new" if change == "new" else r"text\.jsonl has changed"
-    with pytest.raises(SettingsError, match=f"{message}; give them back.*--resume never") as caught:
+    with pytest.raises(SettingsError, match=f"{message}; restore the data.*--resume never") as caught:
         pretrain(again, quiet=True)
     assert "\n" not in str(caught.value)
     assert sorted(os.listdir(tmp_path / "cache" / "prepared")) == cached  # nothing was built to find that out
@@ -119,7 +119,7 @@ def test_a_given_tokenizer_is_known_by_what_it_does(own: Load, tmp_path: Path, s
     for name, text in (("one", "the cat sat on a mat"), ("other", "long tales of ships")):
         train_tokenizer([text] * 9, 280).save_pretrained(tmp_path / name)
     stopped(own(f"data.tokenizer={tmp_path}/one"), 6)
-    with pytest.raises(SettingsError, match=r"the tokenizer .*other has changed; give them back"):
+    with pytest.raises(SettingsError, match=r"the tokenizer .*other has changed; restore the data"):
         pretrain(own(f"data.tokenizer={tmp_path}/other"), quiet=True)
     with pytest.raises(SettingsError, match=r"data\.tokenizer is 'given' there and 'train' now"):
         pretrain(own("data.tokenizer=train"), quiet=True)
@@ -139,7 +139,7 @@ def test_damaged_prepared_data_are_named_with_the_way_on(own: Load, begun: bool,
     flip(damaged)
     with pytest.raises(DataError, match=rf"{damaged.name} is damaged.*; delete ") as caught:
         pretrain(recipe, quiet=True)
-    folder = Path(str(caught.value).partition("; delete ")[2].partition(",")[0])
+    folder = Path(str(caught.value).partition("; delete ")[2].partition(" and prepare again")[0])
     shutil.rmtree(folder)
     whole = pretrain(own("name=whole"), quiet=True)
     assert digests(pretrain(recipe, quiet=True)) == digests(whole)
@@ -258,7 +258,7 @@ def test_a_stable_run_grows_into_the_longer_one(load: Load, capfd: pytest.Captur
     stopped(load(*STABLE, "train.steps=10"), 6)
     run = pretrain(load(*STABLE, "train.steps=15"))
     said = "15 steps instead of 10; so far the learning rate was that of a run of 15 steps"
-    assert f"going on from step-00000006 to {said}" in capfd.readouterr().err
+    assert f"resuming from step-00000006 to {said}" in capfd.readouterr().err
     whole = pretrain(load(*STABLE, "train.steps=15", "name=whole"), quiet=True)
     assert digests(run) == digests(whole)
     rates = [[line[3] for line in history(folder) if line[0] == "step"] for folder in (run, whole)]
@@ -284,7 +284,7 @@ def test_a_finished_run_grows_and_keeps_its_first_model(
     assert digests(run) == digests(pretrain(own(*flat, "train.steps=10", "name=whole"), quiet=True))
     assert [line[1] for line in history(run) if line[0] == "end"] == [10]
     assert pretrain(own(*flat, "train.steps=10")) == run
-    assert "this run is finished; --resume never" in capfd.readouterr().err
+    assert "this run is finished; add --resume never to train it again" in capfd.readouterr().err
 
 
 def test_a_sweep_of_leftovers_spares_what_a_user_keeps(load: Load) -> None:
@@ -309,7 +309,7 @@ def test_a_rate_that_jumps_is_told(load: Load, capfd: pytest.CaptureFixture[str]
     run = pretrain(load("train.steps=12"))
     rates = {line[1]: line[3] for line in history(run) if line[0] == "step"}
     assert rates[7] > 2 * rates[6]
-    said = f"the learning rate goes from {rates[6]:.3g} at step 6 to {rates[7]:.3g}, for cosine is now that of 12 steps"
+    said = f"the learning rate goes from {rates[6]:.3g} at step 6 to {rates[7]:.3g}, because cosine now spans 12 steps"
     assert said in capfd.readouterr().err
 
 
@@ -321,7 +321,7 @@ def test_a_length_below_what_is_done_is_refused(load: Load, stopped: Load) -> No
         pretrain(load("train.tokens=512"), quiet=True)
     assert pretrain(load("train.steps=6"), quiet=True)
     shutil.rmtree(recipe.folder / "checkpoints")
-    with pytest.raises(SettingsError, match=r"finished and has no checkpoint to go on from; .*init_from="):
+    with pytest.raises(SettingsError, match=r"finished and has no checkpoint to resume from; .*init_from="):
         pretrain(load("train.steps=9"), quiet=True)
     assert pretrain(load("train.steps=6"), quiet=True)
 
@@ -371,8 +371,12 @@ def test_the_journal_names_the_origin(load: Load, trunk: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "at", "said"),
     [
-        ((), "trunk/step-7", r"branch_from: there is no checkpoint .*step-00000007; there are step-00000004, step-00"),
-        ((), "trunk", "names no checkpoint; give RUN/step-N"),
+        (
+            (),
+            "trunk/step-7",
+            r"branch_from: there is no checkpoint .*step-00000007; choose from step-00000004, step-00",
+        ),
+        ((), "trunk", "is not a checkpoint; give RUN/step-N"),
         ((), "other/step-8", "other"),
         (("schedule.name=cosine",), "trunk/step-8", "cosine has no decay of its own; a branch needs wsd"),
         (("schedule.decay_steps=0",), "trunk/step-8", "at least 1 step of decay"),
@@ -391,6 +395,6 @@ def test_what_cannot_be_a_branch_is_refused(
 
 def test_a_run_in_its_decay_is_not_left(load: Load) -> None:
     run = pretrain(load(*TRUNK, "train.steps=8"), quiet=True)
-    with pytest.raises(SettingsError, match="before its decay for 6 steps only"):
+    with pytest.raises(SettingsError, match="agrees with the branch for 6 steps only"):
         branch(load(*TRUNK), f"{run}/step-8")
     assert branch(load(*TRUNK), f"{run}/step-4").steps == 6

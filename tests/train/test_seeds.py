@@ -45,12 +45,12 @@ def test_runs_are_planned_seed_by_seed(recipe_file: Path) -> None:
     assert [run.name for run in planned_runs(str(recipe_file), ["arms={}"], None, (3,))] == ["tiny-s3"]
     given = planned_runs(str(recipe_file), ["arms={slow: {optim.learning_rate: 1e-4}}"])
     assert [(run.name, run.optim.learning_rate) for run in given] == [("tiny-slow", 1e-4)]
-    with pytest.raises(SettingsError, match=r"arms\.mesa: is named x, as another arm is"):
+    with pytest.raises(SettingsError, match=r"arms\.mesa: has the same name as another arm, x"):
         planned_runs(str(recipe_file), ["arms.mesa.name=x", "arms.fast.name=x"], ["mesa", "fast"])
 
 
 def test_a_seed_is_set_in_one_place(recipe_file: Path) -> None:
-    with pytest.raises(SettingsError, match="seed: is set beside --seeds"):
+    with pytest.raises(SettingsError, match="seed: is set although --seeds is given"):
         planned_runs(str(recipe_file), ["seed=3"], None, (0,))
     with pytest.raises(SettingsError, match=r"arms\.fast: sets seed"):
         planned_runs(str(recipe_file), ["arms.fast={seed: 3}"], None, (0,))

@@ -250,14 +250,14 @@ def test_all_shards_go_back_from_a_spike(tmp_path: Path) -> None:
 
 
 def test_writing_in_the_background_is_for_sharded_runs(load: Load) -> None:
-    with pytest.raises(SettingsError, match=r"^checkpoint.asynchronous: is for models sharded by FSDP; leave it out"):
+    with pytest.raises(SettingsError, match=r"^checkpoint.asynchronous: needs a model sharded by FSDP; leave it out"):
         pretrain(load("checkpoint.asynchronous=true"), quiet=True)
 
 
 def test_one_process_cannot_shard(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**FSDP, "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(LaunchError, match=r"FSDP was asked for but accelerate gives NO to 1 process"):
+    with pytest.raises(LaunchError, match=r"FSDP was requested, but accelerate uses NO for 1 process"):
         pretrain(load(), quiet=True)
     assert not load().folder.exists()
 
@@ -279,5 +279,7 @@ def test_what_sharding_does_not_do_is_refused(environment: dict[str, str], words
 
 def test_a_setting_that_does_not_shard_names_one_that_does(load: Load) -> None:
     _check_sharded(load("train.compile=blocks"))
-    with pytest.raises(SettingsError, match=r"train\.compile: does not go with FSDP; set train\.compile=blocks, or"):
+    with pytest.raises(
+        SettingsError, match=r"train\.compile: is not supported with FSDP; set train\.compile=blocks, or"
+    ):
         _check_sharded(load("train.compile=true"))

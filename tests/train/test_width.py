@@ -97,5 +97,5 @@ def test_a_run_scales_rates_and_first_weights(load: Callable[..., Recipe]) -> No
 
 
 def test_a_model_without_a_width_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"optim\.base_width: Linear has no hidden_size"):
+    with pytest.raises(ValueError, match=r"optim\.base_width: Linear lacks hidden_size"):
         build_optimiser(torch.nn.Linear(2, 2), OptimSettings(base_width=16))

@@ -104,7 +104,7 @@ def _by_hand(cards: Sequence[Named], groups: Mapping[str, Sequence[str]]) -> dic
         for model in models:
             places = [place for place, card in enumerate(cards) if model in (card.argument, card.name)]
             if not places:
-                raise ValueError(f"arm {name}: {model!r} is none of {', '.join(card.name for card in cards)}")
+                raise ValueError(f"arm {name}: {model!r} is not one of {', '.join(card.name for card in cards)}")
             if chosen.setdefault(places[0], name) != name:
                 raise ValueError(f"arm {name}: {model} is in arm {chosen[places[0]]} already")
     return chosen

@@ -19,11 +19,11 @@ from mesa_eval.uncertainty.bootstrap import DRAWS, Resampled, Transform, mean_of
 from mesa_eval.uncertainty.intervals import Interval, t_interval
 from mesalm.wording import plural
 
-OTHER_TOKENIZER = "tokenizers differ: only bits per byte compares"
+OTHER_TOKENIZER = "tokenizers differ: only bits per byte can be compared"
 OTHER_WINDOW = "windows differ"
 OTHER_SUITE = "suites differ"
-OTHER_ITEMS = "other items were asked"
-OTHER_SEED = "seeds of what is asked differ"
+OTHER_ITEMS = "items differ"
+OTHER_SEED = "seeds of the items differ"
 OTHER_TEXT = "texts differ"
 NOT_MEASURED = "not measured"
 MOST_NULL = 0.8  # with less room above it, one query more or less would move a task by more than the others
@@ -59,7 +59,7 @@ def _lone_seeds(arms: Sequence[Arm], baseline: int) -> list[str]:
         seeds = [str(seed) for seed, *_ in pairs(arm, base)]
         if 0 < len(seeds) < max(len(arm.members), len(base.members)):
             notes.append(
-                f"{arm.name} less {base.name}: values are means over all seeds, differences over those of both alone:"
+                f"{arm.name} less {base.name}: values are means over all seeds, differences only over seeds of both:"
                 f" {', '.join(seeds)}"
             )
     return notes
@@ -104,12 +104,12 @@ class _Table:
         """
         asked, lacking = self._primary()
         if lacking:
-            self.notes.append(f"left out of the average, for not every model was asked: {', '.join(lacking)}")
+            self.notes.append(f"left out of the average, because not every model was asked: {', '.join(lacking)}")
         nulls = {task: max(table[key].chance or 0.0 for table in self.measures) for task, key in asked.items()}
         chosen = [key for task, key in asked.items() if nulls[task] <= MOST_NULL]
         full = [f"{task} ({null:.2f})" for task, null in nulls.items() if null > MOST_NULL]
         if full:
-            self.notes.append(f"left out of the average, for the null is over {MOST_NULL}: {', '.join(full)}")
+            self.notes.append(f"left out of the average, because the null is over {MOST_NULL}: {', '.join(full)}")
         if not chosen:
             return []
         first = _over_tasks(PRIMARY, "", "primary average", "score above the null, share", len(chosen))
@@ -132,7 +132,7 @@ class _Table:
             chosen = [key for key in found if len({_asked(table.get(key)) for table in self.measures}) == 1]
             left = [task for key, task in found.items() if key not in chosen]
             if left:
-                words = f"left out of the {label}, for not every model was asked the same"
+                words = f"left out of the {label}, because models were asked different items"
                 self.notes.append(f"{words}: {', '.join(left)}")
             if chosen:
                 first = _over_tasks("demonstration_gain", variant, label, "bits per answer", len(chosen))

@@ -35,7 +35,7 @@ def overlap_notes(prepared: Iterable[Path], documents: Sequence[HeldOutDocument]
             data = Prepared(place, checked=True)
             rows, tokenizer, size = data.rows("train"), data.tokenizer(), data.bytes_per_token("train")
         except DataError as error:
-            notes.append(f"text: not looked for in the training text of {place.name}: {error}")
+            notes.append(f"text: not compared with the training text of {place.name}: {error}")
             continue
         length = max(2, math.ceil(PASSAGE_BYTES / size))
         texts = [tokenizer(document.text, add_special_tokens=False)["input_ids"] for document in documents]
@@ -43,7 +43,7 @@ def overlap_notes(prepared: Iterable[Path], documents: Sequence[HeldOutDocument]
         touched, copies = sum(share > 0 for share in shares), sum(share > COPIED_SHARE for share in shares)
         part = "" if looked >= len(rows) else f", of which {looked:,} of {len(rows):,} rows were read"
         if data.manifest["settings"].get("stream"):
-            part += ", of whose stream the first documents alone are kept"
+            part += ", which was streamed, so only its first documents are known"
         some = plural(len(documents), "document shares", "documents share")
         notes.append(
             f"text: {touched} of {some} a passage of {length} tokens (about {PASSAGE_BYTES} bytes) with the training "

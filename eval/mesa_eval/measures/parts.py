@@ -119,19 +119,21 @@ def _task(reader: Reader, window: int, plan: EvaluationPlan, task: Task) -> Part
     by_shots = {key: [dataclasses.asdict(one) for one in found] for key, found in scores.by_variant.items()}
     notes = list(task.notes)
     if "contains" in task.metrics and not reader.writes():
-        notes.append("nothing was looked for in what the model writes, since it has no `generate`")
+        notes.append("generated text was not scored, since the model has no `generate`")
     left = [f"{task.name}: {note}" for note in notes]
     for variant, count in scores.left_out.items():
         if count:
             of = len(scores.queries) + scores.left_out[""] * (not variant)
             words = f"{task.name}{VARIANTS[variant]}: {count} of {of}"
-            left.append(f"{words} left out, with their answer they exceed {window} tokens")
+            left.append(f"{words} left out: with their answers they exceed {window} tokens")
     found = [Note(note) for note in left]
     if scores.lost:
         found.append(_lost(f"{task.name}: no likelihood of answers", scores.lost, scores.answers, "answers"))
     if scores.record.cut:
         words = ", ".join(map(str, scores.record.cut))
-        found.append(Note(f"{task.name}: {words} shots left out, a prompt exceeds {window} tokens or items run out"))
+        found.append(
+            Note(f"{task.name}: {words} shots left out: a prompt exceeds {window} tokens or there are too few items")
+        )
     raw = {"queries": scores.queries, "levels": by_shots}
     return Part(measures=task_measures(scores), raw=raw, task=scores.record, notes=found)
 
@@ -141,7 +143,7 @@ def _missed(what: str, reason: str) -> Part:
 
 
 def _lost(what: str, lost: int, of: int, things: str) -> Note:
-    return Note(f"{what}: {lost} of {of} {things} do not come back from the tokenizer", own=True)
+    return Note(f"{what}: {lost} of {of} {things} change when encoded and decoded", own=True)
 
 
 def _not_asked(name: str, kind: str, reason: str) -> Part:

@@ -153,7 +153,7 @@ def _build_tasks(
             left = [task.name for task in found if task.kind in suite.few_shot.named_only]
             found = [task for task in found if task.kind not in suite.few_shot.named_only]
             if left:
-                notes.append(f"not asked in {suite.name}, unless their files are named: {', '.join(left)}")
+                notes.append(f"not in {suite.name} unless their files are named: {', '.join(left)}")
         built.extend(found)
     counts = Counter(task.name for task in built)
     repeated = [name for name, count in counts.items() if count > 1]
@@ -169,7 +169,7 @@ def _held_out(sources: Sequence[ModelSource], split: str, notes: list[str]) -> l
     for source in runs[1:]:
         if source.prepared != runs[0].prepared:
             notes.append(
-                f"the text is held out for {runs[0].name}; {source.name} was trained on data prepared otherwise"
+                f"the text is held out for {runs[0].name}; {source.name} was trained on differently prepared data"
                 " and may have seen it"
             )
     return held_out_documents(runs[0].prepared, split)

@@ -55,7 +55,7 @@ def run_plan(plan: EvaluationPlan, out: Path | None) -> list[Scores]:
             if folder is None:
                 raise
             raise KeyboardInterrupt(
-                f"what was measured is in {folder}, and the same command goes on from there"
+                f"finished measurements are in {folder}; run the same command to continue"
             ) from None
         if folder is not None and processes.main:
             path = scores.write(folder)

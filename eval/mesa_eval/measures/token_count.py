@@ -166,6 +166,6 @@ def print_counts(plan: EvaluationPlan, counts: Sequence[ModelCount]) -> None:
         Console().print(table)
     if any(count.forecasts for count in counts):
         print(
-            "Seconds are estimated from a few batches of random tokens, read by one process. What a model writes counts"
-            " in full, so where it writes tokens and seconds are bounds."
+            "Seconds are estimated from a few batches of random tokens, read by one process. Generated text counts at"
+            " its maximum length, so its tokens and seconds are upper bounds."
         )

@@ -47,7 +47,7 @@ def read_documents(paths: Sequence[str], notes: list[str] | None = None) -> list
                     domain = stem if document.domain == "files" else document.domain
                     documents.append(HeldOutDocument(document.id, domain, document.text, stem))
             if len(documents) == before and notes is not None:
-                notes.append(f"{path} holds no text and was left out")
+                notes.append(f"{path} contains no text and was left out")
         if len(documents) == began:
             raise ValueError(f"{pattern}: holds no text")
     return _unique(documents)

@@ -108,7 +108,7 @@ class Scorer(Reader):
         if limit is not None and limit >= length:
             return ""
         if limit is not None and _has_position_table(self.model, limit):
-            return f"its table of positions ends at {limit} tokens, {length} are wanted"
+            return f"its table of positions ends at {limit} tokens, {length} are needed"
         ids = torch.full((1, length), self._pad, dtype=torch.long, device=self.device)
         options = ({"use_cache": False} if self._caches else {}) | ({"logits_to_keep": 1} if self._keeps_logits else {})
         try:

@@ -25,7 +25,7 @@ def card_rows(path: Path, model: str) -> list[Evaluation]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); give scores/NAME.json of `mesalm eval --out`") from None
     except ValueError as error:
-        raise ValueError(f"{path}: these are no scores that can be read ({error})") from None
+        raise ValueError(f"{path}: not readable scores ({error})") from None
     if scores.model.fingerprint != weights_digest(open_model(model, dtype=torch.float32)):
         raise ValueError(
             f"{path}: holds the scores of other weights, those of {scores.model.argument}; measure {model} itself"

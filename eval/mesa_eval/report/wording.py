@@ -27,7 +27,7 @@ ONE_SEED = (
     " small difference here."
 )
 SEVERAL_SEEDS = (
-    "Over training seeds intervals are Student’s t, paired by seed; each seed is shown as well. What is tested is the"
+    "Intervals over training seeds are Student’s t, paired by seed; each seed is shown as well. They are for the"
     " difference for new seeds and new documents or queries together."
 )
 
@@ -112,7 +112,7 @@ def p_words(p: float) -> str:
 def _family(comparison: Comparison) -> str:
     """Describe the declared tests: the rows, the number of tests, and the correction."""
     if not comparison.family:
-        return "No test was made: nothing is compared."
+        return "No tests: nothing is compared."
     family = comparison.family_rows()
     tasks = sum(bool(row.task) for row in family)
     rows = ["bits per byte" if row.metric == "bits_per_byte" else row.label for row in family if not row.task]
@@ -140,7 +140,7 @@ def _compared(comparison: Comparison) -> str:
     tasks = f" and {plural(asked, 'few-shot task')}" if asked else ""
     text = f"{documents_words(comparison)} of held-out text{tasks}"
     asked_of = {(item.text_fingerprint, item.protocol["name"], item.protocol["seed"]) for item in comparison.scores}
-    alike = "the same" if len(asked_of) == 1 else "unlike texts, suites or seeds, the first on"
+    alike = "the same" if len(asked_of) == 1 else "different texts, suites or seeds, the first on"
     lead = f"Measured on {alike} {text}: {_listed(arms)}."
     return f"{lead} Differences are against {comparison.base}." if comparison.compared else lead
 
@@ -174,7 +174,7 @@ def _limits(comparison: Comparison) -> list[str]:
     few = few_units(comparison)
     reasons = {row.differences[i].reason for row in comparison.rows for i in comparison.compared} - {""}
     if reasons:
-        words.append(f"Where rows are not compared they say why: {'; '.join(sorted(reasons))}.")
+        words.append(f"Some rows are not compared: {'; '.join(sorted(reasons))}.")
     return [*words, few] if few else words
 
 
@@ -190,7 +190,7 @@ def few_units(comparison: Comparison) -> str:
     if not labels:
         return ""
     shown = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
-    few = f"An effective number of fewer than {FEW_UNITS} documents stands behind"
+    few = f"Fewer than {FEW_UNITS} effective documents are behind"
     return f"{few}: {shown}. Their intervals are too narrow to be trusted."
 
 

@@ -103,11 +103,11 @@ def notes(grid: Grid) -> list[str]:
     """Return notes on how the numbers were computed and which runs are missing."""
     several = len(grid.seeds) > 1
     said = [
-        f"Mean over {len(grid.seeds)} training seeds with the least and the greatest; differences are paired by seed, "
+        f"Mean over {len(grid.seeds)} training seeds, with smallest and largest; differences are paired by seed, "
         "with 95 % t intervals."
         if several
-        else "One training seed: brackets are 95 % bootstrap intervals over rows and leave the spread between seeds "
-        "out; differences are paired by row.",
+        else "One training seed: brackets are 95 % bootstrap intervals over rows without the spread between seeds; "
+        "differences are paired by row.",
         "The learning rate is the best on the valid rows; scores are of the test rows, the same for all models. Rows "
         "in parentheses are guesses without a trained model.",
         "State: the numbers that a model keeps of one sequence of the task's length.",

@@ -55,5 +55,5 @@ def build(documents: Sequence[HeldOutDocument], seed: int) -> Task:
     words = choose_words(documents, 400, seed, "key_value_recall")
     half = len(words) // 2
     items = tuple(Item(key, value) for key, value in zip(words[:half], words[half:], strict=False))
-    note = "a shot is one listed pair; the distractors are the other values in the prompt as far as they go"
+    note = "a shot is one listed pair; the distractors are other values of the prompt, as many as there are"
     return RecallTask("key_value_recall", (), items, notes=(note,))

@@ -105,7 +105,7 @@ def read_tasks(name: str, known: Sequence[str]) -> list[Task]:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.name.endswith((".jsonl", ".jsonl.gz")))
         if not files:
-            raise ValueError(f"{path}: holds no .jsonl or .jsonl.gz file")
+            raise ValueError(f"{path}: contains no .jsonl or .jsonl.gz file")
         return [task for file in files for task in _from_file(file)]
     if not path.is_file():
         one_of(name, known, "a built-in task, and there is no such file")
@@ -148,7 +148,7 @@ def _read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     source = FileSource(SourceSettings.build({"name": "files", "files": [str(path)]}), every_column=True)
     records = [(record[0], record[2]) for record in source.records(path, Faults()) if record is not None]
     if not records:
-        raise ValueError(f"{path}: holds no line")
+        raise ValueError(f"{path}: has no lines")
     return records
 
 
@@ -208,12 +208,12 @@ def make_tasks(
     if unlisted:
         raise ValueError(
             f"{where}: {unlisted[0].output!r} is not among the words that {unlisted[0].input[:40]!r} lists; a choice"
-            " needs it there"
+            " must list its answer"
         )
     own: dict[str, Any] = {"name": name, "pool": tuple(pool), "evaluation": tuple(evaluation), **wording}
     if kind == "pair" and (many := _with_several_answers(evaluation)):
         words = plural(many, "question")
-        own["notes"] = (f"{words} with several answers, each of which may stand among the wrong ones",)
+        own["notes"] = (f"{words} with several right answers, which may also be offered as wrong ones",)
     if kind != "class":
         return [KINDS[kind](**own)]
     own["labels"] = _checked_labels(labels, pool, evaluation, where)

@@ -131,17 +131,17 @@ WORD_LABELS = (
     ),
     WordLabelTask(
         "new_labels",
-        notes=("neither words nor labels stood in a training episode",),
+        notes=("no training episode contains these words or labels",),
         labels=HELD_OUT_LABELS.labels,
     ),
     WordLabelTask(
         "letter_labels",
-        notes=("the labels are letters, of which no training episode speaks",),
+        notes=("the labels are letters, which no training episode uses",),
         labels=tuple("ABCDEFGHIJKL"),
     ),
     WordLabelTask(
         "noisy_labels",
-        notes=("a shown label is wrong with probability 0.25; asked for is the right one",),
+        notes=("a shown label is wrong with probability 0.25; the answer is the right one",),
         noise=0.25,
     ),
 )

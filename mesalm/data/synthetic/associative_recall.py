@@ -25,7 +25,9 @@ class AssociativeRecall(TokenTask):
     vocabulary: int = Field(default=8_192, ge=8, description="Token ids; half are keys (and filler), half values.")
     length: int = Field(default=64, ge=4, description="Tokens per row, at least 4 per pair.")
     pairs: int = Field(default=4, ge=1, description="Key-value pairs per row, each queried once.")
-    rebound: int = Field(default=0, ge=0, description="Keys shown again with a new value, which is then the right one.")
+    rebound: int = Field(
+        default=0, ge=0, description="Keys shown again with a new value, which is then the correct one."
+    )
     power: float = Field(default=0.01, gt=0, description="Exponent a of the distance's p(g) ~ g^(a - 1).")
     random_filler: bool = Field(default=True, description="Whether filler tokens are random; else token 0.")
     train_rows: int = Field(default=100_000, ge=0, description="Rows of the training set; 0: new rows in every step.")

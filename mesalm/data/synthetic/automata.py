@@ -98,9 +98,11 @@ class Automata(TokenTask):
             if getattr(self, least) > getattr(self, most):
                 raise ValueError(f"{least}: must be at most {most}")
         if not self.edges <= self.alphabet_min <= self.symbols:
-            raise ValueError(f"alphabet_min: must be from edges {self.edges} to the {self.symbols} symbols there are")
+            raise ValueError(
+                f"alphabet_min: must be between edges, {self.edges}, and the number of symbols, {self.symbols}"
+            )
         if self.states_min > 1 and self.edges == 1 and self.alphabet_min == 1:
-            raise ValueError("edges: one edge under one symbol makes one state only")
+            raise ValueError("edges: one edge with one symbol gives a single state; raise edges or alphabet_min")
 
     @property
     def symbols(self) -> int:

@@ -47,7 +47,7 @@ class ContextRegression(VectorTask):
         if not 1 <= self.output_size <= self.size:
             raise ValueError(f"outputs: must be from 1 to size {self.size}, not {self.outputs}")
         if self.map == "orthogonal" and self.output_size != self.size:
-            raise ValueError(f"outputs: an orthogonal map has {self.size} of them, not {self.outputs}")
+            raise ValueError(f"outputs: must be {self.size} for an orthogonal map, not {self.outputs}")
 
     @property
     def output_size(self) -> int:

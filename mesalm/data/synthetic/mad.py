@@ -21,7 +21,7 @@ class SelectiveCopy(TokenTask):
 
     name: Literal["selective-copy"] = "selective-copy"
     vocabulary: int = Field(default=16, ge=4, description="Token ids; the last two are the blank and the query token.")
-    length: int = Field(default=256, ge=4, description="Tokens of a row.")
+    length: int = Field(default=256, ge=4, description="Tokens per row.")
     copied: int = Field(default=16, ge=1, description="Tokens to copy.")
 
     def _check(self) -> None:
@@ -56,7 +56,7 @@ class Compression(TokenTask):
     name: Literal["compression"] = "compression"
     reads_last_state: ClassVar[bool] = True
     vocabulary: int = Field(default=16, ge=2, description="Token ids; the last one closes the row.")
-    length: int = Field(default=32, ge=4, description="Tokens of a row.")
+    length: int = Field(default=32, ge=4, description="Tokens per row.")
 
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""
@@ -80,13 +80,13 @@ class Memorisation(TokenTask):
 
     name: Literal["memorisation"] = "memorisation"
     vocabulary: int = Field(default=256, ge=8, description="Token ids; the last one is the query token.")
-    length: int = Field(default=32, ge=4, description="Tokens of a row.")
+    length: int = Field(default=32, ge=4, description="Tokens per row.")
     map_seed: int = Field(default=12_345, ge=0, le=LARGEST_SEED, description="Seed of the map from keys to values.")
     train_rows: int = Field(default=256, ge=0, description="Rows of the training set; 0: new rows in every step.")
 
     def _check(self) -> None:
         if self.length % 2:
-            raise ValueError(f"length: must be even, for rows are keys and asking tokens, not {self.length}")
+            raise ValueError(f"length: must be even, because keys and query tokens alternate, not {self.length}")
 
     @property
     def values(self) -> np.ndarray:
@@ -124,9 +124,9 @@ class ContextRecall(TokenTask):
 
     def _check(self) -> None:
         if self.length % 2:
-            raise ValueError(f"length: must be even, for rows are pairs of tokens, not {self.length}")
+            raise ValueError(f"length: must be even, because rows consist of pairs of tokens, not {self.length}")
         if self.noise > 0 and self.noise_tokens < 1:
-            raise ValueError("noise_tokens: must be at least 1 where there is noise")
+            raise ValueError("noise_tokens: must be at least 1 if noise is above 0")
         if self.vocabulary - self.noise_tokens < 4:
             raise ValueError(f"vocabulary: must be at least 4 above noise_tokens {self.noise_tokens}")
 
@@ -184,14 +184,12 @@ class FuzzyRecall(TokenTask):
 
     name: Literal["fuzzy-recall"] = "fuzzy-recall"
     vocabulary: int = Field(default=16, ge=8, description="Token ids; the last one pads.")
-    key_size: int = Field(default=3, ge=1, description="Most tokens of a key.")
-    value_size: int = Field(default=3, ge=1, description="Most tokens of a value.")
+    key_size: int = Field(default=3, ge=1, description="Maximum number of tokens per key.")
+    value_size: int = Field(default=3, ge=1, description="Maximum number of tokens per value.")
 
     def _check(self) -> None:
         if max(self.key_size, self.value_size) > self.first_value:
-            raise ValueError(
-                f"key_size, value_size: must be at most {self.first_value}, the tokens there are of a kind"
-            )
+            raise ValueError(f"key_size, value_size: must be at most {self.first_value}, the number of key tokens")
         if self.length < 2 * (self.key_size + self.value_size):
             raise ValueError(f"length: must hold two pairs, at least {2 * (self.key_size + self.value_size)}")
 

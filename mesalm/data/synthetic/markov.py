@@ -20,7 +20,7 @@ class Markov(TokenTask):
 
     name: Literal["markov"] = "markov"
     symbols: int = Field(default=32, ge=2, description="Symbols, which are the token ids.")
-    length: int = Field(default=256, ge=4, description="Tokens of a row.")
+    length: int = Field(default=256, ge=4, description="Tokens per row.")
     concentration: float = Field(default=0.05, gt=0, description="Dirichlet concentration per symbol.")
     switch: int = Field(default=0, ge=0, description="First position drawn from a second language; 0: one language.")
     train_rows: int = Field(default=0, ge=0, description="Rows of the training set; 0: new rows in every step.")

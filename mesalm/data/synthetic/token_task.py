@@ -34,7 +34,7 @@ class TokenTask(Settings):
     """Whether all labels are decoded from the state after the last token (compression)."""
 
     vocabulary: int = Field(default=16, ge=2, description="Token ids.")
-    length: int = Field(default=128, ge=4, description="Tokens of a row.")
+    length: int = Field(default=128, ge=4, description="Tokens per row.")
     train_rows: int = Field(default=12_800, ge=0, description="Rows of the training set; 0: new rows in every step.")
 
     @property

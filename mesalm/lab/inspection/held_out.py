@@ -48,7 +48,7 @@ def held_out_text(model: str, folder: Path | None, texts: Sequence[str]) -> Held
         source = FileSource(SourceSettings.build({"name": "files", "files": list(texts)}))
         return HeldOut(source.documents(Faults()), ", ".join(texts), [{"name": "files", **source.identity()}])
     if folder is None:
-        raise ValueError(f"{model}: this is no run with text of its own; name a text file with --text")
+        raise ValueError(f"{model}: not a run with its own text; name a text file with --text")
     if not folder.is_dir():
         raise ValueError(f"{folder}: the run's prepared data is gone; prepare it again or name a file with --text")
     prepared = Prepared(folder)

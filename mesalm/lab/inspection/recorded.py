@@ -43,7 +43,7 @@ def choose_heads(wanted: Sequence[tuple[int, int]] | None, groups: Mapping[int, 
     for layer, head in wanted:
         if not 0 <= head < groups.get(layer, 0):
             known = ", ".join(f"{layer}.0 to {layer}.{count - 1}" for layer, count in groups.items())
-            raise ValueError(f"record-heads: {layer}.{head} is no head of a mesa layer; there are {known}")
+            raise ValueError(f"record-heads: {layer}.{head} is not a head of a mesa layer; choose from {known}")
         chosen.setdefault(layer, []).append(head)
     return chosen
 
@@ -55,7 +55,7 @@ def record_tensors(reading: Reading, heads: Sequence[int]) -> dict[str, Tensor]:
     beyond the range of float16.
     """
     if reading.ridge is None:
-        raise ValueError(f"layer {reading.layer} is {reading.mixer!r} and solves nothing; record mesa layers only")
+        raise ValueError(f"layer {reading.layer} is {reading.mixer!r} and has no systems; record only mesa layers")
     index = torch.tensor(list(heads), device=reading.key.device)
     by_group = reading.query.unflatten(2, (reading.key.shape[2], -1))
     tensors = {

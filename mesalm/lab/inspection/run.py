@@ -60,7 +60,7 @@ def inspect_model(
             out of range.
     """
     if record_heads is not None and record is None:
-        raise ValueError("record-heads: says what to record, but no file is given; add --record FILE")
+        raise ValueError("record-heads: needs a file to record to; add --record FILE")
     wanted = None if record_heads is None else parse_heads(record_heads)
     found = resolve(model)
     trained = found.run.sequence_length if found.run is not None else None
@@ -72,7 +72,7 @@ def inspect_model(
     text = held_out_text(model, found.run.prepared if found.run is not None else None, texts)
     windows = cut_windows(text, open_tokenizer(model, trust_remote_code=trust_remote_code), length, tokens // length)
     if len(windows.tokens) < tokens // length:
-        notes.append(f"the text gave only {plural(len(windows.tokens), 'window')} of {length} tokens")
+        notes.append(f"the text has only {plural(len(windows.tokens), 'window')} of {length} tokens")
     kept: list[Reading] = []
     layers, reach = run_windows(opened, windows, kept if record is not None else None, quiet)
     inspection = Inspection(

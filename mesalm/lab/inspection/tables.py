@@ -26,7 +26,7 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
     solved = [head for head in inspection.heads if head.ridge is not None]
     if solved:
         out.print(table_of("Systems, (H + ridge) x = q", SYSTEMS, solved))
-    out.print(table_of("Reach, shares in per cent", REACH, inspection.reach))
+    out.print(table_of("Reach, shares in percent", REACH, inspection.reach))
     read = f"{plural(inspection.windows, 'window')} of {inspection.length} tokens"
     lines = [
         f"{read}, {inspection.text['from']}, on {inspection.device}",
@@ -37,9 +37,9 @@ def print_inspection(inspection: Inspection, console: Console | None = None) -> 
     if solved:
         lines.append("condition: of H + ridge at tokens of each window's last quarter, median and 95 %")
         lines.append("dim: effective dimension of the ridge regression, tr H (H + ridge)^-1")
-        lines.append("ridge: least, mean and most of the head's dimensions")
-        lines.append("scaled: the same of ridge^-1/2 H ridge^-1/2 + 1, which the solver works on")
-        lines.append(f"steps: of each chunk's slowest token, mean; tolerance {inspection.tolerance:g}")
+        lines.append("ridge: smallest, mean and largest over the head's dimensions")
+        lines.append("scaled: the same for ridge^-1/2 H ridge^-1/2 + 1, the matrix that the solver uses")
+        lines.append(f"steps: mean over chunks of the slowest token's steps; tolerance {inspection.tolerance:g}")
     lines.append("reach: the read-out's absolute weights by distance in tokens, late in a window")
     lines.append("key taps: absolute weights of the keys' convolution by distance")
     lines.append(f"binds: at least {100 * BINDS:.0f} % one token back, in the read-out or in the keys")
