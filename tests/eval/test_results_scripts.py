@@ -7,8 +7,10 @@ import importlib
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,3 +67,38 @@ def test_conversions_of_other_mixers_have_runs_of_their_own(
     for first, second in pairwise(made):
         if second.name.endswith("-1"):
             assert second.init_from == str(first.folder / "final")
+
+
+def test_pieces_hold_each_token_of_the_last_bin_once(scripts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 8 to 16 tokens before it, where the training length is 16 and the bin 65 to 128."""
+    script, read = scripts("length_windows"), []
+
+    def score_windows(_scorer: Any, rows: Any, first: int, _what: str) -> SimpleNamespace:
+        read.extend(tokens for _, tokens in rows)
+        return SimpleNamespace(losses=np.array([tokens[first:] for _, tokens in rows], dtype=float))
+
+    monkeypatch.setattr(script, "score_windows", score_windows)
+    windows = [("a", list(range(129))), ("b", list(range(1000, 1129)))]
+    assert script.in_pieces(None, windows, 16).tolist() == [np.mean(range(65, 129)), np.mean(range(1065, 1129))]
+    assert [token for tokens in read[:8] for token in tokens[9:]] == list(range(65, 129))
+    assert {len(tokens) for tokens in read} == {17}
+
+
+def test_lengths_are_compared_by_seed_and_document(scripts: Any) -> None:
+    script = scripts("length_windows")
+
+    def means(shift: float) -> dict[str, list[float]]:
+        return {
+            name: [shift + n, shift + 2 * n, shift + 4 * n]
+            for n, name in enumerate(("9-16", "17-32", "33-64", "65-128"))
+        }
+
+    models = {"mesa, trained": means(2.5), "softmax-conv, trained": means(2.0)}
+    kept = {name: dict.fromkeys("012", one) for name, one in models.items()}
+    store = {"length": 16, "owners": ["a", "a", "b"], "means": kept}
+    lines = script.rows(store)
+    assert lines[0] == "3 windows of 2 documents, effectively 1.8"
+    assert "| 17-32 | 4.833 | 4.333 |" in lines
+    assert "| 65-128 | +0.500 [+0.500, +0.500] |" in lines
+    kept["mesa, trained"] = {"1": models["mesa, trained"]}
+    assert "| 65-128 |  |" in script.rows(store)
