@@ -3,11 +3,9 @@
 python docs/results/length_windows.py context/length runs/context-tuned-*-s*  # all readings of these models
 python docs/results/length_windows.py context/length  # tables of the scores that are kept
 
-Windows are those of `mesa_eval.measures.length`, all that the test split has or `--windows`. A model is read
-
-- as trained ("trained");
-- with softmax over a sliding window of so many tokens ("window 256"): the same weights with the mixer `window`;
-- in pieces ("pieces"): the tokens of the last bin once more, in rows of T + 1 tokens with T/2 to T tokens before each.
+Windows are those of `mesa_eval.measures.length`, all that the test split has or `--windows`. A model is read as trained
+("trained"), and with softmax over a sliding window of so many tokens ("window 256"), which is the mixer `window` with
+the same weights.
 
 Scores are kept by window in docs/results/NAME.json.gz, and a reading that is there is not made again. Intervals are
 those of `mesa_eval.uncertainty` for new seeds and new documents, and differences are paired by seed and document.
@@ -19,7 +17,6 @@ import argparse
 import gzip
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +37,9 @@ PAIRS = (
     ("mesa, trained", "softmax-conv, trained"),
     ("mesa, trained", SLIDING),
     ("mesa, trained", "linear, trained"),
+    ("hybrid, trained", "mesa, trained"),
     ("hybrid, trained", SLIDING),
+    ("hybrid, window 256", SLIDING),
 )
 """Readings whose difference is shown, where both were made."""
 Store = dict[str, Any]
@@ -58,14 +57,6 @@ def open_scorer(run: str, window: int | None) -> Scorer:
     return Scorer(model, scorer.tokenizer, source=scorer.source, quiet=True)
 
 
-def in_pieces(scorer: Scorer, windows: Sequence[tuple[str, list[int]]], length: int) -> np.ndarray:
-    """Return the mean loss of each window's last bin, [N], with `length` / 2 to `length` tokens before each token."""
-    half, (first, last) = length // 2, length_bins(length)[-1]
-    begins = range(first - 1 - half, last - half, half)
-    rows = [(owner, tokens[begin : begin + length + 1]) for owner, tokens in windows for begin in begins]
-    return score_windows(scorer, rows, half + 1, "pieces").losses.reshape(len(windows), -1).mean(1)
-
-
 def score(store: Store, run: str, reading: str, wanted: int) -> bool:
     """Add a reading of a run to the store; False if it is there."""
     arm, seed = re.fullmatch(r".*-(mesa|linear|hybrid|softmax-conv)-s(\d+)", Path(run).name).groups()  # type: ignore[union-attr]  # runs are named so
@@ -81,13 +72,9 @@ def score(store: Store, run: str, reading: str, wanted: int) -> bool:
     if store.setdefault("owners", [owner for owner, _ in windows]) != [owner for owner, _ in windows]:
         raise ValueError(f"{run}: its windows are not those of the scores that are kept; give another NAME")
     store["length"] = length
-    bins = {f"{first}-{last}": (first, last) for first, last in length_bins(length)}
-    if reading == "pieces":
-        means = {list(bins)[-1]: in_pieces(scorer, windows, length)}
-    else:
-        scores = score_windows(scorer, windows, length // 2 + 1, "length")
-        means = {name: scores.mean_losses(*one) for name, one in bins.items()}
-    kept[seed] = {name: np.round(one, 4).tolist() for name, one in means.items()}
+    bins = length_bins(length)
+    scores = score_windows(scorer, windows, bins[0][0], "length")
+    kept[seed] = {f"{one[0]}-{one[1]}": np.round(scores.mean_losses(*one), 4).tolist() for one in bins}
     return True
 
 
@@ -118,7 +105,7 @@ def rows(store: Store) -> list[str]:
     """Return the tables, Markdown: means over seeds, and differences."""
     names = [f"{first}-{last}" for first, last in length_bins(store["length"])]
     counts = np.unique(store["owners"], return_counts=True)[1][:, None]
-    readings = [name for name in store["means"] if not name.endswith("pieces")]
+    readings = list(store["means"])
     pairs = [(one, other) for one, other in PAIRS if one in readings and other in readings]
     means, gaps = [["positions", *readings]], [["positions", *(f"{one} less {other}" for one, other in pairs)]]
     for plus, less in [*((name, "") for name in names), (names[-1], names[0])]:
@@ -127,13 +114,8 @@ def rows(store: Store) -> list[str]:
         title = f"{plus} less {less}" if less else plus
         means.append([title, *(shown(one) if less else f"{one.value:.3f}" for one in each)])
         gaps.append([title, *(difference(found[one], found[other]) for one, other in pairs)])
-    gains = [["arm", f"{names[-1]}, trained less pieces"]]
-    for name in store["means"]:
-        if name.endswith("pieces"):
-            whole, cut = values(store, name.replace("pieces", "trained"), names[-1]), values(store, name, names[-1])
-            gains.append([name, difference(whole, cut)])
     lines = [f"{counts.sum()} windows of {len(counts)} documents, effectively {effective_units(counts):.1f}"]
-    for head, *body in (means, gaps, gains):
+    for head, *body in (means, gaps):
         lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in body)]
     return lines
 
@@ -143,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="file of the scores in docs/results/, without .json.gz")
     parser.add_argument("runs", nargs="*", help="runs to score")
-    parser.add_argument("--readings", nargs="+", default=["trained", "window 256", "pieces"])
+    parser.add_argument("--readings", nargs="+", default=["trained", "window 256"])
     parser.add_argument("--windows", type=int, default=10_000, help="most windows (default: all)")
     given = parser.parse_args()
     path = HERE / f"{given.name}.json.gz"

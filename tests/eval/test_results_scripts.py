@@ -7,7 +7,6 @@ import importlib
 import json
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -69,21 +68,6 @@ def test_conversions_of_other_mixers_have_runs_of_their_own(
             assert second.init_from == str(first.folder / "final")
 
 
-def test_pieces_hold_each_token_of_the_last_bin_once(scripts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 8 to 16 tokens before it, where the training length is 16 and the bin 65 to 128."""
-    script, read = scripts("length_windows"), []
-
-    def score_windows(_scorer: Any, rows: Any, first: int, _what: str) -> SimpleNamespace:
-        read.extend(tokens for _, tokens in rows)
-        return SimpleNamespace(losses=np.array([tokens[first:] for _, tokens in rows], dtype=float))
-
-    monkeypatch.setattr(script, "score_windows", score_windows)
-    windows = [("a", list(range(129))), ("b", list(range(1000, 1129)))]
-    assert script.in_pieces(None, windows, 16).tolist() == [np.mean(range(65, 129)), np.mean(range(1065, 1129))]
-    assert [token for tokens in read[:8] for token in tokens[9:]] == list(range(65, 129))
-    assert {len(tokens) for tokens in read} == {17}
-
-
 def test_lengths_are_compared_by_seed_and_document(scripts: Any) -> None:
     script = scripts("length_windows")
 
@@ -102,3 +86,13 @@ def test_lengths_are_compared_by_seed_and_document(scripts: Any) -> None:
     assert "| 65-128 | +0.500 [+0.500, +0.500] |" in lines
     kept["mesa, trained"] = {"1": models["mesa, trained"]}
     assert "| 65-128 |  |" in script.rows(store)
+
+
+def test_a_sliding_window_reads_with_the_same_weights(
+    scripts: Any, save_mesa: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    run = save_mesa(tmp_path / "model", tokenizer)
+    rows = [[5 + n * n % 90 for n in range(21)]]
+    (whole,), (sliding,) = (scripts("length_windows").open_scorer(run, size).token_scores(rows) for size in (None, 8))
+    np.testing.assert_array_equal(sliding.nats[:8], whole.nats[:8])
+    assert (sliding.nats[8:] != whole.nats[8:]).all()
