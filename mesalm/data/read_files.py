@@ -205,16 +205,10 @@ def matching_files(patterns: list[str]) -> list[Path]:
         hits = [hit for hit in hits if hit.is_file()]
         if not hits:
             reason = f"no file in this folder ends in {', '.join(ENDINGS)}" if path.is_dir() else "no such file"
-<<<<<<< HEAD
-            raise DataError(f"{pattern}: {reason}; look at the path, from the folder you run in")
+            raise DataError(f"{pattern}: {reason}; check the path and the folder you are in")
         for hit in hits:
             found.setdefault(hit.resolve(), hit)
     return list(found.values())
-=======
-            raise DataError(f"{pattern}: {reason}; check the path and the folder you are in")
-        found |= dict.fromkeys(hits)
-    return list(found)
->>>>>>> 5f0c13b2f53ecf36a99e226107c83412ed01c0a4
 
 
 def _kind(path: Path) -> str:

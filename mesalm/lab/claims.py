@@ -40,12 +40,7 @@ class Criterion(Settings):
 
     def _check(self) -> None:
         if not self.bounds:
-<<<<<<< HEAD
-            raise ValueError(f"{self.quantity}: has no bound, so that it always holds; give at_least or at_most")
-=======
             raise ValueError(f"{self.quantity}: has no bound, so it always holds; give at_least or at_most")
-        return self
->>>>>>> 5f0c13b2f53ecf36a99e226107c83412ed01c0a4
 
     def holds(self, value: float) -> bool:
         """Return whether a value meets every bound; NaN meets none."""

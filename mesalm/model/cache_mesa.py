@@ -102,16 +102,13 @@ def check_cache(cache: Cache, layer_types: list[str]) -> None:
         raise ValueError(f"cache: it has {len(cache.layers)} layers but the model has {len(layer_types)}; {remedy}")
     for number, (layer, kind) in enumerate(zip(cache.layers, layer_types, strict=True)):
         if kind not in ATTENTION and not hasattr(layer, "conv_states"):
-<<<<<<< HEAD
-            raise ValueError(f"cache: layer {number} holds keys and values, but the model's has a state; {remedy}")
+            raise ValueError(
+                f"cache: layer {number} holds keys and values, but the model's layer has a state; {remedy}"
+            )
         if kind not in ATTENTION and getattr(layer, "record_past", False):
             raise ValueError(
                 f"cache: layer {number} has a state, from which crop cannot take tokens back; leave out "
                 "activate_past_recording, and copy the cache beforehand instead"
-=======
-            raise ValueError(
-                f"cache: layer {number} holds keys and values, but the model's layer has a state; {remedy}"
->>>>>>> 5f0c13b2f53ecf36a99e226107c83412ed01c0a4
             )
 
 
