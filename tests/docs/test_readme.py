@@ -26,14 +26,51 @@ def test_the_blocks_run_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "reports/first/report.html").stat().st_size > 1000
 
 
+def table(page: str, *columns: str) -> dict[str, list[str]]:
+    """Return the rows of the page's only table whose header begins with these columns, by their names.
+
+    An empty name repeats the one above; a row of showings has their number after its name.
+    """
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    starts = [
+        number for number, line in enumerate(lines) if line.strip("| ").split(" | ")[: len(columns)] == list(columns)
+    ]
+    assert len(starts) == 1, (page, columns, starts)
+    found, name = {}, ""
+    for line in lines[starts[0] + 2 :]:
+        if not line.startswith("|"):
+            break
+        first, *cells = (cell.strip() for cell in line.strip().strip("|").split("|"))
+        name = first or name
+        key = f"{name}, {cells.pop(0)}" if columns[0] == "showings" else name
+        found[key] = cells
+    return found
+
+
+def figures(cell: str, digits: int | None = None) -> list[str]:
+    """Return the figures of a cell, rounded to a number of digits after the point if one is given."""
+    found = [figure.replace(",", "") for figure in re.findall(r"\d[\d,]*\.?\d*|\.\d+", cell)]
+    return found if digits is None else [f"{float(figure):.{digits}f}" for figure in found]
+
+
 def test_the_table_repeats_the_figures_of_the_pages_that_it_names() -> None:
-    rows = {row[0]: row[1:] for row in (line.strip("| ").split(" | ") for line in README.splitlines() if "|" in line)}
-    context = (ROOT / "docs/results/context.md").read_text(encoding="utf-8")
-    cases = {
-        "bits per byte of held-out code": context,
-        "numbers in the state after 256 tokens": context,
-    }
-    for name, page in cases.items():
-        figures = [re.match(r"\**([\d.,]+\d)", cell)[1] for cell in rows[name] if cell != "–"]
-        assert len(figures) in (3, 4)
-        assert all(re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", page) for figure in figures), name
+    arms = ("mesa", "softmax", "linear", "hybrid")
+    shown = table("README.md", "mesa", "softmax, with convolution", "linear (no solve)", "hybrid")
+    showings = table("docs/results/context.md", "showings", *arms)
+    losses = table("docs/results/context.md", *arms)
+
+    def check(row: str, sources: list[list[str]], digits: int | None = None) -> None:
+        for column, arm in enumerate(arms):
+            wanted = [figure for source in sources for figure in figures(source[column], digits)]
+            assert figures(shown[row][column], digits) == wanted, (row, arm)
+
+    for row, name in (("known labels", "labels of training"), ("new labels", "new labels")):
+        check(f"{row}: accuracy after 1, 2, 4 showings", [showings[f"{name}, {count}"] for count in (1, 2, 4)], 2)
+    check("bits per byte of held-out code", [losses["bits per byte, 27 held-out files of code"]])
+    places = ("129 to 256", "1,025 to 2,048")
+    read = table("docs/results/context.md", "nats per token at", "windows", "tokens")
+    columns = {"": (2, 6, 3, 4), "the same, softmax layers read through a window of the training length": (2, 7, 3, 5)}
+    for row, chosen in columns.items():
+        row = row or "nats per token at 1 and 8 times the training length"
+        check(row, [[read[place][column] for column in chosen] for place in places], 2)
+    check("numbers in the state after 256 tokens", [losses["numbers in the state after 256 tokens"]])
