@@ -101,9 +101,8 @@ def recorded() -> Iterator[list[Launch]]:
     """Write down the launches of everything inside, and run none of them."""
     launches: list[Launch] = []
 
-    def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {name: kwargs.pop(name) for name in list(kwargs) if name not in self.arg_names}
-        arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
+    def record(self: Any, *, grid: Any, warmup: bool, **arguments: Any) -> None:
+        options = {name: arguments.pop(name) for name in list(arguments) if name not in self.arg_names}
         launches.append(Launch(self, arguments, options))
 
     with patch.object(JITFunction, "run", record):

@@ -75,10 +75,11 @@ def count(size: int, dtype: torch.dtype, *, batch: int = 8, length: int = 4096, 
     operands = (*tokens, *gates, meta(heads, size), *(meta(batch, heads, size, size) for _ in range(2)))
     counted = {"launches": 0, "traffic": 0}
 
-    def record(*args: Any, **kwargs: Any) -> None:
+    def record(*_: Any, **arguments: Any) -> None:
         counted["launches"] += 1
-        if not kwargs.get("MARKED"):
-            counted["traffic"] += sum(x.numel() * x.element_size() for x in args if isinstance(x, torch.Tensor))
+        if not arguments.get("MARKED"):
+            tensors = (x for x in arguments.values() if isinstance(x, torch.Tensor))
+            counted["traffic"] += sum(x.numel() * x.element_size() for x in tensors)
 
     with torch.no_grad(), patch.object(JITFunction, "run", record):
         with Ledger(operands) as ledger:
