@@ -50,6 +50,14 @@ class Results(NamedTuple):
     steps: Tensor
 
 
+class Upstreams(NamedTuple):
+    """The upstream gradients of the output and of the final states."""
+
+    upstream: Tensor
+    gram_upstream: Tensor
+    cross_upstream: Tensor
+
+
 def split(arguments: Sequence[Any], *kinds: Any) -> list[Any]:
     """Group a flat list by `kinds`: a record type takes one entry per field, any other type takes one entry."""
     parts, first = [], 0
