@@ -24,8 +24,6 @@ from .operator_records import Operands, Results, Upstreams, register, split
 from .operator_transforms import gradient_is_differentiated, pull_back, register_second_order
 
 BACKENDS = ("auto", "exact", "torch", "triton")
-
-
 FORWARD = {"torch": torch_forward, "triton": triton_forward}
 BACKWARD = {"torch": torch_backward, "triton": triton_backward}
 

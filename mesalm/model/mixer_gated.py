@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from .chunk_states import compute_dtype
 from .context_parallel import Stretch, leave_behind
 from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp, same_segment
+from .operator_records import Tokens
 
 GATES = ("forget_proj", "input_proj")
 """The projections to the gates, kept in float32: 16 bits cannot represent a forget gate near 1."""
@@ -24,16 +25,6 @@ RATE = "rate_bias"
 
 SATURATED = 0.01
 """A gate within this distance of 0 or 1 counts as saturated."""
-
-
-class Projections(NamedTuple):
-    """The operands of an operator: query [B, T, H, K], key [B, T, G, K], value [B, T, G, V], gates [B, T, G]."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    log_forget: torch.Tensor | None
-    input_gate: torch.Tensor | None
 
 
 class GatedMixer(nn.Module):
@@ -111,13 +102,13 @@ class GatedMixer(nn.Module):
             hidden_states = hidden_states.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
         state = recurrent_state(cache, self.layer_idx)
         operands = self._operands(hidden_states, padding_mask, segments, cache, stretch)
-        projections = Projections(*operands, *self._gates(hidden_states, padding_mask, segments, stretch))
+        tokens = Tokens(*operands, *self._gates(hidden_states, padding_mask, segments, stretch))
         if self.sample_gates and not torch.compiler.is_compiling():
-            self.gate_sample, self.sample_gates = sample_of_gates(projections.log_forget), False
+            self.gate_sample, self.sample_gates = sample_of_gates(tokens.log_forget), False
         if stretch is not None:
-            state = stretch.state_before(*self.left_behind(projections))
+            state = stretch.state_before(*self.left_behind(tokens))
         more = self.more_gates(hidden_states)
-        output, state = self.read(projections, state, return_state=cache is not None, **more)
+        output, state = self.read(tokens, state, return_state=cache is not None, **more)
         if cache is not None and state is not None:
             write_recurrent_state(cache, self.layer_idx, state)
         output = self.output_norm(output.to(hidden_states.dtype)).flatten(2)
@@ -126,19 +117,18 @@ class GatedMixer(nn.Module):
         return self.o_proj(output), None
 
     def read(
-        self, projections: Projections, state: torch.Tensor | None, return_state: bool
+        self, tokens: Tokens, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out [B, T, H, V] and, if `return_state`, the final state as one tensor, float32 or better."""
         raise NotImplementedError(f"{type(self).__name__} must define how its state is read")
 
-    def written(self, projections: Projections) -> torch.Tensor:
+    def written(self, tokens: Tokens) -> torch.Tensor:
         """Return the vector that each token writes into the state with its key, [B, T, G, state_columns]."""
-        return projections.value
+        return tokens.value
 
-    def left_behind(self, projections: Projections) -> tuple[torch.Tensor, torch.Tensor]:
+    def left_behind(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the state after the tokens from zero, and the transition of an earlier one: `Stretch.state_before`."""
-        gates = projections.log_forget, projections.input_gate
-        return leave_behind(projections.key, self.written(projections), *gates)
+        return leave_behind(tokens.key, self.written(tokens), tokens.log_forget, tokens.input_gate)
 
     def gates(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return log_forget and input_gate of tokens [B, T, hidden], float32 or better [B, T, G]; None: gates of 1.

@@ -12,15 +12,13 @@ from .mesa_report import relative_residual
 from .mesa_solver import check_solving
 from .operator_inputs import (
     Layout,
-    Tokens,
     check_choice,
-    check_projections,
     check_state,
-    complete_gates,
     complete_ridge,
+    complete_tokens,
     separate,
 )
-from .operator_records import Operands
+from .operator_records import Operands, Tokens
 
 
 class MesaState(NamedTuple):
@@ -114,14 +112,13 @@ def mesa_attention(
     H_t + ridge not positive definite, which rounding can cause if the ridge is very small.
     Source: MesaNet, arXiv 2506.05233, section 2; docs/mathematics.md.
     """
-    layout = check_projections(query, key, value, cu_seqlens)
-    gates = complete_gates(log_forget, input_gate, layout, query)
+    completed, layout = complete_tokens(Tokens(query, key, value, log_forget, input_gate), cu_seqlens)
     ridges = complete_ridge(ridge, layout, query)
     chosen = choose_backend(backend, method, query, layout)
     solving = check_solving(tolerance, max_steps, method, chosen, layout.K)
     check_choice("return_report", return_report, (False, True, "steps"))
     states = return_state or initial_state is not None
-    tokens, padding = separate(Tokens(query, key, value, *gates), cu_seqlens, states)
+    tokens, padding = separate(completed, cu_seqlens, states)
     state = complete_state(initial_state, tokens.query.shape[0], layout, query)
 
     operands = Operands(*tokens, ridges, *state)

@@ -11,12 +11,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 NAMESPACE = re.sub(r"\W", "_", __package__ or __name__)
+
+
+Gate = TypeVar("Gate", bound=Tensor | None)
+
+
+class Tokens(NamedTuple, Generic[Gate]):
+    """Query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]` and gates `[B, T, G]` of one call.
+
+    A gate may be None, which means a log_forget of 0 or an input_gate of 1.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    log_forget: Gate
+    input_gate: Gate
 
 
 class Operands(NamedTuple):
