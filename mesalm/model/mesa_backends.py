@@ -47,18 +47,14 @@ def choose_backend(backend: str, method: str, query: Tensor, layout: Layout) -> 
 def run_backend(operands: Operands, solving: Solving) -> tuple[Results, str]:
     """Compute the results and name the back end that ran; a single token may use another than chunks do."""
     B, T, H, _ = operands.query.shape
-    backend = solving.backend
+    backend, gradients = solving.backend, torch.is_grad_enabled() and any(x.requires_grad for x in operands)
     if backend != "exact" and T > 1 and B > 0:
-        keep = backend == "torch" and _wants_gradients(operands)
+        keep = backend == "torch" and gradients
         return split(_forward_op(*operands, *solving, keep), Results, Factors)[0], backend
-    if backend == "triton" and T == 1 and B > 0 and not _wants_gradients(operands):
+    if backend == "triton" and T == 1 and B > 0 and not gradients:
         return mesa_step(operands, solving.limits), backend
     steps = torch.zeros(B, chunk_count(T), H, dtype=torch.int32, device=operands.query.device)
     return Results(*mesa_exact(operands), steps), "exact" if backend == "exact" else "torch"
-
-
-def _wants_gradients(operands: Operands) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in operands)
 
 
 def _forward(operands: Operands, solving: Solving, keep: bool) -> tuple[Results, Factors]:
@@ -120,8 +116,7 @@ def _differentiate(ctx: Any, *incoming: Tensor | None) -> tuple[Tensor | None, .
 
 
 def _exact(*operands: Tensor) -> tuple[Tensor, ...]:
-    output, gram, cross, _ = mesa_exact(Operands(*operands))
-    return output, gram, cross
+    return mesa_exact(Operands(*operands))[:3]
 
 
 _forward_op.register_autograd(_differentiate, setup_context=_save)

@@ -78,17 +78,7 @@ def backward(
             local_cross, decay.whole, upstreams.cross_upstream.to(dtype) * row, backward=True
         )
         tokens = token_gradients(
-            x,
-            d,
-            y,
-            made.key,
-            made.value,
-            made.input_gate,
-            decay,
-            made.cross,
-            made.gram,
-            cross_end,
-            gram_end,
+            x, d, y, made.key, made.value, made.input_gate, decay, made.cross, made.gram, cross_end, gram_end
         )
         d_query = y.mul_(inverse_root)
         d_ridge = -(x.mul_(inverse_root) * d_query).view(G, -1, K).sum(1)
