@@ -55,11 +55,11 @@ def main(words: list[str] | None = None) -> int:
             seen = set()
             for launch in list_launches(size, size, getattr(torch, dtype)):
                 if arguments.only is None or launch.name.startswith(tuple(arguments.only)):
-                    made = compile_launch(launch, arguments.capability)
-                    if made.hash in seen:
+                    compiled = compile_launch(launch, arguments.capability)
+                    if compiled.hash in seen:
                         continue
-                    seen.add(made.hash)
-                    reading = read_compiled(launch, made)
+                    seen.add(compiled.hash)
+                    reading = read_compiled(launch, compiled)
                     values = " | ".join(str(getattr(reading, column)) for column in COLUMNS)
                     print(f"| {size} | {dtype} | {reading.name} | {values} |", flush=True)
     return 0

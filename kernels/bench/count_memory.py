@@ -42,15 +42,15 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and enter what it made."""
-        made = func(*args, **(kwargs or {}))
-        for x in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
             if isinstance(x, torch.Tensor):
                 storage = x.untyped_storage()
                 reference = StorageWeakRef(storage)
                 if reference not in self.known:
                     self.live[reference] = storage.nbytes()
         self.peak = max(self.peak, self.bytes())
-        return made
+        return result
 
     def bytes(self) -> int:
         """Sum what lives."""

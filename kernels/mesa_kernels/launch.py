@@ -78,13 +78,7 @@ class Call(NamedTuple):
 
     def contiguous(self) -> Call:
         """Make the tensors of tokens contiguous, as the kernels need them; states and ridge stay as they are."""
-        return self._replace(
-            query=self.query.contiguous(),
-            key=self.key.contiguous(),
-            value=self.value.contiguous(),
-            log_forget=self.log_forget.contiguous(),
-            input_gate=self.input_gate.contiguous(),
-        )
+        return Call(*(x.contiguous() if place < 5 else x for place, x in enumerate(self)))
 
 
 class Gates(NamedTuple):
@@ -158,13 +152,7 @@ def prepare(call: Call) -> Scanned:
 
 
 def scan(
-    name: str,
-    left: Tensor,
-    right: Tensor,
-    sums: Gates,
-    initial: Tensor,
-    sizes: Sizes,
-    scale: Tensor,
+    name: str, left: Tensor, right: Tensor, sums: Gates, initial: Tensor, sizes: Sizes, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scan a state over the chunks ("gram", "cross"), or its gradient backwards ("gram adjoint", "cross adjoint").
 
@@ -199,7 +187,7 @@ def scan(
 
 
 def solve(
-    made: Scanned, ends: Tensor, tolerance: float, max_steps: int, *, adjoint: bool, on_chip_steps: int = solver.STEPS
+    scans: Scanned, ends: Tensor, tolerance: float, max_steps: int, *, adjoint: bool, on_chip_steps: int = solver.STEPS
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Solve for the queries and write the output, read from the cross state, to ends `[B, T, H, V]`.
 
@@ -207,54 +195,54 @@ def solve(
     steps `[B, N, H]` and, if the on-chip solver ran, marks `[P, R]` of the problems that it could not certify. These,
     or all problems if it did not run, are solved in memory in float32.
     """
-    s, sums = made.sizes, made.gates
+    s, sums = scans.sizes, scans.gates
     x, steps = fresh(ends, s.B, s.T, s.H, s.K), fresh(ends, s.B, s.N, s.H, dtype=torch.int32)
-    limit, rhs, marks = tolerance / (1.0 + tolerance), made.query, None
+    limit, rhs, marks = tolerance / (1.0 + tolerance), scans.query, None
     if s.on_chip:
         marks, measures = fresh(ends, s.P, s.R, dtype=torch.int32), fresh(ends, s.P, s.R, 2 + solver.PASSES, CHUNK)
         rest = fresh(ends, s.P, s.R, CHUNK, s.K)
         parts = fresh(ends, s.P, s.R, solver.PASSES, CHUNK, s.K, dtype=torch.float16)
         choice = choose("solve", s)
         solver.solve_kernel[(s.P * s.R,)](
-            query=made.query, x=x, steps=steps, rest=rest, parts=parts, measures=measures, marks=marks, key=made.key,
-            value=made.value, lift=sums.lift, before=sums.before, weights=sums.weights, gram=made.gram,
-            gram_unit=made.gram_unit, cross=made.cross, cross_unit=made.cross_unit, scale=made.scale, ends=ends,
-            limit=limit, max_steps=min(max_steps, on_chip_steps), stride=solver.STRIDE, T=s.T, N=s.N, G=s.G, R=s.R,
-            K=s.K, V=s.V, ADJOINT=adjoint, PASSES=solver.PASSES, GAIN=solver.GAIN, FREEZE=solver.FREEZE, C=CHUNK,
-            BK=max(NARROWEST, power_of_two(s.K)), BV=NARROWEST, **choice.options,
+            query=scans.query, x=x, steps=steps, rest=rest, parts=parts, measures=measures, marks=marks,
+            key=scans.key, value=scans.value, lift=sums.lift, before=sums.before, weights=sums.weights,
+            gram=scans.gram, gram_unit=scans.gram_unit, cross=scans.cross, cross_unit=scans.cross_unit,
+            scale=scans.scale, ends=ends, limit=limit, max_steps=min(max_steps, on_chip_steps), stride=solver.STRIDE,
+            T=s.T, N=s.N, G=s.G, R=s.R, K=s.K, V=s.V, ADJOINT=adjoint, PASSES=solver.PASSES, GAIN=solver.GAIN,
+            FREEZE=solver.FREEZE, C=CHUNK, BK=max(NARROWEST, power_of_two(s.K)), BV=NARROWEST, **choice.options,
         )  # fmt: skip
     if adjoint:
         rhs = fresh(ends, s.B, s.T, s.H, s.K)
-        read_states(made, ends, rhs, adjoint=True, marks=marks)
+        read_states(scans, ends, rhs, adjoint=True, marks=marks)
     programs = min(FEW_PROGRAMS if s.on_chip else PROGRAMS, s.P * s.R)
     vectors = fresh(ends, programs, 4 * CHUNK * s.K + 2 * CHUNK * CHUNK)
     choice = choose("gradients", s)
     conjugate_gradients.gradient_kernel[(programs,)](
-        rhs=rhs, out=x, steps=steps, key=made.key, input_gate=made.input_gate, high=sums.high, low=sums.low,
-        gram=made.gram, gram_unit=made.gram_unit, scale=made.scale, marks=steps if marks is None else marks,
+        rhs=rhs, out=x, steps=steps, key=scans.key, input_gate=scans.input_gate, high=sums.high, low=sums.low,
+        gram=scans.gram, gram_unit=scans.gram_unit, scale=scans.scale, marks=steps if marks is None else marks,
         vectors=vectors, problems=s.P, limit=limit, max_steps=max_steps, T=s.T, G=s.G, R=s.R, N=s.N, K=s.K,
         MARKED=s.on_chip, DOT=choice.dot, REFINEMENTS=conjugate_gradients.REFINEMENTS, FLOOR=FLOOR, C=CHUNK,
         BK=power_of_two(s.K), BI=choice.tile, **choice.options,
     )  # fmt: skip
     if not adjoint:
-        read_states(made, x, ends, adjoint=False, marks=marks)
+        read_states(scans, x, ends, adjoint=False, marks=marks)
     return x, steps, marks
 
 
-def read_states(made: Scanned, rows: Tensor, out: Tensor, *, adjoint: bool, marks: Tensor | None) -> None:
+def read_states(scans: Scanned, rows: Tensor, out: Tensor, *, adjoint: bool, marks: Tensor | None) -> None:
     """Multiply solutions `[B, T, H, K]` (only marked problems, if given) by the cross state; see `read.read_kernel`.
 
     adjoint: multiply the gradient of the output `[B, T, H, V]` instead. The result is written to out.
     """
-    s = made.sizes
-    K, D, key, value = (s.V, s.K, made.value, made.key) if adjoint else (s.K, s.V, made.key, made.value)
+    s = scans.sizes
+    K, D, key, value = (s.V, s.K, scans.value, scans.key) if adjoint else (s.K, s.V, scans.key, scans.value)
     choice = choose("read", s)
     BI, BJ = (min(choice.tile, power_of_two(size)) for size in (K, D))
     read.read_kernel[(s.P, s.R, (D + BJ - 1) // BJ)](
-        rows=rows, key=key, value=value, input_gate=made.input_gate, high=made.gates.high, low=made.gates.low,
-        states=made.cross, unit=made.cross_unit, root=made.root, out=out, marks=out if marks is None else marks,
-        T=s.T, G=s.G, R=s.R, N=s.N, K=K, D=D, FLIPPED=adjoint, MARKED=marks is not None, DOT=choice.dot, FLOOR=FLOOR,
-        C=CHUNK, BI=BI, BJ=BJ, **choice.options,
+        rows=rows, key=key, value=value, input_gate=scans.input_gate, high=scans.gates.high, low=scans.gates.low,
+        states=scans.cross, unit=scans.cross_unit, root=scans.root, out=out,
+        marks=out if marks is None else marks, T=s.T, G=s.G, R=s.R, N=s.N, K=K, D=D, FLIPPED=adjoint,
+        MARKED=marks is not None, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, BI=BI, BJ=BJ, **choice.options,
     )  # fmt: skip
 
 
@@ -264,11 +252,11 @@ def forward(*operands: Tensor, tolerance: float, max_steps: int) -> tuple[Tensor
     operands: those of `Call`. Returns output `[B, T, H, V]` in query's dtype; in float32 the final states and the
     solutions `[B, T, H, K]`; steps `[B, N, H]` (int32). The relative error of the solutions is at most `tolerance`.
     """
-    made = prepare(Call(*operands))
-    s = made.sizes
-    output = fresh(made.query, s.B, s.T, s.H, s.V, dtype=made.query.dtype)
-    x, steps, _ = solve(made, output, tolerance, max_steps, adjoint=False)
-    return output, made.last_gram, made.last_cross, x, steps
+    scans = prepare(Call(*operands))
+    s = scans.sizes
+    output = fresh(scans.query, s.B, s.T, s.H, s.V, dtype=scans.query.dtype)
+    x, steps, _ = solve(scans, output, tolerance, max_steps, adjoint=False)
+    return output, scans.last_gram, scans.last_cross, x, steps
 
 
 def backward(
@@ -285,29 +273,29 @@ def backward(
     """
     *operands, solution = operands_and_solution
     call = Call(*operands)
-    made = prepare(call)
-    s, sums, d, x = made.sizes, made.gates, upstream.contiguous(), solution.contiguous()
-    y = solve(made, d, tolerance, max_steps, adjoint=True)[0]
+    scans = prepare(call)
+    s, sums, d, x = scans.sizes, scans.gates, upstream.contiguous(), solution.contiguous()
+    y = solve(scans, d, tolerance, max_steps, adjoint=True)[0]
     last_gram = (0.5 * (gram_upstream + gram_upstream.mT)).to(torch.float32).contiguous()
     last_cross = cross_upstream.to(torch.float32).contiguous()
-    gram_end, gram_end_unit, d_gram = scan("gram adjoint", x, y, sums, last_gram, s, made.scale)
-    cross_end, cross_end_unit, d_cross = scan("cross adjoint", x, d, sums, last_cross, s, made.scale)
+    gram_end, gram_end_unit, d_gram = scan("gram adjoint", x, y, sums, last_gram, s, scans.scale)
+    cross_end, cross_end_unit, d_cross = scan("cross adjoint", x, d, sums, last_cross, s, scans.scale)
     d_key, d_value, d_log, d_gate = (
         fresh(x, *operand.shape, dtype=operand.dtype)
-        for operand in (made.key, made.value, made.log_forget, made.input_gate)
+        for operand in (scans.key, scans.value, scans.log_forget, scans.input_gate)
     )
     d_ridge = fresh(x, s.P, s.K)
     pairs = fresh(x, s.P, s.R, 2, CHUNK, CHUNK, dtype=torch.float16 if s.half else torch.float32)
     choice = choose("tokens", s)
     BI, BJ = (NARROWEST, NARROWEST) if s.half else (choice.tile, 16)
     token_gradients.token_kernel[(s.P,)](
-        solution=x, adjoint=y, upstream=d, key=made.key, value=made.value, log_forget=made.log_forget,
-        input_gate=made.input_gate, high=sums.high, low=sums.low, gram=made.gram, gram_unit=made.gram_unit,
-        cross=made.cross, cross_unit=made.cross_unit, root=made.root, gram_end=gram_end, gram_end_unit=gram_end_unit,
-        cross_end=cross_end, cross_end_unit=cross_end_unit, pairs=pairs, units=fresh(x, s.P, s.R, 5),
-        within=fresh(x, s.P, CHUNK), d_key=d_key, d_value=d_value, d_log_forget=d_log, d_input_gate=d_gate,
-        d_ridge=d_ridge, T=s.T, G=s.G, R=s.R, N=s.N, K=s.K, V=s.V, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK,
-        SIDE=SIDE, BI=BI, BJ=BJ, **choice.options,
+        solution=x, adjoint=y, upstream=d, key=scans.key, value=scans.value, log_forget=scans.log_forget,
+        input_gate=scans.input_gate, high=sums.high, low=sums.low, gram=scans.gram, gram_unit=scans.gram_unit,
+        cross=scans.cross, cross_unit=scans.cross_unit, root=scans.root, gram_end=gram_end,
+        gram_end_unit=gram_end_unit, cross_end=cross_end, cross_end_unit=cross_end_unit, pairs=pairs,
+        units=fresh(x, s.P, s.R, 5), within=fresh(x, s.P, CHUNK), d_key=d_key, d_value=d_value,
+        d_log_forget=d_log, d_input_gate=d_gate, d_ridge=d_ridge, T=s.T, G=s.G, R=s.R, N=s.N, K=s.K, V=s.V, HALF=s.half,
+        DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, SIDE=SIDE, BI=BI, BJ=BJ, **choice.options,
     )  # fmt: skip
     ridges = d_ridge.view(s.B, s.G, s.N, s.K).sum((0, 2)).to(call.ridge.dtype)
     states = d_gram.to(call.gram.dtype), d_cross.to(call.cross.dtype)

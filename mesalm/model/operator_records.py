@@ -101,10 +101,10 @@ def register(name: str, function: Callable[..., Any], shapes: Callable[..., Any]
 
     def flat(called: Callable[..., Any]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
         def call(*values: Any) -> Tensor | tuple[Tensor, ...]:
-            made = called(*split(values, *takes))
-            if isinstance(made, Tensor):
-                return made
-            parts = (made,) if _is_record(given) else made
+            outcome = called(*split(values, *takes))
+            if isinstance(outcome, Tensor):
+                return outcome
+            parts = (outcome,) if _is_record(given) else outcome
             return tuple(x for part in parts for x in (part if isinstance(part, tuple) else (part,)))
 
         return call
