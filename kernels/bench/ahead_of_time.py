@@ -101,9 +101,8 @@ def recorded() -> Iterator[list[Launch]]:
     """Write down the launches of everything inside, and run none of them."""
     launches: list[Launch] = []
 
-    def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {name: kwargs.pop(name) for name in list(kwargs) if name not in self.arg_names}
-        arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
+    def record(self: Any, *, grid: Any, warmup: bool, **arguments: Any) -> None:
+        options = {name: arguments.pop(name) for name in list(arguments) if name not in self.arg_names}
         launches.append(Launch(self, arguments, options))
 
     with patch.object(JITFunction, "run", record):
@@ -149,11 +148,11 @@ def compile_launch(launch: Launch, capability: int = 90) -> Any:
     return launch.kernel.run(**launch.arguments, **launch.options, grid=(1,), warmup=True)
 
 
-def read_compiled(launch: Launch, made: Any) -> CompiledKernel:
+def read_compiled(launch: Launch, compiled: Any) -> CompiledKernel:
     """Read what the compiler made of a launch."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(made.asm["cubin"])
+        cubin.write_bytes(compiled.asm["cubin"])
         usage = _tool("cuobjdump", "--dump-resource-usage", str(cubin))
         code = _tool("nvdisasm", "-c", str(cubin))
     registers, stack = (int(re.search(rf"{word}:(\d+)", usage).group(1)) for word in ("REG", "STACK"))
@@ -171,7 +170,7 @@ def read_compiled(launch: Launch, made: Any) -> CompiledKernel:
         int(launch.options.get("num_warps", 4)),
         registers,
         stack,
-        made.metadata.shared,
+        compiled.metadata.shared,
         len(local),
         inside,
         deep,
@@ -193,10 +192,10 @@ def _loops(lines: list[str]) -> Iterator[tuple[int, int]]:
 def _tool(name: str, *words: str) -> str:
     program = TOOLS / name
     if not program.exists():
-        found = shutil.which(name)
-        if found is None:
+        path = shutil.which(name)
+        if path is None:
             raise ValueError(
                 f"{name} is neither in {TOOLS} nor on the path; it comes with triton for Linux and with CUDA"
             )
-        program = Path(found)
+        program = Path(path)
     return subprocess.run([str(program), *words], capture_output=True, text=True, check=True).stdout

@@ -148,28 +148,28 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for batch, context in itertools.product(arguments.batch, arguments.context):
         measured = measure_context(writers, context, batch, arguments)
         baseline = measured.get(BASELINE)
-        for name, found in measured.items():
+        for name, timing in measured.items():
             line = {
                 **shared,
                 "context": context,
                 "batch": batch,
                 "variant": name,
                 "backend": backend if name == "mesa" else None,
-                "token_s": records.spread_fields(found.token),
-                "tokens_per_s": batch / found.token.median,
-                "time_over_softmax": ratio(found.token, baseline.token if baseline else None),
-                "read_s": found.read_s,
-                "cache_bytes": found.cache_bytes,
+                "token_s": records.spread_fields(timing.token),
+                "tokens_per_s": batch / timing.token.median,
+                "time_over_softmax": ratio(timing.token, baseline.token if baseline else None),
+                "read_s": timing.read_s,
+                "cache_bytes": timing.cache_bytes,
             }
             lines.append(line)
             cells.append(
                 (
                     f"{name}, {batch} x {context}",
-                    records.milliseconds(found.token),
+                    records.milliseconds(timing.token),
                     records.number(line["tokens_per_s"]),
                     records.number(line["time_over_softmax"]),
-                    records.number(found.cache_bytes, 2.0**-20),
-                    records.number(found.read_s),
+                    records.number(timing.cache_bytes, 2.0**-20),
+                    records.number(timing.read_s),
                 )
             )
     columns = (

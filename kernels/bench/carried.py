@@ -34,8 +34,8 @@ def kernel_key() -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read what `carry.py` wrote of a folder; nothing where there is none."""
     file = folder / "manifest.json"
-    made: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return made
+    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return manifest
 
 
 def unpack(folder: Path, cache: Path = CACHE, site: Path = SITE) -> dict[str, str]:

@@ -103,13 +103,13 @@ def make_operands(case: Case) -> CaseOperands:
     Raises ValueError for keys that do not exist, a gamma outside (0, 1], or a recorded file that is too short.
     """
     if case.recorded is not None:
-        made = _recorded(Path(case.recorded), case.length)
+        tensors = _recorded(Path(case.recorded), case.length)
     else:
-        made = _synthetic(case)
+        tensors = _synthetic(case)
     dtype = DTYPES[case.dtype]
     gates = torch.promote_types(dtype, torch.float32)
-    projections = (x.to(case.device, dtype) for x in made[:3])
-    return CaseOperands(*projections, *(x.to(case.device, gates) for x in made[3:]))
+    projections = (x.to(case.device, dtype) for x in tensors[:3])
+    return CaseOperands(*projections, *(x.to(case.device, gates) for x in tensors[3:]))
 
 
 def _synthetic(case: Case) -> CaseOperands:
@@ -146,13 +146,13 @@ def _correlate(noise: Tensor, mean: Tensor) -> Tensor:
     The recurrence y[t] = p y[t - 1] + e[t] is summed by doubling: sums over 1, 2, 4, ... tokens.
     """
     scale = torch.arange(1, noise.shape[-1] + 1, dtype=noise.dtype, device=noise.device) ** (-0.5 * SPECTRUM)
-    made = noise * (1.0 - PERSISTENCE**2) ** 0.5
-    made[:, 0] = noise[:, 0]
+    rows = noise * (1.0 - PERSISTENCE**2) ** 0.5
+    rows[:, 0] = noise[:, 0]
     reach = 1
     while reach < noise.shape[1] and PERSISTENCE**reach > torch.finfo(noise.dtype).tiny:
-        made = torch.cat((made[:, :reach], made[:, reach:] + PERSISTENCE**reach * made[:, :-reach]), 1)
+        rows = torch.cat((rows[:, :reach], rows[:, reach:] + PERSISTENCE**reach * rows[:, :-reach]), 1)
         reach *= 2
-    return (made + 0.5 * mean) * scale
+    return (rows + 0.5 * mean) * scale
 
 
 def _recorded(file: Path, length: int | None) -> CaseOperands:

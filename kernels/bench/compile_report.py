@@ -45,11 +45,11 @@ def main(words: list[str] | None = None) -> int:
             seen = set()
             for launch in list_launches(size, size, getattr(torch, dtype)):
                 if arguments.only is None or launch.name.startswith(tuple(arguments.only)):
-                    made = compile_launch(launch, arguments.capability)
-                    if made.hash in seen:
+                    compiled = compile_launch(launch, arguments.capability)
+                    if compiled.hash in seen:
                         continue
-                    seen.add(made.hash)
-                    values = " | ".join(map(str, astuple(read_compiled(launch, made))))
+                    seen.add(compiled.hash)
+                    values = " | ".join(map(str, astuple(read_compiled(launch, compiled))))
                     print(f"| {size} | {dtype} | {values} |", flush=True)
     return 0
 

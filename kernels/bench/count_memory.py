@@ -42,15 +42,15 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and enter what it made."""
-        made = func(*args, **(kwargs or {}))
-        for x in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
             if isinstance(x, torch.Tensor):
                 storage = x.untyped_storage()
                 reference = StorageWeakRef(storage)
                 if reference not in self.known:
                     self.live[reference] = storage.nbytes()
         self.peak = max(self.peak, self.bytes())
-        return made
+        return result
 
     def bytes(self) -> int:
         """Sum what lives."""
@@ -75,10 +75,11 @@ def count(size: int, dtype: torch.dtype, *, batch: int = 8, length: int = 4096, 
     operands = (*tokens, *gates, meta(heads, size), *(meta(batch, heads, size, size) for _ in range(2)))
     counted = {"launches": 0, "traffic": 0}
 
-    def record(*args: Any, **kwargs: Any) -> None:
+    def record(*_: Any, **arguments: Any) -> None:
         counted["launches"] += 1
-        if not kwargs.get("MARKED"):
-            counted["traffic"] += sum(x.numel() * x.element_size() for x in args if isinstance(x, torch.Tensor))
+        if not arguments.get("MARKED"):
+            tensors = (x for x in arguments.values() if isinstance(x, torch.Tensor))
+            counted["traffic"] += sum(x.numel() * x.element_size() for x in tensors)
 
     with torch.no_grad(), patch.object(JITFunction, "run", record):
         with Ledger(operands) as ledger:

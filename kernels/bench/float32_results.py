@@ -64,15 +64,15 @@ def wide_kernels() -> Iterator[list[Tensor]]:
         return fresh(like, *shape, dtype=torch.float32 if result else dtype)
 
     def solved(*arguments: Any, **settings: Any) -> Any:
-        made = solve(*arguments, **settings)
-        solutions[:] = [made[0]]
-        return made
+        results = solve(*arguments, **settings)
+        solutions[:] = [results[0]]
+        return results
 
     def kept_backward(upstream: Tensor, *arguments: Any, **settings: Any) -> Any:
         query = arguments[2]
-        made = backward(upstream.to(query.dtype), *arguments, **settings)
-        kept[:] = [*solutions, *made[1:6]]
-        return made
+        results = backward(upstream.to(query.dtype), *arguments, **settings)
+        kept[:] = [*solutions, *results[1:6]]
+        return results
 
     with (
         patch.object(launch, "fresh", wide),

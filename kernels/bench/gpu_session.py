@@ -223,11 +223,11 @@ def main(words: list[str] | None = None, known: tuple[Step, ...] = STEPS) -> int
     out: Path = arguments.out.resolve()
     with tempfile.TemporaryDirectory() as name, archived(Path(name), out):
         folder = Path(name)
-        made = environment(unpack(arguments.carried), arguments.rehearse)
-        sys.path += made["PYTHONPATH"].split(os.pathsep)
+        variables = environment(unpack(arguments.carried), arguments.rehearse)
+        sys.path += variables["PYTHONPATH"].split(os.pathsep)
         if peer_release() is None:
             print(f"gpu_session: {PACKAGE} is not installed: nothing is compared with the peer", file=sys.stderr)
-        session = Session(folder, arguments.carried.resolve(), arguments.rehearse, made)
+        session = Session(folder, arguments.carried.resolve(), arguments.rehearse, variables)
         left = None if arguments.seconds is None else arguments.seconds - (time.monotonic() - begun)
         failed = run(steps, session, left)
         with (folder / "targets.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):

@@ -114,16 +114,16 @@ def main() -> None:
     for dtype in DTYPES:
         model = open_model(options.model, dtype=dtype)
         for tolerance in TOLERANCES:
-            found = read(model, rows, tolerance, options.decoded)
+            reading = read(model, rows, tolerance, options.decoded)
             cells = [
                 str(dtype).removeprefix("torch."),
                 f"{tolerance:g}",
-                f"{error(found.whole, exact.whole):.2e}",
-                f"{error(found.decoded, exact.whole[:, -options.decoded :]):.2e}",
-                f"{loss(found.whole, rows) - truth:+.1e}",
-                f"{agreement(found.written, exact.written):.0%}",
-                f"{found.steps:.1f}",
-                f"{1000 * found.seconds:.0f}",
+                f"{error(reading.whole, exact.whole):.2e}",
+                f"{error(reading.decoded, exact.whole[:, -options.decoded :]):.2e}",
+                f"{loss(reading.whole, rows) - truth:+.1e}",
+                f"{agreement(reading.written, exact.written):.0%}",
+                f"{reading.steps:.1f}",
+                f"{1000 * reading.seconds:.0f}",
             ]
             print("| " + " | ".join(cells) + " |", flush=True)
 

@@ -73,8 +73,8 @@ def measure_apart(case: Case, name: str) -> dict[str, int | None]:
     )
     if done.returncode:
         raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr}")
-    found: dict[str, int | None] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    peaks: dict[str, int | None] = json.loads(done.stdout.splitlines()[-1])
+    return peaks
 
 
 if __name__ == "__main__":

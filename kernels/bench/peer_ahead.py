@@ -34,7 +34,7 @@ class Hopper(AbsentCard):
 
 def compile_peer(part: int, parts: int) -> set[str]:
     """Compile every `parts`-th kernel of a forward and backward pass into Triton's cache; return the digests."""
-    made: set[str] = set()
+    digests: set[str] = set()
     plain = JITFunction.run
     count = 0
 
@@ -42,7 +42,7 @@ def compile_peer(part: int, parts: int) -> set[str]:
         nonlocal count
         count += 1
         if count % parts == part:
-            made.add(plain(self, *arguments, grid=grid, warmup=True, **settings).hash)
+            digests.add(plain(self, *arguments, grid=grid, warmup=True, **settings).hash)
 
     def try_all(self: Any, *arguments: Any, **settings: Any) -> None:
         for config in self.configs:
@@ -63,4 +63,4 @@ def compile_peer(part: int, parts: int) -> set[str]:
         ridge = torch.empty(shape[2], size, device="meta", requires_grad=True)
         output = function(*tokens, *gates, ridge, max_CG_iteration=30)[0]
         torch.autograd.grad(output, [*tokens, *gates, ridge], torch.empty_like(output))
-    return made
+    return digests

@@ -53,7 +53,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 def profile_action(action: Callable[[], object], repeats: int, device: str) -> list[Share]:
     """Profile repeats of an action and give what one of them runs on the device, the longest first."""
     cuda = torch.device(device).type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiled:
         for _ in range(repeats):
             action()
         wait_for(device)
@@ -64,7 +64,7 @@ def profile_action(action: Callable[[], object], repeats: int, device: str) -> l
             event.count / repeats,
             (event.self_device_time_total if cuda else event.self_cpu_time_total) / repeats,
         )
-        for event in found.key_averages()
+        for event in profiled.key_averages()
         if event.device_type == kind
     ]
     return sorted((x for x in shares if x.microseconds > 0), key=lambda x: -x.microseconds)

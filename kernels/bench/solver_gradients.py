@@ -79,9 +79,9 @@ def main() -> None:
     rates = {}
     for name, way in WAYS.items():
         start = time.perf_counter()
-        found = [differentiate(way, *layer) for layer in layers]
+        gradients = [differentiate(way, *layer) for layer in layers]
         rates[name] = len(ids) / (time.perf_counter() - start)
-        for number, (mine, truth) in enumerate(zip(found, exact, strict=True)):
+        for number, (mine, truth) in enumerate(zip(gradients, exact, strict=True)):
             errors = [float((x - y).norm() / y.norm()) for x, y in zip(mine, truth, strict=True)]
             print(f"| {number} | {name} | {' | '.join(f'{error:.0e}' for error in errors)} |")
     print("tokens per second:", ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()))

@@ -90,11 +90,11 @@ def _memory(lines: dict[tuple[int, str], Line]) -> tuple[str, bool] | None:
 
 
 def _crossing(lines: dict[tuple[int, str], Line]) -> tuple[str, bool] | None:
-    found = [(length, _milliseconds(two) / _milliseconds(one)) for length, one, two in _pair(lines, SOFTMAX)]
-    if not any(length >= 8192 for length, _ in found):
+    ratios = [(length, _milliseconds(two) / _milliseconds(one)) for length, one, two in _pair(lines, SOFTMAX)]
+    if not any(length >= 8192 for length, _ in ratios):
         return None
-    words = ", ".join(f"{times:.2f} at {length:,}" for length, times in found)
-    return f"times faster: {words}", all(times > 1.0 for length, times in found if length >= 8192)
+    words = ", ".join(f"{times:.2f} at {length:,}" for length, times in ratios)
+    return f"times faster: {words}", all(times > 1.0 for length, times in ratios if length >= 8192)
 
 
 TARGETS = (

@@ -45,13 +45,7 @@ class Call(NamedTuple):
 
     def contiguous(self) -> Call:
         """Make the tensors of tokens contiguous, as the kernels need them; states and ridge stay as they are."""
-        return self._replace(
-            query=self.query.contiguous(),
-            key=self.key.contiguous(),
-            value=self.value.contiguous(),
-            log_forget=self.log_forget.contiguous(),
-            input_gate=self.input_gate.contiguous(),
-        )
+        return Call(*(x.contiguous() if place < 5 else x for place, x in enumerate(self)))
 
 
 class Gates(NamedTuple):
@@ -111,8 +105,9 @@ def prepare(call: Call) -> Scanned:
     sums = Gates(high, low, lift, before, after, weights, fresh(query, 2, P))
     choice = choose("gates", sizes)
     gates.gate_kernel[(P,)](
-        key, value, call.log_forget, call.input_gate, scale, *sums, P, T, G, N, K, sizes.V, WEIGHTS=sizes.on_chip,
-        FLOOR=FLOOR, C=CHUNK, BI=min(choice.tile, power_of_two(max(K, sizes.V))), **choice.options,
+        key=key, value=value, log_forget=call.log_forget, input_gate=call.input_gate, scale=scale, **sums._asdict(),
+        problems=P, T=T, G=G, N=N, K=K, V=sizes.V, WEIGHTS=sizes.on_chip, FLOOR=FLOOR, C=CHUNK,
+        BI=min(choice.tile, power_of_two(max(K, sizes.V))), **choice.options,
     )  # fmt: skip
     symmetric = (0.5 * (call.gram + call.gram.mT)).to(torch.float32).contiguous()
     first_cross = call.cross.to(torch.float32).contiguous()
@@ -124,13 +119,7 @@ def prepare(call: Call) -> Scanned:
 
 
 def scan(
-    name: str,
-    left: Tensor,
-    right: Tensor,
-    sums: Gates,
-    initial: Tensor,
-    sizes: Sizes,
-    scale: Tensor,
+    name: str, left: Tensor, right: Tensor, sums: Gates, initial: Tensor, sizes: Sizes, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scan a state over the chunks ("gram", "cross"), or its gradient backwards ("gram adjoint", "cross adjoint").
 
@@ -144,9 +133,9 @@ def scan(
     else:
         each, unit = fresh(left, B * G, sizes.N, 2, K, D, dtype=torch.float16), fresh(left, sizes.P)
     final = fresh(left, B, G, K, D)
-    strides = (D, 1)
+    row, column = D, 1
     if name == "cross adjoint":  # the transpose, so that the operand of 16 bits is the left one
-        left, right, K, D, strides = right, left, D, K, (1, D)
+        left, right, K, D, row, column = right, left, D, K, 1, D
     choice = choose(name, sizes)
     BI, BJ = min(2 * choice.tile, power_of_two(K)), min(choice.tile, power_of_two(D))
     if sizes.half:  # whole blocks of SIDE rows, each with its unit
@@ -155,16 +144,17 @@ def scan(
     capped = K == BI and sizes.half and torch.float16 not in (left.dtype, right.dtype)
     most = min(255, REGISTERS // (2 * 32 * choice.warps)) if capped else None
     states.scan_kernel[(tiles * B * G,)](
-        left, right, sums.before if reverse else sums.after, sums.before, initial, each, final, scale,
-        sums.growth[0 if gram else 1], unit, sizes.T, sizes.N, G, sizes.R if reverse else 1, K, D, *strides,
-        REVERSE=reverse, SYMMETRIC=gram, TOP=states.TOP, LEAST=states.LEAST_GRAM if name == "gram" else states.LEAST,
-        DOT=choice.dot, C=CHUNK, SIDE=SIDE, BI=BI, BJ=BJ, maxnreg=most, **choice.options,
+        left=left, right=right, weight=sums.before if reverse else sums.after, before=sums.before, initial=initial,
+        states=each, final=final, scale=scale, growth=sums.growth[0 if gram else 1], unit=unit, T=sizes.T, N=sizes.N,
+        G=G, R=sizes.R if reverse else 1, K=K, D=D, ROW=row, COLUMN=column, REVERSE=reverse, SYMMETRIC=gram,
+        TOP=states.TOP, LEAST=states.LEAST_GRAM if name == "gram" else states.LEAST, DOT=choice.dot, C=CHUNK, SIDE=SIDE,
+        BI=BI, BJ=BJ, maxnreg=most, **choice.options,
     )  # fmt: skip
     return each, unit, final
 
 
 def solve(
-    made: Scanned, ends: Tensor, tolerance: float, max_steps: int, *, adjoint: bool, on_chip_steps: int = solver.STEPS
+    scans: Scanned, ends: Tensor, tolerance: float, max_steps: int, *, adjoint: bool, on_chip_steps: int = solver.STEPS
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Solve for the queries and write the output, read from the cross state, to ends `[B, T, H, V]`.
 
@@ -172,52 +162,54 @@ def solve(
     steps `[B, N, H]` and, if the on-chip solver ran, marks `[P, R]` of the problems that it could not certify. These,
     or all problems if it did not run, are solved in memory in float32.
     """
-    s, sums = made.sizes, made.gates
+    s, sums = scans.sizes, scans.gates
     x, steps = fresh(ends, s.B, s.T, s.H, s.K), fresh(ends, s.B, s.N, s.H, dtype=torch.int32)
-    limit, shape = tolerance / (1.0 + tolerance), (s.T, s.G, s.R, s.N, s.K)
-    rhs, marks = made.query, None
+    limit, rhs, marks = tolerance / (1.0 + tolerance), scans.query, None
     if s.on_chip:
         marks, measures = fresh(ends, s.P, s.R, dtype=torch.int32), fresh(ends, s.P, s.R, 2 + solver.PASSES, CHUNK)
         rest = fresh(ends, s.P, s.R, CHUNK, s.K)
         parts = fresh(ends, s.P, s.R, solver.PASSES, CHUNK, s.K, dtype=torch.float16)
         choice = choose("solve", s)
         solver.solve_kernel[(s.P * s.R,)](
-            made.query, x, steps, rest, parts, measures, marks, made.key, made.value, sums.lift,
-            sums.before, sums.weights, made.gram, made.gram_unit, made.cross, made.cross_unit, made.scale, ends, limit,
-            min(max_steps, on_chip_steps), solver.STRIDE, s.T, s.N, s.G, s.R, s.K, s.V, ADJOINT=adjoint,
-            PASSES=solver.PASSES, GAIN=solver.GAIN, FREEZE=solver.FREEZE, C=CHUNK,
-            BK=max(NARROWEST, power_of_two(s.K)), BV=NARROWEST, **choice.options,
+            query=scans.query, x=x, steps=steps, rest=rest, parts=parts, measures=measures, marks=marks,
+            key=scans.key, value=scans.value, lift=sums.lift, before=sums.before, weights=sums.weights,
+            gram=scans.gram, gram_unit=scans.gram_unit, cross=scans.cross, cross_unit=scans.cross_unit,
+            scale=scans.scale, ends=ends, limit=limit, max_steps=min(max_steps, on_chip_steps), stride=solver.STRIDE,
+            T=s.T, N=s.N, G=s.G, R=s.R, K=s.K, V=s.V, ADJOINT=adjoint, PASSES=solver.PASSES, GAIN=solver.GAIN,
+            FREEZE=solver.FREEZE, C=CHUNK, BK=max(NARROWEST, power_of_two(s.K)), BV=NARROWEST, **choice.options,
         )  # fmt: skip
     if adjoint:
         rhs = fresh(ends, s.B, s.T, s.H, s.K)
-        read_states(made, ends, rhs, adjoint=True, marks=marks)
+        read_states(scans, ends, rhs, adjoint=True, marks=marks)
     programs = min(FEW_PROGRAMS if s.on_chip else PROGRAMS, s.P * s.R)
     vectors = fresh(ends, programs, 4 * CHUNK * s.K + 2 * CHUNK * CHUNK)
     choice = choose("gradients", s)
     conjugate_gradients.gradient_kernel[(programs,)](
-        rhs, x, steps, made.key, made.input_gate, sums.high, sums.low, made.gram,
-        made.gram_unit, made.scale, steps if marks is None else marks, vectors, s.P, limit, max_steps, *shape,
+        rhs=rhs, out=x, steps=steps, key=scans.key, input_gate=scans.input_gate, high=sums.high, low=sums.low,
+        gram=scans.gram, gram_unit=scans.gram_unit, scale=scans.scale, marks=steps if marks is None else marks,
+        vectors=vectors, problems=s.P, limit=limit, max_steps=max_steps, T=s.T, G=s.G, R=s.R, N=s.N, K=s.K,
         MARKED=s.on_chip, DOT=choice.dot, REFINEMENTS=conjugate_gradients.REFINEMENTS, FLOOR=FLOOR, C=CHUNK,
         BK=power_of_two(s.K), BI=choice.tile, **choice.options,
     )  # fmt: skip
     if not adjoint:
-        read_states(made, x, ends, adjoint=False, marks=marks)
+        read_states(scans, x, ends, adjoint=False, marks=marks)
     return x, steps, marks
 
 
-def read_states(made: Scanned, rows: Tensor, out: Tensor, *, adjoint: bool, marks: Tensor | None) -> None:
+def read_states(scans: Scanned, rows: Tensor, out: Tensor, *, adjoint: bool, marks: Tensor | None) -> None:
     """Multiply solutions `[B, T, H, K]` (only marked problems, if given) by the cross state; see `read.read_kernel`.
 
     adjoint: multiply the gradient of the output `[B, T, H, V]` instead. The result is written to out.
     """
-    s = made.sizes
-    K, D, key, value = (s.V, s.K, made.value, made.key) if adjoint else (s.K, s.V, made.key, made.value)
+    s = scans.sizes
+    K, D, key, value = (s.V, s.K, scans.value, scans.key) if adjoint else (s.K, s.V, scans.key, scans.value)
     choice = choose("read", s)
     BI, BJ = (min(choice.tile, power_of_two(size)) for size in (K, D))
     read.read_kernel[(s.P, s.R, (D + BJ - 1) // BJ)](
-        rows, key, value, made.input_gate, made.gates.high, made.gates.low, made.cross, made.cross_unit, made.root, out,
-        out if marks is None else marks, s.T, s.G, s.R, s.N, K, D, FLIPPED=adjoint, MARKED=marks is not None,
-        DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, BI=BI, BJ=BJ, **choice.options,
+        rows=rows, key=key, value=value, input_gate=scans.input_gate, high=scans.gates.high, low=scans.gates.low,
+        states=scans.cross, unit=scans.cross_unit, root=scans.root, out=out,
+        marks=out if marks is None else marks, T=s.T, G=s.G, R=s.R, N=s.N, K=K, D=D, FLIPPED=adjoint,
+        MARKED=marks is not None, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, BI=BI, BJ=BJ, **choice.options,
     )  # fmt: skip
 
 
@@ -227,11 +219,11 @@ def forward(*operands: Tensor, tolerance: float, max_steps: int) -> tuple[Tensor
     operands: those of `Call`. Returns output `[B, T, H, V]` in query's dtype; in float32 the final states and the
     solutions `[B, T, H, K]`; steps `[B, N, H]` (int32). The relative error of the solutions is at most `tolerance`.
     """
-    made = prepare(Call(*operands))
-    s = made.sizes
-    output = fresh(made.query, s.B, s.T, s.H, s.V, dtype=made.query.dtype)
-    x, steps, _ = solve(made, output, tolerance, max_steps, adjoint=False)
-    return output, made.last_gram, made.last_cross, x, steps
+    scans = prepare(Call(*operands))
+    s = scans.sizes
+    output = fresh(scans.query, s.B, s.T, s.H, s.V, dtype=scans.query.dtype)
+    x, steps, _ = solve(scans, output, tolerance, max_steps, adjoint=False)
+    return output, scans.last_gram, scans.last_cross, x, steps
 
 
 def backward(
@@ -248,26 +240,29 @@ def backward(
     """
     *operands, solution = operands_and_solution
     call = Call(*operands)
-    made = prepare(call)
-    s, sums, d, x = made.sizes, made.gates, upstream.contiguous(), solution.contiguous()
-    y, *_ = solve(made, d, tolerance, max_steps, adjoint=True)
+    scans = prepare(call)
+    s, sums, d, x = scans.sizes, scans.gates, upstream.contiguous(), solution.contiguous()
+    y = solve(scans, d, tolerance, max_steps, adjoint=True)[0]
     last_gram = (0.5 * (gram_upstream + gram_upstream.mT)).to(torch.float32).contiguous()
     last_cross = cross_upstream.to(torch.float32).contiguous()
-    gram_end, gram_end_unit, d_gram = scan("gram adjoint", x, y, sums, last_gram, s, made.scale)
-    cross_end, cross_end_unit, d_cross = scan("cross adjoint", x, d, sums, last_cross, s, made.scale)
+    gram_end, gram_end_unit, d_gram = scan("gram adjoint", x, y, sums, last_gram, s, scans.scale)
+    cross_end, cross_end_unit, d_cross = scan("cross adjoint", x, d, sums, last_cross, s, scans.scale)
     d_key, d_value, d_log, d_gate = (
         fresh(x, *operand.shape, dtype=operand.dtype)
-        for operand in (made.key, made.value, made.log_forget, made.input_gate)
+        for operand in (scans.key, scans.value, scans.log_forget, scans.input_gate)
     )
     d_ridge = fresh(x, s.P, s.K)
     pairs = fresh(x, s.P, s.R, 2, CHUNK, CHUNK, dtype=torch.float16 if s.half else torch.float32)
     choice = choose("tokens", s)
     BI, BJ = (NARROWEST, NARROWEST) if s.half else (choice.tile, 16)
     token_gradients.token_kernel[(s.P,)](
-        x, y, d, made.key, made.value, made.log_forget, made.input_gate, sums.high, sums.low, made.gram, made.gram_unit,
-        made.cross, made.cross_unit, made.root, gram_end, gram_end_unit, cross_end, cross_end_unit, pairs,
-        fresh(x, s.P, s.R, 5), fresh(x, s.P, CHUNK), d_key, d_value, d_log, d_gate, d_ridge, s.T, s.G, s.R, s.N, s.K,
-        s.V, HALF=s.half, DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, SIDE=SIDE, BI=BI, BJ=BJ, **choice.options,
+        solution=x, adjoint=y, upstream=d, key=scans.key, value=scans.value, log_forget=scans.log_forget,
+        input_gate=scans.input_gate, high=sums.high, low=sums.low, gram=scans.gram, gram_unit=scans.gram_unit,
+        cross=scans.cross, cross_unit=scans.cross_unit, root=scans.root, gram_end=gram_end,
+        gram_end_unit=gram_end_unit, cross_end=cross_end, cross_end_unit=cross_end_unit, pairs=pairs,
+        units=fresh(x, s.P, s.R, 5), within=fresh(x, s.P, CHUNK), d_key=d_key, d_value=d_value,
+        d_log_forget=d_log, d_input_gate=d_gate, d_ridge=d_ridge, T=s.T, G=s.G, R=s.R, N=s.N, K=s.K, V=s.V, HALF=s.half,
+        DOT=choice.dot, FLOOR=FLOOR, C=CHUNK, SIDE=SIDE, BI=BI, BJ=BJ, **choice.options,
     )  # fmt: skip
     ridges = d_ridge.view(s.B, s.G, s.N, s.K).sum((0, 2)).to(call.ridge.dtype)
     states = d_gram.to(call.gram.dtype), d_cross.to(call.cross.dtype)
@@ -296,11 +291,13 @@ def step(
     BK = power_of_two(K)
     held = held_size >= BK
     one_step.one_step_kernel[(B * G,)](
-        query, call.key, call.value, call.log_forget, call.input_gate,
-        call.ridge.to(torch.float32).rsqrt().contiguous(), gram, cross, state, output, solution, steps, memory,
-        tolerance / (1.0 + tolerance), min(max_steps, one_step.STEPS_A_SIZE * K),
-        *gram.stride()[:3], *cross.stride()[:3], G, sizes.R, K, V, HELD=held,
-        RESTARTS=one_step.RESTARTS, ROUNDING=one_step.ROUNDING, FLOOR=FLOOR, BK=BK, BI=BK if held else choice.tile,
+        query=query, key=call.key, value=call.value, log_forget=call.log_forget, input_gate=call.input_gate,
+        scale=call.ridge.to(torch.float32).rsqrt().contiguous(), gram=gram, cross=cross, state=state, output=output,
+        solution=solution, steps=steps, memory=memory, limit=tolerance / (1.0 + tolerance),
+        max_steps=min(max_steps, one_step.STEPS_A_SIZE * K), gram_batch=gram.stride(0), gram_head=gram.stride(1),
+        gram_stride=gram.stride(2), cross_batch=cross.stride(0), cross_head=cross.stride(1),
+        cross_stride=cross.stride(2), G=G, R=sizes.R, K=K, V=V, HELD=held, RESTARTS=one_step.RESTARTS,
+        ROUNDING=one_step.ROUNDING, FLOOR=FLOOR, BK=BK, BI=BK if held else choice.tile,
         BJ=min(choice.tile, power_of_two(V)), **choice.options,
     )  # fmt: skip
     return output, state, solution, steps

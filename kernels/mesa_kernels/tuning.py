@@ -147,7 +147,7 @@ def write_table(file: Path, entries: dict[str, Choice], seconds: dict[str, float
         for entry, x in entries.items()
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    made = {"card": file.stem, "entries": dict(sorted((before | rows).items()))}
-    file.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    table = {"card": file.stem, "entries": dict(sorted((before | rows).items()))}
+    file.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     load_table.cache_clear()
     _choose.cache_clear()

@@ -30,8 +30,8 @@ from .field_rules import (
     truth,
     whole,
 )
+from .mesa_backends import BACKENDS
 from .mixers import MIXERS
-from .operator_mesa import BACKENDS
 
 logger = logging.get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""Context parallelism: each process reads one stretch of every row and passes on what later stretches need.
+"""Context parallelism: each process reads one shard of every row and passes on what later shards need.
 
 Recurrent mixers pass on a state [B, G, K, D] and a decay or matrix per key head, whatever the length; convolutions
 their last inputs; softmax attention all its keys and values. All go through one exchange, `_Gather`.
@@ -18,7 +18,7 @@ from .chunk_states import compute_dtype, gate_floor, without_autocast
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Shard:
     """The part of each row that process ``rank`` of ``size`` processes reads: ``length`` tokens.
 
     A method that exchanges tensors must be called on all processes of the group, in the same order; its gradients too.
@@ -30,8 +30,8 @@ class Stretch:
     length: int
 
     @classmethod
-    def of(cls, group: Any, whole: int) -> Stretch:
-        """Return this process's stretch of rows of ``whole`` tokens.
+    def of(cls, group: Any, whole: int) -> Shard:
+        """Return this process's shard of rows of ``whole`` tokens.
 
         Raises:
             ValueError: this process is not in the group, or the rows do not divide evenly.
@@ -45,33 +45,33 @@ class Stretch:
 
     @property
     def begin(self) -> int:
-        """Return the index in the row of the stretch's first token."""
+        """Return the index in the row of the shard's first token."""
         return self.rank * self.length
 
     def cut(self, rows: Tensor, before: int = 0) -> Tensor:
-        """Return this stretch of [B, T, ...] with ``before`` extra tokens before it, -1 before the start of the row."""
+        """Return this shard of [B, T, ...] with ``before`` extra tokens before it, -1 before the start of the row."""
         if before:
             filler = rows.new_full((rows.shape[0], before, *rows.shape[2:]), -1)
             rows = torch.cat((filler, rows), dim=1)
         return rows.narrow(1, self.begin, before + self.length)
 
     def last_before(self, inputs: Tensor, count: int) -> Tensor:
-        """Return the ``count`` inputs before this stretch, [B, count, D], with zeros before the start of the row."""
+        """Return the ``count`` inputs before this shard, [B, count, D], with zeros before the start of the row."""
         tails = self._gather(inputs[:, -count:])
         empty = inputs.new_zeros(inputs.shape[0], count, inputs.shape[2])
         return torch.cat((empty, *tails), dim=1).narrow(1, self.rank * tails[0].shape[1], count)
 
     def all_until_here(self, inputs: Tensor) -> Tensor:
-        """Gather [B, heads, length, D] from this and all earlier stretches, as [B, heads, begin + length, D]."""
+        """Gather [B, heads, length, D] from this and all earlier shards, as [B, heads, begin + length, D]."""
         return torch.cat(self._gather(inputs)[: self.rank + 1], dim=2)
 
     def state_before(self, own: Tensor, transition: Tensor) -> Tensor:
-        """Return the state after all earlier stretches, [B, G, K, D], float32 or better.
+        """Return the state after all earlier shards, [B, G, K, D], float32 or better.
 
-        The recurrence is linear, so each stretch's final state from zero and its transition suffice.
+        The recurrence is linear, so each shard's final state from zero and its transition suffice.
 
         Args:
-            own: the state after this stretch's tokens, starting from zero, [B, G, K, D].
+            own: the state after this shard's tokens, starting from zero, [B, G, K, D].
             transition: maps an earlier state over these tokens: a matrix, [B, G, K, K], or a factor, [B, G, 1, 1].
         """
         parts = self._gather(torch.cat((own.flatten(2), transition.flatten(2)), dim=-1))
@@ -124,19 +124,19 @@ def share_of_loss(
     num_items_in_batch: Any = None,
     ignore_index: int = -100,
 ) -> dict[str, Any]:
-    """Return the keyword arguments of transformers' loss for this process's stretch of rows with labels [B, T].
+    """Return the keyword arguments of transformers' loss for this process's shard of rows with labels [B, T].
 
-    The loss is then the stretch's share of the loss of the rows, times the number of processes in the group.
+    The loss is then the shard's share of the loss of the rows, times the number of processes in the group.
     """
     if shift_labels is None:
         assert labels is not None
         shift_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=ignore_index)
     if num_items_in_batch is None:
         num_items_in_batch = (shift_labels != ignore_index).sum()
-    stretch = Stretch.of(group, shift_labels.shape[1])
+    shard = Shard.of(group, shift_labels.shape[1])
     return {
-        "shift_labels": stretch.cut(shift_labels).contiguous(),
-        "num_items_in_batch": num_items_in_batch / stretch.size,
+        "shift_labels": shard.cut(shift_labels).contiguous(),
+        "num_items_in_batch": num_items_in_batch / shard.size,
         "ignore_index": ignore_index,
     }
 
@@ -145,15 +145,15 @@ class _Gather(torch.autograd.Function):
     """All-gather of a tensor in rank order; the backward pass sums the gradients of each process's tensor."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, stretch: Stretch) -> tuple[Tensor, ...]:
-        ctx.stretch = stretch
-        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(stretch.size)]
-        dist.all_gather(parts, own.contiguous(), group=stretch.group)
+    def forward(ctx: Any, own: Tensor, shard: Shard) -> tuple[Tensor, ...]:
+        ctx.shard = shard
+        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(shard.size)]
+        dist.all_gather(parts, own.contiguous(), group=shard.group)
         return tuple(parts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor, None]:
         total = torch.empty_like(upstreams[0], memory_format=torch.contiguous_format)
-        dist.reduce_scatter(total, [upstream.contiguous() for upstream in upstreams], group=ctx.stretch.group)
+        dist.reduce_scatter(total, [upstream.contiguous() for upstream in upstreams], group=ctx.shard.group)
         return total, None

@@ -30,13 +30,13 @@ def relative_residual(solution: Tensor, operands: Operands, tolerance: float) ->
     with torch.no_grad(), without_autocast(query.device):
         double = torch.float64
         value, cross = key.new_zeros(*key.shape[:3], 1), gram.new_zeros(*gram.shape[:3], 1)  # H does not depend on them
-        made = cut_problems(operands._replace(value=value, cross=cross), double)
-        rhs = to_chunks(query, G, double).mul_(made.inverse_root)
-        x = to_chunks(solution, G, double).div_(made.inverse_root)
-        systems = made.systems(rhs.shape[1])
+        problems = cut_problems(operands._replace(value=value, cross=cross), double)
+        rhs = to_chunks(query, G, double).mul_(problems.inverse_root)
+        x = to_chunks(solution, G, double).div_(problems.inverse_root)
+        systems = problems.systems(rhs.shape[1])
         residual = rhs - systems.apply(x)
-        length = (x * made.inverse_root).norm(dim=-1)
-        bound = residual.norm(dim=-1) * made.inverse_root.amax(-1)
+        length = (x * problems.inverse_root).norm(dim=-1)
+        bound = residual.norm(dim=-1) * problems.inverse_root.amax(-1)
         kept = bound * (1.0 + tolerance) <= tolerance * length
         unsure = (~kept).any(-1).nonzero().squeeze(-1)
         if len(unsure):
@@ -46,7 +46,7 @@ def relative_residual(solution: Tensor, operands: Operands, tolerance: float) ->
             left = (residual[unsure] - part.apply(error)).norm(dim=-1) * part.root.amax(-1)
             above = (error * part.root).norm(dim=-1) + left
             kept[unsure] |= above * (1.0 + tolerance) <= tolerance * length[unsure]
-        size, whole = ((rows / made.inverse_root).norm(dim=-1) for rows in (residual, rhs))
+        size, whole = ((rows / problems.inverse_root).norm(dim=-1) for rows in (residual, rhs))
         relative = torch.where(whole > 0, size / whole, size)
 
     def by_head(rows: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ is needed, a single token is solved densely in PyTorch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .mesa_solver import Limits
-from .operator_records import Operands, Results, register
+from .mesa_solver import Factors, Limits, Solving
+from .operator_records import Operands, Results, Upstreams, register
 from .operator_transforms import transforms_active
 
 
@@ -23,20 +25,31 @@ def why_not(device: str, dtype: torch.dtype, key_size: int, value_size: int) -> 
     return supports(device=device, dtype=dtype, key_size=key_size, value_size=value_size)[1]
 
 
-def run_kernels(name: str, *tensors: Tensor, limits: Limits) -> tuple[Tensor, ...]:
-    """Run "forward", "backward" or "step" of the kernels; see `mesa_kernels.launch` for tensors and results."""
+def _kernels() -> Any:
     try:
         import mesa_kernels
     except ImportError as missing:
         raise RuntimeError(
             "backend 'triton': the package mesa_kernels is not installed; use backend='torch'"
         ) from missing
-    results: tuple[Tensor, ...] = getattr(mesa_kernels, name)(*tensors, **limits._asdict())
-    return results
+    return mesa_kernels
+
+
+def forward(operands: Operands, solving: Solving, keep: bool) -> tuple[Results, Factors]:
+    """Compute mesa attention; see `mesa_kernels.launch.forward`. There are no factors to keep."""
+    results = Results(*_kernels().forward(*operands, **solving.limits._asdict()))
+    return results, Factors.nothing(results.solution)
+
+
+def backward(
+    upstreams: Upstreams, operands: Operands, solution: Tensor, factors: Factors, solving: Solving
+) -> Operands:
+    """Compute the gradients of the operands; see `mesa_kernels.launch.backward`."""
+    return Operands(*_kernels().backward(*upstreams, *operands, solution, **solving.limits._asdict()))
 
 
 def _step(operands: Operands, limits: Limits) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    output, state, solution, steps = run_kernels("step", *operands, limits=limits)
+    output, state, solution, steps = _kernels().step(*operands, **limits._asdict())
     return output, state, solution, steps
 
 

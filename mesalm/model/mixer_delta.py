@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from .chunk_states import chunk_length, compute_dtype
-from .mixer_gated import GatedMixer, Projections
+from .mixer_gated import GatedMixer
 from .operator_linear import delta_rule
+from .operator_records import Tokens
 
 
 class DeltaMixer(GatedMixer):
@@ -20,17 +21,17 @@ class DeltaMixer(GatedMixer):
     gates_output = True
 
     def read(
-        self, projections: Projections, state: torch.Tensor | None, return_state: bool
+        self, tokens: Tokens, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out and the state [B, G, K, V]; see `GatedMixer.read`."""
-        result = delta_rule(*projections, initial_state=state, return_state=return_state)
+        result = delta_rule(*tokens, initial_state=state, return_state=return_state)
         return result if return_state else (result, None)
 
-    def left_behind(self, projections: Projections) -> tuple[torch.Tensor, torch.Tensor]:
+    def left_behind(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the state after the tokens from zero, and the matrix that maps an earlier state over them."""
-        zeros = torch.zeros_like(projections.key)
-        operands = projections._replace(query=projections.key, value=torch.cat((projections.value, zeros), dim=-1))
-        B, _, G, K = projections.key.shape
+        zeros = torch.zeros_like(tokens.key)
+        operands = tokens._replace(query=tokens.key, value=torch.cat((tokens.value, zeros), dim=-1))
+        B, _, G, K = tokens.key.shape
         dtype = compute_dtype(zeros.dtype)
         start = torch.cat((zeros.new_zeros(K, self.value_size), torch.eye(K, device=zeros.device)), dim=-1).to(dtype)
         _, state = delta_rule(*operands, initial_state=start.expand(B, G, -1, -1), return_state=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +12,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .cache_mesa import conv_state, recurrent_state, write_conv_state, write_recurrent_state
 from .chunk_states import compute_dtype
-from .context_parallel import Stretch, leave_behind
+from .context_parallel import Shard, leave_behind
 from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import GateProjection, ResidualProjection, ShortConvolution, dpfp, same_segment
+from .operator_records import Tokens
 
 GATES = ("forget_proj", "input_proj")
 """The projections to the gates, kept in float32: 16 bits cannot represent a forget gate near 1."""
@@ -24,16 +25,6 @@ RATE = "rate_bias"
 
 SATURATED = 0.01
 """A gate within this distance of 0 or 1 counts as saturated."""
-
-
-class Projections(NamedTuple):
-    """The operands of an operator: query [B, T, H, K], key [B, T, G, K], value [B, T, G, V], gates [B, T, G]."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    log_forget: torch.Tensor | None
-    input_gate: torch.Tensor | None
 
 
 class GatedMixer(nn.Module):
@@ -92,7 +83,7 @@ class GatedMixer(nn.Module):
         padding_mask: torch.Tensor | None = None,
         segments: torch.Tensor | None = None,
         cache: Cache | None = None,
-        stretch: Stretch | None = None,
+        shard: Shard | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """Return the mixer's output, [B, T, hidden], and None for the attention weights.
@@ -100,24 +91,24 @@ class GatedMixer(nn.Module):
         Args:
             hidden_states: [B, T, hidden].
             padding_mask: [B, T] booleans, False for padding tokens, which write nothing. None: no padding.
-            segments: [B, T] integers, the document of each token in a packed row. None: one document. With a stretch,
+            segments: [B, T] integers, the document of each token in a packed row. None: one document. With a shard,
                 those of the whole row.
             cache: transformers' cache; read and updated if given.
-            stretch: the part of each row that this process reads, if processes share rows.
+            shard: the part of each row that this process reads, if processes share rows.
             kwargs: arguments of softmax attention, ignored.
         """
         check_keywords(self, kwargs, MIXER_KEYWORDS)
         if padding_mask is not None:
             hidden_states = hidden_states.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
         state = recurrent_state(cache, self.layer_idx)
-        operands = self._operands(hidden_states, padding_mask, segments, cache, stretch)
-        projections = Projections(*operands, *self._gates(hidden_states, padding_mask, segments, stretch))
+        operands = self._operands(hidden_states, padding_mask, segments, cache, shard)
+        tokens = Tokens(*operands, *self._gates(hidden_states, padding_mask, segments, shard))
         if self.sample_gates and not torch.compiler.is_compiling():
-            self.gate_sample, self.sample_gates = sample_of_gates(projections.log_forget), False
-        if stretch is not None:
-            state = stretch.state_before(*self.left_behind(projections))
+            self.gate_sample, self.sample_gates = sample_of_gates(tokens.log_forget), False
+        if shard is not None:
+            state = shard.state_before(*self.left_behind(tokens))
         more = self.more_gates(hidden_states)
-        output, state = self.read(projections, state, return_state=cache is not None, **more)
+        output, state = self.read(tokens, state, return_state=cache is not None, **more)
         if cache is not None and state is not None:
             write_recurrent_state(cache, self.layer_idx, state)
         output = self.output_norm(output.to(hidden_states.dtype)).flatten(2)
@@ -126,19 +117,18 @@ class GatedMixer(nn.Module):
         return self.o_proj(output), None
 
     def read(
-        self, projections: Projections, state: torch.Tensor | None, return_state: bool
+        self, tokens: Tokens, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out [B, T, H, V] and, if `return_state`, the final state as one tensor, float32 or better."""
         raise NotImplementedError(f"{type(self).__name__} must define how its state is read")
 
-    def written(self, projections: Projections) -> torch.Tensor:
+    def written(self, tokens: Tokens) -> torch.Tensor:
         """Return the vector that each token writes into the state with its key, [B, T, G, state_columns]."""
-        return projections.value
+        return tokens.value
 
-    def left_behind(self, projections: Projections) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the state after the tokens from zero, and the transition of an earlier one: `Stretch.state_before`."""
-        gates = projections.log_forget, projections.input_gate
-        return leave_behind(projections.key, self.written(projections), *gates)
+    def left_behind(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the state after the tokens from zero, and the transition of an earlier one: `Shard.state_before`."""
+        return leave_behind(tokens.key, self.written(tokens), tokens.log_forget, tokens.input_gate)
 
     def gates(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return log_forget and input_gate of tokens [B, T, hidden], float32 or better [B, T, G]; None: gates of 1.
@@ -175,14 +165,14 @@ class GatedMixer(nn.Module):
         padding_mask: torch.Tensor | None,
         segments: torch.Tensor | None,
         cache: Cache | None,
-        stretch: Stretch | None,
+        shard: Shard | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return query, key and value for the operator."""
         batch, length, _ = hidden_states.shape
         value = None
         maps = (self.q_proj, self.k_proj, self.v_proj) if self.config.conv_values else (self.q_proj, self.k_proj)
-        both = torch.cat([made(hidden_states) for made in maps], dim=-1)
-        both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx, stretch)
+        both = torch.cat([project(hidden_states) for project in maps], dim=-1)
+        both = convolve(self.conv, both, padding_mask, segments, cache, self.layer_idx, shard)
         if self.config.conv_values:
             width = self.groups * self.value_size
             both, value = both.split((both.shape[-1] - width, width), dim=-1)
@@ -201,7 +191,7 @@ class GatedMixer(nn.Module):
         hidden_states: torch.Tensor,
         padding_mask: torch.Tensor | None,
         segments: torch.Tensor | None,
-        stretch: Stretch | None,
+        shard: Shard | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return log_forget and input_gate, [B, T, G] or None, with padding masked and a restart at each document."""
         log_forget, input_gate = self.gates(hidden_states)
@@ -216,7 +206,7 @@ class GatedMixer(nn.Module):
                 log_forget = hidden_states.new_zeros(*hidden_states.shape[:2], self.groups, dtype=torch.float32)
             goes_on = same_segment(segments, 1)
             goes_on[:, 0] = True  # from the cache's state, if there is one
-            goes_on = goes_on if stretch is None else stretch.cut(goes_on)
+            goes_on = goes_on if shard is None else shard.cut(goes_on)
             log_forget = log_forget.masked_fill(~goes_on.unsqueeze(-1), float("-inf"))
         return log_forget, input_gate
 
@@ -238,7 +228,7 @@ def convolve(
     segments: torch.Tensor | None,
     cache: Cache | None,
     layer_idx: int,
-    stretch: Stretch | None = None,
+    shard: Shard | None = None,
 ) -> torch.Tensor:
     """Convolve [B, T, D], keeping the last size - 1 inputs in transformers' cache if one is given.
 
@@ -255,9 +245,9 @@ def convolve(
     past = conv_state(cache, layer_idx)
     # the cache may have been filled under another autocast setting
     past = inputs.new_zeros(batch, width, channels) if past is None else past.transpose(1, 2).to(inputs.dtype)
-    if stretch is not None:
-        past = stretch.last_before(inputs, width)
-        segments = None if segments is None else stretch.cut(segments, before=width)
+    if shard is not None:
+        past = shard.last_before(inputs, width)
+        segments = None if segments is None else shard.cut(segments, before=width)
     extended = torch.cat((past, inputs), dim=1)
     if padding_mask is not None:
         places = nn.functional.pad(padding_mask.int(), (width, 0), value=1).argsort(dim=1, stable=True)

@@ -9,9 +9,10 @@ import torch
 from .chunk_states import chunk_length
 from .layers import GateProjection
 from .mesa_triton import beside
-from .mixer_gated import GatedMixer, Projections
+from .mixer_gated import GatedMixer
 from .operator_kalman import STEPS, kalman_attention
 from .operator_mesa import MesaState
+from .operator_records import Tokens
 
 MIX = "mix_proj"
 """The name of the projection to the mixing weight of solution and query: a sigmoid, one per query head."""
@@ -37,16 +38,16 @@ class KalmanMixer(GatedMixer):
         return {"mix": self.mix_proj(hidden_states).sigmoid()} if self.config.gates else {}
 
     def read(
-        self, projections: Projections, state: torch.Tensor | None, return_state: bool, mix: torch.Tensor | None = None
+        self, tokens: Tokens, state: torch.Tensor | None, return_state: bool, mix: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out and the state [B, G, K, K + V]; see `GatedMixer.read`."""
         before = None if state is None else MesaState(*state.split((self.key_size, self.value_size), dim=-1))
-        output, after = kalman_attention(*projections, mix, initial_state=before, return_state=True)
+        output, after = kalman_attention(*tokens, mix, initial_state=before, return_state=True)
         return output, beside(after.gram, after.cross) if return_state else None
 
-    def written(self, projections: Projections) -> torch.Tensor:
+    def written(self, tokens: Tokens) -> torch.Tensor:
         """Return the key for gram and the value for cross."""
-        return torch.cat((projections.key, projections.value), dim=-1)
+        return torch.cat((tokens.key, tokens.value), dim=-1)
 
     @property
     def state_columns(self) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from .chunk_states import chunk_length
-from .mixer_gated import GatedMixer, Projections
+from .mixer_gated import GatedMixer
 from .operator_linear import linear_attention
+from .operator_records import Tokens
 
 
 class LinearMixer(GatedMixer):
@@ -15,10 +16,10 @@ class LinearMixer(GatedMixer):
     name = "linear"
 
     def read(
-        self, projections: Projections, state: torch.Tensor | None, return_state: bool
+        self, tokens: Tokens, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out and the state [B, G, K, V]; see `GatedMixer.read`."""
-        result = linear_attention(*projections, initial_state=state, return_state=return_state)
+        result = linear_attention(*tokens, initial_state=state, return_state=return_state)
         return result if return_state else (result, None)
 
     def flops(self, length: int) -> float:

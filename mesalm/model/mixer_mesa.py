@@ -12,8 +12,9 @@ from transformers import initialization as init
 from .chunk_states import CHUNK, chunk_length, compute_dtype
 from .mesa_problems import problem_length
 from .mesa_triton import beside
-from .mixer_gated import GatedMixer, Projections
+from .mixer_gated import GatedMixer
 from .operator_mesa import MesaState, mesa_attention
+from .operator_records import Tokens
 
 RIDGE, OLD_RIDGE = "ridge_bias", "ridge_parameter"
 """The name of the ridge parameter, and its name in checkpoints of earlier versions."""
@@ -68,11 +69,11 @@ class MesaMixer(GatedMixer):
         return ridge.view(self.groups, self.key_size) if self.config.ridge_per_channel else ridge
 
     def read(
-        self, projections: Projections, state: torch.Tensor | None, return_state: bool
+        self, tokens: Tokens, state: torch.Tensor | None, return_state: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the read-out and the state [B, G, K, K + V]; see `GatedMixer.read`."""
         output, after, report = mesa_attention(
-            *projections,
+            *tokens,
             self.ridge(),
             initial_state=None if state is None else self._before(state),
             return_state=True,
@@ -80,23 +81,23 @@ class MesaMixer(GatedMixer):
             return_report="steps",
         )
         if self.sample_head is not None and not torch.compiler.is_compiling():
-            self.solver_sample = self._sample(projections, state, self.sample_head)
+            self.solver_sample = self._sample(tokens, state, self.sample_head)
             self.sample_head = None
         if not torch.compiler.is_exporting():  # an exported graph cannot set attributes
             self.solver_steps = report.steps
         return output, beside(after.gram, after.cross) if return_state else None
 
-    def written(self, projections: Projections) -> torch.Tensor:
+    def written(self, tokens: Tokens) -> torch.Tensor:
         """Return the key for gram and the value for cross."""
-        return torch.cat((projections.key, projections.value), dim=-1)
+        return torch.cat((tokens.key, tokens.value), dim=-1)
 
     def _before(self, state: torch.Tensor) -> MesaState:
         return MesaState(state[..., : self.key_size], state[..., self.key_size :])
 
     @torch.no_grad()
-    def _sample(self, projections: Projections, state: torch.Tensor | None, head: int) -> SolverSample:
+    def _sample(self, tokens: Tokens, state: torch.Tensor | None, head: int) -> SolverSample:
         """Solve the systems of one key head in the first row again and measure the accuracy."""
-        query, key, value, log_forget, input_gate = projections
+        query, key, value, log_forget, input_gate = tokens
         one, readers = slice(head, head + 1), self.heads // self.groups
         _, report = mesa_attention(
             query[:1, :, head * readers : (head + 1) * readers],

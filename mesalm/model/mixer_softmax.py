@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, eager_attention_forward
 
-from .context_parallel import Stretch
+from .context_parallel import Shard
 from .keywords import MIXER_KEYWORDS, check_keywords
 from .layers import ResidualProjection, ShortConvolution
 from .mixer_gated import convolve
@@ -57,7 +57,7 @@ class SoftmaxMixer(nn.Module):
         cache: Cache | None = None,
         attention_mask: dict[str, torch.Tensor | None] | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        stretch: Stretch | None = None,
+        shard: Shard | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the mixer's output, [B, T, hidden], and the attention weights if the back end returns them.
@@ -65,13 +65,13 @@ class SoftmaxMixer(nn.Module):
         Args:
             hidden_states: [B, T, hidden].
             padding_mask: [B, T] booleans, False at padding; only the convolution needs it. None: no padding.
-            segments: [B, T] integers, the document of each token; only the convolution needs it. With a stretch,
+            segments: [B, T] integers, the document of each token; only the convolution needs it. With a shard,
                 those of the whole row.
             cache: transformers' cache; read and updated if given.
             attention_mask: the masks by layer type, in transformers' format for the attention back end in use.
             position_embeddings: cosines and sines, [B, T, K] each. None: no rotary positions.
-            stretch: the part of each row that this process reads, if processes share rows; the mask then has a
-                column per token up to the end of the stretch.
+            shard: the part of each row that this process reads, if processes share rows; the mask then has a
+                column per token up to the end of the shard.
             kwargs: arguments of the attention back end.
         """
         check_keywords(self, kwargs, MIXER_KEYWORDS)
@@ -82,7 +82,7 @@ class SoftmaxMixer(nn.Module):
             joined = torch.cat(convolved, dim=-1)
             if padding_mask is not None:
                 joined = joined.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
-            joined = convolve(self.conv, joined, padding_mask, segments, cache, self.layer_idx, stretch)
+            joined = convolve(self.conv, joined, padding_mask, segments, cache, self.layer_idx, shard)
             query, key, *values = joined.split([each.shape[-1] for each in convolved], dim=-1)
             value = values[0] if values else value
         query = self.q_norm(query.view(batch, length, self.heads, self.head_dim)).transpose(1, 2)
@@ -92,8 +92,8 @@ class SoftmaxMixer(nn.Module):
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        if stretch is not None:
-            key, value = stretch.all_until_here(key), stretch.all_until_here(value)
+        if shard is not None:
+            key, value = shard.all_until_here(key), shard.all_until_here(value)
         if not query.numel():
             # the back ends cannot reshape empty tensors
             return self.o_proj(query.transpose(1, 2).flatten(2)), None

@@ -25,7 +25,7 @@ from transformers.utils.import_utils import is_tracing
 
 from .cache_mesa import ATTENTION
 from .configuration_mesa import MesaConfig
-from .context_parallel import Stretch
+from .context_parallel import Shard
 from .layers import same_segment
 from .operator_inputs import values_are_checked
 from .operator_transforms import transforms_active
@@ -178,13 +178,13 @@ def read_segments(
     return segments
 
 
-def find_stretch(
+def find_shard(
     context: Any, config: MesaConfig, length: int, attention_mask: Any, cache: Cache | None, training: bool
-) -> Stretch | None:
-    """Return this process's stretch of rows of ``length`` tokens shared by the group ``context``; None without a group.
+) -> Shard | None:
+    """Return this process's shard of rows of ``length`` tokens shared by the group ``context``; None without a group.
 
     Raises:
-        ValueError: a mask, a cache or dropout, which shared rows do not support; or any error of `Stretch.of`.
+        ValueError: a mask, a cache or dropout, which shared rows do not support; or any error of `Shard.of`.
     """
     if context is None:
         return None
@@ -194,7 +194,7 @@ def find_stretch(
         raise ValueError("context: shared rows cannot continue from a cache; leave out one of the two")
     if training and config.attention_dropout:
         raise ValueError("context: attention dropout would depend on the number of processes; set attention_dropout=0")
-    return Stretch.of(context, length)
+    return Shard.of(context, length)
 
 
 def attention_masks(
@@ -204,7 +204,7 @@ def attention_masks(
     cache: Cache | None,
     tokens: Tensor | None,
     segments: Tensor | None,
-    stretch: Stretch | None = None,
+    shard: Shard | None = None,
 ) -> dict[str, Any]:
     """Return the arguments that mask padding and other documents in softmax and window mixers.
 
@@ -212,10 +212,10 @@ def attention_masks(
         ValueError: flash attention with both padding and packed rows, or with rows shared by processes.
     """
     begin = 0
-    if stretch is not None:
-        begin = stretch.begin
+    if shard is not None:
+        begin = shard.begin
         if segments is None:
-            segments = torch.zeros(len(inputs_embeds), stretch.size * stretch.length, device=inputs_embeds.device)
+            segments = torch.zeros(len(inputs_embeds), shard.size * shard.length, device=inputs_embeds.device)
     masks: dict[str, Any] = {}
     for kind in config.attention_kinds:
         mask = attention_mask.get(kind) if isinstance(attention_mask, dict) else attention_mask
@@ -244,7 +244,7 @@ def attention_masks(
             )
     if masks or segments is None:
         return {"attention_mask": masks}
-    if stretch is not None:
+    if shard is not None:
         raise ValueError("context: flash attention cannot read shared rows; use attn_implementation='sdpa'")
     if tokens is not None:
         raise ValueError(

@@ -37,7 +37,7 @@ from .model_inputs import (
     check_embeddings,
     check_ids,
     check_masks,
-    find_stretch,
+    find_shard,
     find_tokens,
     read_segments,
 )
@@ -195,8 +195,8 @@ class MesaModel(MesaPreTrainedModel):
         kwargs = attention_keywords(kwargs, position_ids, self._is_stateful)
         cache = one_cache(cache, past_key_values)
         rows = self._checked_rows(input_ids, inputs_embeds, cache)
-        stretch = find_stretch(context, self.config, rows.shape[1], attention_mask, cache, self.training)
-        hidden_states = rows if stretch is None else stretch.cut(rows)
+        shard = find_shard(context, self.config, rows.shape[1], attention_mask, cache, self.training)
+        hidden_states = rows if shard is None else shard.cut(rows)
         if inputs_embeds is None:
             hidden_states = self.embed_tokens(hidden_states)
         if cache is not None and self._is_stateful:
@@ -205,16 +205,16 @@ class MesaModel(MesaPreTrainedModel):
         check_masks(attention_mask, self.config)
         tokens = find_tokens(attention_mask, hidden_states, seen)
         segments = read_segments(position_ids, rows, tokens, cache is not None)
-        if use_cache and cache is None and segments is None and stretch is None:
+        if use_cache and cache is None and segments is None and shard is None:
             cache = MesaCache(config=self.config)
         mixing: dict[str, Any] = {**kwargs, "padding_mask": tokens, "segments": segments}
-        if stretch is not None:
-            mixing["stretch"] = stretch
+        if shard is not None:
+            mixing["shard"] = shard
         if self.rotary_emb is not None:
-            mixing |= attention_masks(self.config, hidden_states, attention_mask, cache, tokens, segments, stretch)
+            mixing |= attention_masks(self.config, hidden_states, attention_mask, cache, tokens, segments, shard)
             if position_ids is None:
                 position_ids = torch.arange(rows.shape[1], device=hidden_states.device).unsqueeze(0) + seen
-            position_ids = position_ids if stretch is None else stretch.cut(position_ids)
+            position_ids = position_ids if shard is None else shard.cut(position_ids)
             mixing["position_embeddings"] = self.rotary_emb(hidden_states, position_ids)
         for layer in self.layers:
             hidden_states = layer(hidden_states, cache=cache, **mixing)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from .operator_records import Tokens
 from .operator_transforms import transforms_active
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -33,16 +34,6 @@ class Layout(NamedTuple):
     G: int
     K: int
     V: int
-
-
-class Tokens(NamedTuple):
-    """The tokens of one call: query, key and value, and the two gates `[B, T, G]`."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    log_forget: Tensor
-    input_gate: Tensor
 
 
 _checked: ContextVar[bool] = ContextVar("checked", default=True)
@@ -101,8 +92,14 @@ def _check_finite(name: str, x: Tensor) -> None:
             raise _fail(name, "infinite somewhere", "finite")
 
 
-def check_projections(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor | None) -> Layout:
-    """Check query, key, value and cu_seqlens, and return the sizes of the call; raise ValueError if invalid."""
+def complete_tokens(tokens: Tokens, cu_seqlens: Tensor | None) -> tuple[Tokens[Tensor], Layout]:
+    """Check tokens and cu_seqlens, replace gates of None, and return the sizes too; raise ValueError if invalid."""
+    query, key, value, log_forget, input_gate = tokens
+    layout = _check_projections(query, key, value, cu_seqlens)
+    return Tokens(query, key, value, *_complete_gates(log_forget, input_gate, layout, query)), layout
+
+
+def _check_projections(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor | None) -> Layout:
     _check_tensor("query", query, "[B, T, H, K]", 4)
     _check_tensor("key", key, "[B, T, G, K]", 4)
     _check_tensor("value", value, "[B, T, G, V]", 4)
@@ -144,10 +141,9 @@ def _check_bounds(cu_seqlens: Tensor, query: Tensor) -> None:
             raise _fail("cu_seqlens", shown, f"a rising list from 0 to the length {T}")
 
 
-def complete_gates(
+def _complete_gates(
     log_forget: Tensor | None, input_gate: Tensor | None, layout: Layout, query: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Check the two gates and replace None by its meaning: log_forget 0 and input_gate 1."""
     shape = (layout.B, layout.T, layout.G)
     gates: list[Tensor] = []
     for name, gate, default in (("log_forget", log_forget, 0.0), ("input_gate", input_gate, 1.0)):
@@ -259,7 +255,7 @@ class Padding(NamedTuple):
         return rows[self.valid].unsqueeze(0)
 
 
-def separate(tokens: Tokens, cu_seqlens: Tensor | None, states: bool) -> tuple[Tokens, Padding | None]:
+def separate(tokens: Tokens[Tensor], cu_seqlens: Tensor | None, states: bool) -> tuple[Tokens[Tensor], Padding | None]:
     """Separate packed sequences, by restarts in the row or, with `states`, by giving each a row of its own.
 
     states: whether the call starts from states or returns them. Also returns the `Padding` that undoes the second.

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .chunk_states import compute_dtype, from_chunks, read_states, to_chunks, without_autocast
 from .linear_chunked import LINEAR, LinearOperands, cut
-from .operator_inputs import check_mix, check_projections, complete_gates
+from .operator_inputs import check_mix, complete_tokens
 from .operator_linear import linear_attention
 from .operator_mesa import MesaState, complete_state
-from .operator_records import register
+from .operator_records import Tokens, register
 from .operator_transforms import gradient_is_differentiated, pull_back, transforms_active
 
 RATIO, STEPS = 0.02, 30
@@ -49,8 +49,7 @@ def kalman_attention(
     Returns output `[B, T, H, V]` in query's dtype; then the `MesaState` if return_state. Raises ValueError like
     `mesa_attention`. Source: Peng et al. 2025 (arXiv 2511.21016).
     """
-    layout = check_projections(query, key, value, None)
-    log_forget, input_gate = complete_gates(log_forget, input_gate, layout, query)
+    tokens, layout = complete_tokens(Tokens(query, key, value, log_forget, input_gate), None)
     if mix is not None:
         check_mix(mix, layout, query)
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0.0 < ratio < math.inf:
@@ -62,7 +61,7 @@ def kalman_attention(
     with without_autocast(query.device):
         gram = 0.5 * (gram + gram.mT).to(dtype)
         q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
-        gates = (log_forget.to(dtype), input_gate.to(dtype))
+        gates = (tokens.log_forget.to(dtype), tokens.input_gate.to(dtype))
         along, last_gram = linear_attention(k, k, k, *gates, initial_state=gram, return_state=True)
         # |H_t|^2 = gamma_t^2 |H_{t-1}|^2 + beta_t (2 k_t' H_t k_t - beta_t |k_t|^4), linear attention with K = V = 1
         gained = 2.0 * (along * k).sum(-1) - gates[1] * k.square().sum(-1).square()

@@ -9,15 +9,8 @@ from torch import Tensor
 from .chunk_states import CHUNK, compute_dtype
 from .delta_chunked import DELTA
 from .linear_chunked import LINEAR, LinearOperands, Recurrence
-from .operator_inputs import (
-    Tokens,
-    check_choice,
-    check_projections,
-    check_state,
-    complete_gates,
-    exact_for_transforms,
-    separate,
-)
+from .operator_inputs import check_choice, check_state, complete_tokens, exact_for_transforms, separate
+from .operator_records import Tokens
 
 BACKENDS = ("auto", "exact", "torch")
 
@@ -55,8 +48,8 @@ def linear_attention(
     return_state. Raises ValueError like `mesa_attention`. Source: Katharopoulos et al. 2020 (arXiv
     2006.16236), with the gates of MesaNet (arXiv 2506.05233).
     """
-    tokens = (query, key, value, log_forget, input_gate)
-    return _attend(LINEAR, *tokens, initial_state, return_state, cu_seqlens, backend)
+    tokens = Tokens(query, key, value, log_forget, input_gate)
+    return _attend(LINEAR, tokens, initial_state, return_state, cu_seqlens, backend)
 
 
 def delta_rule(
@@ -78,39 +71,34 @@ def delta_rule(
     Arguments, results and errors are those of `linear_attention`. The state stays bounded if keys have norm at most 1,
     which is not checked. Source: Yang et al. 2024 (arXiv 2412.06464), equation 10; ungated: arXiv 2102.11174.
     """
-    tokens = (query, key, value, log_forget, input_gate)
-    return _attend(DELTA, *tokens, initial_state, return_state, cu_seqlens, backend)
+    tokens = Tokens(query, key, value, log_forget, input_gate)
+    return _attend(DELTA, tokens, initial_state, return_state, cu_seqlens, backend)
 
 
 def _attend(
     recurrence: Recurrence,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_forget: Tensor | None,
-    input_gate: Tensor | None,
+    tokens: Tokens,
     initial_state: Tensor | None,
     return_state: bool,
     cu_seqlens: Tensor | None,
     backend: str,
 ) -> Any:
-    layout = check_projections(query, key, value, cu_seqlens)
-    gates = complete_gates(log_forget, input_gate, layout, query)
+    completed, layout = complete_tokens(tokens, cu_seqlens)
     check_choice("backend", backend, BACKENDS)
     backend = exact_for_transforms(backend)
     states = return_state or initial_state is not None
-    tokens, padding = separate(Tokens(query, key, value, *gates), cu_seqlens, states)
-    B, T = tokens.query.shape[:2]
-    bare = log_forget is None and input_gate is None and cu_seqlens is None and not states
+    separated, padding = separate(completed, cu_seqlens, states)
+    query, (B, T) = tokens.query, separated.query.shape[:2]
+    bare = tokens.log_forget is None and tokens.input_gate is None and cu_seqlens is None and not states
     if recurrence.ungated is not None and bare and backend == "auto" and B and 1 < T <= CHUNK:
-        return recurrence.ungated(query, key, value)
+        return recurrence.ungated(*tokens[:3])
     shape = (B, layout.G, layout.K, layout.V)
     state = initial_state
     if state is None:
         state = query.new_zeros(shape, dtype=compute_dtype(query.dtype))
     check_state("initial_state", state, shape, "[B, G, K, V]", query)
 
-    operands = LinearOperands(*tokens, state)
+    operands = LinearOperands(*separated, state)
     if backend == "exact" or T <= 1 or B == 0:
         output, last = recurrence.exact(*operands)
     else:

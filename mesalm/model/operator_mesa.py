@@ -1,32 +1,24 @@
-"""Mesa attention: the public operator, which checks its arguments and selects a back end."""
+"""Mesa attention: the public operator, which checks and completes its arguments."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from .chunk_states import chunk_count, compute_dtype
-from .mesa_chunked import mesa_chunked, wants_gradients
-from .mesa_exact import mesa_exact
+from .chunk_states import compute_dtype
+from .mesa_backends import choose_backend, run_backend
 from .mesa_report import relative_residual
-from .mesa_solver import Solving, check_solving
-from .mesa_triton import mesa_step, why_not
+from .mesa_solver import check_solving
 from .operator_inputs import (
     Layout,
-    Tokens,
     check_choice,
-    check_projections,
     check_state,
-    complete_gates,
     complete_ridge,
-    exact_for_transforms,
+    complete_tokens,
     separate,
 )
-from .operator_records import Operands, Results
-
-BACKENDS = ("auto", "exact", "torch", "triton")
+from .operator_records import Operands, Tokens
 
 
 class MesaState(NamedTuple):
@@ -120,18 +112,17 @@ def mesa_attention(
     H_t + ridge not positive definite, which rounding can cause if the ridge is very small.
     Source: MesaNet, arXiv 2506.05233, section 2; docs/mathematics.md.
     """
-    layout = check_projections(query, key, value, cu_seqlens)
-    gates = complete_gates(log_forget, input_gate, layout, query)
+    completed, layout = complete_tokens(Tokens(query, key, value, log_forget, input_gate), cu_seqlens)
     ridges = complete_ridge(ridge, layout, query)
-    chosen = _choose(backend, method, query, layout)
+    chosen = choose_backend(backend, method, query, layout)
     solving = check_solving(tolerance, max_steps, method, chosen, layout.K)
     check_choice("return_report", return_report, (False, True, "steps"))
     states = return_state or initial_state is not None
-    tokens, padding = separate(Tokens(query, key, value, *gates), cu_seqlens, states)
+    tokens, padding = separate(completed, cu_seqlens, states)
     state = complete_state(initial_state, tokens.query.shape[0], layout, query)
 
     operands = Operands(*tokens, ridges, *state)
-    solved, ran = _run(operands, solving)
+    solved, ran = run_backend(operands, solving)
     results: list[Any] = [solved.output if padding is None else padding.join(solved.output)]
     if return_state:
         results.append(MesaState(solved.gram, solved.cross))
@@ -145,34 +136,6 @@ def mesa_attention(
     if return_report:
         results.append(report)
     return results[0] if len(results) == 1 else tuple(results)
-
-
-def _choose(backend: str, method: str, query: Tensor, layout: Layout) -> str:
-    """Return the back end to use; raise ValueError if the requested one cannot run this call."""
-    check_choice("backend", backend, BACKENDS)
-    backend = exact_for_transforms(backend)
-    if backend == "auto" and (method != "auto" or query.device.type == "cpu"):
-        return "torch"
-    if backend in ("torch", "exact"):
-        return backend
-    reason = why_not(query.device.type, query.dtype, layout.K, layout.V)
-    if backend == "auto":
-        return "torch" if reason else "triton"
-    if reason:
-        raise ValueError(f"backend is 'triton', which cannot run this call ({reason}): must be 'auto' or 'torch'")
-    return "triton"
-
-
-def _run(operands: Operands, solving: Solving) -> tuple[Results, str]:
-    """Compute the results and name the back end that ran; a single token may use another than chunks do."""
-    B, T, H, _ = operands.query.shape
-    if solving.backend == "triton" and T == 1 and B > 0 and not wants_gradients(operands):
-        return mesa_step(operands, solving.limits), "triton"
-    if solving.backend == "exact" or T <= 1 or B == 0:
-        steps = torch.zeros(B, chunk_count(T), H, dtype=torch.int32, device=operands.query.device)
-        ran = "exact" if solving.backend == "exact" else "torch"  # the kernel of a single token has no gradient
-        return Results(*mesa_exact(operands), steps), ran
-    return mesa_chunked(operands, solving), solving.backend
 
 
 def _missed(tolerance: float, residual: Tensor, converged: Tensor, steps: Tensor) -> str:

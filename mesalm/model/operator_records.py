@@ -11,12 +11,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 NAMESPACE = re.sub(r"\W", "_", __package__ or __name__)
+
+
+Gate = TypeVar("Gate", bound=Tensor | None)
+
+
+class Tokens(NamedTuple, Generic[Gate]):
+    """Query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]` and gates `[B, T, G]` of one call.
+
+    A gate may be None, which means a log_forget of 0 or an input_gate of 1.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    log_forget: Gate
+    input_gate: Gate
 
 
 class Operands(NamedTuple):
@@ -50,6 +66,14 @@ class Results(NamedTuple):
     steps: Tensor
 
 
+class Upstreams(NamedTuple):
+    """The upstream gradients of the output and of the final states."""
+
+    upstream: Tensor
+    gram_upstream: Tensor
+    cross_upstream: Tensor
+
+
 def split(arguments: Sequence[Any], *kinds: Any) -> list[Any]:
     """Group a flat list by `kinds`: a record type takes one entry per field, any other type takes one entry."""
     parts, first = [], 0
@@ -77,10 +101,10 @@ def register(name: str, function: Callable[..., Any], shapes: Callable[..., Any]
 
     def flat(called: Callable[..., Any]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
         def call(*values: Any) -> Tensor | tuple[Tensor, ...]:
-            made = called(*split(values, *takes))
-            if isinstance(made, Tensor):
-                return made
-            parts = (made,) if _is_record(given) else made
+            outcome = called(*split(values, *takes))
+            if isinstance(outcome, Tensor):
+                return outcome
+            parts = (outcome,) if _is_record(given) else outcome
             return tuple(x for part in parts for x in (part if isinstance(part, tuple) else (part,)))
 
         return call

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mesalm import mesa_attention
-from mesalm.model import mesa_chunked, mesa_triton
+from mesalm.model import mesa_backends, mesa_triton
 
 
 def make_inputs(T: int, device: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -55,11 +55,11 @@ def test_registration_is_consistent(kernels: str) -> None:
     settings = (1e-3, 24, "auto", "triton", 64)
     *operands, state = make_inputs(3, kernels, torch.bfloat16)
     operands += [state[..., :6].contiguous(), state[..., 6:].contiguous()]
-    torch.library.opcheck(mesa_chunked._forward_op, (*operands, *settings, False), test_utils=checks)
-    output, gram, cross, solution, _, *factors = mesa_chunked._forward_op(*operands, *settings, False)
+    torch.library.opcheck(mesa_backends._forward_op, (*operands, *settings, False), test_utils=checks)
+    output, gram, cross, solution, _, *factors = mesa_backends._forward_op(*operands, *settings, False)
     upstream = (output, gram, cross)
     torch.library.opcheck(
-        mesa_chunked._backward_op, (*upstream, *operands, solution, *factors, *settings), test_utils=checks
+        mesa_backends._backward_op, (*upstream, *operands, solution, *factors, *settings), test_utils=checks
     )
     single = (*(x[:, :1] for x in operands[:5]), operands[5], state[..., :6], state[..., 6:])
     torch.library.opcheck(mesa_triton._step_op, (*single, 1e-3, 24), test_utils=checks)

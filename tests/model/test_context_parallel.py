@@ -12,9 +12,9 @@ from tiny import tiny_config, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mesalm.model.context_parallel import Stretch, leave_behind
+from mesalm.model.context_parallel import Shard, leave_behind
 from mesalm.model.mixers import MIXERS
-from mesalm.model.model_inputs import find_stretch
+from mesalm.model.model_inputs import find_shard
 from mesalm.model.operator_linear import linear_attention
 
 HYBRIDS = [
@@ -44,7 +44,7 @@ class Traffic(TorchDispatchMode):
 
 
 def rows(length: int, packed: bool) -> dict[str, torch.Tensor]:
-    """Return two rows, of documents that begin beside and across the borders of stretches, some tokens unscored."""
+    """Return two rows, of documents that begin beside and across the borders of shards, some tokens unscored."""
     ids = torch.randint(2, 61, (2, length), generator=torch.Generator().manual_seed(3))
     batch = {"input_ids": ids, "labels": ids.clone()}
     batch["labels"][:, 50:60] = -100
@@ -88,26 +88,26 @@ def count(case: dict[str, Any], length: int) -> int:
     return traffic.moved
 
 
-class InOneProcess(Stretch):
-    """A stretch whose exchange is with what others of its kind have noted."""
+class InOneProcess(Shard):
+    """A shard whose exchange is with what others of its kind have noted."""
 
     def _gather(self, own: torch.Tensor) -> tuple[torch.Tensor, ...]:
         self.group[self.rank] = own
         return tuple(self.group)
 
 
-def test_states_before_four_stretches_are_those_of_the_operator() -> None:
+def test_states_before_four_shards_are_those_of_the_operator() -> None:
     generator = torch.Generator().manual_seed(5)
     key, written, gates = (torch.randn(2, 80, 2, size, generator=generator).double() for size in (6, 5, 2))
     log_forget, input_gate = torch.nn.functional.logsigmoid(gates + 3).unbind(-1)
-    log_forget[0, 50] = -torch.inf  # a document begins in the third stretch
+    log_forget[0, 50] = -torch.inf  # a document begins in the third shard
     operands = key, written, log_forget, input_gate.exp()
-    stretches = [InOneProcess([None] * 4, rank, 4, 20) for rank in range(4)]
-    noted = [leave_behind(*(x[:, each.begin : each.begin + 20] for x in operands)) for each in stretches]
-    for stretch in stretches:
-        stretch.group[:] = [torch.cat((state.flatten(2), decay.flatten(2)), dim=-1) for state, decay in noted]
-        found = stretch.state_before(*noted[stretch.rank])
-        before = [x[:, : stretch.begin] for x in operands]
+    shards = [InOneProcess([None] * 4, rank, 4, 20) for rank in range(4)]
+    noted = [leave_behind(*(x[:, each.begin : each.begin + 20] for x in operands)) for each in shards]
+    for shard in shards:
+        shard.group[:] = [torch.cat((state.flatten(2), decay.flatten(2)), dim=-1) for state, decay in noted]
+        found = shard.state_before(*noted[shard.rank])
+        before = [x[:, : shard.begin] for x in operands]
         _, state = linear_attention(before[0], *before, return_state=True, backend="exact")
         torch.testing.assert_close(found, state, atol=1e-12, rtol=1e-12)
 
@@ -137,7 +137,7 @@ def thorough(rank: int, size: int, file: str) -> None:
             compare(case, rows(160, packed))
     for case in HYBRIDS:
         compare(case, rows(160, packed=True), checkpointed=True)
-    # stretches of two tokens, fewer than the convolution reads; without gates, whose gradients would be next to nothing
+    # shards of two tokens, fewer than the convolution reads; without gates, whose gradients would be next to nothing
     compare({"mixers": ["softmax", "linear"], "gates": False, "conv_size": 4}, rows(2 * size, packed=False))
     model = tiny_model().bfloat16()
     assert model(**rows(160, packed=True), context=dist.group.WORLD).loss.isfinite()
@@ -156,7 +156,7 @@ def test_two_processes_read_as_one_and_exchange_no_more_for_longer_rows(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
-def test_every_mixer_reads_rows_in_stretches_as_one_process_reads_them(size: int, tmp_path: Path) -> None:
+def test_every_mixer_reads_rows_in_shards_as_one_process_reads_them(size: int, tmp_path: Path) -> None:
     spawn(thorough, size, tmp_path)
 
 
@@ -171,5 +171,5 @@ def test_every_mixer_reads_rows_in_stretches_as_one_process_reads_them(size: int
 def test_what_shared_rows_cannot_have_is_refused(mask: Any, cache: Any, training: bool, words: str) -> None:
     config = tiny_config(mixers="softmax", attention_dropout=0.1)
     with pytest.raises(ValueError, match=words) as caught:
-        find_stretch(object(), config, 8, mask, cache, training)
+        find_shard(object(), config, 8, mask, cache, training)
     assert "\n" not in str(caught.value)

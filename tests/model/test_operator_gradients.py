@@ -14,7 +14,7 @@ from mesalm.model.chunk_states import CHUNK
 from mesalm.model.mesa_solver import Solving
 from mesalm.model.operator_linear import delta_rule, linear_attention
 from mesalm.model.operator_mesa import mesa_attention
-from mesalm.model.operator_records import Operands
+from mesalm.model.operator_records import Operands, Upstreams
 from mesalm.train.activations import counted_storages
 
 
@@ -176,7 +176,7 @@ def test_no_matrix_a_token_is_made(method: str) -> None:
     solving = Solving(1e-4, 100, method)
     with Largest() as largest:
         results, factors = mesa_chunked.forward(operands, solving, keep=True)
-        upstreams = mesa_chunked.Upstreams(results.output, results.gram, results.cross)
+        upstreams = Upstreams(results.output, results.gram, results.cross)
         mesa_chunked.backward(upstreams, operands, results.solution, factors, solving)
     # A 64 x 64 mask a chunk, in float64 while it is made, is the largest thing.
     assert largest.numbers <= 2 * T * CHUNK < T * K * K / 10

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mesalm.model import mesa_chunked, mesa_triton, operator_records
+from mesalm.model import mesa_backends, mesa_triton, operator_records
 from mesalm.model.delta_chunked import DELTA
 from mesalm.model.linear_chunked import LINEAR
 from mesalm.model.operator_kalman import System, _solve_op, kalman_attention
 from mesalm.model.operator_linear import delta_rule, linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
-FOLDER = Path(mesa_chunked.__file__).parent
+FOLDER = Path(mesa_backends.__file__).parent
 
 
 def make_inputs(T: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -106,17 +106,17 @@ def test_registration_is_consistent(dtype: torch.dtype) -> None:
     others = (*((way, "torch", 64, True) for way in ways), ("auto", "torch", 32, False))
     for settings in (*((1e-4, 30, *rest) for rest in others), mesa[-6:]):
         some = checks if settings[-1] else ("test_schema", "test_faketensor")
-        torch.library.opcheck(mesa_chunked._forward_op, (*inputs, *states, *settings), test_utils=some)
+        torch.library.opcheck(mesa_backends._forward_op, (*inputs, *states, *settings), test_utils=some)
     for recurrence in (LINEAR, DELTA):
         torch.library.opcheck(recurrence.forward, (*inputs[:5], cross), test_utils=checks)
     if dtype == torch.float32:
         system = System(inputs[0], inputs[0][..., :1].square() + 1.0, *inputs[1:2], *inputs[3:5], gram)
         torch.library.opcheck(_solve_op, (*system, 0.5, 3), test_utils=checks)
     with torch.no_grad():
-        output, last_gram, last_cross, solution, _, *factors = mesa_chunked._forward_op(*mesa)
+        output, last_gram, last_cross, solution, _, *factors = mesa_backends._forward_op(*mesa)
         backward = (output, last_gram, last_cross, *mesa[:8], solution, *factors, *mesa[-6:-1])
         backward = tuple(x.detach() if isinstance(x, Tensor) else x for x in backward)
-        torch.library.opcheck(mesa_chunked._backward_op, backward, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(mesa_backends._backward_op, backward, test_utils=("test_schema", "test_faketensor"))
         again = (output, last_cross, *(x.detach() for x in (*inputs[:5], cross)))
         for recurrence in (LINEAR, DELTA):
             torch.library.opcheck(recurrence.backward, again, test_utils=("test_schema", "test_faketensor"))
@@ -129,8 +129,8 @@ OPERANDS = (
 READ = "Tensor query, Tensor key, Tensor value, Tensor log_forget, Tensor input_gate, Tensor cross"
 SOLVING = "float tolerance, int max_steps, str method, str backend, int chunk"
 SCHEMAS = {
-    mesa_chunked._forward_op: ("mesa_forward", f"{OPERANDS}, {SOLVING}, bool keep", 8),
-    mesa_chunked._backward_op: (
+    mesa_backends._forward_op: ("mesa_forward", f"{OPERANDS}, {SOLVING}, bool keep", 8),
+    mesa_backends._backward_op: (
         "mesa_backward",
         f"Tensor upstream, Tensor gram_upstream, Tensor cross_upstream, {OPERANDS}, Tensor solution, Tensor carried, "
         f"Tensor gains, Tensor norm, {SOLVING}",

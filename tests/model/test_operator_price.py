@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mesalm.model import mesa_chunked, mesa_solver
+from mesalm.model import mesa_backends, mesa_chunked, mesa_solver
 from mesalm.model.chunk_states import Decay, from_chunks, read_states, to_chunks
 from mesalm.model.mesa_chebyshev import MARGIN, iterate, largest_norm
 from mesalm.model.mesa_exact import mesa_exact
 from mesalm.model.mesa_problems import Problems, cut_problems
 from mesalm.model.mesa_shared import coefficients, freeze_decay, products_needed
 from mesalm.model.mesa_solver import Assignment, Solving, assign, steps_of_gradients
-from mesalm.model.operator_records import Operands, Results
+from mesalm.model.operator_records import Operands, Results, Upstreams
 
 
 def gates(*gammas: float, C: int = 64) -> Tensor:
@@ -205,7 +205,7 @@ def make_inputs(gammas: tuple[float, ...], T: int = 200, K: int = 24) -> Operand
 
 
 def solve(inputs: Sequence[Tensor], tolerance: float, max_steps: int, method: str = "auto") -> Results:
-    return mesa_chunked.mesa_chunked(Operands(*inputs), Solving(tolerance, max_steps, method))
+    return mesa_backends.run_backend(Operands(*inputs), Solving(tolerance, max_steps, method))[0]
 
 
 class Factorisations(TorchDispatchMode):
@@ -242,7 +242,7 @@ def test_gradients_reuse_the_factors() -> None:
     operands, solving = make_inputs((0.99, 0.97)), Solving(1e-6, 1000, "shared")
     with Factorisations() as forward:
         results, factors = mesa_chunked.forward(operands, solving, keep=True)
-    upstreams = mesa_chunked.Upstreams(results.output, results.gram, results.cross)
+    upstreams = Upstreams(results.output, results.gram, results.cross)
     with Factorisations() as backward:
         mesa_chunked.backward(upstreams, operands, results.solution, factors, solving)
     assert forward.matrices == 2 * 8  # of each problem the carried matrix and the small one
@@ -256,7 +256,7 @@ def test_short_chunks_need_fewer_products_for_the_same_results() -> None:
     for chunk in (64, 32):
         solving = Solving(1e-9, 1000, "shared", chunk=chunk)
         results, factors = mesa_chunked.forward(inputs, solving, keep=True)
-        upstreams = mesa_chunked.Upstreams(results.output, results.gram, results.cross)
+        upstreams = Upstreams(results.output, results.gram, results.cross)
         gradients = mesa_chunked.backward(upstreams, inputs, results.solution, factors, solving)
         found.append((results, gradients))
     (long, longs), (short, shorts) = found
@@ -271,7 +271,7 @@ def test_gradients_reuse_the_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     results, kept = mesa_chunked.forward(operands, solving, keep=True)
     assert bool((kept.norm > 0).all())
     monkeypatch.delattr(mesa_solver, "largest_norm")
-    upstreams = mesa_chunked.Upstreams(results.output, results.gram, results.cross)
+    upstreams = Upstreams(results.output, results.gram, results.cross)
     gradients = mesa_chunked.backward(upstreams, operands, results.solution, kept, solving)
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 

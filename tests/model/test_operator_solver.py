@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mesalm.model import mesa_solver
 from mesalm.model.chunk_states import from_chunks, to_chunks
+from mesalm.model.mesa_backends import run_backend
 from mesalm.model.mesa_cg import REFINEMENTS, conjugate_gradients
-from mesalm.model.mesa_chunked import mesa_chunked
 from mesalm.model.mesa_exact import mesa_exact
 from mesalm.model.mesa_problems import Problems, cut_problems, problem_length
 from mesalm.model.mesa_report import relative_residual
@@ -45,7 +45,8 @@ def make_inputs(T: int, keys: str, gamma: float, ridge: float, H: int = 2, G: in
 
 def solve(inputs: Sequence[Tensor], tolerance: float, max_steps: int, method: str = "auto") -> Results:
     operands = Operands(*inputs)
-    return mesa_chunked(operands, Solving(tolerance, max_steps, method, chunk=problem_length(operands.key.shape[-1])))
+    solving = Solving(tolerance, max_steps, method, chunk=problem_length(operands.key.shape[-1]))
+    return run_backend(operands, solving)[0]
 
 
 def cut(operands: Operands) -> tuple[Problems, Tensor]:
