@@ -80,7 +80,7 @@ def test_a_tokenizer_that_leaks_special_ids_is_refused() -> None:
         def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
             return {"input_ids": [[5, 0, 6] for _ in texts]}
 
-    with pytest.raises(DataError, match="spelt out"):
+    with pytest.raises(DataError, match="spells out"):
         Encoder(Leaky(), cut=False)(["x"])
 
 

@@ -149,9 +149,9 @@ def test_layers_are_named_by_number_range_or_stride(text: str, layers: list[int]
     ("text", "error"),
     [
         ("5", "there is no layer 5; the model has layers 0 to 4"),
-        ("3-1", "'3-1' names none"),
-        ("", "'' names none"),
-        ("odd", "'odd' names none"),
+        ("3-1", "'3-1' names no layer"),
+        ("", "'' names no layer"),
+        ("odd", "'odd' names no layer"),
         ("0,2", "layer 2 is mesa; only softmax"),
     ],
 )

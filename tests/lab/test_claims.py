@@ -108,7 +108,7 @@ def test_the_mean_over_seeds_is_judged() -> None:
     assert (ruling.holds, ruling.mean, ruling.least, ruling.largest) == (True, 0.25, 0.1, 0.4)
     (ruling,) = judge(claim, [{quantity: 0.1}, {quantity: 0.6}])
     assert not ruling.holds
-    with pytest.raises(SettingsError, match="there is another"):
+    with pytest.raises(SettingsError, match="only another"):
         judge(claim, [{"another": 0.1}])
 
 
@@ -218,7 +218,7 @@ def test_the_page_tells_the_papers_story_and_the_newest_version_that_was_run_dec
     assert marks[:2] == [("not reproduced", "3"), ("reproduced", "4")]  # though the mean over both is not
     assert "<code>mesalm lab run fixed-teacher --seeds 2 --first-seed 3</code>" in page
     assert "<code>mesalm lab run dimension-curse --first-seed 3</code>" in page
-    assert "<code>fixed-teacher-v2</code> has not been run. Version 2: Too few steps" in page
+    assert "<code>fixed-teacher-v2</code> has not been run. Version 2: There were too few steps" in page
 
 
 def test_a_value_that_is_no_number_is_the_closest_criterion(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_rows_that_come_out_otherwise_are_refused(own: Load, stopped: Load) -> N
     state = read_sealed(checkpoint)
     state["data"]["rows"]["train"] = state["data"]["rows"]["train"][::-1]
     write_sealed(checkpoint, state)
-    with pytest.raises(SettingsError, match="the rows of train have changed, though the sources have not; give"):
+    with pytest.raises(SettingsError, match="the rows of train have changed, though the sources have not; restore"):
         pretrain(recipe, quiet=True)
 
 
