@@ -117,5 +117,5 @@ def test_an_episode_depends_on_seed_and_number_alone() -> None:
 
 
 def test_impossible_episodes_are_refused() -> None:
-    with pytest.raises(SettingsError, match="labels: 4 are more than the 3 words"):
+    with pytest.raises(SettingsError, match="labels: 4 is more than the number of words, 3"):
         EpisodeSettings.build({"words": 3})

@@ -44,7 +44,7 @@ def test_arms_by_hand() -> None:
     cards = [card("p"), card("q"), card("r", "R", 5), card("t", "T", 6)]
     groups = read_groups(["one=runs/p,q", "two=r", "two=t"])
     assert find_arms(cards, groups) == [Arm("one", (0, 1), (0, 1)), Arm("two", (2, 3), (5, 6))]
-    with pytest.raises(ValueError, match="'z' is none of p, q"):
+    with pytest.raises(ValueError, match="'z' is not one of p, q"):
         find_arms(cards, {"one": ["z"]})
     with pytest.raises(ValueError, match="p is in arm one already"):
         find_arms(cards, {"one": ["p"], "two": ["p"]})

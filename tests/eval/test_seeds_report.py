@@ -76,7 +76,7 @@ def test_few_units_are_judged_by_their_effective_number() -> None:
     comparison = build_comparison(scores, 1)
     assert comparison.row("bits_per_byte").effective == pytest.approx(5025**2 / 5000025)
     (warned,) = [words for words in summarise(comparison).limits if "too narrow" in words]
-    assert "fewer than 10 documents" in warned
+    assert "Fewer than 10 effective documents" in warned
     assert ": bits_per_byte, section position." in warned
     assert f"{UNITS} documents (effective number 5.1)" in summarise(comparison).compared
 

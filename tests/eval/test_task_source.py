@@ -75,7 +75,7 @@ def test_settings_beside_a_file_map_its_columns(tmp_path: Path) -> None:
 def test_a_folder_stands_for_its_files(pair_file: str, class_file: str, tmp_path: Path) -> None:
     assert [task.name for task in find_tasks(str(Path(pair_file).parent), [], 0)] == ["colour", "letters"]
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(ValueError, match="holds no"):
+    with pytest.raises(ValueError, match="contains no"):
         find_tasks(str(tmp_path / "nothing"), [], 0)
 
 

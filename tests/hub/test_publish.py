@@ -68,7 +68,7 @@ def test_the_card_tells_what_the_journal_knows(run: Path, tmp_path: Path) -> Non
     ):
         assert words in text
     assert "/somewhere" not in text
-    assert "not known" in model_card(open_model(str(run)), "tiny", None)
+    assert "are unknown" in model_card(open_model(str(run)), "tiny", None)
 
 
 def test_the_card_names_the_prepared_data(run: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_its_folder_opens_as_the_model_with_the_prefix(tmp_path: Path) -> None:
     ids = torch.tensor([[1, 5, 7, 4]])
     torch.testing.assert_close(opened(ids).logits, load_prefix(base, tmp_path / "p")(ids).logits)
     small("mesa", seed=1).save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match="tuned for other weights"):
+    with pytest.raises(ValueError, match="have changed since the prefix was tuned"):
         open_model(str(tmp_path / "p"))
     with pytest.raises(SettingsError, match="finished prefix"):
         tune_prefix(base, ROWS, ROWS, settings(), tmp_path / "p", record, device="cpu", quiet=True)
