@@ -76,7 +76,7 @@ def test_ctrl_c_says_where_the_evaluation_goes_on(
     shown = capsys.readouterr()
     said = f"mesalm eval: interrupted; finished measurements are in {tmp_path / 'out/scores'}; run the same command"
     # what else is there, transformers' bar of weights loaded, ends before it
-    assert shown.err.splitlines()[-1] == f"{said} from there"
+    assert shown.err.splitlines()[-1] == f"{said} to continue"
     assert shown.out == ""
     assert len(list((tmp_path / "out/scores/parts").iterdir())) == 5
 

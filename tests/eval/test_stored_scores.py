@@ -52,7 +52,7 @@ def test_bad_stored_scores_get_one_line(tmp_path: Path, capsys: pytest.CaptureFi
         (["compare", "--from-scores", str(tmp_path / "old.json"), "--out", "x"], "format 1 cannot be read"),
         (["compare", "--from-scores", str(tmp_path / "scores"), "--from-scores", str(tmp_path / "scores")], "twice"),
         (["compare", "--from-scores", str(tmp_path / "scores/a.json")], "--out"),
-        (["compare", "--from-scores", str(tmp_path), "model"], "one of the two"),
+        (["compare", "--from-scores", str(tmp_path), "model"], "not both"),
         (["compare"], "no model given"),
         (["compare", "--arm", "one"], "NAME=MODEL"),
     ]
