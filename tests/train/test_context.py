@@ -78,7 +78,7 @@ def test_a_run_of_shared_rows_goes_on_as_if_it_had_not_stopped_and_without_shari
 
 @pytest.mark.parametrize(
     ("processes", "context", "sharded", "words"),
-    [(1, 2, False, "set parallelism.context=1"), (3, 2, False, "multiple of 2"), (2, 2, True, "not supported with FSDP")],
+    [(1, 2, False, "set parallelism.context=1"), (3, 2, False, "multiple of 2"), (2, 2, True, "supported with FSDP")],
 )
 def test_processes_left_over_and_fsdp_are_refused(processes: int, context: int, sharded: bool, words: str) -> None:
     accelerator: Any = SimpleNamespace(num_processes=processes, process_index=0, is_fsdp2=sharded)
