@@ -72,7 +72,7 @@ SETS = {
     "tuned": ModelSet("context(?:-tuned)?", "context.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
     "h200": ModelSet("context-gpu", "context-h200.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
     "rules": ModelSet(
-        "rules-(?:cpu|(?:qknorm-)?[^-]*-[0-9])",
+        "rules(?:-cpu|-(?:qknorm-)?[0-9][^-]*-[0-9])?",
         "context-rules.svg",
         {
             "attribute_rules_of_three": "one attribute of three decides",
@@ -121,6 +121,7 @@ def read_scores(chosen: str) -> Scores:
     for one in sorted(stored, key=lambda scores: scores["model"]["name"]):
         name = one["model"]["name"]
         arm, seed = re.fullmatch(rf"{SETS[chosen].runs}-(.*)-s(\d+)", name).groups()  # type: ignore[union-attr]  # runs are named so
+        arm = re.sub(r"^time-[0-9][^-]*-[0-9]-", "time-", arm)
         if int(seed) in found[arm]:
             raise ValueError(f"{name}: another model of arm {arm} has seed {seed}; keep one of the two")
         found[arm][int(seed)] = {
