@@ -1,7 +1,7 @@
 """Draw what models learn from examples, and print the tables of models with several seeds.
 
 python docs/results/context_seeds.py tuned  # of the scores that are kept
-python docs/results/context_seeds.py tuned reports/*/scores/context-t*.json  # keep these instead
+python docs/results/context_seeds.py tuned reports/*/scores/context-t*.json  # keep these too, in place of older ones
 python docs/results/context_seeds.py h200 reports/*/scores/context-gpu-*.json  # the models that were trained on a card
 python docs/results/context_seeds.py rules reports/*/scores/rules-*.json  # the models of rules alone
 
@@ -34,10 +34,16 @@ ARMS = {
     "linear": "linear (no solve)",
     "hybrid": "hybrid (1 softmax layer)",
     "time-softmax-conv": "softmax, mesa's time",
+    "delta": "gated delta net",
+    "wide-linear": "linear, mesa's state",
+    "declared-mesa": "mesa as declared",
 }
 PAIRS = (
     ("mesa", "softmax-conv"),
     ("mesa", "linear"),
+    ("mesa", "wide-linear"),
+    ("mesa", "delta"),
+    ("mesa", "declared-mesa"),
     ("hybrid", "softmax-conv"),
     ("hybrid", "mesa"),
     ("mesa", "time-softmax-conv"),
@@ -96,8 +102,11 @@ def kept(chosen: str) -> Path:
 
 
 def keep(chosen: str, files: list[Path]) -> None:
-    """Keep of score files what the tables need: numerators and denominators by document, window or prompt."""
-    models = []
+    """Keep of score files what the tables need: numerators and denominators by document, window or prompt.
+
+    They join the models that are kept already, and replace those of the same names.
+    """
+    models = {}
     for file in files:
         scores = json.loads(file.read_text(encoding="utf-8"))
         measures = [measure for part in scores["parts"] for measure in part["measures"]]
@@ -110,15 +119,22 @@ def keep(chosen: str, files: list[Path]) -> None:
             if not re.search("^position/|/(answer|exact)$", measure["key"])
         ]
         model = {name: scores["model"][name] for name in ("name", "parameters", "fingerprint")}
-        models.append({"model": model, "versions": scores["versions"], "parts": [{"measures": needed}]})
-    kept(chosen).write_bytes(gzip.compress(json.dumps({"scores": models}).encode(), 9, mtime=0))
+        models[model["name"]] = {"model": model, "versions": scores["versions"], "parts": [{"measures": needed}]}
+    older = {one["model"]["name"]: one for one in stored(chosen)}
+    text = json.dumps({"scores": list({**older, **models}.values())})
+    kept(chosen).write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
+def stored(chosen: str) -> list[dict[str, Any]]:
+    """Return the models of a set that are kept."""
+    file = kept(chosen)
+    return json.loads(gzip.decompress(file.read_bytes()))["scores"] if file.exists() else []
 
 
 def read_scores(chosen: str) -> Scores:
     """Return all values of a set by arm and seed. Raises ValueError for two models of one arm and seed."""
-    stored = json.loads(gzip.decompress(kept(chosen).read_bytes()))["scores"]
     found: Scores = {arm: {} for arm in ARMS}
-    for one in sorted(stored, key=lambda scores: scores["model"]["name"]):
+    for one in sorted(stored(chosen), key=lambda scores: scores["model"]["name"]):
         name = one["model"]["name"]
         arm, seed = re.fullmatch(rf"{SETS[chosen].runs}-(.*)-s(\d+)", name).groups()  # type: ignore[union-attr]  # runs are named so
         arm = re.sub(r"^time-[0-9][^-]*-[0-9]-", "time-", arm)
@@ -146,11 +162,11 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
     ticks = range(len(chosen.shown))
     for panel, (task, title) in zip(panels, chosen.panels.items(), strict=True):
         for index, (arm, label) in enumerate(ARMS.items()):
+            if not scores[arm] or arm == "declared-mesa":
+                continue
             shares = [
                 [seed[f"task/{task}/{shown}/accuracy"].value for seed in scores[arm].values()] for shown in chosen.shown
             ]
-            if not scores[arm]:
-                continue
             places = [place + (index - 0.5 * (len(ARMS) - 1)) * 0.05 for place in ticks]
             means = [sum(column) / len(column) for column in shares]
             colour = series_colour(index)
