@@ -153,6 +153,12 @@ def launch_precision(precision: str, environment: Mapping[str, str]) -> str:
     return "bf16"
 
 
+def emulates_bf16(device: torch.device) -> bool:
+    """Return whether a device is an x86 CPU without instructions for bfloat16 products, which torch then emulates."""
+    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and not has
+
+
 def is_set(environment: Mapping[str, str], variable: str) -> bool:
     """Return whether a boolean environment variable is set to true."""
     return environment.get(variable, "").lower() in ("1", "true", "yes")

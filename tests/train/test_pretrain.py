@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import signal
 import subprocess
 import threading
@@ -337,6 +338,22 @@ def test_bf16_run_saves_fp32_weights(load: Load) -> None:
     run = pretrain(load("train.steps=2", "train.precision=bf16", "sample.every=2", "sample.tokens=2"), quiet=True)
     assert all(math.isfinite(loss) for _, loss in losses(run))
     assert {tensor.dtype for tensor in load_file(run / "final" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("has_bf16", "precision"), [(False, "bf16"), (True, "bf16"), (False, "fp32")])
+def test_emulated_bf16_is_announced(
+    load: Load,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    has_bf16: bool,
+    precision: str,
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: has_bf16)
+    pretrain(load("train.steps=1", f"train.precision={precision}", "validate.rows=4"))
+    announced = "this CPU has no bf16 instructions" in capfd.readouterr().err
+    assert announced == (precision == "bf16" and not has_bf16)
 
 
 def test_rows_must_divide_among_micro_batches(load: Load) -> None:
