@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from mesalm.files import import_file
 from mesalm.lab.claims import TABLE, Claim, Experiment, Size, Study, load_claims, load_studies
 from mesalm.settings import SettingsError, hint, unknown_key
 
@@ -81,7 +79,7 @@ def load_table(path: Path = TABLE) -> ClaimTable:
     """
     if path.suffix != ".py":
         return ClaimTable("The mesa-optimisation paper", load_claims(path), load_studies())
-    module = _module(path)
+    module = import_file(path)
     for part in ("CLAIMS", "EXPERIMENTS"):
         if not isinstance(getattr(module, part, None), dict):
             raise SettingsError(f"{path}: has no dictionary {part}; see docs/lab.md")
@@ -92,22 +90,6 @@ def load_table(path: Path = TABLE) -> ClaimTable:
         for place, (name, entry) in enumerate(module.CLAIMS.items(), start=1)
     }
     return ClaimTable(path.stem, claims)
-
-
-def _module(path: Path) -> ModuleType:
-    """Load a Python file as a module, registered so that `inspect` and pydantic can find it."""
-    if not path.is_file():
-        raise SettingsError(f"{path}: there is no such file")
-    name = f"claims_of_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise SettingsError(f"{path}: {type(error).__name__}: {error}; --traceback shows where") from error
-    return module
 
 
 def _alike(key: str, value: Any, known: Any) -> Any:
