@@ -53,10 +53,8 @@ def work(model: Any, length: int, solver_steps: float) -> dict[str, float]:
         return {"maps": 6.0 * model.num_parameters()}
     found: dict[str, float] = defaultdict(float)
     for layer in model.model.layers:
-        if hasattr(layer.mixer, "solver_steps"):
-            layer.mixer.solver_steps = torch.tensor(solver_steps)
-        found[layer.mixer.name] += 3.0 * layer.mixer.flops(length)
-    return {"maps": model.flops_per_token(length) - sum(found.values()), **found}
+        found[layer.mixer.name] += 3.0 * layer.mixer.flops(length, solver_steps)
+    return {"maps": model.flops_per_token(length, solver_steps) - sum(found.values()), **found}
 
 
 @dataclass(frozen=True)
