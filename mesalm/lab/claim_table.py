@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mesalm.files import import_file
+from mesalm.files import file_hash, import_file
 from mesalm.lab.claims import TABLE, Claim, Experiment, Size, Study, load_claims, load_studies
 from mesalm.settings import SettingsError, hint, unknown_key
 
@@ -19,6 +19,8 @@ class ClaimTable:
     title: str
     claims: Mapping[str, Claim]
     studies: Mapping[str, Study] = field(default_factory=dict)
+    code: str = ""
+    """The sha256 of the Python file that defines them, if one does."""
 
     def chosen(self, names: Sequence[str]) -> list[str]:
         """Return the claims and studies given by name, claim number or "all", each once, in the order of the table.
@@ -89,7 +91,7 @@ def load_table(path: Path = TABLE) -> ClaimTable:
         name: Claim.build({"number": place, **entry, "experiment": module.EXPERIMENTS[name]}, name)
         for place, (name, entry) in enumerate(module.CLAIMS.items(), start=1)
     }
-    return ClaimTable(path.stem, claims)
+    return ClaimTable(path.stem, claims, code=file_hash(path))
 
 
 def _alike(key: str, value: Any, known: Any) -> Any:
