@@ -133,12 +133,14 @@ def make_plan(
     hardware: str | None = None,
     sharded: bool = False,
     begun: int = 0,
+    teacher: PreTrainedModel | None = None,
 ) -> Plan:
     """Return the plan of a run, on this machine at a measured ``rate``, or on ``processes`` GPUs of type ``hardware``.
 
     ``rows``: the number of prepared rows; ``valid_rows``: those for validation; ``begun``: steps already made. With
     ``sharded`` the processes shard weights, gradients and optimiser (FSDP2), otherwise each holds all of them (DDP);
-    groups of ``parallelism.context`` processes share rows. Raises SettingsError if the batch does not divide among the
+    groups of ``parallelism.context`` processes share rows; each has a whole ``teacher``, of which the weights and a
+    forward pass are counted. Raises SettingsError if the batch does not divide among the
     processes.
     """
     if hardware is not None:
@@ -164,6 +166,11 @@ def make_plan(
         table = weights * config.vocab_size * config.hidden_size / model.num_parameters()
         layers = getattr(config, "num_hidden_layers", 1)
         memory["exchange"] = 2 * table + 3 * (weights - table) / layers if sharded else weights
+    if teacher is not None:
+        memory["teacher"] = float(sum(weight.nbytes for weight in teacher.parameters()))
+        flops["teacher"] = (
+            sum(work(teacher, length, solver_steps).values()) / 3
+        )  # a forward pass is a third of the work
     peak = sum(memory.values())
     if isinstance(config, MesaConfig):
         recompute = train.gradient_checkpointing
