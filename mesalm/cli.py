@@ -13,8 +13,8 @@ from typing import NoReturn
 import transformers
 
 from mesalm.commands import COMMANDS
-from mesalm.commands.words import add_fields_help
-from mesalm.files import described
+from mesalm.commands.words import add_code, add_fields_help
+from mesalm.files import described, import_file
 from mesalm.interrupts import Interrupted, cleared_away
 from mesalm.settings import nearest
 
@@ -46,6 +46,8 @@ def _run(options: argparse.Namespace) -> int:
     """Run the command of a parsed command line; print errors as one line."""
     try:
         with cleared_away():
+            for file in options.code:
+                import_file(file)
             return int(options.run(options) or 0)
     except BrokenPipeError:
         raise
@@ -111,5 +113,6 @@ def parser() -> argparse.ArgumentParser:
             add_fields_help(command, fields)
         file.arguments(command)
         command.set_defaults(run=file.run, parser=command)
+        add_code(command)
         command.add_argument("--traceback", action="store_true", help="show the Python traceback of an error")
     return top

@@ -1,17 +1,20 @@
-"""Atomic writing of files, disk errors that name their file, and digests of file contents."""
+"""Atomic writing of files, disk errors that name their file, digests of file contents, and a user's Python files."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 FULL = "; free some space, then run the same command again"
@@ -201,3 +204,26 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def import_file(path: Path) -> ModuleType:
+    """Return a Python file as a module, under a name made of its own and its contents; the same contents run once.
+
+    The name is registered, so that `inspect` and pydantic find the module. Raises ValueError with one line for a file
+    that is missing or fails.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    name = f"{path.stem}_{file_hash(path)[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: is not a Python file; its name must end in .py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"{path}: {type(error).__name__}: {error}; --traceback shows where") from error
+    return module

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 
-def run(language: str, code: str, folder: Path, seconds: int = 200) -> str:
-    """Run a block as a reader would who has activated the environment, and return what it prints."""
+def run(language: str, code: str, folder: Path, seconds: int = 200, logs: bool = False) -> str:
+    """Run a block as a reader would who has activated the environment; return what it prints, also `logs` if asked."""
     commands = Path(sys.executable).parent
     environment = {
         "PATH": f"{commands}{os.pathsep}{os.defpath}",
@@ -22,4 +22,4 @@ def run(language: str, code: str, folder: Path, seconds: int = 200) -> str:
         [*command, code], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=seconds
     )
     assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
+    return result.stdout + result.stderr if logs else result.stdout

@@ -80,7 +80,7 @@ class Trainee:
 
     def flops(self) -> float:
         """Count the operations of one step; the solver's steps are those of the last forward pass."""
-        return self.model.flops_per_token(self.tokens.shape[1]) * self.tokens.numel()
+        return self.model.flops_per_token(self.tokens.shape[1], self.model.solver_steps() or 0.0) * self.tokens.numel()
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:

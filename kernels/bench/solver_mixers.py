@@ -22,7 +22,7 @@ from mesalm.cli import main
 from mesalm.model.chunk_states import Decay, apply_mask, repeat_rows
 from mesalm.model.mixer_gated import GATES
 from mesalm.model.mixer_mesa import RIDGE, MesaMixer
-from mesalm.model.mixers import MIXERS, Mixer
+from mesalm.model.mixers import register_mixer
 
 GUARD = 1e-5
 """What the peer adds to both denominators of conjugate gradients (flash-linear-attention 0.6.0)."""
@@ -125,7 +125,7 @@ def add_mixers() -> None:
     """Give each of `SOLVERS` a row in the table of mixers, in this process."""
     for name in SOLVERS:
         mixer = type("SolvedMixer", (SolvedMixer,), {"name": name})
-        MIXERS[name] = Mixer(mixer, float32=(*GATES, RIDGE), converts=False)
+        register_mixer(mixer, float32=(*GATES, RIDGE), converts=False)
 
 
 if __name__ == "__main__":

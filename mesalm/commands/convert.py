@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from mesalm.commands.words import add_overrides, chosen, count, folder_to_write, refuse_beside, seed
-from mesalm.model.mixers import MIXERS
 
 HELP = "swap a checkpoint's softmax attention for mesa layers"
 
@@ -21,8 +20,8 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--layers", default="all", help="layers to swap: all, none, or numbers from 0 such as 1,3 or 0-5 or every-2"
     )
-    known = [name for name, row in MIXERS.items() if row.converts]
-    command.add_argument("--mixer", choices=known, default="mesa", help="the new mixer (default mesa)")
+    text = "the new mixer: mesa, delta, kalman, linear or your own (default mesa)"
+    command.add_argument("--mixer", default="mesa", help=text)
     command.add_argument(
         "--calibrate",
         action="append",

@@ -37,6 +37,12 @@ def add_device(command: argparse.ArgumentParser, device: str = "auto") -> None:
     command.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
+def add_code(command: argparse.ArgumentParser) -> None:
+    """Add ``--code``, Python files to import first."""
+    text = "your own Python file to import first, such as one with a mixer; may be repeated"
+    command.add_argument("--code", action="append", default=[], type=Path, metavar="FILE", help=text)
+
+
 def chosen(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Return the named options as keyword arguments."""
     return {name: getattr(options, name) for name in names}

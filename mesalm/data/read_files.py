@@ -143,6 +143,11 @@ class FileSource(Source):
             if names and self.column not in names and not self.every_column:
                 yield str(path), path.name, dict.fromkeys(names)
                 return
+            wanted = names if self.every_column else (self.column, self.settings.domain_column, self.settings.id_column)
+            if twice := next((name for name in names if name in wanted and names.count(name) > 1), None):
+                faults.bad(f"{path}: the header names column {twice!r} twice; rename one of the two")
+                yield None
+                return
             for number, record in enumerate(reader, 1):
                 where = f"{path}:{reader.line_num}"
                 if None in record:

@@ -64,7 +64,9 @@ def convert(
     must_be_new(folder, "convert")
     known = [name for name, row in MIXERS.items() if row.converts]
     if mixer not in known:
-        raise ValueError(f"mixer: {mixer!r} cannot replace softmax; choose from {', '.join(known)}")
+        raise ValueError(
+            f"mixer: {mixer!r} cannot replace softmax; choose from {', '.join(known)}, or your own (--code FILE)"
+        )
     if tokens is not None and tokens < 1:
         raise ValueError(f"tokens: {tokens} must be at least 1")
     torch.manual_seed(seed)

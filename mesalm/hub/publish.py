@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from mesalm.hub.new_folder import must_be_new, new_folder
 from mesalm.hub.open_model import locate, open_model, open_tokenizer, refuse_prefix
 from mesalm.model.classifier_mesa import MesaForSequenceClassification
 from mesalm.model.configuration_mesa import MesaConfig
+from mesalm.model.mixers import MIXERS, OURS
 from mesalm.pretrained import load, load_model
 from mesalm.runs import resolve
 
@@ -114,7 +117,11 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
 
 
 def add_code(folder: Path) -> None:
-    """Copy the flat model folder beside the weights and name its classes in config.json, which is replaced."""
+    """Copy the flat model folder beside the weights and name its classes in config.json, which is replaced.
+
+    Files of registered mixers are copied too: their imports from mesalm.model become relative, and `mixers.py` imports
+    them. Raises ValueError for such a file that could not be loaded there.
+    """
     for place in mesalm.model.__path__:
         for file in sorted(Path(place).glob("*.py")):
             if file.name != "__init__.py":
@@ -123,3 +130,21 @@ def add_code(folder: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["auto_map"] = AUTO_MAP
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    names = [config["mixers"]] if isinstance(config["mixers"], str) else config["mixers"]
+    for build in {MIXERS[name].build for name in names if name not in OURS}:
+        _add_mixer(folder, build)
+
+
+def _add_mixer(folder: Path, build: type) -> None:
+    try:
+        file = Path(inspect.getfile(build))
+    except (OSError, TypeError):
+        raise ValueError(f"{build.__name__}: has no file to publish; write the class into a file") from None
+    if not file.stem.isidentifier() or (folder / file.name).exists():
+        raise ValueError(f"{file}: cannot lie beside the model's code under this name; rename it, such as my_mixer.py")
+    code = re.sub(r"^(\s*from )mesalm\.model(?=\.)", r"\1", file.read_text("utf-8"), flags=re.MULTILINE)
+    if found := re.search(r"^\s*(?:from|import) mesalm.*", code, re.MULTILINE):
+        raise ValueError(f"{file}: {found[0].strip()!r} needs mesalm; write `from mesalm.model.FILE import NAME`")
+    (folder / file.name).write_text(code, encoding="utf-8")
+    with (folder / "mixers.py").open("a", encoding="utf-8") as table:
+        table.write(f"\n\nfrom .{file.stem} import {build.__name__}\n")  # the line by which transformers finds the file

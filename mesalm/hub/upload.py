@@ -61,7 +61,7 @@ class Uploads:
         self._thread = threading.Thread(target=self._send, args=(checkpoint.name,), daemon=True)
         try:
             self._stage(checkpoint)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._thread = None
             yield {"checkpoint": checkpoint.name, "failed": _line(error)}
         else:

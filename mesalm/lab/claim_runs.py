@@ -31,12 +31,13 @@ NETS = Path("runs/lab")
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """The content of a result file: sizes and criteria of a claim or study, and the findings of each seed."""
+    """The content of a result file: sizes, criteria and code of a claim or study, and the findings of each seed."""
 
     sizes: dict[str, Any]
     criteria: list[dict[str, Any]]
     first_seed: int
     seeds: list[Findings]
+    code: str
 
 
 def list_claims() -> None:
@@ -75,7 +76,7 @@ def run_claims(
     experiment failed. A failure prints the error (with a traceback if ``traces``, or unless bad input or a file caused
     it), and the others still run. Trained nets are stored under ``nets`` and reused; results go to
     ``out``/CLAIM-SIZE.json. ``changes`` replace sizes; the result then goes to CLAIM-changed.json. ``missing`` skips
-    claims with a result for these sizes, criteria and seeds; ``cheapest_first`` uses the order of `plan_claims`;
+    claims with a result for these sizes, criteria, code and seeds; ``cheapest_first`` uses the order of `plan_claims`;
     `load_table` reads ``file``. Raises SettingsError for unknown claims or sizes, and if nothing is left to run.
     """
     if seeds < 1:
@@ -147,11 +148,12 @@ def _wanted(names: Sequence[str], without: Collection[str], table: ClaimTable) -
 def _holds(
     path: Path, table: ClaimTable, name: str, size: Size, changes: Mapping[str, Any] | None, seeds: range
 ) -> bool:
-    """Return whether a result has these sizes, the current criteria, and at least these seeds from the same first."""
+    """Return whether a result has these sizes, the current criteria and code, and these seeds from the same first."""
     if not path.is_file():
         return False
     kept = read_result(path)
-    alike = (kept.criteria, kept.sizes) == (table.criteria(name), table.sizes(name, size, changes))
+    now = (table.criteria(name), table.sizes(name, size, changes), table.code)
+    alike = (kept.criteria, kept.sizes, kept.code) == now
     return alike and kept.first_seed == seeds.start and len(kept.seeds) >= len(seeds)
 
 
@@ -162,7 +164,7 @@ def _run(name: str, table: ClaimTable, sizes: dict[str, Any], benches: Sequence[
         raise SettingsError(f"the experiment must return Findings, not {type(found[0]).__name__}; see docs/lab.md")
     if name in table.claims:
         judge(table.claims[name], [findings.values for findings in found])  # raises if it cannot be judged
-    write_result(path, name, table.criteria(name), sizes, found, benches[0])
+    write_result(path, name, table.criteria(name), sizes, found, benches[0], table.code)
     if name in table.claims:
         return print_verdict(name, table.claims[name], found)
     print(f" - {name}: {table.studies[name].question}")
@@ -211,12 +213,14 @@ def write_result(
     sizes: dict[str, Any],
     found: Sequence[Findings],
     first: Workbench,
+    code: str = "",
 ) -> None:
-    """Write the findings of all seeds with sizes, criteria and versions, atomically."""
+    """Write the findings of all seeds with sizes, criteria, versions and `ClaimTable.code`, atomically."""
     content = {
         "claim": name,
         "sizes": sizes,
         "criteria": criteria,
+        "code": code,
         "first_seed": first.seed,
         "seeds": [rounded(asdict(findings)) for findings in found],
         "versions": versions(),
@@ -229,7 +233,9 @@ def read_result(path: Path) -> ClaimResult:
     """Return the content of a file written by `write_result`; the first seed defaults to 0."""
     content = json.loads(path.read_text(encoding="utf-8"))
     seeds = [Findings(**{**seed, "curves": [Curve(**curve) for curve in seed["curves"]]}) for seed in content["seeds"]]
-    return ClaimResult(content["sizes"], content["criteria"], content.get("first_seed", 0), seeds)
+    return ClaimResult(
+        content["sizes"], content["criteria"], content.get("first_seed", 0), seeds, content.get("code", "")
+    )
 
 
 def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, ClaimResult]:

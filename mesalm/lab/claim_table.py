@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from mesalm.files import file_hash, import_file
 from mesalm.lab.claims import TABLE, Claim, Experiment, Size, Study, load_claims, load_studies
 from mesalm.settings import SettingsError, hint, unknown_key
 
@@ -21,6 +19,8 @@ class ClaimTable:
     title: str
     claims: Mapping[str, Claim]
     studies: Mapping[str, Study] = field(default_factory=dict)
+    code: str = ""
+    """The sha256 of the Python file that defines them, if one does."""
 
     def chosen(self, names: Sequence[str]) -> list[str]:
         """Return the claims and studies given by name, claim number or "all", each once, in the order of the table.
@@ -81,7 +81,7 @@ def load_table(path: Path = TABLE) -> ClaimTable:
     """
     if path.suffix != ".py":
         return ClaimTable("The mesa-optimisation paper", load_claims(path), load_studies())
-    module = _module(path)
+    module = import_file(path)
     for part in ("CLAIMS", "EXPERIMENTS"):
         if not isinstance(getattr(module, part, None), dict):
             raise SettingsError(f"{path}: has no dictionary {part}; see docs/lab.md")
@@ -91,23 +91,7 @@ def load_table(path: Path = TABLE) -> ClaimTable:
         name: Claim.build({"number": place, **entry, "experiment": module.EXPERIMENTS[name]}, name)
         for place, (name, entry) in enumerate(module.CLAIMS.items(), start=1)
     }
-    return ClaimTable(path.stem, claims)
-
-
-def _module(path: Path) -> ModuleType:
-    """Load a Python file as a module, registered so that `inspect` and pydantic can find it."""
-    if not path.is_file():
-        raise SettingsError(f"{path}: there is no such file")
-    name = f"claims_of_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise SettingsError(f"{path}: {type(error).__name__}: {error}; --traceback shows where") from error
-    return module
+    return ClaimTable(path.stem, claims, code=file_hash(path))
 
 
 def _alike(key: str, value: Any, known: Any) -> Any:

@@ -157,7 +157,7 @@ def _left(folder: Path, steps: int) -> int:
 def operations(learner: Any, length: int) -> float:
     """Return the operations per token of a training step: those of all weights, and further ones of the mixers.
 
-    Frozen weights take part only in the forward pass, a third of the work.
+    Frozen weights take part only in the forward pass, a third of the work. Solver steps are not counted.
     """
     if hasattr(learner, "flops_per_token"):
         return float(learner.flops_per_token(length))

@@ -127,6 +127,7 @@ class MesaConfig(PreTrainedConfig):
             "mixer",
             f"The mixer of all layers, one of {', '.join(MIXERS)}, or a list of these names. A list shorter than the "
             "model repeats: [mesa, mesa, softmax] puts softmax in every third layer.",
+            ", or first import the file that registers it (in a recipe: code, in commands: --code FILE)",
         ),
         "conv_size": expect(
             "0 (none) or a whole number of at least 2",

@@ -114,8 +114,8 @@ def table(meaning: str) -> FieldRule:
     return expect("a dictionary", lambda value: isinstance(value, dict), meaning, none="the default")
 
 
-def names_of(known: Iterable[str], kind: str, meaning: str) -> FieldRule:
-    """Make a rule for one known name or a list of known names; `kind` says what they name."""
+def names_of(known: Iterable[str], kind: str, meaning: str, further: str = "") -> FieldRule:
+    """Make a rule for one known name or a list of them; `kind` says what they name, `further` how to add one."""
 
     def fault(value: Any) -> str | None:
         choices = sorted(known)
@@ -125,7 +125,7 @@ def names_of(known: Iterable[str], kind: str, meaning: str) -> FieldRule:
         if not names:
             return f"the list is empty; name at least one of {', '.join(choices)}"
         strange = [name for name in names if name not in choices]
-        return f"{strange[0]!r} is not a {kind}; choose from {', '.join(choices)}" if strange else None
+        return f"{strange[0]!r} is not a {kind}; choose from {', '.join(choices)}{further}" if strange else None
 
     return FieldRule(fault, meaning)
 

@@ -38,7 +38,7 @@ class DeltaMixer(GatedMixer):
         own, transition = state.split((self.value_size, K), dim=-1)
         return own, transition
 
-    def flops(self, length: int) -> float:
+    def flops(self, length: int, solver_steps: float = 0.0) -> float:
         """Return the FLOPs per token of a forward pass: the read-out, and the corrections per key head."""
         K, V, chunk = self.key_size, self.value_size, chunk_length(length)
         read = 2.0 * (K * V + chunk * (K + V))

@@ -54,7 +54,7 @@ class KalmanMixer(GatedMixer):
         """Return the number of columns of the state: those of gram and cross."""
         return self.key_size + self.value_size
 
-    def flops(self, length: int) -> float:
+    def flops(self, length: int, solver_steps: float = 0.0) -> float:
         """Return the FLOPs per token of a forward pass: the products of the solver steps, and the read-out."""
         K, V, chunk = self.key_size, self.value_size, chunk_length(length)
         product = 2.0 * K * (K + 2 * chunk)

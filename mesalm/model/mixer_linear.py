@@ -22,7 +22,7 @@ class LinearMixer(GatedMixer):
         result = linear_attention(*tokens, initial_state=state, return_state=return_state)
         return result if return_state else (result, None)
 
-    def flops(self, length: int) -> float:
+    def flops(self, length: int, solver_steps: float = 0.0) -> float:
         """Return the FLOPs per token of a forward pass of the recurrence: two products with a state."""
         K, V, chunk = self.key_size, self.value_size, chunk_length(length)
         return 2.0 * self.heads * (2 * K * V + chunk * (K + V))

@@ -120,20 +120,19 @@ class MesaMixer(GatedMixer):
         """Return the number of columns of the state: those of gram and cross."""
         return self.key_size + self.value_size
 
-    def flops(self, length: int) -> float:
+    def flops(self, length: int, solver_steps: float = 0.0) -> float:
         """Return the FLOPs per token of a forward pass: two states, the read-out, and the products of the solve.
 
         One solver step is one product with H_t, 2 (K^2 + 2 C K) operations per token and head with chunks of C tokens;
-        the steps are those of the last forward pass. The GPU kernels use chunks of 64 for every key size.
+        `solver_steps` is their mean number. The GPU kernels use chunks of 64 for every key size.
         """
         backend = self.config.mesa_backend
         kernels = backend == "triton" or (backend == "auto" and self.ridge_bias.is_cuda)
         chunk = chunk_length(length, CHUNK if kernels else problem_length(self.key_size))
         K, V = self.key_size, self.value_size
-        steps = 0.0 if self.solver_steps is None else float(self.solver_steps.float().mean())
         states = 2.0 * K * (K + V)
         read = 2.0 * (K * V + chunk * (K + V))
-        return self.heads * (states + read + steps * 2.0 * K * (K + 2 * chunk))
+        return self.heads * (states + read + solver_steps * 2.0 * K * (K + 2 * chunk))
 
 
 def _take_old_name(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str, *rest: object) -> None:

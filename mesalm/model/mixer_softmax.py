@@ -117,6 +117,6 @@ class SoftmaxMixer(nn.Module):
         """Return how many numbers a cache holds per sequence after ``length`` tokens."""
         return 2 * length * self.groups * self.head_dim + (0 if self.conv is None else self.conv.state_numbers)
 
-    def flops(self, length: int) -> float:
+    def flops(self, length: int, solver_steps: float = 0.0) -> float:
         """Return the FLOPs per token of a forward pass over `length` tokens: the causal half of scores and read-out."""
         return 2.0 * self.heads * self.head_dim * length

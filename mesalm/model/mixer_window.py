@@ -25,7 +25,7 @@ class WindowMixer(SoftmaxMixer):
         """Return how many numbers a cache holds per sequence after ``length`` tokens: the next token's window."""
         return super().state_numbers(min(length, self.window - 1))
 
-    def flops(self, length: int) -> float:
+    def flops(self, length: int, solver_steps: float = 0.0) -> float:
         """Return the FLOPs per token of a forward pass over `length` tokens: scores and read-out."""
         window = min(length, self.window)
         return super().flops(length) * (window / length) * (2.0 - window / length)

@@ -54,3 +54,27 @@ MIXERS = {
     "softmax": Mixer(SoftmaxMixer, conv_size=0, float32=(), converts=False),
     "window": Mixer(WindowMixer, conv_size=0, float32=(), converts=False),
 }
+
+OURS = frozenset(MIXERS)
+PARTS = ("name", "attention", "forward", "flops", "state_numbers")
+"""What the class of a mixer must have."""
+
+
+def register_mixer(build: type[Any], **row: Any) -> None:
+    """Add a mixer of your own to the table, under the name ``build.name``; a later one of this name replaces it.
+
+    The file with this call must be imported before the name is used: ``code`` of a recipe and ``--code`` of the
+    commands do so.
+
+    Args:
+        build: the class, which derives from `GatedMixer`, or has all of `PARTS`.
+        row: the other fields of `Mixer`, if they differ from their defaults.
+
+    Raises:
+        ValueError: the class lacks one of `PARTS`, or has the name of one of our mixers.
+    """
+    if lacking := [part for part in PARTS if not hasattr(build, part)]:
+        raise ValueError(f"{build.__name__}: has no {lacking[0]}; derive it from GatedMixer, or define {lacking[0]}")
+    if build.name in OURS:
+        raise ValueError(f"{build.__name__}: {build.name!r} is one of our mixers; give it a name of its own")
+    MIXERS[build.name] = Mixer(build, **row)

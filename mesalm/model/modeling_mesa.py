@@ -378,17 +378,17 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         if isinstance(cache, Cache) and not isinstance(cache, CountedTokens) and not self.model.has_attention:
             model_kwargs[CACHE] = counting(cache)
 
-    def flops_per_token(self, sequence_length: int) -> float:
+    def flops_per_token(self, sequence_length: int, solver_steps: float = 0.0) -> float:
         """Return the floating-point operations per token of one training step, forward and backward.
 
         This is three times the forward pass: two operations per weight of every linear map and of the head, plus the
-        mixers' own products, with the solver steps of the last forward pass.
+        mixers' own products, with this mean number of solver steps in mesa layers (`solver_steps()` measures it).
         """
         embeddings = self.model.embed_tokens.weight.numel()
         weights = sum(parameter.numel() for parameter in self.parameters()) - embeddings
         if self.config.tie_word_embeddings:
             weights += embeddings  # a tied head still computes its product
-        mixers = sum(layer.mixer.flops(sequence_length) for layer in self.model.layers)
+        mixers = sum(layer.mixer.flops(sequence_length, solver_steps) for layer in self.model.layers)
         return 3.0 * (2.0 * weights + mixers)
 
 

@@ -53,10 +53,8 @@ def work(model: Any, length: int, solver_steps: float) -> dict[str, float]:
         return {"maps": 6.0 * model.num_parameters()}
     found: dict[str, float] = defaultdict(float)
     for layer in model.model.layers:
-        if hasattr(layer.mixer, "solver_steps"):
-            layer.mixer.solver_steps = torch.tensor(solver_steps)
-        found[layer.mixer.name] += 3.0 * layer.mixer.flops(length)
-    return {"maps": model.flops_per_token(length) - sum(found.values()), **found}
+        found[layer.mixer.name] += 3.0 * layer.mixer.flops(length, solver_steps)
+    return {"maps": model.flops_per_token(length, solver_steps) - sum(found.values()), **found}
 
 
 @dataclass(frozen=True)
@@ -135,12 +133,14 @@ def make_plan(
     hardware: str | None = None,
     sharded: bool = False,
     begun: int = 0,
+    teacher: PreTrainedModel | None = None,
 ) -> Plan:
     """Return the plan of a run, on this machine at a measured ``rate``, or on ``processes`` GPUs of type ``hardware``.
 
     ``rows``: the number of prepared rows; ``valid_rows``: those for validation; ``begun``: steps already made. With
     ``sharded`` the processes shard weights, gradients and optimiser (FSDP2), otherwise each holds all of them (DDP);
-    groups of ``parallelism.context`` processes share rows. Raises SettingsError if the batch does not divide among the
+    groups of ``parallelism.context`` processes share rows; each has a whole ``teacher``, of which the weights and a
+    forward pass are counted. Raises SettingsError if the batch does not divide among the
     processes.
     """
     if hardware is not None:
@@ -166,6 +166,11 @@ def make_plan(
         table = weights * config.vocab_size * config.hidden_size / model.num_parameters()
         layers = getattr(config, "num_hidden_layers", 1)
         memory["exchange"] = 2 * table + 3 * (weights - table) / layers if sharded else weights
+    if teacher is not None:
+        memory["teacher"] = float(sum(weight.nbytes for weight in teacher.parameters()))
+        flops["teacher"] = (
+            sum(work(teacher, length, solver_steps).values()) / 3
+        )  # a forward pass is a third of the work
     peak = sum(memory.values())
     if isinstance(config, MesaConfig):
         recompute = train.gradient_checkpointing

@@ -199,7 +199,7 @@ class Pretraining:
             names = {"wandb": wandb, "trackio": trackio}
             accelerator.init_trackers("mesalm", config={"recipe": recipe.to_yaml()}, init_kwargs=names)
         with Journal(run.journal if accelerator.is_main_process else None) as journal:
-            self._announce(model, getattr(stream, "total", None), device)
+            self._announce(model, getattr(stream, "total", None), device, getattr(train, "teacher", None))
             outcome = train(
                 model,
                 stream,
@@ -252,7 +252,7 @@ class Pretraining:
         Checkpoints(self.run.checkpoints).read_state(start)  # reports damage before transformers reads it
         return self.recipe.model_copy(update={"init_from": str(start)})
 
-    def _announce(self, model: PreTrainedModel, rows: int | None, device: str) -> None:
+    def _announce(self, model: PreTrainedModel, rows: int | None, device: str, teacher: PreTrainedModel | None) -> None:
         """Print where the run resumes, and its plan."""
         recipe, plan, world = self.recipe, self.plan, self.accelerator.num_processes
         if plan.resume_from is not None:
@@ -269,6 +269,7 @@ class Pretraining:
                 processes=world,
                 sharded=sharded,
                 begun=plan.step,
+                teacher=teacher,
             )
             for line in expected.lines():
                 self.display.say(line)

@@ -17,6 +17,7 @@ from pydantic import Field
 import mesalm
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.stream import RowRamp
+from mesalm.files import import_file
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.recipe_yaml import read_mapping, write_yaml
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError, hint, known, unknown_key, without_none_words
@@ -54,6 +55,11 @@ def folder_name(name: str) -> str:
     return name
 
 
+def _imported(file: str) -> str:
+    import_file(Path(file).expanduser())
+    return file
+
+
 FolderName = Annotated[str, pydantic.AfterValidator(folder_name)]
 
 # pydantic's deprecated BaseModel.validate is not used here, and `validate` is the word recipes use.
@@ -76,6 +82,9 @@ class Recipe(Settings):
     branch_from: str | None = Field(
         default=None,
         description="Checkpoint of another run to start from, including optimiser and data position; set by --branch.",
+    )
+    code: list[Annotated[str, pydantic.AfterValidator(_imported)]] = Field(
+        default_factory=list, description="Your own Python files to import first, such as one with a mixer."
     )
     data: DataSettings = Field(default_factory=DataSettings, description="Corpus, tokenizer and rows.")
     model: ModelFields = Field(

@@ -27,6 +27,7 @@ Resume = Literal["auto", "never", "must"]
 HARMLESS = (
     "arms",
     "checkpoint",
+    "code",
     "data.cache_dir",
     "data.prepared",
     "data.processes",

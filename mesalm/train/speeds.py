@@ -27,7 +27,7 @@ from mesalm.train.optim import build_optimiser
 from mesalm.train.overrides import apply_overrides, parse_override
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
-from mesalm.train.step import backward, clip_gradient, compiled, moved
+from mesalm.train.step import backward, clip_gradient, compiled, measured_steps, moved
 
 
 @dataclass(frozen=True)
@@ -207,5 +207,4 @@ def probed_rate(recipe: Recipe, config: PreTrainedConfig, rows: Any = None, seco
         optimiser.zero_grad(set_to_none=True)
         times.append(time.perf_counter())
     speed = count * length / statistics.median(np.diff(times[1:]))
-    steps = getattr(model, "solver_steps", lambda: None)()
-    return Rate(float(speed), steps, f"measured now in {len(times) - 2} steps")
+    return Rate(float(speed), measured_steps(model), f"measured now in {len(times) - 2} steps")

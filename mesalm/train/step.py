@@ -96,7 +96,13 @@ def flops_per_token(model: nn.Module, micro: list[Batch]) -> float:
     count = getattr(model, "flops_per_token", None)
     if count is None or "input_ids" not in micro[0]:
         return 0.0
-    return float(count(micro[0]["input_ids"].shape[-1]))
+    return float(count(micro[0]["input_ids"].shape[-1], measured_steps(model) or 0.0))
+
+
+def measured_steps(model: nn.Module) -> float | None:
+    """Return the mean solver steps of the last forward pass, None for a model that does not solve or does not tell."""
+    found: float | None = getattr(model, "solver_steps", lambda: None)()
+    return found
 
 
 def read(
@@ -129,11 +135,10 @@ def is_sampled(model: nn.Module) -> bool:
 
 def solver_fields(model: nn.Module, sampled: Any) -> dict[str, Any]:
     """Return journal fields on solver and gates: for all layers, and for the sampled layer."""
-    solver_steps, forget_gates = (getattr(model, name, lambda: None) for name in ("solver_steps", "forget_gates"))
-    mean, saturated = forget_gates() or (None, None)
+    mean, saturated = getattr(model, "forget_gates", lambda: None)() or (None, None)
     sample = None if sampled is None else sampled.solver_sample
     return {
-        "solver_steps": solver_steps(),
+        "solver_steps": measured_steps(model),
         "solver_layer": None if sample is None else sample.layer,
         "solver_head": None if sample is None else sample.head,
         "solver_misses": None if sample is None else sample.misses,

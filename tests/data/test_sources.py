@@ -74,6 +74,8 @@ def test_every_kind_of_file_gives_its_documents(tmp_path: Path) -> None:
         ("x.json", line([GOOD, "text"]), ": record 2: ", "must be a JSON object, not str"),
         ("x.json", '["é"]'.encode("latin-1"), ":1: ", "not UTF-8 (byte 0xe9"),
         ("x.csv", b"body\nx\n", ": ", "no column 'text' (columns: body)"),
+        ("x.csv", b"text,text\nx,y\n", ": ", "the header names column 'text' twice"),
+        ("x.csv", b"id,text,id\n1,x,2\n", ": ", "the header names column 'id' twice"),
         ("x.csv", b"text,id\nx,1\ny\n" + b"z,2,3\n", ":4: ", "has more cells than the header"),
         ("x.csv", b"id,text\n1\n", ":2: ", "must be text, not null"),
         ("x.csv", b'text\nx\n"half\n', ":3: ", "not a CSV file in UTF-8"),

@@ -12,16 +12,32 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)  # not ```sh: it installs
 
+SHOWN = re.findall(r"^```text\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def masked(line: str) -> str:
+    """Return a line without what differs between machines: numbers, their signs, and the widths they give columns."""
+    line = re.sub(r"[−+-]?\d[\d.,]*(?<=\d)", "#", line)
+    return re.sub(r"([\s━])\1*", r"\1", line).strip()
+
 
 @pytest.mark.slow
 def test_the_blocks_run_in_order(tmp_path: Path) -> None:
     assert [language for language, _ in BLOCKS] == ["bash", "python", "bash"]  # ```python loads what ```bash trains
-    train, load, evaluate = (run(language, code, tmp_path) for language, code in BLOCKS)
+    train, load, evaluate = (run(language, code, tmp_path, logs=language == "bash") for language, code in BLOCKS)
     assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 10
     assert {"runs/first-mesa", "runs/first-softmax"} <= set(re.findall(r"runs/first-\w+", train))
     sentence, shape = load.strip().splitlines()
-    assert "The plum was green, and now the" in sentence  # what ten lines have taught
-    assert shape == "torch.Size([1, 16, 2, 8])"
+    shown_train, shown_load, shown_evaluate = SHOWN
+    taught = "<|endoftext|>The plum was green, and now the"  # what ten lines have taught
+    assert sentence.startswith(taught)
+    assert shown_load.splitlines()[0].startswith(taught)
+    assert shape == shown_load.splitlines()[1] == "torch.Size([1, 16, 2, 8])"
+    for shown, printed in ((shown_train, train), (shown_evaluate, evaluate)):
+        rest = iter(masked(line) for line in printed.splitlines())
+        for line in shown.splitlines():
+            start, dots, _ = masked(line).partition(" ...")
+            assert any(other.startswith(start) if dots else other == start for other in rest), line
     assert "first-softmax" in evaluate
     assert (tmp_path / "reports/first/report.html").stat().st_size > 1000
 

@@ -95,6 +95,8 @@ def test_sizes_of_ones_own_are_known_again_in_their_result(tmp_path: Path) -> No
     assert run_claims(["all"], out=tmp_path, nets=tmp_path, file=file) == {"a": True}
     assert list(read_results(tmp_path, "small", file)) == ["a"]
     assert run_claims(["all"], out=tmp_path, nets=tmp_path, file=file, missing=True) == {}
+    file.write_text(file.read_text().replace("Findings({'q': sum", "Findings({'q': -sum"))
+    assert run_claims(["all"], out=tmp_path, nets=tmp_path, file=file, missing=True) == {"a": False}
     file.write_text(file.read_text().replace("(0.1, 0.2)", "{1, 2}"))
     with pytest.raises(SettingsError, match="small: must be numbers, text, lists"):
         run_claims(["all"], out=tmp_path, nets=tmp_path, file=file)

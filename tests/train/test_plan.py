@@ -127,6 +127,15 @@ def test_a_plan_counts_the_logits_that_are_there_at_once(load: Load) -> None:
     assert parts.memory["activations"] < 0.9 * whole.memory["activations"]
 
 
+def test_a_plan_counts_the_weights_and_the_forward_pass_of_a_teacher(load: Load) -> None:
+    recipe, config = load(), MesaConfig(**WIDE, mixers="linear")
+    alone, taught = (make_plan(recipe, config, teacher=teacher) for teacher in (None, outline(config)))
+    assert taught.memory["teacher"] == alone.memory["weights"]
+    assert taught.peak - alone.peak == alone.memory["weights"]
+    assert taught.flops["teacher"] == pytest.approx(sum(alone.flops.values()) / 3)
+    assert "teacher" in taught.lines()[1]
+
+
 def test_a_plan_counts_the_average(load: Load) -> None:
     plain, averaged = (plan_recipe(load(*more)) for more in ([], ["train.average=0.99"]))
     assert averaged.memory["average"] == plain.memory["weights"]
