@@ -79,6 +79,10 @@ class Findings:
     divisions: int = 4
     notes: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        for part in (self.values, self.controls):
+            part.update({name: float(value) for name, value in part.items()})  # also of a tensor with one element
+
 
 def _experiment(value: Any) -> Any:
     """Return the function named by a string such as ``linear.one_layer``; anything else unchanged."""
