@@ -5,7 +5,8 @@
 
 accepts every argument of `lm_eval`. It registers the model type "mesa" (so no `trust_remote_code` is needed)
 and adds the model `mesalm`: the harness's own `hf` model, with the start token before every context, as in
-training and in `mesa_eval.reading.scoring`, and without an error of `hf` on requests that split one text at two places. Published folders also work with plain
+training and in `mesa_eval.reading.scoring`, and without an error of `hf` on requests that split one text at two places.
+Published folders also work with plain
 `lm_eval run --model hf --model_args pretrained=DIR,trust_remote_code=True,add_bos_token=True,logits_cache=False`, but
 for tasks of kind `loglikelihood_rolling`, where the harness itself puts the start token: say `add_bos_token=False`.
 Without a network set HF_HUB_OFFLINE=1, HF_DATASETS_OFFLINE=1 and TRANSFORMERS_OFFLINE=1, and name a local task:

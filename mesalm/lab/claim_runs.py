@@ -255,7 +255,7 @@ def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, Clai
             kept = results[name] = read_result(path)
             if not kept.made_from(table, name, table.sizes(name, size)):
                 command = run_command(name, size, kept.first_seed, len(kept.seeds), file)
-                raise SettingsError(f"{path}: was made with other criteria, sizes or experiments; run `{command}` again")
+                raise SettingsError(f"{path}: was made with other criteria, sizes or code; run `{command}` again")
     return results
 
 

@@ -115,7 +115,7 @@ def test_a_changed_file_needs_a_new_result(tmp_path: Path) -> None:
     assert run_claims(["a"], **where) == {"a": True}  # of the rounded value, by which the page judges too
     assert "1 claim reproduced" in write_page(tmp_path, file=file).read_text(encoding="utf-8")
     file.write_text(file.read_text().replace("0.97999995", "0.5"))
-    with pytest.raises(SettingsError, match="other criteria, sizes or experiments"):
+    with pytest.raises(SettingsError, match="other criteria, sizes or code"):
         read_results(tmp_path, "small", file)
     assert run_claims(["a"], missing=True, **where) == {"a": False}
     file.write_text(file.read_text().replace("'a':", "'depth':"))

@@ -115,8 +115,8 @@ class Reader(TextEncoder, ABC):
         largest = max((max(row, default=0) for row in rows), default=0)
         if largest >= self.vocab_size:
             raise ValueError(
-                f"{self.name}: its tokenizer gives token {largest}, but the model has {self.vocab_size} tokens; give the"
-                " model its own tokenizer, or resize its embeddings"
+                f"{self.name}: its tokenizer gives token {largest}, but the model has {self.vocab_size} tokens; give it"
+                " its own tokenizer, or resize its embeddings"
             )
 
     def budget(self) -> int:

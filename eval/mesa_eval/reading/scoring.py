@@ -65,7 +65,7 @@ class Scorer(Reader):
         self.processes = processes or Processes()
         declared = declared_length(getattr(model, "config", None), tokenizer)
         self.max_length = self.source.sequence_length or declared
-        ends = (tokenizer.pad_token_id, tokenizer.eos_token_id)  # a pad token may have been added to the tokenizer alone
+        ends = (tokenizer.pad_token_id, tokenizer.eos_token_id)  # the model may lack an added pad token
         self._pad = next((token for token in ends if token is not None and token < vocab_size), 0)
         self._check_tokens([self.start()])
         accepted = inspect.signature(model.forward).parameters
