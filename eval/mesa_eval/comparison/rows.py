@@ -274,9 +274,10 @@ def _reason(own: Measure | None, base: Measure | None, model: Scores, other: Sco
     """Return why a model cannot be compared with the baseline; "" if it can."""
     if own is None or base is None:
         return NOT_MEASURED
-    if not own.any_tokenizer and model.model.tokenizer != other.model.tokenizer:
-        return _unlike_protocol(model, other) or OTHER_TOKENIZER
-    if not own.any_tokenizer and model.window != other.window:
+    if model.model.tokenizer != other.model.tokenizer:
+        if not own.any_tokenizer:
+            return _unlike_protocol(model, other) or OTHER_TOKENIZER
+    elif model.window != other.window and (own.section == "text" or not own.any_tokenizer):
         return _unlike_protocol(model, other) or OTHER_WINDOW
     return _unlike(own, base, model, other)
 
