@@ -43,8 +43,8 @@ class Criterion(Settings):
             raise ValueError(f"{self.quantity}: has no bound, so it always holds; give at_least or at_most")
 
     def holds(self, value: float) -> bool:
-        """Return whether a value meets every bound; NaN meets none."""
-        return not math.isnan(value) and all(KEPT[name](value, bound) for name, bound in self.bounds.items())
+        """Return whether a value meets every bound; NaN and infinite values, as of a diverged net, meet none."""
+        return math.isfinite(value) and all(KEPT[name](value, bound) for name, bound in self.bounds.items())
 
     def words(self) -> str:
         """Return the bounds in words."""
