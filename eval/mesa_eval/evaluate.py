@@ -78,7 +78,7 @@ def _usual_folder(arms: Sequence[Arm]) -> Path:
 def named_models(models: Sequence[str], arms: Sequence[str]) -> list[str]:
     """Return the models given directly and those in arms, each once."""
     listed = [model for own in read_groups(arms).values() for model in own]
-    return [*models, *(model for model in listed if model not in models)]
+    return [*models, *dict.fromkeys(model for model in listed if model not in models)]
 
 
 def report(

@@ -5,9 +5,10 @@
 
 accepts every argument of `lm_eval`. It registers the model type "mesa" (so no `trust_remote_code` is needed)
 and adds the model `mesalm`: the harness's own `hf` model, with the start token before every context, as in
-training and in `mesa_eval.reading.scoring`. Published folders also work with plain
-`lm_eval run --model hf --model_args pretrained=DIR,trust_remote_code=True,add_bos_token=True`, but for tasks of kind
-`loglikelihood_rolling`, where the harness itself puts the start token: say `add_bos_token=False` there.
+training and in `mesa_eval.reading.scoring`, and without an error of `hf` on requests that split one text at two places.
+Published folders also work with plain
+`lm_eval run --model hf --model_args pretrained=DIR,trust_remote_code=True,add_bos_token=True,logits_cache=False`, but
+for tasks of kind `loglikelihood_rolling`, where the harness itself puts the start token: say `add_bos_token=False`.
 Without a network set HF_HUB_OFFLINE=1, HF_DATASETS_OFFLINE=1 and TRANSFORMERS_OFFLINE=1, and name a local task:
 `dataset_path: json` with `dataset_kwargs: {data_files: {test: /path/to/file.jsonl}}`.
 
@@ -84,6 +85,24 @@ def register() -> type:
                 found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
             finally:
                 self._whole_documents = False
+            return found
+
+        def _loglikelihood_tokens(self, requests: list[Any], *arguments: Any, **options: Any) -> list[Any]:
+            # The harness reads requests of the same tokens once, and of those that end in a shorter continuation it
+            # scores the wrong positions (lm_eval 0.4.13). Such requests get a pass of their own.
+            lengths: dict[tuple[int, ...], int] = {}
+            later = [
+                place
+                for place, (_, context, ending) in enumerate(requests)
+                if lengths.setdefault((*context, *ending[:-1]), len(ending)) != len(ending)
+            ]
+            found: list[Any] = [None] * len(requests)
+            for chosen in (sorted(set(range(len(requests))) - set(later)), later):
+                if chosen:
+                    again = self._loglikelihood_tokens if chosen is later else super()._loglikelihood_tokens
+                    answers = again([requests[place] for place in chosen], *arguments, **options)
+                    for place, answer in zip(chosen, answers, strict=True):
+                        found[place] = answer
             return found
 
     register_model(MODEL_NAME)(StartTokenLM)

@@ -31,13 +31,20 @@ NETS = Path("runs/lab")
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """The content of a result file: sizes, criteria and code of a claim or study, and the findings of each seed."""
+    """The content of a result file: sizes and criteria of a claim or study, and the findings of each seed.
+
+    source: `ClaimTable.source` of a claim that is not the paper's.
+    """
 
     sizes: dict[str, Any]
     criteria: list[dict[str, Any]]
     first_seed: int
     seeds: list[Findings]
-    code: str
+    source: str = ""
+
+    def made_from(self, table: ClaimTable, name: str, sizes: dict[str, Any]) -> bool:
+        """Return whether the claim had these sizes, and its present criteria and source."""
+        return (self.criteria, self.sizes, self.source) == (table.criteria(name), sizes, table.source)
 
 
 def list_claims() -> None:
@@ -152,8 +159,7 @@ def _holds(
     if not path.is_file():
         return False
     kept = read_result(path)
-    now = (table.criteria(name), table.sizes(name, size, changes), table.code)
-    alike = (kept.criteria, kept.sizes, kept.code) == now
+    alike = kept.made_from(table, name, table.sizes(name, size, changes))
     return alike and kept.first_seed == seeds.start and len(kept.seeds) >= len(seeds)
 
 
@@ -164,9 +170,9 @@ def _run(name: str, table: ClaimTable, sizes: dict[str, Any], benches: Sequence[
         raise SettingsError(f"the experiment must return Findings, not {type(found[0]).__name__}; see docs/lab.md")
     if name in table.claims:
         judge(table.claims[name], [findings.values for findings in found])  # raises if it cannot be judged
-    write_result(path, name, table.criteria(name), sizes, found, benches[0], table.code)
+    write_result(path, name, table, sizes, found, benches[0])
     if name in table.claims:
-        return print_verdict(name, table.claims[name], found)
+        return print_verdict(name, table.claims[name], read_result(path).seeds)  # rounded, as the report sees them
     print(f" - {name}: {table.studies[name].question}")
     for quantity, mean in mean_quantities(found).items():
         print(f"       {quantity}: {mean:.4g}")
@@ -209,18 +215,17 @@ def print_verdict(name: str, claim: Claim, found: Sequence[Findings]) -> bool:
 def write_result(
     path: Path,
     name: str,
-    criteria: list[dict[str, Any]],
+    table: ClaimTable,
     sizes: dict[str, Any],
     found: Sequence[Findings],
     first: Workbench,
-    code: str = "",
 ) -> None:
-    """Write the findings of all seeds with sizes, criteria, versions and `ClaimTable.code`, atomically."""
+    """Write the findings of all seeds with sizes, criteria, source and versions, atomically."""
     content = {
         "claim": name,
         "sizes": sizes,
-        "criteria": criteria,
-        "code": code,
+        "criteria": table.criteria(name),
+        **({"source": table.source} if table.source else {}),
         "first_seed": first.seed,
         "seeds": [rounded(asdict(findings)) for findings in found],
         "versions": versions(),
@@ -233,24 +238,24 @@ def read_result(path: Path) -> ClaimResult:
     """Return the content of a file written by `write_result`; the first seed defaults to 0."""
     content = json.loads(path.read_text(encoding="utf-8"))
     seeds = [Findings(**{**seed, "curves": [Curve(**curve) for curve in seed["curves"]]}) for seed in content["seeds"]]
-    return ClaimResult(
-        content["sizes"], content["criteria"], content.get("first_seed", 0), seeds, content.get("code", "")
-    )
+    first, source = content.get("first_seed", 0), content.get("source", "")
+    return ClaimResult(content["sizes"], content["criteria"], first, seeds, source)
 
 
 def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, ClaimResult]:
     """Return the result of every claim and study that has one of this size.
 
-    Raises SettingsError for a result whose criteria or sizes differ from those in ``file``.
+    Raises SettingsError for a result whose criteria or sizes differ from those in ``file``, or if that is a Python file
+    that has changed.
     """
     results, table = {}, load_table(file)
     for name in (*table.claims, *table.studies):
         path = folder / f"{name}-{size}.json"
         if path.is_file():
             kept = results[name] = read_result(path)
-            if (kept.criteria, kept.sizes) != (table.criteria(name), table.sizes(name, size)):
+            if not kept.made_from(table, name, table.sizes(name, size)):
                 command = run_command(name, size, kept.first_seed, len(kept.seeds), file)
-                raise SettingsError(f"{path}: was made with other criteria or sizes; run `{command}` again")
+                raise SettingsError(f"{path}: was made with other criteria, sizes or code; run `{command}` again")
     return results
 
 

@@ -14,13 +14,12 @@ from mesalm.settings import SettingsError, hint, unknown_key
 
 @dataclass(frozen=True)
 class ClaimTable:
-    """Claims and studies by name."""
+    """Claims and studies by name; ``source`` is the sha256 of the Python file that defines them, "" for the paper's."""
 
     title: str
     claims: Mapping[str, Claim]
     studies: Mapping[str, Study] = field(default_factory=dict)
-    code: str = ""
-    """The sha256 of the Python file that defines them, if one does."""
+    source: str = ""
 
     def chosen(self, names: Sequence[str]) -> list[str]:
         """Return the claims and studies given by name, claim number or "all", each once, in the order of the table.
@@ -87,11 +86,13 @@ def load_table(path: Path = TABLE) -> ClaimTable:
             raise SettingsError(f"{path}: has no dictionary {part}; see docs/lab.md")
     if lacking := sorted(set(module.CLAIMS) ^ set(module.EXPERIMENTS)):
         raise SettingsError(f"{path}: {lacking[0]} must be in both CLAIMS and EXPERIMENTS")
+    if taken := sorted(set(module.CLAIMS) & set(load_claims())):
+        raise SettingsError(f"{path}: {taken[0]} is a claim of the paper, whose result it would replace; rename it")
     claims = {
         name: Claim.build({"number": place, **entry, "experiment": module.EXPERIMENTS[name]}, name)
         for place, (name, entry) in enumerate(module.CLAIMS.items(), start=1)
     }
-    return ClaimTable(path.stem, claims, code=file_hash(path))
+    return ClaimTable(path.stem, claims, source=file_hash(path))
 
 
 def _alike(key: str, value: Any, known: Any) -> Any:

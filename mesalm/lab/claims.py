@@ -43,8 +43,8 @@ class Criterion(Settings):
             raise ValueError(f"{self.quantity}: has no bound, so it always holds; give at_least or at_most")
 
     def holds(self, value: float) -> bool:
-        """Return whether a value meets every bound; NaN meets none."""
-        return not math.isnan(value) and all(KEPT[name](value, bound) for name, bound in self.bounds.items())
+        """Return whether a value meets every bound; NaN and infinite values, as of a diverged net, meet none."""
+        return math.isfinite(value) and all(KEPT[name](value, bound) for name, bound in self.bounds.items())
 
     def words(self) -> str:
         """Return the bounds in words."""
@@ -78,6 +78,10 @@ class Findings:
     blocks: dict[str, list[list[float]]] = field(default_factory=dict)
     divisions: int = 4
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for part in (self.values, self.controls):
+            part.update({name: float(value) for name, value in part.items()})  # also of a tensor with one element
 
 
 def _experiment(value: Any) -> Any:

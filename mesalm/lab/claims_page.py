@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,12 @@ def story(items: list[dict[str, Any]], order: Sequence[tuple[str, tuple[int, ...
 
 
 def room(criterion: Criterion, value: float) -> float:
-    """Return the distance to the nearest bound relative to it (absolute for bound 0), negative if it is violated."""
+    """Return the distance to the nearest bound relative to it (absolute for bound 0), negative if it is violated.
+
+    NaN for a value that is not finite.
+    """
+    if not math.isfinite(value):
+        return math.nan
     signs = {"at_most": 1.0, "below": 1.0, "at_least": -1.0, "above": -1.0}
     return min(signs[name] * (bound - value) / (abs(bound) or 1.0) for name, bound in criterion.bounds.items())
 
@@ -112,7 +118,7 @@ def _item(name: str, claim: Claim, result: ClaimResult, size: Size) -> dict[str,
     rulings = judge(claim, [findings.values for findings in found])
     verdict, style = VERDICTS[_verdict(claim, found)]
     asked = {criterion.quantity for criterion in claim.criteria}
-    # violated criteria come first, including NaN, for which `room` is undefined
+    # violated criteria come first, including values for which `room` is NaN
     nearest = min(rulings, key=lambda ruling: (ruling.holds, room(ruling.criterion, ruling.mean)))
     return {
         "name": name,

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mesa_eval.comparison.arms import Arm, find_arms, pairs, read_groups
+from mesa_eval.evaluate import named_models
 from mesa_eval.measures.scores import ModelCard
 from mesa_eval.reading.model_source import find_model
 
@@ -44,6 +45,7 @@ def test_arms_by_hand() -> None:
     cards = [card("p"), card("q"), card("r", "R", 5), card("t", "T", 6)]
     groups = read_groups(["one=runs/p,q", "two=r", "two=t"])
     assert find_arms(cards, groups) == [Arm("one", (0, 1), (0, 1)), Arm("two", (2, 3), (5, 6))]
+    assert named_models(["r"], ["one=runs/p,runs/p", "two=r,runs/p"]) == ["r", "runs/p"]  # not opened twice
     with pytest.raises(ValueError, match="'z' is not one of p, q"):
         find_arms(cards, {"one": ["z"]})
     with pytest.raises(ValueError, match="p is in arm one already"):

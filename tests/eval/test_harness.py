@@ -133,6 +133,26 @@ def test_no_figure_depends_on_the_batch(make, task_kinds: Path, save_mesa, tmp_p
 
 
 @pytest.mark.usefixtures("offline")
+def test_one_text_split_at_several_places_is_scored_at_each(save_model) -> None:
+    """The windows of a document that repeats itself, and of answers that begin sooner or later."""
+    from lm_eval.api.instance import Instance
+
+    model = save_model("model", 8, length=64)
+    harness = register()(pretrained=model, device="cpu", batch_size=8, dtype="float32")
+    for kind, asked in (
+        ("loglikelihood", [("ab", "cdef"), ("abcd", "ef"), ("abc", "def"), ("abcd", "eg")]),
+        ("loglikelihood_rolling", [("0123456789abcdef" * 10,), ("0123456789",)]),
+    ):
+        requests = [Instance(request_type=kind, doc={}, arguments=one, idx=0) for one in asked]
+        score = getattr(harness, kind)
+        harness.batch_size_per_gpu = 8
+        together = np.array(score(requests, disable_tqdm=True), dtype=float)
+        harness.batch_size_per_gpu = 1
+        alone = np.array([score([one], disable_tqdm=True)[0] for one in requests], dtype=float)
+        np.testing.assert_allclose(together, alone, atol=1e-3)
+
+
+@pytest.mark.usefixtures("offline")
 def test_whole_documents_agree_too(save_model) -> None:
     from lm_eval.api.instance import Instance
 

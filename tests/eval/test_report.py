@@ -141,6 +141,21 @@ def test_a_tokenizer_that_loses_text_has_no_bits_per_byte(
     assert any("no likelihood of answers" in note for note in data["notes"])
 
 
+def test_a_perplexity_beyond_floating_point_is_left_out(scores: list[Scores], tmp_path: Path) -> None:
+    """That of a diverged model: a thousand nats per token. Everything else is reported."""
+    diverged, other = scores[:2]
+    rows = len(build_comparison([diverged, other], draws=20).rows)
+    perplexity = diverged.measure("perplexity")
+    assert perplexity is not None
+    perplexity.numerator = [[1000.0 * tokens] for (tokens,) in perplexity.denominator]
+    comparison = build_comparison([diverged, other], draws=20)
+    row = comparison.row("perplexity")
+    assert row is not None
+    assert (row.values[0], row.differences[1].reason, len(comparison.rows)) == (None, "not measured", rows)
+    assert any(note.startswith(f"perplexity of {diverged.model.name} left out") for note in comparison.notes)
+    write_report(comparison, summarise(comparison), tmp_path)
+
+
 def test_a_model_against_itself_differs_by_nothing(scores: list[Scores]) -> None:
     comparison = build_comparison([scores[0], scores[0]], baseline=1)
     for row in comparison.rows:

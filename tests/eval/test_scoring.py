@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mesa_eval.measures.copying import score_copying
 from mesa_eval.reading.model_source import tokenizer_fingerprint
 from mesa_eval.reading.scoring import Scorer
 
@@ -59,6 +60,26 @@ def test_a_model_with_nan_is_refused(make, tokenizer) -> None:
     scorer = Scorer(make.table(torch.full((258, 258), float("nan"))), tokenizer, quiet=True)
     with pytest.raises(ValueError, match="not finite"):
         scorer.token_scores([[2, 3, 4]])
+
+
+def test_a_token_that_the_model_lacks_is_refused(make) -> None:
+    """Also where only the padding is such a token, which the scores do not depend on."""
+    tokenizer = make.tokenizer(merges_from="ab " * 50, size=259)
+    whole, smaller = (Scorer(make.llama(size, seed=1), tokenizer, quiet=True) for size in (259, 258))
+    assert tokenizer.get_vocab()["ab"] == 258
+    one_line = "its tokenizer gives token 258, but the model has 258 tokens"
+    for ask in (lambda: smaller.token_scores([[2, 258]]), lambda: smaller.generate(["ab"], 1)):
+        with pytest.raises(ValueError, match=one_line):
+            ask()
+    score_copying(smaller, 64, 8, 0)  # its sequences are of tokens that the model has
+    tokenizer.add_special_tokens({"pad_token": "<|new|>"})
+    padded = Scorer(make.llama(259, seed=1), tokenizer, quiet=True)
+    rows = rows_of([9, 3], 259)
+    for (found, *_), (expected, *_) in zip(padded.token_scores(rows), whole.token_scores(rows), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    tokenizer.bos_token = "<|new|>"
+    with pytest.raises(ValueError, match="gives token 259, but the model has 259 tokens"):
+        Scorer(make.llama(259, seed=1), tokenizer, quiet=True)
 
 
 def test_pairs_are_encoded_together_where_the_context_stays_a_prefix(make) -> None:

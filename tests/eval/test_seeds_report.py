@@ -195,7 +195,7 @@ def test_what_may_not_be_compared_says_why() -> None:
     accuracy = comparison.row("task/pairs/4/accuracy")
     assert [entry.reason for entry in accuracy.differences] == [OTHER_TOKENIZER, "", OTHER_WINDOW, OTHER_ITEMS]
     text = comparison.row("bits_per_byte")
-    assert [entry.reason for entry in text.differences] == ["", "", "", OTHER_ITEMS]
+    assert [entry.reason for entry in text.differences] == ["", "", OTHER_WINDOW, OTHER_ITEMS]
     assert OTHER_WINDOW in " ".join(summarise(comparison).limits)
     assert OTHER_TOKENIZER in render_page(comparison, summarise(comparison))
 

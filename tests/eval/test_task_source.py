@@ -108,6 +108,17 @@ def test_a_wrong_dataset_gets_one_line(dataset: Path, name: str, message: str) -
             "kind: choice",
             "'hail' is not among the words that 'rain, snow' lists",
         ),
+        *(
+            (
+                [
+                    {"input": "up", "output": "down", "split": "pool"},
+                    {"input": "left", "output": output, "split": "eval"},
+                ],
+                "",
+                f"every output must be text without white space around it, but {fault}",
+            )
+            for output, fault in (("", "that of 'left' is blank"), (" right", "' right' has white space at an end"))
+        ),
     ],
 )
 def test_what_cannot_be_answered_gets_one_line(lines: list[dict], settings: str, message: str, tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_a_trained_layer_is_a_gradient_step(tmp_path: Path) -> None:
         ({"above": 1.0}, 1.1, 1.0),
         ({"at_least": 1.0, "at_most": 2.0}, 1.5, 2.5),
         ({"at_most": 1.0}, 0.0, math.nan),
+        ({"at_least": 1.0}, 1.0, math.inf),
+        ({"below": 1.0}, 0.0, -math.inf),
     ],
 )
 def test_a_criterion_decides(bounds: dict[str, float], kept: float, missed: float) -> None:

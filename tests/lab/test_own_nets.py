@@ -13,6 +13,7 @@ from mesalm.data.stream import Batch
 from mesalm.data.synthetic.vector_task import VectorTask, normal
 from mesalm.lab.claim_runs import mean_quantities, read_results, run_claims
 from mesalm.lab.claims import Findings
+from mesalm.lab.claims_page import write_page
 from mesalm.lab.plan import net_training, plan_experiments
 from mesalm.lab.workbench import NetRecipe, Workbench, net_recipe
 from mesalm.regressor.regressor_mesa import RegressionOutput, half_squared_error
@@ -100,6 +101,28 @@ def test_sizes_of_ones_own_are_known_again_in_their_result(tmp_path: Path) -> No
     file.write_text(file.read_text().replace("(0.1, 0.2)", "{1, 2}"))
     with pytest.raises(SettingsError, match="small: must be numbers, text, lists"):
         run_claims(["all"], out=tmp_path, nets=tmp_path, file=file)
+
+
+def test_a_changed_file_needs_a_new_result(tmp_path: Path) -> None:
+    """Its criteria and sizes may be the same and the experiment another."""
+    file = tmp_path / "own.py"
+    file.write_text(
+        "import torch\n"
+        "from mesalm.lab.claims import Findings\n"
+        "CRITERIA = [{'quantity': 'q', 'at_least': 0.98}]\n"
+        "CLAIMS = {'a': {'claim': 'x', 'criteria': CRITERIA, 'small': {'n': 1}}}\n"
+        "EXPERIMENTS = {'a': lambda bench, sizes: Findings({'q': torch.tensor(0.97999995)})}\n"
+    )
+    where = {"out": tmp_path, "nets": tmp_path, "file": file}
+    assert run_claims(["a"], **where) == {"a": True}  # of the rounded value, by which the page judges too
+    assert "1 claim reproduced" in write_page(tmp_path, file=file).read_text(encoding="utf-8")
+    file.write_text(file.read_text().replace("0.97999995", "0.5"))
+    with pytest.raises(SettingsError, match="other criteria, sizes or code"):
+        read_results(tmp_path, "small", file)
+    assert run_claims(["a"], missing=True, **where) == {"a": False}
+    file.write_text(file.read_text().replace("'a':", "'depth':"))
+    with pytest.raises(SettingsError, match="depth is a claim of the paper"):
+        run_claims(["all"], **where)
 
 
 def test_a_control_that_names_its_seed_is_shown_beside_those_of_other_seeds() -> None:

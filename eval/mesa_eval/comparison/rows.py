@@ -26,6 +26,7 @@ OTHER_ITEMS = "items differ"
 OTHER_SEED = "seeds of the items differ"
 OTHER_TEXT = "texts differ"
 NOT_MEASURED = "not measured"
+MOST_NATS = 300.0  # exp of more leaves no room for the variance of a bootstrap in float64
 MOST_NULL = 0.8  # with less room above it, one query more or less would move a task by more than the others
 GAINS = (("", "demonstration gain"), ("pairing", "demonstration gain by pairing"))  # variant, label
 TRANSFORMS: dict[str, Transform | None] = {"": None, "exp": np.exp}
@@ -45,7 +46,7 @@ def build_comparison(
     """
     arms = list(arms or find_arms([item.model for item in scores]))
     table = _Table(scores, arms, baseline if differences and len(arms) > 1 else -1, draws)
-    keys = ordered_keys([[(measure.section, measure.key) for measure in item.measures] for item in scores])
+    keys = ordered_keys([[(measure.section, key) for key, measure in own.items()] for own in table.measures])
     rows = table.average() + table.gains() + [table.row(key) for key in keys]
     notes = [*table.notes, *_lone_seeds(arms, table.baseline), *_gathered_notes(scores)]
     return Comparison(scores, arms, table.baseline, rows, notes)
@@ -82,8 +83,13 @@ class _Table:
         self.arms = arms
         self.baseline = baseline
         self.seed = int(scores[0].protocol["seed"])
-        self.measures = [{measure.key: measure for measure in item.measures} for item in scores]
-        self.notes: list[str] = []
+        self.measures = [{measure.key: measure for measure in item.measures if _fits(measure)} for item in scores]
+        self.notes = [
+            f"{measure.key} of {item.model.name} left out: a mean loss over {MOST_NATS:g} nats is too large for exp"
+            for item in scores
+            for measure in item.measures
+            if not _fits(measure)
+        ]
 
     def row(self, key: str) -> Row:
         """Return the row of one key."""
@@ -227,6 +233,11 @@ class _Table:
         return next((values[place] for place in arm.members if values[place] is not None), None)
 
 
+def _fits(measure: Measure) -> bool:
+    """Return whether a perplexity, as of a diverged model, is small enough to be resampled."""
+    return measure.transform != "exp" or np.sum(measure.numerator) <= MOST_NATS * np.sum(measure.denominator)
+
+
 def _over_tasks(metric: str, variant: str, label: str, unit: str, tasks: int) -> Statistic:
     """Return the statistic of a mean over this many tasks."""
     words = f"{label} of {plural(tasks, 'task')}"
@@ -263,9 +274,10 @@ def _reason(own: Measure | None, base: Measure | None, model: Scores, other: Sco
     """Return why a model cannot be compared with the baseline; "" if it can."""
     if own is None or base is None:
         return NOT_MEASURED
-    if not own.any_tokenizer and model.model.tokenizer != other.model.tokenizer:
-        return _unlike_protocol(model, other) or OTHER_TOKENIZER
-    if not own.any_tokenizer and model.window != other.window:
+    if model.model.tokenizer != other.model.tokenizer:
+        if not own.any_tokenizer:
+            return _unlike_protocol(model, other) or OTHER_TOKENIZER
+    elif model.window != other.window and (own.section == "text" or not own.any_tokenizer):
         return _unlike_protocol(model, other) or OTHER_WINDOW
     return _unlike(own, base, model, other)
 

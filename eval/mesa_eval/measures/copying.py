@@ -37,7 +37,8 @@ def score_copying(scorer: Reader, window: int, windows: int, seed: int) -> CopyS
     A sequence has `LONGEST` tokens, or fewer if two of them and the start token do not fit into the window.
     """
     special = set(scorer.tokenizer.all_special_ids)
-    ordinary = np.array([token for token in range(len(scorer.tokenizer)) if token not in special])
+    known = min(len(scorer.tokenizer), scorer.vocab_size)
+    ordinary = np.array([token for token in range(known) if token not in special])
     before = scorer.start()
     length = min(LONGEST, (window + 1 - len(before)) // 2, len(ordinary))
     if length < 4:

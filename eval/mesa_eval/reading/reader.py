@@ -68,8 +68,10 @@ class Reader(TextEncoder, ABC):
         likeliest token, and which was, for i = f ... len(r) - 1. The model reads `r[:-1]`. Rows are batched by
         length and padded on the right, which a causal model cannot see. Rows with the same entry of `shared` are
         continued from a cache of their common prefix, if the model has a cache; the result is
-        the same up to rounding. Several processes share the batches. Raises ValueError for a value that is not finite.
+        the same up to rounding. Several processes share the batches. Raises ValueError for a value that is not finite,
+        and for a token that the model does not have.
         """
+        self._check_tokens(rows)
         starts = [1] * len(rows) if firsts is None else list(firsts)
         if any(first < 1 for first in starts):
             raise ValueError("firsts: the first scored position must be at least 1")
@@ -94,9 +96,10 @@ class Reader(TextEncoder, ABC):
 
         Generation also ends at the end of the window. Tokens read are those of the prompt, once, and all but the last
         of the generated ones. Prompts are padded on the left, and the padding is masked. Raises ValueError for a prompt
-        that fills the window.
+        that fills the window, or a token that the model does not have.
         """
         rows = [self.start() + ids for ids in self.encode_all(list(prompts))]
+        self._check_tokens(rows)
         most = [max_new_tokens if window is None else min(max_new_tokens, window + 1 - len(row)) for row in rows]
         if min(most, default=1) < 1:
             raise ValueError(
@@ -107,6 +110,14 @@ class Reader(TextEncoder, ABC):
         self.tokens_run += sum(len(row) + len(written[place]) - 1 for place, row in enumerate(rows))
         texts = [self.tokenizer.decode(written[place], skip_special_tokens=True) for place in range(len(rows))]
         return [text.split(stop)[0] for text in texts]
+
+    def _check_tokens(self, rows: Sequence[Sequence[int]]) -> None:
+        largest = max((max(row, default=0) for row in rows), default=0)
+        if largest >= self.vocab_size:
+            raise ValueError(
+                f"{self.name}: its tokenizer gives token {largest}, but the model has {self.vocab_size} tokens; give it"
+                " its own tokenizer, or resize its embeddings"
+            )
 
     def budget(self) -> int:
         """Return the maximum number of tokens in a batch, which is smaller for large vocabularies."""

@@ -65,8 +65,9 @@ class Scorer(Reader):
         self.processes = processes or Processes()
         declared = declared_length(getattr(model, "config", None), tokenizer)
         self.max_length = self.source.sequence_length or declared
-        eos = tokenizer.eos_token_id
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (eos or 0)
+        ends = (tokenizer.pad_token_id, tokenizer.eos_token_id)  # the model may lack an added pad token
+        self._pad = next((token for token in ends if token is not None and token < vocab_size), 0)
+        self._check_tokens([self.start()])
         accepted = inspect.signature(model.forward).parameters
         self._keeps_logits = "logits_to_keep" in accepted
         self._caches = "use_cache" in accepted

@@ -190,8 +190,9 @@ def make_tasks(
 
     If the settings have no kind, labels give a classification, questions that list their answers a choice, words with
     scrambled letters a scramble, items with paradigms but no pool minimal pairs, and anything else pairs.
-    Raises ValueError in one line for a split that is empty, an input in both splits, an output that is no label, a
-    label without a demonstration, or a choice whose answer the question does not list.
+    Raises ValueError in one line for a split that is empty, a blank output or one with white space around it (prompts
+    put a space before it), an input in both splits, an output that is no label, a label without a demonstration, or a
+    choice whose answer the question does not list.
     """
     kind = settings.kind or _kind_of(pool, evaluation, labels)
     wording = {key: value for key in ("header", "template") if (value := getattr(settings, key)) is not None}
@@ -201,6 +202,12 @@ def make_tasks(
     for split, items in (("pool", pool), ("eval", evaluation)):
         if not items and (split == "eval" or not without_pool):
             raise ValueError(f"{where}: has no line of split {split!r}; a few-shot task needs both pool and eval")
+    answers = [] if kind == "minimal" or kind in PASSAGES else [*pool, *evaluation]
+    blank = [item for item in answers if not item.output.strip()]
+    ends = [item.output for item in answers if item.output != item.output.strip() and not blank]
+    if blank or ends:
+        fault = f"{ends[0]!r} has white space at an end" if ends else f"that of {blank[0].input[:40]!r} is blank"
+        raise ValueError(f"{where}: every output must be text without white space around it, but {fault}")
     both = {item.input for item in pool} & {item.input for item in evaluation}
     if both:
         raise ValueError(f"{where}: {min(both)!r} is in pool and in eval; an input may be in one of them only")
