@@ -1,4 +1,4 @@
-"""Time mesa attention beside its rivals in one run: time, memory, operations and error of each.
+"""Time mesa attention beside its rivals in one run: time, memory and error of each.
 
     python kernels/bench/bench_operator.py                          # eight gates, 2,048 tokens, 8 heads of 64, float32
     python kernels/bench/bench_operator.py --gamma 0.99 --length 2048 8192 32768
@@ -22,12 +22,11 @@ import records
 import torch
 from accuracy import Errors, Truth, find_errors, find_truth, output_errors
 from cases import DTYPES, GAMMAS, KEYS, Case, CaseOperands, make_operands, recorded_case
-from measure import Spread, interleave, peak_rates, ratio
+from measure import Spread, copy_rate, interleave, large_product, ratio
 from peak_of_variant import measure, measure_apart, passes
 from peer import ask_peer
 from peer_kernel import peer_release
-from roofline import Roof, copy_rate, least_traffic
-from variants import ALL, BASELINES, QUADRATIC, Work, backend_of, count_work, find, spell
+from variants import ALL, BASELINES, QUADRATIC, backend_of, find, mean_steps, spell
 
 from mesalm.model.chunk_states import CHUNK
 
@@ -45,25 +44,11 @@ class VariantRow:
     forward: Spread | None
     both: Spread | None
     memory: dict[str, int | None] | None = None
-    work: Work | None = None
+    steps: float | None = None
     errors: Errors | None = None
     agreement: float | None = None
     peer: str | None = None
     backend: str | None = None
-    traffic: tuple[float, float] | None = None
-
-    @property
-    def rate(self) -> float | None:
-        """Return the operations per second over both passes."""
-        if self.work is None or self.both is None:
-            return None
-        return (self.work.forward + self.work.backward) / self.both.median
-
-    def share_of_roof(self, roof: Roof) -> float | None:
-        """Return the least time of both passes on the machine over the time that they took."""
-        if self.work is None or self.both is None or self.traffic is None:
-            return None
-        return roof.floor(self.work.forward + self.work.backward, self.traffic[1]) / self.both.median
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -133,7 +118,7 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
     """Measure all variants on one case and give all rows again whenever one of them knows more.
 
     First comes a time of each alone, after its warm-up; then the times turn by turn; then, variant by variant, peak
-    memory, errors and work.
+    memory, errors and steps.
     """
     operands = make_operands(case)
     cuda = torch.device(case.device).type == "cuda"
@@ -149,8 +134,7 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
     rows: dict[str, VariantRow] = {}
     for name, variant in variants.items():
         times = interleave(actions[name], 1, arguments.warmup, case.device)
-        traffic = least_traffic([operands[place] for place in variant.reads], operands.value)
-        rows[name] = VariantRow(name, *times.values(), backend=backend_of(variant, operands), traffic=traffic)
+        rows[name] = VariantRow(name, *times.values(), backend=backend_of(variant, operands))
         yield rows
     together = {(name, way): action for name, pair in actions.items() for way, action in pair.items()}
     times = interleave(together, arguments.repeats, 0, case.device)
@@ -164,7 +148,7 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
     truth = find_truth(operands, upstream=arguments.upstream, rows=arguments.truth_rows)
     for name, variant in variants.items():
         errors = find_errors(variant, operands, truth) if variant.solves else None
-        rows = {**rows, name: replace(rows[name], errors=errors, work=count_work(variant, operands))}
+        rows = {**rows, name: replace(rows[name], errors=errors, steps=mean_steps(variant, operands))}
         yield rows
     if arguments.peer_python and case.length <= QUADRATIC_LIMIT:
         yield {**rows, **{row.name: row for row in peer_rows(arguments.peer_python, operands, truth, case)}}
@@ -192,8 +176,8 @@ def peer_rows(python: str, operands: CaseOperands, truth: Truth, case: Case) -> 
     return rows
 
 
-def to_line(row: VariantRow, rows: list[VariantRow], rates: dict[str, float], bandwidth: float) -> dict[str, Any]:
-    """Write a row as the fields of a JSON line: seconds, bytes, operations, errors and ratios."""
+def to_line(row: VariantRow, rows: list[VariantRow]) -> dict[str, Any]:
+    """Write a row as the fields of a JSON line: seconds, bytes, steps, errors and ratios."""
     both = {other.name: other.both for other in rows}
     errors = None if row.errors is None else {**asdict(row.errors), "gradient": row.errors.gradient}
     return {
@@ -202,13 +186,7 @@ def to_line(row: VariantRow, rows: list[VariantRow], rates: dict[str, float], ba
         "forward_s": records.spread_fields(row.forward),
         "forward_backward_s": records.spread_fields(row.both),
         "peak_bytes": row.memory,
-        "work": None if row.work is None else asdict(row.work),
-        "flops_per_s": row.rate,
-        "peak_flops_per_s": rates,
-        "share_of_peak": {name: None if row.rate is None else row.rate / rate for name, rate in rates.items()},
-        "least_bytes": row.traffic,
-        "copied_bytes_per_s": bandwidth,
-        "share_of_roof": row.share_of_roof(Roof(rates["large"], bandwidth)),
+        "steps": row.steps,
         "errors": errors,
         "speedup_on": {name: ratio(both.get(name), row.both) for name in BASELINES},
         "time_over_linear": ratio(row.both, both.get("linear")),
@@ -222,7 +200,7 @@ def columns(baselines: list[str]) -> tuple[str, ...]:
     return (
         *("variant", "forward\nms", "fwd + bwd\nms", "µs per\ntoken"),
         *(f"faster\nthan\n{name}" for name in baselines),
-        *("times\nlinear", "peak\nMiB", "steps", "GFLOP", "of\npeak", "of\nbatched\npeak", "of\nroof"),
+        *("times\nlinear", "peak\nMiB", "steps"),
         *("error", "99 % of\ntokens", "gradient\nerror"),
     )
 
@@ -241,7 +219,7 @@ def show_case(case: Case, rows: list[VariantRow], lines: list[dict[str, Any]]) -
 
 def _cells(case: Case, row: VariantRow, line: dict[str, Any], baselines: list[str]) -> tuple[str, ...]:
     """Write a row as the cells of the table."""
-    errors, memory, work = line["errors"] or {}, row.memory or {}, row.work
+    errors, memory = line["errors"] or {}, row.memory or {}
     return (
         row.name,
         records.milliseconds(row.forward),
@@ -250,11 +228,7 @@ def _cells(case: Case, row: VariantRow, line: dict[str, Any], baselines: list[st
         *(records.number(line["speedup_on"][name]) for name in baselines),
         records.number(line["time_over_linear"]),
         records.number(memory.get("both"), 2.0**-20),
-        records.number(work.steps if work else None),
-        records.number(work.forward + work.backward if work else None, 1e-9),
-        records.share(line["share_of_peak"]["large"]),
-        records.share(line["share_of_peak"]["batched"]),
-        records.share(line["share_of_roof"]),
+        records.number(row.steps),
         records.error(errors.get("output")),
         records.error(errors.get("quantile")),
         records.error(errors.get("gradient")),
@@ -268,23 +242,20 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             f"--peer-python: {arguments.peer_python} is not a program; give the path of a Python interpreter"
         )
     shared = records.describe_run("bench_operator", arguments)
-    peaks: dict[tuple[int, str], dict[str, float]] = {}
-    bandwidth = copy_rate(arguments.device, arguments.quick)
-    print(f"measured bandwidth of a copy, GB/s: {bandwidth / 1e9:.0f}")
+    shared["copied_bytes_per_s"] = copy_rate(arguments.device, arguments.quick)
+    print(f"measured bandwidth of a copy, GB/s: {shared['copied_bytes_per_s'] / 1e9:.0f}")
+    peaks = {name: large_product(DTYPES[name], arguments.device, arguments.quick) for name in arguments.dtype}
+    print("measured peak, GFLOP/s: " + ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in peaks.items()))
     written = []
     for place, case in enumerate(list_cases(arguments)):
-        kind = case.size, case.dtype
-        if kind not in peaks:
-            peaks[kind] = peak_rates(case.size, DTYPES[case.dtype], case.device, arguments.quick)
-            limits = (f"{name} {rate / 1e9:.0f}" for name, rate in peaks[kind].items())
-            print(f"measured peak, GFLOP/s, size {case.size}, {case.dtype}: " + ", ".join(limits))
         with_memory = arguments.memory == "all" or (arguments.memory == "first" and not place)
+        about = {**shared, "peak_flops_per_s": peaks[case.dtype], "case": asdict(case)}
         before: dict[str, VariantRow] = {}
         rows: list[VariantRow] = []
         lines: list[dict[str, Any]] = []
         for known in measure_case(case, arguments, with_memory):
             rows = list(known.values())
-            lines = [{**shared, "case": asdict(case), **to_line(row, rows, peaks[kind], bandwidth)} for row in rows]
+            lines = [{**about, **to_line(row, rows)} for row in rows]
             if arguments.out is not None:
                 news = [line for row, line in zip(rows, lines, strict=True) if before.get(row.name) != row]
                 records.append_lines(arguments.out, news)

@@ -22,7 +22,7 @@ from typing import Any
 import records
 import torch
 from cases import BASELINE, DTYPES, MODEL_SIZES, add_model_arguments, build_model
-from measure import Spread, interleave, peak_rates, ratio
+from measure import Spread, interleave, large_product, ratio
 from profile_pass import profile_action
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -160,7 +160,7 @@ def measure_length(arguments: argparse.Namespace, length: int) -> tuple[list[Tra
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure, print and write all lengths; return the JSON lines."""
     shared = records.describe_run("bench_step", arguments)
-    rates = peak_rates(64, DTYPES[arguments.precision], arguments.device, arguments.quick)
+    peak = large_product(DTYPES[arguments.precision], arguments.device, arguments.quick)
     written = []
     for length in arguments.length:
         trainees, times = measure_length(arguments, length)
@@ -170,7 +170,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             lines.append(
                 {
                     **shared,
-                    "peak_flops_per_s": rates,
+                    "peak_flops_per_s": peak,
                     "length": length,
                     "rows": trainee.tokens.shape[0],
                     "variant": trainee.name,
@@ -179,7 +179,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     "time_over_softmax": ratio(spread, times.get(BASELINE)),
                     "solver_steps": trainee.model.solver_steps(),
                     "flops": flops,
-                    "share_of_peak": flops / spread.median / rates["large"],
+                    "share_of_peak": flops / spread.median / peak,
                     "loss": float(trainee.loss),
                     "operators": trainee.operators(),
                 }

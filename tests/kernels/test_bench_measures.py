@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_model
-from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 from mesalm import MesaConfig
-from mesalm.model import linear_chunked
 from mesalm.model.operator_mesa import mesa_attention
 
 BENCH = Path(__file__).parents[2] / "kernels" / "bench"
@@ -123,58 +121,13 @@ def test_the_truth_of_last_tokens_is_that_of_the_whole(bench: SimpleNamespace) -
     assert bench.accuracy.output_errors(1.01 * whole.output, whole).output == pytest.approx(0.01)
 
 
-def count(action: Any) -> float:
-    """Count operations as torch does, in-place products included."""
-
-    def added(_: object, left: Any, right: Any, *args: object, **kwargs: object) -> int:
-        return int(bmm_flop(left, right))
-
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: added}) as counter:
-        action()
-    return counter.get_total_flops()
-
-
-def test_operations_are_counted_as_torch_counts_them(bench: SimpleNamespace) -> None:
-    T, H, K, V = 256, 3, 16, 24
-    made = bench.cases.make_operands(bench.cases.Case(T, heads=H, size=K))._replace(value=torch.randn(1, T, H, V))
-    leaves = made.leaves()
-    upstream = torch.randn(1, T, H, V)
-    kept: list[torch.Tensor] = []
-    forward = count(lambda: kept.append(bench.cg_fixed.mesa_fixed_steps(*leaves, 3)))
-    backward = count(lambda: torch.autograd.grad(kept[0], leaves, upstream))
-    # exact but for the two small sums over gates, in which torch's way of counting differs
-    assert forward == pytest.approx(T * H * bench.flops.mesa(K, V, 3, 0.0, False), rel=1e-3)
-    assert backward == pytest.approx(T * H * bench.flops.mesa(K, V, 3, 0.0, True), rel=1e-3)
-
-    cross = torch.zeros(1, H, K, V)
-    operands = linear_chunked.LinearOperands(*made[:5], cross)
-    assert count(lambda: linear_chunked.forward(operands)) == pytest.approx(
-        T * H * bench.flops.linear(K, V, False), rel=1e-3
-    )
-    upstreams = linear_chunked.LinearUpstreams(upstream, cross)
-    assert count(lambda: linear_chunked.backward(upstreams, operands)) == pytest.approx(
-        T * H * bench.flops.linear(K, V, True), rel=1e-3
-    )
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        square = count(lambda: bench.variants.find("softmax").run(made))
-    # torch's plain way computes the upper half of the scores too
-    assert square * (T + 1) / (2 * T) == pytest.approx(T * H * bench.flops.softmax(K, V, T, False), rel=1e-3)
-
-
-def test_the_shared_factor_costs_what_the_design_says(bench: SimpleNamespace) -> None:
-    assert bench.flops.shared_factor(64) / bench.flops.matrix_vector(64) == pytest.approx(1.2, abs=0.05)
-    assert bench.flops.shared_factor(128) / bench.flops.matrix_vector(128) == pytest.approx(1.9, abs=0.1)
-    extra = bench.flops.mesa(64, 64, 5, 1.0, False) - bench.flops.mesa(64, 64, 5, 0.0, False)
-    assert extra == pytest.approx(bench.flops.shared_factor(64))
-
-
-def test_work_follows_the_steps_that_the_solver_reports(bench: SimpleNamespace) -> None:
+def test_steps_are_those_that_the_solver_reports(bench: SimpleNamespace) -> None:
     made = bench.cases.make_operands(bench.cases.Case(256, heads=2, size=16, gamma=1.0))
-    shared, gradients = (bench.variants.count_work(bench.variants.find(x), made) for x in ("shared@1e-4", "cg@1e-4"))
+    words = ("shared@1e-4", "cg@1e-4", "cg-30", "linear")
+    shared, gradients, fixed, nothing = (bench.variants.mean_steps(bench.variants.find(word), made) for word in words)
     # without forgetting one product with the shared factor is the solution
-    assert (shared.steps, shared.factored) == (1, 1)
-    assert gradients.steps > 5
-    assert gradients.forward > shared.forward
+    assert (shared, fixed, nothing) == (1, 30, None)
+    assert gradients > 5
 
 
 def test_measurements_take_turns(bench: SimpleNamespace) -> None:
