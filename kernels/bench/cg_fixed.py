@@ -8,8 +8,6 @@ near a CPU's cache. It shares chunks and gradients with mesalm and differs in th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -45,10 +43,6 @@ class Cut(NamedTuple):
     gram: Tensor
     cross: Tensor
     inverse_root: Tensor
-
-
-Solver = Callable[[Cut, Tensor], Tensor]
-"""What solves (H_t + I) x_t = rhs_t for all rows `[P, M, K]`."""
 
 
 def cut(key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, ridge: Tensor, dtype: torch.dtype) -> Cut:
@@ -122,15 +116,16 @@ class _Solved(torch.autograd.Function):
         log_forget: Tensor,
         input_gate: Tensor,
         ridge: Tensor,
-        solver: Solver,
+        steps: int,
+        block: int | None,
     ) -> Tensor:
         B, T, G = key.shape[:3]
         dtype = compute_dtype(query.dtype)
         made = cut(key, value, log_forget, input_gate, ridge, dtype)
-        x = solver(made, to_chunks(query, G, dtype).mul_(made.inverse_root))
+        x = solve(made, to_chunks(query, G, dtype).mul_(made.inverse_root), steps, block)
         output = read_states(x, made.key, made.value * made.gate, made.cross, made.decay)
         ctx.save_for_backward(query, key, value, log_forget, input_gate, ridge, x)
-        ctx.solver = solver
+        ctx.settings = steps, block
         return from_chunks(output, B, T, G, query.dtype)
 
     @staticmethod
@@ -141,7 +136,7 @@ class _Solved(torch.autograd.Function):
         made = cut(key, value, log_forget, input_gate, ridge, dtype)
         d = to_chunks(upstreams[0], G, dtype)
         rhs = read_states(d, made.value * made.gate, made.key, made.cross.mT, made.decay)
-        y = ctx.solver(made, rhs)
+        y = solve(made, rhs, *ctx.settings)
         local_cross, local_gram = local_adjoints(x, d, y, made.decay)
         assert local_gram is not None
         gram_end, _ = scan_states(local_gram, made.decay.whole, x.new_zeros(B, G, K, K), backward=True)
@@ -158,6 +153,7 @@ class _Solved(torch.autograd.Function):
             d_log.masked_fill(is_restart(log_forget, dtype), 0.0),
             from_chunks(tokens.input_gate, B, T, G, input_gate.dtype).squeeze(-1),
             d_ridge.to(ridge.dtype),
+            None,
             None,
         )
 
@@ -178,11 +174,5 @@ def mesa_fixed_steps(
     `[B, T, H, V]` in query's dtype. Computes in float32, or float64 for float64 operands. block: as in `solve`; it
     changes nothing on other devices.
     """
-    solver = partial(solve, steps=steps, block=block)
-    return mesa_solved_by(solver, query, key, value, log_forget, input_gate, ridge)
-
-
-def mesa_solved_by(solver: Solver, *operands: Tensor) -> Tensor:
-    """Compute mesa attention of the operands of `mesa_fixed_steps` by a solver, forward and backward."""
-    output: Tensor = _Solved.apply(*operands, solver)
+    output: Tensor = _Solved.apply(query, key, value, log_forget, input_gate, ridge, steps, block)
     return output
