@@ -12,7 +12,6 @@ and case holds everything. See README.md beside this file.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -20,20 +19,15 @@ from typing import Any
 
 import records
 import torch
-from accuracy import Errors, Truth, find_errors, find_truth, output_errors
-from cases import DTYPES, GAMMAS, KEYS, Case, CaseOperands, make_operands, recorded_case
+from accuracy import Errors, find_errors, find_truth
+from cases import DTYPES, GAMMAS, KEYS, Case, make_operands, recorded_case
 from measure import Spread, copy_rate, interleave, large_product, ratio
 from peak_of_variant import measure, measure_apart, passes
-from peer import ask_peer
 from peer_kernel import peer_release
 from variants import ALL, BASELINES, QUADRATIC, backend_of, find, mean_steps, spell
 
-from mesalm.model.chunk_states import CHUNK
-
 QUADRATIC_LIMIT = 8192
 """Longest case that variants of quadratic time are run on, on a CPU."""
-AGREEMENT_TOKENS = 512
-"""Tokens on which the peer's reference and ours are compared in float64."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +40,6 @@ class VariantRow:
     memory: dict[str, int | None] | None = None
     steps: float | None = None
     errors: Errors | None = None
-    agreement: float | None = None
-    peer: str | None = None
     backend: str | None = None
 
 
@@ -68,7 +60,6 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, help="measurements of each variant (default: 15)")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them")
     parser.add_argument("--memory", choices=("all", "first", "none"), help="cases whose peak memory is measured")
-    parser.add_argument("--peer-python", metavar="PYTHON", help="interpreter that has flash-linear-attention")
     parser.add_argument("--upstream", type=float, default=1.0, help="size of the upstream gradient of gradient errors")
     parser.add_argument("--truth-rows", type=int, metavar="N", help="find errors of the first N sequences only")
     usual = {
@@ -150,30 +141,6 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
         errors = find_errors(variant, operands, truth) if variant.solves else None
         rows = {**rows, name: replace(rows[name], errors=errors, steps=mean_steps(variant, operands))}
         yield rows
-    if arguments.peer_python and case.length <= QUADRATIC_LIMIT:
-        yield {**rows, **{row.name: row for row in peer_rows(arguments.peer_python, operands, truth, case)}}
-
-
-def peer_rows(python: str, operands: CaseOperands, truth: Truth, case: Case) -> list[VariantRow]:
-    """Run the peer's two references: time and error on the case, and how far its exact one agrees with ours in float64.
-
-    Their times are those of the CPU, and left out where the case runs elsewhere. The exact one's backward pass by
-    autograd copies all states at every token and is not run. The other one wants whole chunks of tokens.
-    """
-    short = operands.tokens(0, AGREEMENT_TOKENS).double()
-    double = ask_peer(python, short, "exact", "float64", 1)
-    ours = find_truth(short, gradients=False)
-    agreement = output_errors(double.output.to(short.query.device), ours).output
-    rows = []
-    for function in ("exact", "cg-30") if case.length % CHUNK == 0 else ("exact",):
-        result = ask_peer(python, operands, function)
-        seconds = result.seconds if case.device == "cpu" else None
-        errors = output_errors(result.output.to(operands.query.device)[: len(truth.output)], truth)
-        agrees = f", agrees with our exact operator in float64 to {agreement:.1e}" if function == "exact" else ""
-        label = f"{result.function} of release {result.release}{agrees}"
-        kept = agreement if function == "exact" else None
-        rows.append(VariantRow(f"fla {function}", seconds, None, errors=errors, agreement=kept, peer=label))
-    return rows
 
 
 def to_line(row: VariantRow, rows: list[VariantRow]) -> dict[str, Any]:
@@ -190,8 +157,6 @@ def to_line(row: VariantRow, rows: list[VariantRow]) -> dict[str, Any]:
         "errors": errors,
         "speedup_on": {name: ratio(both.get(name), row.both) for name in BASELINES},
         "time_over_linear": ratio(row.both, both.get("linear")),
-        "agreement_float64": row.agreement,
-        "peer": row.peer,
     }
 
 
@@ -209,8 +174,7 @@ def show_case(case: Case, rows: list[VariantRow], lines: list[dict[str, Any]]) -
     """Print the table of a case, and what must be known to read it."""
     baselines = [row.name for row in rows if row.name in BASELINES]
     cells = [_cells(case, row, line, baselines) for row, line in zip(rows, lines, strict=True)]
-    notes = [f"{row.name}: {row.peer}" for row in rows if row.peer]
-    notes += [f"{row.name}: back end {row.backend}" for row in rows if row.backend]
+    notes = [f"{row.name}: back end {row.backend}" for row in rows if row.backend]
     first = next((row.errors.from_token for row in rows if row.errors is not None), 0)
     if first:
         notes.append(f"errors are those of the tokens from {first} on; gradients' errors those of the first tokens")
@@ -237,10 +201,6 @@ def _cells(case: Case, row: VariantRow, line: dict[str, Any], baselines: list[st
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure, print and write all cases; return the JSON lines."""
-    if arguments.peer_python and shutil.which(arguments.peer_python) is None:
-        raise ValueError(
-            f"--peer-python: {arguments.peer_python} is not a program; give the path of a Python interpreter"
-        )
     shared = records.describe_run("bench_operator", arguments)
     shared["copied_bytes_per_s"] = copy_rate(arguments.device, arguments.quick)
     print(f"measured bandwidth of a copy, GB/s: {shared['copied_bytes_per_s'] / 1e9:.0f}")
