@@ -81,7 +81,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 def usual_variants(device: str) -> list[str]:
     """List the variants that a device is usually asked about; the peer's kernel only where it is installed."""
     if torch.device(device).type != "cuda":
-        return ["mesa", "cg", "cg-30", "cg-30-plain", "linear", "softmax"]
+        return ["mesa", "cg", "cg-30", "linear", "softmax"]
     return ["mesa", "torch", *(["fla"] if peer_release() else []), "linear", "softmax"]
 
 

@@ -58,16 +58,13 @@ def cut(key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, ridg
     return Cut(keys, values, gate, decay, gram, cross, inverse_root)
 
 
-def solve(made: Cut, rhs: Tensor, steps: int, block: int | None) -> Tensor:
-    """Take `steps` steps of conjugate gradients from zero on (H_t + I) x_t = rhs_t for all rows `[P, M, K]`.
-
-    block: on a CPU, the numbers that a block of problems works on; None: every step goes through all problems.
-    """
+def solve(made: Cut, rhs: Tensor, steps: int) -> Tensor:
+    """Take `steps` steps of conjugate gradients from zero on (H_t + I) x_t = rhs_t for all rows `[P, M, K]`."""
     P, M, K = rhs.shape
     C = made.key.shape[1]
     size = max(P, 1)
-    if block and rhs.device.type == "cpu":
-        size = max(4, block // (K * K + 2 * C * K + C * C + M * (4 * K + C)))
+    if rhs.device.type == "cpu":
+        size = max(4, BLOCK_NUMBERS // (K * K + 2 * C * K + C * C + M * (4 * K + C)))
     written, start = made.key * made.gate, repeat_rows(made.decay.start, M)
     x = torch.empty_like(rhs)
     for first in range(0, P, size):
@@ -117,15 +114,14 @@ class _Solved(torch.autograd.Function):
         input_gate: Tensor,
         ridge: Tensor,
         steps: int,
-        block: int | None,
     ) -> Tensor:
         B, T, G = key.shape[:3]
         dtype = compute_dtype(query.dtype)
         made = cut(key, value, log_forget, input_gate, ridge, dtype)
-        x = solve(made, to_chunks(query, G, dtype).mul_(made.inverse_root), steps, block)
+        x = solve(made, to_chunks(query, G, dtype).mul_(made.inverse_root), steps)
         output = read_states(x, made.key, made.value * made.gate, made.cross, made.decay)
         ctx.save_for_backward(query, key, value, log_forget, input_gate, ridge, x)
-        ctx.settings = steps, block
+        ctx.steps = steps
         return from_chunks(output, B, T, G, query.dtype)
 
     @staticmethod
@@ -136,7 +132,7 @@ class _Solved(torch.autograd.Function):
         made = cut(key, value, log_forget, input_gate, ridge, dtype)
         d = to_chunks(upstreams[0], G, dtype)
         rhs = read_states(d, made.value * made.gate, made.key, made.cross.mT, made.decay)
-        y = solve(made, rhs, *ctx.settings)
+        y = solve(made, rhs, ctx.steps)
         local_cross, local_gram = local_adjoints(x, d, y, made.decay)
         assert local_gram is not None
         gram_end, _ = scan_states(local_gram, made.decay.whole, x.new_zeros(B, G, K, K), backward=True)
@@ -154,7 +150,6 @@ class _Solved(torch.autograd.Function):
             from_chunks(tokens.input_gate, B, T, G, input_gate.dtype).squeeze(-1),
             d_ridge.to(ridge.dtype),
             None,
-            None,
         )
 
 
@@ -166,13 +161,11 @@ def mesa_fixed_steps(
     input_gate: Tensor,
     ridge: Tensor,
     steps: int = 30,
-    block: int | None = BLOCK_NUMBERS,
 ) -> Tensor:
     """Compute mesa attention with `steps` conjugate-gradient steps for every token, forward and backward.
 
     query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, ridge `[G, K]`; returns
-    `[B, T, H, V]` in query's dtype. Computes in float32, or float64 for float64 operands. block: as in `solve`; it
-    changes nothing on other devices.
+    `[B, T, H, V]` in query's dtype. Computes in float32, or float64 for float64 operands.
     """
-    output: Tensor = _Solved.apply(query, key, value, log_forget, input_gate, ridge, steps, block)
+    output: Tensor = _Solved.apply(query, key, value, log_forget, input_gate, ridge, steps)
     return output

@@ -1,7 +1,7 @@
 """Name the variants that stand side by side, and say how each is run.
 
 A variant is written as a word, with its tolerance where it has one: "mesa@0.0001", "torch@0.0001", "shared@0.0001",
-"cg@0.0001", "cg-30", "cg-30-plain", "fla", "linear", "softmax". So it travels to another process as a string.
+"cg@0.0001", "cg-30", "fla", "linear", "softmax". So it travels to another process as a string.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from cases import CaseOperands
-from cg_fixed import BLOCK_NUMBERS, mesa_fixed_steps
+from cg_fixed import mesa_fixed_steps
 from peer_kernel import STEPS, peer_kernel
 from torch import Tensor
 
@@ -19,15 +19,15 @@ from mesalm.model.chunk_states import CHUNK
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
-ALL = ("mesa", "torch", "triton", "shared", "chebyshev", "cg", "cg-30", "cg-30-plain", "fla", "linear", "softmax")
+ALL = ("mesa", "torch", "triton", "shared", "chebyshev", "cg", "cg-30", "fla", "linear", "softmax")
 BACKENDS = {"mesa": "auto", "torch": "torch", "triton": "triton"}
 """Variants that are `mesa_attention` itself, and the back end that each asks for."""
 METHODS = ("shared", "chebyshev", "cg")
 """Variants that are one method of the torch back end's solver, used everywhere."""
 TOLERANT = (*BACKENDS, *METHODS)
 """Variants that stop at a tolerance."""
-BASELINES = ("cg-30", "cg-30-plain", "fla")
-"""The peer's recipe: in blocks that stay in the cache, with all problems at once, and by its own kernel on a card."""
+BASELINES = ("cg-30", "fla")
+"""The peer's recipe in torch, and its own kernel on a card."""
 QUADRATIC = ("softmax",)
 """Variants whose time grows with the square of the length."""
 
@@ -66,8 +66,7 @@ def find(name: str) -> Variant:
     if word == "fla":
         return Variant(name, peer_kernel, True, tuple(range(6)))
     if word in BASELINES:
-        block = BLOCK_NUMBERS if word == "cg-30" else None
-        return Variant(name, lambda x: mesa_fixed_steps(*x, STEPS, block), True, tuple(range(6)))
+        return Variant(name, lambda x: mesa_fixed_steps(*x, STEPS), True, tuple(range(6)))
     if word == "linear":
         return Variant(name, lambda operands: linear_attention(*operands[:5]), False, tuple(range(5)))
     if word == "softmax":

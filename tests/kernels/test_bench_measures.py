@@ -48,13 +48,16 @@ def test_correlated_keys_follow_their_recurrence(bench: SimpleNamespace) -> None
 KEYS = ("iid", "corr")
 
 
-@pytest.mark.parametrize("block", [1, None])
+@pytest.mark.parametrize("block", [1, 1 << 19])
 @pytest.mark.parametrize("heads", [2, 4])
-def test_the_baseline_computes_mesa_attention(bench: SimpleNamespace, heads: int, block: int | None) -> None:
+def test_the_baseline_computes_mesa_attention(
+    bench: SimpleNamespace, heads: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.cg_fixed, "BLOCK_NUMBERS", block)
     made = bench.cases.make_operands(bench.cases.Case(300, heads=2, size=12, gamma=0.97, dtype="float64"))
     query = made.query.repeat_interleave(heads // 2, 2) + 0.1 * torch.arange(heads).view(1, 1, -1, 1)
     mine, exact = ([x.clone().requires_grad_() for x in (query, *made[1:])] for _ in range(2))
-    outputs = bench.cg_fixed.mesa_fixed_steps(*mine, 40, block), mesa_attention(*exact, backend="exact")
+    outputs = bench.cg_fixed.mesa_fixed_steps(*mine, 40), mesa_attention(*exact, backend="exact")
     torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-10)  # 40 steps on systems of 12: to rounding
     upstream = torch.randn_like(outputs[0])
     gradients = torch.autograd.grad(outputs[0], mine, upstream), torch.autograd.grad(outputs[1], exact, upstream)
