@@ -44,7 +44,8 @@ def test_the_operator_program_writes_every_field(bench: SimpleNamespace, tmp_pat
     words = ["--quick", "--out", str(out), "--gamma", "1", "0.97", "--variants", *variants]
     assert bench.bench_operator.main([*words, "--tolerance", "1e-3"]) == 0
     lines = read_last(out)
-    names = ["mesa@0.001", "torch@0.001", "shared@0.001", "cg@0.001", "cg-30", "linear", "softmax"]
+    solvers = [f"{name}@0.001" for name in ("mesa", "torch", "shared", "chebyshev", "cg")]
+    names = [*solvers, "cg-30", "linear", "softmax"]
     assert [line["variant"] for line in lines] == 2 * names
     medians = {name: line["forward_backward_s"]["median"] for name, line in zip(names, lines, strict=False)}
     for line in lines:
