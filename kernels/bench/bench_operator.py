@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -35,8 +35,8 @@ class VariantRow:
     """What was measured of one variant on one case."""
 
     name: str
-    forward: Spread | None
-    both: Spread | None
+    forward: Spread
+    both: Spread
     memory: dict[str, int | None] | None = None
     steps: float | None = None
     errors: Errors | None = None
@@ -160,43 +160,33 @@ def to_line(row: VariantRow, rows: list[VariantRow]) -> dict[str, Any]:
     }
 
 
-def columns(baselines: list[str]) -> tuple[str, ...]:
-    """Return the headings of a table in which these baselines were run."""
-    return (
-        *("variant", "forward\nms", "fwd + bwd\nms", "µs per\ntoken"),
-        *(f"faster\nthan\n{name}" for name in baselines),
-        *("times\nlinear", "peak\nMiB", "steps"),
-        *("error", "99 % of\ntokens", "gradient\nerror"),
-    )
-
-
-def show_case(case: Case, rows: list[VariantRow], lines: list[dict[str, Any]]) -> None:
+def show_case(case: Case, lines: list[dict[str, Any]]) -> None:
     """Print the table of a case, and what must be known to read it."""
-    baselines = [row.name for row in rows if row.name in BASELINES]
-    cells = [_cells(case, row, line, baselines) for row, line in zip(rows, lines, strict=True)]
-    notes = [f"{row.name}: back end {row.backend}" for row in rows if row.backend]
-    first = next((row.errors.from_token for row in rows if row.errors is not None), 0)
+    ratios: dict[str, Callable[[dict[str, Any]], str]] = {
+        f"faster\nthan\n{name}": lambda line, name=name: records.number(line["speedup_on"][name])
+        for name in (line["variant"] for line in lines)
+        if name in BASELINES
+    }
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "variant": lambda line: line["variant"],
+        "forward\nms": lambda line: records.milliseconds(line["forward_s"]),
+        "fwd + bwd\nms": lambda line: records.milliseconds(line["forward_backward_s"]),
+        "µs per\ntoken": lambda line: records.number(
+            line["forward_backward_s"]["median"] / (case.length * case.batch), 1e6
+        ),
+        **ratios,
+        "times\nlinear": lambda line: records.number(line["time_over_linear"]),
+        "peak\nMiB": lambda line: records.number((line["peak_bytes"] or {}).get("both"), 2.0**-20),
+        "steps": lambda line: records.number(line["steps"]),
+        "error": lambda line: records.error((line["errors"] or {}).get("output")),
+        "99 % of\ntokens": lambda line: records.error((line["errors"] or {}).get("quantile")),
+        "gradient\nerror": lambda line: records.error((line["errors"] or {}).get("gradient")),
+    }
+    notes = [f"{line['variant']}: back end {line['backend']}" for line in lines if line["backend"]]
+    first = next((line["errors"]["from_token"] for line in lines if line["errors"]), 0)
     if first:
         notes.append(f"errors are those of the tokens from {first} on; gradients' errors those of the first tokens")
-    records.show(case.name, columns(baselines), cells, notes)
-
-
-def _cells(case: Case, row: VariantRow, line: dict[str, Any], baselines: list[str]) -> tuple[str, ...]:
-    """Write a row as the cells of the table."""
-    errors, memory = line["errors"] or {}, row.memory or {}
-    return (
-        row.name,
-        records.milliseconds(row.forward),
-        records.milliseconds(row.both),
-        records.number(row.both.median / (case.length * case.batch) if row.both else None, 1e6),
-        *(records.number(line["speedup_on"][name]) for name in baselines),
-        records.number(line["time_over_linear"]),
-        records.number(memory.get("both"), 2.0**-20),
-        records.number(row.steps),
-        records.error(errors.get("output")),
-        records.error(errors.get("quantile")),
-        records.error(errors.get("gradient")),
-    )
+    records.show_lines(case.name, columns, lines, notes)
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -220,7 +210,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 news = [line for row, line in zip(rows, lines, strict=True) if before.get(row.name) != row]
                 records.append_lines(arguments.out, news)
             before = dict(known)
-        show_case(case, rows, lines)
+        show_case(case, lines)
         written += lines
     return written
 

@@ -184,7 +184,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     "operators": trainee.operators(),
                 }
             )
-        show_length(length, lines, times)
+        show_length(length, lines)
         for trainee in trainees if arguments.profile else ():
             show_profile(trainee, arguments)
         if arguments.out is not None:
@@ -193,34 +193,20 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return written
 
 
-def show_length(length: int, lines: list[dict[str, Any]], times: dict[str, Spread]) -> None:
+def show_length(length: int, lines: list[dict[str, Any]]) -> None:
     """Print the table of one length."""
-    columns = (
-        "model",
-        "step\nms",
-        "tokens\na second",
-        "times\nsoftmax",
-        "solver\nsteps",
-        "GFLOP",
-        "of peak",
-        "loss",
-        "operators",
-    )
-    cells = [
-        (
-            line["variant"],
-            records.milliseconds(times[line["variant"]]),
-            records.number(line["tokens_per_s"]),
-            records.number(line["time_over_softmax"]),
-            records.number(line["solver_steps"]),
-            records.number(line["flops"], 1e-9),
-            records.share(line["share_of_peak"]),
-            records.number(line["loss"]),
-            records.number(line["operators"]),
-        )
-        for line in lines
-    ]
-    records.show(f"training steps, {lines[0]['rows']} rows of {length} tokens", columns, cells)
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "model": lambda line: line["variant"],
+        "step\nms": lambda line: records.milliseconds(line["step_s"]),
+        "tokens\na second": lambda line: records.number(line["tokens_per_s"]),
+        "times\nsoftmax": lambda line: records.number(line["time_over_softmax"]),
+        "solver\nsteps": lambda line: records.number(line["solver_steps"]),
+        "GFLOP": lambda line: records.number(line["flops"], 1e-9),
+        "of peak": lambda line: records.share(line["share_of_peak"]),
+        "loss": lambda line: records.number(line["loss"]),
+        "operators": lambda line: records.number(line["operators"]),
+    }
+    records.show_lines(f"training steps, {lines[0]['rows']} rows of {length} tokens", columns, lines)
 
 
 def show_profile(trainee: Trainee, arguments: argparse.Namespace) -> None:
