@@ -13,6 +13,7 @@ import argparse
 import itertools
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,12 +145,12 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     shared = records.describe_run("bench_decode", arguments)
     writers = {mixer: build(arguments, mixer) for mixer in arguments.mixers}
     backend = name_backend(arguments)
-    lines, cells = [], []
+    lines = []
     for batch, context in itertools.product(arguments.batch, arguments.context):
         measured = measure_context(writers, context, batch, arguments)
         baseline = measured.get(BASELINE)
         for name, timing in measured.items():
-            line = {
+            line: dict[str, Any] = {
                 **shared,
                 "context": context,
                 "batch": batch,
@@ -162,25 +163,15 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "cache_bytes": timing.cache_bytes,
             }
             lines.append(line)
-            cells.append(
-                (
-                    f"{name}, {batch} x {context}",
-                    records.milliseconds(timing.token),
-                    records.number(line["tokens_per_s"]),
-                    records.number(line["time_over_softmax"]),
-                    records.number(timing.cache_bytes, 2.0**-20),
-                    records.number(timing.read_s),
-                )
-            )
-    columns = (
-        "model, batch\nx context",
-        "a step\nms",
-        "tokens\na second",
-        "times\nsoftmax",
-        "cache\nMiB",
-        "reading the\ncontext, s",
-    )
-    records.show("decoding", columns, cells)
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "model, batch\nx context": lambda line: f"{line['variant']}, {line['batch']} x {line['context']}",
+        "a step\nms": lambda line: records.milliseconds(line["token_s"]),
+        "tokens\na second": lambda line: records.number(line["tokens_per_s"]),
+        "times\nsoftmax": lambda line: records.number(line["time_over_softmax"]),
+        "cache\nMiB": lambda line: records.number(line["cache_bytes"], 2.0**-20),
+        "reading the\ncontext, s": lambda line: records.number(line["read_s"]),
+    }
+    records.show_lines("decoding", columns, lines)
     if arguments.out is not None:
         records.append_lines(arguments.out, lines)
     return lines

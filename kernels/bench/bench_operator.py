@@ -1,4 +1,4 @@
-"""Time mesa attention beside its rivals in one run: time, memory, operations and error of each.
+"""Time mesa attention beside its rivals in one run: time, memory and error of each.
 
     python kernels/bench/bench_operator.py                          # eight gates, 2,048 tokens, 8 heads of 64, float32
     python kernels/bench/bench_operator.py --gamma 0.99 --length 2048 8192 32768
@@ -12,29 +12,22 @@ and case holds everything. See README.md beside this file.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import records
 import torch
-from accuracy import Errors, Truth, find_errors, find_truth, output_errors
-from cases import DTYPES, GAMMAS, KEYS, Case, CaseOperands, make_operands, recorded_case
-from measure import Spread, interleave, peak_rates, ratio
+from accuracy import Errors, find_errors, find_truth
+from cases import DTYPES, GAMMAS, KEYS, Case, make_operands, recorded_case
+from measure import Spread, copy_rate, interleave, large_product, ratio
 from peak_of_variant import measure, measure_apart, passes
-from peer import ask_peer
 from peer_kernel import peer_release
-from roofline import Roof, copy_rate, least_traffic
-from variants import ALL, BASELINES, QUADRATIC, Work, backend_of, count_work, find, spell
-
-from mesalm.model.chunk_states import CHUNK
+from variants import ALL, BASELINES, QUADRATIC, backend_of, find, mean_steps, spell
 
 QUADRATIC_LIMIT = 8192
 """Longest case that variants of quadratic time are run on, on a CPU."""
-AGREEMENT_TOKENS = 512
-"""Tokens on which the peer's reference and ours are compared in float64."""
 
 
 @dataclass(frozen=True)
@@ -42,28 +35,12 @@ class VariantRow:
     """What was measured of one variant on one case."""
 
     name: str
-    forward: Spread | None
-    both: Spread | None
+    forward: Spread
+    both: Spread
     memory: dict[str, int | None] | None = None
-    work: Work | None = None
+    steps: float | None = None
     errors: Errors | None = None
-    agreement: float | None = None
-    peer: str | None = None
     backend: str | None = None
-    traffic: tuple[float, float] | None = None
-
-    @property
-    def rate(self) -> float | None:
-        """Return the operations per second over both passes."""
-        if self.work is None or self.both is None:
-            return None
-        return (self.work.forward + self.work.backward) / self.both.median
-
-    def share_of_roof(self, roof: Roof) -> float | None:
-        """Return the least time of both passes on the machine over the time that they took."""
-        if self.work is None or self.both is None or self.traffic is None:
-            return None
-        return roof.floor(self.work.forward + self.work.backward, self.traffic[1]) / self.both.median
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -83,7 +60,6 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, help="measurements of each variant (default: 15)")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them")
     parser.add_argument("--memory", choices=("all", "first", "none"), help="cases whose peak memory is measured")
-    parser.add_argument("--peer-python", metavar="PYTHON", help="interpreter that has flash-linear-attention")
     parser.add_argument("--upstream", type=float, default=1.0, help="size of the upstream gradient of gradient errors")
     parser.add_argument("--truth-rows", type=int, metavar="N", help="find errors of the first N sequences only")
     usual = {
@@ -105,7 +81,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 def usual_variants(device: str) -> list[str]:
     """List the variants that a device is usually asked about; the peer's kernel only where it is installed."""
     if torch.device(device).type != "cuda":
-        return ["mesa", "cg", "cg-30", "cg-30-plain", "linear", "softmax"]
+        return ["mesa", "cg", "cg-30", "linear", "softmax"]
     return ["mesa", "torch", *(["fla"] if peer_release() else []), "linear", "softmax"]
 
 
@@ -133,7 +109,7 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
     """Measure all variants on one case and give all rows again whenever one of them knows more.
 
     First comes a time of each alone, after its warm-up; then the times turn by turn; then, variant by variant, peak
-    memory, errors and work.
+    memory, errors and steps.
     """
     operands = make_operands(case)
     cuda = torch.device(case.device).type == "cuda"
@@ -149,8 +125,7 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
     rows: dict[str, VariantRow] = {}
     for name, variant in variants.items():
         times = interleave(actions[name], 1, arguments.warmup, case.device)
-        traffic = least_traffic([operands[place] for place in variant.reads], operands.value)
-        rows[name] = VariantRow(name, *times.values(), backend=backend_of(variant, operands), traffic=traffic)
+        rows[name] = VariantRow(name, *times.values(), backend=backend_of(variant, operands))
         yield rows
     together = {(name, way): action for name, pair in actions.items() for way, action in pair.items()}
     times = interleave(together, arguments.repeats, 0, case.device)
@@ -164,36 +139,12 @@ def measure_case(case: Case, arguments: argparse.Namespace, with_memory: bool) -
     truth = find_truth(operands, upstream=arguments.upstream, rows=arguments.truth_rows)
     for name, variant in variants.items():
         errors = find_errors(variant, operands, truth) if variant.solves else None
-        rows = {**rows, name: replace(rows[name], errors=errors, work=count_work(variant, operands))}
+        rows = {**rows, name: replace(rows[name], errors=errors, steps=mean_steps(variant, operands))}
         yield rows
-    if arguments.peer_python and case.length <= QUADRATIC_LIMIT:
-        yield {**rows, **{row.name: row for row in peer_rows(arguments.peer_python, operands, truth, case)}}
 
 
-def peer_rows(python: str, operands: CaseOperands, truth: Truth, case: Case) -> list[VariantRow]:
-    """Run the peer's two references: time and error on the case, and how far its exact one agrees with ours in float64.
-
-    Their times are those of the CPU, and left out where the case runs elsewhere. The exact one's backward pass by
-    autograd copies all states at every token and is not run. The other one wants whole chunks of tokens.
-    """
-    short = operands.tokens(0, AGREEMENT_TOKENS).double()
-    double = ask_peer(python, short, "exact", "float64", 1)
-    ours = find_truth(short, gradients=False)
-    agreement = output_errors(double.output.to(short.query.device), ours).output
-    rows = []
-    for function in ("exact", "cg-30") if case.length % CHUNK == 0 else ("exact",):
-        result = ask_peer(python, operands, function)
-        seconds = result.seconds if case.device == "cpu" else None
-        errors = output_errors(result.output.to(operands.query.device)[: len(truth.output)], truth)
-        agrees = f", agrees with our exact operator in float64 to {agreement:.1e}" if function == "exact" else ""
-        label = f"{result.function} of release {result.release}{agrees}"
-        kept = agreement if function == "exact" else None
-        rows.append(VariantRow(f"fla {function}", seconds, None, errors=errors, agreement=kept, peer=label))
-    return rows
-
-
-def to_line(row: VariantRow, rows: list[VariantRow], rates: dict[str, float], bandwidth: float) -> dict[str, Any]:
-    """Write a row as the fields of a JSON line: seconds, bytes, operations, errors and ratios."""
+def to_line(row: VariantRow, rows: list[VariantRow]) -> dict[str, Any]:
+    """Write a row as the fields of a JSON line: seconds, bytes, steps, errors and ratios."""
     both = {other.name: other.both for other in rows}
     errors = None if row.errors is None else {**asdict(row.errors), "gradient": row.errors.gradient}
     return {
@@ -202,94 +153,64 @@ def to_line(row: VariantRow, rows: list[VariantRow], rates: dict[str, float], ba
         "forward_s": records.spread_fields(row.forward),
         "forward_backward_s": records.spread_fields(row.both),
         "peak_bytes": row.memory,
-        "work": None if row.work is None else asdict(row.work),
-        "flops_per_s": row.rate,
-        "peak_flops_per_s": rates,
-        "share_of_peak": {name: None if row.rate is None else row.rate / rate for name, rate in rates.items()},
-        "least_bytes": row.traffic,
-        "copied_bytes_per_s": bandwidth,
-        "share_of_roof": row.share_of_roof(Roof(rates["large"], bandwidth)),
+        "steps": row.steps,
         "errors": errors,
         "speedup_on": {name: ratio(both.get(name), row.both) for name in BASELINES},
         "time_over_linear": ratio(row.both, both.get("linear")),
-        "agreement_float64": row.agreement,
-        "peer": row.peer,
     }
 
 
-def columns(baselines: list[str]) -> tuple[str, ...]:
-    """Return the headings of a table in which these baselines were run."""
-    return (
-        *("variant", "forward\nms", "fwd + bwd\nms", "µs per\ntoken"),
-        *(f"faster\nthan\n{name}" for name in baselines),
-        *("times\nlinear", "peak\nMiB", "steps", "GFLOP", "of\npeak", "of\nbatched\npeak", "of\nroof"),
-        *("error", "99 % of\ntokens", "gradient\nerror"),
-    )
-
-
-def show_case(case: Case, rows: list[VariantRow], lines: list[dict[str, Any]]) -> None:
+def show_case(case: Case, lines: list[dict[str, Any]]) -> None:
     """Print the table of a case, and what must be known to read it."""
-    baselines = [row.name for row in rows if row.name in BASELINES]
-    cells = [_cells(case, row, line, baselines) for row, line in zip(rows, lines, strict=True)]
-    notes = [f"{row.name}: {row.peer}" for row in rows if row.peer]
-    notes += [f"{row.name}: back end {row.backend}" for row in rows if row.backend]
-    first = next((row.errors.from_token for row in rows if row.errors is not None), 0)
+    ratios: dict[str, Callable[[dict[str, Any]], str]] = {
+        f"faster\nthan\n{name}": lambda line, name=name: records.number(line["speedup_on"][name])
+        for name in (line["variant"] for line in lines)
+        if name in BASELINES
+    }
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "variant": lambda line: line["variant"],
+        "forward\nms": lambda line: records.milliseconds(line["forward_s"]),
+        "fwd + bwd\nms": lambda line: records.milliseconds(line["forward_backward_s"]),
+        "µs per\ntoken": lambda line: records.number(
+            line["forward_backward_s"]["median"] / (case.length * case.batch), 1e6
+        ),
+        **ratios,
+        "times\nlinear": lambda line: records.number(line["time_over_linear"]),
+        "peak\nMiB": lambda line: records.number((line["peak_bytes"] or {}).get("both"), 2.0**-20),
+        "steps": lambda line: records.number(line["steps"]),
+        "error": lambda line: records.error((line["errors"] or {}).get("output")),
+        "99 % of\ntokens": lambda line: records.error((line["errors"] or {}).get("quantile")),
+        "gradient\nerror": lambda line: records.error((line["errors"] or {}).get("gradient")),
+    }
+    notes = [f"{line['variant']}: back end {line['backend']}" for line in lines if line["backend"]]
+    first = next((line["errors"]["from_token"] for line in lines if line["errors"]), 0)
     if first:
         notes.append(f"errors are those of the tokens from {first} on; gradients' errors those of the first tokens")
-    records.show(case.name, columns(baselines), cells, notes)
-
-
-def _cells(case: Case, row: VariantRow, line: dict[str, Any], baselines: list[str]) -> tuple[str, ...]:
-    """Write a row as the cells of the table."""
-    errors, memory, work = line["errors"] or {}, row.memory or {}, row.work
-    return (
-        row.name,
-        records.milliseconds(row.forward),
-        records.milliseconds(row.both),
-        records.number(row.both.median / (case.length * case.batch) if row.both else None, 1e6),
-        *(records.number(line["speedup_on"][name]) for name in baselines),
-        records.number(line["time_over_linear"]),
-        records.number(memory.get("both"), 2.0**-20),
-        records.number(work.steps if work else None),
-        records.number(work.forward + work.backward if work else None, 1e-9),
-        records.share(line["share_of_peak"]["large"]),
-        records.share(line["share_of_peak"]["batched"]),
-        records.share(line["share_of_roof"]),
-        records.error(errors.get("output")),
-        records.error(errors.get("quantile")),
-        records.error(errors.get("gradient")),
-    )
+    records.show_lines(case.name, columns, lines, notes)
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure, print and write all cases; return the JSON lines."""
-    if arguments.peer_python and shutil.which(arguments.peer_python) is None:
-        raise ValueError(
-            f"--peer-python: {arguments.peer_python} is not a program; give the path of a Python interpreter"
-        )
     shared = records.describe_run("bench_operator", arguments)
-    peaks: dict[tuple[int, str], dict[str, float]] = {}
-    bandwidth = copy_rate(arguments.device, arguments.quick)
-    print(f"measured bandwidth of a copy, GB/s: {bandwidth / 1e9:.0f}")
+    shared["copied_bytes_per_s"] = copy_rate(arguments.device, arguments.quick)
+    print(f"measured bandwidth of a copy, GB/s: {shared['copied_bytes_per_s'] / 1e9:.0f}")
+    peaks = {name: large_product(DTYPES[name], arguments.device, arguments.quick) for name in arguments.dtype}
+    print("measured peak, GFLOP/s: " + ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in peaks.items()))
     written = []
     for place, case in enumerate(list_cases(arguments)):
-        kind = case.size, case.dtype
-        if kind not in peaks:
-            peaks[kind] = peak_rates(case.size, DTYPES[case.dtype], case.device, arguments.quick)
-            limits = (f"{name} {rate / 1e9:.0f}" for name, rate in peaks[kind].items())
-            print(f"measured peak, GFLOP/s, size {case.size}, {case.dtype}: " + ", ".join(limits))
         with_memory = arguments.memory == "all" or (arguments.memory == "first" and not place)
+        about = {**shared, "peak_flops_per_s": peaks[case.dtype], "case": asdict(case)}
         before: dict[str, VariantRow] = {}
         rows: list[VariantRow] = []
         lines: list[dict[str, Any]] = []
         for known in measure_case(case, arguments, with_memory):
             rows = list(known.values())
-            lines = [{**shared, "case": asdict(case), **to_line(row, rows, peaks[kind], bandwidth)} for row in rows]
+            lines = [{**about, **to_line(row, rows)} for row in rows]
             if arguments.out is not None:
                 news = [line for row, line in zip(rows, lines, strict=True) if before.get(row.name) != row]
                 records.append_lines(arguments.out, news)
             before = dict(known)
-        show_case(case, rows, lines)
+        show_case(case, lines)
         written += lines
     return written
 

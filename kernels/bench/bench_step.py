@@ -22,7 +22,7 @@ from typing import Any
 import records
 import torch
 from cases import BASELINE, DTYPES, MODEL_SIZES, add_model_arguments, build_model
-from measure import Spread, interleave, peak_rates, ratio
+from measure import Spread, interleave, large_product, ratio
 from profile_pass import profile_action
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -160,7 +160,7 @@ def measure_length(arguments: argparse.Namespace, length: int) -> tuple[list[Tra
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure, print and write all lengths; return the JSON lines."""
     shared = records.describe_run("bench_step", arguments)
-    rates = peak_rates(64, DTYPES[arguments.precision], arguments.device, arguments.quick)
+    peak = large_product(DTYPES[arguments.precision], arguments.device, arguments.quick)
     written = []
     for length in arguments.length:
         trainees, times = measure_length(arguments, length)
@@ -170,7 +170,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             lines.append(
                 {
                     **shared,
-                    "peak_flops_per_s": rates,
+                    "peak_flops_per_s": peak,
                     "length": length,
                     "rows": trainee.tokens.shape[0],
                     "variant": trainee.name,
@@ -179,12 +179,12 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     "time_over_softmax": ratio(spread, times.get(BASELINE)),
                     "solver_steps": trainee.model.solver_steps(),
                     "flops": flops,
-                    "share_of_peak": flops / spread.median / rates["large"],
+                    "share_of_peak": flops / spread.median / peak,
                     "loss": float(trainee.loss),
                     "operators": trainee.operators(),
                 }
             )
-        show_length(length, lines, times)
+        show_length(length, lines)
         for trainee in trainees if arguments.profile else ():
             show_profile(trainee, arguments)
         if arguments.out is not None:
@@ -193,34 +193,20 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return written
 
 
-def show_length(length: int, lines: list[dict[str, Any]], times: dict[str, Spread]) -> None:
+def show_length(length: int, lines: list[dict[str, Any]]) -> None:
     """Print the table of one length."""
-    columns = (
-        "model",
-        "step\nms",
-        "tokens\na second",
-        "times\nsoftmax",
-        "solver\nsteps",
-        "GFLOP",
-        "of peak",
-        "loss",
-        "operators",
-    )
-    cells = [
-        (
-            line["variant"],
-            records.milliseconds(times[line["variant"]]),
-            records.number(line["tokens_per_s"]),
-            records.number(line["time_over_softmax"]),
-            records.number(line["solver_steps"]),
-            records.number(line["flops"], 1e-9),
-            records.share(line["share_of_peak"]),
-            records.number(line["loss"]),
-            records.number(line["operators"]),
-        )
-        for line in lines
-    ]
-    records.show(f"training steps, {lines[0]['rows']} rows of {length} tokens", columns, cells)
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "model": lambda line: line["variant"],
+        "step\nms": lambda line: records.milliseconds(line["step_s"]),
+        "tokens\na second": lambda line: records.number(line["tokens_per_s"]),
+        "times\nsoftmax": lambda line: records.number(line["time_over_softmax"]),
+        "solver\nsteps": lambda line: records.number(line["solver_steps"]),
+        "GFLOP": lambda line: records.number(line["flops"], 1e-9),
+        "of peak": lambda line: records.share(line["share_of_peak"]),
+        "loss": lambda line: records.number(line["loss"]),
+        "operators": lambda line: records.number(line["operators"]),
+    }
+    records.show_lines(f"training steps, {lines[0]['rows']} rows of {length} tokens", columns, lines)
 
 
 def show_profile(trainee: Trainee, arguments: argparse.Namespace) -> None:

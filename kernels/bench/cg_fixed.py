@@ -8,8 +8,6 @@ near a CPU's cache. It shares chunks and gradients with mesalm and differs in th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -47,10 +45,6 @@ class Cut(NamedTuple):
     inverse_root: Tensor
 
 
-Solver = Callable[[Cut, Tensor], Tensor]
-"""What solves (H_t + I) x_t = rhs_t for all rows `[P, M, K]`."""
-
-
 def cut(key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, ridge: Tensor, dtype: torch.dtype) -> Cut:
     """Cut into problems and scan the states from zero; key `[B, T, G, K]`, value `[B, T, G, V]`, ridge `[G, K]`."""
     B, T, G, K = key.shape
@@ -64,16 +58,13 @@ def cut(key: Tensor, value: Tensor, log_forget: Tensor, input_gate: Tensor, ridg
     return Cut(keys, values, gate, decay, gram, cross, inverse_root)
 
 
-def solve(made: Cut, rhs: Tensor, steps: int, block: int | None) -> Tensor:
-    """Take `steps` steps of conjugate gradients from zero on (H_t + I) x_t = rhs_t for all rows `[P, M, K]`.
-
-    block: on a CPU, the numbers that a block of problems works on; None: every step goes through all problems.
-    """
+def solve(made: Cut, rhs: Tensor, steps: int) -> Tensor:
+    """Take `steps` steps of conjugate gradients from zero on (H_t + I) x_t = rhs_t for all rows `[P, M, K]`."""
     P, M, K = rhs.shape
     C = made.key.shape[1]
     size = max(P, 1)
-    if block and rhs.device.type == "cpu":
-        size = max(4, block // (K * K + 2 * C * K + C * C + M * (4 * K + C)))
+    if rhs.device.type == "cpu":
+        size = max(4, BLOCK_NUMBERS // (K * K + 2 * C * K + C * C + M * (4 * K + C)))
     written, start = made.key * made.gate, repeat_rows(made.decay.start, M)
     x = torch.empty_like(rhs)
     for first in range(0, P, size):
@@ -122,15 +113,15 @@ class _Solved(torch.autograd.Function):
         log_forget: Tensor,
         input_gate: Tensor,
         ridge: Tensor,
-        solver: Solver,
+        steps: int,
     ) -> Tensor:
         B, T, G = key.shape[:3]
         dtype = compute_dtype(query.dtype)
         made = cut(key, value, log_forget, input_gate, ridge, dtype)
-        x = solver(made, to_chunks(query, G, dtype).mul_(made.inverse_root))
+        x = solve(made, to_chunks(query, G, dtype).mul_(made.inverse_root), steps)
         output = read_states(x, made.key, made.value * made.gate, made.cross, made.decay)
         ctx.save_for_backward(query, key, value, log_forget, input_gate, ridge, x)
-        ctx.solver = solver
+        ctx.steps = steps
         return from_chunks(output, B, T, G, query.dtype)
 
     @staticmethod
@@ -141,7 +132,7 @@ class _Solved(torch.autograd.Function):
         made = cut(key, value, log_forget, input_gate, ridge, dtype)
         d = to_chunks(upstreams[0], G, dtype)
         rhs = read_states(d, made.value * made.gate, made.key, made.cross.mT, made.decay)
-        y = ctx.solver(made, rhs)
+        y = solve(made, rhs, ctx.steps)
         local_cross, local_gram = local_adjoints(x, d, y, made.decay)
         assert local_gram is not None
         gram_end, _ = scan_states(local_gram, made.decay.whole, x.new_zeros(B, G, K, K), backward=True)
@@ -170,19 +161,11 @@ def mesa_fixed_steps(
     input_gate: Tensor,
     ridge: Tensor,
     steps: int = 30,
-    block: int | None = BLOCK_NUMBERS,
 ) -> Tensor:
     """Compute mesa attention with `steps` conjugate-gradient steps for every token, forward and backward.
 
     query `[B, T, H, K]`, key `[B, T, G, K]`, value `[B, T, G, V]`, gates `[B, T, G]`, ridge `[G, K]`; returns
-    `[B, T, H, V]` in query's dtype. Computes in float32, or float64 for float64 operands. block: as in `solve`; it
-    changes nothing on other devices.
+    `[B, T, H, V]` in query's dtype. Computes in float32, or float64 for float64 operands.
     """
-    solver = partial(solve, steps=steps, block=block)
-    return mesa_solved_by(solver, query, key, value, log_forget, input_gate, ridge)
-
-
-def mesa_solved_by(solver: Solver, *operands: Tensor) -> Tensor:
-    """Compute mesa attention of the operands of `mesa_fixed_steps` by a solver, forward and backward."""
-    output: Tensor = _Solved.apply(*operands, solver)
+    output: Tensor = _Solved.apply(query, key, value, log_forget, input_gate, ridge, steps)
     return output

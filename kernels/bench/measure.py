@@ -85,35 +85,22 @@ def interleave(
     return {name: Spread.of(taken) for name, taken in seconds.items()}
 
 
-def matmul_rate(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, repeats: int) -> float:
-    """Measure the best rate, in operations per second, of P products of `[M, N]` by `[N, L]`; shape is (P, M, N, L)."""
-    P, M, N, L = shape
-    left, right = torch.randn(P, M, N, device=device).to(dtype), torch.randn(P, N, L, device=device).to(dtype)
-    out = torch.empty(P, M, L, dtype=dtype, device=device)
-    if P == 1:
-        left, right, out = left[0], right[0], out[0]
-
-    def multiply() -> None:
-        torch.matmul(left, right, out=out)
-
-    spread = interleave({"": multiply}, repeats, 2, device)[""]
-    return 2.0 * P * M * N * L / spread.least
+def large_product(dtype: torch.dtype, device: str, quick: bool = False) -> float:
+    """Measure the operations per second of one large product, the machine's peak."""
+    size = 256 if quick else 8192 if torch.device(device).type == "cuda" else 2048
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    spread = interleave({"": lambda: torch.matmul(left, right, out=out)}, 3 if quick else 10, 2, device)[""]
+    return 2.0 * size**3 / spread.least
 
 
-def peak_rates(size: int, dtype: torch.dtype, device: str, quick: bool = False) -> dict[str, float]:
-    """Measure two limits, in operations per second: one large product, and a batch of products of a chunk's size.
-
-    The first is the machine's peak; the second, `[64, size]` by `[size, size]` in the batch that suits the machine best
-    (on a CPU one that stays in the cache), is what chunked methods can reach.
-    """
-    cuda = torch.device(device).type == "cuda"
-    large = 256 if quick else 8192 if cuda else 2048
-    batches = (32,) if quick else (2048, 8192) if cuda else (8, 32, 128, 512)
-    repeats = 3 if quick else 20
-    return {
-        "large": matmul_rate((1, large, large, large), dtype, device, 3 if quick else 10),
-        "batched": max(matmul_rate((batch, 64, size, size), dtype, device, repeats) for batch in batches),
-    }
+def copy_rate(device: str, quick: bool = False) -> float:
+    """Measure the bandwidth of a device in bytes per second, read and written ones, by copying a large block."""
+    size = 1 << 20 if quick else 1 << 30 if torch.device(device).type == "cuda" else 1 << 28
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    spread = interleave({"": lambda: target.copy_(source)}, 3 if quick else 10, 2, device)[""]
+    return 2.0 * size / spread.least
 
 
 def peak_memory(action: Callable[[], object], device: str) -> int | None:

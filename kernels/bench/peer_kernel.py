@@ -2,7 +2,7 @@
 
 It stands among the variants of `bench_operator.py` as "fla": `fla.ops.mesa_net.chunk_mesa_net` with its own settings,
 30 steps of conjugate gradients and float16 queries and keys, which it casts to by itself. On a CPU the peer has no
-kernel; `peer.py` asks its references there.
+kernel; `tests/model/test_operator_peers.py` compares the operator with what its references gave.
 """
 
 from __future__ import annotations

@@ -116,9 +116,9 @@ def commit() -> str | None:
     return None if head is None else head + ("+changes" if ask("status", "--porcelain") else "")
 
 
-def spread_fields(spread: Spread | None) -> dict[str, float] | None:
+def spread_fields(spread: Spread) -> dict[str, float]:
     """Write a spread for a JSON line: median, quartiles and least in seconds, and the number of measurements."""
-    return None if spread is None else asdict(spread)
+    return asdict(spread)
 
 
 def append_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -148,11 +148,20 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note
         console.print(note, highlight=False)
 
 
-def milliseconds(spread: Spread | None) -> str:
-    """Write a median and, below it, its quartiles, in milliseconds."""
-    if spread is None:
-        return "-"
-    return f"{_three(spread.median * 1e3)}\n{_three(spread.lower * 1e3)}-{_three(spread.upper * 1e3)}"
+def show_lines(
+    title: str,
+    columns: Mapping[str, Callable[[dict[str, Any]], str]],
+    lines: Sequence[dict[str, Any]],
+    notes: Iterable[str] = (),
+) -> None:
+    """Print a table of JSON lines: by heading, what writes a line's cell."""
+    show(title, list(columns), [[write(line) for write in columns.values()] for line in lines], notes)
+
+
+def milliseconds(spread: Mapping[str, float]) -> str:
+    """Write the median of `spread_fields` and, below it, its quartiles, in milliseconds."""
+    median, lower, upper = (_three(1e3 * spread[name]) for name in ("median", "lower", "upper"))
+    return f"{median}\n{lower}-{upper}"
 
 
 def number(x: float | None, scale: float = 1.0) -> str:

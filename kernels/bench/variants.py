@@ -1,7 +1,7 @@
-"""Name the variants that stand side by side, and say how each is run and how much work it is.
+"""Name the variants that stand side by side, and say how each is run.
 
 A variant is written as a word, with its tolerance where it has one: "mesa@0.0001", "torch@0.0001", "shared@0.0001",
-"cg@0.0001", "cg-30", "cg-30-plain", "fla", "linear", "softmax". So it travels to another process as a string.
+"cg@0.0001", "cg-30", "fla", "linear", "softmax". So it travels to another process as a string.
 """
 
 from __future__ import annotations
@@ -11,42 +11,25 @@ from dataclasses import dataclass
 
 import torch
 from cases import CaseOperands
-from cg_fixed import BLOCK_NUMBERS, mesa_fixed_steps
-from flops import linear, mesa, softmax
-from peer_kernel import STEPS as PEER_STEPS
-from peer_kernel import peer_kernel
+from cg_fixed import mesa_fixed_steps
+from peer_kernel import STEPS, peer_kernel
 from torch import Tensor
 
 from mesalm.model.chunk_states import CHUNK
 from mesalm.model.operator_linear import linear_attention
 from mesalm.model.operator_mesa import mesa_attention
 
-ALL = ("mesa", "torch", "triton", "shared", "chebyshev", "cg", "cg-30", "cg-30-plain", "fla", "linear", "softmax")
+ALL = ("mesa", "torch", "triton", "shared", "chebyshev", "cg", "cg-30", "fla", "linear", "softmax")
 BACKENDS = {"mesa": "auto", "torch": "torch", "triton": "triton"}
 """Variants that are `mesa_attention` itself, and the back end that each asks for."""
 METHODS = ("shared", "chebyshev", "cg")
 """Variants that are one method of the torch back end's solver, used everywhere."""
 TOLERANT = (*BACKENDS, *METHODS)
 """Variants that stop at a tolerance."""
-BASELINES = ("cg-30", "cg-30-plain", "fla")
-"""The peer's recipe: in blocks that stay in the cache, with all problems at once, and by its own kernel on a card."""
-FIXED_STEPS = {"cg-30": 30, "cg-30-plain": 30, "fla": PEER_STEPS}
+BASELINES = ("cg-30", "fla")
+"""The peer's recipe in torch, and its own kernel on a card."""
 QUADRATIC = ("softmax",)
 """Variants whose time grows with the square of the length."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """The work of one call: operations forward and backward.
-
-    steps: of the solver, on average (None: no solve). factored: the share of chunks and heads that used the shared
-    factor.
-    """
-
-    forward: float
-    backward: float
-    steps: float | None = None
-    factored: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,8 +66,7 @@ def find(name: str) -> Variant:
     if word == "fla":
         return Variant(name, peer_kernel, True, tuple(range(6)))
     if word in BASELINES:
-        steps, block = FIXED_STEPS[word], BLOCK_NUMBERS if word == "cg-30" else None
-        return Variant(name, lambda x: mesa_fixed_steps(*x, steps, block), True, tuple(range(6)))
+        return Variant(name, lambda x: mesa_fixed_steps(*x, STEPS), True, tuple(range(6)))
     if word == "linear":
         return Variant(name, lambda operands: linear_attention(*operands[:5]), False, tuple(range(5)))
     if word == "softmax":
@@ -92,39 +74,15 @@ def find(name: str) -> Variant:
     raise ValueError(f"variant is {name!r}: must be one of {', '.join(ALL)}")
 
 
-def count_work(variant: Variant, operands: CaseOperands) -> Work:
-    """Count the operations of one call of `variant`; runs the solvers once to learn their steps."""
-    B, T, H, K = operands.query.shape
-    V = operands.value.shape[-1]
-    word = variant.name.partition("@")[0]
-    steps, factored = 0.0, 0.0
-    if word == "linear":
-        forward, backward = linear(K, V, False), linear(K, V, True)
-    elif word == "softmax":
-        forward, backward = softmax(K, V, T, False), softmax(K, V, T, True)
-    else:
-        if word in BASELINES:
-            steps = float(FIXED_STEPS[word])
-        else:
-            assert variant.tolerance is not None
-            steps, factored = _steps(word, operands, variant.tolerance)
-        forward, backward = (mesa(K, V, steps, factored, again) for again in (False, True))
-    total = B * T * H
-    return Work(forward * total, backward * total, steps if variant.solves else None, factored)
-
-
-def _steps(word: str, operands: CaseOperands, tolerance: float) -> tuple[float, float]:
-    """Measure the mean steps of a solve, and the share of chunks and heads that used the shared factor.
-
-    Where each chunk and head is priced by itself, those that took as many products as the shared factor needs for them
-    are counted as factored.
-    """
+def mean_steps(variant: Variant, operands: CaseOperands) -> float | None:
+    """Return the mean steps of a solve over chunks and heads, for which the solver runs once; None without a solve."""
+    if not variant.solves:
+        return None
+    if variant.tolerance is None:
+        return float(STEPS)
     with torch.no_grad():
-        steps = _solver(word, operands, tolerance)[1]
-        if word in METHODS:
-            return float(steps.double().mean()), float(word == "shared")
-        factored = steps == _solver("shared", operands, tolerance)[1]
-    return float(steps.double().mean()), float(factored.double().mean())
+        steps = _solver(variant.name.partition("@")[0], operands, variant.tolerance)[1]
+    return float(steps.double().mean())
 
 
 def _solver(word: str, operands: CaseOperands, tolerance: float) -> tuple[Tensor, Tensor]:
