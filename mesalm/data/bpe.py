@@ -98,8 +98,12 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the ids of a prompt, preceded by the bos token if there is one; ValueError if there is no token at all."""
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    """Return the ids of a prompt after the start token; ValueError if there is no token at all.
+
+    The start token is bos, or without one what the tokenizer itself puts before texts (`add_start_token`), if anything.
+    """
+    bos = tokenizer.bos_token_id
+    begin = tokenizer("")["input_ids"][:1] if bos is None else [bos]
     ids = [*begin, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     if not ids:
         raise ValueError("prompt: it is empty and the tokenizer has no beginning-of-text token; give some text")

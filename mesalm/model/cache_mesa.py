@@ -56,6 +56,18 @@ class MesaCache(CountedTokens, DynamicCache):
         """Return False, although a state of constant size could be compiled: `generate` would compile it unasked."""
         return False
 
+    def batch_select_indices(self, indices: Any) -> None:
+        """Keep the rows with these indices, in this order; transformers would leave out the states."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times, as for several continuations of one prefix."""
+        first: Any = self.layers[0]
+        held = first.conv_states[0] if hasattr(first, "conv_states") else first.keys
+        if held is not None:
+            rows: Any = torch.arange(len(held), device=held.device).repeat_interleave(repeats)
+            self.reorder_cache(rows)
+
 
 class MesaStaticCache(CountedTokens, StaticCache):
     """A static cache that counts its tokens."""

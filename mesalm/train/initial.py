@@ -30,8 +30,13 @@ def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToken
     SettingsError if recipe, tokenizer and the weights of ``init_from`` do not fit together.
     """
     seed_everything(recipe.seed)
-    if recipe.init_from is not None:
-        return _earlier_model(recipe, prepared, tokenizer)
+    fresh = recipe.init_from is None
+    model = _fresh_model(recipe, prepared) if fresh else _earlier_model(recipe, prepared, tokenizer)
+    _end_at_start_token(model, prepared)
+    return model
+
+
+def _fresh_model(recipe: Recipe, prepared: Prepared) -> PreTrainedModel:
     wanted = recipe.model.get("vocab_size")
     if wanted is not None and wanted < prepared.vocab_size:
         raise SettingsError(f"model.vocab_size: must be at least the tokenizer's {prepared.vocab_size}, not {wanted}")
@@ -47,6 +52,18 @@ def initial_model(recipe: Recipe, prepared: Prepared, tokenizer: PreTrainedToken
     if recipe.optim.base_width is not None:
         scale_first_weights(model, recipe.optim.base_width)
     return model
+
+
+def _end_at_start_token(model: PreTrainedModel, prepared: Prepared) -> None:
+    """Let `generate` end a text at the token that begins the next document: rows mark its end by nothing else."""
+    special = prepared.manifest["tokenizer"]
+    begin = special["eos_token_id"] if special["bos_token_id"] is None else special["bos_token_id"]
+    configs: list[Any] = [model.config, model.generation_config]
+    for config in configs:
+        held = config.eos_token_id
+        ends = held if isinstance(held, list) else [held] if held is not None else []
+        if begin is not None and begin not in ends:
+            config.eos_token_id = [*ends, begin] if ends else begin
 
 
 def set_step(model: PreTrainedModel, recipe: Recipe, micro_rows: int) -> None:

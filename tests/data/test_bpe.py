@@ -20,6 +20,7 @@ from mesalm.data.bpe import (
     count_lost,
     load_tokenizer,
     pieces,
+    prompt_ids,
     tokenizer_hash,
     train_tokenizer,
 )
@@ -151,6 +152,8 @@ def test_a_tokenizer_gives_what_a_model_reads_in_training(processor, specials, t
         assert one(TEXTS)["input_ids"] == read
         assert Encoder(one, cut=False)(TEXTS) == read
         assert tokenizer_hash(one) == before
+        assert prompt_ids(one, TEXTS[0]) == read[0]
+        assert prompt_ids(one, "") == [begin_id(one)]
 
 
 def words_tokenizer(kind: str) -> PreTrainedTokenizerFast:

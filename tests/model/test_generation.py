@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import tiny_model
 from transformers import DynamicCache
 
 from mesalm import MesaForCausalLM
+from mesalm.model.cache_mesa import returned_cache
 
 MIXERS = ["mesa", "delta", "linear", "softmax", "window", ["mesa", "softmax", "window"]]
 
@@ -105,6 +108,18 @@ def test_the_state_does_not_grow(mixers: str) -> None:
         return sum(state.numel() for state in states)
 
     assert size(5) == size(300)
+
+
+@pytest.mark.parametrize("change", [{}, {"mixers": ["softmax", "mesa"]}, {"mixers": "softmax", "conv_size": 4}])
+def test_rows_of_a_returned_cache_are_repeated_and_selected(change: dict[str, Any]) -> None:
+    model = build(**{"mixers": "mesa", **change})
+    ids = torch.cat([prompt(9, seed) for seed in (1, 2)])
+    for order in (torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 0]), torch.tensor([1])):
+        with torch.no_grad():
+            cache: Any = returned_cache(model(ids[:, :6], use_cache=True))
+            cache.batch_repeat_interleave(3) if len(order) == 6 else cache.batch_select_indices(order)
+            continued = model(ids[order, 6:], cache=cache, use_cache=True).logits
+            torch.testing.assert_close(continued, model(ids[order]).logits[:, 6:], atol=2e-4, rtol=2e-4)
 
 
 def test_a_reordered_cache_follows_its_rows() -> None:

@@ -20,8 +20,11 @@ from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
 from safetensors.torch import load_file
+from tiny import tiny_model
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mesalm.data.bpe import train_tokenizer
 from mesalm.data.prepare import prepare
 from mesalm.interrupts import Interrupted
 from mesalm.journal import read_journal
@@ -298,9 +301,22 @@ def test_samples_depend_on_weights_seed_and_step_alone(load: Load) -> None:
     assert not list(sampling(tokenizer, settings, 0, main_process=False)(model, 5))
     greedy = [continuation(model, tokenizer, "the cat", 4, temperature=0.0) for _ in range(2)]
     assert greedy[0] == greedy[1]
-    tokenizer.bos_token = None
+    tokenizer.bos_token, tokenizer.backend_tokenizer.post_processor = None, processors.ByteLevel()
     with pytest.raises(SettingsError, match=r"sample\.prompts: it is empty"):  # before the first step
         sampling(tokenizer, SampleSettings(prompts=["a", ""]), 0, main_process=True)
+
+
+def test_texts_end_where_a_given_tokenizer_begins_the_next(load: Load, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["the cat sat on a mat"] * 9, 280)
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    other = tmp_path / "other"
+    tiny_model(mixers="softmax", vocab_size=len(tokenizer), eos_token_id=end).save_pretrained(other)
+    for changes in ((), ("name=more", f"init_from={other}", "model={}")):
+        run = pretrain(load(f"data.tokenizer={tmp_path}/tokenizer", "train.steps=1", *changes), quiet=True)
+        model = AutoModelForCausalLM.from_pretrained(run / "final")
+        assert model.config.eos_token_id == model.generation_config.eos_token_id == [end, begin]
 
 
 def test_trackers_get_what_the_journal_gets(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

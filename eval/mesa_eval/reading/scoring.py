@@ -175,11 +175,11 @@ class Scorer(Reader):
         return self.processes.gather(found, error)
 
     def _tokens_with(self, stop: str) -> list[int]:
-        """Return the tokens that contain `stop`, and the tokenizer's end-of-text token."""
+        """Return the tokens that contain `stop`, and those that end a text or begin the next one."""
         if stop not in self._ends:
             written = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
             ends = {token for token, text in enumerate(written) if stop in text}
-            self._ends[stop] = sorted(ends | ({self.tokenizer.eos_token_id} - {None}))
+            self._ends[stop] = sorted(ends | ({self.tokenizer.eos_token_id, self.tokenizer.bos_token_id} - {None}))
         return self._ends[stop]
 
     def _continue_batch(
