@@ -3,9 +3,9 @@
     python3.12 -m venv CARD && CARD/bin/pip install torch==2.11.0 triton==3.6.0 numpy rich safetensors
     CARD/bin/python kernels/bench/carry.py .card
 
-Kernels are compiled for sm_90 by Triton's own launcher, without a card, for every size that `gpu_session.py second`
-and `third` run; a second process then asks for all of them again, and none may be compiled. Ignored by git; what else
-lies in FOLDER (docs/gpu.md) is left as it is and counted.
+Kernels are compiled for sm_90 by Triton's own launcher, without a card, for every size that `gpu_session.py` runs; a
+second process then asks for all of them again, and none may be compiled. Ignored by git; what else lies in
+FOLDER (docs/gpu.md) is left as it is and counted.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ MACHINE = {"python": "3.12", "triton": "3.6.0"}
 """What the card's machine has. Triton's cache fits no other release."""
 WHEELS = (
     *("pydantic", "pydantic_core", "annotated-types", "typing-inspection", "datasets", "dill", "multiprocess"),
-    "typing_extensions",
+    *("typing_extensions", "einops"),
+    *("flash-linear-attention==0.6.0", "fla-core==0.6.0"),
 )
-"""What training needs there beside what it has; releases as in constraints.txt."""
+"""What training and the peer need there beside what it has; releases as in constraints.txt."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 LIMIT = 56 * 2**20
 """Bytes that can be carried beside the checkout."""
@@ -51,17 +52,21 @@ class Pass(NamedTuple):
 
 
 PASSES = (
-    Pass("bfloat16", 8, 4096, 16, 128),  # profile; lengths differ in the batch alone
-    Pass("bfloat16", 1, 4096, 16, 128, True),  # errors of lengths
+    Pass("bfloat16", 8, 4096, 16, 128),  # aim, profile; lengths differ in the batch alone
+    Pass("bfloat16", 1, 512, 16, 128),  # smoke
+    Pass("float32", 1, 512, 16, 128),
+    Pass("bfloat16", 1, 4096, 16, 128, True),  # errors of aim
     Pass("bfloat16", 1, 512, 16, 128, True),
     Pass("bfloat16", 64, 512, 12, 64),  # train-step
     Pass("bfloat16", 8, 4096, 12, 64),
     Pass("bfloat16", 16, 512, 3, 64),  # context-gpu
 )
+PEER_PARTS = 8
+"""Parts that the peer's kernels are compiled in."""
 
 
-def compile_pass(part: Pass) -> tuple[set[str], int]:
-    """Compile a pass's kernels into Triton's cache; return their digests and how many it lacked."""
+def compile_part(part: Pass | int) -> tuple[set[str], int]:
+    """Compile a pass's kernels, or a part of the peer's, into Triton's cache; return digests and how many it lacked."""
     sys.path[:0] = [str(records.ROOT / folder) for folder in ("", "kernels", "eval")]  # the folders of this checkout
     import torch
     from ahead_of_time import compile_launch, list_launches
@@ -69,6 +74,12 @@ def compile_pass(part: Pass) -> tuple[set[str], int]:
 
     misses = []
     knobs.compilation.listener = lambda **told: misses.append(told["src"]) if not told["cache_hit"] else None
+    if isinstance(part, int):
+        sys.path.append(str(carried.SITE))
+        from peer_ahead import compile_peer
+
+        digests = compile_peer(part, PEER_PARTS)
+        return digests, len(misses)
     sizes = {"batch": part.batch, "length": part.length, "heads": part.heads, "wide": part.wide}
     launches = list_launches(part.size, part.size, getattr(torch, part.dtype), **sizes)
     digests = {compile_launch(launch).hash for launch in launches}
@@ -76,10 +87,10 @@ def compile_pass(part: Pass) -> tuple[set[str], int]:
 
 
 def compile_all(processes: int) -> tuple[int, int]:
-    """Compile everything in fresh processes, a pass each; return kernels and those that were not in the cache."""
+    """Compile everything in fresh processes, a part each; return kernels and those that were not in the cache."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
-        found = list(pool.map(compile_pass, PASSES))
+        found = list(pool.map(compile_part, (*PASSES, *range(PEER_PARTS))))
     return len(set().union(*(digests for digests, _ in found))), sum(misses for _, misses in found)
 
 

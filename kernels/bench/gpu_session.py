@@ -1,7 +1,7 @@
 """Do what waits for a GPU, one step after another, and keep what came out in one archive.
 
-    python kernels/bench/gpu_session.py third --plan 490             # what would run, and how long; no card is needed
-    python kernels/bench/gpu_session.py third --seconds 490          # on a machine that must be given back
+    python kernels/bench/gpu_session.py first --plan 330             # what would run, and how long; no card is needed
+    python kernels/bench/gpu_session.py first --seconds 330          # on a machine that must be given back
     python kernels/bench/gpu_session.py all --out gpu-results        # make gpu
     python kernels/bench/gpu_session.py --only check train-step
 
@@ -63,7 +63,7 @@ class Session:
 def parse(words: list[str] | None, steps: tuple[Step, ...] = STEPS) -> argparse.Namespace:
     """Read the command line."""
     parser = records.make_parser(__doc__)
-    parser.add_argument("run", nargs="?", choices=RUNS, default="all", help="steps to do (default: all)")
+    parser.add_argument("run", nargs="?", choices=RUNS, default="first", help="steps to do (default: first)")
     parser.add_argument("--only", nargs="+", choices=[step.name for step in steps], help="these steps instead")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the archive")
     parser.add_argument("--carried", type=Path, default=ROOT / ".card", help="what carry.py made (default: .card)")
@@ -218,7 +218,7 @@ def main(words: list[str] | None = None, known: tuple[Step, ...] = STEPS) -> int
         show_plan(steps, arguments)
         return 0
     if not arguments.rehearse and not torch.cuda.is_available():
-        print("gpu_session: no CUDA card found; --plan 490 shows what would run on one", file=sys.stderr)
+        print("gpu_session: no CUDA card found; --plan 330 shows what would run on one", file=sys.stderr)
         return 2
     out: Path = arguments.out.resolve()
     with tempfile.TemporaryDirectory() as name, archived(Path(name), out):

@@ -110,7 +110,7 @@ STEPS = (
         130,
         *("--dtype", "bfloat16", "--batch", "1", "--heads", "16", "--size", "128"),
         *("--gamma", "0.99", "--length", "1024", "2048", "4096", "8192", "16384", "32768", "65536"),
-        *("--repeats", "10", "--memory", "all", "--variants", "mesa", "softmax"),
+        *("--repeats", "10", "--memory", "all", "--variants", "mesa", "fla", "softmax"),
     ),
     Step(
         "waits",
@@ -182,6 +182,7 @@ STEPS = (
     ),
 )
 RUNS = {
+    "first": ("versions", "smoke", "profile", "aim", "check"),
     "second": ("versions", "profile", "lengths", "train-step", "tune"),
     "third": ("versions", "waits", "train-step", "train-step-compiled", "decode", "tune"),
     "all": tuple(step.name for step in STEPS),
