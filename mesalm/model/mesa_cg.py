@@ -45,8 +45,9 @@ class Buffers(NamedTuple):
 class Systems(NamedTuple):
     """The operands of P problems with M rows each; see `chunk_states` for the notation.
 
-    gram `[P, K, K]`, key and written (key times input gate) `[P, C, K]`, mask `[P, C, C]`, start `[P, M, 1]`,
-    root `[P, 1, K]` (1 / sqrt(ridge), the factor that converts x to the caller's units).
+    gram `[P, K, K]` (float64 where float32 would be too coarse), key and written (key times input gate) `[P, C, K]`,
+    mask `[P, C, C]`, start `[P, M, 1]`, root `[P, 1, K]` (1 / sqrt(ridge), the factor that converts x to the caller's
+    units).
     """
 
     gram: Tensor
@@ -62,7 +63,10 @@ class Systems(NamedTuple):
             buffers = Buffers.like(x, self.key)
         scores = apply_mask(torch.bmm(x, self.key.mT, out=buffers.scores), self.mask)
         product = torch.baddbmm(x, scores, self.written, out=buffers.product)
-        return product.baddbmm_(torch.mul(x, self.start, out=buffers.scratch), self.gram)
+        faded = torch.mul(x, self.start, out=buffers.scratch)
+        if self.gram.dtype == x.dtype:
+            return product.baddbmm_(faded, self.gram)
+        return product.add_(torch.bmm(faded.to(self.gram.dtype), self.gram))
 
     def take(self, index: Tensor | slice) -> Systems:
         """Select problems."""

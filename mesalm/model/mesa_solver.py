@@ -8,6 +8,7 @@ two cross once, and a wrong choice near the crossing costs little. Conjugate gra
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -47,6 +48,8 @@ this many tolerances: P loses digits by cancellation along large eigenvalues, an
 weight the same directions once more."""
 CORRECTION = 3e-2
 """Relative accuracy of that correction."""
+FINE_CORRECTIONS = 2
+"""Corrections where float32 would be too coarse for the state; their residual takes it in float64."""
 SLACK = 0.95
 """Share of the tolerance that the series may use; the rest allows for rounding and for verification."""
 
@@ -221,8 +224,14 @@ def solve(
     fresh = factors is None
     if factors is None:
         factors = Factors(rhs.new_empty(P, K, K), rhs.new_empty(P, C, K), rhs.new_zeros(P))
-    systems = None
-    doubtful = largest.square() * torch.finfo(rhs.dtype).eps > rounding * solving.tolerance
+    rough = made.gram_error() > scaled
+    doubtful = ~rough & (largest.square() * torch.finfo(rhs.dtype).eps > rounding * solving.tolerance)
+
+    @functools.cache
+    def matrices(fine: bool) -> Systems:
+        systems = made.systems(M)
+        return systems._replace(gram=made.fine_gram()) if fine else systems
+
     broken: list[Tensor] = []  # not positive definite by rounding: left to conjugate gradients
     size = max(block_numbers // (K * K + C * K + M * (4 * K + C)), 1) if rhs.device.type == "cpu" else max(P, 1)
     for first, end in _blocks(assigned, size):
@@ -239,10 +248,10 @@ def solve(
         broken.append(index[factor.carried[:, 0, 0].isnan()])
         right = _take(rhs, index, run)
         part = apply_series(factor, right, block.log_ratio, assigned.degrees[where])
-        again = doubtful[index].nonzero().squeeze(-1)
-        if len(again):
-            systems = systems or made.systems(M)
-            _correct(systems, factor, right, part, block, index, again)
+        for fine, times, chosen in ((False, 1, doubtful), (True, FINE_CORRECTIONS, rough)):
+            again = chosen[index].nonzero().squeeze(-1)
+            for _ in range(times if len(again) else 0):
+                _correct(matrices(fine), factor, right, part, block, index, again)
         _put(x, index, run, part)
     steps[assigned.shared] = torch.tensor(assigned.degrees, dtype=torch.int32, device=rhs.device).unsqueeze(-1)
     if len(assigned.chebyshev):
@@ -255,15 +264,14 @@ def solve(
             x[index] = iterate(made, index, factors.norm[index], rhs[index], terms[index].tolist())
         steps[falling] = terms[falling].unsqueeze(-1) - 1
     direct = torch.cat((assigned.direct, *broken))
-    if len(direct):
-        systems = systems or made.systems(M)
-        if len(direct) == P:
-            x, steps = conjugate_gradients(systems, rhs, *solving.limits, block_numbers=block_numbers)
-        else:
+    for fine, chosen in ((False, direct[~rough[direct]]), (True, direct[rough[direct]])):
+        if len(chosen) == P:
+            x, steps = conjugate_gradients(matrices(fine), rhs, *solving.limits, block_numbers=block_numbers)
+        elif len(chosen):
             part, taken = conjugate_gradients(
-                systems.take(direct), rhs[direct], *solving.limits, block_numbers=block_numbers
+                matrices(fine).take(chosen), rhs[chosen], *solving.limits, block_numbers=block_numbers
             )
-            x[direct], steps[direct] = part, taken
+            x[chosen], steps[chosen] = part, taken
     return Solved(x, steps, factors)
 
 

@@ -83,11 +83,13 @@ def mesa_attention(
     to read the lengths, so torch.compile breaks the graph there.
 
     tolerance: an upper bound on the relative error of the solution (H_t + ridge)^-1 q_t in the 2-norm, guaranteed by
-    the theory of each solver (docs/solver.md). Rounding of the states makes tolerances below about 1e-7 times the
-    condition number unreachable in float32. max_steps: the maximum number of products with a chunk's matrices (None:
-    4 K); a single token's system that needs more is factored. strict: raise an error if the tolerance, measured in
-    float64, was not reached; costs as much as the full report. The backward pass solves to the same tolerance.
-    Gradients of float16 arguments are float16 and underflow below 6e-8.
+    the theory of each solver (docs/solver.md). "torch" keeps it in float32 down to about 1e-5: it takes gram states in
+    float64 where keys repeat so much that the rounding of float32 would matter. The output, the right side of the
+    backward pass, returned states and all of "triton", "exact" and single tokens stay in float32: rounding there adds
+    up to about 1e-7 times the condition number per step of a state. max_steps: the maximum number of products with a
+    chunk's matrices (None: 4 K); a single token's system that needs more is factored. strict: raise an error if the
+    tolerance, measured in float64, was not reached; costs as much as the full report. The backward pass solves to the
+    same tolerance. Gradients of float16 arguments are float16 and underflow below 6e-8.
 
     backend: "exact" (one dense solve per token, float32 or better, by autograd), "torch" (in chunks, memory
     O(T), gradients by implicit differentiation; a single token is solved densely), "triton" (the same with the

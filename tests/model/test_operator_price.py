@@ -147,7 +147,7 @@ def test_iteration_keeps_its_bound_and_wastes_nothing(width: float, m: int) -> N
     zeros = [torch.zeros(1, 1, points).double(), torch.zeros(1, 1, 1).double()]
     decay = Decay(zeros[1], torch.ones(1, 1, 1).double(), zeros[1], zeros[1].unsqueeze(0))
     gram = torch.diag(eigenvalues).unsqueeze(0)
-    made = Problems(zeros[0], zeros[0], zeros[1], zeros[1][0], decay, gram, gram, gram, gram, zeros[0])
+    made = Problems(zeros[0], zeros[0], zeros[1], zeros[1][0], decay, gram, gram, gram, gram, zeros[0], gram)
     norm = torch.tensor([width / (1.0 + MARGIN)], dtype=torch.float64)
     x = iterate(made, torch.tensor([0]), norm, torch.ones(1, 1, points).double(), [m])
     error = float((x[0, 0] * (1.0 + eigenvalues) - 1.0).abs().max())
