@@ -39,7 +39,8 @@ SMALL = [
 ]
 SIZES = launch.Sizes(1, 64, 2, 2, 40, 8, False, torch.device("cpu"))
 LENT = [pytest.param(case, marks=pytest.mark.card) for case in SMALL[:4]]
-CASES = [*LENT, *SMALL[4:], *(covering_cases() if torch.cuda.is_available() else [])]
+SLOW = pytest.param(SMALL[6], marks=pytest.mark.slow)
+CASES = [*LENT, *SMALL[4:6], SLOW, *(covering_cases() if torch.cuda.is_available() else [])]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

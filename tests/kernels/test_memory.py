@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ TRAFFIC = {"bfloat16": 43, "float32": 68}
 PROGRAM = Path(__file__).parents[2] / "kernels/bench/count_memory.py"
 
 
+@pytest.mark.slow
 def test_the_program_counts_what_the_formulas_say() -> None:
     B, T, H, K, C = 4, 4096, 4, 64, 64
     words = ("--batch", str(B), "--length", str(T), "--heads", str(H), "--size", str(K))

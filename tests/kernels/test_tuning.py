@@ -81,6 +81,7 @@ def test_the_tuner_tries_tiles_only_of_kernels_that_read_them(
     assert all(torch.equal(mine, wanted) for mine, wanted in zip(gradients(), usual, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a card the interpreter does not run")
 def test_the_interpreter_multiplies_bfloat16_numbers_outside_of_tests_too() -> None:
     code = (

@@ -62,7 +62,9 @@ def test_tested_releases_are_not_warned_of(name: str, monkeypatch: pytest.Monkey
             check_versions()
 
 
-@pytest.mark.parametrize("with_mesalm", [True, False], ids=["mesalm", "published"])
+@pytest.mark.parametrize(
+    "with_mesalm", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["mesalm", "published"]
+)
 def test_an_import_warns_once(with_mesalm: bool, tmp_path: Path) -> None:
     """The warning comes with `import mesalm`, and with the code of a published folder where mesalm is not there."""
     words = "import mesalm, mesalm.model.modeling_mesa, mesalm.model.classifier_mesa"
