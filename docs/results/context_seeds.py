@@ -160,14 +160,14 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
     """Draw a panel per task and a line per arm."""
     panels = figure.subplots(1, len(chosen.panels), sharey=True)
     ticks = range(len(chosen.shown))
+    drawn = [arm for arm in ARMS if scores[arm] and arm != "declared-mesa"]
     for panel, (task, title) in zip(panels, chosen.panels.items(), strict=True):
-        for index, (arm, label) in enumerate(ARMS.items()):
-            if not scores[arm] or arm == "declared-mesa":
-                continue
+        for place, arm in enumerate(drawn):
+            index, label = list(ARMS).index(arm), ARMS[arm]
             shares = [
                 [seed[f"task/{task}/{shown}/accuracy"].value for seed in scores[arm].values()] for shown in chosen.shown
             ]
-            places = [place + (index - 0.5 * (len(ARMS) - 1)) * 0.05 for place in ticks]
+            places = [tick + (place - 0.5 * (len(drawn) - 1)) * 0.05 for tick in ticks]
             means = [sum(column) / len(column) for column in shares]
             colour = series_colour(index)
             panel.vlines(places, [min(x) for x in shares], [max(x) for x in shares], color=colour, linewidth=1)

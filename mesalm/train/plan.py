@@ -140,8 +140,7 @@ def make_plan(
     ``rows``: the number of prepared rows; ``valid_rows``: those for validation; ``begun``: steps already made. With
     ``sharded`` the processes shard weights, gradients and optimiser (FSDP2), otherwise each holds all of them (DDP);
     groups of ``parallelism.context`` processes share rows; each has a whole ``teacher``, of which the weights and a
-    forward pass are counted. Raises SettingsError if the batch does not divide among the
-    processes.
+    forward pass are counted. Raises SettingsError if the batch does not divide among the processes.
     """
     if hardware is not None:
         one_of(hardware, CARDS, "a card in the table")
@@ -168,9 +167,7 @@ def make_plan(
         memory["exchange"] = 2 * table + 3 * (weights - table) / layers if sharded else weights
     if teacher is not None:
         memory["teacher"] = float(sum(weight.nbytes for weight in teacher.parameters()))
-        flops["teacher"] = (
-            sum(work(teacher, length, solver_steps).values()) / 3
-        )  # a forward pass is a third of the work
+        flops["teacher"] = sum(work(teacher, length, solver_steps).values()) / 3  # the forward pass
     peak = sum(memory.values())
     if isinstance(config, MesaConfig):
         recompute = train.gradient_checkpointing
