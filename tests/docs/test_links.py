@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,17 @@ def test_the_architecture_and_the_notebook_name_files_that_there_are() -> None:
         named = re.findall(r"`((?:[a-z_]+/)+(?:[\w-]+\.\w+)?)`", (ROOT / page).read_text(encoding="utf-8"))
         assert len(named) >= least, page
         assert not [name for name in named if not any((shelf / name).exists() for shelf in shelves)], page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_programs_that_there_are(page: Path) -> None:
+    """Or those that the page itself writes, or a commit that had them, named on the same line."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+    written = {Path(title).stem for title in re.findall(r'title="([\w/]+)\.py"', text)}
+    lines = [line for line in text.splitlines() if "# commit" not in line]
+    named = {name for line in lines for name in re.findall(r"(?<![\w*/.])[\w/-]*\w\.py\b", line)}
+    named = {name for name in named if not any(Path(name).stem.endswith(stem) for stem in written)}
+    named = {name for name in named if Path(name).stem not in sys.stdlib_module_names}
+    rooms = ("mesalm", "eval", "kernels", "tests", "docs", ".ci")
+    files = [f"/{file.relative_to(ROOT)}" for room in rooms for file in (ROOT / room).rglob("*.py")]
+    assert not [name for name in sorted(named) if not any(file.endswith(f"/{name}") for file in files)]

@@ -21,7 +21,7 @@ def test_a_notebook_runs(name: str, last: str, tmp_path: Path, monkeypatch: pyte
     notebook = nbformat.read(DOCS / f"{name}.ipynb", as_version=4)
     kept = [cell["outputs"] for cell in notebook.cells if cell.cell_type == "code"]
     assert any(kept), "the notebook is kept executed"
-    nbclient.NotebookClient(notebook, timeout=280, resources={"metadata": {"path": os.fspath(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": os.fspath(tmp_path)}}).execute()
     printed = "".join(
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []) if output.get("text")
     )
