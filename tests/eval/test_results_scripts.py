@@ -6,15 +6,11 @@ import gzip
 import importlib
 import json
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-
-from mesalm.train.recipe import Recipe
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 
@@ -70,25 +66,6 @@ def test_two_models_of_one_arm_and_seed_are_refused(
     monkeypatch.setattr(script, "HERE", tmp_path)
     with pytest.raises(ValueError, match="another model of arm"):
         script.read_scores("rules")
-
-
-def test_conversions_of_other_mixers_have_runs_of_their_own(
-    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also the second of two runs that share the tokens, which begins from the first one's weights."""
-    script = scripts("conversion_paths")
-    made: list[Any] = []
-    monkeypatch.setattr(script, "pretrain", lambda recipe, **_: made.append(recipe) or recipe.folder)
-    monkeypatch.setattr(script, "held_out", lambda run: 0.0)
-    original = Recipe.build({"name": "o", "output_dir": str(tmp_path), "train": {"tokens": 4096, "batch_rows": 1}})
-    for mixer in ("mesa", "delta"):
-        start = tmp_path / f"converted-{mixer}-all"
-        for path in script.PATHS:
-            script.follow(original, start, path, 2048, 0, 1e-3, torch.nn.Identity())
-    assert len({recipe.name for recipe in made}) == len(made) == 10
-    for first, second in pairwise(made):
-        if second.name.endswith("-1"):
-            assert second.init_from == str(first.folder / "final")
 
 
 def test_lengths_are_compared_by_seed_and_document(scripts: Any) -> None:
