@@ -66,33 +66,3 @@ def test_two_models_of_one_arm_and_seed_are_refused(
     monkeypatch.setattr(script, "HERE", tmp_path)
     with pytest.raises(ValueError, match="another model of arm"):
         script.read_scores("rules")
-
-
-def test_lengths_are_compared_by_seed_and_document(scripts: Any) -> None:
-    script = scripts("length_windows")
-
-    def means(shift: float) -> dict[str, list[float]]:
-        return {
-            name: [shift + n, shift + 2 * n, shift + 4 * n]
-            for n, name in enumerate(("9-16", "17-32", "33-64", "65-128"))
-        }
-
-    models = {"mesa, trained": means(2.5), "softmax-conv, trained": means(2.0)}
-    kept = {name: dict.fromkeys("012", one) for name, one in models.items()}
-    store = {"length": 16, "owners": ["a", "a", "b"], "means": kept}
-    lines = script.rows(store)
-    assert lines[0] == "3 windows of 2 documents, effectively 1.8"
-    assert "| 17-32 | 4.833 | 4.333 |" in lines
-    assert "| 65-128 | +0.500 [+0.500, +0.500] |" in lines
-    kept["mesa, trained"] = {"1": models["mesa, trained"]}
-    assert "| 65-128 |  |" in script.rows(store)
-
-
-def test_a_sliding_window_reads_with_the_same_weights(
-    scripts: Any, save_mesa: Any, tokenizer: Any, tmp_path: Path
-) -> None:
-    run = save_mesa(tmp_path / "model", tokenizer)
-    rows = [[5 + n * n % 90 for n in range(21)]]
-    (whole,), (sliding,) = (scripts("length_windows").open_scorer(run, size).token_scores(rows) for size in (None, 8))
-    np.testing.assert_array_equal(sliding.nats[:8], whole.nats[:8])
-    assert (sliding.nats[8:] != whole.nats[8:]).all()
