@@ -1,4 +1,4 @@
-"""Scripts that make the tables of the results: pairs are of one seed, and every run has a folder of its own."""
+"""Scripts that make the tables of the results: pairs are of one seed, and no arm has two models of a seed."""
 
 from __future__ import annotations
 
