@@ -57,7 +57,7 @@ GPU_RUN ?= all
 test-gpu:
 	$(GPU_PYTHON) kernels/bench/gpu_session.py --only check-all --out $(GPU_OUT)
 
-# What waits for a card (docs/gpu.md): benchmarks, tests, targets.
+# What waits for a card (docs/gpu.md): benchmarks and tests.
 gpu:
 	$(GPU_PYTHON) kernels/bench/gpu_session.py $(GPU_RUN) --out $(GPU_OUT) $(if $(GPU_SECONDS),--seconds $(GPU_SECONDS))
 

@@ -9,7 +9,7 @@ Runs in the interpreter that holds torch for the card; nothing is installed. Wha
 Each step is a command of its own; one that fails or is stopped does not stop the others. With --seconds a step is
 stopped at its own limit, and at the end of that time. OUT/session.tar.gz holds the figures (STEP.jsonl), the output
 (STEP.log) and what else was written; it is written anew every few seconds, so that an end at any time leaves what was
-known. In the end `targets.py` holds the figures against what was aimed at.
+known.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from carried import unpack
 from peer_kernel import PACKAGE, peer_release
 from records import ROOT
 from steps import RUNS, STEPS, Step
-from targets import show_targets
 
 ARCHIVE = "session.tar.gz"
 ARCHIVED = (".jsonl", ".json", ".log", ".txt", ".yaml")
@@ -230,9 +229,6 @@ def main(words: list[str] | None = None, known: tuple[Step, ...] = STEPS) -> int
         session = Session(folder, arguments.carried.resolve(), arguments.rehearse, variables)
         left = None if arguments.seconds is None else arguments.seconds - (time.monotonic() - begun)
         failed = run(steps, session, left)
-        with (folder / "targets.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            show_targets(folder)
-        print((folder / "targets.txt").read_text(encoding="utf-8"))
     if failed:
         print(f"gpu_session: not done: {', '.join(failed)}; their output is in {out / ARCHIVE}", file=sys.stderr)
     return 1 if failed else 0

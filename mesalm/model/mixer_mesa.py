@@ -16,8 +16,8 @@ from .mixer_gated import GatedMixer
 from .operator_mesa import MesaState, mesa_attention
 from .operator_records import Tokens
 
-RIDGE, OLD_RIDGE = "ridge_bias", "ridge_parameter"
-"""The name of the ridge parameter, and its name in checkpoints of earlier versions."""
+RIDGE = "ridge_bias"
+"""The name of the ridge parameter."""
 
 
 class SolverSample(NamedTuple):
@@ -51,7 +51,6 @@ class MesaMixer(GatedMixer):
         # one-dimensional and named a bias: some training loops exempt vectors from weight decay, others biases
         count = self.groups * (self.key_size if config.ridge_per_channel else 1)
         self.ridge_bias = nn.Parameter(torch.zeros(count, dtype=compute_dtype(torch.get_default_dtype())))
-        self.register_load_state_dict_pre_hook(_take_old_name)
         self.solver_steps: torch.Tensor | None = None
         self.sample_head: int | None = None
         self.solver_sample: SolverSample | None = None
@@ -133,9 +132,3 @@ class MesaMixer(GatedMixer):
         states = 2.0 * K * (K + V)
         read = 2.0 * (K * V + chunk * (K + V))
         return self.heads * (states + read + solver_steps * 2.0 * K * (K + 2 * chunk))
-
-
-def _take_old_name(module: nn.Module, weights: dict[str, torch.Tensor], prefix: str, *rest: object) -> None:
-    """Rename the ridge parameter when loading checkpoints of earlier versions."""
-    if prefix + OLD_RIDGE in weights:
-        weights[prefix + RIDGE] = weights.pop(prefix + OLD_RIDGE)

@@ -10,8 +10,6 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -29,7 +27,6 @@ from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, attention_keywords, check_ke
 from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortConvolution
 from .measures import Measures
 from .mixer_gated import RATE
-from .mixer_mesa import OLD_RIDGE, RIDGE
 from .mixer_softmax import SoftmaxMixer
 from .mixers import MIXERS
 from .model_inputs import (
@@ -391,8 +388,6 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         mixers = sum(layer.mixer.flops(sequence_length, solver_steps) for layer in self.model.layers)
         return 3.0 * (2.0 * weights + mixers)
 
-
-register_checkpoint_conversion_mapping("mesa", [WeightRenaming(OLD_RIDGE, RIDGE)], overwrite=True)
 
 # Trainer's label smoothing shifts labels only for classes in this table
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault("mesa", "MesaForCausalLM")

@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 from transformers.utils.generic import ModelOutput
 
-from mesalm.model.mixer_mesa import OLD_RIDGE, RIDGE
 from mesalm.model.model_inputs import attention_masks
 from mesalm.model.modeling_mesa import MesaBlock, MesaPreTrainedModel, residual_norm
 from mesalm.regressor.configuration_regressor import RegressorConfig
@@ -149,7 +146,5 @@ class MesaRegressor(MesaPreTrainedModel):
         previous = torch.cat((empty[:, :1], inputs[:, :-1]), dim=1)
         return torch.cat((empty, inputs if self.config.copy_slot else empty, inputs, previous), dim=-1)
 
-
-register_checkpoint_conversion_mapping("mesa_regressor", [WeightRenaming(OLD_RIDGE, RIDGE)], overwrite=True)
 
 __all__ = ["MesaRegressor", "RegressionOutput"]

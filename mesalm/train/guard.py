@@ -113,10 +113,10 @@ class Guard:
         return {"skipped": self.skipped, "in_row": self.in_row, "recent": list(self._recent)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned; earlier versions stored no losses."""
+        """Load what `state_dict` returned."""
         self.skipped = int(state["skipped"])
         self.in_row = int(state["in_row"])
-        self._recent.extend(state.get("recent", []))
+        self._recent.extend(state["recent"])
         self.renew_bound()
 
 

@@ -27,7 +27,6 @@ Resume = Literal["auto", "never", "must"]
 HARMLESS = (
     "arms",
     "checkpoint",
-    "code",
     "data.cache_dir",
     "data.prepared",
     "data.processes",

@@ -1,4 +1,4 @@
-"""Scripts that make the tables of the results: pairs are of one seed, and every run has a folder of its own."""
+"""Scripts that make the tables of the results: pairs are of one seed, and no arm has two models of a seed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import gzip
 import importlib
 import json
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-
-from mesalm.train.recipe import Recipe
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 
@@ -70,52 +66,3 @@ def test_two_models_of_one_arm_and_seed_are_refused(
     monkeypatch.setattr(script, "HERE", tmp_path)
     with pytest.raises(ValueError, match="another model of arm"):
         script.read_scores("rules")
-
-
-def test_conversions_of_other_mixers_have_runs_of_their_own(
-    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also the second of two runs that share the tokens, which begins from the first one's weights."""
-    script = scripts("conversion_paths")
-    made: list[Any] = []
-    monkeypatch.setattr(script, "pretrain", lambda recipe, **_: made.append(recipe) or recipe.folder)
-    monkeypatch.setattr(script, "held_out", lambda run: 0.0)
-    original = Recipe.build({"name": "o", "output_dir": str(tmp_path), "train": {"tokens": 4096, "batch_rows": 1}})
-    for mixer in ("mesa", "delta"):
-        start = tmp_path / f"converted-{mixer}-all"
-        for path in script.PATHS:
-            script.follow(original, start, path, 2048, 0, 1e-3, torch.nn.Identity())
-    assert len({recipe.name for recipe in made}) == len(made) == 10
-    for first, second in pairwise(made):
-        if second.name.endswith("-1"):
-            assert second.init_from == str(first.folder / "final")
-
-
-def test_lengths_are_compared_by_seed_and_document(scripts: Any) -> None:
-    script = scripts("length_windows")
-
-    def means(shift: float) -> dict[str, list[float]]:
-        return {
-            name: [shift + n, shift + 2 * n, shift + 4 * n]
-            for n, name in enumerate(("9-16", "17-32", "33-64", "65-128"))
-        }
-
-    models = {"mesa, trained": means(2.5), "softmax-conv, trained": means(2.0)}
-    kept = {name: dict.fromkeys("012", one) for name, one in models.items()}
-    store = {"length": 16, "owners": ["a", "a", "b"], "means": kept}
-    lines = script.rows(store)
-    assert lines[0] == "3 windows of 2 documents, effectively 1.8"
-    assert "| 17-32 | 4.833 | 4.333 |" in lines
-    assert "| 65-128 | +0.500 [+0.500, +0.500] |" in lines
-    kept["mesa, trained"] = {"1": models["mesa, trained"]}
-    assert "| 65-128 |  |" in script.rows(store)
-
-
-def test_a_sliding_window_reads_with_the_same_weights(
-    scripts: Any, save_mesa: Any, tokenizer: Any, tmp_path: Path
-) -> None:
-    run = save_mesa(tmp_path / "model", tokenizer)
-    rows = [[5 + n * n % 90 for n in range(21)]]
-    (whole,), (sliding,) = (scripts("length_windows").open_scorer(run, size).token_scores(rows) for size in (None, 8))
-    np.testing.assert_array_equal(sliding.nats[:8], whole.nats[:8])
-    assert (sliding.nats[8:] != whole.nats[8:]).all()

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo.testing
-from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, StaticCache
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -62,26 +61,6 @@ def test_quantisers_leave_gates_alone(build: Build) -> None:
     for suffix in ("", ".weight"):
         left = {name for name in linear if not should_convert_module(name + suffix, skipped)}
         assert left - {"lm_head"} == gates
-
-
-def test_the_ridge_loads_by_its_earlier_name(build: Build, tmp_path: Path) -> None:
-    model = build("mesa")
-    with torch.no_grad():
-        model.model.layers[1].mixer.ridge_bias.normal_()
-    model.save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    now = load_file(file)
-    earlier = {name.replace("ridge_bias", "ridge_parameter"): weight for name, weight in now.items()}
-    assert set(earlier) != set(now)
-    save_file(earlier, file, metadata={"format": "pt"})
-    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(found.values())
-    plain = build("mesa")
-    assert plain.load_state_dict(earlier, strict=False).unexpected_keys == []
-    for other in (loaded, plain):
-        assert torch.equal(other.model.layers[1].mixer.ridge_bias, model.model.layers[1].mixer.ridge_bias)
-    loaded.save_pretrained(tmp_path)
-    assert set(load_file(file)) == set(now)
 
 
 def test_a_forget_gate_near_one_survives_bfloat16(build: Build, tmp_path: Path) -> None:
