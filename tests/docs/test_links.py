@@ -58,11 +58,11 @@ def test_the_architecture_and_the_notebook_name_files_that_there_are() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_names_programs_that_there_are(page: Path) -> None:
-    """Or those that the page itself writes, or a commit that had them, named on the same line."""
+    """Or those that the page itself writes, or a commit that had them, named in the same paragraph."""
     text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
     written = {Path(title).stem for title in re.findall(r'title="([\w/]+)\.py"', text)}
-    lines = [line for line in text.splitlines() if "# commit" not in line]
-    named = {name for line in lines for name in re.findall(r"(?<![\w*/.])[\w/-]*\w\.py\b", line)}
+    paragraphs = [part for part in text.split("\n\n") if not re.search(r"\bcommit [0-9a-f]{7}\b", part)]
+    named = {name for part in paragraphs for name in re.findall(r"(?<![\w*/.])[\w/-]*\w\.py\b", part)}
     named = {name for name in named if not any(Path(name).stem.endswith(stem) for stem in written)}
     named = {name for name in named if Path(name).stem not in sys.stdlib_module_names}
     rooms = ("mesalm", "eval", "kernels", "tests", "docs", ".ci")
