@@ -34,6 +34,17 @@ def test_synthetic_operands_are_what_the_case_says(bench: SimpleNamespace, gamma
     assert largest["corr"] > 4 * largest["iid"]
 
 
+def test_correlated_keys_follow_their_recurrence(bench: SimpleNamespace) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 70, 1, 3, generator=generator, dtype=torch.float64)
+    made = bench.cases._correlate(noise, torch.zeros(1, 3, dtype=torch.float64))
+    state = noise[:, 0]
+    for t in range(70):
+        state = 0.7 * state + (1 - 0.7**2) ** 0.5 * noise[:, t] if t else state
+        scale = torch.arange(1, 4, dtype=torch.float64) ** -0.5
+        torch.testing.assert_close(made[:, t], state * scale, rtol=1e-12, atol=1e-14)
+
+
 KEYS = ("iid", "corr")
 
 
