@@ -70,7 +70,7 @@ DRAWN = st.builds(
 )
 # A chunk over which the state all but vanishes, with no gate small enough to be a restart.
 FADING = Drawn(1, 70, 1, 1, 2, 1, "iid", 1.0, 0.0, 0.0, 1.0, (-45.0,), (0.3,), (1.0, 1.0), (torch.float32, 1e-2), 0)
-QUICK = settings(max_examples=200, deadline=None, derandomize=True)
+QUICK = settings(max_examples=100, deadline=None, derandomize=True)
 MANY = settings(max_examples=3000, deadline=None, derandomize=True)
 
 
