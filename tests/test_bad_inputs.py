@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from made_scores import made
 from tiny import TINY, tiny_model
 
 from mesalm.cli import main
@@ -79,6 +80,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "unfinished").mkdir()
     (home / "unfinished" / "journal.jsonl").write_text("")
     (home / "void").mkdir()
+    made("a", 0).write(home / "stored" / "scores")
     files = {
         "r.yaml": RECIPE,
         "gz.yaml": gzip.compress(RECIPE.encode()),
@@ -88,6 +90,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "syntax.yaml": "a: [1\nb: 2",
         "deep.yaml": "a: " + "[" * 3000,
         "twice.yaml": "name: a\nname: b\n",
+        "tagged.yaml": "a: !!python/name:os.x",
         "file": "x\n",
         "empty.txt": "",
         "one.txt": "a",
@@ -105,6 +108,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "kind.yaml": "kind: nosuch\ndataset: x",
         "scores.json": "{}",
         "scorelist.json": "[]",
+        "old.json": '{"format": 1}',
         "scorebytes.json": b"\xff\xfe",
         "with space ü.txt": b"\xff",
     }
@@ -163,7 +167,8 @@ train list.yaml | list.yaml: must hold a mapping
 train null.yaml | null.yaml: must hold a mapping
 train syntax.yaml | syntax.yaml, line 2
 train deep.yaml | deep.yaml: not valid YAML
-train twice.yaml | name is given twice
+train twice.yaml | line 2: name is given twice
+train tagged.yaml | tagged.yaml, line 1: not valid YAML
 train void | void: is a folder
 train gone.yaml | gone.yaml: no such recipe file
 train dmeo | did you mean 'demo'?
@@ -190,6 +195,13 @@ train r.yaml  --arm  mesa  --arm  mesa | mesa is given twice
 train r.yaml  --seeds  x | 'x'
 train r.yaml  --seeds  99999999999999999999, | seed: must be less
 train r.yaml  --resume  maybe | 'maybe'
+train r.yaml  --arm  messa | did you mean 'mesa'?
+train r.yaml  --plan  --hardware  H10 | 'H10' is not a card in the table; did you mean 'H100'?
+train r.yaml  --plan  --gpus  8 | --hardware: is missing; name the card, such as --hardware H100
+train r.yaml  --plan  --assume  map=1 | map: unknown key; did you mean 'maps'?
+train r.yaml  --plan  --assume  mixers.mess=1 | mixers.mess: 'mess' is not a mixer; did you mean 'mesa'?
+train r.yaml  --probe | --probe: belongs to --plan; add --plan, or leave it out
+train r.yaml  --plan  --hardware  H100  --gpus  512 | train.batch_rows: 2 must be a multiple of 512
 train r.yaml  --resum  must  --nosuch | --nosuch
 train r.yaml  arms.mesa.nosuch=3 | arms.mesa: nosuch: unknown key
 prepare r.yaml  --skip-bad | no option --skip-bad
@@ -219,6 +231,7 @@ sample nosuch | nosuch: no tokenizer could be opened
 sample  | an empty model name
 sample file | file is a file
 sample void | void: no config.json
+sample ./gone | there is no such folder
 sample unfinished | no final/ yet
 sample truncated | truncated: no model could be opened
 sample emptied | emptied: no model could be opened
@@ -276,6 +289,11 @@ compare --from-scores  gone  --suite  full | --suite: has no effect with --from-
 compare --from-scores  gone  --task  x | --task: has no effect
 compare --from-scores  gone  --plan | --plan: has no effect
 compare --from-scores  gone | gone: no scores here
+compare --from-scores  old.json  --out  c | format 1 cannot be read
+compare --from-scores  stored  --from-scores  stored | twice
+compare --from-scores  stored/scores/a.json | --out
+compare stored  --from-scores  stored | not both
+compare --arm  one | NAME=MODEL
 compare --from-scores  scores.json  --out  c | scores.json: contains no readable scores
 compare --from-scores  scorelist.json  --out  c | scorelist.json: contains no readable scores
 compare --from-scores  scorebytes.json  --out  c | scorebytes.json: contains no readable scores
@@ -287,6 +305,8 @@ convert softmax  mesa | mesa: exists
 convert softmax  out  --layers  9 | there is no layer 9
 convert softmax  out  --layers  nosuch | 'nosuch' names no layer
 convert softmax  out  --calibrate  latin.txt | latin.txt:1: not UTF-8
+convert softmax  out  --calibrate  one.txt | too few to fit the layers to
+convert softmax  out  --calibrate  gone.txt | gone.txt
 convert softmax  out  --seed  -1 | --seed
 convert softmax  out  train.steps=3 | only changes the recipe of --recover
 convert softmax  out  --recover  nosuch | nosuch: no such recipe
@@ -330,6 +350,7 @@ lab run  1  --seeds  0 | --seeds
 lab run  1  --device  nosuch | 'nosuch' cannot be used here
 lab run  1  --out  file | file is a file
 lab report  --out  void | void: holds no results
+lab report  --size  paper  --out  void | run `mesalm lab run all --size paper` first
 nosuch | nosuch
 """
 

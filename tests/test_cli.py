@@ -11,22 +11,7 @@ from pathlib import Path
 import pytest
 
 from mesalm.cli import main, parse, parser
-
-COMMANDS = [
-    "prepare",
-    "train",
-    "sweep",
-    "plot",
-    "sample",
-    "eval",
-    "compare",
-    "synth",
-    "tune",
-    "publish",
-    "inspect",
-    "convert",
-    "lab",
-]
+from mesalm.commands import COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -47,27 +32,6 @@ def test_train_help_lists_every_field(capsys: pytest.CaptureFixture[str]) -> Non
         assert key in shown
         assert description in shown
     assert "model.mixers" in shown
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["train", "no-such-recipe"], "no-such-recipe"),
-        (["train", "demo", "optim.learning_rat=1"], "learning_rate"),
-        (["train", "demo", "--arm", "messa"], "mesa"),
-        (["sample", "/nowhere/at/all"], "no such folder"),
-        (["eval", "/nowhere/at/all"], "no such folder"),
-        (["publish", "/nowhere/at/all", "/nowhere/out"], "no such folder"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1
-    assert error.startswith(f"mesalm {arguments[0]}: ")
 
 
 def test_a_traceback_can_be_asked_for_anywhere(tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +17,8 @@ from mesalm.data.documents import Document, Faults
 from mesalm.data.read_files import FileSource
 from mesalm.interrupts import SIGNALS, Interrupted, Interrupts, cleared_away
 
-SCRIPT = """
-import os, signal, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever it was to who runs the tests
-from mesalm.interrupts import Interrupts
-def interrupt_twice():
+
+def interrupt_twice() -> None:
     with Interrupts() as interrupts:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.received == signal.SIGINT
@@ -33,18 +28,22 @@ def interrupt_twice():
         time.sleep(0.1)
         print("still here", flush=True)
         interrupts.answered = True
-os.environ["TORCHELASTIC_RUN_ID"] = "x"  # as torchrun does, which sends a second one after each Ctrl-C
-interrupt_twice()
-del os.environ["TORCHELASTIC_RUN_ID"]
-interrupt_twice()
-"""
 
 
-def test_second_control_c_aborts_but_its_echo_does_not() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == -signal.SIGINT
-    assert done.stdout == "noted\nstill here\nnoted\n"
-    assert done.stderr.count("Ctrl-C again") == 2
+def test_second_control_c_aborts_but_its_echo_does_not(capfd: pytest.CaptureFixture[str]) -> None:
+    process = os.fork()
+    if process == 0:
+        try:
+            os.environ["TORCHELASTIC_RUN_ID"] = "x"  # as torchrun does, which sends a second one after each Ctrl-C
+            interrupt_twice()
+            del os.environ["TORCHELASTIC_RUN_ID"]
+            interrupt_twice()
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGINT
+    shown = capfd.readouterr()
+    assert shown.out == "noted\nstill here\nnoted\n"
+    assert shown.err.count("Ctrl-C again") == 2
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)

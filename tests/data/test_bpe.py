@@ -51,18 +51,8 @@ def test_odd_text_comes_back_exactly(tokenizer, text: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.text())
-def test_any_text_comes_back_exactly(text: str) -> None:
-    tokenizer = _trained()
+def test_any_text_comes_back_exactly(tokenizer, text: str) -> None:
     assert tokenizer.decode(Encoder(tokenizer, cut=True)([text])[0][1:]) == text
-
-
-_kept: list = []
-
-
-def _trained():
-    if not _kept:
-        _kept.append(train_tokenizer(TEXTS, 280))
-    return _kept[0]
 
 
 def test_special_tokens_spelt_out_are_plain_text(tokenizer) -> None:
@@ -199,7 +189,7 @@ def test_texts_that_do_not_come_back_are_counted(kind: str, lost: int) -> None:
 def test_training_is_deterministic_and_survives_saving(tokenizer, tmp_path: Path) -> None:
     again = train_tokenizer(TEXTS, 300)
     assert tokenizer_hash(again) == tokenizer_hash(tokenizer)
-    assert tokenizer_hash(_trained()) != tokenizer_hash(tokenizer)
+    assert tokenizer_hash(train_tokenizer(TEXTS, 280)) != tokenizer_hash(tokenizer)
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(str(tmp_path))
     assert tokenizer_hash(loaded) == tokenizer_hash(tokenizer)
@@ -216,8 +206,7 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="ab1 \n\t\u2003é", max_size=60), st.integers(0, 8))
-def test_cutting_a_long_text_changes_no_token(text: str, size: int) -> None:
-    tokenizer = _trained()
+def test_cutting_a_long_text_changes_no_token(tokenizer, text: str, size: int) -> None:
     parts = list(pieces(text, size))
     assert "".join(parts) == text
     # Compared by the borders between words, so that it holds whatever merges the tokenizer has.

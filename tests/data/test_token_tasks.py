@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from mesalm.data.stream import Position, RowStream
 from mesalm.data.synthetic.associative_recall import AssociativeRecall
 from mesalm.data.synthetic.mad import Compression, ContextRecall, FuzzyRecall, Memorisation, NoisyRecall, SelectiveCopy
 from mesalm.data.synthetic.tasks import TASKS
@@ -54,24 +53,6 @@ def test_ids_and_labels_are_in_range_and_something_is_scored(name: str) -> None:
         assert scored.any(dim=1).all()
         assert batch["labels"][scored].max() < task.vocab_size
         assert batch["labels"][scored].min() >= 0
-
-
-def test_processes_share_the_rows_and_a_position_resumes_them() -> None:
-    task = small("mqar")
-    rows = TokenRows(task, "train", 1, 50, keep=False)
-
-    def steps(world: int, position: Position, count: int) -> list[torch.Tensor]:
-        streams = [
-            iter(RowStream(rows, position, 8, rank=rank, world=world, micro_rows=4, collate=collate_rows))
-            for rank in range(world)
-        ]
-        micro = 8 // (world * 4)
-        return [torch.cat([next(s)["input_ids"] for s in streams for _ in range(micro)]) for _ in range(count)]
-
-    alone, shared = steps(1, Position(5), 9), steps(2, Position(5), 9)
-    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
-    resumed = steps(2, Position(5).advance(8 * 6, 50), 3)
-    assert all(torch.equal(a, b) for a, b in zip(alone[6:], resumed, strict=True))
 
 
 class TestAssociativeRecall:

@@ -70,15 +70,6 @@ def test_class_prompts_to_the_letter(class_file: str) -> None:
     assert task.majority(list(range(15))) == pytest.approx(11 / 15)
 
 
-def test_more_shots_extend_fewer_and_draws_differ(pair_file: str) -> None:
-    task = find_task(pair_file, [], 0)
-    first = task.demonstrations(0, 0, 8, seed=0)
-    assert task.demonstrations(0, 0, 3, seed=0) == first[:3]
-    assert task.demonstrations(0, 1, 8, seed=0) != first
-    assert task.demonstrations(0, 0, 8, seed=1) != first
-    assert not {item.input for item in task.pool} & {item.input for item in task.evaluation}
-
-
 def test_recall_shows_the_answer_once(text_file: str) -> None:
     task = find_task("key_value_recall", read_documents([text_file]), 0)
     query = task.query(3, 1, 4, 3, seed=0)
@@ -215,8 +206,3 @@ def test_a_wrong_file_gets_one_line(tmp_path: Path, lines, labels, message: str)
     with pytest.raises(ValueError, match=message) as caught:
         find_task(str(path), [], 0)
     assert "\n" not in str(caught.value)
-
-
-def test_an_unknown_task_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="did you mean 'copying'"):
-        find_task("coping", [], 0)

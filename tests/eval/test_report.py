@@ -270,18 +270,7 @@ def test_a_short_text_is_measured_as_far_as_it_goes(save_model, tmp_path: Path) 
     assert "<svg" not in render_page(comparison, summarise(comparison))
 
 
-def test_bad_input_gets_one_line(save_model, text_file: str, tmp_path: Path) -> None:
-    model = save_model("one", 1)
-    cases = [
-        (([], "quick", [text_file]), "no model given"),
-        (([model], "big", [text_file]), "must be one of quick, full"),
-        (([model], "quick", []), "no text"),
-        (([str(tmp_path / "gone")], "quick", [text_file]), "no such folder"),
-    ]
-    for (given, suite, texts), message in cases:
-        with pytest.raises(ValueError, match=message) as caught:
-            make_plan(Request(models=given, suite=suite, texts=texts))
-        assert "\n" not in str(caught.value)
+def test_a_baseline_is_named_by_arm_run_or_place() -> None:
     arms = [Arm("a", (0, 2), (0, 1)), Arm("b", (1,), (None,))]
     known = [ModelSource(f"x/{name}", name, "") for name in ("a-s0", "b", "a-s1")]
     with pytest.raises(ValueError, match="baseline"):

@@ -81,20 +81,19 @@ def test_ctrl_c_says_where_the_evaluation_goes_on(
     assert len(list((tmp_path / "out/scores/parts").iterdir())) == 5
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(save_model, text_file: str, tmp_path: Path) -> None:
+def test_a_killed_evaluation_goes_on_where_it_was(
+    save_model, text_file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     model, out = save_model("one", 1), tmp_path / "out"
-    program = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import signal
-from pathlib import Path
-from test_resume import main, stop_after_first_task
-stop_after_first_task(Path({str(out)!r}), signal.SIGKILL)
-main({asked_of(model, text_file, out)!r})
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert done.stdout == ""
+    process = os.fork()
+    if process == 0:
+        try:
+            stop_after_first_task(out, signal.SIGKILL)
+            main(asked_of(model, text_file, out))
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+    assert capfd.readouterr().out == ""
     kept = {path: path.stat().st_mtime_ns for path in (out / "scores" / "parts").iterdir()}
     assert len(kept) == 5
     assert not (out / "scores" / "one.json").exists()

@@ -144,22 +144,3 @@ def test_state_of_softmax_grows_with_the_text(make, tokenizer) -> None:
     # two layers, one key-value head of size 16, keys and values
     assert scorer.state_numbers(10) == 2 * 2 * 16 * 10
     assert scorer.state_numbers(20) == 2 * 2 * 16 * 20
-
-
-def test_opening_what_is_not_there_gives_one_line(tmp_path, save_model) -> None:
-    with pytest.raises(ValueError, match="no such folder"):
-        Scorer.open("./nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"config\.json"):
-        Scorer.open(str(tmp_path / "empty"))
-    run = tmp_path / "run"
-    (run / "checkpoints" / "step-00000100").mkdir(parents=True)
-    (run / "journal.jsonl").write_text("")
-    with pytest.raises(ValueError, match="final"):
-        Scorer.open(str(run))
-    folder = save_model("bare", 1)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "bare" / name).unlink()
-    with pytest.raises(ValueError, match="tokenizer") as caught:
-        Scorer.open(folder)
-    assert "\n" not in str(caught.value)

@@ -40,24 +40,3 @@ def test_scores_measured_after_a_report_are_not_left_out(tmp_path: Path) -> None
         made("b", 0).write(tmp_path / "scores")
     assert [item.model.name for item in read_scores([tmp_path / "report.json"])] == ["a", "b"]
     assert [item.model.name for item in read_scores([tmp_path / "scores"])] == ["a", "b", "c"]
-
-
-def test_bad_stored_scores_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "broken.json").write_text("{")
-    (tmp_path / "old.json").write_text('{"format": 1}')
-    made("a", 0).write(tmp_path / "scores")
-    cases = [
-        (["compare", "--from-scores", str(tmp_path / "gone")], "no scores here"),
-        (["compare", "--from-scores", str(tmp_path / "broken.json"), "--out", "x"], "contains no readable scores"),
-        (["compare", "--from-scores", str(tmp_path / "old.json"), "--out", "x"], "format 1 cannot be read"),
-        (["compare", "--from-scores", str(tmp_path / "scores"), "--from-scores", str(tmp_path / "scores")], "twice"),
-        (["compare", "--from-scores", str(tmp_path / "scores/a.json")], "--out"),
-        (["compare", "--from-scores", str(tmp_path), "model"], "not both"),
-        (["compare"], "no model given"),
-        (["compare", "--arm", "one"], "NAME=MODEL"),
-    ]
-    for arguments, words in cases:
-        assert main(arguments) == 2
-        error = capsys.readouterr().err
-        assert words in error
-        assert error.count("\n") == 1

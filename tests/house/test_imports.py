@@ -54,19 +54,6 @@ FORBIDDEN = {
 FORBIDDEN = {room: [*names, "mesalm.commands", "mesalm.cli"] for room, names in FORBIDDEN.items()}
 
 
-def fresh(code: str) -> str:
-    """Run code in a new interpreter away from the repository and return what it prints."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True,
-        text=True,
-        cwd="/",
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def modules_of(room: str) -> dict[str, Path]:
     """Return the modules of a room by name."""
     package, *inner = room.split(".")
@@ -142,43 +129,26 @@ def test_the_model_folder_uses_flat_relative_imports_and_kernels_only_inside_try
 
 
 def test_a_user_of_the_model_pays_for_nothing_else() -> None:
-    code = f"""
-import json, sys, torch
-from mesalm import MesaConfig, MesaForCausalLM
-model = MesaForCausalLM(MesaConfig(vocab_size=32, **{TINY}, mixers=["mesa", "softmax"]))
-ids = torch.arange(8).view(1, 8)
-model(ids, labels=ids).loss.backward()
-model.eval().generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
-print(json.dumps([name for name in sys.modules if "." not in name]))
-"""
-    loaded = set(json.loads(fresh(code).splitlines()[-1]))
-    heavy = {
-        "triton",
-        "datasets",
-        "lm_eval",
-        "matplotlib",
-        "tensorboard",
-        "wandb",
-        "mesa_eval",
-        "jinja2",
-        "pandas",
-    }
-    found = loaded & heavy
-    assert not found or not found - foreign(found)
-
-
-def foreign(names: set[str]) -> set[str]:
-    """Return which of the names transformers loads by itself, which is not ours to mend."""
+    """Beyond what transformers loads by itself, which is not ours to mend."""
     code = f"""
 import json, sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **{TINY}))
-ids = torch.arange(8).view(1, 8)
-model(ids, labels=ids).loss.backward()
-model.eval().generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
-print(json.dumps([name for name in sys.modules if "." not in name]))
+def loaded(model):
+    ids = torch.arange(8).view(1, 8)
+    model(ids, labels=ids).loss.backward()
+    model.eval().generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
+    return {{name for name in sys.modules if "." not in name}}
+theirs = loaded(LlamaForCausalLM(LlamaConfig(vocab_size=32, **{TINY})))
+from mesalm import MesaConfig, MesaForCausalLM
+ours = loaded(MesaForCausalLM(MesaConfig(vocab_size=32, **{TINY}, mixers=["mesa", "softmax"])))
+print(json.dumps(sorted(ours - theirs)))
 """
-    return names & set(json.loads(fresh(code).splitlines()[-1]))
+    heavy = {"triton", "datasets", "lm_eval", "matplotlib", "tensorboard", "wandb", "mesa_eval", "jinja2", "pandas"}
+    result = subprocess.run(  # away from the repository
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd="/", check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert not heavy & set(json.loads(result.stdout.splitlines()[-1]))
 
 
 def arrows_between_files(*left_out: str) -> dict[str, set[str]]:

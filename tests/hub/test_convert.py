@@ -160,29 +160,6 @@ def test_layers_that_cannot_be_swapped_are_named(text: str, error: str) -> None:
         choose_layers(text, ["softmax", "softmax", "mesa", "softmax", "softmax"])
 
 
-def test_bad_input_ends_in_one_line(
-    tmp_path: Path, save_beside: Callable[..., str], copying_model: MesaForCausalLM, capsys: pytest.CaptureFixture[str]
-) -> None:
-    place = save_beside(copying_model)
-    (tmp_path / "short.txt").write_text("too short")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("keep")
-    for arguments, words in (
-        ([place, str(tmp_path / "full")], "not empty; convert to a new folder"),
-        ([place, str(tmp_path / "out"), "--layers", "7"], "there is no layer 7"),
-        ([place, str(tmp_path / "out"), "--calibrate", str(tmp_path / "short.txt")], "too few to fit the layers to"),
-        ([place, str(tmp_path / "out"), "--calibrate", str(tmp_path / "no.txt")], "no.txt"),
-        ([str(tmp_path / "nowhere"), str(tmp_path / "out")], "there is no such folder"),
-    ):
-        assert main(["convert", *arguments]) == 2
-        # transformers draws a bar while it loads; what comes after it is ours
-        errors = [line for line in capsys.readouterr().err.splitlines() if "mesalm" in line]
-        assert len(errors) == 1
-        assert words in errors[0]
-    assert not (tmp_path / "out").exists()
-    assert [entry.name for entry in (tmp_path / "full").iterdir()] == ["mine.txt"]
-
-
 def test_a_model_without_text_writes_its_own(copying_model: MesaForCausalLM) -> None:
     torch.manual_seed(0)
     rows = own_rows(copying_model, 5, 24, quiet=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_model
+from transformers import dynamic_module_utils
 
 from mesalm import MesaForCausalLM
 from mesalm.cli import main
 from mesalm.files import import_file
+from mesalm.hub.open_model import open_tokenizer
 from mesalm.hub.publish import add_code
 from mesalm.model.mixer_mesa import MesaMixer
 from mesalm.model.mixers import MIXERS, register_mixer
@@ -31,22 +31,12 @@ model: {hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, num_attent
 train: {steps: 2, batch_rows: 2, device: cpu}
 checkpoint: {every: 2}
 """
-STRANGER = """
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-prompt = AutoTokenizer.from_pretrained(sys.argv[1])("The", return_tensors="pt")
-print(model.generate(**prompt, max_new_tokens=3, do_sample=False).shape[1] - prompt["input_ids"].shape[1])
-"""
 
 
 def forget() -> None:
-    """Make this process as one that has not imported the file."""
+    """Make this process as one that has not imported the file, nor code of a published folder."""
     MIXERS.pop("normalised", None)
-    for name in [name for name in sys.modules if name.startswith("normalised_")]:
+    for name in [name for name in sys.modules if name.startswith(("normalised_", "transformers_modules"))]:
         del sys.modules[name]
 
 
@@ -66,7 +56,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     forget()
 
 
-def test_it_trains_resumes_samples_converts_and_is_published(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_trains_resumes_samples_converts_and_is_published(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(line: str) -> tuple[int, str]:
         forget()
         code = main(line.split())
@@ -86,11 +78,17 @@ def test_it_trains_resumes_samples_converts_and_is_published(own: Path, capsys: 
     assert run("train own.yaml name=soft model.mixers=softmax")[0] == 0
     assert run("convert runs/soft converted --mixer normalised --tokens 64 --code normalised.py")[0] == 0
     assert run("publish runs/own published --code normalised.py")[0] == 0
-    environment = {"HF_HOME": str(own / "hf"), "HF_HUB_OFFLINE": "1", "PATH": os.environ["PATH"]}
-    command = [sys.executable, "-W", "ignore", "-c", STRANGER, str(own / "published")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=own, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split()[-1] == "3"
+    forget()
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which transformers adds its cache of code
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(own / "modules"))
+    strange = dynamic_module_utils.get_class_from_dynamic_module(
+        "modeling_mesa.MesaForCausalLM", str(own / "published")
+    )
+    assert not issubclass(strange, MesaForCausalLM)
+    prompt = open_tokenizer("published")("The", return_tensors="pt")
+    written = strange.from_pretrained(own / "published").generate(**prompt, max_new_tokens=3, do_sample=False)
+    assert written.shape[1] - prompt["input_ids"].shape[1] == 3
+    assert "normalised" not in MIXERS
 
 
 def test_from_pretrained_says_what_to_import(own: Path) -> None:

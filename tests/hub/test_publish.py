@@ -20,7 +20,7 @@ from mesa_eval.evaluate import evaluate
 from mesalm import MesaForCausalLM
 from mesalm.cli import main
 from mesalm.hub.model_card import Evaluation, model_card
-from mesalm.hub.open_model import locate, open_model, open_tokenizer
+from mesalm.hub.open_model import open_model, open_tokenizer
 from mesalm.hub.publish import publish
 from mesalm.hub.sample import sample
 from mesalm.hub.training_record import training_lines
@@ -174,20 +174,6 @@ def test_publishing_never_writes_over_anything(run: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="exists and is not empty"):
         publish(str(run), target)
     assert [entry.name for entry in target.iterdir()] == ["mine.txt"]
-
-
-def test_a_model_is_found_or_its_absence_explained(run: Path, tmp_path: Path) -> None:
-    assert locate(str(run)) == str(run / "final")
-    assert locate(str(run / "final")) == str(run / "final")
-    assert locate("owner/name") == "owner/name"
-    with pytest.raises(ValueError, match="there is no such folder"):
-        locate(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"no config\.json here"):
-        locate(str(tmp_path))
-    (tmp_path / "young").mkdir()
-    (tmp_path / "young" / "journal.jsonl").write_text("")
-    with pytest.raises(ValueError, match="no final/ yet"):
-        locate(str(tmp_path / "young"))
 
 
 def test_any_token_may_be_sampled(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,9 @@ def test_the_base_model_and_the_language_model_share_a_checkpoint(build: Build, 
         torch.testing.assert_close(base(ids).last_hidden_state @ model.lm_head.weight.T, model(ids).logits)
 
 
+@pytest.mark.parametrize(
+    "kind", ["hybrid", *(pytest.param(x, marks=pytest.mark.slow) for x in ("mesa", "linear", "softmax"))]
+)
 def test_a_compiled_decoding_step_never_starts_anew(kind: str, build: Build, tokens: Draw) -> None:
     model, ids = build(kind), tokens(2, 12)
     cache = StaticCache(config=model.config, max_cache_len=16)

@@ -41,7 +41,9 @@ def padded(batch: Rows) -> dict[str, torch.Tensor]:
     }
 
 
-def train(model: Any, data: Rows, folder: Path, collate: Callable = padded, **options: Any) -> Trainer:
+def train(
+    model: Any, data: Rows, folder: Path, collate: Callable = padded, resume: bool = False, **options: Any
+) -> Trainer:
     """Train by plain gradient descent, so that a wrong scale of the loss shows in the weights."""
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -52,15 +54,14 @@ def train(model: Any, data: Rows, folder: Path, collate: Callable = padded, **op
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
         per_device_train_batch_size=2,
-        save_strategy="no",
         logging_steps=1,
         disable_tqdm=True,
         remove_unused_columns=False,
         train_sampling_strategy="sequential",
-        **options,
+        **{"save_strategy": "no", **options},
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -124,13 +125,8 @@ def test_a_run_goes_on_from_its_checkpoint(build: Build, tmp_path: Path) -> None
     data, through, again = rows(8), build(), build()
     train(through, data, tmp_path / "through", max_steps=4)
     options = {"save_strategy": "steps", "save_steps": 2}
-    arguments = {"output_dir": str(tmp_path / "again"), "use_cpu": True, "report_to": "none", "optim": "sgd"}
-    arguments |= {"learning_rate": RATE, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "max_steps": 4}
-    arguments |= {"per_device_train_batch_size": 2, "disable_tqdm": True, "remove_unused_columns": False}
-    arguments |= {"train_sampling_strategy": "sequential", **options}
-    made = {"train_dataset": data, "data_collator": padded}
-    Trainer(model=build(), args=TrainingArguments(**{**arguments, "max_steps": 2}), **made).train()
-    Trainer(model=again, args=TrainingArguments(**arguments), **made).train(resume_from_checkpoint=True)
+    train(build(), data, tmp_path / "again", max_steps=2, **options)
+    train(again, data, tmp_path / "again", resume=True, max_steps=4, **options)
     assert_same(again, through)
 
 

@@ -123,7 +123,8 @@ def test_recorded_operands_stand_side_by_side(bench: SimpleNamespace, tmp_path: 
     with pytest.raises(ValueError, match="holds 70 tokens"):
         bench.cases.make_operands(bench.cases.Case(71, recorded=str(file)))
     out = tmp_path / "lines.jsonl"
-    assert bench.bench_operator.main(["--quick", "--recorded", str(file), "--out", str(out)]) == 0
+    words = ["--quick", "--recorded", str(file), "--variants", "linear", "torch"]
+    assert bench.bench_operator.main([*words, "--out", str(out)]) == 0
     described = {name: read_last(out)[0]["case"][name] for name in ("length", "heads", "size", "recorded")}
     assert described == {"length": T, "heads": 8, "size": K, "recorded": str(file)}
     assert bench.bench_operator.main(["--quick", "--recorded", str(file), "--length", "71"]) == 2

@@ -34,7 +34,7 @@ def block(backend: str, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return output.tanh(), mesa_triton.beside(*after), report.steps
 
 
-@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("T", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_compiled_equals_eager_in_one_graph(T: int, kernels: str) -> None:
     """A step of decoding without gradients, a chunk with them."""
     torch._dynamo.reset()

@@ -1,7 +1,7 @@
 """Hold mesa attention on the kernels to the oracle: output, states and all gradients, against float64.
 
 On a machine without a card everything runs in Triton's interpreter, on fresh memory full of NaN, and on few small
-cases; with one, on the whole covering sample of `operator_cases` too.
+cases, the slowest of them in `make test-all`; with one, on the whole covering sample of `operator_cases` too.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ FLOAT32_OUTPUT, FLOAT32_GRADIENT = 1e-4, 5e-4
 ROUNDING = {torch.float16: 6e-4, torch.bfloat16: 6e-3}
 SMALL = [
     Case("iid", "0.99", "none", "0.1", "random", 24, 40, "2/1", 130, "state"),
-    Case("correlated", "0.97", "5%", "1", "random", 16, 16, "1/1", 70, "one row"),
+    Case("correlated", "0.97", "5%", "1", "random", 16, 16, "1/1", 70, "state"),
     Case("repeated", "1", "none", "0.1", "1", 32, 8, "2/2", 65, "one row"),
     Case("iid", "0.5", "none", "spread", "zeros and ones", 8, 24, "3/1", 66, "two rows"),
-    Case("nearly identical", "0.9", "1%", "0.01", "random", 16, 16, "1/1", 64, "packed"),
-    Case("correlated", "by token", "every", "0.1", "0", 16, 8, "1/1", 63, "one row"),
+    Case("nearly identical", "0.9", "1%", "0.01", "random", 16, 16, "2/1", 64, "packed"),
+    Case("correlated", "by token", "every", "0.1", "0", 16, 8, "1/1", 63, "two rows"),
     Case("iid", "by head", "1%", "1", "random", 40, 16, "2/2", 66, "packed state"),
 ]
 SIZES = launch.Sizes(1, 64, 2, 2, 40, 8, False, torch.device("cpu"))
-LENT = [pytest.param(case, marks=pytest.mark.card) for case in SMALL[:4]]
-SLOW = pytest.param(SMALL[6], marks=pytest.mark.slow)
-CASES = [*LENT, *SMALL[4:6], SLOW, *(covering_cases() if torch.cuda.is_available() else [])]
+CARD, SLOW = pytest.mark.card, pytest.mark.slow
+MARKS = [(CARD, SLOW), CARD, CARD, (CARD, SLOW), (), (), SLOW]
+MARKED = [pytest.param(case, marks=marks) for case, marks in zip(SMALL, MARKS, strict=True)]
+CASES = [*MARKED, *(covering_cases() if torch.cuda.is_available() else [])]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -54,13 +55,18 @@ def test_float32(case: Case, kernels: str) -> None:
         assert relative_error(got[name], wanted) <= max(bound, 3 * relative_error(rounding[name], wanted)), name
 
 
+LONG = Case("iid", "0.99", "1%", "0.1", "random", 32, 16, "2/1", 130, "one row")
+SHORT = Case("correlated", "0.999", "none", "0.1", "random", 16, 24, "1/1", 64, "one row")
+
+
 @pytest.mark.card
-@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize(
-    "case",
+    ("case", "dtype"),
     [
-        Case("iid", "0.99", "1%", "0.1", "random", 32, 16, "2/1", 130, "one row"),
-        Case("correlated", "0.999", "none", "0.1", "random", 16, 24, "1/1", 64, "one row"),
+        (LONG, torch.bfloat16),
+        (SHORT, torch.float16),
+        pytest.param(LONG, torch.float16, marks=pytest.mark.slow),
+        pytest.param(SHORT, torch.bfloat16, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -115,6 +121,7 @@ def test_tiles_of_the_solvers(tile: int, kernels: str) -> None:
     check_float32(operands, kernels)
 
 
+@pytest.mark.slow
 @pytest.mark.card
 def test_gradients_scale_with_the_upstream_gradient(kernels: str) -> None:
     """Down to 2^-30, about 1e-9: powers of two round nothing, so that only a guard with a size of its own can show."""
@@ -125,6 +132,7 @@ def test_gradients_scale_with_the_upstream_gradient(kernels: str) -> None:
             assert relative_error(small[name] * 2.0**30, x) <= 1e-6, name
 
 
+@pytest.mark.slow  # the interpreter computes in one order
 @pytest.mark.card
 def test_two_runs_give_the_same_bits(kernels: str) -> None:
     operands = make_operands(SMALL[1])
@@ -132,6 +140,7 @@ def test_two_runs_give_the_same_bits(kernels: str) -> None:
     assert all(torch.equal(x, other[name]) for name, x in one.items())
 
 
+@pytest.mark.slow
 @pytest.mark.card
 def test_operands_of_a_trained_model(kernels: str) -> None:
     operands = recorded_operands("recorded_short", 65)[1]

@@ -125,6 +125,7 @@ def test_what_is_not_certified_on_chip_is_solved_in_float32(run) -> None:
 
 
 # NumPy, which interprets the kernels, warns of every overflow
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_numbers_beyond_float16_are_solved_in_float32(run) -> None:
     """Keys of 1e3 and values of 1e6 (bfloat16 holds them) overflow float16 on the way: marked, solved, read again."""

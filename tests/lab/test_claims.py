@@ -261,23 +261,6 @@ def test_commands_that_are_shown_make_the_result_again(tmp_path: Path, capsys: p
     assert "run `mesalm lab run gradient-step --size paper --seeds 2` again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["run", "no-such"], "no such claim"),
-        (["report"], "holds no results"),
-        (["report", "--size", "paper"], "run `mesalm lab run all --size paper` first"),
-    ],
-)
-def test_bad_input_is_one_line(
-    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["lab", *arguments, "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1
-
-
 def test_the_list_names_every_claim(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lab", "list"]) == 0
     text = capsys.readouterr().out

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_config, tiny_model
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig
 
-import mesalm
-from mesalm import MesaConfig, MesaForCausalLM, MesaModel, RegressorConfig
+from mesalm import MesaConfig, RegressorConfig
 from mesalm.model.cache_mesa import returned_cache
 from mesalm.model.layers import dpfp
 
@@ -103,13 +102,6 @@ def test_help_lists_every_field(config: type[MesaConfig]) -> None:
             assert " ".join(entry.split()) in page, field.name
 
 
-def test_the_auto_classes_know_mesa() -> None:
-    assert mesalm.__version__
-    config = tiny_config()
-    assert type(AutoModelForCausalLM.from_config(config)) is MesaForCausalLM
-    assert type(AutoModel.from_config(config)) is MesaModel
-
-
 def test_the_start_is_as_described() -> None:
     mixer = tiny_model(num_hidden_layers=8, num_attention_heads=4, initializer_range=0.02).model.layers[3].mixer
     torch.testing.assert_close(mixer.ridge(), torch.ones(4, 8))
@@ -119,28 +111,10 @@ def test_the_start_is_as_described() -> None:
     assert torch.equal(mixer.conv.weight[:, 0], torch.ones(64))
 
 
-def test_loading_does_not_start_weights_anew(tmp_path: Path) -> None:
-    model = tiny_model()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.125)
-    model.save_pretrained(tmp_path)
-    loaded = dict(AutoModelForCausalLM.from_pretrained(tmp_path).named_parameters())
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, loaded[name]), name
-
-
 def test_forward_wants_ids_or_embeddings() -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model()
-
-
-def test_the_loss_divides_by_the_number_it_is_given() -> None:
-    model = tiny_model()
-    ids = torch.arange(8)[None]
-    mean, tenth = model(ids, labels=ids).loss, model(ids, labels=ids, num_items_in_batch=70).loss
-    torch.testing.assert_close(mean * 7, tenth * 70)
 
 
 def test_softcap_bounds_the_logits() -> None:

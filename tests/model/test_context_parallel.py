@@ -147,7 +147,7 @@ def thorough(rank: int, size: int, file: str) -> None:
 
 
 def spawn(program: Any, size: int, folder: Path) -> None:
-    torch.multiprocessing.spawn(program, (size, str(folder / "rendezvous")), size)
+    torch.multiprocessing.start_processes(program, (size, str(folder / "rendezvous")), size, start_method="fork")
 
 
 def test_two_processes_read_as_one_and_exchange_no_more_for_longer_rows(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from tiny import tiny_model
 
 from mesalm import mesa_attention
 
-DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.card)] if torch.cuda.is_available() else [])]
+CPU = pytest.param("cpu", marks=pytest.mark.slow)  # other tests are of the CPU too
+DEVICES = [CPU, *([pytest.param("cuda", marks=pytest.mark.card)] if torch.cuda.is_available() else [])]
 # bfloat16 keeps 8 bits of query, key and value, which the solve can magnify by the condition number (about 10 here)
 TOLERANCES = {torch.float32: 2e-4, torch.bfloat16: 3e-2}
 

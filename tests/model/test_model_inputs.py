@@ -63,18 +63,6 @@ def assert_rows_alone(model: Any, logits: torch.Tensor, ids: torch.Tensor, mask:
         torch.testing.assert_close(logits[row, real], model(ids[row, real][None]).logits[0], **NEAR)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, WIDTH])
-def test_padding_anywhere_read_in_pieces_changes_nothing(size: int, kind: str) -> None:
-    model, ids, positions = build(kind), draw(4, WIDTH), positions_of(MASK)
-    cache, logits, seen = DynamicCache(config=model.config), [], 0
-    for piece in ids.split(size, dim=1):
-        seen += piece.shape[1]
-        place = slice(seen - piece.shape[1], seen)
-        options = {"attention_mask": MASK[:, :seen], "position_ids": positions[:, place], "cache": cache}
-        logits.append(model(piece, use_cache=True, **options).logits)
-    assert_rows_alone(model, torch.cat(logits, dim=1), ids, MASK)
-
-
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32, torch.bfloat16], ids=str)
 def test_a_mask_of_any_dtype_means_the_same(dtype: torch.dtype, kind: str) -> None:
     model, ids = build(kind), draw(4, WIDTH)
@@ -83,25 +71,20 @@ def test_a_mask_of_any_dtype_means_the_same(dtype: torch.dtype, kind: str) -> No
     assert torch.equal(model(ids, attention_mask=MASK.to(dtype), **options).logits, expected)
 
 
-@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
-def test_a_turn_of_one_token_for_one_row_leaves_the_other_as_it_was(static: bool, kind: str) -> None:
+def test_a_turn_of_one_token_for_one_row_leaves_the_other_as_it_was(kind: str) -> None:
     model, ids = build(kind), draw(2, 7)
     mask = torch.ones_like(ids)
     mask[1, 5] = 0
     positions = positions_of(mask)
-    cache = StaticCache(config=model.config, max_cache_len=7) if static else DynamicCache(config=model.config)
-    logits = []
+    cache, logits = StaticCache(config=model.config, max_cache_len=7), []
     for start, end in ((0, 5), (5, 6), (6, 7)):
-        given: Any = mask[:, :end]
-        if static:  # as generate does it for a cache that can be compiled
-            embeds = torch.empty(2, end - start, 0)
-            given = model.create_masks_for_generate(
-                config=model.config,
-                inputs_embeds=embeds,
-                attention_mask=given,
-                position_ids=positions[:, start:end],
-                **{CACHE: cache},
-            )
+        given = model.create_masks_for_generate(  # as generate does it for a cache that can be compiled
+            config=model.config,
+            inputs_embeds=torch.empty(2, end - start, 0),
+            attention_mask=mask[:, :end],
+            position_ids=positions[:, start:end],
+            **{CACHE: cache},
+        )
         options = {"position_ids": positions[:, start:end], "cache": cache, "use_cache": True}
         logits.append(model(ids[:, start:end], attention_mask=given, **options).logits)
     assert_rows_alone(model, torch.cat(logits, dim=1), ids, mask)

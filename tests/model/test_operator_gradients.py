@@ -74,29 +74,23 @@ def hard_inputs(dtype: torch.dtype) -> list[Tensor]:
     return [x.to(dtype) for x in inputs[:5]] + inputs[5:6]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance", "accuracy"),
-    [(torch.float32, 1e-6, 5e-5), (torch.float64, 1e-12, 1e-10), (torch.bfloat16, 1e-4, 1e-2)],
-)
-@pytest.mark.parametrize("scale", [1e0, 1e-2, 1e-3, 1e-5, 1e-7, 1e-9])
-def test_gradient_is_right_at_every_upstream_scale(
-    dtype: torch.dtype, tolerance: float, accuracy: float, scale: float
-) -> None:
-    """A guard that is not relative shows here: the adjoint fades out as the upstream gradient shrinks."""
-    inputs = hard_inputs(dtype)
-    upstream = torch.randn(1, 150, 4, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
-    scaled = upstream * torch.tensor(scale, dtype=dtype)
+@pytest.mark.parametrize("scale", [1e0, 1e-3, 1e-9])
+def test_gradient_of_bfloat16_is_right_at_every_upstream_scale(scale: float) -> None:
+    """A guard that is not relative shows here; tests/model/test_operator_grid.py has the other precisions."""
+    inputs = hard_inputs(torch.bfloat16)
+    upstream = torch.randn(1, 150, 4, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
+    scaled = upstream * torch.tensor(scale, dtype=torch.bfloat16)
 
     def gradients(operands: list[Tensor], backend: str, weight: Tensor) -> tuple[Tensor, ...]:
         leaves = [x.detach().requires_grad_() for x in operands]
-        output = mesa_attention(*leaves, backend=backend, tolerance=tolerance)
+        output = mesa_attention(*leaves, backend=backend)
         return torch.autograd.grad(output, leaves, weight)
 
     got = gradients(inputs, "torch", scaled)
     wanted = gradients([x.double() for x in inputs], "exact", scaled.double() / scale)
     for name, a, b in zip(("query", "key", "value", "log_forget", "input_gate", "ridge"), got, wanted, strict=True):
         error = float((a.double() / scale - b).norm() / b.norm())
-        assert error < accuracy, (name, error)
+        assert error < 1e-2, (name, error)
 
 
 def test_rows_of_very_different_size() -> None:

@@ -46,7 +46,7 @@ def block(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (output.tanh() + linear_attention(*inputs[:5]) + delta + mixed).sum(-1), state.gram, report.steps
 
 
-@pytest.mark.parametrize(("T", "dynamic"), [(1, False), (70, False), (70, True)])
+@pytest.mark.parametrize(("T", "dynamic"), [(1, False), pytest.param(70, False, marks=pytest.mark.slow), (70, True)])
 def test_compiled_equals_eager_in_one_graph(T: int, dynamic: bool) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)

@@ -96,23 +96,16 @@ def assert_close(got: list[Tensor], wanted: list[Tensor], accuracy: float = ACCU
         assert error <= accuracy * scale, (i, error, scale)
 
 
-def compare(inputs: list[Tensor], **options: object) -> None:
-    got, got_gradients = run(inputs, "torch", **options)
-    wanted, wanted_gradients = run(inputs, "exact", **options)
+def compare(inputs: list[Tensor]) -> None:
+    before = [x.detach().clone() for x in inputs]
+    got, got_gradients = run(inputs, "torch")
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+    assert got[0].is_contiguous()
+    wanted, wanted_gradients = run(inputs, "exact")
     assert_close(got, wanted)
     assert_close(got_gradients, wanted_gradients)
     restarts = torch.isinf(inputs[3])
     assert bool((got_gradients[3][restarts] == 0).all())
-
-
-@pytest.mark.parametrize("T", [0, 1, 2, 63, 64, 65, 200])
-@pytest.mark.parametrize(("H", "G", "K", "V"), [(4, 2, 3, 7), (3, 1, 6, 1), (2, 2, 1, 2)])
-def test_lengths_and_sizes(T: int, H: int, G: int, K: int, V: int) -> None:
-    inputs = make_inputs(T, H=H, G=G, K=K, V=V, gates="restart 0.05")
-    before = [x.detach().clone() for x in inputs]
-    compare(inputs)
-    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
-    assert mesa_attention(*inputs[:6]).is_contiguous()
 
 
 @pytest.mark.parametrize("ridge", ["number", "scalar tensor", "[G]"])
@@ -152,32 +145,9 @@ def test_defaults_of_the_gates(backend: str) -> None:
     assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("at", [1, 63, 64, 100, 129])
 @pytest.mark.parametrize("backend", ["torch", "exact"])
-def test_split_equals_whole(at: int, backend: str) -> None:
-    *tokens, ridge, gram, cross = (x.detach() for x in make_inputs(130, H=4, gates="restart 0.02"))
-    options = {"backend": backend, "tolerance": 1e-13, "return_state": True}
-    whole, last = mesa_attention(*tokens, ridge, initial_state=(gram, cross), **options)
-    first, state = mesa_attention(*[x[:, :at] for x in tokens], ridge, initial_state=(gram, cross), **options)
-    second, state = mesa_attention(*[x[:, at:] for x in tokens], ridge, initial_state=state, **options)
-    assert_close([torch.cat([first, second], 1), state.gram, state.cross], [whole, last.gram, last.cross])
-
-
-def test_token_by_token_equals_whole() -> None:
-    *tokens, ridge, _, _ = (x.detach() for x in make_inputs(70, H=4, gates="restart 0.05"))
-    whole = mesa_attention(*tokens, ridge, tolerance=1e-13)
-    state, outputs = None, []
-    for t in range(70):
-        output, state = mesa_attention(
-            *[x[:, t : t + 1] for x in tokens], ridge, initial_state=state, return_state=True
-        )
-        outputs.append(output)
-    assert_close([torch.cat(outputs, 1)], [whole])
-
-
-@pytest.mark.parametrize("bounds", [[0, 130], [0, 0, 1, 30, 30, 64, 129, 130, 130], [0, 70, 130]])
-@pytest.mark.parametrize("backend", ["torch", "exact"])
-def test_packed_sequences_equal_separate_ones(bounds: list[int], backend: str) -> None:
+def test_packed_sequences_equal_separate_ones(backend: str) -> None:
+    bounds = [0, 0, 1, 30, 30, 64, 129, 130, 130]
     S = len(bounds) - 1
     inputs = make_inputs(130, B=1, H=4, rows=S, gates="mixture")
     lengths = torch.tensor(bounds)
@@ -250,9 +220,9 @@ def test_equals_sherman_morrison_recursion(backend: str) -> None:
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
-    T=st.integers(0, 140),
+    T=st.one_of(st.sampled_from([0, 1, 2, 63, 64, 65]), st.integers(0, 140)),
     G=st.integers(1, 2),
-    R=st.integers(1, 2),
+    R=st.integers(1, 3),
     K=st.integers(1, 6),
     V=st.integers(1, 4),
     keys=st.sampled_from(["iid", "correlated", "nearly identical", "repeated"]),

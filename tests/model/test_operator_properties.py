@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_cases import Operands, attend, call_operator, make_keys, single, visit_states
 from torch import Tensor
@@ -70,8 +71,12 @@ DRAWN = st.builds(
 )
 # A chunk over which the state all but vanishes, with no gate small enough to be a restart.
 FADING = Drawn(1, 70, 1, 1, 2, 1, "iid", 1.0, 0.0, 0.0, 1.0, (-45.0,), (0.3,), (1.0, 1.0), (torch.float32, 1e-2), 0)
-QUICK = settings(max_examples=200, deadline=None, derandomize=True)
-MANY = settings(max_examples=3000, deadline=None, derandomize=True)
+EXAMPLES = pytest.mark.parametrize("examples", [100, pytest.param(3000, marks=pytest.mark.slow)])
+
+
+def try_drawn(check: Callable[..., None], examples: int, *strategies: st.SearchStrategy) -> None:
+    """Check a number of drawn calls, the same ones each time."""
+    settings(max_examples=examples, deadline=None, derandomize=True)(given(*strategies)(check))()
 
 
 def make_call(drawn: Drawn, rows: int, *, state: bool = True) -> Operands:
@@ -223,44 +228,20 @@ SHARE = st.floats(0.0, 1.0)
 CUTS = st.lists(SHARE, max_size=5).map(tuple)
 
 
-@QUICK
-@given(DRAWN, st.booleans())
-@example(FADING, True)
-def test_every_call_keeps_its_promise(drawn: Drawn, state: bool) -> None:
-    check_promise(drawn, state)
+@EXAMPLES
+def test_every_call_keeps_its_promise(examples: int) -> None:
+    check_promise(FADING, state=True)
+    try_drawn(check_promise, examples, DRAWN, st.booleans())
 
 
-@QUICK
-@given(DRAWN, SHARE)
-def test_a_split_sequence_equals_the_whole(drawn: Drawn, where: float) -> None:
-    check_split(drawn, where)
+@EXAMPLES
+def test_a_split_sequence_equals_the_whole(examples: int) -> None:
+    try_drawn(check_split, examples, DRAWN, SHARE)
 
 
-@QUICK
-@given(DRAWN, CUTS, st.booleans())
-def test_packed_sequences_equal_separate_ones(drawn: Drawn, cuts: tuple[float, ...], state: bool) -> None:
-    check_packed(drawn, cuts, state)
-
-
-@pytest.mark.slow
-@MANY
-@given(DRAWN, st.booleans())
-def test_many_calls_keep_their_promise(drawn: Drawn, state: bool) -> None:
-    check_promise(drawn, state)
-
-
-@pytest.mark.slow
-@MANY
-@given(DRAWN, SHARE)
-def test_many_split_sequences_equal_the_whole(drawn: Drawn, where: float) -> None:
-    check_split(drawn, where)
-
-
-@pytest.mark.slow
-@MANY
-@given(DRAWN, CUTS, st.booleans())
-def test_many_packed_sequences_equal_separate_ones(drawn: Drawn, cuts: tuple[float, ...], state: bool) -> None:
-    check_packed(drawn, cuts, state)
+@EXAMPLES
+def test_packed_sequences_equal_separate_ones(examples: int) -> None:
+    try_drawn(check_packed, examples, DRAWN, CUTS, st.booleans())
 
 
 FUZZ_CALLS = 20

@@ -241,7 +241,7 @@ def test_a_backward_pass_is_differentiated_forward(operator: str) -> None:
     assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("operator", WITH_BACKENDS)
+@pytest.mark.parametrize("operator", ["mesa", *(pytest.param(x, marks=pytest.mark.slow) for x in ("linear", "delta"))])
 def test_compiled_transforms(operator: str) -> None:
     function, values = make(operator, 2)
     tangents = tangents_of(values)

@@ -241,7 +241,7 @@ def start(tmp_path: Path, recipe_file: Path) -> Iterator[Callable[..., subproces
 def stopped() -> Callable[..., Recipe]:
     """Train a recipe until this process gets a signal as a step begins; return the recipe."""
 
-    def until(recipe: Recipe, step: int, number: int = signal.SIGTERM, **more: Any) -> Recipe:
+    def until(recipe: Recipe, step: int, number: int = signal.SIGTERM, quiet: bool = True, **more: Any) -> Recipe:
         def send(model: torch.nn.Module, at: int) -> list[dict[str, Any]]:
             if at + 1 == step:
                 os.kill(os.getpid(), number)
@@ -251,7 +251,7 @@ def stopped() -> Callable[..., Recipe]:
             return training.run(*arguments, probes=[*probes, Probe("signal", 1, send, at_end=False)], **options)
 
         with pytest.raises(Interrupted) as caught:
-            pretrain(recipe, quiet=True, train=train, **more)
+            pretrain(recipe, quiet=quiet, train=train, **more)
         assert caught.value.code == 128 + number
         return recipe
 

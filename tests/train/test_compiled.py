@@ -53,9 +53,11 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     ("how", "mixers"),
     [
         ("blocks", ["mesa", "softmax"] * (LAYERS // 2)),
-        (True, "mesa"),
-        *(pytest.param("blocks", mixer, marks=pytest.mark.slow) for mixer in ("mesa", "softmax", "linear")),
-        *(pytest.param(True, mixer, marks=pytest.mark.slow) for mixer in ("softmax", "linear")),
+        *(
+            pytest.param(how, mixer, marks=pytest.mark.slow)
+            for how in ("blocks", True)
+            for mixer in ("mesa", "softmax", "linear")
+        ),
     ],
     ids=str,
 )

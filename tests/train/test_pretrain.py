@@ -7,9 +7,7 @@ import math
 import os
 import platform
 import signal
-import subprocess
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +38,6 @@ from mesalm.train.sections import SampleSettings
 
 STREAMED = ("data.stream=true", "data.stream_sample=20", "train.micro_rows=20")
 Load = Callable[..., Recipe]
-Start = Callable[..., "subprocess.Popen[str]"]
 
 
 def journal(run: Path, event: str) -> list[dict[str, Any]]:
@@ -135,14 +132,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(load: Load, stopped: Load,
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
-def test_control_c_is_answered_and_its_handler_put_back(load: Load, stopped: Load) -> None:
+def test_control_c_is_answered_and_its_handler_put_back(
+    load: Load, stopped: Load, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(signal.SIGINT)
-    stopped(load(), 3, signal.SIGINT)  # checks the exit code, 130
+    stopped(load(), 3, signal.SIGINT, quiet=False)  # checks the exit code, 130
     assert signal.getsignal(signal.SIGINT) is before
+    assert "stopped after step 3 of 12, checkpoint written; run the same command again" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1], ids=lambda number: number.name)
-def test_a_signal_in_the_last_validation_is_not_lost(load: Load, number: signal.Signals) -> None:
+def test_a_signal_in_the_last_validation_is_not_lost(load: Load) -> None:
+    number = signal.SIGHUP
     recipe = load("validate.every=0", "train.steps=3")
     earlier = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and stays so
 
@@ -189,52 +189,6 @@ def test_a_log_file_gets_plain_lines_that_count_the_epochs(load: Load, capfd: py
         ["tiny: step 4/4", "epoch 2.00"],
     ]
     assert [line["epoch"] for line in journal(recipe.folder, "step")] == [1.0, 2.0]
-
-
-def test_killed_process_resumes_to_the_last_bit(load: Load, start: Start) -> None:
-    changes = ("train.steps=150", "checkpoint.every=20", "train.micro_rows=2", "validate.every=50")
-    killed = load("name=killed", *changes)
-    process = start("name=killed", *changes)
-    deadline = time.monotonic() + 120
-    while not any(step >= 50 for step, _ in losses(killed.folder)):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert not (killed.folder / "final").exists()
-    pretrain(killed, quiet=True)
-    starts = journal(killed.folder, "start")
-    assert len(starts) == 2
-    assert starts[1]["step"] % 20 == 0
-    assert starts[1]["step"] >= 40
-    whole = pretrain(load("name=whole", *changes), quiet=True)
-    assert_same_run(killed.folder, whole)
-
-
-def test_terminated_process_writes_a_checkpoint_and_says_how_to_resume(load: Load, start: Start) -> None:
-    recipe = load("train.steps=100000", "checkpoint.every=0")
-    process = start("train.steps=100000", "checkpoint.every=0")
-    deadline = time.monotonic() + 120
-    while not losses(recipe.folder):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "run the same command again" in errors
-    newest = Checkpoints(recipe.folder / "checkpoints").newest()
-    assert newest is not None
-    assert journal(recipe.folder, "stop")[0]["step"] == int(newest.name[5:])
-
-
-def test_finished_run_is_reported_and_not_trained_again(load: Load, capfd: pytest.CaptureFixture[str]) -> None:
-    run = pretrain(load("train.steps=2"), quiet=True)
-    before = (run / "journal.jsonl").read_bytes()
-    assert pretrain(load("train.steps=2", "train.log_every=2")) == run
-    assert "finished" in capfd.readouterr().err
-    assert (run / "journal.jsonl").read_bytes() == before
 
 
 def test_other_recipe_in_the_same_folder_is_refused(load: Load) -> None:
@@ -348,12 +302,6 @@ def test_trackers_get_what_the_journal_gets(load: Load, monkeypatch: pytest.Monk
     assert [values["train/loss"] for _, values in logged if "train/loss" in values] == [loss for _, loss in losses(run)]
     assert [(step, values["valid/loss"]) for step, values in logged if "valid/loss" in values] == losses(run, "valid")
     assert Kept.finished
-
-
-def test_bf16_run_saves_fp32_weights(load: Load) -> None:
-    run = pretrain(load("train.steps=2", "train.precision=bf16", "sample.every=2", "sample.tokens=2"), quiet=True)
-    assert all(math.isfinite(loss) for _, loss in losses(run))
-    assert {tensor.dtype for tensor in load_file(run / "final" / "model.safetensors").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(("has_bf16", "precision"), [(False, "bf16"), (True, "bf16"), (False, "fp32")])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from safetensors.torch import load_file
 
 from mesalm.journal import read_journal
 from mesalm.settings import SettingsError
@@ -189,6 +190,7 @@ def test_a_run_in_the_launcher_s_precision_records_it(
     folder = pretrain(recipe)
     assert "train.precision: bf16, as accelerate launch says" in capfd.readouterr().err
     assert read_run_recipe(folder).train.precision == "bf16"
+    assert {weight.dtype for weight in load_file(folder / "final" / "model.safetensors").values()} == {torch.float32}
     start_line, *_ = read_journal(folder / "journal.jsonl")
     assert start_line["recipe"]["train"]["precision"] == "bf16"
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
