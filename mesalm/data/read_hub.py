@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from mesalm.files import file_hash
-from mesalm.pretrained import without_retries
+from mesalm.pretrained import asking_hub
 from mesalm.settings import SettingsError
 
 from .documents import DataError, Document, Faults, Source, record_document
@@ -79,7 +79,8 @@ class HubSource(Source):
     def _call(self, function: str, **options: Any) -> Any:
         settings = self.settings
         try:
-            with without_retries():
+            # a format with files, such as json, asks the Hub for nothing
+            with asking_hub(settings.dataset if self.files is None or "/" in settings.dataset else "."):
                 return getattr(datasets, function)(
                     settings.dataset,
                     settings.subset,
