@@ -50,7 +50,7 @@ def opening(place: str, what: str, name: str) -> Iterator[None]:
 def asking_hub(place: str) -> Iterator[None]:
     """Hide huggingface_hub's warnings about retries in the block, which opens ``place``; the final error says enough.
 
-    Unless ``place`` is a path (a Hub name has at most one slash) or the Hub answers within `PATIENCE`, the block reads only cached files.
+    Unless ``place`` is a path or the Hub answers within `PATIENCE`, the block reads only cached files.
     Raises ConnectionError if it then ends with an OSError, as it does where files are not in the cache.
     """
     from huggingface_hub import constants
@@ -59,6 +59,7 @@ def asking_hub(place: str) -> Iterator[None]:
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
+        # a Hub name has at most one slash
         if getattr(constants, OFFLINE) or Path(place).exists() or place.count("/") > 1 or _hub_answers():
             yield
             return

@@ -10,7 +10,11 @@ from .mixer_mesa import MesaMixer
 
 
 class Measures(nn.Module):
-    """Mixin for models that reports what their mixers measured."""
+    """Mixin for models that reports what their mixers measured, and the size of their states."""
+
+    def state_numbers(self, length: int) -> int:
+        """Return how many numbers a cache holds per sequence after ``length`` tokens."""
+        return sum(block.mixer.state_numbers(length) for block in self.modules() if hasattr(block, "mixer"))
 
     def solver_steps(self) -> float | None:
         """Return the mean number of solver steps in the last forward pass, None without mesa layers."""
