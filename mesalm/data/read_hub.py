@@ -77,10 +77,10 @@ class HubSource(Source):
             raise DataError(f"{name}: {_first_line(error)}; check the dataset's files") from error
 
     def _call(self, function: str, **options: Any) -> Any:
-        settings = self.settings
+        settings, name = self.settings, str(self.settings.dataset)
         try:
             # a format with files, such as json, asks the Hub for nothing
-            with asking_hub(settings.dataset if self.files is None or "/" in settings.dataset else "."):
+            with asking_hub(name if self.files is None or "/" in name else "."):
                 return getattr(datasets, function)(
                     settings.dataset,
                     settings.subset,

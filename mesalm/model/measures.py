@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -14,7 +16,8 @@ class Measures(nn.Module):
 
     def state_numbers(self, length: int) -> int:
         """Return how many numbers a cache holds per sequence after ``length`` tokens."""
-        return sum(block.mixer.state_numbers(length) for block in self.modules() if hasattr(block, "mixer"))
+        mixers: list[Any] = [block.mixer for block in self.modules() if hasattr(block, "mixer")]
+        return sum(mixer.state_numbers(length) for mixer in mixers)
 
     def solver_steps(self) -> float | None:
         """Return the mean number of solver steps in the last forward pass, None without mesa layers."""

@@ -319,8 +319,9 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        chosen = isinstance(logits_to_keep, (torch.Tensor, slice))
-        hidden_states = hidden_states[:, logits_to_keep if chosen else slice(-logits_to_keep, None)]
+        if not isinstance(logits_to_keep, (torch.Tensor, slice)):
+            logits_to_keep = slice(-logits_to_keep, None)
+        hidden_states = hidden_states[:, logits_to_keep]
         loss = logits = None
         loss_options["vocab_size"] = self.config.vocab_size
         if scored and self.token_loss is not None:

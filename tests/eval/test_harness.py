@@ -282,6 +282,6 @@ def test_what_the_harness_lacks_is_not_read_as_its_absence(monkeypatch: pytest.M
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="'no_such_module'"):
         harness.register.__wrapped__()
-    monkeypatch.setattr(sys, "meta_path", [])
+    monkeypatch.setattr(sys, "path", [])
     with pytest.raises(ValueError, match="lm-evaluation-harness is not installed"):
         harness.register.__wrapped__()
