@@ -37,7 +37,9 @@ def register() -> type:
     try:
         from lm_eval.api.registry import register_model
         from lm_eval.models.huggingface import HFLM
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":  # lm_eval is there, and lacks something itself
+            raise
         raise ValueError(
             "lm-evaluation-harness is not installed; install it with pip install 'mesalm[eval]'"
         ) from error

@@ -37,8 +37,8 @@ def supports(*, device: str, dtype: torch.dtype, key_size: int, value_size: int)
             return False, f"kernels take {what} of size {SIZES[0]} to {SIZES[1]}, not {size}"
     try:
         import triton  # noqa: F401
-    except ImportError:
-        return False, "triton is not installed"
+    except ImportError as error:
+        return False, f"triton cannot be imported ({error})"
     return True, ""
 
 

@@ -175,6 +175,8 @@ def check_inputs(settings: DataSettings, expected: Mapping[str, Any]) -> None:
 def _compare_results(contents: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     if contents["tokenizer"] != expected["tokenizer"]:
         raise ChangedDataError("the tokenizer has changed")
+    if contents["weights"] != expected.get("weights", contents["weights"]):  # older checkpoints do not have them
+        raise ChangedDataError("the weights of its sources have changed")
     for split, digest in expected["rows"].items():
         if contents["rows"][split] != digest:
             raise ChangedDataError(f"the rows of {split} have changed, though the sources have not")

@@ -118,11 +118,12 @@ class Prepared:
         return datasets.load_from_disk(self._open(f"documents/{split}"))
 
     def contents(self) -> dict[str, Any]:
-        """Return digests of rows, tokenizer and sources, which identify the data of a run."""
+        """Return digests of rows, tokenizer and sources, with the weights, which identify the data of a run."""
         return {
             "rows": {split: self._split(split)["sha256"] for split in ("train", "valid")},
             "tokenizer": self.manifest["tokenizer"].get("sha256"),
             "sources": self.manifest["sources"],
+            "weights": [source.get("weight") for source in self.manifest["settings"]["sources"]],
         }
 
     def summary(self) -> str:

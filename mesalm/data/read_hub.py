@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from mesalm.files import file_hash
-from mesalm.pretrained import without_retries
+from mesalm.pretrained import asking_hub
 from mesalm.settings import SettingsError
 
 from .documents import DataError, Document, Faults, Source, record_document
@@ -77,9 +77,10 @@ class HubSource(Source):
             raise DataError(f"{name}: {_first_line(error)}; check the dataset's files") from error
 
     def _call(self, function: str, **options: Any) -> Any:
-        settings = self.settings
+        settings, name = self.settings, str(self.settings.dataset)
         try:
-            with without_retries():
+            # a format with files, such as json, asks the Hub for nothing
+            with asking_hub(name if self.files is None or "/" in name else "."):
                 return getattr(datasets, function)(
                     settings.dataset,
                     settings.subset,

@@ -21,7 +21,7 @@ from mesalm.hub.new_folder import must_be_new, new_folder
 from mesalm.hub.open_model import locate, open_model, open_tokenizer
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.model.modeling_mesa import MesaForCausalLM
-from mesalm.pretrained import load, opening
+from mesalm.pretrained import asking_hub, load, opening
 
 SETTINGS = {
     **{name: name for name in ("vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "conv_size")},
@@ -127,8 +127,10 @@ PEERS = {
 
 def peer_settings(model: str) -> dict[str, Any] | None:
     """Return the configuration of `model` if its type is in `PEERS`; None for other types or an unreadable model."""
+    place = locate(model)
     try:
-        settings: dict[str, Any] = PreTrainedConfig.get_config_dict(locate(model))[0]
+        with asking_hub(place):
+            settings: dict[str, Any] = PreTrainedConfig.get_config_dict(place)[0]
     except (OSError, ValueError):
         return None
     return settings if settings.get("model_type") in PEERS else None
@@ -147,9 +149,9 @@ def open_peer(model: str, settings: dict[str, Any]) -> MesaForCausalLM:
         ValueError: a field value or a weight without a counterpart; the message names it.
     """
     place = locate(model)
-    folder = Path(place if Path(place).is_dir() else snapshot_download(place, allow_patterns=FILES))
     weights: dict[str, Tensor] = {}
     with opening(place, "weights", model):
+        folder = Path(place if Path(place).is_dir() else snapshot_download(place, allow_patterns=FILES))
         for file in sorted(folder.glob("*.safetensors")):
             weights |= load_file(file)
     if EMBEDDING not in weights:

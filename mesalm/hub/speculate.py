@@ -61,9 +61,8 @@ def speculate(
     Args:
         draft: the function that proposes tokens; by default `prompt_lookup()`. `generate` forwards it.
 
-    The other arguments are those that `generate` passes to a decoding method. It passes no `streamer` to a method that
-    is not its own, so no token is streamed. The result equals token-by-token greedy decoding except where logits are so
-    close that rounding decides.
+    The other arguments are those that `generate` passes to a decoding method. The result equals token-by-token greedy
+    decoding except where logits are so close that rounding decides.
 
     Raises:
         ValueError: sampling, beams, scores, several rows, padding, embeddings, a cache with tokens, compiling.

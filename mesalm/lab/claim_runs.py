@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -33,7 +34,7 @@ NETS = Path("runs/lab")
 class ClaimResult:
     """The content of a result file: sizes and criteria of a claim or study, and the findings of each seed.
 
-    source: `ClaimTable.source` of a claim that is not the paper's.
+    source, file: `ClaimTable.source` of a claim that is not the paper's, and its file, relative to the result.
     """
 
     sizes: dict[str, Any]
@@ -41,6 +42,7 @@ class ClaimResult:
     first_seed: int
     seeds: list[Findings]
     source: str = ""
+    file: str = ""
 
     def made_from(self, table: ClaimTable, name: str, sizes: dict[str, Any]) -> bool:
         """Return whether the claim had these sizes, and its present criteria and source."""
@@ -84,7 +86,8 @@ def run_claims(
     it), and the others still run. Trained nets are stored under ``nets`` and reused; results go to
     ``out``/CLAIM-SIZE.json. ``changes`` replace sizes; the result then goes to CLAIM-changed.json. ``missing`` skips
     claims with a result for these sizes, criteria, code and seeds; ``cheapest_first`` uses the order of `plan_claims`;
-    `load_table` reads ``file``. Raises SettingsError for unknown claims or sizes, and if nothing is left to run.
+    `load_table` reads ``file``. Raises SettingsError for unknown claims or sizes, if nothing is left to run, and for
+    a result of another file's claim.
     """
     if seeds < 1:
         raise SettingsError(f"seeds: must be at least 1, not {seeds}")
@@ -95,6 +98,13 @@ def run_claims(
         for name in wanted:
             table.sizes(name, size, changes)  # reject a change that does not apply to one of them before running any
     paths = {name: out / f"{name}-{'changed' if changes else size}.json" for name in wanted}
+    for name in wanted if table.source else ():
+        other = read_result(paths[name]).file if paths[name].is_file() else ""
+        if other not in ("", _place(table, paths[name])):
+            raise SettingsError(
+                f"{paths[name]}: holds the result of a claim of this name in {os.path.normpath(out / other)}; rename "
+                "the claim, give another --out, or delete the result"
+            )
     numbers = range(first_seed, first_seed + seeds)
     if missing:
         wanted = [name for name in wanted if not _holds(paths[name], table, name, size, changes, numbers)]
@@ -163,6 +173,11 @@ def _holds(
     return alike and kept.first_seed == seeds.start and len(kept.seeds) >= len(seeds)
 
 
+def _place(table: ClaimTable, path: Path) -> str:
+    """Return where the file of own claims is, from the folder of a result."""
+    return os.path.relpath(table.file.resolve(), path.parent.resolve())
+
+
 def _run(name: str, table: ClaimTable, sizes: dict[str, Any], benches: Sequence[Workbench], path: Path) -> bool:
     """Run one claim or study on every bench, write and print its result; return whether all criteria are met."""
     found = [table.experiment(name)(bench, dict(sizes)) for bench in benches]
@@ -225,7 +240,7 @@ def write_result(
         "claim": name,
         "sizes": sizes,
         "criteria": table.criteria(name),
-        **({"source": table.source} if table.source else {}),
+        **({"source": table.source, "file": _place(table, path)} if table.source else {}),
         "first_seed": first.seed,
         "seeds": [rounded(asdict(findings)) for findings in found],
         "versions": versions(),
@@ -238,8 +253,8 @@ def read_result(path: Path) -> ClaimResult:
     """Return the content of a file written by `write_result`; the first seed defaults to 0."""
     content = json.loads(path.read_text(encoding="utf-8"))
     seeds = [Findings(**{**seed, "curves": [Curve(**curve) for curve in seed["curves"]]}) for seed in content["seeds"]]
-    first, source = content.get("first_seed", 0), content.get("source", "")
-    return ClaimResult(content["sizes"], content["criteria"], first, seeds, source)
+    first, source, file = content.get("first_seed", 0), content.get("source", ""), content.get("file", "")
+    return ClaimResult(content["sizes"], content["criteria"], first, seeds, source, file)
 
 
 def read_results(folder: Path, size: Size, file: Path = TABLE) -> dict[str, ClaimResult]:

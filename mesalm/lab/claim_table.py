@@ -14,12 +14,13 @@ from mesalm.settings import SettingsError, hint, unknown_key
 
 @dataclass(frozen=True)
 class ClaimTable:
-    """Claims and studies by name; ``source`` is the sha256 of the Python file that defines them, "" for the paper's."""
+    """Claims and studies by name, and their ``file``; ``source`` is its sha256 if it is Python, "" for the paper's."""
 
     title: str
     claims: Mapping[str, Claim]
     studies: Mapping[str, Study] = field(default_factory=dict)
     source: str = ""
+    file: Path = TABLE
 
     def chosen(self, names: Sequence[str]) -> list[str]:
         """Return the claims and studies given by name, claim number or "all", each once, in the order of the table.
@@ -92,7 +93,7 @@ def load_table(path: Path = TABLE) -> ClaimTable:
         name: Claim.build({"number": place, **entry, "experiment": module.EXPERIMENTS[name]}, name)
         for place, (name, entry) in enumerate(module.CLAIMS.items(), start=1)
     }
-    return ClaimTable(path.stem, claims, source=file_hash(path))
+    return ClaimTable(path.stem, claims, source=file_hash(path), file=path)
 
 
 def _alike(key: str, value: Any, known: Any) -> Any:

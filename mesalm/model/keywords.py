@@ -66,3 +66,11 @@ def attention_keywords(given: dict[str, Any], position_ids: torch.Tensor | None,
         raise ValueError("is_causal: recurrent layers and convolutions cannot read later tokens; leave it out")
     unread = (*DOCUMENT_KEYWORDS, *UNREAD_KEYWORDS)
     return {name: value for name, value in given.items() if name not in unread}
+
+
+def check_custom_generate(given: dict[str, Any]) -> None:
+    """Raise ValueError for an option of `generate` that transformers does not pass to a function of one's own."""
+    for name in ("assistant_model", "streamer"):
+        if callable(given.get("custom_generate")) and given.get(name) is not None:
+            instead = "give draft=mesalm.hub.speculate.draft_model(assistant)" if name != "streamer" else "leave it out"
+            raise ValueError(f"{name}: is not passed on to a function given as custom_generate; {instead}")

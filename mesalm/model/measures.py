@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -10,7 +12,12 @@ from .mixer_mesa import MesaMixer
 
 
 class Measures(nn.Module):
-    """Mixin for models that reports what their mixers measured."""
+    """Mixin for models that reports what their mixers measured, and the size of their states."""
+
+    def state_numbers(self, length: int) -> int:
+        """Return how many numbers a cache holds per sequence after ``length`` tokens."""
+        mixers: list[Any] = [block.mixer for block in self.modules() if hasattr(block, "mixer")]
+        return sum(mixer.state_numbers(length) for mixer in mixers)
 
     def solver_steps(self) -> float | None:
         """Return the mean number of solver steps in the last forward pass, None without mesa layers."""

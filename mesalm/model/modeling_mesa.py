@@ -4,6 +4,7 @@ No `from __future__ import annotations` here: transformers needs the class in th
 """
 
 import math
+from functools import wraps
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .cache_mesa import CACHE, CountedTokens, MesaCache, check_cache, count_tokens, counting, one_cache, tokens_seen
 from .configuration_mesa import MesaConfig
 from .context_parallel import share_of_loss
-from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, attention_keywords, check_keywords
+from .keywords import BASE_KEYWORDS, LOSS_KEYWORDS, attention_keywords, check_custom_generate, check_keywords
 from .layers import GateProjection, ResidualProjection, ScaledEmbedding, ShortConvolution
 from .measures import Measures
 from .mixer_gated import RATE
@@ -121,11 +122,6 @@ class MesaPreTrainedModel(Measures, PreTrainedModel):
     def save_pretrained(self, *arguments: Any, **kwargs: Any) -> None:
         """Save the model, by default under the current weight names; see transformers."""
         super().save_pretrained(*arguments, **{"save_original_format": False, **kwargs})
-
-    def state_numbers(self, length: int) -> int:
-        """Return how many numbers a cache holds per sequence after ``length`` tokens."""
-        mixers: list[Any] = [block.mixer for block in self.modules() if isinstance(block, MesaBlock)]
-        return sum(mixer.state_numbers(length) for mixer in mixers)
 
 
 class MesaModel(MesaPreTrainedModel):
@@ -283,7 +279,7 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
+        logits_to_keep: int | torch.Tensor | slice = 0,
         past_key_values: Cache | None = None,
         context: Any = None,
         **kwargs: Any,
@@ -295,7 +291,7 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
                 accepted too: `shift_labels` (already shifted), `ignore_index`, and `num_items_in_batch`, the divisor,
                 by default the number of scored tokens. If no token is scored, that default makes the loss NaN, as in
                 transformers' own models.
-            logits_to_keep: 0 for all positions, n for the last n, or a tensor of positions.
+            logits_to_keep: 0 for all positions, n for the last n, or a tensor or slice of positions.
             context: as in `MesaModel.forward`; labels are those of whole rows. The logits are those of this process;
                 the loss is its share of the rows' loss times the number of processes, so that the mean of losses and
                 gradients over the processes equals that of the rows.
@@ -320,10 +316,9 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        if isinstance(logits_to_keep, torch.Tensor):
-            hidden_states = hidden_states[:, logits_to_keep]
-        elif logits_to_keep:
-            hidden_states = hidden_states[:, -logits_to_keep:]
+        if not isinstance(logits_to_keep, (torch.Tensor, slice)):
+            logits_to_keep = slice(-logits_to_keep, None)
+        hidden_states = hidden_states[:, logits_to_keep]
         loss = logits = None
         loss_options["vocab_size"] = self.config.vocab_size
         if scored and self.token_loss is not None:
@@ -340,6 +335,11 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             **returned,
         )
+
+    @wraps(GenerationMixin.generate)
+    def generate(self, *arguments: Any, **options: Any) -> Any:
+        check_custom_generate(options)
+        return super().generate(*arguments, **options)
 
     def prepare_inputs_for_generation(self, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
         """Return the inputs of the next step, with the cache under its older name, which PEFT needs.

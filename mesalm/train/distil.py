@@ -36,7 +36,7 @@ class Distillation:
             model.token_loss = None  # the distillation loss needs all logits
         hook = model.register_forward_hook(self._replace_loss, with_kwargs=True)
         try:
-            return training.run(model, *arguments, **options)
+            return training.run(model, *arguments, **options, teacher=self.teacher)
         finally:
             hook.remove()
 

@@ -147,6 +147,7 @@ class Loop:
     compile_model: bool | Literal["blocks"] = False
     peak: float | None = None
     uploads: Sender | None = None
+    teacher: nn.Module | None = None
 
     def __post_init__(self) -> None:
         self.tally = Tally()
@@ -335,7 +336,7 @@ class Loop:
         """Record the step if it is logged, and update the display."""
         left = self._speed.left(self.steps - self.tally.step)
         if due.logged:
-            cost = flops_per_token(self.model, micro)
+            cost = flops_per_token(self.model, micro) + flops_per_token(self.teacher, micro) / 3  # its forward pass
             self.tally.flops += self.tally.window_tokens * cost
             fields = self._numbers(rate, float(norm), cost, left) | solver_fields(self.model, solver)
             self.tally.open_window()
@@ -350,7 +351,7 @@ class Loop:
             "step": self.tally.step,
             "tokens": self.tally.tokens,
             "epoch": self._epochs(),
-            "loss": self.tally.window_loss / self.tally.window_steps,
+            "loss": self.tally.mean_loss,
             "learning_rate": rate,
             "gradient_norm": norm,
             "tokens_per_second": speed,

@@ -44,7 +44,7 @@ from mesalm.train.probes import sampling, validation
 from mesalm.train.progress import Display, without_bars
 from mesalm.train.randomness import seed_everything
 from mesalm.train.recipe import Recipe
-from mesalm.train.run_folder import PAGE, Resume, Resumption, RunFolder, run_page
+from mesalm.train.run_folder import PAGE, Resume, Resumption, RunFolder, code_digests, run_page
 from mesalm.train.saving import Sender
 from mesalm.train.sharded import full_state
 from mesalm.train.speeds import device_name, earlier_rate, local_peak
@@ -225,7 +225,7 @@ class Pretraining:
                 },
                 probes=self._probes(stream, average, evaluation),
                 decorate=self._save_tokenizer,
-                facts={"data": self.prepared.contents()},
+                facts={"data": self.prepared.contents(), "code": code_digests(recipe)},
                 origin=None if recipe.branch_from is None else Path(recipe.branch_from),
                 average=average,
                 uploads=self._uploads(uploading),

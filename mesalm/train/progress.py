@@ -35,13 +35,19 @@ class Tally:
         """Count one more step."""
         self.step += 1
         self.tokens += tokens
-        self.window_steps += 1
         self.window_tokens += tokens
 
     def add_loss(self, loss: float) -> None:
-        """Count the loss of one more step."""
+        """Count the loss of one more step, among the mean's only if it is finite."""
         self.loss = loss
-        self.window_loss += loss
+        if math.isfinite(loss):
+            self.window_loss += loss
+            self.window_steps += 1
+
+    @property
+    def mean_loss(self) -> float:
+        """Return the mean of the window's finite losses, NaN without any."""
+        return self.window_loss / self.window_steps if self.window_steps else math.nan
 
     def open_window(self) -> None:
         """Reset the sums from which the next logged step is averaged."""

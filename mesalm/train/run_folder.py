@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from mesalm.files import write_text
+from mesalm.files import file_hash, write_text
 from mesalm.locks import locked
 from mesalm.recipe_yaml import read_mapping
 from mesalm.runs import RunFiles, complete_checkpoints, step_of
@@ -111,6 +111,7 @@ class RunFolder(RunFiles):
                 raise SettingsError(f"{self.path}: there is no run to resume; leave out --resume must to start one")
             return self._enter_anew(recipe)
         newest = Checkpoints(self.checkpoints).newest()
+        self._check_code(recipe, newest)
         if newest is None and resume == "must" and not self.final.is_dir():
             raise SettingsError(f"{self.checkpoints}: there is no complete checkpoint to resume from")
         if newest is None and not self.final.is_dir() and not self.journal.exists():
@@ -144,6 +145,17 @@ class RunFolder(RunFiles):
         finished_at = there.steps if self.final.is_dir() else None  # its last checkpoint may have been deleted
         start = newest or _origin(recipe)
         return Resumption(resume_from=start, trained_on=_trained_on(start), note=note, finished_at=finished_at)
+
+    def _check_code(self, recipe: Recipe, newest: Path | None) -> None:
+        if newest is None:
+            return
+        trained_by = Checkpoints(self.checkpoints).read_numbers(newest).get("code")
+        for file, digest in code_digests(recipe).items():
+            if trained_by is not None and digest not in trained_by.values():
+                raise SettingsError(
+                    f"{self.path}: was trained with other code, {file} has changed; restore the file, give this run "
+                    "another name, or start over with --resume never, which renames the old folder"
+                )
 
     def go_on(self, recipe: Recipe, plan: Resumption) -> None:
         """Write ``recipe`` into the folder, after all checks have passed. For the main process only."""
@@ -209,6 +221,11 @@ def _origin(recipe: Recipe) -> Path | None:
 
 def _trained_on(checkpoint: Path | None) -> dict[str, Any] | None:
     return None if checkpoint is None else Checkpoints(checkpoint.parent).read_numbers(checkpoint)["data"]
+
+
+def code_digests(recipe: Recipe) -> dict[str, str]:
+    """Return the digest of each of the recipe's own Python files."""
+    return {file: file_hash(Path(file).expanduser()) for file in recipe.code}
 
 
 def read_run_recipe(folder: Path) -> Recipe:

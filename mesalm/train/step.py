@@ -91,10 +91,10 @@ def count_tokens(micro: list[Batch]) -> int:
     )
 
 
-def flops_per_token(model: nn.Module, micro: list[Batch]) -> float:
+def flops_per_token(model: nn.Module | None, micro: list[Batch]) -> float:
     """Return the model's FLOPs per token at this length, with solver steps as last measured; 0 if it does not tell."""
     count = getattr(model, "flops_per_token", None)
-    if count is None or "input_ids" not in micro[0]:
+    if model is None or count is None or "input_ids" not in micro[0]:
         return 0.0
     return float(count(micro[0]["input_ids"].shape[-1], measured_steps(model) or 0.0))
 

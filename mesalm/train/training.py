@@ -67,13 +67,14 @@ def run(
     origin: Path | None = None,
     average: WeightAverage | None = None,
     uploads: Sender | None = None,
+    teacher: nn.Module | None = None,
 ) -> Outcome:
     """Train a model to the end of its run, from the newest of the run's checkpoints if there is one.
 
     Without one, training starts at ``origin``, a checkpoint of another run, or from scratch. ``average`` follows the
 
     weights. ``start``: further fields of the journal's line "start"; ``decorate`` and ``facts`` are passed to
-    `Checkpoints`, ``probes``, ``count_items``, ``enough`` and ``uploads`` to `Loop`.
+    `Checkpoints`, ``probes``, ``count_items``, ``enough`` and ``uploads`` to `Loop`, as is ``teacher``.
 
     Raises SettingsError for a setting that the launch does not support; Interrupted (a SystemExit) after Ctrl-C,
     SIGTERM and similar signals, once a checkpoint is written; otherwise as `Loop.fit`.
@@ -113,6 +114,7 @@ def run(
         compile_model=settings.compile_model,
         peak=local_peak(accelerator.device),
         uploads=uploads if accelerator.is_main_process else None,
+        teacher=teacher,
     ).fit()
     if outcome.interrupted_by is not None:
         display.say(

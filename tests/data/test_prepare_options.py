@@ -108,6 +108,10 @@ def test_weights_give_each_source_rows_of_its_own(records: Records, write_jsonl:
     card = (prepared.path / "corpus.md").read_text()
     assert "; licence CC0-1.0" in card
     assert f"- mixture: files by weight 3, {train['parts'][0]} rows" in card
+    other = prepare(data("", sources=[{**source, "weight": 2} for source in sources]), quiet=True)
+    assert other.contents()["rows"] == prepared.contents()["rows"]
+    with pytest.raises(ChangedDataError, match="the weights of its sources have changed"):
+        check_inputs(data("", sources=sources, prepared=str(other.path)), prepared.contents())
 
 
 def test_prepared_data_serve_without_their_source(records: Records, write_jsonl: Writer, data: Maker) -> None:

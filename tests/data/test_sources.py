@@ -236,6 +236,7 @@ def test_hub_names_a_missing_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'no/such' doesn't exist\nsecond line")
 
     monkeypatch.setattr(datasets, "load_dataset", missing)
+    monkeypatch.setattr("mesalm.pretrained._asked", {True: 0.0})  # the Hub has answered
     with pytest.raises(DataError, match=r"^no/such: the dataset cannot be loaded \(Dataset 'no/such'") as caught:
         read(name="hub", dataset="no/such")
     assert "\n" not in str(caught.value)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mesa_eval import harness
 from mesa_eval.harness import register
 from mesa_eval.measures.perplexity import score_documents
 from mesa_eval.reading.scoring import Scorer
@@ -271,3 +273,15 @@ def test_passages_agree_to_the_last_item(make, save_mesa, tmp_path: Path) -> Non
     assert np.exp(found) == pytest.approx(results["results"]["last"]["perplexity,none"], rel=1e-3)
     assert [row[0] for row in facts.written] == theirs["facts"]
     assert len(set(theirs["facts"])) > 1
+
+
+def test_what_the_harness_lacks_is_not_read_as_its_absence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "lm_eval.py").write_text("import no_such_module")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="'no_such_module'"):
+        harness.register.__wrapped__()
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(ValueError, match="lm-evaluation-harness is not installed"):
+        harness.register.__wrapped__()

@@ -68,6 +68,11 @@ def test_it_trains_resumes_samples_converts_and_is_published(
     code, said = run("train own.yaml train.steps=4")
     assert code == 0
     assert "resuming from step-00000002" in said
+    (own / "normalised.py").write_text(CODE + "\n", encoding="utf-8")
+    code, said = run("train own.yaml train.steps=6")
+    assert code == 2
+    assert "was trained with other code, normalised.py has changed; restore the file" in said
+    (own / "normalised.py").write_text(CODE, encoding="utf-8")
     code, said = run("sample runs/own --tokens 3")
     assert code == 2
     assert said.count("\n") == 1

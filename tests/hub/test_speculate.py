@@ -88,6 +88,13 @@ def test_what_it_cannot_do_is_refused(options: dict, named: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["assistant_model", "streamer"])
+def test_what_generate_does_not_pass_on_is_refused(name: str) -> None:
+    model = build("softmax")
+    with pytest.raises(ValueError, match=f"^{name}: is not passed on to a function given as custom_generate; "):
+        model.generate(prompt(), custom_generate=speculate, **{name: model}, **GREEDY)
+
+
 def test_rows_and_caches_are_refused() -> None:
     model, ids = build("mesa"), prompt()
     with pytest.raises(ValueError, match=r"^input_ids: "):

@@ -162,6 +162,7 @@ def test_logits_to_keep_takes_a_number_or_positions(kind: str, build: Build, tok
     with torch.no_grad():
         whole = model(ids).logits
         assert torch.equal(model(ids, logits_to_keep=3).logits, whole[:, -3:])
+        assert torch.equal(model(ids, logits_to_keep=slice(2, 5)).logits, whole[:, 2:5])
         places = torch.tensor([0, 4, 7])
         torch.testing.assert_close(model(ids, logits_to_keep=places).logits, whole[:, places])
 

@@ -321,3 +321,19 @@ def test_a_claim_of_ones_own_that_cannot_be_judged_leaves_no_result(
     assert said in shown
     assert shown.count("\n") == 1
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_claim_of_another_file_does_not_replace_a_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("one", 1), ("other", 2)):
+        (tmp_path / f"{name}.py").write_text(
+            "from mesalm.lab.claims import Findings\n"
+            'CLAIMS = {"a": {"claim": "x", "criteria": [{"quantity": "q", "at_least": 1}], "small": {"n": 1}}}\n'
+            f'EXPERIMENTS = {{"a": lambda bench, sizes: Findings({{"q": {value}.0}})}}\n'
+        )
+    run = ["lab", "run", "--nets", str(tmp_path / "nets"), "--out", str(tmp_path / "out")]
+    assert main([*run, str(tmp_path / "one.py")]) == 0
+    assert main([*run, str(tmp_path / "other.py")]) == 2
+    assert f"holds the result of a claim of this name in {tmp_path / 'one.py'}; rename" in capsys.readouterr().err
+    (tmp_path / "one.py").write_text((tmp_path / "other.py").read_text())
+    assert main([*run, str(tmp_path / "one.py")]) == 0
+    assert claim_runs.read_result(tmp_path / "out/a-small.json").seeds[0].values == {"q": 2.0}

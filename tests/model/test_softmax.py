@@ -1,7 +1,8 @@
-"""Check the convolution of softmax attention's values against torch's own convolution."""
+"""Check the convolution of values against torch's own, and eager attention under padding against sdpa."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tiny import tiny_model
 
@@ -24,3 +25,16 @@ def test_values_are_convolved_where_conv_values_says_so() -> None:
         mean = value.cumsum(1) / torch.arange(1, 10).view(1, 9, 1)
         output, _ = mixer(hidden, attention_mask={"full_attention": None})
         torch.testing.assert_close(output, mixer.o_proj(mean), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mixers", ["softmax", "window"])
+@torch.no_grad()
+def test_eager_attention_stays_finite_where_all_is_padding(mixers: str) -> None:
+    model = tiny_model(mixers=mixers, window=4).double()
+    ids, mask = torch.randint(61, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[0, :5] = 0
+    wanted = model(ids, attention_mask=mask).logits[
+        mask.bool()
+    ]  # sdpa, in float64 throughout; eager softmax is in float32
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(ids, attention_mask=mask).logits[mask.bool()], wanted, atol=1e-5, rtol=1e-5)

@@ -81,7 +81,10 @@ def test_the_loss_is_the_divergence_of_the_scored_tokens_while_it_trains(tmp_pat
         Distillation(teacher)(
             model, rows, settings, files, journal, **options, start={}, probes=[Probe("look", 1, look)]
         )
-    losses = [event["loss"] for event in read_journal(files.journal) if event["event"] == "step"]
+    steps = [event for event in read_journal(files.journal) if event["event"] == "step"]
+    losses = [step["loss"] for step in steps]
+    cost = model.flops_per_token(12, steps[0]["solver_steps"]) + teacher.flops_per_token(12) / 3  # its forward pass
+    assert steps[0]["flops"] == pytest.approx(cost * steps[0]["tokens"])
     assert losses[1:] == pytest.approx(wanted[:3], rel=1e-4)  # each step is told its loss before it
     assert wanted[-1] < 0.9 * losses[0]
     assert all(parameter.grad is None for parameter in teacher.parameters())

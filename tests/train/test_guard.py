@@ -142,6 +142,18 @@ def test_a_loss_that_is_not_finite_is_a_refused_step_though_its_gradient_is(trai
         train_regression("other", model=Sick({4, 5, 6}), guard=Guard(3))
 
 
+def test_the_mean_of_a_window_is_of_its_finite_losses(train_regression: Train) -> None:
+    told = []
+    for log_every in (1, 2):
+        torch.manual_seed(0)
+        run = train_regression(str(log_every), model=Sick({3, 4, 5}), guard=Guard(9), log_every=log_every)
+        told.append([event["loss"] for event in read_journal(run.path / "journal.jsonl") if event["event"] == "step"])
+    every, pairs = told
+    assert pairs[1] is None
+    assert pairs[2] == every[5]  # of step 6 alone
+    assert pairs[3] == pytest.approx((every[6] + every[7]) / 2)
+
+
 class Background(Checkpoints):
     def __init__(self, folder: Path, **rest: Any) -> None:
         super().__init__(folder, asynchronous=True, **rest)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+from mesalm.pretrained import asking_hub
+
 
 def read_dataset(
     dataset: str,
@@ -26,7 +28,8 @@ def read_dataset(
     import datasets
 
     try:
-        rows = datasets.load_dataset(dataset, subset, split=split, revision=revision)
+        with asking_hub(dataset):
+            rows = datasets.load_dataset(dataset, subset, split=split, revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         words = " ".join(str(error.__cause__ or error).split())[:300]
         raise ValueError(f"{where}: dataset {dataset!r}, split {split!r} cannot be loaded ({words})") from error
