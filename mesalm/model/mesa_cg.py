@@ -62,11 +62,12 @@ class Systems(NamedTuple):
         if buffers is None:
             buffers = Buffers.like(x, self.key)
         scores = apply_mask(torch.bmm(x, self.key.mT, out=buffers.scores), self.mask)
-        product = torch.baddbmm(x, scores, self.written, out=buffers.product)
-        faded = torch.mul(x, self.start, out=buffers.scratch)
         if self.gram.dtype == x.dtype:
-            return product.baddbmm_(faded, self.gram)
-        return product.add_(torch.bmm(faded.to(self.gram.dtype), self.gram))
+            carried = torch.bmm(x, self.gram, out=buffers.product)
+        else:
+            carried = torch.bmm(x.to(self.gram.dtype), self.gram)
+        product = torch.addcmul(x, carried, self.start, out=buffers.product)
+        return product.baddbmm_(scores, self.written)
 
     def take(self, index: Tensor | slice) -> Systems:
         """Select problems."""
@@ -189,7 +190,7 @@ def _iterate(systems: Systems, rows: _Rows, limit: float, max_steps: int) -> _Ro
         x.addcmul_(alpha.unsqueeze(-1), p)
         r.addcmul_(alpha.unsqueeze(-1), product, value=-1)
         new = torch.where(live, torch.linalg.vector_norm(r, dim=-1).square_(), rr)
-        p.mul_(torch.where(live, new / rr, 0.0).unsqueeze(-1)).add_(r)
+        torch.addcmul(r, p, torch.where(live, new / rr, 0.0).unsqueeze(-1), out=p)
         rr = new
         if step % check_every:
             continue
