@@ -89,9 +89,10 @@ def test_a_run_says_what_its_journal_and_recipe_recorded(tmp_path: Path) -> None
     checkpoint = run / "checkpoints/step-00000001"
     checkpoint.mkdir(parents=True)
     (checkpoint / "config.json").write_text("{}")
+    (checkpoint / "state.json").write_text('{"step": 1, "tally": {"tokens": 100}}')
     source = find_model(str(checkpoint))
     assert (source.sequence_length, source.prepared) == (128, Path("/data/prepared"))
-    assert (source.tokens_trained, source.training) == (None, {})
+    assert (source.tokens_trained, source.training) == (100, {})
 
 
 def test_a_number_never_makes_a_name_that_is_there() -> None:

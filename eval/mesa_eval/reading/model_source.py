@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mesalm.pretrained import load
-from mesalm.runs import resolve
+from mesalm.runs import STATE_FILE, resolve
 
 LENGTH_WHEN_UNKNOWN = 1024
 
@@ -46,7 +46,11 @@ def find_model(argument: str) -> ModelSource:
     run = found.finished_run
     if run is None:  # a checkpoint has the run's rows and text, but not the figures at the end of its journal
         rows, text = found.run.sequence_length, found.run.prepared
-        return ModelSource(argument, found.name, found.load_from, sequence_length=rows, prepared=text)
+        state = Path(found.load_from) / STATE_FILE
+        tokens = json.loads(state.read_text(encoding="utf-8"))["tally"]["tokens"] if state.is_file() else None
+        return ModelSource(
+            argument, found.name, found.load_from, sequence_length=rows, tokens_trained=tokens, prepared=text
+        )
     recipe, events = run.settings, run.events
     ends = [event for event in events if event["event"] in ("step", "end") and "tokens" in event]
     return ModelSource(
