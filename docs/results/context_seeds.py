@@ -157,10 +157,10 @@ def measured(measure: dict[str, Any]) -> dict[str, Resampled]:
 
 
 def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
-    """Draw a panel per task and a line per arm."""
+    """Draw a panel per task and a line per arm that has as many seeds as mesa."""
     panels = figure.subplots(1, len(chosen.panels), sharey=True)
     ticks = range(len(chosen.shown))
-    drawn = [arm for arm in ARMS if scores[arm] and arm != "declared-mesa"]
+    drawn = [arm for arm in ARMS if len(scores[arm]) == len(scores["mesa"]) and arm != "declared-mesa"]
     for panel, (task, title) in zip(panels, chosen.panels.items(), strict=True):
         for place, arm in enumerate(drawn):
             index, label = list(ARMS).index(arm), ARMS[arm]
