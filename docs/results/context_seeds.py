@@ -181,7 +181,7 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
     panels[0].set_ylabel(chosen.axes[1])
     panels[0].text(ticks[-1], chosen.chance - 0.02, "chance", color=MUTED, ha="right", va="top")
     if scores["hybrid"]:
-        panels[0].legend(loc="lower right", bbox_to_anchor=(1.0, 0.25))  # between chance and the lowest line
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     else:
         panels[1].legend(loc="upper left")
 
@@ -245,7 +245,7 @@ def main() -> None:
     scores = read_scores(arguments.set)
     label = "Accuracy by number of examples of mesa, softmax and linear models"
     chosen = SETS[arguments.set]
-    text = draw_svg_file(lambda figure: draw(figure, chosen, scores), (8.2, 3.6), label)
+    text = draw_svg_file(lambda figure: draw(figure, chosen, scores), (8.2, 4.0), label)
     (HERE / chosen.figure).write_text(text, encoding="utf-8")
     print("\n".join(rows(scores)))
 
