@@ -138,7 +138,6 @@ def _answer(reader: Reader, task: Task, asked: Sequence[_Prompts], window: int) 
 def _record(
     task: Task, sizes: FewShotSizes, queries: list[int], asked: Sequence[_Prompts], plain: Sequence[_Prompts]
 ) -> TaskRecord:
-    pairs = [pair for prompts in asked for pair in prompts.pairs.values()]
     shown = next((prompts for prompts in asked if prompts.shots), asked[0]).grid[0][0]
     return TaskRecord(
         name=task.name,
@@ -148,8 +147,6 @@ def _record(
         candidates=max(len(query.candidates) for prompts in asked for query in prompts.queries_in_turn()),
         majority=task.majority(queries),
         cut=sorted(set(task.shots(sizes)) - {prompts.shots for prompts in plain}),
-        pairs_joint=sum(pair.joint for pair in pairs),
-        pairs_apart=sum(not pair.joint for pair in pairs),
         example=(shown.prompt + shown.answer).lstrip(),
     )
 

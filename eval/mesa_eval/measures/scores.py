@@ -138,8 +138,7 @@ class TaskRecord:
     """How one few-shot task was asked: sizes, an example prompt with its answer, and omissions.
 
     cut: numbers of shots omitted because a prompt would not fit or there are too few items; skipped: why the task
-    could not run at all, or ""; majority: share of the most common label; pairs_joint, pairs_apart: see
-    `Encoder.encode_pairs`.
+    could not run at all, or ""; majority: share of the most common label.
     """
 
     name: str
@@ -149,8 +148,6 @@ class TaskRecord:
     candidates: int = 0
     majority: float | None = None
     cut: list[int] = field(default_factory=list)
-    pairs_joint: int = 0
-    pairs_apart: int = 0
     example: str = ""
     skipped: str = ""
 
