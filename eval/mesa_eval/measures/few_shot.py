@@ -108,7 +108,8 @@ def score_task(reader: Reader, task: Task, sizes: FewShotSizes, window: int, see
     queries = encoder.short_enough(task, chosen)
     plain = encoder.fitting(task, queries) if queries else []
     if not plain:
-        raise CannotAskError(f"no prompt fits the window of {window} tokens")
+        few = f"at {task.shot_words(task.shots(sizes)[0])} a prompt exceeds {window} tokens or there are too few items"
+        raise CannotAskError(few if queries else f"no prompt fits the window of {window} tokens")
     shots = [prompts.shots for prompts in plain if prompts.key != MOST]
     primary = max(count for count in shots if count <= max(sizes.primary_shots, shots[0]))
     asked, left_out = {"": plain}, {"": len(chosen) - len(queries)}
