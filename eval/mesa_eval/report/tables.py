@@ -19,7 +19,7 @@ LEAST_WIDTH = 16  # characters of a column of words or of differences
 SHOWN = ("accuracy", "greedy", "contains", "exact", "answer")  # per task; "exact" only without the metrics before it
 
 
-class Line(NamedTuple):
+class ArmCells(NamedTuple):
     """A line of a table: what is measured, its null score, and each arm's value and difference; all formatted."""
 
     measure: str
@@ -109,7 +109,7 @@ def state_words(numbers: int | None, grows: bool | None, window: int) -> tuple[s
     return f"{numbers:,}", f"at {window} tokens, growing" if grows else "at any length"
 
 
-def _print_arms(out: Console, comparison: Comparison, title: str, lines: Sequence[Line]) -> None:
+def _print_arms(out: Console, comparison: Comparison, title: str, lines: Sequence[ArmCells]) -> None:
     """Print a table with a column for each arm or, where the terminal is too narrow for that, with a row for each."""
     names = [escape(name) for name in comparison.names]
     nulls = ["null"] if any(line.null for line in lines) else []
@@ -136,12 +136,12 @@ def _print_arms(out: Console, comparison: Comparison, title: str, lines: Sequenc
     out.print(table)
 
 
-def _rows(comparison: Comparison, rows: list[Row], title: str) -> tuple[str, list[Line]]:
+def _rows(comparison: Comparison, rows: list[Row], title: str) -> tuple[str, list[ArmCells]]:
     """Return the title of a table of rows, which contains the unit if all rows share it, and its lines."""
     units = {_unit_words(row) for row in rows}
     shared = len(units) == 1
     lines = [
-        Line(
+        ArmCells(
             escape(row.label if shared else f"{row.label} ({_unit_words(row)})"),
             chance_words(row),
             ["" if value is None else number(value.value, row.digits) for value in row.values],
@@ -152,7 +152,7 @@ def _rows(comparison: Comparison, rows: list[Row], title: str) -> tuple[str, lis
     return title + (f" ({units.pop()})" if shared else ""), lines
 
 
-def _tasks(comparison: Comparison) -> list[Line]:
+def _tasks(comparison: Comparison) -> list[ArmCells]:
     """Return the lines of all tasks: scores at the fewest and the most shots, differences at the most shots."""
     lines = []
     for task in comparison.tasks:
@@ -164,7 +164,7 @@ def _tasks(comparison: Comparison) -> list[Line]:
                 continue
             ends = [rows[0], rows[-1]] if len(rows) > 1 else rows
             shots = " to ".join([*(str(row.shots) for row in ends[:-1]), ends[-1].label])
-            line = Line(
+            line = ArmCells(
                 escape(f"  {rows[0].unit}" if named else f"{task}, {shots}: {rows[0].unit}"),
                 chance_words(rows[-1]),
                 [
