@@ -44,7 +44,7 @@ def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") ->
     add_device(command)
 
 
-ASKED = ("suite", "texts", "split", "tasks", "seed", "device", "batch_tokens", "trust_remote_code")
+ASKED = ("suite", "texts", "split", "tasks", "seed", "device", "batch_tokens", "trust_remote_code", "code")
 
 
 def asked(options: argparse.Namespace) -> dict[str, Any]:

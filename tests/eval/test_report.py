@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from html_page import Page
+from made_scores import made
 from markdown_it import MarkdownIt
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -241,6 +242,19 @@ def test_names_are_text_in_the_report(scores: list[Scores], capsys) -> None:
     assert all(name in printed for name in odd)
     print_comparison(comparison, summarise(comparison), Console(width=80))
     assert "\N{HORIZONTAL ELLIPSIS}" not in capsys.readouterr().out  # two names may begin alike
+
+
+def test_a_narrow_terminal_shows_every_difference(capsys) -> None:
+    comparison = build_comparison([made(f"softmax-{name}", 0.1 * place) for place, name in enumerate("abcd")], 3)
+    print_comparison(comparison, summarise(comparison), Console(width=80))
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    cells = " ".join(printed.replace("\u2502", " ").split())
+    for row in comparison.rows:
+        for difference in row.differences[:3]:
+            assert number(difference.interval.low, row.digits, signed=True) in cells, (row.key, difference)
+    for heading in ("measure", "model", "value", "less softmax-d"):
+        assert re.search(rf"\u2503 +{heading} +\u2503", printed), heading
 
 
 def test_compare_writes_everything(save_model, text_file: str, tmp_path: Path, capsys) -> None:

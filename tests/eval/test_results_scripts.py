@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 
@@ -43,6 +44,19 @@ def test_differences_are_paired_by_seed_and_by_item(script: Any) -> None:
     assert high > 0.13
     assert script.less(scored(mesa, 0), scored({0: 0.4, 1: 0.6, 3: 0.8}, 0)) == ""  # as many, but not the same
     assert script.less(scored(mesa, 0), scored({0: 0.4, 1: 0.6}, 0)) == ""
+
+
+def test_an_arm_is_drawn_with_as_many_seeds_as_mesa(script: Any) -> None:
+    """Fewer seeds would look steadier than they are; the declared setting of mesa is no arm of its own."""
+    chosen = script.SETS["tuned"]
+    one = script.resample(np.ones((2, 1)), np.ones((2, 1)))
+    seed = {f"task/{task}/{shown}/accuracy": one for task in chosen.panels for shown in chosen.shown}
+    counts = {"mesa": 3, "linear": 3, "delta": 2, "hybrid": 4, "declared-mesa": 3}
+    figure = Figure()
+    script.draw(figure, chosen, {arm: dict.fromkeys(range(counts.get(arm, 0)), seed) for arm in script.ARMS})
+    for panel in figure.axes:
+        labels = panel.get_legend_handles_labels()[1]
+        assert labels == [script.ARMS["mesa"], script.ARMS["linear"]]
 
 
 def test_counting_says_nothing_where_both_labels_were_shown_equally_often(scripts: Any) -> None:

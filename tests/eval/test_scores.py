@@ -44,5 +44,8 @@ def test_the_fields_of_a_statistic_make_its_key(key: str, section: str, facts: d
 def test_the_committed_comparison_is_read_as_it_was_written() -> None:
     (data, *_) = json.loads(gzip.decompress(COMMITTED.read_bytes()))["scores"]
     scores = Scores.from_dict(data)
+    for part in data["parts"]:
+        for gone in ("pairs_joint", "pairs_apart"):  # scores of this format held them once
+            (part["task"] or {}).pop(gone, None)
     assert scores.to_dict() == data | {"collection_fingerprint": ""}  # came after these scores
     assert len({measure.key for measure in scores.measures}) == len(scores.measures)

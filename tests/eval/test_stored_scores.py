@@ -40,3 +40,36 @@ def test_scores_measured_after_a_report_are_not_left_out(tmp_path: Path) -> None
         made("b", 0).write(tmp_path / "scores")
     assert [item.model.name for item in read_scores([tmp_path / "report.json"])] == ["a", "b"]
     assert [item.model.name for item in read_scores([tmp_path / "scores"])] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"numerator": [[1.0]] * 29}, "bits_per_byte needs a numerator and a denominator for each of 30 units"),
+        ({"numerator": [[1.0, 1.0]] * 30}, "bits_per_byte needs finite numbers, as many for each unit"),
+        ({"numerator": [[float("nan")]] * 30}, "bits_per_byte needs finite numbers, as many for each unit"),
+        ({"denominator": [[0.0]] * 30}, "bits_per_byte has no value: its denominators are all 0"),
+        ({"transform": "log"}, "Input should be '' or 'exp'"),
+        ({"units": [], "numerator": [], "denominator": []}, "for each of 0 units"),
+    ],
+)
+def test_measures_without_a_value_are_refused_in_one_line(
+    changed: dict, fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = made("a", 0).to_dict()
+    data["parts"][0]["measures"][0] |= changed
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(data))
+    assert main(["compare", "--from-scores", str(path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"mesalm compare: {path}: contains no readable scores (")
+    assert fault in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["seed", "name", "command", "text"])
+def test_scores_without_their_protocol_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    scores = made("a", 0)
+    del scores.protocol[name]
+    with pytest.raises(ValueError, match=rf"contains no readable scores \(protocol\.{name}: Field required\)"):
+        read_scores([scores.write(tmp_path)])

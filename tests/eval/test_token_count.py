@@ -71,7 +71,7 @@ def test_a_plan_tells_tokens_seconds_and_memory(
         assert whole == pytest.approx(sum(seconds), abs=0.06 * (len(seconds) + 1))
         assert re.fullmatch(r"[\d,]+ MB", peak[model]), shown
     assert numbers[-1][0] == "budget of quick-1"
-    assert "no prompt fits the window of 64 tokens" in " ".join(" ".join(row[1] for row in rows).split()), shown
+    assert "at 4 entries a prompt exceeds 64 tokens" in " ".join(" ".join(row[1] for row in rows).split()), shown
 
 
 @pytest.mark.slow

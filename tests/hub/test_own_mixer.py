@@ -15,7 +15,7 @@ from transformers import dynamic_module_utils
 
 from mesalm import MesaForCausalLM
 from mesalm.cli import main
-from mesalm.files import import_file
+from mesalm.files import file_hash, import_file
 from mesalm.hub.open_model import open_tokenizer
 from mesalm.hub.publish import add_code
 from mesalm.model.mixer_mesa import MesaMixer
@@ -80,6 +80,14 @@ def test_it_trains_resumes_samples_converts_and_is_published(
     assert "--code FILE" in said
     code, said = run("sample runs/own --tokens 3 --code normalised.py --prompt The")
     assert (code, said[:3]) == (0, "The")
+    evaluate = "eval runs/own --text text.jsonl --task none --device cpu --out scores --code normalised.py"
+    assert run(evaluate)[0] == 0
+    assert "4 of 4 parts from an earlier run" in run(evaluate)[1]
+    scores = json.loads((own / "scores/scores/own.json").read_text(encoding="utf-8"))
+    assert scores["protocol"]["code"] == {"normalised.py": file_hash(own / "normalised.py")}
+    (own / "normalised.py").write_text(CODE + "\n", encoding="utf-8")
+    assert "from an earlier run" not in run(evaluate)[1]  # other code gives other figures
+    (own / "normalised.py").write_text(CODE, encoding="utf-8")
     assert run("train own.yaml name=soft model.mixers=softmax")[0] == 0
     assert run("convert runs/soft converted --mixer normalised --tokens 64 --code normalised.py")[0] == 0
     assert run("publish runs/own published --code normalised.py")[0] == 0

@@ -83,7 +83,7 @@ def test_what_cannot_be_asked_is_told_before_the_first_step(load: Callable[..., 
     for change, said in (
         ("evaluate.tasks=[word_label]", "word_label"),
         ("evaluate.tasks=[copying]", "task copying: the text holds"),
-        ("evaluate.tasks=[word_labels]", "evaluate.tasks: word_labels: no prompt fits the window of 128 tokens"),
+        ("evaluate.tasks=[word_labels]", "evaluate.tasks: word_labels: at 0 showings a prompt exceeds 128 tokens"),
     ):
         recipe = load("name=refused", *wanted(task), change)
         with pytest.raises(ValueError, match=said) as caught:

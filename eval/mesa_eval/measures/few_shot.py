@@ -108,7 +108,8 @@ def score_task(reader: Reader, task: Task, sizes: FewShotSizes, window: int, see
     queries = encoder.short_enough(task, chosen)
     plain = encoder.fitting(task, queries) if queries else []
     if not plain:
-        raise CannotAskError(f"no prompt fits the window of {window} tokens")
+        few = f"at {task.shot_words(task.shots(sizes)[0])} a prompt exceeds {window} tokens or there are too few items"
+        raise CannotAskError(few if queries else f"no prompt fits the window of {window} tokens")
     shots = [prompts.shots for prompts in plain if prompts.key != MOST]
     primary = max(count for count in shots if count <= max(sizes.primary_shots, shots[0]))
     asked, left_out = {"": plain}, {"": len(chosen) - len(queries)}
@@ -138,7 +139,6 @@ def _answer(reader: Reader, task: Task, asked: Sequence[_Prompts], window: int) 
 def _record(
     task: Task, sizes: FewShotSizes, queries: list[int], asked: Sequence[_Prompts], plain: Sequence[_Prompts]
 ) -> TaskRecord:
-    pairs = [pair for prompts in asked for pair in prompts.pairs.values()]
     shown = next((prompts for prompts in asked if prompts.shots), asked[0]).grid[0][0]
     return TaskRecord(
         name=task.name,
@@ -148,8 +148,6 @@ def _record(
         candidates=max(len(query.candidates) for prompts in asked for query in prompts.queries_in_turn()),
         majority=task.majority(queries),
         cut=sorted(set(task.shots(sizes)) - {prompts.shots for prompts in plain}),
-        pairs_joint=sum(pair.joint for pair in pairs),
-        pairs_apart=sum(not pair.joint for pair in pairs),
         example=(shown.prompt + shown.answer).lstrip(),
     )
 

@@ -20,6 +20,7 @@ from mesa_eval.reading.documents import HeldOutDocument, held_out_documents, rea
 from mesa_eval.reading.model_source import ModelSource, find_model, tokenizer_fingerprint, training_length
 from mesa_eval.tasks import BUILT_IN, find_tasks
 from mesa_eval.tasks.task import Task
+from mesalm.files import file_hash
 from mesalm.hub.open_model import open_tokenizer
 
 
@@ -29,7 +30,8 @@ class Request:
 
     models: run folders, model folders or Hub names. texts: files to score; without them, the documents of `split` of
     the first run among the models. tasks: built-in names, files or datasets, see `mesa_eval.tasks.find_tasks` (none
-    given: the suite's own; "none": no task). batch_tokens: tokens per forward pass. quiet: whether nothing is printed.
+    given: the suite's own; "none": no task). batch_tokens: tokens per forward pass. code: files imported to open the
+    models, whose sha256 is recorded. quiet: whether nothing is printed.
     """
 
     models: Sequence[str]
@@ -41,6 +43,7 @@ class Request:
     device: str = "auto"
     batch_tokens: int = 8192
     trust_remote_code: bool = False
+    code: Sequence[Path] = ()
     quiet: bool = False
 
 
@@ -88,6 +91,7 @@ def make_plan(request: Request) -> EvaluationPlan:
         "text": [str(text) for text in request.texts] or f"{request.split} split of the run's prepared data",
         "documents_available": len(documents),
         "tasks": names,
+        "code": {str(file): file_hash(file) for file in request.code},
         "command": shlex.join([_program(), *_versioned(sys.argv[1:], suite.name)]),
     }
     return EvaluationPlan(

@@ -72,9 +72,11 @@ def score_model(scorer: Scorer, plan: EvaluationPlan, window: int, store: PartSt
     card = describe_model(scorer, window)
     asked = measurements(scorer, window, plan, _training_data(plan, card.tokenizer))
     parts: list[Part] = []
+    code = sorted(plan.record["code"].values())
     for number, measurement in enumerate(asked, 1):
         scorer.stage = f"{number}/{len(asked)} "
-        key = store.key(card, scorer.configuration(), window, measurement.name, measurement.inputs)
+        inputs = [measurement.inputs, *code] if code else measurement.inputs
+        key = store.key(card, scorer.configuration(), window, measurement.name, inputs)
         part = store.read(key)
         if part is None:
             began, read = time.monotonic(), scorer.tokens_run

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from mesalm.files import write_text
 
 FORMAT = 4
+PROTOCOL = ("name", "seed", "command", "text", "documents_available", "document_bytes")
+"""Fields of a protocol that comparisons and reports need."""
 T = TypeVar("T")
 
 
@@ -119,10 +123,20 @@ class Measure(Statistic):
     units: list[str]
     numerator: list[list[float]]
     denominator: list[list[float]]
-    transform: str = ""
+    transform: Literal["", "exp"] = ""
     any_tokenizer: bool = False
     chance: float | None = None
     items: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rows = [*self.numerator, *self.denominator]
+        if not self.units or {len(self.numerator), len(self.denominator)} != {len(self.units)}:
+            raise ValueError(f"{self.key} needs a numerator and a denominator for each of {len(self.units)} units")
+        if len({len(row) for row in rows}) != 1 or not all(map(math.isfinite, chain.from_iterable(rows))):
+            raise ValueError(f"{self.key} needs finite numbers, as many for each unit")
+        if not any(map(any, self.denominator)):
+            raise ValueError(f"{self.key} has no value: its denominators are all 0")
 
 
 @dataclass(frozen=True)
@@ -138,8 +152,7 @@ class TaskRecord:
     """How one few-shot task was asked: sizes, an example prompt with its answer, and omissions.
 
     cut: numbers of shots omitted because a prompt would not fit or there are too few items; skipped: why the task
-    could not run at all, or ""; majority: share of the most common label; pairs_joint, pairs_apart: see
-    `Encoder.encode_pairs`.
+    could not run at all, or ""; majority: share of the most common label.
     """
 
     name: str
@@ -149,8 +162,6 @@ class TaskRecord:
     candidates: int = 0
     majority: float | None = None
     cut: list[int] = field(default_factory=list)
-    pairs_joint: int = 0
-    pairs_apart: int = 0
     example: str = ""
     skipped: str = ""
 
@@ -240,7 +251,11 @@ class Scores:
         given = data.get("format") if isinstance(data, dict) else None
         if given != FORMAT:
             raise ValueError(f"scores of format {given!r} cannot be read; this version reads {FORMAT}: measure again")
-        return _rebuilt(cls, data)
+        found = _rebuilt(cls, data)
+        missing = [name for name in PROTOCOL if name not in found.protocol]
+        if missing:
+            raise ValueError(f"protocol.{missing[0]}: Field required")
+        return found
 
     def write(self, folder: Path) -> Path:
         """Write `<folder>/<model>.json` atomically and return its path."""

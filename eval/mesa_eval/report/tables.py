@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,7 +15,17 @@ from mesalm.wording import plural
 
 STYLES = {"better": "green", "worse": "red", NOT_SIGNIFICANT: "dim"}
 MARKS = {"better": " +", "worse": " -"}  # not every reader or log shows colours
+LEAST_WIDTH = 16  # characters of a column of words or of differences
 SHOWN = ("accuracy", "greedy", "contains", "exact", "answer")  # per task; "exact" only without the metrics before it
+
+
+class ArmCells(NamedTuple):
+    """A line of a table: what is measured, its null score, and each arm's value and difference; all formatted."""
+
+    measure: str
+    null: str
+    values: list[str]
+    differences: list[str]
 
 
 def print_comparison(comparison: Comparison, summary: Summary, console: Console | None = None) -> None:
@@ -24,9 +35,10 @@ def print_comparison(comparison: Comparison, summary: Summary, console: Console 
     for section, title in SECTIONS.items():
         rows = comparison.section(section)
         if rows:
-            out.print(_rows(comparison, rows, title))
+            _print_arms(out, comparison, *_rows(comparison, rows, title))
     if comparison.tasks:
-        out.print(_tasks(comparison))
+        title = "Few-shot tasks, fewest to most shots (difference at the most)"
+        _print_arms(out, comparison, title, _tasks(comparison))
     if comparison.compared:
         out.print("Differences with 95 % intervals, each by itself.", style="dim", markup=False)
     if comparison.family:
@@ -97,27 +109,52 @@ def state_words(numbers: int | None, grows: bool | None, window: int) -> tuple[s
     return f"{numbers:,}", f"at {window} tokens, growing" if grows else "at any length"
 
 
-def _rows(comparison: Comparison, rows: list[Row], title: str) -> Table:
-    """Make a table of rows; the title contains the unit if all rows share it."""
+def _print_arms(out: Console, comparison: Comparison, title: str, lines: Sequence[ArmCells]) -> None:
+    """Print a table with a column for each arm or, where the terminal is too narrow for that, with a row for each."""
+    names = [escape(name) for name in comparison.names]
+    nulls = ["null"] if any(line.null for line in lines) else []
+    wide = _table(title, [], [])
+    wide.add_column("measure", min_width=LEAST_WIDTH, overflow="fold")
+    for heading in (*nulls, *names):
+        wide.add_column(heading, justify="right", overflow="fold")
+    for index in comparison.compared:
+        heading = escape(f"{comparison.names[index]} less {comparison.base}")
+        wide.add_column(heading, min_width=LEAST_WIDTH, overflow="fold")
+    for line in lines:
+        differences = [line.differences[index] for index in comparison.compared]
+        wide.add_row(line.measure, *[line.null for _ in nulls], *line.values, *differences)
+    if out.measure(wide, options=out.options.update(max_width=10_000)).minimum <= out.width:
+        out.print(wide)
+        return
+    base = [f"less {comparison.base}"] if comparison.compared else []
+    table = _table(title, ["measure", "model"], [*nulls, "value", *base])
+    for line in lines:
+        for index, name in enumerate(names):
+            head, null = ("", "") if index else (line.measure, line.null)
+            cells = [name, *[null for _ in nulls], line.values[index], *[line.differences[index] for _ in base]]
+            table.add_row(head, *cells, end_section=index == len(names) - 1)
+    out.print(table)
+
+
+def _rows(comparison: Comparison, rows: list[Row], title: str) -> tuple[str, list[ArmCells]]:
+    """Return the title of a table of rows, which contains the unit if all rows share it, and its lines."""
     units = {_unit_words(row) for row in rows}
     shared = len(units) == 1
-    chances = any(row.chance for row in rows)
-    table = _table(title + (f" ({units.pop()})" if shared else ""), ["measure"], ["null"] if chances else [])
-    _model_columns(table, comparison)
-    for row in rows:
-        cells = [escape(row.label if shared else f"{row.label} ({_unit_words(row)})")]
-        if chances:
-            cells.append(chance_words(row))
-        cells += ["" if value is None else number(value.value, row.digits) for value in row.values]
-        cells += [_difference(comparison, row, index) for index in comparison.compared]
-        table.add_row(*cells)
-    return table
+    lines = [
+        ArmCells(
+            escape(row.label if shared else f"{row.label} ({_unit_words(row)})"),
+            chance_words(row),
+            ["" if value is None else number(value.value, row.digits) for value in row.values],
+            [_difference(comparison, row, index) for index in range(len(comparison.names))],
+        )
+        for row in rows
+    ]
+    return title + (f" ({units.pop()})" if shared else ""), lines
 
 
-def _tasks(comparison: Comparison) -> Table:
-    """Make one table of all tasks: scores at the fewest and the most shots, differences at the most shots."""
-    table = _table("Few-shot tasks, fewest to most shots (difference at the most)", ["task"], ["null"])
-    _model_columns(table, comparison)
+def _tasks(comparison: Comparison) -> list[ArmCells]:
+    """Return the lines of all tasks: scores at the fewest and the most shots, differences at the most shots."""
+    lines = []
     for task in comparison.tasks:
         rows_of = [row for row in comparison.of_task(task) if not row.variant and not row.group]
         named = False
@@ -127,24 +164,18 @@ def _tasks(comparison: Comparison) -> Table:
                 continue
             ends = [rows[0], rows[-1]] if len(rows) > 1 else rows
             shots = " to ".join([*(str(row.shots) for row in ends[:-1]), ends[-1].label])
-            table.add_row(
+            line = ArmCells(
                 escape(f"  {rows[0].unit}" if named else f"{task}, {shots}: {rows[0].unit}"),
                 chance_words(rows[-1]),
-                *[
+                [
                     " to ".join("" if (value := row.values[i]) is None else number(value.value, 2) for row in ends)
                     for i in range(len(comparison.names))
                 ],
-                *[_difference(comparison, rows[-1], index, between="\n") for index in comparison.compared],
+                [_difference(comparison, rows[-1], i, between="\n") for i in range(len(comparison.names))],
             )
+            lines.append(line)
             named = True
-    return table
-
-
-def _model_columns(table: Table, comparison: Comparison) -> None:
-    for name in comparison.names:
-        table.add_column(escape(name), justify="right", overflow="fold")
-    for index in comparison.compared:
-        table.add_column(escape(f"{comparison.names[index]} less {comparison.base}"), min_width=16, overflow="fold")
+    return lines
 
 
 def _unit_words(row: Row) -> str:
