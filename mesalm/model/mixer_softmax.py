@@ -17,23 +17,6 @@ from .layers import ResidualProjection, ShortConvolution
 from .mixer_gated import convolve
 
 
-def eager_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return transformers' eager attention, whose softmax in float32 reads the lowest float64 in a mask as -inf.
-
-    A row that is masked everywhere would be NaN.
-    """
-    if attention_mask is not None and attention_mask.dtype == torch.float64:
-        attention_mask = attention_mask.clamp(min=torch.finfo(torch.float32).min)
-    return eager_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-
 class SoftmaxMixer(nn.Module):
     """Softmax attention (Vaswani et al. 2017) with rotary positions (Su et al. 2021) and grouped heads.
 
@@ -114,7 +97,9 @@ class SoftmaxMixer(nn.Module):
         if not query.numel():
             # the back ends cannot reshape empty tensors
             return self.o_proj(query.transpose(1, 2).flatten(2)), None
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         output, weights = attend(
             self,
             query,

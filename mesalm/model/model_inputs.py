@@ -209,7 +209,8 @@ def attention_masks(
     """Return the arguments that mask padding and other documents in softmax and window mixers.
 
     Raises:
-        ValueError: flash attention with both padding and packed rows, or with rows shared by processes.
+        ValueError: a 4-dimensional mask of integers, which back ends would add to scores; flash attention with both
+            padding and packed rows, or with rows shared by processes.
     """
     begin = 0
     if shard is not None:
@@ -219,6 +220,11 @@ def attention_masks(
     masks: dict[str, Any] = {}
     for kind in config.attention_kinds:
         mask = attention_mask.get(kind) if isinstance(attention_mask, dict) else attention_mask
+        if isinstance(mask, Tensor) and mask.ndim == 4 and not (mask.is_floating_point() or mask.dtype == torch.bool):
+            raise ValueError(
+                f"attention_mask: has 4 dimensions and dtype {mask.dtype}; give booleans, True where a token is read, "
+                "or floats that are added to scores"
+            )
         sliding = kind == "sliding_attention"
         if segments is None or (mask is not None and len(mask.shape) == 4):
             create = create_sliding_window_causal_mask if sliding else create_causal_mask
@@ -242,6 +248,8 @@ def attention_masks(
                 config=config,
                 device=inputs_embeds.device,
             )
+    if config._attn_implementation in ("eager", "flex_attention"):
+        masks = {kind: _added(mask, inputs_embeds.dtype) for kind, mask in masks.items()}
     if masks or segments is None:
         return {"attention_mask": masks}
     if shard is not None:
@@ -256,6 +264,16 @@ def attention_masks(
     longest = int(bounds.diff().max())
     lengths = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
     return {"attention_mask": None, **lengths}
+
+
+def _added(mask: Any, dtype: torch.dtype) -> Any:
+    """Return a mask in the form that back ends add to scores, whose softmax in float32 must not read it as -inf."""
+    if not isinstance(mask, Tensor):
+        return mask
+    lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
+    return mask.clamp(min=lowest) if mask.dtype == torch.float64 else mask
 
 
 def _check_integers(name: str, numbers: Any) -> None:

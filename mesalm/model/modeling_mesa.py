@@ -345,7 +345,11 @@ class MesaForCausalLM(MesaPreTrainedModel, GenerationMixin):
         """Return the inputs of the next step, with the cache under its older name, which PEFT needs.
 
         Without it PEFT 0.21 prepends a learned prompt to every new token. `generate` looks for `inputs_embeds` here.
+        With a cache that holds the whole prompt it would read all of it again: a ValueError.
         """
+        unread = kwargs.get("next_sequence_length")
+        if unread is not None and unread < 1:
+            raise ValueError(f"{CACHE}: it already holds all tokens given; fill it with all but the last, or give more")
         inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         inputs["past_key_values"] = inputs.pop(CACHE, None)
         return inputs

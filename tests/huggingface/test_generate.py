@@ -122,6 +122,20 @@ def test_a_conversation_goes_on_in_the_cache_given(
     torch.testing.assert_close(torch.stack(found), torch.stack(wanted), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("more", [0, 2])
+def test_a_cache_that_holds_the_whole_prompt_is_refused(more: int, kind: str, build: Build, tokens: Draw) -> None:
+    model, ids = build(kind), tokens(2, 9)
+    for given in (
+        {"input_ids": ids[:, : 9 - more]},
+        {"inputs_embeds": model.get_input_embeddings()(ids[:, : 9 - more])},
+    ):
+        cache = DynamicCache(config=model.config)
+        model(ids, cache=cache, use_cache=True)
+        with pytest.raises(ValueError, match="it already holds all tokens given; fill it with all but") as caught:
+            model.generate(**given, **{CACHE: cache}, **GREEDY)
+        assert "\n" not in str(caught.value)
+
+
 class AfterToken(StoppingCriteria):
     """Stop a row at a token."""
 

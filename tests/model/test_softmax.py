@@ -1,4 +1,4 @@
-"""Check the convolution of values against torch's own, and eager attention under padding against sdpa."""
+"""Check the convolution of values against torch's own, and attention under masks against plain causal attention."""
 
 from __future__ import annotations
 
@@ -38,3 +38,20 @@ def test_eager_attention_stays_finite_where_all_is_padding(mixers: str) -> None:
     ]  # sdpa, in float64 throughout; eager softmax is in float32
     model.set_attn_implementation("eager")
     torch.testing.assert_close(model(ids, attention_mask=mask).logits[mask.bool()], wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32], ids=str)
+@torch.no_grad()
+def test_masks_of_four_dimensions_are_read_by_their_dtype(dtype: torch.dtype, attention: str) -> None:
+    model, ids = tiny_model(mixers="softmax"), torch.randint(61, (2, 9))
+    wanted = model(ids).logits
+    model.set_attn_implementation(attention)
+    seen = torch.ones(2, 1, 9, 9, dtype=torch.bool).tril()
+    mask = seen if dtype == torch.bool else torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+    for given in (mask, {"full_attention": mask}):
+        torch.testing.assert_close(model(ids, attention_mask=given).logits, wanted, atol=1e-5, rtol=1e-5)
+    for given in (seen.int(), {"full_attention": seen.long()}):
+        with pytest.raises(ValueError, match=r"attention_mask: has 4 dimensions and dtype .*; give booleans") as caught:
+            model(ids, attention_mask=given)
+        assert "\n" not in str(caught.value)
