@@ -13,6 +13,16 @@ NARROW: dict[str, Any] = {"hidden_size": 16, "head_dim": 8}
 """The width of the smallest models that learn something."""
 SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 
+PADDED = torch.tensor(
+    [
+        [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+    ]
+)
+"""A mask of rows with padding before, between and behind their tokens, and of one without."""
+
 
 def tiny_config(**changes: Any) -> MesaConfig:
     """Return a configuration with close solves, whose first weights are so large that every one matters."""
@@ -23,3 +33,17 @@ def tiny_model(model_class: Any = MesaForCausalLM, *, seed: int = 0, **changes: 
     """Return a random model in evaluation mode, the same for the same seed and changes."""
     torch.manual_seed(seed)
     return model_class(tiny_config(**changes)).eval()
+
+
+def biased_model(model_class: Any = MesaForCausalLM, **changes: Any) -> Any:
+    """Return a random model in which a padded token has a key and a value too."""
+    model = tiny_model(model_class, attention_bias=True, **changes)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("k_proj.bias", "v_proj.bias")):
+            parameter.data.normal_()
+    return model
+
+
+def draw_tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:
+    """Draw token ids [batch, length] without special tokens."""
+    return torch.randint(2, 61, (batch, length), generator=torch.Generator().manual_seed(seed))

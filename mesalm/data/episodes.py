@@ -149,16 +149,16 @@ def draw_mapping(settings: EpisodeSettings, pool: Pool, random: np.random.Random
     each label has at least three tenths of the combinations.
     """
     if settings.task == "recall":
-        words = random.choice(pool.words, size=settings.words, replace=False)
+        words = random.choice(pool.words, size=settings.words, replace=False).tolist()
         free = [label for label in pool.labels if label not in words]
         labels = random.choice(free, size=settings.labels, replace=False)
         given = np.concatenate([labels, random.choice(labels, size=settings.words - settings.labels)])
-        return Recall({str(word): str(label) for word, label in zip(words, random.permutation(given), strict=True)})
-    names = random.choice(pool.labels, size=2, replace=False)
-    others = tuple(word for word in pool.words if word not in names)
+        return Recall({word: str(label) for word, label in zip(words, random.permutation(given), strict=True)})
+    one, other = random.choice(pool.labels, size=2, replace=False).tolist()
+    others = tuple(word for word in pool.words if word not in (one, other))
     while True:
         weights = _weights(settings, random)
-        rule = Rule(weights, (str(names[0]), str(names[1])), others)
+        rule = Rule(weights, (one, other), others)
         first = [rule.label(number) == rule.labels[0] for number in range(2**settings.attributes)]
         if 0.3 <= np.mean(first) <= 0.7:
             return rule

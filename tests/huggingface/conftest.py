@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import SPECIAL, tiny_model
+from tiny import SPECIAL, draw_tokens, tiny_model
 from transformers import PreTrainedTokenizerFast
 
 from mesalm import MesaForCausalLM
@@ -37,12 +37,8 @@ def build() -> Callable[..., MesaForCausalLM]:
 
 @pytest.fixture
 def tokens() -> Callable[..., torch.Tensor]:
-    """Return a function that draws token ids `[batch, length]` without special tokens."""
-
-    def draw(batch: int, length: int, seed: int = 1) -> torch.Tensor:
-        return torch.randint(2, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-    return draw
+    """Return `draw_tokens`."""
+    return draw_tokens
 
 
 @pytest.fixture

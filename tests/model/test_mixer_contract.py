@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import SPECIAL, tiny_config, tiny_model
+from tiny import PADDED, SPECIAL, biased_model, draw_tokens, tiny_config, tiny_model
 from transformers import DynamicCache
 
 from mesalm import MesaForCausalLM
@@ -57,13 +57,9 @@ CASES = [
 build = partial(tiny_model, **SPECIAL)
 
 
-def tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:
-    return torch.randint(2, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_no_token_sees_a_later_one(case: dict) -> None:
-    model, ids = build(**case), tokens(1, 70)
+    model, ids = build(**case), draw_tokens(1, 70)
     changed = ids.clone()
     changed[0, 66] = (changed[0, 66] + 1) % 59 + 2
     with torch.no_grad():
@@ -74,7 +70,7 @@ def test_no_token_sees_a_later_one(case: dict) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_token_by_token_and_in_chunks_equals_the_whole(case: dict) -> None:
-    model, ids = build(**case), tokens(2, 19)
+    model, ids = build(**case), draw_tokens(2, 19)
     with torch.no_grad():
         whole = model(ids).logits
         for cuts, cache in (
@@ -95,10 +91,10 @@ def test_token_by_token_and_in_chunks_equals_the_whole(case: dict) -> None:
 @pytest.mark.parametrize("conv_size", [0, 4])
 @pytest.mark.parametrize("mixers", [name for name, row in MIXERS.items() if row.recurrent])
 def test_a_state_is_empty_after_a_reset_and_takes_any_batch(mixers: str, conv_size: int, rows: int) -> None:
-    model, ids = build(mixers=mixers, conv_size=conv_size), tokens(rows, 13)
+    model, ids = build(mixers=mixers, conv_size=conv_size), draw_tokens(rows, 13)
     cache, parts = DynamicCache(config=model.config), []
     with torch.no_grad():
-        model(tokens(2, 9, seed=5), cache=cache, use_cache=True)
+        model(draw_tokens(2, 9, seed=5), cache=cache, use_cache=True)
         cache.reset()
         for part in ids.split([7, 1, 5], dim=1):
             parts.append(model(part, cache=cache, use_cache=True).logits)
@@ -110,7 +106,7 @@ def test_the_cache_holds_as_many_numbers_as_stated(case: dict) -> None:
     model = build(**case)
     for length in (3, 11):
         with torch.no_grad():
-            cache = returned_cache(model(tokens(1, length), use_cache=True))
+            cache = returned_cache(model(draw_tokens(1, length), use_cache=True))
         kept = [part for layer in cache.layers for part in vars(layer).values()]
         kept += [part for parts in kept if isinstance(parts, dict) for part in parts.values()]
         # without a convolution a recurrent layer is marked as filled by one zero, which says nothing
@@ -136,26 +132,13 @@ def test_a_float64_mixer_has_the_gradients_of_finite_differences(mixers: str, ca
     assert torch.autograd.gradcheck(output, (hidden_states, *weights.values()), fast_mode=True)
 
 
-MASK = torch.tensor(
-    [
-        [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1],
-        [1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 1, 1, 1],
-        [1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
-    ]
-)
-
-
 @pytest.mark.parametrize("size", [1, 3, 13])
 @pytest.mark.parametrize("case", CASES)
 def test_padding_anywhere_read_in_pieces_changes_nothing(case: dict, size: int) -> None:
-    model = build(**case, attention_bias=True)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("k_proj.bias", "v_proj.bias")):
-            parameter.data.normal_()  # so that a padded token has a key and a value too
-    mask = MASK[[0, 2, 3]] if "window" in case else MASK  # a window counts places, which a hole takes up
+    model = biased_model(**SPECIAL, **case)
+    mask = PADDED[[0, 2, 3]] if "window" in case else PADDED  # a window counts places, which a hole takes up
     # padding is an ordinary token here, so that an embedding of zero cannot hide a missing mask
-    ids, positions = tokens(len(mask), 13), (mask.cumsum(-1) - 1).clamp(min=0)
+    ids, positions = draw_tokens(len(mask), 13), (mask.cumsum(-1) - 1).clamp(min=0)
     cache, logits, seen = DynamicCache(config=model.config), [], 0
     with torch.no_grad():
         for piece in ids.split(size, dim=1):
@@ -170,7 +153,7 @@ def test_padding_anywhere_read_in_pieces_changes_nothing(case: dict, size: int) 
 @pytest.mark.parametrize("case", CASES)
 def test_packed_documents_do_not_see_each_other(case: dict) -> None:
     model, lengths = build(**case), [1, 30, 3, 40, 2]
-    documents = [tokens(1, length, seed=length) for length in lengths]
+    documents = [draw_tokens(1, length, seed=length) for length in lengths]
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     with torch.no_grad():
         packed = model(torch.cat(documents, dim=1), position_ids=positions).logits
@@ -180,7 +163,7 @@ def test_packed_documents_do_not_see_each_other(case: dict) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_saved_and_loaded_is_the_same(case: dict, tmp_path: Path) -> None:
-    model, ids = build(**case), tokens(1, 12)
+    model, ids = build(**case), draw_tokens(1, 12)
     for parameter in model.parameters():
         parameter.data.add_(0.125)  # which loading must not start anew
     model.save_pretrained(tmp_path)
@@ -199,7 +182,7 @@ def test_checkpointing_and_plain_gradients_agree_and_reach_every_parameter(case:
         if checkpointing:
             # the name since transformers 5.20; the older one warns there
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-        model(tokens(2, 10), labels=tokens(2, 10)).loss.backward()
+        model(draw_tokens(2, 10), labels=draw_tokens(2, 10)).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert gradient is not None, name
@@ -209,7 +192,7 @@ def test_checkpointing_and_plain_gradients_agree_and_reach_every_parameter(case:
 
 @pytest.mark.parametrize("case", CASES)
 def test_bfloat16_autocast_stays_near_float32(case: dict) -> None:
-    model, ids = build(**case), tokens(2, 40)
+    model, ids = build(**case), draw_tokens(2, 40)
     with torch.no_grad():
         exact = model(ids).logits
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -221,7 +204,7 @@ def test_bfloat16_autocast_stays_near_float32(case: dict) -> None:
 @pytest.mark.parametrize("halves", [(False, True), (True, False)], ids=["float32-first", "autocast-first"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_cache_goes_on_into_and_out_of_autocast(case: dict, halves: tuple[bool, bool]) -> None:
-    model, ids, cache, parts = build(**case), tokens(2, 20), None, []
+    model, ids, cache, parts = build(**case), draw_tokens(2, 20), None, []
     with torch.no_grad():
         exact = model(ids).logits
         for half, part in zip(halves * 2, ids.split([12, 5, 1, 2], dim=1), strict=True):
@@ -234,7 +217,7 @@ def test_a_cache_goes_on_into_and_out_of_autocast(case: dict, halves: tuple[bool
 
 @pytest.mark.parametrize("case", CASES)
 def test_loaded_in_bfloat16_stays_near_float32(case: dict, tmp_path: Path) -> None:
-    model, ids = build(**case), tokens(2, 40)
+    model, ids = build(**case), draw_tokens(2, 40)
     model.save_pretrained(tmp_path)
     half = MesaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     kept = {name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32}
@@ -255,7 +238,7 @@ def test_loaded_in_bfloat16_stays_near_float32(case: dict, tmp_path: Path) -> No
     [case if case.id == "hybrid" else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow) for case in CASES],
 )
 def test_compiled_equals_eager(case: dict) -> None:
-    model, ids = build(**case).train(), tokens(2, 20)
+    model, ids = build(**case).train(), draw_tokens(2, 20)
     positions = torch.cat((torch.arange(12), torch.arange(8)))[None].expand(2, -1)
     eager = model(ids, position_ids=positions, labels=ids, use_cache=False)
     eager.loss.backward()
@@ -274,7 +257,7 @@ def test_compiled_equals_eager(case: dict) -> None:
 def test_operations_are_counted(case: dict) -> None:
     model = build(**case)
     short, long = model.flops_per_token(64), model.flops_per_token(4096)
-    model(tokens(1, 64))
+    model(draw_tokens(1, 64))
     assert model.flops_per_token(64) == short  # whatever the solver has met
     assert short > 6 * (sum(p.numel() for p in model.parameters()) - model.model.embed_tokens.weight.numel())
     assert all(layer.mixer.flops(64) > 0 for layer in model.model.layers)
@@ -297,7 +280,7 @@ def test_rows_name_their_mixers_and_cache_layers_of_transformers() -> None:
 @pytest.mark.parametrize("kept", [True, False])
 def test_layers_take_turns_in_measuring_their_solver_and_compute_as_before(kept: bool) -> None:
     model = build(mixers=["mesa", "softmax", "mesa"], num_hidden_layers=3, **({} if kept else {"max_steps": 1}))
-    ids = tokens(2, 70)
+    ids = draw_tokens(2, 70)
     before = model(ids).logits
     seen = []
     for number in range(6):

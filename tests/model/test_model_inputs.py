@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SPECIAL, tiny_model
+from tiny import PADDED, SPECIAL, biased_model, draw_tokens
 from transformers import DynamicCache, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
@@ -26,14 +26,6 @@ KINDS = {
 CLASSIFIER = MesaForSequenceClassification
 NEAR = {"atol": 1e-4, "rtol": 1e-4}
 WIDTH = 13
-MASK = torch.tensor(
-    [
-        [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1],
-        [1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 1, 1, 1],
-        [1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
-    ]
-)
 
 
 @pytest.fixture(params=KINDS)
@@ -42,16 +34,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def build(kind: str, model_class: Any = MesaForCausalLM, **changes: Any) -> Any:
-    changes = {**SPECIAL, "attention_bias": True, **KINDS[kind], **changes}
-    model = tiny_model(model_class, **changes).requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("k_proj.bias", "v_proj.bias")):
-            parameter.normal_()  # so that a padded token has a key and a value too
-    return model
-
-
-def draw(batch: int, length: int, seed: int = 1) -> torch.Tensor:
-    return torch.randint(2, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return biased_model(model_class, **{**SPECIAL, **KINDS[kind], **changes}).requires_grad_(False)
 
 
 def positions_of(mask: torch.Tensor) -> torch.Tensor:
@@ -65,14 +48,14 @@ def assert_rows_alone(model: Any, logits: torch.Tensor, ids: torch.Tensor, mask:
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32, torch.bfloat16], ids=str)
 def test_a_mask_of_any_dtype_means_the_same(dtype: torch.dtype, kind: str) -> None:
-    model, ids = build(kind), draw(4, WIDTH)
-    options = {"position_ids": positions_of(MASK), "use_cache": False}
-    expected = model(ids, attention_mask=MASK, **options).logits
-    assert torch.equal(model(ids, attention_mask=MASK.to(dtype), **options).logits, expected)
+    model, ids = build(kind), draw_tokens(4, WIDTH)
+    options = {"position_ids": positions_of(PADDED), "use_cache": False}
+    expected = model(ids, attention_mask=PADDED, **options).logits
+    assert torch.equal(model(ids, attention_mask=PADDED.to(dtype), **options).logits, expected)
 
 
 def test_a_turn_of_one_token_for_one_row_leaves_the_other_as_it_was(kind: str) -> None:
-    model, ids = build(kind), draw(2, 7)
+    model, ids = build(kind), draw_tokens(2, 7)
     mask = torch.ones_like(ids)
     mask[1, 5] = 0
     positions = positions_of(mask)
@@ -93,7 +76,7 @@ def test_a_turn_of_one_token_for_one_row_leaves_the_other_as_it_was(kind: str) -
 def packed(left: int = 0, right: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[list[slice]]]:
     """Return ids, positions and mask of two rows of documents with padding before and behind, and where they lie."""
     lengths = [[1, 9, 3, 5], [6, 2, 10]]
-    ids, positions, mask, places = draw(2, left + 18 + right), [], [], []
+    ids, positions, mask, places = draw_tokens(2, left + 18 + right), [], [], []
     for row in lengths:
         starts = [left + sum(row[:index]) for index in range(len(row))]
         places.append([slice(start, start + length) for start, length in zip(starts, row, strict=True)])
@@ -126,7 +109,7 @@ def test_documents_beside_a_mask_are_as_they_are_alone(padding: tuple[int, int],
 
 
 def test_a_hole_within_a_document_is_read_over(kind: str) -> None:
-    model, ids = build(kind), draw(1, 12)
+    model, ids = build(kind), draw_tokens(1, 12)
     mask = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 1, 1, 0, 1, 1]])
     positions = torch.tensor([[0, 1, 0, 0, 2, 3, 0, 1, 2, 0, 3, 4]])
     logits = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
@@ -136,7 +119,7 @@ def test_a_hole_within_a_document_is_read_over(kind: str) -> None:
 
 @pytest.mark.parametrize("length", [2, 3, 5])
 def test_a_convolution_may_be_wider_than_a_row_of_documents(length: int, kind: str) -> None:
-    model, ids = build(kind, conv_size=6), draw(1, length)
+    model, ids = build(kind, conv_size=6), draw_tokens(1, length)
     positions = torch.tensor([[0, *range(length - 1)]])
     logits = model(ids, position_ids=positions).logits
     assert_documents_alone(model, logits, ids, [[slice(0, 1), slice(1, length)]])
@@ -213,7 +196,7 @@ def test_compiled_reads_masks_and_documents_as_eager_does() -> None:
         compiled(ids, attention_mask=mask.cumsum(1), position_ids=positions, use_cache=False)
 
 
-IDS = draw(2, 5)
+IDS = draw_tokens(2, 5)
 REFUSED = {
     "document numbers as a mask": ({"attention_mask": [[1, 1, 2, 2, 2]] * 2}, "attention_mask: must hold only 0"),
     "additive mask": ({"attention_mask": [[-1e9, 0.0, 0.0, 0.0, 0.0]] * 2}, "attention_mask: must hold only 0"),
@@ -268,7 +251,7 @@ def test_lists_and_masks_that_leave_out_a_type_are_refused(kind: str) -> None:
 
 
 def test_beside_a_cache_a_mask_is_of_the_past_too_and_no_document_begins(kind: str) -> None:
-    model, ids = build(kind), draw(2, 9)
+    model, ids = build(kind), draw_tokens(2, 9)
     for static in (False, True):
         cache = StaticCache(config=model.config, max_cache_len=16) if static else DynamicCache(config=model.config)
         model(ids[:, :5], cache=cache, use_cache=True)
@@ -297,7 +280,7 @@ def test_no_token_at_all_gives_empty_outputs(shape: tuple[int, int], kind: str) 
 
 
 def test_no_further_token_leaves_the_cache_as_it_was(kind: str) -> None:
-    model, ids = build(kind), draw(2, 9)
+    model, ids = build(kind), draw_tokens(2, 9)
     cache = DynamicCache(config=model.config)
     model(ids[:, :0], cache=cache, use_cache=True)
     model(ids[:, :5], cache=cache, use_cache=True)
