@@ -32,6 +32,8 @@ WAYS_ON = {
 """What to do about an error of the operating system, by its number."""
 MET_WHILE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors that a file system reports without naming the file."""
+UMASK = os.umask(0o077)
+os.umask(UMASK)
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def write_text(path: Path, text: str) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(handle)
-        os.chmod(name, 0o644)
+        readable(Path(name))
         os.replace(name, path)
         sync(path.parent)
 
@@ -95,6 +97,7 @@ def _publish(partial: Path, target: Path) -> None:
     replaced = target.with_name(target.name + ".replaced")
     if replaced.exists():
         shutil.rmtree(replaced)
+    readable(partial)
     for path in [*sorted(partial.rglob("*")), partial]:
         sync(path)
     if target.exists():
@@ -103,6 +106,13 @@ def _publish(partial: Path, target: Path) -> None:
     sync(target.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
+
+
+def readable(path: Path) -> None:
+    """Give a file, or all files of a folder, the mode of any new file: safetensors lets only their owner read them."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            file.chmod(0o666 & ~UMASK)
 
 
 def sync(path: Path) -> None:

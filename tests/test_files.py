@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from mesalm.cli import main
-from mesalm.files import described, write_text, writing
+from mesalm.files import described, whole_folder, write_text, writing
+from mesalm.hub.new_folder import new_folder
 from mesalm.journal import Journal, read_journal
 from mesalm.locks import locked
 from mesalm.train.checkpoint import Checkpoints
@@ -75,6 +76,17 @@ def test_a_journal_on_a_full_disk_is_named_and_can_be_read(tmp_path: Path) -> No
     with Journal(path) as journal:
         journal.write("step", step=3)
     assert [line["step"] for line in read_journal(path)] == [1, 3]
+
+
+def test_saved_weights_can_be_read_by_those_who_may_read_a_new_file(tmp_path: Path) -> None:
+    (plain := tmp_path / "plain").touch()
+    for folder in (whole_folder(tmp_path / "run"), new_folder(tmp_path / "published", "publish")):
+        with folder as staged:
+            (staged / "average").mkdir()
+            save_file({"weight": torch.ones(1)}, staged / "average/model.safetensors")
+    write_text(tmp_path / "recipe.yaml", "")
+    files = [*tmp_path.rglob("*.safetensors"), tmp_path / "recipe.yaml"]
+    assert [file.stat().st_mode for file in files] == [plain.stat().st_mode] * 3
 
 
 def tokenizer_save(path: Path) -> None:

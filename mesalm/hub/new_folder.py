@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mesalm.files import writing
+from mesalm.files import readable, writing
 
 
 def must_be_new(folder: Path, verb: str) -> None:
@@ -30,6 +30,7 @@ def new_folder(folder: Path, verb: str) -> Iterator[Path]:
         staged.mkdir()
         with writing(folder):
             yield staged
+        readable(staged)
         if folder.exists():
             folder.rmdir()
         staged.rename(folder)

@@ -44,6 +44,7 @@ from mesalm.train.sharded import (
     is_sharded,
     load_full,
     load_shards,
+    plain_errors,
     save_shards,
     sharded_like,
 )
@@ -142,7 +143,8 @@ class Checkpoints:
                 if self.decorate is not None:
                     self.decorate(partial)
                 if shards is not None:
-                    shards.result()
+                    with plain_errors():
+                        shards.result()
                 content = {"step": step, **self.facts, **state, "files": fingerprints(partial)}
                 write_sealed(partial / STATE_FILE, content)
             self.tidy()
@@ -172,7 +174,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait for the checkpoint that is being written; raise the error if writing failed."""
-        self._written.result()
+        with plain_errors():
+            self._written.result()
 
     def finish(self) -> Path:
         """Wait for the newest checkpoint and return its folder. For the main process, after `save`."""

@@ -6,8 +6,9 @@ A sharded parameter is a DTensor. Everything else of a run is as without shardin
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed import ProcessGroup, barrier, group, new_group
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -26,6 +28,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mesalm.files import writing
 
 
 def fsdp_plugin(environment: Mapping[str, str]) -> FullyShardedDataParallelPlugin:
@@ -81,10 +85,29 @@ def load_full(model: nn.Module, state: dict[str, Any]) -> None:
     set_model_state_dict(model, state, options=options)
 
 
+class _Writer(dcp.FileSystemWriter):
+    """Names the disk error behind an error before it is sent to the other processes, which loses the cause."""
+
+    def write_data(self, *arguments: Any) -> Any:
+        with writing(Path(self.path)):
+            return super().write_data(*arguments)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise the error of the first process that failed, instead of torch's collection, which is not an Exception."""
+    try:
+        yield
+    except CheckpointException as failed:
+        _, (error, _) = min(failed.failures.items())
+        raise error from failed
+
+
 def save_shards(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:
     """Write an optimiser's state, each process its shards, when all processes are here."""
     barrier()
-    dcp.save(get_optimizer_state_dict(model, optimiser), checkpoint_id=folder)
+    with plain_errors():
+        dcp.save(get_optimizer_state_dict(model, optimiser), storage_writer=_Writer(folder))
 
 
 def begin_shards(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> Future[Any]:
@@ -95,7 +118,9 @@ def begin_shards(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Pat
     """
     barrier()
     state = get_optimizer_state_dict(model, optimiser)
-    return cast("Future[Any]", dcp.async_save(state, checkpoint_id=folder, process_group=_beside(group.WORLD)))
+    return cast(
+        "Future[Any]", dcp.async_save(state, storage_writer=_Writer(folder), process_group=_beside(group.WORLD))
+    )
 
 
 @cache
@@ -106,7 +131,7 @@ def _beside(_: ProcessGroup | None) -> ProcessGroup | None:
 def load_shards(model: nn.Module, optimiser: torch.optim.Optimizer, folder: Path) -> None:
     """Read what `save_shards` wrote, by any number of processes, the model sharded or not. All of them call it."""
     state = get_optimizer_state_dict(model, optimiser)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), plain_errors():
         warnings.filterwarnings("ignore", message="torch.distributed is")  # torch's own, where one process reads
         dcp.load(state, checkpoint_id=folder)
     set_optimizer_state_dict(model, optimiser, state)

@@ -180,6 +180,7 @@ def _shape(recipe: Mapping[str, Any]) -> Any:
         [data.get(key) for key in ("vocab_size", "tokenizer", "sequence_length")],
         recipe.get("optim", {}).get("name"),
         [train.get(key) for key in SHAPE],
+        recipe.get("parallelism", {}).get("context", 1),
         bf16,
     )
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mesalm.files import write_text
+from mesalm.files import readable, write_text
 from mesalm.model.cache_mesa import CACHE, cache_name, one_cache
 
 VECTORS_FILE = "prefix.safetensors"
@@ -101,6 +101,7 @@ def save_prefix(prefixed: PrefixedModel, folder: Path, record: dict[str, Any]) -
     """Write the vectors, the model's configuration and ``record`` (``base``: the model's place) into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"prefix": prefixed.prefix.detach().cpu().contiguous()}, folder / VECTORS_FILE)
+    readable(folder / VECTORS_FILE)
     prefixed.config.save_pretrained(folder)
     content = {**record, "vectors": len(prefixed.prefix), "embedding_sha256": embedding_digest(prefixed.model)}
     # last, since it marks the folder as complete

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -105,6 +107,34 @@ def test_a_part_that_cannot_be_written_leaves_the_earlier_checkpoint(tmp_path: P
         save(9)
     assert len(begun) == 2
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000003"]
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("room", [100, 20_000])
+def test_shards_on_a_full_disk_are_named_in_one_line(
+    tmp_path: Path, slow_disk: Any, monkeypatch: pytest.MonkeyPatch, room: int, background: bool
+) -> None:
+    monkeypatch.undo()  # the disk is full, not slow
+    model = slow_disk.shard(tiny_model(num_hidden_layers=1))
+    optimiser = torch.optim.AdamW(model.parameters())
+    checkpoints = Checkpoints(tmp_path / "run", asynchronous=background)
+
+    def save(step: int) -> None:
+        checkpoints.save(step, model, optimiser, [], {})
+        checkpoints.wait()
+
+    save(3)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save(6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "step-00000006" in caught.value.filename
+    assert checkpoints.newest().name == "step-00000003"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimiser.pt", "random.pt"])

@@ -200,15 +200,17 @@ def test_a_probe_makes_the_steps_that_the_run_will_make(load: Load, monkeypatch:
     assert [given[place] for place in (0, 2, 4)] == [(False, False, 1), (True, True, 1), (False, False, 4)]
 
 
-def test_another_models_speed_is_not_taken_from_a_run_that_began_with_its_weights(load: Load) -> None:
-    recipe = load("init_from=small")
+def test_the_speed_of_another_model_or_of_shared_rows_is_not_taken(load: Load) -> None:
+    same = ("init_from=small", "model.attention_dropout=0")
+    recipe = load(*same)
     device = speeds.local_device(recipe)
     start = {"recipe": recipe.plain(), "device": device, "world": 1}
     with Journal(recipe.folder.with_name("first") / "journal.jsonl") as journal:
         journal.write("start", step=0, **start)
         journal.write("step", step=1, tokens_per_second=100.0)
     assert speeds.earlier_rate(recipe, device, 1) is not None
-    assert speeds.earlier_rate(load("init_from=large"), device, 1) is None
+    assert speeds.earlier_rate(load(*same, "init_from=large"), device, 1) is None
+    assert speeds.earlier_rate(load(*same, "parallelism.context=2"), device, 1) is None
 
 
 def test_a_plan_counts_what_is_left_of_a_run_that_goes_on(load: Load) -> None:

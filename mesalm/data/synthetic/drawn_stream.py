@@ -49,10 +49,10 @@ def drawn_batch(
 
 
 class DrawnStream(SharedSteps):
-    """The endless stream of micro-batches of one process, without repetition.
+    """The endless stream of micro-batches of a training in one process, without repetition.
 
-    Each optimiser step uses a batch of ``global_rows`` sequences. Process ``rank`` of ``world`` draws the whole batch
-    and keeps the rank-th contiguous slice, cut into micro-batches of ``micro_rows`` (None: the whole slice).
+    Each optimiser step uses a batch of ``global_rows`` sequences, cut into micro-batches of ``micro_rows`` (None: the
+    whole batch).
     ``position`` is the first step that has not been yielded completely; a new ``iter`` starts there.
 
     Raises ValueError if the rows of a step do not divide evenly.
@@ -64,23 +64,19 @@ class DrawnStream(SharedSteps):
         position: StepPosition,
         global_rows: int,
         *,
-        rank: int = 0,
-        world: int = 1,
         micro_rows: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(global_rows, rank, world, global_rows // world if micro_rows is None else micro_rows)
+        super().__init__(global_rows, 0, 1, micro_rows or global_rows)
         self.task = task
         self.position = position
         self.device = device
 
     def __iter__(self) -> Generator[Batch]:
-        share = self.global_rows // self.world
-        begin = self.rank * share
         while True:
             seed, step = self.position.seed, self.position.step
             batch = self.task.draw(self.global_rows, step_generator(seed, step, device=self.device))
-            for at in range(begin, begin + share, self.micro_rows):
-                if at + self.micro_rows == begin + share:
+            for at in range(0, self.global_rows, self.micro_rows):
+                if at + self.micro_rows == self.global_rows:
                     self.position = StepPosition(seed, step + 1)
                 yield {name: tensor[at : at + self.micro_rows] for name, tensor in batch.items()}

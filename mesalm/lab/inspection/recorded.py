@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mesalm.files import writing
+from mesalm.files import readable, writing
 from mesalm.lab.inspection.capture import Reading
 
 HALF = ("query", "key", "value")
@@ -78,6 +78,7 @@ def save_recorded(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     # a single entry: the order of several is arbitrary, and the same command must always write the same file
     with writing(path):
         save_file(dict(tensors), path, metadata={ENTRY: json.dumps(metadata)})
+        readable(path)
 
 
 def load_recorded(path: str | Path) -> list[dict[str, Tensor]]:
