@@ -111,7 +111,7 @@ def _publish(partial: Path, target: Path) -> None:
 def readable(path: Path) -> None:
     """Give a file, or all files of a folder, the mode of any new file: safetensors lets only their owner read them."""
     for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file():
+        if file.is_file() and not file.is_symlink():
             file.chmod(0o666 & ~UMASK)
 
 

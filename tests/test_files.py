@@ -80,13 +80,16 @@ def test_a_journal_on_a_full_disk_is_named_and_can_be_read(tmp_path: Path) -> No
 
 def test_saved_weights_can_be_read_by_those_who_may_read_a_new_file(tmp_path: Path) -> None:
     (plain := tmp_path / "plain").touch()
+    (outside := tmp_path / "outside").touch(mode=0o600)
     for folder in (whole_folder(tmp_path / "run"), new_folder(tmp_path / "published", "publish")):
         with folder as staged:
             (staged / "average").mkdir()
             save_file({"weight": torch.ones(1)}, staged / "average/model.safetensors")
+            (staged / "link").symlink_to(outside)
     write_text(tmp_path / "recipe.yaml", "")
     files = [*tmp_path.rglob("*.safetensors"), tmp_path / "recipe.yaml"]
     assert [file.stat().st_mode for file in files] == [plain.stat().st_mode] * 3
+    assert outside.stat().st_mode & 0o777 == 0o600
 
 
 def tokenizer_save(path: Path) -> None:
