@@ -34,6 +34,7 @@ MET_WHILE_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors that a file system reports without naming the file."""
 UMASK = os.umask(0o077)
 os.umask(UMASK)
+"""The process's umask, read once: to read it is to set it, which files of other threads would show."""
 
 
 @contextmanager

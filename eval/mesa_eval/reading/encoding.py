@@ -21,15 +21,10 @@ MOST_KNOWN = 2**17  # lines remembered at once
 
 @dataclass(frozen=True)
 class Pair:
-    """An encoded (context, continuation): `tokens[start:]` is the continuation.
-
-    `joint` is False if the tokens of context and continuation together do not begin with those of the
-    context alone, so that the two were encoded separately.
-    """
+    """An encoded (context, continuation): `tokens[start:]` is the continuation."""
 
     tokens: list[int]
     start: int
-    joint: bool
 
 
 class TextEncoder:
@@ -104,7 +99,7 @@ class TextEncoder:
                     f"cannot score {continuation!r} after {context[-20:]!r}: an empty context (with no start"
                     " token) or an empty continuation"
                 )
-            result.append(Pair(before + ending, len(before), joint))
+            result.append(Pair(before + ending, len(before)))
         return result
 
 
