@@ -85,10 +85,8 @@ def update_where_finite(
 
 
 def count_tokens(micro: list[Batch]) -> int:
-    """Return the tokens of this process's part of a step; rows where a batch has no input_ids."""
-    return sum(
-        batch["input_ids"].numel() if "input_ids" in batch else len(next(iter(batch.values()))) for batch in micro
-    )
+    """Return the tokens or vectors of this process's part of a step: each batch's rows times their length."""
+    return sum(next(iter(batch.values())).shape[:2].numel() for batch in micro)
 
 
 def flops_per_token(model: nn.Module | None, micro: list[Batch]) -> float:

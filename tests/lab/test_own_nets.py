@@ -11,6 +11,7 @@ from torch import nn
 
 from mesalm.data.stream import Batch
 from mesalm.data.synthetic.vector_task import VectorTask, normal
+from mesalm.journal import read_journal
 from mesalm.lab.claim_runs import mean_quantities, read_results, run_claims
 from mesalm.lab.claims import Findings
 from mesalm.lab.claims_page import write_page
@@ -63,6 +64,8 @@ def test_each_task_and_net_of_one_file_is_trained_for_itself(tmp_path: Path) -> 
     same, other = (bench.net(own(task, Straight)) for task in (Repeated(size=1), Negated(size=1)))
     assert float(same.map.weight) > 0.5
     assert float(other.map.weight) < -0.5
+    end = read_journal(bench.folder(own(Negated(size=1), Straight)) / "journal.jsonl")[-1]
+    assert end["tokens"] == SIZES["steps"] * SIZES["batch"] * Negated(size=1).sequence_length
     recipes = [own(task, net) for task in (Repeated(size=1), Negated(size=1)) for net in (Straight, Crooked)]
     recipes += [own(Repeated(size=1), Straight, base=base) for base in recipes[:2]]
     assert len({recipe.key() for recipe in recipes}) == 6
