@@ -78,7 +78,7 @@ class ModelSet(NamedTuple):
 WORDS = {"word_labels": "labels known from training", "new_labels": "labels never seen in training"}
 WORD_AXES = ("times the word was shown with its label", "accuracy among four labels")
 SETS = {
-    "tuned": ModelSet("context(?:-tuned)?", "context.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
+    "tuned": ModelSet("context(?:-tuned|-fp32)?", "context.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
     "h200": ModelSet("context-gpu", "context-h200.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
     "rules": ModelSet(
         "rules(?:-cpu|-(?:qknorm-)?[0-9][^-]*-[0-9])?",
@@ -160,10 +160,10 @@ def measured(measure: dict[str, Any]) -> dict[str, Resampled]:
 
 
 def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
-    """Draw a panel per task and a line per arm that has as many seeds as mesa."""
+    """Draw a panel per task and a line per arm."""
     panels = figure.subplots(1, len(chosen.panels), sharey=True)
     ticks = range(len(chosen.shown))
-    drawn = [arm for arm in ARMS if len(scores[arm]) == len(scores["mesa"]) and arm != "declared-mesa"]
+    drawn = [arm for arm in ARMS if scores[arm] and arm != "declared-mesa"]
     for panel, (task, title) in zip(panels, chosen.panels.items(), strict=True):
         for place, arm in enumerate(drawn):
             index, label = list(ARMS).index(arm), ARMS[arm]
@@ -214,7 +214,8 @@ def rows(scores: Scores) -> list[str]:
     there = next(iter(scores["mesa"].values()))
     scores = {arm: seeds for arm, seeds in scores.items() if seeds}
     pairs = [(one, other) for one, other in PAIRS if one in scores and other in scores]
-    titles = [f"{len(scores['mesa'])} seeds", *scores, *(f"{one} less {other}" for one, other in pairs)]
+    titles = ["", *(f"{arm}, {len(seeds)} seeds" for arm, seeds in scores.items())]
+    titles += [f"{one} less {other}" for one, other in pairs]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, keys in wanted.items():
         if not all(key in there for key in keys):
@@ -230,10 +231,8 @@ def rows(scores: Scores) -> list[str]:
 
 
 def less(values: dict[int, Resampled], others: dict[int, Resampled]) -> str:
-    """Return the mean difference over seeds with its interval, nothing where the seeds are not the same."""
-    if values.keys() != others.keys():
-        return ""
-    gap = seeds_and_units([values[seed] - others[seed] for seed in values])
+    """Return the mean difference over the seeds that both have, with its interval."""
+    gap = seeds_and_units([values[seed] - others[seed] for seed in values if seed in others])
     return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
 
 
