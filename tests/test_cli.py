@@ -22,12 +22,15 @@ def test_a_command_explains_itself(command: str, capsys: pytest.CaptureFixture[s
     assert f"mesalm {command}" in capsys.readouterr().out
 
 
-def test_train_help_lists_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_help_lists_every_field(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from mesalm.train.recipe import Recipe
 
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         parser().parse_args(["train", "--help"])
-    shown = capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    shown = " ".join(line.strip() for line in lines)
+    assert [line for line in lines if len(line) > 80 and " " in line.strip()] == []
     for key, _, _, description in Recipe.describe():
         assert key in shown
         assert description in shown

@@ -39,7 +39,7 @@ def evaluation_arguments(command: argparse.ArgumentParser, models: str = "+") ->
         help="only print the tokens, seconds and memory that each measure will need, by running a few batches",
     )
     command.add_argument("--out", type=folder_to_write, help="folder to write to")
-    command.add_argument("--seed", type=seed, default=0)
+    command.add_argument("--seed", type=seed, default=0, help="what items are drawn with (default 0)")
     command.add_argument("--batch-tokens", type=count, default=8192, help="tokens per forward pass (default 8192)")
     add_device(command)
 

@@ -16,7 +16,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tokens", type=count, default=200, help="maximum number of tokens to add (default 200)")
     command.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default 0.8)")
     command.add_argument("--top-p", type=float, default=0.95, help="probability mass to sample from (default 0.95)")
-    command.add_argument("--seed", type=seed, default=0)
+    command.add_argument("--seed", type=seed, default=0, help="what tokens are drawn with (default 0)")
     add_device(command, "cpu")
 
 

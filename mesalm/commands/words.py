@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,10 +64,17 @@ def add_fields_help(command: argparse.ArgumentParser, fields: Callable[[], str])
     class WithFields(argparse.Action):
         def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
             parser.print_help()
-            print("\nrecipe fields:\n" + fields())
+            print("\nrecipe fields:")
+            for line in fields().splitlines():
+                print(wrapped(line, shutil.get_terminal_size().columns - 2))  # the width that argparse wraps at
             parser.exit()
 
     command.add_argument("-h", "--help", nargs=0, action=WithFields, help="show this message and every recipe field")
+
+
+def wrapped(line: str, width: int) -> str:
+    """Return a line broken at blanks, what follows the first break indented by four blanks."""
+    return textwrap.fill(line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
