@@ -30,7 +30,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
         help="text to fit the new layers to; may be repeated (default: text sampled from the model)",
     )
     command.add_argument("--tokens", type=count, help="tokens to fit to (default 8192, more for wide models)")
-    command.add_argument("--seed", type=seed, default=0, help="what new weights and sampled text are drawn with (default 0)")
+    command.add_argument(
+        "--seed", type=seed, default=0, help="what new weights and sampled text are drawn with (default 0)"
+    )
     command.add_argument(
         "--recover",
         metavar="RECIPE",
