@@ -23,7 +23,6 @@ class Journal:
     def __init__(self, path: Path | None) -> None:
         """Open the journal for appending; a last line torn by a crash is cut off first."""
         self._file: IO[str] | None = None
-        self._path = path
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(path)
@@ -31,10 +30,10 @@ class Journal:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; a float that is not finite is written as null, since JSON cannot represent it."""
-        if self._file is None or self._path is None:
+        if self._file is None:
             return
         line = json.dumps({"event": event, **_finite(fields)}, ensure_ascii=False, allow_nan=False)
-        with writing(self._path):
+        with writing(Path(self._file.name)):
             self._file.write(line + "\n")
             self._file.flush()
 
@@ -51,9 +50,9 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; further events are dropped."""
-        if self._file is not None and self._path is not None:
+        if self._file is not None:
             file, self._file = self._file, None
-            with writing(self._path):
+            with writing(Path(file.name)):
                 file.close()
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import records
@@ -156,7 +156,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "batch": batch,
                 "variant": name,
                 "backend": backend if name == "mesa" else None,
-                "token_s": records.spread_fields(timing.token),
+                "token_s": asdict(timing.token),
                 "tokens_per_s": batch / timing.token.median,
                 "time_over_softmax": ratio(timing.token, baseline.token if baseline else None),
                 "read_s": timing.read_s,

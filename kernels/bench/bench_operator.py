@@ -150,8 +150,8 @@ def to_line(row: VariantRow, rows: list[VariantRow]) -> dict[str, Any]:
     return {
         "variant": row.name,
         "backend": row.backend,
-        "forward_s": records.spread_fields(row.forward),
-        "forward_backward_s": records.spread_fields(row.both),
+        "forward_s": asdict(row.forward),
+        "forward_backward_s": asdict(row.both),
         "peak_bytes": row.memory,
         "steps": row.steps,
         "errors": errors,

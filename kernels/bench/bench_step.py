@@ -15,7 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     "length": length,
                     "rows": trainee.tokens.shape[0],
                     "variant": trainee.name,
-                    "step_s": records.spread_fields(spread),
+                    "step_s": asdict(spread),
                     "tokens_per_s": arguments.tokens / spread.median,
                     "time_over_softmax": ratio(spread, times.get(BASELINE)),
                     "solver_steps": trainee.model.solver_steps(),

@@ -27,23 +27,17 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "655
 """What tells glibc to give large blocks back; read when a process starts."""
 
 
-def forward(variant: Variant, operands: CaseOperands) -> torch.Tensor:
-    """Run a variant without gradients."""
-    with torch.no_grad():
-        return variant.run(operands)
-
-
-def both_passes(variant: Variant, leaves: CaseOperands, upstream: torch.Tensor) -> object:
-    """Run a variant and the gradients of all operands that it reads."""
-    wanted = [leaves[place] for place in variant.reads]
-    return torch.autograd.grad(variant.run(leaves), wanted, upstream)
-
-
 def passes(
     variant: Variant, operands: CaseOperands, leaves: CaseOperands, upstream: torch.Tensor
 ) -> dict[str, Callable[[], object]]:
     """Return a variant's two actions to be timed: the forward pass, and both passes."""
-    return {"forward": lambda: forward(variant, operands), "both": lambda: both_passes(variant, leaves, upstream)}
+    wanted = [leaves[place] for place in variant.reads]
+
+    @torch.no_grad()
+    def forward() -> torch.Tensor:
+        return variant.run(operands)
+
+    return {"forward": forward, "both": lambda: torch.autograd.grad(variant.run(leaves), wanted, upstream)}
 
 
 def measure(case: Case, name: str) -> dict[str, int | None]:
@@ -53,8 +47,8 @@ def measure(case: Case, name: str) -> dict[str, int | None]:
     for length in (min(WARM_TOKENS, case.length), case.length):
         leaves = make_operands(replace(case, length=length)).leaves()
         upstream = torch.ones_like(leaves.value)
-        peaks["forward"] = peak_memory(lambda x=leaves: forward(variant, x), case.device)
-        peaks["both"] = peak_memory(lambda x=leaves, d=upstream: both_passes(variant, x, d), case.device)
+        actions = passes(variant, leaves, leaves, upstream)
+        peaks = {way: peak_memory(action, case.device) for way, action in actions.items()}
     return peaks
 
 

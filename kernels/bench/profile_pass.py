@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
                 shares = profile_action(action, arguments.repeats, case.device)
                 total = sum(x.microseconds for x in shares)
                 common: dict[str, Any] = {"case": asdict(case), "variant": name, "pass": way}
-                common["pass_s"] = records.spread_fields(times[way])
+                common["pass_s"] = asdict(times[way])
                 lines = [{**shared, **common, **x._asdict(), "share": x.microseconds / total} for x in shares]
                 if arguments.out is not None:
                     records.append_lines(arguments.out, lines)

@@ -10,12 +10,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Spread
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -116,11 +114,6 @@ def commit() -> str | None:
     return None if head is None else head + ("+changes" if ask("status", "--porcelain") else "")
 
 
-def spread_fields(spread: Spread) -> dict[str, float]:
-    """Write a spread for a JSON line: median, quartiles and least in seconds, and the number of measurements."""
-    return asdict(spread)
-
-
 def append_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a file of JSON lines, making its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +152,7 @@ def show_lines(
 
 
 def milliseconds(spread: Mapping[str, float]) -> str:
-    """Write the median of `spread_fields` and, below it, its quartiles, in milliseconds."""
+    """Write the median of a spread and, below it, its quartiles, in milliseconds."""
     median, lower, upper = (_three(1e3 * spread[name]) for name in ("median", "lower", "upper"))
     return f"{median}\n{lower}-{upper}"
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pyarrow
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from mesalm.versions import versions
 from mesalm.wording import plural
 
 from .bpe import Encoder, add_start_token, begin_id, count_lost, tokenizer_hash, train_tokenizer, vocabulary_size
@@ -88,10 +87,7 @@ class Build:
                 settings.licence or source.licence
                 for settings, source in zip(self.settings.sources, self.sources, strict=True)
             ],
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("datasets", "tokenizers", "transformers")},
-            },
+            "versions": versions(("datasets", "tokenizers", "transformers")),
         }
 
     def _say(self, line: str) -> None:

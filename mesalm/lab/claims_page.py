@@ -174,7 +174,6 @@ def _row(ruling: Ruling, values: list[float]) -> dict[str, str]:
         "value": f"{ruling.mean:.4g}{seeds}",
         "bound": ruling.criterion.words(),
         "holds": "yes" if ruling.holds else "no",
-        "style": "yes" if ruling.holds else "no",
         "room": _percent(ruling),
     }
 

@@ -199,7 +199,7 @@ class Recipe(Settings):
 
     def arm(self, name: str) -> Recipe:
         """Return the recipe of one arm: its settings applied, named <name>-<arm>, without arms of its own."""
-        data = copy.deepcopy(self.plain())
+        data = self.plain()
         _enter_arm(data, name)
         return Recipe.build(data)
 

@@ -72,7 +72,6 @@ def run(
     """Train a model to the end of its run, from the newest of the run's checkpoints if there is one.
 
     Without one, training starts at ``origin``, a checkpoint of another run, or from scratch. ``average`` follows the
-
     weights. ``start``: further fields of the journal's line "start"; ``decorate`` and ``facts`` are passed to
     `Checkpoints`, ``probes``, ``count_items``, ``enough`` and ``uploads`` to `Loop`, as is ``teacher``.
 

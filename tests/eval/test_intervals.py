@@ -40,13 +40,6 @@ def test_tails_are_scipys(t: float, freedom: float) -> None:
     assert tail(-t, freedom) == tail(t, freedom)
 
 
-def test_bad_freedom_and_level_are_refused() -> None:
-    with pytest.raises(ValueError, match="degrees of freedom"):
-        tail(1.0, 0)
-    with pytest.raises(ValueError, match="level"):
-        critical(1.0, 3)
-
-
 def test_paired_t_by_hand() -> None:
     # differences 1, 2, 3: mean 2, standard deviation 1, standard error 1 / sqrt(3), 2 degrees of freedom
     interval = paired_t([11.0, 5.0, 8.0], [10.0, 3.0, 5.0])
@@ -73,8 +66,6 @@ def test_one_seed_and_equal_seeds() -> None:
     assert (alone.value, alone.low, alone.p, alone.excludes_zero) == (3.0, None, None, False)
     same = paired_t([1.0, 2.0], [1.0, 2.0])
     assert (same.value, same.low, same.high, same.p, same.excludes_zero) == (0.0, 0.0, 0.0, 1.0, False)
-    with pytest.raises(ValueError, match="2 and 1 values"):
-        paired_t([1.0, 2.0], [1.0])
 
 
 def test_joint_interval_by_hand() -> None:

@@ -243,7 +243,7 @@ def shuffled(items: Sequence[Item], generator: np.random.Generator) -> list[Item
     return [replace(item, output=items[other].output) for item, other in zip(items, order, strict=True)]
 
 
-def check_template(template: str, where: str) -> None:
+def check_template(template: str) -> None:
     """Raise a one-line ValueError unless the template contains `{input}` and ` {output}` once each, in that order."""
     if template.count(QUESTION) != 1 or template.count(ANSWER) != 1 or QUESTION not in template.split(ANSWER)[0]:
-        raise ValueError(f"{where}: the template must hold {QUESTION!r} and, behind it, {ANSWER!r}, once each")
+        raise ValueError(f"template: the template must hold {QUESTION!r} and, behind it, {ANSWER!r}, once each")

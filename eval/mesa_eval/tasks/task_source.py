@@ -74,7 +74,7 @@ class TaskSettings(Settings):
 
     def _check(self) -> None:
         if self.template is not None:
-            check_template(self.template, "template")
+            check_template(self.template)
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             raise ValueError("labels must be at least two different strings")
 
@@ -202,7 +202,7 @@ def make_tasks(
     for split, items in (("pool", pool), ("eval", evaluation)):
         if not items and (split == "eval" or not without_pool):
             raise ValueError(f"{where}: has no line of split {split!r}; a few-shot task needs both pool and eval")
-    answers = [] if kind == "minimal" or kind in PASSAGES else [*pool, *evaluation]
+    answers = [] if without_pool else [*pool, *evaluation]
     blank = [item for item in answers if not item.output.strip()]
     ends = [item.output for item in answers if item.output != item.output.strip() and not blank]
     if blank or ends:

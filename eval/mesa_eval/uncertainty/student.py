@@ -18,8 +18,6 @@ TERMS = 10_000
 
 def tail(t: float, df: float) -> float:
     """Return P(|T| > |t|), the two-sided p value; 0 for an infinite t."""
-    if not df > 0:
-        raise ValueError(f"degrees of freedom: {df} given; they must be above 0")
     if math.isinf(t):
         return 0.0
     square = t * t
@@ -29,8 +27,6 @@ def tail(t: float, df: float) -> float:
 @lru_cache(maxsize=4096)
 def critical(level: float, df: float) -> float:
     """Return the t with P(|T| <= t) = level, such as 4.303 for 0.95 and 2 degrees of freedom."""
-    if not 0 < level < 1:
-        raise ValueError(f"level: {level} given; it must lie between 0 and 1")
     t = 0.0
     while True:  # the tail is convex, so Newton's steps from the left never pass the root
         step = (tail(t, df) - (1 - level)) / (2 * _density(t, df))

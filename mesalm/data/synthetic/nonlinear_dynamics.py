@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -16,14 +16,6 @@ DEVIATION = 1.1
 """Standard deviation of the entries of A and B, the two matrices of the feature network."""
 START = 0.25
 """Bound on the entries of the first state."""
-
-
-class FeatureTrajectory(NamedTuple):
-    """Sequences and what generated them: states and their features [B, T + 1, size], and the map [B, size, size]."""
-
-    states: torch.Tensor
-    features: torch.Tensor
-    transition: torch.Tensor
 
 
 class NonlinearDynamics(VectorTask):
@@ -48,7 +40,7 @@ class NonlinearDynamics(VectorTask):
 
     def draw(self, rows: int, generator: torch.Generator) -> Batch:
         """Draw inputs and targets: each token's target is the next one."""
-        states = self.trajectories(rows, generator).states
+        states, _ = self.trajectories(rows, generator)
         return {"inputs": states[:, :-1], "targets": states[:, 1:]}
 
     def features(self, states: torch.Tensor) -> torch.Tensor:
@@ -67,8 +59,8 @@ class NonlinearDynamics(VectorTask):
         second = normal((self.width, self.size), DEVIATION, generator)
         return first.to(device), second.to(device)
 
-    def trajectories(self, rows: int, generator: torch.Generator) -> FeatureTrajectory:
-        """Draw sequences with features and maps; the same generator gives the same sequences as `draw`."""
+    def trajectories(self, rows: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw states [B, T + 1, size] and maps [B, size, size]; the same generator gives the same states as `draw`."""
         transition = orthogonal(rows, self.size, generator)
         state = uniform((rows, self.size), START, generator)
         noise = normal((self.length, rows, self.size), self.noise, generator)
@@ -79,5 +71,4 @@ class NonlinearDynamics(VectorTask):
             unit = torch.nn.functional.normalize(raw, dim=-1)
             state = torch.einsum("bij,bj->bi", transition, unit) + step
             states.append(state)
-        stacked = torch.stack(states, dim=1)
-        return FeatureTrajectory(stacked, self.features(stacked), transition)
+        return torch.stack(states, dim=1), transition

@@ -79,13 +79,9 @@ class TokenRows:
         return self._kept[index]
 
     def random(self, index: int) -> np.random.RandomState:
-        """Return the random state that draws row ``index``."""
-        return row_random(self.seed, self.split, index)
-
-
-def row_random(seed: int, split: Split, index: int) -> np.random.RandomState:
-    """Return the random state of one row; RandomState, since NumPy guarantees that its stream never changes."""
-    return np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, get_args(Split).index(split), index])
+        """Return the random state that draws row ``index``; NumPy guarantees that its stream never changes."""
+        split = get_args(Split).index(self.split)
+        return np.random.RandomState([self.seed & 0xFFFFFFFF, self.seed >> 32 & 0xFFFFFFFF, split, index])
 
 
 def collate_rows(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
