@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("lost_process.py")
     ("how", "words"),
     [
         ("killed", "process 0 says: process 1 on {node}: is gone or does not answer; the run has ended"),
-        ("failed", "process 0 says: process 1 on {node}: is gone or does not answer; the run has ended"),
+        ("failed", "process 0 says: process 1 on {node}: has ended, its disk is full; the run has ended"),
         ("stopped", "mesalm: process 1 on {node}: no sign of life for 3 seconds; the run has ended"),
         ("slow", ""),
     ],
