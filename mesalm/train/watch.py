@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed import DistError, TCPStore
 
+from mesalm.files import described
 from mesalm.interrupts import Interrupted
 from mesalm.train.launch import LaunchError
 
@@ -157,7 +158,8 @@ def watching(accelerator: Accelerator, timeout: float) -> Iterator[Watch | None]
         met = error.__context__ if isinstance(error, Interrupted) else error
         lost = watch.lost() if isinstance(met, DistError) or "gloo" in str(met) else {}
         fault = f"{watch.described(list(lost))}: {next(iter(lost.values()))}; {WAY_ON}" if lost else ""
-        watch.end("has ended, " + (fault or " ".join(str(error).split()) or type(error).__name__))
+        said = described(error) if isinstance(error, OSError) else " ".join(str(error).split())
+        watch.end("has ended, " + (fault or said or type(error).__name__))
         if fault:
             raise LaunchError(fault) from error
         raise
