@@ -71,12 +71,14 @@ def run(options: argparse.Namespace) -> None:
     for name in ("probe", "hardware", "gpus", "fsdp", "assume"):
         if getattr(options, name):
             raise ValueError(f"--{name}: belongs to --plan; add --plan, or leave it out")
-    if os.environ.get("RANK", "0") == "0":
+    main = os.environ.get("RANK", "0") == "0"
+    if main:
         print(f"to train: {plan_line(runs)}", file=sys.stderr)
     for recipe in runs:
         try:
             run = pretrain(recipe, resume=options.resume, evaluation=make_probe, uploading=make_uploads)
-            print(f"trained: {run}")
+            if main:
+                print(f"trained: {run}")
         except NonFiniteError as error:
             failed.append(f"{recipe.name}: {error}")  # go on with the other runs
     if failed:

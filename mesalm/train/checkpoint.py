@@ -136,15 +136,15 @@ class Checkpoints:
 
         def write() -> Path:
             with whole:
+                if shards is not None:  # first: a folder to which parts are being written cannot be deleted
+                    with plain_errors():
+                        shards.result()
                 for name, kept in models.items():
                     (partial / name).mkdir(exist_ok=True)
                     save_weights(kept, partial / name, weights[name])
                 _save(random_states, partial / RANDOM_FILE)
                 if self.decorate is not None:
                     self.decorate(partial)
-                if shards is not None:
-                    with plain_errors():
-                        shards.result()
                 content = {"step": step, **self.facts, **state, "files": fingerprints(partial)}
                 write_sealed(partial / STATE_FILE, content)
             self.tidy()

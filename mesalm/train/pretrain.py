@@ -96,8 +96,8 @@ def pretrain(
         if precision == "bf16" and emulates_bf16(accelerator.device):
             display.say("train.precision: this CPU has no bf16 instructions, so that fp32 is several times faster")
         with (
-            run.locked() if accelerator.is_main_process else nullcontext(),
             watching(accelerator, recipe.train.timeout) as watch,
+            run.locked() if accelerator.is_main_process else nullcontext(),
         ):
             plan = _entered(recipe, run, resume, accelerator)
             if recipe.init_from is not None and plan == Resumption():

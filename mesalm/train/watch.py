@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed import DistError, TCPStore
 
+from mesalm.files import described
 from mesalm.interrupts import Interrupted
 from mesalm.train.launch import LaunchError
 
@@ -65,17 +66,22 @@ class Watch:
         while self.store.add(name, 0) < self.world:
             time.sleep(0.2)
 
-    def lost(self) -> list[int]:
-        """Return the processes that have ended, or else those that have not themselves lost another process."""
+    def lost(self) -> dict[int, str]:
+        """Return the processes that have ended, or else those that have not themselves lost another one, and why."""
         self.store.set(f"{self.name}/waiting-{self.rank}", "")
         before = self.store.multi_get(self.keys)
         end = time.monotonic() + min(3 * self.timeout / BEATS, 10.0)
-        while (left := end - time.monotonic()) > 0:
+        absent: dict[int, bytes] = {}
+        ended: dict[int, str] = {}
+        while not ended and time.monotonic() < end:
             with suppress(Interrupted):  # launchers send a signal to the others when one is gone
-                time.sleep(left)
-        after = self.store.multi_get(self.keys)
-        absent = [rank for rank in range(self.world) if not self.store.check([f"{self.name}/waiting-{rank}"])]
-        return [rank for rank in absent if before[rank] == after[rank]] or absent
+                now = self.store.multi_get(self.keys)
+                waiting = [self.store.check([f"{self.name}/waiting-{rank}"]) for rank in range(self.world)]
+                absent = {rank: now[rank] for rank in range(self.world) if not waiting[rank]}
+                ended = {rank: _reason(last) for rank, last in absent.items() if _reason(last)}
+                time.sleep(0.0 if ended else 0.2)
+        still = [rank for rank, last in absent.items() if last == before[rank]]
+        return ended or dict.fromkeys(still or absent, "is gone or does not answer")
 
     def described(self, ranks: list[int]) -> str:
         """Name processes with their machines."""
@@ -101,7 +107,7 @@ class Watch:
                 still = [count + 1 if new == old else 0 for new, old, count in zip(now, seen, still, strict=True)]
                 seen = now
                 silent = {
-                    rank: now[rank].decode().removeprefix(LEFT) if now[rank].startswith(LEFT.encode()) else SILENT
+                    rank: _reason(now[rank]) or SILENT
                     for rank, count in enumerate(still)
                     if count >= BEATS and now[rank] != LEFT.encode()
                 }
@@ -129,6 +135,11 @@ class Watch:
         os._exit(2)
 
 
+def _reason(last: bytes) -> str:
+    """Return the reason in the last message of a process; "" if there is none."""
+    return last.decode().removeprefix(LEFT) if last.startswith(LEFT.encode()) else ""
+
+
 @contextmanager
 def watching(accelerator: Accelerator, timeout: float) -> Iterator[Watch | None]:
     """Watch the processes of a run while the block runs, if there are several; ``timeout`` as in `Watch`.
@@ -145,9 +156,10 @@ def watching(accelerator: Accelerator, timeout: float) -> Iterator[Watch | None]
         watch.end()
     except BaseException as error:
         met = error.__context__ if isinstance(error, Interrupted) else error
-        lost = watch.lost() if isinstance(met, DistError) or "gloo" in str(met) else []
-        fault = f"{watch.described(lost)}: is gone or does not answer; {WAY_ON}" if lost else ""
-        watch.end("has ended, " + (fault or " ".join(str(error).split()) or type(error).__name__))
+        lost = watch.lost() if isinstance(met, DistError) or "gloo" in str(met) else {}
+        fault = f"{watch.described(list(lost))}: {next(iter(lost.values()))}; {WAY_ON}" if lost else ""
+        said = described(error) if isinstance(error, OSError) else " ".join(str(error).split())
+        watch.end("has ended, " + (fault or said or type(error).__name__))
         if fault:
             raise LaunchError(fault) from error
         raise

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
+from torch.distributed import DistNetworkError
 
 from mesa_eval.reading.batches import plan_batches, tokens_read
 from mesa_eval.reading.processes import Processes, join_processes
@@ -103,3 +104,13 @@ def test_processes_share_batches_and_errors(make, tokenizer) -> None:
     with pytest.raises(ValueError, match="broken"):
         Processes().gather({}, "broken")
     assert join_processes("cpu", {}) == Processes()
+
+
+@pytest.mark.parametrize("error", [DistNetworkError("broken pipe"), RuntimeError("[gloo/tcp] Connection closed")])
+def test_a_process_that_has_ended_is_told_of_in_one_line(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(parts: object) -> object:
+        raise error
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather)
+    with pytest.raises(ValueError, match=r"^another process has ended or does not answer; fix that process, then run"):
+        Processes(0, 2, "cpu").gather({})

@@ -109,6 +109,30 @@ def test_a_part_that_cannot_be_written_leaves_the_earlier_checkpoint(tmp_path: P
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000003"]
 
 
+def test_a_failed_checkpoint_is_deleted_when_no_part_is_being_written_any_more(
+    tmp_path: Path, slow_disk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "run", asynchronous=True)
+    model = slow_disk.shard(tiny_model(num_hidden_layers=1))
+
+    def fail(*arguments: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("mesalm.train.checkpoint.save_weights", fail)
+    checkpoints.save(3, model, torch.optim.SGD(model.parameters()), [], {})
+    for _ in range(50):  # the weights could be written by then
+        if not checkpoints.writing():
+            break
+        time.sleep(0.005)
+    part = checkpoints.folder / "step-00000003.partial" / "optimiser" / "__1_0.distcp"
+    part.parent.mkdir(parents=True, exist_ok=True)  # as torch does
+    part.touch()
+    slow_disk.begun[0].set_result(None)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.wait()
+    assert not list(checkpoints.folder.iterdir())
+
+
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("room", [100, 20_000])
 def test_shards_on_a_full_disk_are_named_in_one_line(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mesalm.train.checkpoint import CheckpointError
 from mesalm.train.launch import LaunchError, check_options, check_processes, launch_precision
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
-from mesalm.train.run_folder import read_run_recipe
+from mesalm.train.run_folder import RunFolder, read_run_recipe
 
 Load = Callable[..., Recipe]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -69,6 +70,24 @@ def test_two_processes_stopped_and_taken_up_end_as_if_they_had_not_been(
     if data:
         with pytest.raises(CheckpointError, match="the stream was read by 2 processes"):
             pretrain(load("name=parts", "train.steps=9", *settings), quiet=True)
+
+
+def test_all_processes_learn_that_the_run_folder_is_taken(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def watching(*arguments: Any) -> Iterator[None]:
+        try:
+            yield
+        except SettingsError as error:
+            told.append(str(error))
+            raise
+
+    monkeypatch.setattr("mesalm.train.pretrain.watching", watching)
+    recipe = load()
+    with RunFolder(recipe.folder).locked(), pytest.raises(SettingsError, match="is training this run") as caught:
+        pretrain(recipe, quiet=True)
+    assert told == [str(caught.value)]
 
 
 @pytest.mark.slow

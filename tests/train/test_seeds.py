@@ -95,3 +95,14 @@ def test_a_run_that_breaks_does_not_take_the_others_along(
     assert plan.endswith(": tiny-broken-s0, tiny-fast-s0")
     assert error.startswith("mesalm train: tiny-broken-s0: step 1: loss or gradient were not finite in 1 step in a row")
     assert [Path(line).name for line in printed.out.splitlines() if line.startswith("trained: ")] == ["tiny-fast-s0"]
+
+
+def test_the_first_of_several_processes_says_what_is_trained(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mesalm.train.pretrain.pretrain", lambda recipe, **more: recipe.folder)
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        assert main(["train", str(recipe_file), "--arm", "mesa"]) == 0
+        printed = capsys.readouterr()
+        assert [printed.err.count("to train: "), printed.out.count("trained: ")] == [1 - rank] * 2

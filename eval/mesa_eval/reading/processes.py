@@ -24,13 +24,23 @@ class Processes:
     def gather(self, own: dict[int, Any], error: str = "") -> dict[int, Any]:
         """Return the entries of all processes together, in each of them.
 
-        Raises ValueError in every process if one of them passes an error, so that none waits for another.
+        Raises ValueError in every process if one of them passes an error, so that none waits for another, and if one
+        has ended.
         """
         parts = [(own, error)]
         if self.count > 1:
             from accelerate.utils import gather_object
+            from torch.distributed import DistError
 
-            parts = gather_object(parts)
+            try:
+                parts = gather_object(parts)
+            except RuntimeError as lost:
+                if not isinstance(lost, DistError) and "gloo" not in str(lost):
+                    raise
+                raise ValueError(
+                    "another process has ended or does not answer; fix that process, then run the same command to "
+                    "continue"
+                ) from lost
         errors = [words for _, words in parts if words]
         if errors:
             raise ValueError(errors[0])
