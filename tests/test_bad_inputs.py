@@ -330,6 +330,7 @@ synth mqar-cpu  task.pairs=100  task.length=10 | task.pairs: the grid's axis 'si
 synth mqar-cpu  model.mixers=mesa | the arm 'mesa' sets model.mixers
 synth mqar-cpu  optim.learning_rate=1 | learning_rates
 synth mqar-cpu  learning_rates=[0] | learning_rates.0
+synth mqar-cpu  train.micro_rows=24  grid={} | train.batch_rows: 64 must be a multiple of train.micro_rows 24
 synth mqar-cpu  seeds=[-1] | seeds.0
 synth mqar-cpu  arms={} | arms: is empty
 plot run  --out  x.png | x.png: figures are SVG

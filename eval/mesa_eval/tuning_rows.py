@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mesa_eval.reading.scoring import Scorer
-from mesa_eval.tasks import find_tasks
+from mesa_eval.tasks import FROM_TEXT, find_tasks
 from mesa_eval.tasks.task import Task
 from mesalm.wording import plural
 
@@ -22,10 +22,10 @@ def tuning_tasks(names: Sequence[str], seed: int) -> list[Task]:
     """
     tasks: list[Task] = []
     for name in names:
-        found = find_tasks(name, [], seed)
+        found = [] if name in FROM_TEXT else find_tasks(name, [], seed)  # those from text have no pool
         usable = [task for task in found if task.tuning_shots >= 0]
         if not usable:
-            words = ", ".join(task.name for task in found)
+            words = ", ".join(task.name for task in found) or name
             raise ValueError(f"task {name}: a prefix is learned from prompts outside the evaluation; {words} has none")
         tasks.extend(usable)
     titles = [task.name for task in tasks]

@@ -189,10 +189,11 @@ class Build:
         for split in ("train", "valid"):
             about = splits[split]
             if about["documents"] and not about["rows"]:
+                sample = ", or raise data.stream_sample" if self.settings.stream else ""
                 raise DataError(
                     f"the {split} split has {about['tokens']} tokens, less than one row of "
                     f"{self.settings.sequence_length}; give more text, shorten sequence_length, or change "
-                    "valid_fraction"
+                    f"valid_fraction{sample}"
                 )
         if 0 in splits["train"].get("parts", []):
             source = self.settings.training_sources()[splits["train"]["parts"].index(0)]

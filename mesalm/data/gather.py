@@ -89,9 +89,10 @@ def assign_splits(uses: Sequence[str], numbers: Sequence[float], settings: DataS
             continue
         candidates = np.flatnonzero(free & (splits == 0))
         if len(candidates) == 0 or np.count_nonzero(splits == 0) < 2:
+            sample = ", raise data.stream_sample" if settings.stream else ""
             raise DataError(
-                f"with {plural(len(splits), 'document')} there is no {SPLITS[index]} split; give more documents, give "
-                f"a source with use: {SPLITS[index]}, or set {SPLITS[index]}_fraction to 0"
+                f"with {plural(len(splits), 'document')} there is no {SPLITS[index]} split; give more documents{sample}"
+                f", give a source with use: {SPLITS[index]}, or set {SPLITS[index]}_fraction to 0"
             )
         splits[candidates[np.argmin(drawn[candidates])]] = index
     if not (splits == 0).any():
@@ -140,17 +141,22 @@ class Gathered:
         self._found: list[tuple[str, int, float, int, int, int]] = []  # use, source, number, order, size and domain
         documents = tqdm(self._kept(sources), desc="Reading", unit=" documents", leave=False)
         write_arrow(path, _tables(documents))
+        empty, shared = self.faults.empty_files, self._contamination.counts if self._contamination else []
+        dropped = sum(file["documents"] for file in shared)
+        counted = [f"{plural(self.faults.count, 'bad record')} skipped"] if self.faults.count else []
+        counted += [f"{plural(len(empty), 'empty file')}, such as {empty[0]}"] if empty else []
+        counted += [f"{plural(dropped, 'document')} dropped as contaminated"] if dropped else []
+        copies = self.duplicates + self.faults.near_copies
+        counted += [f"{plural(copies, 'copy')} dropped"] if copies else []
+        why = f" ({', '.join(counted)})" if counted else ""
         if not self._found:
-            empty, shared = self.faults.empty_files, self._contamination.counts if self._contamination else []
-            dropped = sum(file["documents"] for file in shared)
-            counted = [f"{plural(self.faults.count, 'bad record')} skipped"] if self.faults.count else []
-            counted += [f"{plural(len(empty), 'empty file')}, such as {empty[0]}"] if empty else []
-            counted += [f"{plural(dropped, 'document')} dropped as contaminated"] if dropped else []
-            why = f" ({', '.join(counted)})" if counted else ""
             look = "data.decontaminate" if dropped else "data.sources"
             raise DataError(f"the sources contain no documents{why}; check {look}")
         uses, numbered, numbers, order, sizes, domains = zip(*self._found, strict=True)
-        self.splits = assign_splits(uses, numbers, settings)
+        try:
+            self.splits = assign_splits(uses, numbers, settings)
+        except DataError as error:
+            raise DataError(f"{error}{why}") from None
         self.sources = np.array(numbered, dtype=np.int32)
         self.order = np.array(order, dtype=np.uint64)
         self.sizes = np.array(sizes, dtype=np.int64)

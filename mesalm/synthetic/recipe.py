@@ -72,6 +72,11 @@ class TaskRun(Settings):
     def _check(self) -> None:
         if self.train.steps is None:
             raise ValueError("train.steps: must be given, because these runs are counted in steps, not tokens")
+        rows, micro_rows = self.train.batch_rows, self.train.micro_rows
+        if micro_rows and rows % micro_rows:
+            raise ValueError(
+                f"train.batch_rows: {rows} must be a multiple of train.micro_rows {micro_rows}; change one of the two"
+            )
         names = ("average", "z_loss", "ramp_tokens", "gradient_checkpointing", "workers")
         for section, name in (*(("train", name) for name in names), ("optim", "base_width")):
             if getattr(getattr(self, section), name):

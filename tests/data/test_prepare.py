@@ -120,8 +120,15 @@ def test_small_corpora_still_have_held_out_documents(records: Records, write_jso
     assert counts == [4, 1, 1]
     with pytest.raises(DataError, match="with 2 documents there is no test split"):
         prepare(data(write_jsonl("y.jsonl", records(2)), valid_fraction=1e-6, test_fraction=1e-6), quiet=True)
-    with pytest.raises(DataError, match="less than one row of 4096"):
+    with pytest.raises(DataError, match=r"less than one row of 4096.*valid_fraction$"):
         prepare(data(path, sequence_length=4096), quiet=True)
+    with pytest.raises(DataError, match=r"less than one row of 4096.*valid_fraction, or raise data\.stream_sample$"):
+        prepare(data(path, sequence_length=4096, stream=True), quiet=True)
+    same = data(write_jsonl("same.jsonl", records(1) * 9))
+    with pytest.raises(DataError, match=r"with 1 document there is no .* to 0 \(8 copies dropped\)$"):
+        prepare(same, quiet=True)
+    with pytest.raises(DataError, match=r"give more documents, raise data\.stream_sample, give a source"):
+        prepare(same.model_copy(update={"stream": True}), quiet=True)
     with pytest.raises(DataError, match="the sources contain no documents"):
         prepare(data(write_jsonl("z.jsonl", [{"text": ""}])), quiet=True)
 

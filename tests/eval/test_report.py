@@ -318,3 +318,15 @@ def test_a_report_on_one_task_opens_with_its_figure(scores: list[Scores]) -> Non
     assert several.index("by number of shots") > several.index('id="tasks"')
     assert one.count("by number of shots") == 1
     assert one.index("by number of shots") < one.index('id="models"')
+
+
+def test_the_table_of_models_keeps_names_whole(capsys) -> None:
+    scores = [made("context-mesa-long", 0.0), made("context-softmax", 0.1)]
+    for found in (build_comparison(scores), build_comparison(scores, differences=False)):
+        print_comparison(found, summarise(found), Console(width=80))
+        printed = capsys.readouterr().out
+        head = printed.split("\N{BOX DRAWINGS LIGHT UP AND RIGHT}")[0]
+        for name in ("context-mesa-long", "context-softmax", "parameters", "tokens trained", "seconds trained"):
+            assert name in head, name
+        assert "less" not in head
+        assert ("difference at the most" in printed) == bool(found.compared)

@@ -50,6 +50,8 @@ def test_scores_measured_after_a_report_are_not_left_out(tmp_path: Path) -> None
         ({"numerator": [[float("nan")]] * 30}, "bits_per_byte needs finite numbers, as many for each unit"),
         ({"denominator": [[0.0]] * 30}, "bits_per_byte has no value: its denominators are all 0"),
         ({"transform": "log"}, "Input should be '' or 'exp'"),
+        ({"section": "nosuch"}, "bits_per_byte: 'nosuch' is not a section of this version's reports"),
+        ({"section": "task/pairs"}, "'task/pairs' is not a section of this version's reports"),
         ({"units": [], "numerator": [], "denominator": []}, "for each of 0 units"),
     ],
 )

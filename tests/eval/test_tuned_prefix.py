@@ -62,6 +62,8 @@ def test_a_mixture_holds_as_many_prompts_of_each_task(
         tuning_tasks([str(folder), pair_file], 0)
     with pytest.raises(ValueError, match="pairs has none"):
         tuning_tasks([str(folder / "pairs.jsonl")], 0)
+    with pytest.raises(ValueError, match=r"copying: a prefix is learned .*; copying has none"):
+        tuning_tasks(["copying"], 0)
 
 
 def test_a_tuned_folder_is_compared_with_its_model(

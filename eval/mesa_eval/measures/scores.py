@@ -22,6 +22,15 @@ from mesalm.files import write_text
 FORMAT = 4
 PROTOCOL = ("name", "seed", "command", "text", "documents_available", "document_bytes")
 """Fields of a protocol that comparisons and reports need."""
+SECTIONS = {
+    "primary": "Primary average, declared beforehand",
+    "text": "Text",
+    "position": "Loss by position in the window",
+    "length": "Loss past the window",
+    "context": "Use of the context",
+    "recall": "Recall on natural text",
+}
+"""Titles of all sections of rows except those of tasks."""
 T = TypeVar("T")
 
 
@@ -130,6 +139,8 @@ class Measure(Statistic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.section != f"task/{self.task}" and (self.task or self.section not in SECTIONS):
+            raise ValueError(f"{self.key}: {self.section!r} is not a section of this version's reports")
         rows = [*self.numerator, *self.denominator]
         if not self.units or {len(self.numerator), len(self.denominator)} != {len(self.units)}:
             raise ValueError(f"{self.key} needs a numerator and a denominator for each of {len(self.units)} units")

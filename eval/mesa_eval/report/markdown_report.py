@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mesa_eval.comparison.record import Comparison, Row
+from mesa_eval.measures.scores import SECTIONS
 from mesa_eval.report.tables import chance_words, count_words, state_words
-from mesa_eval.report.wording import SECTIONS, Summary, bracket, number, spread_words, tested_name, tested_score
+from mesa_eval.report.wording import Summary, bracket, number, spread_words, tested_name, tested_score
 from mesalm.markdown import code, plain
 
 

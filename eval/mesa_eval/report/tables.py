@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from mesa_eval.comparison.record import CORRECTION, NOT_SIGNIFICANT, Comparison, Row
-from mesa_eval.report.wording import SECTIONS, Summary, number, p_words, spread_words, tested_name, tested_score
+from mesa_eval.measures.scores import SECTIONS
+from mesa_eval.report.wording import Summary, number, p_words, spread_words, tested_name, tested_score
 from mesalm.wording import plural
 
 STYLES = {"better": "green", "worse": "red", NOT_SIGNIFICANT: "dim"}
@@ -31,13 +32,14 @@ class ArmCells(NamedTuple):
 def print_comparison(comparison: Comparison, summary: Summary, console: Console | None = None) -> None:
     """Print models, text, context and few-shot tables, then the summary in words."""
     out = console or Console()
-    out.print(_models(comparison))
+    _print_arms(out, comparison, "Models", _models(comparison))
     for section, title in SECTIONS.items():
         rows = comparison.section(section)
         if rows:
             _print_arms(out, comparison, *_rows(comparison, rows, title))
     if comparison.tasks:
-        title = "Few-shot tasks, fewest to most shots (difference at the most)"
+        title = "Few-shot tasks, fewest to most shots"
+        title += " (difference at the most)" * bool(comparison.compared)
         _print_arms(out, comparison, title, _tasks(comparison))
     if comparison.compared:
         out.print("Differences with 95 % intervals, each by itself.", style="dim", markup=False)
@@ -78,23 +80,23 @@ def _family(comparison: Comparison) -> Table:
     return table
 
 
-def _models(comparison: Comparison) -> Table:
-    numbers = ("parameters", "tokens trained", "seconds trained", "window", "state, numbers")
-    table = _table("Models", ("model", "mixers", "seeds"), numbers)
-    for index, arm in enumerate(comparison.arms):
-        scores = comparison.members(index)[0]
-        card = scores.model
-        table.add_row(
-            escape(arm.name),
-            escape(card.mixers),
-            ", ".join("" if seed is None else str(seed) for seed in arm.seeds),
-            f"{card.parameters:,}",
-            count_words(card.tokens_trained),
-            count_words(card.seconds_trained),
-            str(scores.window),
-            " ".join(state_words(card.state_numbers, card.state_grows, scores.window)),
-        )
-    return table
+def _models(comparison: Comparison) -> list[ArmCells]:
+    """Return the lines of the table of models: what each arm is, from its first model."""
+    firsts = [comparison.members(index)[0] for index in range(len(comparison.arms))]
+    cards = [scores.model for scores in firsts]
+    states = [
+        state_words(card.state_numbers, card.state_grows, of.window) for of, card in zip(firsts, cards, strict=True)
+    ]
+    facts = {
+        "mixers": [escape(card.mixers) for card in cards],
+        "training seeds": [", ".join("" if s is None else str(s) for s in arm.seeds) for arm in comparison.arms],
+        "parameters": [f"{card.parameters:,}" for card in cards],
+        "tokens trained": [count_words(card.tokens_trained) for card in cards],
+        "seconds trained": [count_words(card.seconds_trained) for card in cards],
+        "window": [str(scores.window) for scores in firsts],
+        "state, numbers": [" ".join(words) for words in states],
+    }
+    return [ArmCells(name, "", values, [""] * len(cards)) for name, values in facts.items()]
 
 
 def count_words(count: float | None) -> str:
@@ -113,20 +115,21 @@ def _print_arms(out: Console, comparison: Comparison, title: str, lines: Sequenc
     """Print a table with a column for each arm or, where the terminal is too narrow for that, with a row for each."""
     names = [escape(name) for name in comparison.names]
     nulls = ["null"] if any(line.null for line in lines) else []
+    compared = [index for index in comparison.compared if any(line.differences[index] for line in lines)]
     wide = _table(title, [], [])
     wide.add_column("measure", min_width=LEAST_WIDTH, overflow="fold")
     for heading in (*nulls, *names):
         wide.add_column(heading, justify="right", overflow="fold")
-    for index in comparison.compared:
+    for index in compared:
         heading = escape(f"{comparison.names[index]} less {comparison.base}")
         wide.add_column(heading, min_width=LEAST_WIDTH, overflow="fold")
     for line in lines:
-        differences = [line.differences[index] for index in comparison.compared]
+        differences = [line.differences[index] for index in compared]
         wide.add_row(line.measure, *[line.null for _ in nulls], *line.values, *differences)
     if out.measure(wide, options=out.options.update(max_width=10_000)).minimum <= out.width:
         out.print(wide)
         return
-    base = [f"less {comparison.base}"] if comparison.compared else []
+    base = [f"less {comparison.base}"] if compared else []
     table = _table(title, ["measure", "model"], [*nulls, "value", *base])
     for line in lines:
         for index, name in enumerate(names):

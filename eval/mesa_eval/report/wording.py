@@ -9,15 +9,6 @@ from mesa_eval.uncertainty.intervals import FEW_UNITS, Interval
 from mesalm.wording import plural
 
 MINUS = "\u2212"
-SECTIONS = {
-    "primary": "Primary average, declared beforehand",
-    "text": "Text",
-    "position": "Loss by position in the window",
-    "length": "Loss past the window",
-    "context": "Use of the context",
-    "recall": "Recall on natural text",
-}
-"""Titles of all sections of rows except those of tasks."""
 PERCENTILE = (
     "Intervals are 95 % percentile bootstrap intervals over documents, sequences or queries; the same ones for every"
     " model."
