@@ -2,6 +2,7 @@
 
 python docs/results/context_seeds.py tuned  # of the scores that are kept
 python docs/results/context_seeds.py tuned reports/*/scores/context-t*.json  # keep these too, in place of older ones
+python docs/results/context_seeds.py tuned --seeds 3  # of the first three seeds, which all arms have
 python docs/results/context_seeds.py h200 reports/*/scores/context-gpu-*.json  # the models that were trained on a card
 python docs/results/context_seeds.py rules reports/*/scores/rules-*.json  # the models of rules alone
 
@@ -241,6 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=SETS, help="models")
     parser.add_argument("files", nargs="*", type=Path, help="score files to keep")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds of each arm in the tables (default all)")
     arguments = parser.parse_args()
     if arguments.files:
         keep(arguments.set, arguments.files)
@@ -249,7 +251,8 @@ def main() -> None:
     chosen = SETS[arguments.set]
     text = draw_svg_file(lambda figure: draw(figure, chosen, scores), (8.2, 4.0), label)
     (HERE / chosen.figure).write_text(text, encoding="utf-8")
-    print("\n".join(rows(scores)))
+    most = arguments.seeds
+    print("\n".join(rows({arm: dict(sorted(seeds.items())[:most]) for arm, seeds in scores.items()})))
 
 
 if __name__ == "__main__":
