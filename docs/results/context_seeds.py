@@ -161,13 +161,14 @@ def measured(measure: dict[str, Any]) -> dict[str, Resampled]:
 
 
 def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
-    """Draw a panel per task and a line per arm."""
+    """Draw a panel per task and a line per arm of three seeds or more; arms that have not mesa's number say theirs."""
     panels = figure.subplots(1, len(chosen.panels), sharey=True)
     ticks = range(len(chosen.shown))
-    drawn = [arm for arm in ARMS if scores[arm] and arm != "declared-mesa"]
+    drawn = [arm for arm in ARMS if len(scores[arm]) >= 3 and arm != "declared-mesa"]
     for panel, (task, title) in zip(panels, chosen.panels.items(), strict=True):
         for place, arm in enumerate(drawn):
-            index, label = list(ARMS).index(arm), ARMS[arm]
+            index, seeds = list(ARMS).index(arm), len(scores[arm])
+            label = ARMS[arm] if seeds == len(scores["mesa"]) else f"{ARMS[arm]}, {seeds} seeds"
             shares = [
                 [seed[f"task/{task}/{shown}/accuracy"].value for seed in scores[arm].values()] for shown in chosen.shown
             ]
@@ -232,8 +233,11 @@ def rows(scores: Scores) -> list[str]:
 
 
 def less(values: dict[int, Resampled], others: dict[int, Resampled]) -> str:
-    """Return the mean difference over the seeds that both have, with its interval."""
-    gap = seeds_and_units([values[seed] - others[seed] for seed in values if seed in others])
+    """Return the mean difference over the seeds that both have, with its interval; nothing for fewer than two."""
+    gaps = [values[seed] - others[seed] for seed in values if seed in others]
+    if len(gaps) < 2:
+        return ""
+    gap = seeds_and_units(gaps)
     return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
 
 
