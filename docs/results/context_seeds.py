@@ -186,7 +186,7 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
     panels[0].set_ylabel(chosen.axes[1])
     panels[0].text(ticks[-1], chosen.chance - 0.02, "chance", color=MUTED, ha="right", va="top")
     if scores["hybrid"]:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     else:
         panels[1].legend(loc="upper left")
 
