@@ -233,12 +233,12 @@ def rows(scores: Scores) -> list[str]:
 
 
 def less(values: dict[int, Resampled], others: dict[int, Resampled]) -> str:
-    """Return the mean difference over the seeds that both have, with its interval; nothing for fewer than two."""
+    """Return the mean difference over the seeds that both have, interval and p value; nothing for fewer than two."""
     gaps = [values[seed] - others[seed] for seed in values if seed in others]
     if len(gaps) < 2:
         return ""
     gap = seeds_and_units(gaps)
-    return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+    return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], p {gap.p:.2g}"
 
 
 def main() -> None:
