@@ -26,11 +26,14 @@ def run(options: argparse.Namespace) -> None:
     """Run the cells of a grid one by one and report the results."""
     from mesa_eval.synthetic.report import report_grid
     from mesa_eval.synthetic.scores import score_model
+    from mesalm.settings import SettingsError
     from mesalm.synthetic.grid import run_grid
     from mesalm.synthetic.recipe import load_synthetic_recipe
-    from mesalm.synthetic.results import write_results
+    from mesalm.synthetic.results import cells_folder, read_results, write_results
 
     recipe = load_synthetic_recipe(options.recipe, options.overrides)
+    if options.report_only and not read_results(cells_folder(recipe)):
+        raise SettingsError(f"{recipe.folder}: no run of this grid has ended; leave out --report-only")
     try:
         if not options.report_only:
             run_grid(recipe, score_model)

@@ -90,7 +90,10 @@ class TaskRun(Settings):
             name = one_of(fields.pop("name", None), TASKS, "a synthetic task")
         except ValueError as error:
             raise SettingsError(f"task.name: {error}") from None
-        return TASKS[name].build(fields, "task")
+        try:
+            return TASKS[name].build(fields, "task")
+        except SettingsError as error:
+            raise SettingsError(f"{error} (task.name: {name})") from None
 
 
 class SyntheticRecipe(TaskRun):

@@ -168,6 +168,8 @@ def test_the_command_trains_scores_and_reports(
     }
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert main(["synth", str(path), "--report-only"]) == 2
+    assert "no run of this grid has ended; leave out --report-only" in capsys.readouterr().err
     assert main(["synth", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "softmax" in shown

@@ -278,7 +278,7 @@ def test_fresh_rows_never_come_twice(load: Any, monkeypatch: pytest.MonkeyPatch)
     ("changes", "words"),
     [
         ({"task": {"name": "mqr"}}, "task.name: 'mqr' is not a synthetic task; did you mean 'mqar'"),
-        ({"task": {**GRID["task"], "pair": 3}}, "task.pair: unknown key; did you mean 'pairs'"),
+        ({"task": {**GRID["task"], "pair": 3}}, r"task.pair: unknown key; did you mean 'pairs'\? \(task.name: mqar\)"),
         ({"grid": {"task.pairs": [2, 9]}}, "softmax, task.pairs 9: .*pairs: 9 need a length"),
         ({"grid": {"model.hiden_size": [2]}}, "hidden_size"),
         ({"grid": {"task.pairs": []}}, "grid.task.pairs: is empty"),

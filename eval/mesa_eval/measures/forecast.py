@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class Forecast:
     """A model's measured costs: seconds per forward pass, per token read and per token written; peak bytes.
 
     peak_bytes: weights and the largest batch; on a GPU torch's peak allocation, on a CPU the growth of the
-    process.
+    process, which may keep memory of a model measured before.
     """
 
     batch_seconds: float
@@ -40,14 +40,20 @@ class Forecast:
         return batches * self.batch_seconds + tokens * self.token_seconds + steps * self.step_seconds
 
 
+def resident_bytes() -> int:
+    """Return the memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
+
+
 def forecast(
-    source: ModelSource, window: int, device: str, batch_tokens: int, trust_remote_code: bool = False
+    source: ModelSource, window: int, device: str, batch_tokens: int, trust_remote_code: bool = False, *, held: int
 ) -> Forecast:
     """Open a model and time it on random tokens: full batches at this window, short rows, and generation.
 
-    Everything is run once before it is timed. Raises ValueError like `Scorer.open`.
+    held: the bytes that the process held before the first model, see `resident_bytes`. Everything is run once before
+    it is timed. Raises ValueError like `Scorer.open`.
     """
-    with _Growth() as growth:
+    with _Peak() as process:
         scorer = Scorer.open(
             source,
             device=device,
@@ -66,7 +72,7 @@ def forecast(
         step = _step_seconds(scorer, rows(1, max(1, window // 2))) if scorer.writes() else 0.0
     token = max(0.0, whole - short) / max(1, count * window - SHORT)
     on_gpu = torch.device(scorer.device).type == "cuda"
-    peak = torch.cuda.max_memory_allocated(scorer.device) if on_gpu else growth.bytes
+    peak = torch.cuda.max_memory_allocated(scorer.device) if on_gpu else process.bytes - held
     return Forecast(short, token, step, peak)
 
 
@@ -92,14 +98,14 @@ def _seconds(read: Callable[[], object]) -> float:
     return float(np.median(times))
 
 
-class _Growth:
-    """Measures the growth of the process inside the context; on a GPU torch's counter is reset."""
+class _Peak:
+    """Measures the peak memory of the process inside the context; on a GPU torch's counter is reset."""
 
-    def __enter__(self) -> _Growth:
+    def __enter__(self) -> _Peak:
+        gc.collect()  # the model before
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        self._process = psutil.Process(os.getpid())
-        self._before = self._most = self._process.memory_info().rss
+        self.bytes = resident_bytes()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -107,13 +113,8 @@ class _Growth:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.002):
-            self._most = max(self._most, self._process.memory_info().rss)
+            self.bytes = max(self.bytes, resident_bytes())
 
     def __exit__(self, *details: object) -> None:
         self._stop.set()
         self._thread.join()
-
-    @property
-    def bytes(self) -> int:
-        """Return the largest growth seen."""
-        return self._most - self._before

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from mesa_eval.measures.forecast import Forecast, forecast
+from mesa_eval.measures.forecast import Forecast, forecast, resident_bytes
 from mesa_eval.measures.parts import measurements
 from mesa_eval.measures.plan import EvaluationPlan
 from mesa_eval.reading.batches import Batch
@@ -109,6 +109,7 @@ def count_tokens(plan: EvaluationPlan, *, timed: bool = False) -> list[ModelCoun
     """
     device, trust_remote_code = plan.request.device, plan.request.trust_remote_code
     batch_tokens, quiet = plan.request.batch_tokens, plan.request.quiet
+    held = resident_bytes()
     alike: dict[tuple[str, int, int], tuple[TokenCounter, list[str], list[Forecast]]] = {}
     for source, window in zip(plan.sources, plan.windows, strict=True):
         tokenizer = open_tokenizer(source.argument, trust_remote_code=trust_remote_code)
@@ -118,7 +119,7 @@ def count_tokens(plan: EvaluationPlan, *, timed: bool = False) -> list[ModelCoun
         _, names, forecasts = alike.setdefault(key, (reader, [], []))
         names.append(source.name)
         if timed:
-            forecasts.append(forecast(source, window, device, batch_tokens, trust_remote_code))
+            forecasts.append(forecast(source, window, device, batch_tokens, trust_remote_code, held=held))
     return [
         ModelCount(tuple(names), window, tuple(count_parts(reader, plan, window, quiet)), tuple(forecasts))
         for (_, window, _), (reader, names, forecasts) in alike.items()
