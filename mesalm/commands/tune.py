@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mesalm.commands.words import MODEL, add_device, add_overrides, folder_to_write
 from mesalm.settings import help_lines
+from mesalm.wording import plural
 
 HELP = "learn a soft prefix for few-shot tasks, with the model frozen"
 
@@ -62,6 +63,9 @@ def run(options: argparse.Namespace) -> None:
         "tasks": {task.name: task.fingerprint() for task in tasks},
     }
     print(f"learning one prefix from {', '.join(names)}")
+    left = settings.rows + settings.valid_rows - len(rows) - len(valid)
+    if left:
+        print(f"{plural(left, 'prompt exceeds', 'prompts exceed')} the window of {scorer.max_length} tokens: left out")
     save_tokenizer = scorer.tokenizer.save_pretrained
     loss = tune_prefix(
         scorer.model, rows, valid, settings, folder, record, device=options.device, decorate=save_tokenizer

@@ -88,6 +88,7 @@ def pretrain(
     )
     try:
         share = data_share(accelerator, recipe.parallelism.context)
+        recipe.micro_rows(accelerator.num_processes)  # reports its errors before hours of preparing data
         if accelerator.is_fsdp2:
             _check_sharded(recipe)
         display = Display(recipe.name, recipe.steps, enabled=accelerator.is_main_process and not quiet)
@@ -101,7 +102,7 @@ def pretrain(
         ):
             plan = _entered(recipe, run, resume, accelerator)
             if recipe.init_from is not None and plan == Resumption():
-                earlier_config(recipe)  # report its errors before hours of preparing data
+                earlier_config(recipe)  # so do these
             prepared = _prepared(recipe, run, plan, accelerator, watch, quiet)
             if prepared is None:
                 display.say(f"{run.path}: this run is finished; add --resume never to train it again")
@@ -278,10 +279,6 @@ class Pretraining:
         recipe, prepared, (rank, world) = self.recipe, self.prepared, self.share
         micro_rows = recipe.micro_rows(self.accelerator.num_processes)
         if recipe.data.stream:
-            if recipe.train.workers:
-                raise SettingsError("train.workers: a streamed corpus is read ahead without workers; set it to 0")
-            if recipe.ramp.over:
-                raise SettingsError("train.ramp_tokens: steps on a streamed corpus all have the same size; set it to 0")
             batch_rows = recipe.train.batch_rows
             return text_stream(recipe.data, prepared, batch_rows, rank=rank, world=world, micro_rows=micro_rows)
         return RowStream(

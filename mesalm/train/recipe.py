@@ -126,6 +126,10 @@ class Recipe(Settings):
             raise ValueError(
                 f"upload.every: {every} is not a multiple of checkpoint.every, {saved}; set it to one, or to 0"
             )
+        if self.data.stream and self.train.workers:
+            raise ValueError("train.workers: a streamed corpus is read ahead without workers; set it to 0")
+        if self.data.stream and self.train.ramp_tokens:
+            raise ValueError("train.ramp_tokens: steps on a streamed corpus all have the same size; set it to 0")
         self._check_context()
 
     def _check_context(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_a_tuned_folder_is_compared_with_its_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One prefix learnt from a mixture lowers what the answers of each of its tasks cost."""
-    base, out = save_model("base", 0, length=200), str(tmp_path / "tuned")
+    base, out = save_model("base", 0, length=40), str(tmp_path / "tuned")
     arguments = [
         "tune",
         base,
@@ -92,6 +93,7 @@ def test_a_tuned_folder_is_compared_with_its_model(
     ]
     assert main([*arguments, "rows=60", "valid_rows=8", "batch_rows=8", "shots=[0,1]"]) == 0
     said = capsys.readouterr().out
+    assert re.search(r"\d prompts exceed the window of 40 tokens: left out", said)
     assert "learning one prefix from letters, colour" in said
     assert f"mesalm compare {out} {base} --task {pair_file} --task {class_file}" in said
     record = json.loads((tmp_path / "tuned" / "prefix.json").read_text())

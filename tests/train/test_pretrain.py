@@ -320,7 +320,8 @@ def test_emulated_bf16_is_announced(
     assert announced == (precision == "bf16" and not has_bf16)
 
 
-def test_rows_must_divide_among_micro_batches(load: Load) -> None:
+def test_rows_must_divide_among_micro_batches(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesalm.train.pretrain.prepare", lambda *_, **__: pytest.fail("prepared first"))
     with pytest.raises(SettingsError, match=r"train\.batch_rows: 4 must be a multiple of 1 process times"):
         pretrain(load("train.micro_rows=3"), quiet=True)
 
