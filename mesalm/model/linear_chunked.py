@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .chunk_gradients import local_adjoints, token_gradients
 from .chunk_states import (
+    CHUNK,
     Decay,
     chunk_decay,
     compute_dtype,
@@ -93,12 +94,14 @@ def linear_exact(state: Tensor, k: Tensor, v: Tensor, gamma: Tensor, beta: Tenso
     return gamma * state + beta * k * v
 
 
-def cut(operands: LinearOperands, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Decay, Tensor, Tensor]:
+def cut(
+    operands: LinearOperands, dtype: torch.dtype, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor, Tensor, Decay, Tensor, Tensor]:
     """Return keys, values, input gates and decay as problems, the cross states at chunk starts, and the final one."""
     G = operands.key.shape[2]
-    keys, values = to_chunks(operands.key, G, dtype), to_chunks(operands.value, G, dtype)
-    gate = to_chunks(operands.input_gate.unsqueeze(-1), G, dtype)
-    decay = chunk_decay(to_chunks(operands.log_forget.unsqueeze(-1), G, torch.float64).squeeze(-1), dtype)
+    keys, values = to_chunks(operands.key, G, dtype, chunk), to_chunks(operands.value, G, dtype, chunk)
+    gate = to_chunks(operands.input_gate.unsqueeze(-1), G, dtype, chunk)
+    decay = chunk_decay(to_chunks(operands.log_forget.unsqueeze(-1), G, torch.float64, chunk).squeeze(-1), dtype)
     update = torch.bmm((keys * (gate * decay.end)).mT, values)
     starts, last = scan_states(update, decay.whole, operands.cross.to(dtype))
     return keys, values, gate, decay, starts, last

@@ -8,6 +8,7 @@ import torch
 
 from .chunk_states import chunk_length
 from .layers import GateProjection
+from .mesa_problems import problem_length
 from .mesa_triton import beside
 from .mixer_gated import GatedMixer
 from .operator_kalman import STEPS, kalman_attention
@@ -57,5 +58,6 @@ class KalmanMixer(GatedMixer):
     def flops(self, length: int, solver_steps: float = 0.0) -> float:
         """Return the FLOPs per token of a forward pass: the products of the solver steps, and the read-out."""
         K, V, chunk = self.key_size, self.value_size, chunk_length(length)
-        product = 2.0 * K * (K + 2 * chunk)
-        return self.heads * ((STEPS + 1) * product + 4.0 * K * V + 2.0 * chunk * (K + V)) + self.groups * product
+        product = 2.0 * K * (K + 2 * chunk_length(length, problem_length(K)))
+        solve = (STEPS + 1) * product
+        return self.heads * (solve + 4.0 * K * V + 2.0 * chunk * (K + V)) + self.groups * 2.0 * K * (K + 2 * chunk)

@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .chunk_states import compute_dtype, from_chunks, read_states, to_chunks, without_autocast
+from .chunk_states import cache_blocks, compute_dtype, from_chunks, repeat_rows, to_chunks, without_autocast
 from .linear_chunked import LINEAR, LinearOperands, cut
+from .mesa_chebyshev import BoundedSystems
+from .mesa_problems import problem_length
+from .mesa_shared import coefficients, sum_series
 from .operator_inputs import check_mix, complete_tokens
 from .operator_linear import linear_attention
 from .operator_mesa import MesaState, complete_state
@@ -56,7 +59,7 @@ def kalman_attention(
         raise ValueError(f"ratio is {ratio!r}: must be a finite number above 0")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is {steps!r}: must be a whole number of at least 1")
-    dtype, R = compute_dtype(query.dtype), layout.H // layout.G
+    dtype = compute_dtype(query.dtype)
     gram, cross = complete_state(initial_state, layout.B, layout, query)
     with without_autocast(query.device):
         gram = 0.5 * (gram + gram.mT).to(dtype)
@@ -67,7 +70,7 @@ def kalman_attention(
         gained = 2.0 * (along * k).sum(-1) - gates[1] * k.square().sum(-1).square()
         one, start = torch.ones_like(k[..., :1]), gram.square().sum((-2, -1))[..., None, None]
         square = linear_attention(one, one, gained.unsqueeze(-1), 2.0 * gates[0], gates[1], initial_state=start)
-        norm = (square.clamp(min=0.0) + torch.finfo(dtype).eps ** 2).sqrt().repeat_interleave(R, 2)
+        norm = (square.clamp(min=0.0) + torch.finfo(dtype).eps ** 2).sqrt()
         system, solved = System(q, norm, k, *gates, gram), q  # q is already right if there are no tokens
         if q.numel():
             solved = (solve_exact if transforms_active() else _solve_op)(*system, float(ratio), steps)
@@ -80,7 +83,7 @@ def kalman_attention(
 class System(NamedTuple):
     """The tensors of one solve, (H_t + ratio norm_t) x_t = right_t, or their gradients.
 
-    right `[B, T, H, K]`, norm `[B, T, H, 1]` (at least the Frobenius norm of H_t), key `[B, T, G, K]`, gates
+    right `[B, T, H, K]`, norm `[B, T, G, 1]` (at least the Frobenius norm of H_t), key `[B, T, G, K]`, gates
     `[B, T, G]`, initial state gram `[B, G, K, K]`, all of one dtype.
     """
 
@@ -93,16 +96,27 @@ class System(NamedTuple):
 
 
 def solve(system: System, ratio: float, steps: int) -> Tensor:
-    """Return the solutions `[B, T, H, K]`, by Chebyshev steps on [ratio norm_t, (1 + ratio) norm_t]."""
+    """Return the solutions `[B, T, H, K]`, by Chebyshev steps on [ratio norm_t, (1 + ratio) norm_t].
+
+    With both sides divided by ratio norm_t, this is the series of `mesa_chebyshev` with a norm for each token and one
+    kappa, 1 + 1 / ratio, for all; after n steps it has n + 1 terms.
+    """
     right, norm, key = system[:3]
-    (B, T, G, _), dtype = key.shape, right.dtype
-    keys, _, gate, decay, starts, _ = cut(LinearOperands(right, key, key, *system[3:]), dtype)
-    written = keys * gate
-    scale = to_chunks(norm, G, dtype).clamp_(min=torch.finfo(dtype).tiny)  # tokens past T have zeros
-    x = _iterate(
-        lambda x: read_states(x, keys, written, starts, decay), to_chunks(right, G, dtype), scale, ratio, steps
-    )
-    return from_chunks(x, B, T, G, dtype)
+    (B, T, G, _), dtype, chunk = key.shape, right.dtype, problem_length(key.shape[-1])
+    keys, _, gate, decay, starts, _ = cut(LinearOperands(right, key, key, *system[3:]), dtype, chunk)
+    scale = to_chunks(norm, G, dtype, chunk).clamp_(min=torch.finfo(dtype).eps)  # tokens past T have zeros
+    wanted, factor = to_chunks(right, G, dtype, chunk), -4.0 / scale
+    M, C, terms = wanted.shape[1], keys.shape[1], steps + 1
+    wanted.div_(ratio * repeat_rows(scale, M))
+    start, mask = repeat_rows(decay.start * factor, M), decay.mask.mul_(factor)
+    whole = BoundedSystems(starts, keys.mT.contiguous(), keys * gate, mask, start)
+    least = torch.full((1, 1), -math.log1p(1.0 / ratio), dtype=torch.float64, device=key.device)
+    e = coefficients(least, torch.tensor([terms], device=key.device), dtype).mul_(2.0)
+    solved = torch.empty_like(wanted)
+    for block in cache_blocks(wanted):
+        rows = wanted[block]
+        solved[block] = sum_series(whole.take(block), rows, e, [terms] * len(rows), rows.new_empty(len(rows), M, C))
+    return from_chunks(solved, B, T, G, dtype, chunk)
 
 
 def _iterate(multiply: Callable[[Tensor], Tensor], wanted: Tensor, scale: Tensor, ratio: float, steps: int) -> Tensor:
@@ -136,7 +150,7 @@ def solve_exact(
         gram = gamma[..., None, None] * gram + (beta[..., None] * k).unsqueeze(-1) * k.unsqueeze(-2)
         grams.append(gram)
     matrix = torch.stack(grams, 1).unsqueeze(3)
-    wanted, scale = (x.unflatten(2, (G, -1)).unsqueeze(-1) for x in (right, norm))
+    wanted, scale = right.unflatten(2, (G, -1)).unsqueeze(-1), norm[..., None, None]
     exact = torch.linalg.solve(matrix + ratio * scale * torch.eye(K, dtype=right.dtype, device=right.device), wanted)
     x = exact + (_iterate(lambda x: matrix @ x, wanted, scale, ratio, steps) - exact).detach()
     return x.squeeze(-1).flatten(2, 3)
@@ -163,7 +177,8 @@ def _differentiate(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     adjoint = _solve_op(upstream, norm, key, log_forget, input_gate, gram, *ctx.settings)
     product = LinearOperands(solution, key, key, log_forget, input_gate, gram)
     through = LinearOperands(*LINEAR.backward(-adjoint, torch.zeros_like(gram), *product))
-    d_norm = -ctx.settings[0] * (adjoint * solution).sum(-1, keepdim=True)
+    in_group = (adjoint * solution).sum(-1).reshape(*norm.shape[:3], adjoint.shape[2] // norm.shape[2])
+    d_norm = -ctx.settings[0] * in_group.sum(-1, keepdim=True)
     return adjoint, d_norm, through.key + through.value, *through[3:], None, None
 
 
