@@ -40,6 +40,10 @@ class KnownSource(SourceSettings):
                 )
 
 
+FEWEST_TOKENS = 258
+"""Tokens of the smallest tokenizer that `mesalm.data.bpe` trains: all bytes, end of text, and padding."""
+
+
 class DataSettings(Settings):
     """The prepared data of a run."""
 
@@ -55,9 +59,9 @@ class DataSettings(Settings):
     )
     vocab_size: int = Field(
         default=4096,
-        ge=258,
+        ge=2,
         lt=2**31,
-        description="Vocabulary size of a trained tokenizer; with tokenizer 'none', the bound on ids.",
+        description="Vocabulary size of a trained tokenizer, at least 258; with tokenizer 'none', the bound on ids.",
     )
     tokenizer_bytes: int = Field(
         default=20_000_000, ge=1, description="Bytes of training text to train the tokenizer on."
@@ -110,6 +114,11 @@ class DataSettings(Settings):
     def _check(self) -> None:
         if self.valid_fraction + self.test_fraction >= 1.0:
             raise ValueError("valid_fraction + test_fraction leave nothing to train on; make them less than 1")
+        if self.tokenizer == "train" and self.vocab_size < FEWEST_TOKENS:
+            raise ValueError(
+                f"vocab_size: {self.vocab_size} is less than the {FEWEST_TOKENS} tokens of all bytes, end of text and "
+                "padding; set it higher"
+            )
         if self.tokenizer == "train" and any(source.ids_column for source in self.sources):
             raise ValueError(
                 "a source with ids_column has its own tokenizer; set tokenizer to that folder or Hub name, "

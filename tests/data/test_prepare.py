@@ -341,12 +341,12 @@ def test_a_tokenizer_that_loses_text_gives_no_bits_per_byte(
 
 def test_ids_without_any_tokenizer(write_jsonl: Writer, data: Maker) -> None:
     generator = np.random.default_rng(0)
-    ids = [generator.integers(0, 258, size=40).tolist() for _ in range(50)]
+    ids = [generator.integers(0, 20, size=40).tolist() for _ in range(50)]
     path = write_jsonl("ids.jsonl", [{"ids": row} for row in [*ids, ids[0]]])
     sources = [{"name": "files", "files": str(path), "ids_column": "ids"}]
-    prepared = prepare(data("", sources=sources, tokenizer="none", vocab_size=258), quiet=True)
+    prepared = prepare(data("", sources=sources, tokenizer="none", vocab_size=20), quiet=True)
     assert prepared.manifest["duplicates"] == 1
-    assert prepared.vocab_size == 258
+    assert prepared.vocab_size == 20
     assert prepared.manifest["bytes_per_token"] is None
     flat = np.concatenate(prepared.rows("train")["input_ids"]).tolist()
     position = 0

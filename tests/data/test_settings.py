@@ -25,7 +25,7 @@ class Outer(Settings):
         ({"vocab_size": "many"}, "data.vocab_size: must be a valid integer"),
         ({"deduplicate": True}, "data.deduplicate: must be a number, not True"),
         ({"sources": [{"name": "python-stdlib", "limit": False}]}, "data.sources.0.limit: must be a number, not False"),
-        ({"vocab_size": 7}, "data.vocab_size: must be greater than or equal to 258, not 7"),
+        ({"vocab_size": 7}, "data: vocab_size: 7 is less than the 258 tokens"),
         ({"sources": [{"name": "flies"}]}, "data.sources.0.name: 'flies' is not a source; did you mean 'files'?"),
         ({"sources": [{"name": "files", "fils": 1}]}, "data.sources.0.fils: unknown key; did you mean 'files'?"),
         (
