@@ -110,8 +110,8 @@ def solve(system: System, ratio: float, steps: int) -> Tensor:
     wanted.div_(ratio * repeat_rows(scale, M))
     start, mask = repeat_rows(decay.start * factor, M), decay.mask.mul_(factor)
     whole = BoundedSystems(starts, keys.mT.contiguous(), keys * gate, mask, start)
-    least = torch.full((1, 1), -math.log1p(1.0 / ratio), dtype=torch.float64, device=key.device)
-    e = coefficients(least, torch.tensor([terms], device=key.device), dtype).mul_(2.0)
+    least = torch.full((1, 1), -math.log1p(1.0 / ratio), dtype=torch.float64)
+    e = coefficients(least, torch.tensor([terms]), dtype).mul_(2.0).to(key.device)
     solved = torch.empty_like(wanted)
     for block in cache_blocks(wanted):
         rows = wanted[block]
