@@ -72,7 +72,10 @@ def compare(case: dict[str, Any], batch: dict[str, Any], checkpointed: bool = Fa
     if checkpointed:
         model.gradient_checkpointing_enable()
     part, found = losses_and_gradients(model, batch, context=dist.group.WORLD)
-    torch.testing.assert_close(part.logits, whole.logits.chunk(size, dim=1)[rank], atol=1e-5, rtol=1e-5)
+    # a dense solve in float32 is as far from float64, 4e-6 of the largest logit
+    torch.testing.assert_close(
+        part.logits, whole.logits.chunk(size, dim=1)[rank], atol=1e-5 * float(whole.logits.detach().max()), rtol=1e-5
+    )
     for mean, wanted in [(part.loss.detach(), whole.loss.detach()), *((found[name], expected[name]) for name in found)]:
         dist.all_reduce(mean)
         error = float((mean / size - wanted).norm() / wanted.norm())
