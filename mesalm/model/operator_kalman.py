@@ -68,9 +68,11 @@ def kalman_attention(
         along, last_gram = linear_attention(k, k, k, *gates, initial_state=gram, return_state=True)
         # |H_t|^2 = gamma_t^2 |H_{t-1}|^2 + beta_t (2 k_t' H_t k_t - beta_t |k_t|^4), linear attention with K = V = 1
         gained = 2.0 * (along * k).sum(-1) - gates[1] * k.square().sum(-1).square()
-        one, start = torch.ones_like(k[..., :1]), gram.square().sum((-2, -1))[..., None, None]
-        square = linear_attention(one, one, gained.unsqueeze(-1), 2.0 * gates[0], gates[1], initial_state=start)
-        norm = (square.clamp(min=0.0) + torch.finfo(dtype).eps ** 2).sqrt()
+        # in float64, whose decay is not cut off at the root of what H keeps
+        start, gained, *twice = (x.double() for x in (gram.square().sum((-2, -1)), gained, 2.0 * gates[0], gates[1]))
+        one = torch.ones_like(gained.unsqueeze(-1))
+        square = linear_attention(one, one, gained.unsqueeze(-1), *twice, initial_state=start[..., None, None])
+        norm = (square.clamp(min=0.0) + torch.finfo(dtype).eps ** 2).sqrt().to(dtype)
         system, solved = System(q, norm, k, *gates, gram), q  # q is already right if there are no tokens
         if q.numel():
             solved = (solve_exact if transforms_active() else _solve_op)(*system, float(ratio), steps)
@@ -171,15 +173,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the exact solution: y_t solves the adjoint system, and the matrix's gradient is -y_t x_t'."""
     *operands, solution = ctx.saved_tensors
-    if gradient_is_differentiated():
-        return *pull_back(lambda *x: (solve_exact(*x, *ctx.settings),), [upstream], operands), None, None
-    _, norm, key, log_forget, input_gate, gram = operands
-    adjoint = _solve_op(upstream, norm, key, log_forget, input_gate, gram, *ctx.settings)
-    product = LinearOperands(solution, key, key, log_forget, input_gate, gram)
-    through = LinearOperands(*LINEAR.backward(-adjoint, torch.zeros_like(gram), *product))
-    in_group = (adjoint * solution).sum(-1).reshape(*norm.shape[:3], adjoint.shape[2] // norm.shape[2])
-    d_norm = -ctx.settings[0] * in_group.sum(-1, keepdim=True)
-    return adjoint, d_norm, through.key + through.value, *through[3:], None, None
+    with without_autocast(upstream.device):  # a caller may run the backward pass under autocast
+        if gradient_is_differentiated():
+            return *pull_back(lambda *x: (solve_exact(*x, *ctx.settings),), [upstream], operands), None, None
+        _, norm, key, log_forget, input_gate, gram = operands
+        adjoint = _solve_op(upstream, norm, key, log_forget, input_gate, gram, *ctx.settings)
+        product = LinearOperands(solution, key, key, log_forget, input_gate, gram)
+        through = LinearOperands(*LINEAR.backward(-adjoint, torch.zeros_like(gram), *product))
+        in_group = (adjoint * solution).sum(-1).reshape(*norm.shape[:3], adjoint.shape[2] // norm.shape[2])
+        d_norm = -ctx.settings[0] * in_group.sum(-1, keepdim=True)
+        return adjoint, d_norm, through.key + through.value, *through[3:], None, None
 
 
 _solve_op.register_autograd(_differentiate, setup_context=_save)

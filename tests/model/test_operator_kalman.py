@@ -10,7 +10,7 @@ from mesalm.model.operator_kalman import RATIO, kalman_attention
 from mesalm.model.operator_mesa import MesaState
 
 
-def make_inputs(T: int, B: int = 2, H: int = 4, G: int = 2) -> list[Tensor]:
+def make_inputs(T: int, B: int = 2, H: int = 4, G: int = 2, K: int = 3) -> list[Tensor]:
     """Make query, key of length 1, value, log_forget with restarts, input_gate, mix, gram and cross."""
     generator = torch.Generator().manual_seed(5)
 
@@ -20,10 +20,10 @@ def make_inputs(T: int, B: int = 2, H: int = 4, G: int = 2) -> list[Tensor]:
     def chance(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
-    key, root = torch.nn.functional.normalize(normal(B, T, G, 3), dim=-1), normal(B, G, 3, 3)
+    key, root = torch.nn.functional.normalize(normal(B, T, G, K), dim=-1), normal(B, G, K, K)
     log_forget = (-0.1 * chance(B, T, G)).masked_fill(chance(B, T, G) < 0.05, -torch.inf)
     gates = [log_forget, 0.05 + 0.95 * chance(B, T, G), chance(B, T, H)]
-    made = [normal(B, T, H, 3), key, normal(B, T, G, 5), *gates, root @ root.mT, normal(B, G, 3, 5)]
+    made = [normal(B, T, H, K), key, normal(B, T, G, 5), *gates, root @ root.mT, normal(B, G, K, 5)]
     return [x.requires_grad_() for x in made]
 
 
@@ -53,9 +53,9 @@ def with_gradients(results: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("steps", "accuracy"), [(30, 5e-3), (300, 1e-11)])
-@pytest.mark.parametrize("T", [1, 2, 64, 130])
-def test_equals_the_exact_solve(T: int, steps: int, accuracy: float) -> None:
-    inputs = make_inputs(T)
+@pytest.mark.parametrize(("T", "K"), [(1, 3), (2, 3), (64, 3), (130, 3), (130, 40)])
+def test_equals_the_exact_solve(T: int, K: int, steps: int, accuracy: float) -> None:
+    inputs = make_inputs(T, K=K)
     state = MesaState(*inputs[6:])
     output, last = kalman_attention(*inputs[:6], initial_state=state, return_state=True, steps=steps)
     got, wanted = with_gradients([output, *last], inputs), with_gradients(exact(*inputs), inputs)
@@ -86,3 +86,22 @@ def test_an_empty_batch_has_gradients() -> None:
     assert output.shape == (0, 5, 4, 5)
     gradients = torch.autograd.grad(output.sum() + last.gram.sum() + last.cross.sum(), inputs)
     assert [x.shape for x in gradients] == [x.shape for x in inputs]
+
+
+@pytest.mark.parametrize("forget", [-31.0, -50.0, -70.0])
+def test_a_large_state_that_is_almost_forgotten(forget: float) -> None:
+    """In float32 a factor below e^-60 counts as 0, and so does that of |H|^2 where H has decayed by e^-30."""
+    x = torch.ones(1, 2, 1, 1)
+    log_forget, input_gate = torch.tensor([[[0.0], [forget]], [[1.0], [0.0]]]).unsqueeze(1)
+    output = kalman_attention(x, 3e3 * x, x, log_forget, input_gate)
+    wanted = kalman_attention(*(x.double() for x in (x, 3e3 * x, x, log_forget, input_gate)))
+    torch.testing.assert_close(output.double(), wanted, atol=1e-3, rtol=1e-4)
+
+
+def test_a_backward_pass_under_autocast() -> None:
+    inputs = [x.detach().float().requires_grad_() for x in make_inputs(70)[:6]]
+    wanted = torch.autograd.grad(kalman_attention(*inputs).sum(), inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = torch.autograd.grad(kalman_attention(*inputs).sum(), inputs)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b)
