@@ -37,6 +37,11 @@ os.umask(UMASK)
 """The process's umask, read once: to read it is to set it, which files of other threads would show."""
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with its ~ replaced; the ~name of a user who does not exist stays, as in a shell."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def writing(path: Path, partial: Path | None = None) -> Iterator[None]:
     """Turn any disk error in the block, whichever library raises it, into an OSError that names ``path``.

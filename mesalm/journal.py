@@ -42,11 +42,12 @@ class Journal:
         if self._file is not None:
             os.fsync(self._file.fileno())
 
-    def holds(self, event: str, step: int) -> bool:
-        """Return whether the history has this event at this step; without a path, always True."""
+    def holds(self, event: str, **fields: Any) -> bool:
+        """Return whether the history has this event with these fields; without a path, always True."""
         if self._file is None:
             return True
-        return any(line["event"] == event and line.get("step") == step for line in read_journal(self._file.name))
+        wanted = {"event": event, **fields}.items()
+        return any(all(line.get(name) == value for name, value in wanted) for line in read_journal(self._file.name))
 
     def close(self) -> None:
         """Close the file; further events are dropped."""

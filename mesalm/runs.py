@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mesalm.files import expanded
 from mesalm.journal import read_journal
 from mesalm.recipe_yaml import read_mapping
 
@@ -108,7 +109,7 @@ def resolve(model: str, *, unfinished: bool = False) -> Model:
 def _place(model: str, unfinished: bool) -> str:
     if not model.strip():
         raise ValueError("an empty model name was given; give a run folder, a saved model's folder or a Hub name")
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     files = RunFiles(folder)
     if folder.is_file():
         raise ValueError(f"{model} is a file; give a run folder, a saved model's folder or a Hub name")

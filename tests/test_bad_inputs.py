@@ -190,6 +190,8 @@ train r.yaml  train.clip=.nan | train.clip: must be a finite number
 train r.yaml  model.nosuch=3 | model.nosuch: unknown key
 train r.yaml  sample.temperature=1e-40 | sample.temperature
 train r.yaml  sample.every=1  sample.prompts=[] | prompts: is empty
+train ~nobody/r.yaml | ~nobody/r.yaml: no such recipe file
+sample ~nobody/model | ~nobody/model
 train r.yaml  --arm  nosuch | 'nosuch': no such arm
 train r.yaml  --arm  mesa  --arm  mesa | mesa is given twice
 train r.yaml  --seeds  x | 'x'

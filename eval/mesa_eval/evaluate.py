@@ -21,6 +21,7 @@ from mesa_eval.reading.processes import join_processes
 from mesa_eval.report.files import write_report
 from mesa_eval.report.tables import print_comparison
 from mesa_eval.report.wording import summarise
+from mesalm.files import expanded
 
 LONGEST_NAME = 255  # bytes of a folder's name
 
@@ -112,7 +113,7 @@ def read_scores(places: Sequence[Path]) -> list[Scores]:
     Models keep their order in the comparison. Raises ValueError with one line for a path without scores,
     for scores of another format, for two models of one name, and for a folder whose scores differ from its report.
     """
-    found = [scores for place in places for scores in _read_folder(Path(place).expanduser())]
+    found = [scores for place in places for scores in _read_folder(expanded(place))]
     names = [item.model.name for item in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mesalm.files import expanded
 from mesalm.settings import LARGEST_SEED
 
 MODEL = "a run folder, a saved or published model's folder, or a name on the Hub"
@@ -101,7 +102,7 @@ def folder_to_write(text: str) -> Path:
     """Return the path of a folder that exists or can be created; reject a file, or a path through a file."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; name a folder")
-    path = Path(text).expanduser()
+    path = expanded(text)
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise argparse.ArgumentTypeError(f"{place} is a file; name a folder")
@@ -118,7 +119,7 @@ def figure_to_write(text: str) -> Path:
 
 def file_to_write(text: str) -> Path:
     """Return the path of a file that can be written; reject a folder, or a path through a file."""
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text or 'an empty name'} is a folder; name a file")
     folder_to_write(str(path.parent))

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mesalm.files import fingerprints
+from mesalm.files import expanded, fingerprints
 from mesalm.pretrained import load
 
 from .documents import DataError
@@ -70,7 +70,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     Raises DataError if there is none, or if it has no token to begin a document with.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_file():
         raise DataError(f"data.tokenizer: {name} is a file; give a folder, a Hub name or 'train'")
     final = folder / "final"

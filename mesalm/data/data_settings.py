@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator
 
+from mesalm.files import expanded
 from mesalm.settings import LARGEST_SEED, Settings, known, without_none_words
 
 from .corpora import SOURCES
@@ -170,4 +171,4 @@ class DataSettings(Settings):
     def cache_folder(self) -> Path:
         """Return the cache folder of prepared data."""
         chosen = self.cache_dir or os.environ.get("MESALM_CACHE") or "~/.cache/mesalm"
-        return Path(chosen).expanduser()
+        return expanded(chosen)

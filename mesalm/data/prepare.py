@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mesalm.files import file_hash, fingerprints, whole_folder, write_sealed, write_text
+from mesalm.files import expanded, file_hash, fingerprints, whole_folder, write_sealed, write_text
 from mesalm.locks import locked
 from mesalm.settings import SettingsError
 
@@ -123,7 +123,7 @@ def already_prepared(settings: DataSettings) -> Prepared | None:
     Data of hub sources count as not prepared, since checking them would need the network.
     """
     if settings.prepared is not None:
-        folder = Path(settings.prepared).expanduser()
+        folder = expanded(settings.prepared)
         return Prepared(folder) if _is_whole(folder) else None
     if any(source.name == "hub" for source in settings.sources) or settings.tokenizer not in ("train", "none"):
         return None
@@ -136,7 +136,7 @@ def already_prepared(settings: DataSettings) -> Prepared | None:
 
 def _given(settings: DataSettings, expected: Mapping[str, Any] | None) -> Prepared:
     """Return the data in the folder ``settings.prepared``; of its sources only those that are streamed are checked."""
-    prepared = Prepared(Path(str(settings.prepared)).expanduser())
+    prepared = Prepared(expanded(str(settings.prepared)))
     if prepared.sequence_length != settings.sequence_length:
         raise SettingsError(
             f"data.sequence_length: is {settings.sequence_length}, but the rows of {prepared.path} have "

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import pyarrow
 import pyarrow.parquet
 
-from mesalm.files import file_hash
+from mesalm.files import expanded, file_hash
 from mesalm.settings import SettingsError
 from mesalm.wording import bad_byte
 
@@ -198,7 +198,7 @@ def matching_files(patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         if not pattern.strip():
             raise DataError("an empty file name was given; name a file")
-        path = Path(pattern).expanduser()
+        path = expanded(pattern)
         # A file name that contains a bracket must not be taken for a pattern.
         if path.is_file():
             hits = [path]

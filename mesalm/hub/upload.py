@@ -50,10 +50,14 @@ class Uploads:
         self._thread: threading.Thread | None = None
         self._said: dict[str, Any] = {}
 
+    def due(self, step: int) -> bool:
+        """Return whether the checkpoint of a step is to be uploaded."""
+        return step == self.last or not self.every or step % self.every == 0
+
     def offer(self, checkpoint: Path, step: int) -> Iterator[dict[str, Any]]:
         """Start the upload of a checkpoint if it is due; yield the result of the previous one."""
         yield from self._outcome(self.patience if step == self.last else 0.0)
-        if step != self.last and self.every and step % self.every:
+        if not self.due(step):
             return
         if self._thread is not None:
             yield {"checkpoint": checkpoint.name, "failed": "the previous upload is still running"}

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from mesalm.data.synthetic.automata import Automata
 from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
 from mesalm.data.synthetic.vector_task import VectorTask
+from mesalm.files import expanded
 from mesalm.recipe_yaml import read_mapping, write_yaml
 from mesalm.regressor.configuration_regressor import RegressorConfig
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError, help_lines, one_of
@@ -139,7 +140,7 @@ class SyntheticRecipe(TaskRun):
     @property
     def folder(self) -> Path:
         """Return the grid's folder, <output_dir>/<name>."""
-        return Path(self.output_dir).expanduser() / self.name
+        return expanded(self.output_dir) / self.name
 
     def rates(self, setting: Setting) -> list[float]:
         """Return the learning rates to try for an arm at a point of the grid."""

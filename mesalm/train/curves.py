@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mesalm.draw import draw_svg_file, plain_ticks, series_colour, series_marker
-from mesalm.files import write_text
+from mesalm.files import expanded, write_text
 from mesalm.runs import RunRecord
 from mesalm.settings import SettingsError
 
@@ -28,7 +28,7 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
 
     Raises SettingsError for a folder without a journal, or if its journal has no step yet.
     """
-    found = {str(path): _lines(path.expanduser()) for path in runs}
+    found = {str(path): _lines(expanded(path)) for path in runs}
 
     def draw(figure: Any) -> None:
         *panels, key = figure.subplots(2, 3).flat

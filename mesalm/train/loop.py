@@ -226,8 +226,8 @@ class Loop:
         if self.checkpoints is not None and folder.parent != self.checkpoints.folder:
             return  # the checkpoint of another run, from which this one branches
         self._saved_at = self.tally.step
-        if not self.journal.holds("checkpoint", self.tally.step):  # killed before the line could be written
-            self._recorder.write("checkpoint", folder=folder.name)
+        if self._saver is not None:
+            self._saver.resumed(folder)
 
     def _run(self, interrupts: Interrupts) -> int | None:
         """Run all steps and write their checkpoints; return the signal that ended training early."""

@@ -99,7 +99,7 @@ class Plan:
         recipe, train = self.recipe, self.recipe.train
         row = f"of {plural(recipe.data.sequence_length, 'token')}"
         batch = f"{plural(recipe.steps, 'step')} of {plural(train.batch_rows, 'row')} {row}"
-        epochs = "epochs unknown until the data are prepared"
+        epochs = "streamed" if recipe.data.stream else "epochs unknown until the data are prepared"
         if self.rows is not None:
             epochs = f"{recipe.ramp.total(recipe.steps) / self.rows:.4g} epochs of {self.rows:,} rows"
         parts = ", ".join(f"{part} {_short(size)}B" for part, size in self.memory.items())
@@ -273,7 +273,7 @@ def plan_recipe(
         recipe,
         config,
         assumptions,
-        rows=None if rows is None else len(rows),
+        rows=None if rows is None or recipe.data.stream else len(rows),  # those of a streamed corpus are a sample
         valid_rows=None if prepared is None else len(prepared.rows("valid")),
         rate=rate,
         processes=cards,

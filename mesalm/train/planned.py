@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mesalm.files import expanded
 from mesalm.runs import RunFiles, step_of
 from mesalm.settings import SettingsError
 from mesalm.train.recipe import Recipe, load_recipe
@@ -55,7 +56,7 @@ def planned_runs(
     arms of a seed come before the next seed: they share initial random numbers and the order of rows, so interrupted
     runs can still be compared in pairs. Raises SettingsError, also if ``seed`` is set elsewhere too.
     """
-    recipe = load_recipe(name_or_path, overrides)
+    recipe = load_recipe(name_or_path, overrides, check_arms=not arms)
     twice = [arm for arm in arms or () if (arms or ()).count(arm) > 1]
     if twice:
         raise SettingsError(f"--arm: {twice[0]} is given twice; give it once")
@@ -136,7 +137,7 @@ def _kept(recipe: Recipe) -> dict[str, Any]:
 
 def _checkpoint(text: str) -> Path:
     """Return the folder of a checkpoint, given as RUN/step-N or RUN/checkpoints/step-N; N needs no zeros."""
-    given = Path(text).expanduser()
+    given = expanded(text)
     start, _, number = given.name.partition("-")
     run = given.parent.parent if given.parent.name == "checkpoints" else given.parent
     if start != "step" or not number.isdecimal():

@@ -17,7 +17,7 @@ from pydantic import Field
 import mesalm
 from mesalm.data.data_settings import DataSettings
 from mesalm.data.stream import RowRamp
-from mesalm.files import import_file
+from mesalm.files import expanded, import_file
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.recipe_yaml import read_mapping, write_yaml
 from mesalm.settings import LARGEST_SEED, Settings, SettingsError, hint, known, unknown_key, without_none_words
@@ -56,7 +56,7 @@ def folder_name(name: str) -> str:
 
 
 def _imported(file: str) -> str:
-    import_file(Path(file).expanduser())
+    import_file(expanded(file))
     return file
 
 
@@ -155,7 +155,7 @@ class Recipe(Settings):
     @property
     def folder(self) -> Path:
         """Return the run folder, <output_dir>/<name>."""
-        return Path(self.output_dir).expanduser() / self.name
+        return expanded(self.output_dir) / self.name
 
     @property
     def steps(self) -> int:
@@ -208,11 +208,14 @@ class Recipe(Settings):
         return Recipe.build(data)
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = (), arm: str | None = None) -> Recipe:
+def load_recipe(
+    name_or_path: str, overrides: Sequence[str] = (), arm: str | None = None, *, check_arms: bool = True
+) -> Recipe:
     """Read and check a recipe, given by the path of a file or the name of a recipe that comes with mesalm.
 
     ``overrides`` are ``dotted.key=YAML value``; they are applied after the settings of ``arm``. The fields under
-    ``model`` are checked against MesaConfig, and every arm is checked too. Raises SettingsError with one line.
+    ``model`` are checked against MesaConfig, those of the recipe and, with ``check_arms``, of every
+    arm. Raises SettingsError with one line.
     """
     path = find_recipe(name_or_path)
     data = read_mapping(path)
@@ -226,9 +229,9 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), arm: str | Non
     apply_overrides(data, changes, Recipe)
     recipe = Recipe.build(data)
     check_model_fields(recipe.model)
-    for name in recipe.arms:
+    for name in recipe.arms if check_arms else ():
         try:
-            check_model_fields(recipe.arm(name).model)
+            load_recipe(name_or_path, overrides, arm=name)
         except SettingsError as error:
             raise SettingsError(f"arms.{name}: {error}") from None
     return recipe
@@ -247,7 +250,7 @@ def recipe_names(kind: str = "") -> list[str]:
 
 def find_recipe(name_or_path: str, kind: str = "") -> Path:
     """Return the file of a recipe, given by its path or by the name of a packaged recipe of a kind."""
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if path.is_file():
         return path
     if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1 and not path.is_dir():

@@ -74,7 +74,7 @@ class Recorder:
 
     def missing(self, events: Iterable[str]) -> list[str]:
         """Return which of the events the journal lacks at the current step; must be called on all processes."""
-        lacking = [event for event in events if not self._journal.holds(event, self.tally.step)]
+        lacking = [event for event in events if not self._journal.holds(event, step=self.tally.step)]
         found: list[str] = broadcast(self._accelerator, lacking)
         return found
 

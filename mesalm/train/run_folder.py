@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from mesalm.files import file_hash, write_text
+from mesalm.files import expanded, file_hash, write_text
 from mesalm.locks import locked
 from mesalm.recipe_yaml import read_mapping
 from mesalm.runs import RunFiles, complete_checkpoints, step_of
@@ -30,6 +30,7 @@ HARMLESS = (
     "data.cache_dir",
     "data.prepared",
     "data.processes",
+    "data.skip_bad",
     "evaluate",
     "output_dir",
     "parallelism",
@@ -42,12 +43,13 @@ HARMLESS = (
     "train.logits_at_once",
     "train.max_skipped",
     "train.micro_rows",
+    "train.spikes",
     "train.timeout",
     "train.workers",
     "upload",
     "validate",
 )
-"""Settings and sections that may change when a run is resumed, since they do not affect what it computes."""
+"""Settings and sections that may change when a run is resumed, since they do not affect what it has computed."""
 
 LENGTH = ("train.steps", "train.tokens")
 """Settings that may change too, but with a message."""
@@ -225,7 +227,7 @@ def _trained_on(checkpoint: Path | None) -> dict[str, Any] | None:
 
 def code_digests(recipe: Recipe) -> dict[str, str]:
     """Return the digest of each of the recipe's own Python files."""
-    return {file: file_hash(Path(file).expanduser()) for file in recipe.code}
+    return {file: file_hash(expanded(file)) for file in recipe.code}
 
 
 def read_run_recipe(folder: Path) -> Recipe:

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from mesalm.journal import Journal
+from mesalm.runs import complete_checkpoints, step_of
 from mesalm.train.checkpoint import Checkpoints
 from mesalm.train.launch import broadcast
 from mesalm.train.machines import send_folder
@@ -22,7 +23,9 @@ from mesalm.train.recorder import Recorder
 
 
 class Sender(Protocol):
-    """Sends checkpoints elsewhere in the background; both methods return fields of journal lines about it."""
+    """Sends the checkpoints that are due elsewhere, in the background, and returns fields of journal lines about it."""
+
+    def due(self, step: int) -> bool: ...
 
     def offer(self, checkpoint: Path, step: int) -> Iterable[dict[str, Any]]: ...
 
@@ -43,6 +46,17 @@ class Saver:
         self._accelerator, self._checkpoints, self._uploads = accelerator, checkpoints, uploads
         self._journal, self._recorder = journal, recorder
         self._unreported: tuple[int, int] | None = None  # step and tokens of the checkpoint that is being written
+
+    def resumed(self, checkpoint: Path) -> None:
+        """Write the line of a checkpoint, and upload the newest one due, where an interruption has prevented it."""
+        if not self._journal.holds("checkpoint", step=step_of(checkpoint)):
+            self._recorder.write("checkpoint", folder=checkpoint.name)
+        if self._uploads is None:
+            return
+        steps = {step_of(folder) or 0: folder for folder in complete_checkpoints(self._checkpoints.folder)}
+        newest = max(filter(self._uploads.due, steps), default=None)
+        if newest is not None and not self._journal.holds("upload", checkpoint=steps[newest].name, failed=None):
+            self._recorder.report_all("upload", self._uploads.offer(steps[newest], newest))
 
     def save(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, position: dict[str, Any], tally: Tally, guard: Any

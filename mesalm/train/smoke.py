@@ -30,7 +30,7 @@ def smoke(recipe: Recipe, folder: Path) -> str:
 
     Raises what `pretrain` raises.
     """
-    small = shrunk(recipe, write_documents(folder / "text"), folder)
+    small = shrunk(recipe, write_documents(folder / "text", len(recipe.data.sources)), folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more would only wait for one another
     try:
@@ -45,12 +45,13 @@ def smoke(recipe: Recipe, folder: Path) -> str:
     )
 
 
-def write_documents(folder: Path) -> Path:
-    """Write documents of the standard library as a dataset's folder, with the columns of a text corpus."""
-    source = SOURCES["python-stdlib"](SourceSettings(name="python-stdlib", limit=DOCUMENTS))
+def write_documents(folder: Path, sources: int) -> Path:
+    """Write a dataset's folder for each of some sources, with documents of its own from the standard library."""
+    source = SOURCES["python-stdlib"](SourceSettings(name="python-stdlib", limit=DOCUMENTS * sources))
     documents = [{"id": document.id, "text": document.text} for document in source.documents(Faults())]
-    folder.mkdir(parents=True)
-    datasets.Dataset.from_list(documents).to_parquet(folder / "train.parquet")
+    for number in range(sources):
+        (folder / str(number)).mkdir(parents=True)
+        datasets.Dataset.from_list(documents[number::sources]).to_parquet(folder / str(number) / "train.parquet")
     return folder
 
 
@@ -67,7 +68,9 @@ def shrunk(recipe: Recipe, text: Path, folder: Path) -> Recipe:
         "upload": {},
         "arms": {},
         "data.prepared": None,
-        "data.sources": [_local(source, text, limit) for source in plain["data"]["sources"]],
+        "data.sources": [
+            _local(source, text / str(number), limit) for number, source in enumerate(plain["data"]["sources"])
+        ],
         "data.stream_sample": DOCUMENTS,
         "data.tokenizer": "train",
         "data.vocab_size": 512,
@@ -120,14 +123,12 @@ def small_model(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _local(source: Mapping[str, Any], text: Path, limit: int | None) -> dict[str, Any]:
-    """Return a source of the same kind that reads the local text; those that make their own text make less of it."""
+    """Return a source of documents that reads the local text; those that make their own text make less of it."""
     kept = {**source, "limit": limit, "ids_column": None, "text_column": "text", "id_column": "id"}
     match source["name"]:
         case "hub":
             return {**kept, "dataset": str(text), "subset": None, "revision": None, "split": "train", "files": []}
-        case "files":
-            return {**kept, "files": str(text / "*.parquet")}
-        case "packages":  # they may not be installed
-            return {**kept, "name": "python-stdlib", "packages": []}
+        case "files" | "packages" | "python-stdlib":
+            return {**kept, "name": "files", "files": str(text / "*.parquet"), "packages": []}
         case _:
             return kept

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,10 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 from mesalm.hub.upload import Uploads
+from mesalm.interrupts import Interrupted
 from mesalm.journal import read_journal
+from mesalm.train import training
+from mesalm.train.loop import Outcome, Probe
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
 
@@ -136,9 +141,9 @@ def test_the_last_checkpoint_waits_for_the_one_before_it(checkpoint: Path, tmp_p
     assert [(line["checkpoint"], "commit" in line) for line in sent.finish()] == [(last.name, True)]
 
 
-def test_a_run_goes_on_where_the_network_fails(tmp_path: Path) -> None:
+def tiny_recipe(tmp_path: Path) -> Recipe:
     (tmp_path / "text.txt").write_text("\n\n".join(f"the cat sat on mat {number} " * 20 for number in range(30)))
-    recipe = Recipe.build(
+    return Recipe.build(
         {
             "name": "tiny",
             "output_dir": str(tmp_path / "runs"),
@@ -157,13 +162,44 @@ def test_a_run_goes_on_where_the_network_fails(tmp_path: Path) -> None:
         }
     )
 
+
+def uploaded(run: Path) -> list[dict[str, Any]]:
+    return [event for event in read_journal(run / "journal.jsonl") if event["event"] == "upload"]
+
+
+def test_a_resumed_run_sends_what_its_interruption_has_left(tmp_path: Path) -> None:
+    """The process ends after step 3 while the upload of step 2 waits for an answer."""
+    recipe, hub = tiny_recipe(tmp_path), Hub(tmp_path / "gone", silent=True, fails=True)
+
+    def make(recipe: Recipe, folder: Path) -> Uploads:
+        return Uploads(NAME, folder, every=2, last=4, private=True, api=hub)
+
+    def end(_: Any, step: int) -> list[dict[str, Any]]:
+        if step == 2:  # it is heard in step 3
+            os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    def train(*arguments: Any, probes: Sequence[Probe], **options: Any) -> Outcome:
+        return training.run(*arguments, probes=[*probes, Probe("signal", 1, end, at_end=False)], **options)
+
+    with pytest.raises(Interrupted):
+        pretrain(recipe, quiet=True, train=train, uploading=make)
+    silent, hub = hub, Hub(tmp_path)
+    run = pretrain(recipe, quiet=True, uploading=make)
+    assert [line["commit"] for line in uploaded(run)] == [f"{NAME}@step-0000000{step}" for step in (2, 4)]
+    silent.answers.set()
+
+
+def test_a_run_goes_on_where_the_network_fails(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+
     def lines(name: str, hub: Hub) -> list[dict[str, Any]]:
         def make(recipe: Recipe, folder: Path) -> Uploads:
             return Uploads(NAME, folder, every=0, last=4, private=True, api=hub)
 
         run = pretrain(recipe.model_copy(update={"name": name}), quiet=True, uploading=make)
         assert (run / "final").is_dir()
-        return [event for event in read_journal(run / "journal.jsonl") if event["event"] == "upload"]
+        return uploaded(run)
 
     failed = lines("down", Hub(tmp_path, fails=True))
     assert failed[-1] == {"event": "upload", "step": 4, "tokens": 256, "checkpoint": "step-00000004"} | {

@@ -15,6 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mesalm import MesaConfig, MesaForCausalLM
+from mesalm.data.prepare import prepare
 from mesalm.journal import Journal, read_journal
 from mesalm.settings import SettingsError
 from mesalm.train import speeds
@@ -229,6 +230,12 @@ def test_a_plan_counts_what_is_left_of_a_run_that_goes_on(load: Load) -> None:
     assert seconds(0) == pytest.approx((recipe.planned_tokens + 3 * valid) / 1000)
     assert seconds(20) == pytest.approx((10 * 4 * 32 + valid) / 1000)
     assert seconds(29) == pytest.approx((4 * 32 + valid) / 1000)
+
+
+def test_a_streamed_corpus_has_no_epochs(load: Callable[..., Recipe]) -> None:
+    recipe = load("data.stream=true", "data.stream_sample=20")
+    prepare(recipe.data, quiet=True)
+    assert ", streamed" in plan_recipe(recipe).lines()[0]
 
 
 def test_cards_exchange_what_ddp_and_fsdp2_do() -> None:

@@ -206,7 +206,7 @@ def test_run_folder_decides_how_to_go_on(load: Load, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no run to resume"):
         folder.enter(recipe, "must")
     assert folder.enter(recipe).resume_from is None
-    harmless = load("train.log_every=3", "validate.every=1", "data.processes=1", "sample.every=9", "arms={}")
+    harmless = load("train.log_every=3", "validate.every=1", "data.skip_bad=true", "train.spikes=skip", "arms={}")
     assert folder.enter(harmless).resume_from is None
     assert read_run_recipe(recipe.folder) == harmless
     with pytest.raises(SettingsError, match="resume"):

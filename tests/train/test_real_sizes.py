@@ -10,10 +10,11 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
+from mesalm.data.prepare import prepare
 from mesalm.model.configuration_mesa import MesaConfig
 from mesalm.train.plan import outline
 from mesalm.train.recipe import Recipe, load_recipe, recipes_folder
-from mesalm.train.smoke import shrunk, small_model, smoke
+from mesalm.train.smoke import shrunk, small_model, smoke, write_documents
 
 Load = Callable[..., Recipe]
 
@@ -66,6 +67,21 @@ def test_a_recipe_trains_in_miniature(tmp_path: Path) -> None:
     line = smoke(load_recipe("mesa-140m", arm="hybrid"), tmp_path)
     assert line.startswith("mesa-140m-hybrid: 20 steps, loss 6.")
     assert "solver steps" in line
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        "[{name: files, files: books, weight: 7}, {name: python-stdlib, weight: 3}, {name: packages, weight: 1}]",
+        "[{name: hub, dataset: any/web, use: train}, {name: files, files: gone.jsonl, use: valid}]",
+    ],
+)
+def test_sources_in_miniature_have_texts_of_their_own(sources: str, load: Load, tmp_path: Path) -> None:
+    recipe = load(f"data.sources={sources}")
+    text = write_documents(tmp_path / "text", len(recipe.data.sources))
+    prepared = prepare(shrunk(recipe, text, tmp_path).data, quiet=True)
+    assert prepared.manifest["duplicates"] < 3  # the library has a few itself
+    assert min(len(prepared.rows(split)) for split in ("train", "valid")) > 0
 
 
 UNSHRINKABLE = [

@@ -42,6 +42,10 @@ def test_runs_are_planned_seed_by_seed(recipe_file: Path) -> None:
     assert same[0] == same[2] != same[1] == same[3]
     assert [run.name for run in planned_runs(str(recipe_file), ["name=other"], ["fast"], (1,))] == ["other-fast-s1"]
     assert [run.name for run in planned_runs(str(recipe_file))] == ["tiny-fast", "tiny-mesa"]
+    arms = ["arms={a: {model.num_attention_heads: 2}, b: {}}", "model.num_attention_heads=4"]  # over those of arm a
+    assert [run.name for run in planned_runs(str(recipe_file), [*arms, "model.num_key_value_heads=4"])]
+    only = planned_runs(str(recipe_file), ["arms={a: {model.num_attention_heads: 3}, b: {}}"], ["b"])  # of width 32
+    assert [run.name for run in only] == ["tiny-b"]
     assert [run.name for run in planned_runs(str(recipe_file), ["arms={}"], None, (3,))] == ["tiny-s3"]
     given = planned_runs(str(recipe_file), ["arms={slow: {optim.learning_rate: 1e-4}}"])
     assert [(run.name, run.optim.learning_rate) for run in given] == [("tiny-slow", 1e-4)]

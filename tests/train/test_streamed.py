@@ -43,6 +43,10 @@ def test_a_source_that_breaks_ends_the_run_with_one_line(
     # the steps before it were made, not cut off by the thread that was ahead
     assert len([line for line in read_journal(tmp_path / "runs/tiny/journal.jsonl") if line["event"] == "step"]) > 3
     assert not readers()
+    assert main(["train", str(recipe_file), *words, "data.skip_bad=true"]) == 0
+    assert [line["step"] for line in read_journal(tmp_path / "runs/tiny/journal.jsonl") if line["event"] == "end"] == [
+        30
+    ]
 
 
 def test_control_c_while_rows_are_waited_for_ends_the_run_with_a_checkpoint(

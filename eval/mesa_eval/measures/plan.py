@@ -20,7 +20,7 @@ from mesa_eval.reading.documents import HeldOutDocument, held_out_documents, rea
 from mesa_eval.reading.model_source import ModelSource, find_model, tokenizer_fingerprint, training_length
 from mesa_eval.tasks import BUILT_IN, find_tasks
 from mesa_eval.tasks.task import Task
-from mesalm.files import file_hash
+from mesalm.files import expanded, file_hash
 from mesalm.hub.open_model import open_tokenizer
 
 
@@ -153,7 +153,7 @@ def _build_tasks(
                 raise
             missing.append((name, str(error)))
             continue
-        if Path(name).expanduser().is_dir():
+        if expanded(name).is_dir():
             left = [task.name for task in found if task.kind in suite.few_shot.named_only]
             found = [task for task in found if task.kind not in suite.few_shot.named_only]
             if left:

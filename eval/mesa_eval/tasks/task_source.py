@@ -29,6 +29,7 @@ from mesa_eval.tasks.task import Item, Task, check_template
 from mesalm.data.documents import Faults
 from mesalm.data.read_files import FileSource
 from mesalm.data.source_settings import SourceSettings
+from mesalm.files import expanded
 from mesalm.settings import Settings, one_of
 from mesalm.wording import plural
 
@@ -101,7 +102,7 @@ def read_tasks(name: str, known: Sequence[str]) -> list[Task]:
         labels = {"labels": given.pop("labels").split(",")} if "labels" in given else {}
         settings = TaskSettings.build({"dataset": dataset, **given, **labels}, f"task {name!r}")
         return _from_dataset(settings, name)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.name.endswith((".jsonl", ".jsonl.gz")))
         if not files:
