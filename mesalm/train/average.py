@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import fsdp2_prepare_model
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import AveragedModel
 
 from mesalm.train.checkpoint import load_weights
 
@@ -20,17 +21,34 @@ FOLDER = "average"
 class WeightAverage:
     """The exponential moving average of a model's weights over optimiser steps, starting after the first step.
 
-    Each step moves the average by 1 - ``decay`` towards the weights. ``model`` is a copy that holds the average.
+    Each step moves the average by 1 - ``decay`` towards the weights, except those that are left out
+    (`mesalm.train.step.update_where_finite`). ``model`` is a copy that holds the average.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self._source = model
-        self._averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self._source, self._decay = model, decay
+        self._averaged = AveragedModel(model, multi_avg_fn=self._move)
+        self._left_out: torch.Tensor | None = None
         self.model: Any = self._averaged.module.eval()
 
     def follow(self, optimiser: torch.optim.Optimizer) -> None:
         """Update the average after each step of an optimiser."""
-        optimiser.register_step_post_hook(lambda *_: self._averaged.update_parameters(self._source))
+
+        def update(*_: Any) -> None:
+            self._left_out = getattr(optimiser, "found_inf", None)  # 1 or 0 on the device, where it is not yet known
+            self._averaged.update_parameters(self._source)
+
+        optimiser.register_step_post_hook(update)
+
+    @torch.no_grad()
+    def _move(self, averaged: Any, weights: Any, _: Any) -> None:
+        if self._left_out is None:
+            torch._foreach_lerp_(averaged, weights, 1.0 - self._decay)
+            return
+        share = (1.0 - self._decay) * (1.0 - self._left_out)
+        for mean, weight in zip(averaged, weights, strict=True):
+            here, there = (x.to_local() if isinstance(x, DTensor) else x for x in (mean, weight))
+            here.lerp_(there, share.to(here.dtype))
 
     def load(self, checkpoint: Path) -> None:
         """Load the average from a checkpoint."""

@@ -17,6 +17,7 @@ from mesalm.train.checkpoint import CheckpointError, Checkpoints
 from mesalm.train.optim import OptimSettings, build_optimiser
 from mesalm.train.pretrain import pretrain
 from mesalm.train.recipe import Recipe
+from mesalm.train.step import update_where_finite
 
 Load = Callable[..., Recipe]
 
@@ -36,6 +37,22 @@ def test_the_average_is_the_exponential_one(name: str) -> None:
         wanted = weight.clone() if wanted is None else 0.75 * wanted + 0.25 * weight
     assert torch.allclose(average.model[0].weight.double(), wanted, atol=1e-7)
     assert not torch.allclose(average.model[0].weight, model[0].weight, atol=1e-3)
+
+
+def test_a_step_that_is_left_out_does_not_move_it() -> None:
+    model = torch.nn.Linear(3, 4)
+    average = WeightAverage(model, 0.75)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    average.follow(optimiser)
+    wanted = None
+    for step in range(5):
+        model(torch.randn(5, 3)).square().mean().backward()
+        loss = torch.tensor(float("nan") if step == 3 else 1.0)
+        update_where_finite(optimiser, optimiser, loss, torch.tensor(1.0))
+        if step != 3:
+            weight = model.weight.detach().double()
+            wanted = weight.clone() if wanted is None else 0.75 * wanted + 0.25 * weight
+    assert torch.allclose(average.model.weight.double(), wanted, atol=1e-7)
 
 
 def averages(run: Path) -> dict[str, torch.Tensor]:
