@@ -146,8 +146,8 @@ def _fault_in_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> str |
 
 def _fault_in_gradients(model: nn.Module) -> str | None:
     named = ((name, parameter.grad) for name, parameter in model.named_parameters())
-    name = _first_non_finite(named)
-    return None if name is None else f"the gradient of {name}"
+    # no name: clipping by a norm that is not finite has made all of them so
+    return None if _first_non_finite(named) is None else "the backward pass"
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mesalm.files import expanded, file_hash, write_text
+from mesalm.journal import read_journal
 from mesalm.locks import locked
 from mesalm.recipe_yaml import read_mapping
 from mesalm.runs import RunFiles, complete_checkpoints, step_of
@@ -116,9 +117,13 @@ class RunFolder(RunFiles):
         self._check_code(recipe, newest)
         if newest is None and resume == "must" and not self.final.is_dir():
             raise SettingsError(f"{self.checkpoints}: there is no complete checkpoint to resume from")
-        if newest is None and not self.final.is_dir() and not self.journal.exists():
-            return self._enter_anew(recipe)  # no step was made, so nothing is lost
+        if newest is None and not self.final.is_dir() and not self._has_steps():
+            return self._enter_anew(recipe)  # nothing is lost
         return self._enter_again(recipe, newest)
+
+    def _has_steps(self) -> bool:
+        events = read_journal(self.journal) if self.journal.exists() else []
+        return any(line["event"] == "step" for line in events)
 
     def _enter_anew(self, recipe: Recipe) -> Resumption:
         origin = _origin(recipe)

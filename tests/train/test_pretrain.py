@@ -206,9 +206,15 @@ def test_run_folder_decides_how_to_go_on(load: Load, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no run to resume"):
         folder.enter(recipe, "must")
     assert folder.enter(recipe).resume_from is None
+    folder.journal.write_text('{"event": "start", "step": 0}\n')  # an error before the first step
+    assert folder.enter(load("optim.learning_rate=0.5")).resume_from is None
+    assert folder.enter(recipe).resume_from is None
+    assert read_run_recipe(recipe.folder) == recipe
+    folder.journal.write_text('{"event": "step", "step": 1}\n')
+    with pytest.raises(SettingsError, match="a run of another recipe"):
+        folder.enter(load("optim.learning_rate=0.5"))
     harmless = load("train.log_every=3", "validate.every=1", "data.skip_bad=true", "train.spikes=skip", "arms={}")
     assert folder.enter(harmless).resume_from is None
-    assert read_run_recipe(recipe.folder) == harmless
     with pytest.raises(SettingsError, match="resume"):
         folder.enter(recipe, "sometimes")
     other = RunFolder(tmp_path / "full")
