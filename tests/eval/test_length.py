@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +151,23 @@ def test_the_report_shows_it(save_model, text_file: str) -> None:
     page = render_page(comparison, summarise(comparison))
     assert "4 windows of 256 tokens from 4 documents (effective number 4.0)" in page
     assert "Fewer than 10 effective documents are behind: section length." in page
+
+
+def test_a_process_that_is_lost_is_no_result(
+    save_model, text_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked again, the part is measured."""
+    model, options = save_model("one", 1, length=32), {"texts": [text_file], "tasks": ["none"], "device": "cpu"}
+
+    def lost(*_: Any) -> None:
+        raise ValueError("another process has ended or does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mesa_eval.measures.parts.score_length", lost)
+        with pytest.raises(ValueError, match="another process has ended"):
+            evaluate([model], **options, quiet=True, out=tmp_path)
+    (scores,) = evaluate([model], **options, quiet=True, out=tmp_path)
+    assert scores.measure("length_growth") is not None
 
 
 def test_the_report_says_why_it_is_missing(save_model, text_file: str) -> None:

@@ -161,11 +161,19 @@ def test_models_that_read_no_demonstrations_come_out_at_nothing(make, rate, merg
             assert row.values[0].value <= row.chance[0] + 1e-12
 
 
+def test_recall_without_shots_lists_nothing() -> None:
+    task = RecallTask("recall", (), tuple(Item(f"k{n}", f"v{n}") for n in range(50)))
+    for shots in (0, 8):
+        found = null_scores(task, shots, [[task.query(n, 0, shots, 5, 0)] for n in range(30)], lambda *_: 1)
+        assert ("place 1" in found) == (shots > 0)
+        assert null(found, [1] * 30) < 0.5
+
+
 def test_nulls_by_hand() -> None:
     pool = (Item("x, y", "x"), Item("x, z", "x"))
     task = ChoiceTask("t", pool, (Item("x, yy", "yy"), Item("zz, x", "x"), Item("x, w", "x")))
     grid = [[task.query(index, 0, 0, 9, seed=0)] for index in range(3)]
-    found = null_scores(task, grid, lambda query, text: len(text.strip()))
+    found = null_scores(task, 0, grid, lambda query, text: len(text.strip()))
     assert found == {
         "even": [0.5, 0.5, 0.5],
         "uniform": [0.0, 1.0, 0.5],
@@ -177,6 +185,6 @@ def test_nulls_by_hand() -> None:
     assert null(found, [1, 1, 1]) == pytest.approx(2 / 3)
     assert null({"even": [0.5], "uniform": [0.9]}, [1], calibrated=True) == 0.5
     labelled = [[Query("", answer, (" no", " yes"))] for answer in (" no", " no", " no", " yes")]
-    always = null_scores(TASKS[4], labelled, lambda *_: 1)
+    always = null_scores(TASKS[4], 2, labelled, lambda *_: 1)
     assert null(always, [1] * 4) == 0.75
     assert [name for name in always if name.startswith("always")] == ["always no", "always yes"]

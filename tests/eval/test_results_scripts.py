@@ -49,7 +49,7 @@ def test_differences_are_paired_by_seed_and_by_item(script: Any) -> None:
 
 def test_an_arm_with_other_seeds_than_mesa_says_so(script: Any) -> None:
     """Fewer seeds look steadier than they are; the declared setting of mesa is no arm of its own."""
-    chosen = script.SETS["tuned"]
+    chosen = script.SETS["float32"]
     one = script.resample(np.ones((2, 1)), np.ones((2, 1)))
     seed = {f"task/{task}/{shown}/accuracy": one for task in chosen.panels for shown in chosen.shown}
     counts = {"mesa": 3, "linear": 3, "delta": 2, "hybrid": 4, "declared-mesa": 3}

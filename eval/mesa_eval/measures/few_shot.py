@@ -285,7 +285,7 @@ def _scores(reader: Reader, asked: _Prompts, table: Table, written: dict[str, st
         digits=each(grid, digits),
         written=each(texts, lambda query: written[query.prompt]),
         contains=each(texts, lambda query: contains(written[query.prompt], query.answer)),
-        nulls=null_scores(asked.task, grid, tokens) if ranked else {},
+        nulls=null_scores(asked.task, asked.shots, grid, tokens) if ranked else {},
         ceiling=asked.ceiling,
     )
 

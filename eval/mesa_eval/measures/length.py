@@ -20,6 +20,10 @@ from mesa_eval.reading.reader import Reader
 TIMES = 8
 
 
+class CannotReadError(ValueError):
+    """A model or the text has no loss past the window; the message is the reason, in one line."""
+
+
 def length_bins(window: int) -> list[tuple[int, int]]:
     """Return (first, last) positions of the bins, both ends included."""
     ends = [window // 2, window, 2 * window, 4 * window, TIMES * window]
@@ -31,18 +35,18 @@ def score_length(
 ) -> PositionScores:
     """Return the scores of positions T/2 + 1 to 8 T of up to `wanted` long windows, `most` of one document.
 
-    Raises ValueError if no document has 8 T + 1 tokens, or if the model cannot read them or returns values that are
-    not finite.
+    Raises CannotReadError if no document has 8 T + 1 tokens or the model cannot read them, NotFiniteError if it returns
+    values that are not finite.
     """
     if window < LEAST_WINDOW:
-        raise ValueError(f"a window of {window} tokens is too short")
+        raise CannotReadError(f"a window of {window} tokens is too short")
     longest = TIMES * window
     windows = collect_windows(scorer, documents, longest, wanted, most, seed)
     if not windows:
-        raise ValueError(f"no document has {longest + 1} tokens")
+        raise CannotReadError(f"no document has {longest + 1} tokens")
     refused = scorer.refuses(longest)
     if refused:
-        raise ValueError(refused)
+        raise CannotReadError(refused)
     return score_windows(scorer, windows, length_bins(window)[0][0], "length")
 
 

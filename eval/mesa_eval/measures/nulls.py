@@ -32,11 +32,12 @@ def shares(values: Sequence[float] | np.ndarray) -> list[float]:
 
 
 def null_scores(
-    task: Task, grid: Sequence[Sequence[Query]], tokens: Callable[[Query, str], int]
+    task: Task, shots: int, grid: Sequence[Sequence[Query]], tokens: Callable[[Query, str], int]
 ) -> dict[str, list[float]]:
     """Return the score of each null model on each query, summed over its draws.
 
-    grid: queries [query][draw]; tokens: the number of tokens of a candidate after a query's prompt.
+    shots: demonstrations in each prompt; grid: queries [query][draw]; tokens: the number of tokens of a candidate after
+    a query's prompt.
     """
     queries = [query for row in grid for query in row]
     pool = Counter(f" {item.output}" for item in task.pool)
@@ -50,7 +51,7 @@ def null_scores(
     same = {frozenset(query.candidates) for query in queries}
     if len(same) == 1 < len(queries):
         models |= {f"always{label}": _by_text(label.__eq__) for label in sorted(same.pop())}
-    if task.listed:
+    if task.listed and (shots or task.listed == "question"):
         longest = max(len(query.candidates) for query in queries)
         models |= {f"place {place + 1}": _at(place) for place in range(longest)}
 

@@ -14,14 +14,14 @@ import numpy as np
 from mesa_eval.measures.copying import copy_measures, score_copying
 from mesa_eval.measures.few_shot import CannotAskError, score_task
 from mesa_eval.measures.icl_curve import position_measures, score_positions
-from mesa_eval.measures.length import length_measures, score_length
+from mesa_eval.measures.length import CannotReadError, length_measures, score_length
 from mesa_eval.measures.perplexity import score_documents, text_measures
 from mesa_eval.measures.plan import EvaluationPlan
 from mesa_eval.measures.scores import Note, Part, TaskRecord
 from mesa_eval.measures.task_measures import VARIANTS, task_measures
 from mesa_eval.measures.text_recall import rare_in_training, recall_measures
 from mesa_eval.reading.documents import text_fingerprint
-from mesa_eval.reading.reader import Reader
+from mesa_eval.reading.reader import NotFiniteError, Reader
 from mesa_eval.tasks.task import Task
 
 
@@ -99,7 +99,7 @@ def _length(reader: Reader, window: int, plan: EvaluationPlan) -> Part:
     wanted, most = plan.suite.length_windows, plan.suite.document_windows
     try:
         scores = score_length(reader, plan.documents, window, wanted, most, plan.seed)
-    except ValueError as error:
+    except (CannotReadError, NotFiniteError) as error:
         return _missed("loss past the window is", str(error).removeprefix(f"{reader.name}: "))
     return Part(measures=length_measures(scores), raw={"window": window, "owners": list(scores.owners)})
 

@@ -164,12 +164,12 @@ class PartStore:
             return None
         path = self.folder / f"{key}.json"
         found: dict[int, str] = {}
-        error = ""
+        error: ValueError | None = None
         if self.processes.main and path.is_file():
             try:
                 found[0] = path.read_text(encoding="utf-8")
             except OSError as caught:
-                error = f"{path}: cannot be read ({caught}); remove it to measure again"
+                error = ValueError(f"{path}: cannot be read ({caught}); remove it to measure again")
         texts = self.processes.gather(found, error)
         if not texts:
             return None

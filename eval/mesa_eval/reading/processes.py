@@ -21,11 +21,11 @@ class Processes:
         """Return whether this is the process that writes and prints."""
         return self.index == 0
 
-    def gather(self, own: dict[int, Any], error: str = "") -> dict[int, Any]:
+    def gather(self, own: dict[int, Any], error: ValueError | None = None) -> dict[int, Any]:
         """Return the entries of all processes together, in each of them.
 
-        Raises ValueError in every process if one of them passes an error, so that none waits for another, and if one
-        has ended.
+        Raises the error that one of them passes in every process, so that none waits for another, and ValueError if
+        one has ended.
         """
         parts = [(own, error)]
         if self.count > 1:
@@ -41,9 +41,9 @@ class Processes:
                     "another process has ended or does not answer; fix that process, then run the same command to "
                     "continue"
                 ) from lost
-        errors = [words for _, words in parts if words]
-        if errors:
-            raise ValueError(errors[0])
+        for _, given in parts:
+            if given is not None:
+                raise given
         return {key: value for entries, _ in parts for key, value in entries.items()}
 
 

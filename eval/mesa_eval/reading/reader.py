@@ -36,6 +36,10 @@ class Likelihood:
     best: tuple[int, ...] = ()
 
 
+class NotFiniteError(ValueError):
+    """A model gives a log-probability that is not finite; the message is one line."""
+
+
 class Reader(TextEncoder, ABC):
     """A reader of rows of tokens in batches of at most `batch_tokens`; `tokens_run` counts what was read.
 
@@ -68,8 +72,8 @@ class Reader(TextEncoder, ABC):
         likeliest token, and which was, for i = f ... len(r) - 1. The model reads `r[:-1]`. Rows are batched by
         length and padded on the right, which a causal model cannot see. Rows with the same entry of `shared` are
         continued from a cache of their common prefix, if the model has a cache; the result is
-        the same up to rounding. Several processes share the batches. Raises ValueError for a value that is not finite,
-        and for a token that the model does not have.
+        the same up to rounding. Several processes share the batches. Raises NotFiniteError, and ValueError for a token
+        that the model does not have.
         """
         self._check_tokens(rows)
         starts = [1] * len(rows) if firsts is None else list(firsts)

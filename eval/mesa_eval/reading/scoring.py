@@ -30,7 +30,7 @@ from mesa_eval.reading.model_source import (
     one_line,
 )
 from mesa_eval.reading.processes import Processes
-from mesa_eval.reading.reader import Reader, TokenScores
+from mesa_eval.reading.reader import NotFiniteError, Reader, TokenScores
 from mesa_eval.reading.sharded import in_step, is_sharded
 from mesalm.hub.open_model import open_model, open_tokenizer, usable_device
 from mesalm.model.cache_mesa import cache_name, returned_cache
@@ -112,12 +112,13 @@ class Scorer(Reader):
             return f"its table of positions ends at {limit} tokens, {length} are needed"
         ids = torch.full((1, length), self._pad, dtype=torch.long, device=self.device)
         options = ({"use_cache": False} if self._caches else {}) | ({"logits_to_keep": 1} if self._keeps_logits else {})
+        refused = {}
         try:
             with torch.no_grad():
                 self.model(input_ids=ids, **options)
         except (ValueError, IndexError, RuntimeError) as error:
-            return f"{length} tokens cannot be read: {one_line(error)}"
-        return ""
+            refused[self.processes.index] = f"{length} tokens cannot be read: {one_line(error)}"
+        return next(iter(self.processes.gather(refused).values()), "")
 
     def writes(self) -> bool:
         """Return whether the model has `generate`, like all causal models of transformers."""
@@ -158,7 +159,7 @@ class Scorer(Reader):
     ) -> dict[int, Any]:
         """Run this process's share of the batches, and return the results of all processes."""
         found: dict[int, Any] = {}
-        error = ""
+        error: ValueError | None = None
         if is_sharded(self.model):
             self.shares_prefixes()  # must run on all processes, not only on those that need it later
         hidden = self.quiet or not what or not self.processes.main or None  # None: where no person watches
@@ -168,7 +169,7 @@ class Scorer(Reader):
                 try:
                     found.update(run(batch))
                 except ValueError as caught:
-                    error = str(caught)
+                    error = caught if isinstance(caught, NotFiniteError) else ValueError(str(caught))
                     break
                 bar.update(size(batch) * self.processes.count)
         self._read = None
@@ -294,7 +295,7 @@ class Scorer(Reader):
             span = slice(first[number] - 1, len(own[number]) - 1)
             values, likeliest = nats[number, span].double().numpy(), best[number, span].numpy()
             if not np.isfinite(values).all():
-                raise ValueError(f"{self.name}: the model gives a log-probability that is not finite")
+                raise NotFiniteError(f"{self.name}: the model gives a log-probability that is not finite")
             hits = likeliest == targets[number, span].numpy()
             results[index] = TokenScores(values, hits, likeliest)
         return results

@@ -16,7 +16,7 @@ class ChoiceTask(Task):
     """A choice whose candidates are the words listed in the question."""
 
     kind: ClassVar[str] = "choice"
-    listed: ClassVar[bool] = True
+    listed: ClassVar[str] = "question"
 
     def candidates(self, index: int, shown: Sequence[Item], count: int, seed: int) -> list[str]:
         """Return the distinct listed words."""

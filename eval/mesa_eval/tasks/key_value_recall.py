@@ -17,7 +17,7 @@ class RecallTask(Task):
 
     kind: ClassVar[str] = "recall"
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy", "exact", "contains")
-    listed: ClassVar[bool] = True
+    listed: ClassVar[str] = "shots"
 
     def variants(self, shots: int, sizes: FewShotSizes, seed: int) -> list[Task]:
         """Return the task with shuffled answers, and with the pairs listed twice (Arora et al. 2024)."""

@@ -108,7 +108,7 @@ class Task:
     metrics: ClassVar[tuple[str, ...]] = ("answer", "accuracy")
     primary: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "query"
-    listed: ClassVar[bool] = False  # whether the prompt lists the candidates, in the order of the query
+    listed: ClassVar[str] = ""  # where a prompt lists the candidates, in the query's order: "question", "shots" or ""
     drawn_once: ClassVar[bool] = False  # whether each query has its own demonstrations, so that one draw suffices
     as_many_as_fit: ClassVar[bool] = False
     leaves_out_long: ClassVar[bool] = False
