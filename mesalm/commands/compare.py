@@ -14,7 +14,11 @@ HELP = "measure models on the same items and report the differences"
 def arguments(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `mesalm compare`."""
     evaluation_arguments(command, models="*")
-    command.add_argument("--baseline", metavar="MODEL", help="the model to compare the others with (default: the last)")
+    command.add_argument(
+        "--baseline",
+        metavar="MODEL",
+        help="the model to compare the others with (default: the last, or that of the report in --from-scores)",
+    )
     command.add_argument(
         "--arm",
         action="append",
@@ -35,7 +39,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure models on the same items, or read their scores, print the differences and write the report."""
     from mesa_eval.evaluate import compare as compare_models
-    from mesa_eval.evaluate import named_models, read_scores, report
+    from mesa_eval.evaluate import earlier_choice, named_models, read_scores, report
 
     if options.from_scores and options.models:
         raise ValueError("give either models or --from-scores, not both")
@@ -45,7 +49,10 @@ def run(options: argparse.Namespace) -> None:
         folder = options.out or options.from_scores[0]
         if not options.out and (len(options.from_scores) > 1 or not folder.is_dir()):
             raise ValueError("--from-scores: needs a folder to write to; add --out FOLDER")
-        report(scores, folder, baseline=options.baseline, arms=options.arm)
+        baseline, arms = options.baseline, options.arm
+        if len(options.from_scores) == 1 and baseline is None and not arms:
+            baseline, arms = earlier_choice(options.from_scores[0])
+        report(scores, folder, baseline=baseline, arms=arms)
         return
     if options.plan:
         print_plan(options, named_models(options.models, options.arm))

@@ -28,6 +28,22 @@ def test_stored_scores_make_the_same_report(tmp_path: Path, capsys: pytest.Captu
     assert f"report: {tmp_path / 'again' / 'report.html'}" in shown
 
 
+def test_a_report_made_anew_keeps_its_baseline_and_its_arms(tmp_path: Path) -> None:
+    scores = campaign(2)
+    ours = ",".join(item.model.name for item in scores if "mesa" in item.model.name)
+    report(scores, tmp_path, baseline="ours", arms=[f"ours={ours}"], quiet=True)
+    before = json.loads((tmp_path / "report.json").read_text())
+    assert before["baseline"] == "ours"
+    for place, out in ((tmp_path, ()), (tmp_path / "report.json", ("--out", str(tmp_path / "again")))):
+        assert main(["compare", "--from-scores", str(place), *out]) == 0
+        made_anew = json.loads(((tmp_path / "again" if out else tmp_path) / "report.json").read_text())
+        assert [made_anew[key] for key in ("baseline", "arms", "rows")] == [
+            before[key] for key in ("baseline", "arms", "rows")
+        ]
+    assert main(["compare", "--from-scores", str(tmp_path), "--baseline", "last"]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["baseline"] == "softmax"
+
+
 def test_scores_measured_after_a_report_are_not_left_out(tmp_path: Path) -> None:
     made("a", 0).write(tmp_path / "scores")
     made("b", 0).write(tmp_path / "scores")

@@ -47,6 +47,7 @@ def test_dynamics_last_state_is_what_it_says() -> None:
 def test_a_state_seen_in_part_is_regressed_on_as_many_observations_as_it_needs() -> None:
     x = torch.arange(6.0).view(1, 3, 2)
     assert last_states(x, 2).tolist() == [[[0, 0, 0, 0], [2, 3, 0, 1], [4, 5, 2, 3]]]
+    assert last_states(x, 4).tolist() == [[[0] * 8] * 3]  # never complete
     task = TASKS["linear-dynamics"].build({"size": 2, "hidden": 5, "length": 24, "noise": 0.0})
     found = {name: scores.measures[0].columns for name, scores in score_guesses(task, 200, seed=0).items()}
     # without noise the map from three observations is known once there are as many pairs as it has columns, but for

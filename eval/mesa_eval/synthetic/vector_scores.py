@@ -77,6 +77,8 @@ def last_states(x: torch.Tensor, count: int) -> torch.Tensor:
     is a linear map of the last n / D ones (von Oswald et al. 2023, section 4.4), but not of fewer, so an incomplete
     row would spoil the regression.
     """
+    if count > x.shape[1]:
+        return x.new_zeros(*x.shape[:2], count * x.shape[2])
     windows = x.unfold(1, count, 1).flip(-1).transpose(-1, -2).flatten(2)
     return torch.nn.functional.pad(windows, (0, 0, count - 1, 0))
 
