@@ -35,22 +35,27 @@ def tuning_tasks(names: Sequence[str], seed: int) -> list[Task]:
     return tasks
 
 
-def tuning_rows(scorer: Scorer, tasks: Sequence[Task], shots: Sequence[int], count: int, seed: int) -> list[Row]:
+def tuning_rows(
+    scorer: Scorer, tasks: Sequence[Task], shots: Sequence[int], count: int, seed: int, *, window: int | None = None
+) -> list[Row]:
     """Return ``count`` encoded prompts with answers, equally many of each task, those of the first ones one more.
 
     A row is token ids and the place of the answer's first token. Each has a number of demonstrations drawn from
-    ``shots`` and a question of its own (`Task.tuning_text`). Prompts that do not fit the model's window are left out.
-    Raises ValueError if there are fewer rows than tasks, a task has fewer demonstrations or nothing of it fits.
+    ``shots`` and a question of its own (`Task.tuning_text`). Prompts that do not fit the window, by default the
+    model's, are left out. Raises ValueError if there are fewer rows than tasks, a task has fewer demonstrations or
+    nothing of it fits.
     """
     if count < len(tasks):
         raise ValueError(f"{plural(count, 'prompt')} for {plural(len(tasks), 'task')}: ask for at least one per task")
     each, more = divmod(count, len(tasks))
     return [
-        row for place, task in enumerate(tasks) for row in _task_rows(scorer, task, shots, each + (place < more), seed)
+        row
+        for place, task in enumerate(tasks)
+        for row in _task_rows(scorer, task, shots, each + (place < more), seed, window or scorer.max_length)
     ]
 
 
-def _task_rows(scorer: Scorer, task: Task, shots: Sequence[int], count: int, seed: int) -> list[Row]:
+def _task_rows(scorer: Scorer, task: Task, shots: Sequence[int], count: int, seed: int, window: int) -> list[Row]:
     if max(shots) > task.tuning_shots:
         raise ValueError(
             f"task {task.name}: shots: prompts to learn from have at most {task.tuning_shots} demonstrations, not"
@@ -58,7 +63,7 @@ def _task_rows(scorer: Scorer, task: Task, shots: Sequence[int], count: int, see
         )
     random = np.random.RandomState([seed, 0x7E57])
     texts = [task.tuning_text(shots, random) for _ in range(count)]
-    pairs = [pair for pair in scorer.encode_pairs(texts) if len(pair.tokens) - 1 <= scorer.max_length]
+    pairs = [pair for pair in scorer.encode_pairs(texts) if len(pair.tokens) - 1 <= window]
     if not pairs:
-        raise ValueError(f"task {task.name}: no prompt fits the window of {scorer.max_length} tokens of {scorer.name}")
+        raise ValueError(f"task {task.name}: no prompt fits the window of {window} tokens of {scorer.name}")
     return [(pair.tokens, pair.start) for pair in pairs]

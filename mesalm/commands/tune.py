@@ -55,8 +55,9 @@ def run(options: argparse.Namespace) -> None:
     folder = (
         options.out or Path("runs") / f"{scorer.name}-{names[0] if len(names) == 1 else f'{len(names)}-tasks'}-prefix"
     )
-    rows = tuning_rows(scorer, tasks, settings.shots, settings.rows, settings.seed)
-    valid = tuning_rows(scorer, tasks, settings.shots, settings.valid_rows, settings.seed + 1)
+    window = max(1, scorer.max_length - settings.vectors)
+    rows = tuning_rows(scorer, tasks, settings.shots, settings.rows, settings.seed, window=window)
+    valid = tuning_rows(scorer, tasks, settings.shots, settings.valid_rows, settings.seed + 1, window=window)
     base = Path(scorer.source.load_from)
     record = {
         "base": str(base.absolute() if base.is_dir() else base),
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"learning one prefix from {', '.join(names)}")
     left = settings.rows + settings.valid_rows - len(rows) - len(valid)
     if left:
-        print(f"{plural(left, 'prompt exceeds', 'prompts exceed')} the window of {scorer.max_length} tokens: left out")
+        print(f"{plural(left, 'prompt exceeds', 'prompts exceed')} the window of {window} tokens: left out")
     save_tokenizer = scorer.tokenizer.save_pretrained
     loss = tune_prefix(
         scorer.model, rows, valid, settings, folder, record, device=options.device, decorate=save_tokenizer

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from mesa_eval.reading.model_source import find_model, training_length
 from mesa_eval.reading.scoring import Scorer
 from mesa_eval.tuning_rows import tuning_rows, tuning_tasks
 from mesalm.cli import main
+from mesalm.data.bpe import train_tokenizer
 from mesalm.data.episodes import HELD_OUT, HELD_OUT_LABELS, TRAINING
+from mesalm.hub.open_model import open_tokenizer
 
 
 def test_rows_come_from_the_pool_and_are_scored_on_the_answer(
@@ -93,7 +97,7 @@ def test_a_tuned_folder_is_compared_with_its_model(
     ]
     assert main([*arguments, "rows=60", "valid_rows=8", "batch_rows=8", "shots=[0,1]"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"\d prompts exceed the window of 40 tokens: left out", said)
+    assert re.search(r"\d prompts exceed the window of 36 tokens: left out", said)
     assert "learning one prefix from letters, colour" in said
     assert f"mesalm compare {out} {base} --task {pair_file} --task {class_file}" in said
     record = json.loads((tmp_path / "tuned" / "prefix.json").read_text())
@@ -127,3 +131,17 @@ def test_a_prefix_of_episodes_is_learned_from_training_words_and_labels_alone(sa
         assert counts == ({2, 6} if name == "attribute_rules_of_three" else {24})
     with pytest.raises(ValueError, match="at most 7 demonstrations, not 8"):
         tuning_rows(scorer, tuning_tasks(["attribute_rules_of_three"], 0), [8], 2, seed=0)
+
+
+def test_a_prefix_takes_its_vectors_off_a_table_of_positions(tmp_path: Path, pair_file: str, text_file: str) -> None:
+    """GPT-2 has no position for a token past its table."""
+    tokenizer = train_tokenizer([Path(text_file).read_text()], 300)
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    config = GPT2Config(n_positions=64, n_embd=16, n_layer=1, n_head=2, vocab_size=len(tokenizer))
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    base, out = str(tmp_path / "gpt2"), str(tmp_path / "tuned")
+    sizes = ["vectors=16", "steps=2", "rows=20", "valid_rows=4", "batch_rows=4", "shots=[0,1,2]"]
+    assert main(["tune", base, "--task", pair_file, "--out", out, "--device", "cpu", *sizes]) == 0
+    assert main(["eval", out, "--text", text_file, "--task", pair_file, "--device", "cpu"]) == 0
+    source = find_model(out)
+    assert training_length(source, open_tokenizer(out)) == 48

@@ -14,6 +14,7 @@ from typing import Any
 
 from mesalm.pretrained import load
 from mesalm.runs import STATE_FILE, resolve
+from mesalm.tuning.soft_prefix import read_record
 
 LENGTH_WHEN_UNKNOWN = 1024
 
@@ -105,12 +106,14 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def training_length(source: ModelSource, tokenizer: Any, trust_remote_code: bool = False) -> int:
     """Return how many tokens a model was trained to read at once, without loading its weights.
 
-    It is taken from the run's recipe, else the configuration, else the tokenizer, else it is 1024. Raises ValueError
-    with one line if the configuration cannot be read.
+    It is taken from the run's recipe, else the configuration, else the tokenizer, else it is 1024; the vectors of a
+    soft prefix are taken off. Raises ValueError with one line if the configuration cannot be read.
     """
     if source.sequence_length:
         return source.sequence_length
-    return declared_length(_read_configuration(source, trust_remote_code), tokenizer)
+    prefix = read_record(Path(source.load_from)) or {"vectors": 0}
+    declared = declared_length(_read_configuration(source, trust_remote_code), tokenizer)
+    return max(1, declared - int(prefix["vectors"]))
 
 
 def declared_vocabulary(source: ModelSource, tokenizer: Any, trust_remote_code: bool = False) -> int:
