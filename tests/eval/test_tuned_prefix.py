@@ -142,6 +142,7 @@ def test_a_prefix_takes_its_vectors_off_a_table_of_positions(tmp_path: Path, pai
     base, out = str(tmp_path / "gpt2"), str(tmp_path / "tuned")
     sizes = ["vectors=16", "steps=2", "rows=20", "valid_rows=4", "batch_rows=4", "shots=[0,1,2]"]
     assert main(["tune", base, "--task", pair_file, "--out", out, "--device", "cpu", *sizes]) == 0
-    assert main(["eval", out, "--text", text_file, "--task", pair_file, "--device", "cpu"]) == 0
+    scores = ["--out", str(tmp_path / "scores")]
+    assert main(["eval", out, "--text", text_file, "--task", pair_file, "--device", "cpu", *scores]) == 0
     source = find_model(out)
     assert training_length(source, open_tokenizer(out)) == 48
