@@ -190,7 +190,6 @@ train r.yaml  train.clip=.nan | train.clip: must be a finite number
 train r.yaml  model.nosuch=3 | model.nosuch: unknown key
 train r.yaml  sample.temperature=1e-40 | sample.temperature
 train r.yaml  sample.every=1  sample.prompts=[] | prompts: is empty
-train ~nobody/r.yaml | ~nobody/r.yaml: no such recipe file
 sample ~nobody/model | ~nobody/model
 train r.yaml  --arm  nosuch | 'nosuch': no such arm
 train r.yaml  --arm  mesa  --arm  mesa | mesa is given twice
@@ -204,9 +203,7 @@ train r.yaml  --plan  --assume  map=1 | map: unknown key; did you mean 'maps'?
 train r.yaml  --plan  --assume  mixers.mess=1 | mixers.mess: 'mess' is not a mixer; did you mean 'mesa'?
 train r.yaml  --probe | --probe: belongs to --plan; add --plan, or leave it out
 train r.yaml  --plan  --hardware  H100  --gpus  512 | train.batch_rows: 2 must be a multiple of 512
-train r.yaml  data.vocab_size=257 | data: vocab_size: 257 is less than the 258 tokens of all bytes
 train r.yaml  data.stream=true  train.workers=1 | train.workers: a streamed corpus is read ahead without workers
-train r.yaml  data.stream=true  train.ramp_tokens=64  train.batch_rows=4 | train.ramp_tokens: steps on a streamed
 train r.yaml  --resum  must  --nosuch | --nosuch
 train r.yaml  arms.mesa.nosuch=3 | arms.mesa: nosuch: unknown key
 prepare r.yaml  --skip-bad | no option --skip-bad

@@ -1,8 +1,9 @@
 """Draw what models learn from examples, and print the tables of models with several seeds.
 
-python docs/results/context_seeds.py tuned  # of the scores that are kept
-python docs/results/context_seeds.py tuned reports/*/scores/context-t*.json  # keep these too, in place of older ones
-python docs/results/context_seeds.py tuned --seeds 3  # of the first three seeds, which all arms have
+python docs/results/context_seeds.py float32  # of the scores that are kept
+python docs/results/context_seeds.py float32 reports/*/scores/context-*.json  # keep these too, in place of older ones
+python docs/results/context_seeds.py float32 --seeds 3  # of the first three seeds, which all arms have
+python docs/results/context_seeds.py bf16  # the models of the same arms that were trained in bf16
 python docs/results/context_seeds.py h200 reports/*/scores/context-gpu-*.json  # the models that were trained on a card
 python docs/results/context_seeds.py rules reports/*/scores/rules-*.json  # the models of rules alone
 
@@ -79,7 +80,8 @@ class ModelSet(NamedTuple):
 WORDS = {"word_labels": "labels known from training", "new_labels": "labels never seen in training"}
 WORD_AXES = ("times the word was shown with its label", "accuracy among four labels")
 SETS = {
-    "tuned": ModelSet("context(?:-tuned|-fp32)?", "context.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
+    "float32": ModelSet("context(?:-tuned|-fp32)?", "context.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
+    "bf16": ModelSet("context(?:-tuned)?", "context-bf16.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
     "h200": ModelSet("context-gpu", "context-h200.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
     "rules": ModelSet(
         "rules(?:-cpu|-(?:qknorm-)?[0-9][^-]*-[0-9])?",
@@ -185,7 +187,7 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
         panel.set_xlabel(chosen.axes[0])
     panels[0].set_ylabel(chosen.axes[1])
     panels[0].text(ticks[-1], chosen.chance - 0.02, "chance", color=MUTED, ha="right", va="top")
-    if scores["hybrid"]:
+    if len(drawn) > 3:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     else:
         panels[1].legend(loc="upper left")

@@ -82,6 +82,12 @@ def refuse_prefix(model: str) -> None:
         raise ValueError(f"{model}: holds a soft prefix, not a model; name the model it was tuned for, {base}")
 
 
+def prefix_length(folder: Path) -> int:
+    """Return the number of vectors of the soft prefix in a folder, 0 where there is none."""
+    record = read_record(folder)
+    return 0 if record is None else int(record["vectors"])
+
+
 def _tuned_for(folder: Path) -> str | None:
     """Return the model that the soft prefix in a folder was tuned for, None where there is no prefix."""
     try:

@@ -76,5 +76,7 @@ def test_a_run_counts_the_tokens_of_its_ramp_and_resumes_exactly(load: Load, sto
 def test_a_ramp_that_cannot_be_dealt_is_refused(load: Load) -> None:
     with pytest.raises(SettingsError, match="batch_rows: 6 must be a multiple of 4"):
         load("train.batch_rows=6", "train.ramp_tokens=100")
+    with pytest.raises(SettingsError, match=r"train\.ramp_tokens: steps on a streamed corpus all have the same size"):
+        load("train.batch_rows=8", "train.ramp_tokens=100", "data.stream=true")
     with pytest.raises(SettingsError, match=r"train\.batch_rows: 2 of a first step must be a multiple of"):
         pretrain(load("train.batch_rows=8", "train.ramp_tokens=100", "train.micro_rows=4"), quiet=True)

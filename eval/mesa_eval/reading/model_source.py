@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mesalm.hub.open_model import prefix_length
 from mesalm.pretrained import load
 from mesalm.runs import STATE_FILE, resolve
-from mesalm.tuning.soft_prefix import read_record
 
 LENGTH_WHEN_UNKNOWN = 1024
 
@@ -111,9 +111,8 @@ def training_length(source: ModelSource, tokenizer: Any, trust_remote_code: bool
     """
     if source.sequence_length:
         return source.sequence_length
-    prefix = read_record(Path(source.load_from)) or {"vectors": 0}
     declared = declared_length(_read_configuration(source, trust_remote_code), tokenizer)
-    return max(1, declared - int(prefix["vectors"]))
+    return max(1, declared - prefix_length(Path(source.load_from)))
 
 
 def declared_vocabulary(source: ModelSource, tokenizer: Any, trust_remote_code: bool = False) -> int:
