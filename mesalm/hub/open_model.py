@@ -84,8 +84,8 @@ def refuse_prefix(model: str) -> None:
 
 def prefix_length(folder: Path) -> int:
     """Return the number of vectors of the soft prefix in a folder, 0 where there is none."""
-    record = read_record(folder)
-    return 0 if record is None else int(record["vectors"])
+    record = read_record(folder) or {}
+    return int(record.get("vectors", 0))
 
 
 def _tuned_for(folder: Path) -> str | None:
