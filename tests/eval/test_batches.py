@@ -92,7 +92,7 @@ def test_processes_share_batches_and_errors(make, tokenizer) -> None:
     halves: dict[int, object] = {}
 
     class Half(Processes):
-        def gather(self, own, error=""):
+        def gather(self, own, error=None):
             halves.update(own)
             return own
 
@@ -102,7 +102,7 @@ def test_processes_share_batches_and_errors(make, tokenizer) -> None:
     for number, one in enumerate(alone):
         np.testing.assert_array_equal(one.nats, halves[number].nats)
     with pytest.raises(ValueError, match="broken"):
-        Processes().gather({}, "broken")
+        Processes().gather({}, ValueError("broken"))
     assert join_processes("cpu", {}) == Processes()
 
 

@@ -110,7 +110,7 @@ def test_registration_is_consistent(dtype: torch.dtype) -> None:
     for recurrence in (LINEAR, DELTA):
         torch.library.opcheck(recurrence.forward, (*inputs[:5], cross), test_utils=checks)
     if dtype == torch.float32:
-        system = System(inputs[0], inputs[0][..., :1].square() + 1.0, *inputs[1:2], *inputs[3:5], gram)
+        system = System(inputs[0], inputs[1][..., :1].square() + 1.0, *inputs[1:2], *inputs[3:5], gram)
         torch.library.opcheck(_solve_op, (*system, 0.5, 3), test_utils=checks)
     with torch.no_grad():
         output, last_gram, last_cross, solution, _, *factors = mesa_backends._forward_op(*mesa)
