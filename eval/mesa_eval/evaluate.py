@@ -109,7 +109,8 @@ def _write(scores: list[Scores], arms: list[Arm], baseline: int, folder: Path, q
 
 def earlier_choice(place: Path) -> tuple[str | None, list[str]]:
     """Return the baseline and the arms of several models of the report at a path; None and none without a report."""
-    file = expanded(place) / "report.json" if place.is_dir() else expanded(place)
+    place = expanded(place)
+    file = place / "report.json" if place.is_dir() else place
     data = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     arms = [f"{arm['name']}={','.join(arm['models'])}" for arm in data.get("arms", ()) if len(arm["models"]) > 1]
     return data.get("baseline"), arms

@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import fsdp2_prepare_model
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from mesalm.train.checkpoint import load_weights
+from mesalm.train.sharded import local
 
 FOLDER = "average"
 """The folder in a checkpoint that holds the averaged weights."""
@@ -47,8 +47,7 @@ class WeightAverage:
             return
         share = (1.0 - self._decay) * (1.0 - self._left_out)
         for mean, weight in zip(averaged, weights, strict=True):
-            here, there = (x.to_local() if isinstance(x, DTensor) else x for x in (mean, weight))
-            here.lerp_(there, share.to(here.dtype))
+            local(mean).lerp_(local(weight), share.to(mean.dtype))
 
     def load(self, checkpoint: Path) -> None:
         """Load the average from a checkpoint."""
