@@ -42,6 +42,20 @@ class CountedTokens(Cache):
         recurrent: list[bool] = super().is_linear
         return [False] * len(recurrent) if self._all_recurrent else recurrent
 
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Take back tokens, as in transformers, where every layer can.
+
+        Raises:
+            RuntimeError: some layer has a state; transformers would have shortened the layers before it.
+        """
+        for number, layer in enumerate(self.layers):
+            if hasattr(layer, "conv_states"):
+                raise RuntimeError(
+                    f"cache: layer {number} has a state, from which crop cannot take tokens back; copy the cache "
+                    "beforehand instead"
+                )
+        super().crop(*args, **kwargs)
+
     @property
     def _all_recurrent(self) -> bool:
         # in transformers 5.17, `is_linear` wrongly reports layers with both a window and a state as recurrent
@@ -57,8 +71,12 @@ class MesaCache(CountedTokens, DynamicCache):
         return False
 
     def batch_select_indices(self, indices: Any) -> None:
-        """Keep the rows with these indices, in this order; transformers would leave out the states."""
-        self.reorder_cache(indices)
+        """Keep the rows with these indices, in this order, or where a boolean mask is true.
+
+        Transformers would leave out the states.
+        """
+        indices = torch.as_tensor(indices)
+        self.reorder_cache(indices.nonzero().flatten() if indices.dtype == torch.bool else indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times, as for several continuations of one prefix."""

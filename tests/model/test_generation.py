@@ -93,3 +93,23 @@ def test_rows_of_a_returned_cache_are_repeated_selected_and_reordered(change: di
             getattr(cache, name)(2 if len(rows) == 6 else order)
             continued = model(ids[order, 6:], cache=cache, use_cache=True).logits
             torch.testing.assert_close(continued, model(ids[order]).logits[:, 6:], atol=2e-4, rtol=2e-4)
+
+
+def test_rows_of_a_cache_are_selected_by_a_mask() -> None:
+    model = build(["softmax", "mesa"])
+    ids = torch.cat([prompt(9, seed) for seed in (1, 2, 3)])
+    with torch.no_grad():
+        cache: Any = returned_cache(model(ids[:, :6], use_cache=True))
+        cache.batch_select_indices(torch.tensor([True, False, True]))
+        continued = model(ids[::2, 6:], cache=cache, use_cache=True).logits
+        torch.testing.assert_close(continued, model(ids[::2]).logits[:, 6:], atol=2e-4, rtol=2e-4)
+
+
+def test_a_cache_that_cannot_take_tokens_back_is_left_as_it_was() -> None:
+    model, ids = build(["softmax", "mesa"]), prompt(9)
+    with torch.no_grad():
+        cache: Any = returned_cache(model(ids[:, :6], use_cache=True))
+        with pytest.raises(RuntimeError, match="cache: layer 1 has a state, from which crop cannot"):
+            cache.crop(-2)
+        continued = model(ids[:, 6:], cache=cache, use_cache=True).logits
+        torch.testing.assert_close(continued, model(ids).logits[:, 6:], atol=2e-4, rtol=2e-4)
