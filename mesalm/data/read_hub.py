@@ -67,14 +67,11 @@ class HubSource(Source):
             # Other columns may hold images or audio, whose decoding needs additional packages.
             wanted = {main, settings.domain_column, settings.id_column}
             rows = rows.select_columns([column for column in columns if column in wanted])
-        try:
-            for number, record in enumerate(rows, 1):
-                where, default_id = f"{name}: row {number}", f"{Path(name).name}:{number}"
-                document = record_document(record, where, default_id, settings, faults)
-                if document is not None:
-                    yield document
-        except datasets.exceptions.DatasetsError as error:
-            raise DataError(f"{name}: {_first_line(error)}; check the dataset's files") from error
+        for number, record in enumerate(_read(rows, name), 1):
+            where, default_id = f"{name}: row {number}", f"{Path(name).name}:{number}"
+            document = record_document(record, where, default_id, settings, faults)
+            if document is not None:
+                yield document
 
     def _call(self, function: str, **options: Any) -> Any:
         settings, name = self.settings, str(self.settings.dataset)
@@ -93,6 +90,20 @@ class HubSource(Source):
                 f"{settings.dataset}: the dataset cannot be loaded ({_first_line(error)}); "
                 "check dataset, subset, split and the network"
             ) from error
+
+
+def _read(rows: Any, name: str) -> Iterator[Any]:
+    """Yield the rows of a dataset; raises DataError where its files or the network do not give the next one."""
+    count = 0
+    try:
+        for row in rows:
+            yield row
+            count += 1
+    except Exception as error:  # its type depends on the file's format and on the HTTP library
+        raise DataError(
+            f"{name}: reading ended after row {count} ({_first_line(error)}); check the dataset's files and the "
+            "network, and repeat the command"
+        ) from error
 
 
 def _origins(group: Any) -> list[Any]:

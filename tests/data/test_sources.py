@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import gzip
+import http.server
 import json
 import os
+import threading
 import tokenize
 from pathlib import Path
 from typing import Any
@@ -224,6 +226,41 @@ def test_hub_reads_a_format_with_files(tmp_path: Path) -> None:
     assert [document.text for document in source.documents(Faults())] == [GOOD["text"]]
     path.write_bytes(line({**GOOD, "text": "b text.\n"}))
     assert source.identity() != before
+
+
+class HalfAServer(http.server.BaseHTTPRequestHandler):
+    """Serves one.jsonl, and of any other file only that it exists."""
+
+    body = b'{"text": "alpha beta"}\n' * 3
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        if self.path == "/one.jsonl":
+            self.wfile.write(self.body)
+
+
+def test_a_network_that_fails_in_mid_stream_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", 2)
+    monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), HalfAServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        files = [f"http://127.0.0.1:{server.server_port}/{name}.jsonl" for name in ("one", "two")]
+        documents = SOURCES["hub"](SourceSettings(name="hub", dataset="json", files=files, streaming=True)).documents(
+            Faults()
+        )
+        assert [next(documents).text for _ in range(3)] == ["alpha beta"] * 3
+        with pytest.raises(DataError, match=r"json: reading ended after row 3 \(.*\); check .* network") as caught:
+            next(documents)
+        assert "\n" not in str(caught.value)
+        server.shutdown()
 
 
 def test_hub_without_a_dataset_is_refused() -> None:
