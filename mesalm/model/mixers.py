@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from .cache_mesa import ATTENTION
 from .mixer_delta import DeltaMixer
-from .mixer_gated import GATES
+from .mixer_gated import GATES, GatedMixer
 from .mixer_kalman import MIX, KalmanMixer
 from .mixer_linear import LinearMixer
 from .mixer_mesa import RIDGE, MesaMixer
@@ -68,7 +68,8 @@ def register_mixer(build: type[Any], **row: Any) -> None:
 
     Args:
         build: the class, which derives from `GatedMixer`, or has all of `PARTS`.
-        row: the other fields of `Mixer`, if they differ from their defaults.
+        row: the other fields of `Mixer`, if they differ from their defaults. The gates of a `GatedMixer` stay float32
+            whatever ``float32`` names besides.
 
     Raises:
         ValueError: the class lacks one of `PARTS`, or has the name of one of our mixers.
@@ -77,4 +78,6 @@ def register_mixer(build: type[Any], **row: Any) -> None:
         raise ValueError(f"{build.__name__}: has no {lacking[0]}; derive it from GatedMixer, or define {lacking[0]}")
     if build.name in OURS:
         raise ValueError(f"{build.__name__}: {build.name!r} is one of our mixers; give it a name of its own")
+    if issubclass(build, GatedMixer):
+        row["float32"] = tuple(dict.fromkeys([*GATES, *row.get("float32", ())]))
     MIXERS[build.name] = Mixer(build, **row)

@@ -143,7 +143,11 @@ class EvaluateSettings(Settings):
         default_factory=lambda: ["word_labels"],
         description="Few-shot tasks, named as in mesalm eval --task; copying of random tokens is always measured.",
     )
-    prompts: int = Field(default=10, gt=0, description="Items per task, the first ones of suite quick.")
+    prompts: int = Field(
+        default=10,
+        gt=0,
+        description="Items per task, the first ones of suite quick; word labels and rules have four times as many.",
+    )
 
 
 class CheckpointSettings(Settings):

@@ -70,7 +70,7 @@ def test_a_quoted_line_is_one_that_the_code_prints(line: str) -> None:
         (raised,) = Alarms().raised({**fields, keys[alarm[1]]: float(alarm[2])})
         assert event_line(1200, "alarm", raised) == line
         return
-    said = re.sub(r"^mesalm( \w+)?: |^step \d+  upload  checkpoint \S+  failed ", "", line)
+    said = re.sub(r"^mesalm( \w+)?: (my-model: (?=step))?|^step \d+  upload  checkpoint \S+  failed ", "", line)
     assert letters_found(said) >= FEWEST
 
 

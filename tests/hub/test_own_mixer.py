@@ -18,6 +18,8 @@ from mesalm.cli import main
 from mesalm.files import file_hash, import_file
 from mesalm.hub.open_model import open_tokenizer
 from mesalm.hub.publish import add_code
+from mesalm.model.mixer_gated import GATES
+from mesalm.model.mixer_linear import LinearMixer
 from mesalm.model.mixer_mesa import MesaMixer
 from mesalm.model.mixers import MIXERS, register_mixer
 
@@ -125,6 +127,15 @@ def test_a_file_runs_once_for_each_of_its_contents(own: Path) -> None:
             import_file(own / "normalised.py")
     with pytest.raises(ValueError, match=r"absent\.py: there is no such file"):
         import_file(own / "absent.py")
+
+
+def test_gates_stay_float32_beside_the_parameters_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Decayed(LinearMixer):
+        name = "decayed"
+
+    monkeypatch.setattr("mesalm.model.mixers.MIXERS", own := {})
+    register_mixer(Decayed, float32=("decay",))
+    assert own["decayed"].float32 == (*GATES, "decay")
 
 
 def test_a_mixer_that_cannot_work_is_refused(own: Path) -> None:
