@@ -26,6 +26,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rule_predictors import Told, balanced, told
 
+from mesa_eval.measures.nulls import null_scores
+from mesa_eval.tasks.word_labels import WORD_LABELS
 from mesa_eval.uncertainty.bootstrap import Resampled, mean_of, resample, seeds_and_units
 from mesalm.draw import MUTED, draw_svg_file, series_colour, series_marker
 
@@ -39,6 +41,7 @@ ARMS = {
     "delta": "gated delta net",
     "wide-linear": "linear, mesa's state",
     "declared-mesa": "mesa as declared",
+    "counted": "naming the label most often shown",
 }
 PAIRS = (
     ("mesa", "softmax-conv"),
@@ -52,6 +55,7 @@ PAIRS = (
     ("hybrid", "softmax-conv"),
     ("hybrid", "mesa"),
     ("mesa", "time-softmax-conv"),
+    *((arm, "counted") for arm in ("mesa", "softmax-conv", "linear", "wide-linear", "delta", "hybrid")),
 )
 """Arms whose difference is shown, where both were trained."""
 SHOWINGS = (0, 1, 2, 4, 8)
@@ -64,8 +68,8 @@ LENGTHS = ("129-256", "257-512", "513-1024", "1025-2048", "2049-4096")
 class ModelSet(NamedTuple):
     """Models that are compared: what their runs' names begin with, and what their figure shows.
 
-    `panels` are titles by task, `shown` the numbers of examples; `chance` is the accuracy of a guess; `told` are the
-    accuracies of predictors that are told the attributes, by task and number, where there are such predictors.
+    `panels` are titles by task, `shown` the numbers of examples; `told` are the accuracies of predictors that are told
+    the attributes, by task and number, where there are such predictors; else who counts labels is compared.
     """
 
     runs: str
@@ -73,16 +77,15 @@ class ModelSet(NamedTuple):
     panels: dict[str, str]
     shown: tuple[int, ...]
     axes: tuple[str, str]
-    chance: float
     told: Callable[[], Told] | None = None
 
 
 WORDS = {"word_labels": "labels known from training", "new_labels": "labels never seen in training"}
 WORD_AXES = ("times the word was shown with its label", "accuracy among four labels")
 SETS = {
-    "float32": ModelSet("context(?:-tuned|-fp32)?", "context.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
-    "bf16": ModelSet("context(?:-tuned)?", "context-bf16.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
-    "h200": ModelSet("context-gpu", "context-h200.svg", WORDS, SHOWINGS, WORD_AXES, 0.25),
+    "float32": ModelSet("context(?:-tuned|-fp32)?", "context.svg", WORDS, SHOWINGS, WORD_AXES),
+    "bf16": ModelSet("context(?:-tuned)?", "context-bf16.svg", WORDS, SHOWINGS, WORD_AXES),
+    "h200": ModelSet("context-gpu", "context-h200.svg", WORDS, SHOWINGS, WORD_AXES),
     "rules": ModelSet(
         "rules(?:-cpu|-(?:qknorm-)?[0-9][^-]*-[0-9])?",
         "context-rules.svg",
@@ -92,7 +95,6 @@ SETS = {
         },
         (0, 2, 4, 6),
         ("examples shown", "accuracy between two labels"),
-        0.5,
         told,
     ),
 }
@@ -149,6 +151,22 @@ def read_scores(chosen: str) -> Scores:
         found[arm][int(seed)] = {
             key: value for part in one["parts"] for m in part["measures"] for key, value in measured(m).items()
         }
+    if SETS[chosen].told is None:
+        prompts = next(iter(found["mesa"].values()))[f"task/{TASKS[0]}/1/accuracy"].units
+        found["counted"] = dict.fromkeys(found["mesa"], label_counts(prompts))
+    return found
+
+
+def label_counts(prompts: int) -> dict[str, Resampled]:
+    """Return the accuracies of naming the label that most lines show, or fewest if that is right more often."""
+    found = {}
+    for task in WORD_LABELS:
+        for shown in SHOWINGS:
+            asked = [[task.query(index, 0, shown, 0, 0)] for index in range(prompts)]
+            guesses = null_scores(task, shown, asked, lambda *_: 1)
+            right = max((guesses[name] for name in ("most shown", "least shown")), key=sum)
+            sums = np.array([right, np.ones(prompts)])[..., None]
+            found[f"task/{task.name}/{shown}/accuracy"] = resample(*sums)
     return found
 
 
@@ -166,7 +184,7 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
     """Draw a panel per task and a line per arm of three seeds or more; arms that have not mesa's number say theirs."""
     panels = figure.subplots(1, len(chosen.panels), sharey=True)
     ticks = range(len(chosen.shown))
-    drawn = [arm for arm in ARMS if len(scores[arm]) >= 3 and arm != "declared-mesa"]
+    drawn = [arm for arm in ARMS if len(scores[arm]) >= 3 and arm not in ("declared-mesa", "counted")]
     for panel, (task, title) in zip(panels, chosen.panels.items(), strict=True):
         for place, arm in enumerate(drawn):
             index, seeds = list(ARMS).index(arm), len(scores[arm])
@@ -182,11 +200,16 @@ def draw(figure: Figure, chosen: ModelSet, scores: Scores) -> None:
         for name, line in told_lines(chosen, task).items():
             places = [place for place, shown in enumerate(chosen.shown) if shown in line]
             panel.plot(places, list(line.values()), color=MUTED, linewidth=1.2, linestyle=TOLD_LINES[name], label=name)
-        panel.axhline(chosen.chance, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        guess = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3))}
+        if scores["counted"]:
+            (counts, *_) = scores["counted"].values()
+            values = [counts[f"task/{task}/{shown}/accuracy"].value for shown in chosen.shown]
+            panel.plot(ticks, values, label=ARMS["counted"], **guess)
+        else:
+            panel.axhline(0.5, label="chance", **guess)
         panel.set(title=title, xticks=ticks, xticklabels=chosen.shown, ylim=(0.3 * bool(chosen.told), 1.04))
         panel.set_xlabel(chosen.axes[0])
     panels[0].set_ylabel(chosen.axes[1])
-    panels[0].text(ticks[-1], chosen.chance - 0.02, "chance", color=MUTED, ha="right", va="top")
     if len(drawn) > 3:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     else:
@@ -227,9 +250,12 @@ def rows(scores: Scores) -> list[str]:
         values = {
             arm: {seed: mean_of([one[key] for key in keys]) for seed, one in seeds.items()}
             for arm, seeds in scores.items()
+            if all(key in one for key in keys for one in seeds.values())
         }
-        means = [f"{np.mean([one.value for one in column.values()]):.3f}" for column in values.values()]
-        gaps = [less(values[one], values[other]) for one, other in pairs]
+        means = [
+            f"{np.mean([one.value for one in values[arm].values()]):.3f}" if arm in values else "" for arm in scores
+        ]
+        gaps = [less(values.get(one, {}), values.get(other, {})) for one, other in pairs]
         lines.append(" | ".join([f"| {name}", *means, *gaps]) + " |")
     return lines
 

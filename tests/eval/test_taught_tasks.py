@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from mesa_eval.measures.nulls import null_scores
 from mesa_eval.measures.suites import find_suite
 from mesa_eval.tasks import find_tasks
+from mesa_eval.tasks.task import Task
 from mesalm.data.episode_words import ATTRIBUTES, LABELS
 from mesalm.data.episodes import HELD_OUT
 
@@ -73,7 +77,7 @@ def test_rules_ask_for_a_combination_that_was_not_shown(name: str, attributes: i
 
 def test_the_ceiling_is_that_of_who_knows_the_kind_of_rule() -> None:
     (labels,) = find_tasks("word_labels", [], 0)
-    assert [labels.ceiling(range(9), shots, 0) for shots in (0, 1, 4)] == [0.25, 1.0, 1.0]
+    assert [labels.ceiling(range(9), shots, 0) for shots in (1, 4)] == [1.0, 1.0]
     (one,), (linear,) = find_tasks("attribute_rules", [], 0), find_tasks("linear_rules", [], 0)
     for task in (one, linear):
         found = [task.ceiling(range(200), shots, 0) for shots in (0, 4, 8, 16, 32)]
@@ -115,8 +119,28 @@ def test_word_labels_with_other_labels(name: str, labels: set[str] | None) -> No
         wrong += [label != query.answer.strip() for label in found]
     assert np.mean(wrong) == pytest.approx(0.25 if name == "noisy_labels" else 0, abs=0.06)
     ceilings = [task.ceiling(range(200), shots, 0) for shots in (0, 1, 4)]
+    assert ceilings[0] == null_accuracy(task, 0, range(200))["least shown"] == pytest.approx(0.33, abs=0.07)
     if name == "noisy_labels":
-        assert ceilings[:2] == pytest.approx([0.25, 0.75], abs=0.08)
+        assert ceilings[1] == pytest.approx(0.75, abs=0.08)
         assert 0.85 < ceilings[2] < 0.95  # three or four right, or two against one and one
     else:
-        assert ceilings == [plain.ceiling(range(200), shots, 0) for shots in (0, 1, 4)] == [0.25, 1.0, 1.0]
+        assert ceilings[1:] == [plain.ceiling(range(200), shots, 0) for shots in (1, 4)] == [1.0, 1.0]
+
+
+def null_accuracy(task: Task, shots: int, indices: Sequence[int]) -> dict[str, float]:
+    """Return the accuracy of each null model of a task."""
+    found = null_scores(task, shots, [[task.query(index, 0, shots, 4, seed=0)] for index in indices], lambda *_: 1)
+    return {name: float(np.mean(right)) for name, right in found.items()}
+
+
+def test_who_counts_labels_without_reading_words_is_a_null_model() -> None:
+    (task,) = find_tasks("new_labels", [], 0)
+    for shots, least in ((1, 0.25), (4, 0.4), (8, 0.8)):
+        right = []
+        for index in range(100):
+            query = task.query(index, 0, shots, 4, seed=0)
+            counts = Counter(label for _, label in shown_lines(query.prompt))
+            best = [text for text in query.candidates if counts[text.strip()] == max(counts.values())]
+            right.append((query.answer in best) / len(best))
+        assert null_accuracy(task, shots, range(100))["most shown"] == pytest.approx(np.mean(right))
+        assert np.mean(right) > least

@@ -1,11 +1,12 @@
-"""Scores of null models, which ignore the demonstrations, computed on the same queries without running a model.
+"""Scores of null models, which do not relate questions to answers, computed on the same queries without a model.
 
 - even: no candidate is preferred, so 1 / candidates;
 - uniform: every token has probability 1 / V, so the candidate of the fewest tokens wins;
 - commonest in the pool: the candidate that is most often an answer in the pool;
 - commonest candidate: the one that occurs most often among the candidates of all queries;
 - always X: one label, if every query has the same candidates;
-- place N: the candidate at one place of the prompt, if the prompt lists the candidates.
+- place N: the candidate at one place of the prompt, if the prompt lists the candidates;
+- most shown, least shown: the candidate that ends most or fewest lines of the prompt, if every example is such a line.
 
 The null of an accuracy is the largest of these. It may depend on the tokenizer, through "uniform", but not on a model.
 Ties are split evenly.
@@ -15,12 +16,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from mesa_eval.tasks.task import Query, Task
 
 UNIFORM = "uniform"
+VERSION = 2
+"""Raised with every change of the nulls, so that stored scores with older ones are not used."""
 Model = Callable[[Query], list[float]]
 
 
@@ -48,6 +52,8 @@ def null_scores(
         "commonest in the pool": _by_text(pool.__getitem__),
         "commonest candidate": _by_text(asked.__getitem__),
     }
+    if task.line_answers:
+        models |= {"most shown": partial(_shown, sign=1), "least shown": partial(_shown, sign=-1)}
     same = {frozenset(query.candidates) for query in queries}
     if len(same) == 1 < len(queries):
         models |= {f"always{label}": _by_text(label.__eq__) for label in sorted(same.pop())}
@@ -67,6 +73,11 @@ def _by_text(value: Callable[[str], float]) -> Model:
 
 def _at(place: int) -> Model:
     return lambda query: [float(number == place) for number in range(len(query.candidates))]
+
+
+def _shown(query: Query, sign: int) -> list[float]:
+    lines = query.prompt.splitlines()
+    return [float(sign * sum(line.endswith(text) for line in lines)) for text in query.candidates]
 
 
 def null(scores: Mapping[str, Sequence[float]], draws: Sequence[float], calibrated: bool = False) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mesa_eval.measures import nulls
 from mesa_eval.measures.copying import copy_measures, score_copying
 from mesa_eval.measures.few_shot import CannotAskError, score_task
 from mesa_eval.measures.icl_curve import position_measures, score_positions
@@ -55,7 +56,7 @@ def measurements(reader: Reader, window: int, plan: EvaluationPlan, training_dat
         *(
             Measurement(
                 f"task/{task.name}",
-                [task.fingerprint(), dataclasses.asdict(suite.few_shot), seed],
+                [task.fingerprint(), dataclasses.asdict(suite.few_shot), seed, nulls.VERSION],
                 partial(_task, *asked, task),
                 task.name,
             )

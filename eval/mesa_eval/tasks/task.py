@@ -110,6 +110,7 @@ class Task:
     unit: ClassVar[str] = "query"
     listed: ClassVar[str] = ""  # where a prompt lists the candidates, in the query's order: "question", "shots" or ""
     drawn_once: ClassVar[bool] = False  # whether each query has its own demonstrations, so that one draw suffices
+    line_answers: ClassVar[bool] = False  # whether each example is a line that ends with its answer
     as_many_as_fit: ClassVar[bool] = False
     leaves_out_long: ClassVar[bool] = False
 

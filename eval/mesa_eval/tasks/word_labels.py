@@ -40,6 +40,7 @@ class TaughtTask(Task):
     primary: ClassVar[str] = ""
     unit: ClassVar[str] = "episode"
     drawn_once: ClassVar[bool] = True
+    line_answers: ClassVar[bool] = True
 
     def queries(self, sizes: FewShotSizes, seed: int) -> list[int]:
         """Return the indices of the episodes."""
@@ -86,13 +87,14 @@ class WordLabelTask(TaughtTask):
         return SHOWINGS
 
     def ceiling(self, queries: Sequence[int], shots: int, seed: int) -> float:
-        """Return the accuracy of choosing the label most often shown with the word, guessing among ties."""
+        """Return the accuracy of choosing the label most often shown with the word, and least with others if tied."""
         right = []
         for index in queries:
             word, label, lines, labels = self._episode(index, shots, seed)
-            shown = [line.shown for line in lines if line.item == word]
-            most = [name for name in labels if shown.count(name) == max(map(shown.count, labels))]
-            right.append((label in most) / len(most))
+            own, others = ([line.shown for line in lines if (line.item == word) == same] for same in (True, False))
+            rank = {name: (own.count(name), -others.count(name)) for name in labels}
+            best = [name for name in labels if rank[name] == max(rank.values())]
+            right.append((label in best) / len(best))
         return float(np.mean(right))
 
     def query(self, index: int, draw: int, shots: int, candidates: int, seed: int) -> Query:
