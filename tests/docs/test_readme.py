@@ -93,7 +93,7 @@ def test_the_table_has_the_figures_of_the_kept_scores() -> None:
 
     for row, task in (("known labels", "word_labels"), ("new labels", "new_labels")):
         check(f"{row}: accuracy after 1, 2, 4 showings", [f"task/{task}/{n}/accuracy" for n in (1, 2, 4)], 2)
-    check("bits per byte of held-out code", ["bits_per_byte"], 3)
+    check("bits per byte of validation code", ["bits_per_byte"], 3)
     check("nats per token at 1 and 8 times the training length", ["length/129-256", "length/1025-2048"], 2)
     row = "numbers in the state after 256 tokens"
     pages = [("mesa", "softmax", "mesa − softmax"), ("mesa", "gated delta net", "linear, mesa's state")]
