@@ -6,12 +6,15 @@ import gzip
 import importlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+
+from mesa_eval.tasks import find_tasks
 
 RESULTS = Path(__file__).parents[2] / "docs/results"
 
@@ -52,13 +55,24 @@ def test_an_arm_with_other_seeds_than_mesa_says_so(script: Any) -> None:
     chosen = script.SETS["float32"]
     one = script.resample(np.ones((2, 1)), np.ones((2, 1)))
     seed = {f"task/{task}/{shown}/accuracy": one for task in chosen.panels for shown in chosen.shown}
-    counts = {"mesa": 3, "linear": 3, "delta": 2, "hybrid": 4, "declared-mesa": 3}
+    counts = {"mesa": 3, "linear": 3, "delta": 2, "hybrid": 4, "declared-mesa": 3, "counted": 3}
     figure = Figure()
     script.draw(figure, chosen, {arm: dict.fromkeys(range(counts.get(arm, 0)), seed) for arm in script.ARMS})
     for panel in figure.axes:
         labels = panel.get_legend_handles_labels()[1]
         mesa, linear, hybrid = (script.ARMS[arm] for arm in ("mesa", "linear", "hybrid"))
-        assert labels == [mesa, linear, f"{hybrid}, 4 seeds"]
+        assert labels == [mesa, linear, f"{hybrid}, 4 seeds", script.ARMS["counted"]]
+
+
+def test_the_counted_column_is_of_the_prompts_that_models_are_asked(script: Any) -> None:
+    (task,) = find_tasks("new_labels", [], 0)
+    right = []
+    for index in range(40):
+        query = task.query(index, 0, 4, 20, 0)
+        shown = Counter(re.findall(r" = (.*)$", query.prompt, flags=re.MULTILINE))
+        most = [name for name, count in shown.items() if count == max(shown.values())]
+        right.append((query.answer.strip() in most) / len(most))
+    assert script.label_counts(40)["task/new_labels/4/accuracy"].value == pytest.approx(np.mean(right))
 
 
 def test_counting_says_nothing_where_both_labels_were_shown_equally_often(scripts: Any) -> None:
