@@ -118,7 +118,7 @@ class Claim(Settings):
     """One version of a claim: what is claimed and where, its criteria, and the sizes it is tested at."""
 
     number: int = Field(description="Number of the claim, shared by its versions.")
-    version: int = Field(default=1, ge=1, description="Version of criteria and experiment; never weaker than the last.")
+    version: int = Field(default=1, ge=1, description="Version of criteria and experiment; no weaker, or why says so.")
     why: str = Field(default="", description="What was wrong with the previous version.")
     claim: str = Field(description="The claim in one sentence.")
     experiment: Experiment = Field(description="The function that tests it.")

@@ -48,7 +48,7 @@ def constructed_net(
 
 
 def late_upturn(losses: Tensor) -> float:
-    """Return how far the last loss exceeds the smallest, relative to the smallest."""
+    """Return how far the last loss exceeds the smallest, relative to the smallest; noise alone makes it positive."""
     return float(losses[-1] / losses.min() - 1)
 
 

@@ -45,7 +45,7 @@ def gradient_step(bench: Workbench, sizes: Sizes) -> Findings:
     for dtype, name in ((torch.float32, "float32"), (torch.float64, "float64")):
         inputs = drawn_batch(task, sizes["rows"], bench.seed)["inputs"].to(dtype)
         worst = torch.zeros(task.sequence_length, dtype=dtype)
-        for trial, rate in enumerate((0.001, 0.05, 0.2)):
+        for trial, rate in enumerate((0.001, 0.05, 0.2), start=1):  # 0 has drawn the inputs
             generator = step_generator(bench.seed, trial, "test")
             start = normal((task.size, task.size), 0.5, generator).to(dtype)
             net = set_products(linear_net(1, 1, task.size, dtype=dtype), [[gradient_step_head(start, rate)]])
