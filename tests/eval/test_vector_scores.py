@@ -21,7 +21,10 @@ def test_regressions_oracles_stand_in_the_order_of_theory() -> None:
     # y = W x with entries of W of variance 1/d: E y^2 = 1 + noise^2; 4,000 sequences of 5 entries, error below 0.02
     assert np.allclose(found["zero"], 1.25, atol=0.06)
     assert np.allclose([found[name][0] for name in found], found["zero"][0])
-    assert (found["ridge"][1:] < found["one gradient step"][1:]).all()
+    one, several = (found[f"gradient step, {rates}"] for rates in ("one rate", "a rate for each number of pairs"))
+    assert (found["ridge"][1:] < several[1:]).all()
+    assert (several[1:] < one[1:] + 0.01).all()  # rates are of other sequences, which costs less than this
+    assert several.mean() < one.mean()
     assert (found["ridge"][1:] < found["least squares"][1:]).all()
     assert found["least squares"][5] > 2  # as many pairs as unknowns: noise is interpolated
     assert (np.diff(found["ridge"]) < 0.02).all()
@@ -34,6 +37,21 @@ def test_without_noise_the_map_is_known_after_as_many_pairs_as_entries() -> None
         errors = score_guesses(task, 50, seed=0)["least squares"].measures[0].columns
         assert errors[3] > 1e-3
         assert (errors[5:] < 1e-6).all()
+
+
+def test_the_gradient_step_of_one_rate_is_linear_attention_by_hand() -> None:
+    """One linear layer has no other rate for each number of pairs."""
+    task = TASKS["linear-dynamics"].build({"size": 4, "length": 9, "noise": 0.1})
+    steps, targets = [], []
+    for split in ("valid", "test"):
+        batch = drawn_batch(task, 50, 3, split=split)  # type: ignore[arg-type]  # the names of two splits
+        x, y = (batch[name].double().numpy() for name in ("inputs", "targets"))
+        steps.append(np.tril(x @ x.swapaxes(1, 2), -1) @ y)
+        targets.append(y)
+    rate = np.linalg.lstsq(steps[0].reshape(-1, 1), targets[0].ravel(), rcond=None)[0].item()
+    by_hand = np.square(rate * steps[1] - targets[1]).mean((0, 2))
+    found = score_guesses(task, 50, seed=3)["gradient step, one rate"].measures[0].columns
+    assert np.allclose(found, by_hand, rtol=1e-6)  # errors are stored to seven digits
 
 
 def test_dynamics_last_state_is_what_it_says() -> None:
