@@ -40,10 +40,10 @@ def vector_guesses(task: VectorTask, rows: int, *, seed: int) -> dict[str, Synth
 
     Pairs are (x_i, y_i), or each state with its successor; only pairs before the query are used. For
     y ~ W x + N(0, sigma^2) with entries of W ~ N(0, 1 / d), ridge regression with lambda = d sigma^2 is optimal: it is
-    the posterior mean. The gradient step has one rate, which a linear layer without gates can express, or one for each number of
-    pairs; rates are fitted on the valid sequences. For partially observed states, regression on one observation cannot
-    be exact. Regression on as many observations as the state needs is then scored too, its ridge fitted on the valid
-    sequences.
+    the posterior mean. The gradient step has one rate, which a linear layer without gates can express, or one for each
+    number of pairs; rates are fitted on the valid sequences. For partially observed states, regression on one
+    observation cannot be exact. Regression on as many observations as the state needs is then scored too, its ridge
+    fitted on the valid sequences.
     """
     batch, other = (drawn_batch(task, rows, seed, split=split) for split in ("test", "valid"))
     queries = _queries(task)
