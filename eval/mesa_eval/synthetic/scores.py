@@ -82,7 +82,7 @@ def answers_shown(task: TokenTask, data: TokenRows) -> dict[str, SyntheticScores
     They are any of the different answers shown; the commonest; and, where an answer has several tokens, the commonest
     after as many of them, without repetition. Guesses that are equally good share their hits.
     """
-    names = ["an answer shown", "the commonest answer shown", "the commonest at its place in an answer"]
+    names = ["an answer shown", "the commonest answer shown", "the commonest at its place"]
     right, scored, several = [], [], False
     for index in range(len(data)):
         tokens, labels = data[index]["input_ids"], data[index]["labels"]

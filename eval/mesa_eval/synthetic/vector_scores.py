@@ -55,7 +55,7 @@ def vector_guesses(task: VectorTask, rows: int, *, seed: int) -> dict[str, Synth
         "ridge": ridge_predictions(x, y, x, task.size * task.noise**2, lag=1),
         "least squares": ridge_predictions(x, y, x, 0.0, lag=1),
         "gradient step, one rate": gradient_predictions(x, y, x, rate, lag=1),
-        "gradient step, a rate for each number of pairs": gradient_predictions(x, y, x, rates.unsqueeze(-1), lag=1),
+        "gradient step, rate by pairs": gradient_predictions(x, y, x, rates.unsqueeze(-1), lag=1),
         "zero": torch.zeros_like(y),
     }
     if not isinstance(task, ContextRegression):
