@@ -178,7 +178,7 @@ class CellRun:
             rows = max(FEWEST_ROWS, self.run.score.test_rows // times)
             for measure in self._score(model, "test", rows, times).plain()["measures"]:
                 key, label = f"{measure['key']}_{times}x", f"{measure['label']}, {times} times the length"
-                found.append({**measure, "key": key, "label": label})
+                found.append({**measure, "key": key, "label": label, "times": times})
         return found
 
     def _validate(self, model: nn.Module, step: int) -> list[dict[str, Any]]:

@@ -102,6 +102,8 @@ class TestAssociativeRecall:
             first = dict(reversed(shown))
             kept = np.mean([labels[at] == first[int(tokens[at - 1])] for at in scored])
             assert kept == task.guesses()["the first value"] == 3 / 8
+            # the value shown last is asked for once, whatever the key
+            assert np.mean(labels[scored] == shown[-1][1]) == task.guesses()["a value shown"] == 1 / 8
 
     @pytest.mark.parametrize(
         ("changed", "words"),
@@ -210,6 +212,7 @@ def test_chance_is_what_a_constant_guess_scores(name: str) -> None:
     task = small(name)
     labels = collate_rows(rows_of(task, "test", 400))["labels"]
     labels = labels[labels != NOT_SCORED]
+    assert not task.answers or set(labels.tolist()) <= set(task.answers)
     best = torch.bincount(labels).max().item() / len(labels)
     chance = task.guesses()["chance"]
     # the commonest label of a finite sample scores a little above chance; labels of one row are not independent

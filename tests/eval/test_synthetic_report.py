@@ -12,11 +12,14 @@ import yaml
 from html_page import Page
 from tiny import TINY
 
+from mesa_eval.synthetic import grid as grids
 from mesa_eval.synthetic.figures import grid_figure
 from mesa_eval.synthetic.grid import lines, read_grid
 from mesa_eval.synthetic.report import report_grid
 from mesa_eval.synthetic.row_scores import RowScores, SyntheticScores
+from mesa_eval.synthetic.scores import score_guesses
 from mesalm.cli import main
+from mesalm.data.synthetic.mad import NoisyRecall
 from mesalm.draw import draw_svg_file
 
 
@@ -25,6 +28,7 @@ def made_grid(
     right: dict[str, dict[int, list[float]]],
     places: list[int] | None = None,
     axis: str = "task.length",
+    task: str = "mqar",
 ) -> Path:
     """Write a grid of two points whose cells got ``right`` of 4 in each row, by arm and seed."""
     settings = []
@@ -43,8 +47,7 @@ def made_grid(
                 {
                     "arm": arm,
                     "point": {axis: str(length)},
-                    "task": {"name": "mqar", "length": length, "pairs": 4},
-                    "test_rows": 3,
+                    "task": {"name": task, "length": length, **({"pairs": 4} if task == "mqar" else {})},
                     "score_seed": 0,
                     "state_numbers": 1200 + length,
                     "best_rate": 0.01,
@@ -79,6 +82,27 @@ def test_several_seeds_are_a_mean_a_range_and_a_paired_t_interval(tmp_path: Path
     assert softmax.difference.high == pytest.approx(-1 / 3 + 4.30265 * 0.14433757 / 3**0.5, abs=1e-5)
     assert softmax.difference.units == 3
     assert softmax.guesses == {"chance": 1 / 4096, "a value shown": 0.25}
+    assert softmax.null == "a value shown"
+
+
+def test_the_null_of_longer_rows_is_theirs_and_an_older_version_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made_grid(tmp_path, {"mesa": {0: [4, 4, 0, 2]}}, task="noisy-recall")
+    path = folder / "cells/mesa-s0-16/result.json"
+    (measure,) = json.loads(path.read_text())["measures"]
+    longer = {**measure, "key": "accuracy_4x", "times": 4, "numerator": [[4], [2]], "denominator": [[4], [4]]}
+    path.write_text(json.dumps({"measures": [measure, longer]}))
+    for key, length, rows in (("accuracy", 16, 4), ("accuracy_4x", 64, 2)):
+        (line, *_) = lines(read_grid(folder), key)
+        wanted = score_guesses(NoisyRecall(length=length), rows, seed=0)
+        assert line.guesses == {"chance": 1 / 8, **{name: scores.value for name, scores in wanted.items()}}
+        assert line.null == "the commonest answer shown"
+    for kept in (folder / "guesses").iterdir():
+        kept.write_text("{}")
+    assert lines(read_grid(folder), "accuracy")[0].null == "chance"  # as kept
+    monkeypatch.setattr(grids, "GUESSES", grids.GUESSES + 1)
+    assert lines(read_grid(folder), "accuracy")[0].null == "the commonest answer shown"
 
 
 def test_one_seed_that_is_left_of_several_has_no_interval(tmp_path: Path) -> None:
@@ -148,7 +172,8 @@ def test_models_of_several_sizes_are_also_drawn_by_the_size_of_their_state(tmp_p
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        ({"name": "mqar", "vocabulary": 16, "length": 8, "pairs": 2, "train_rows": 8}, "a value shown"),
+        ({"name": "mqar", "vocabulary": 16, "length": 8, "pairs": 2, "train_rows": 8}, "null: a value shown"),
+        ({"name": "noisy-recall", "length": 16, "train_rows": 8}, "null: the commonest answer shown"),
         ({"name": "automata", "length": 40, "train_rows": 8}, "trigram"),
         ({"name": "regression", "size": 4, "pairs": 5}, "ridge"),
         ({"name": "linear-dynamics", "size": 4, "length": 6}, "last state"),

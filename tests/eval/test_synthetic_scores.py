@@ -11,7 +11,7 @@ import torch
 
 from mesa_eval.synthetic.ngrams import ngram_distributions
 from mesa_eval.synthetic.row_scores import SyntheticScores
-from mesa_eval.synthetic.scores import score_guesses, score_logits, score_model
+from mesa_eval.synthetic.scores import answers_shown, score_guesses, score_logits, score_model
 from mesalm.data.synthetic.tasks import TASKS
 from mesalm.data.synthetic.token_task import TokenRows, TokenTask, collate_rows
 
@@ -54,6 +54,26 @@ def test_an_oracle_scores_one_and_a_constant_guess_about_chance(name: str) -> No
     assert (again.value, again.better) == (constant.value, "higher")
 
 
+@pytest.mark.parametrize(
+    ("tokens", "labels", "last", "wanted"),
+    [
+        # keys 0 and 1: one of two values; both are as common, then 2 is, then both are again
+        ([0, 2, 1, 3, 0, 2, 1, 3, 0, 2], {5: 2, 7: 3, 9: 2}, False, [1 / 2, (1 / 2 + 0 + 1 / 2) / 3]),
+        # answers of several tokens: 3 is commoner, but 2 begins one as often, and nothing else than 3 follows 2
+        ([0, 2, 3, 1, 3, 0, 2, 3], {6: 2, 7: 3}, False, [1 / 2, (0 + 1 / 2) / 2, (1 / 2 + 1) / 2]),
+        ([2, 3, 2, 1], {0: 2, 1: 3, 2: 2}, True, [1 / 2, 2 / 3]),  # the whole row is read
+        ([0, 1, 0, 1], {1: 4}, False, [0, 1 / 3]),  # nothing is shown
+    ],
+)
+def test_answers_that_are_shown_can_be_guessed_without_the_question(
+    tokens: list[int], labels: dict[int, int], last: bool, wanted: list[float]
+) -> None:
+    task: Any = SimpleNamespace(answers=range(2, 5), vocab_size=5, reads_last_state=last)
+    row = {"input_ids": np.array(tokens), "labels": np.array([labels.get(at, -100) for at in range(len(tokens))])}
+    rows: Any = [row, row]
+    assert [scores.value for scores in answers_shown(task, rows).values()] == pytest.approx(wanted)
+
+
 def test_a_model_that_names_the_symbol_drawn_is_legal_but_not_the_distribution() -> None:
     task: Any = TASKS["automata"].build(SMALL["automata"])
     scores = score_model(Fixed(task, right=True), task, "test", 40, seed=5, batch_rows=16)
@@ -74,10 +94,12 @@ def test_the_true_distribution_has_no_distance() -> None:
 def test_longer_contexts_guess_better_and_uniform_is_what_its_share_says() -> None:
     task: Any = TASKS["automata"].build({"length": 400})
     guesses = score_guesses(task, 40, seed=0)
-    legal = [guesses[name].measures[0].value for name in ("uniform", "bigram", "trigram")]
-    distance = [guesses[name].measures[1].value for name in ("uniform", "bigram", "trigram")]
-    assert legal[0] < legal[1] < legal[2]
-    assert distance[0] > distance[1] > distance[2]
+    legal, distance = (
+        [guesses[name].measures[measure].value for name in ("uniform", "unigram", "bigram", "trigram")]
+        for measure in (0, 1)
+    )
+    assert legal[0] < legal[1] < legal[2] < legal[3]
+    assert distance[0] > distance[1] > distance[2] > distance[3]
     rows = TokenRows(task, "test", 0, 40)
     edges = [
         1 - len(np.flatnonzero(chances)) / 18

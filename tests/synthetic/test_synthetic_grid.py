@@ -228,6 +228,7 @@ def test_longer_rows_are_tested_under_names_of_their_own(load: Any) -> None:
     (result,) = results(recipe).values()
     assert [measure["key"] for measure in result["measures"]] == ["accuracy", "accuracy_4x", "accuracy_100x"]
     assert result["measures"][1]["label"] == "accuracy, 4 times the length"
+    assert [measure.get("times", 1) for measure in result["measures"]] == [1, 4, 100]
 
 
 def test_a_run_that_diverges_is_recorded_and_takes_its_rate_out(load: Any) -> None:

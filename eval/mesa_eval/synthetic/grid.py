@@ -22,6 +22,9 @@ from mesalm.data.synthetic.tasks import TASKS, SyntheticTask
 from mesalm.data.synthetic.token_task import TokenTask
 from mesalm.files import write_text
 
+GUESSES = 2
+"""Version of the guesses; those that a grid's folder holds of another version are computed anew."""
+
 
 @dataclass(frozen=True)
 class SeedRun:
@@ -39,7 +42,6 @@ class ReportedSetting:
     arm: str
     point: dict[str, str]
     task: SyntheticTask
-    test_rows: int
     score_seed: int
     best_rate: float | None
     rates: list[float]
@@ -99,6 +101,11 @@ class Line:
         """Return the mean over seeds."""
         return float(np.mean(list(self.values.values())))
 
+    @property
+    def null(self) -> str | None:
+        """Return the best guess of a task of answers, which a model has to exceed; None for other tasks."""
+        return max(self.guesses, key=lambda name: self.guesses[name]) if "chance" in self.guesses else None
+
 
 def read_grid(folder: Path) -> Grid:
     """Read a grid's folder; raise a one-line ValueError if it contains none."""
@@ -143,14 +150,20 @@ def guess_values(grid: Grid, setting: ReportedSetting, key: str) -> dict[str, fl
 
 def guesses(grid: Grid, setting: ReportedSetting, key: str) -> dict[str, RowScores]:
     """Return the scores of guesses computed from the rows; they are computed once and cached in the grid's folder."""
-    content = [setting.task.model_dump(mode="json"), type(setting.task).__name__, setting.test_rows, setting.score_seed]
+    measure = next(iter(setting.measured(key).values()))
+    task, rows = setting.task, len(measure.numerator)
+    if measure.times > 1:
+        if not isinstance(task, TokenTask) or not task.answers:
+            return {}
+        task, key = task.model_copy(update={"length": measure.times * task.length}), "accuracy"
+    content = [GUESSES, task.model_dump(mode="json"), type(task).__name__, rows, setting.score_seed]
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     path = grid.folder / "guesses" / f"{name}.json"
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         scored = {guess: SyntheticScores.from_plain(plain) for guess, plain in stored.items()}
     else:
-        scored = score_guesses(setting.task, setting.test_rows, seed=setting.score_seed)
+        scored = score_guesses(task, rows, seed=setting.score_seed)
         write_text(path, json.dumps({guess: scores.plain() for guess, scores in scored.items()}))
     return {guess: m for guess, scores in scored.items() for m in scores.measures if m.key == key}
 
@@ -165,7 +178,6 @@ def _setting(folder: Path, entry: dict[str, Any]) -> ReportedSetting:
         arm=entry["arm"],
         point=entry["point"],
         task=TASKS[fields.pop("name")].build(fields, "task"),
-        test_rows=entry["test_rows"],
         score_seed=entry["score_seed"],
         best_rate=entry["best_rate"],
         rates=list(dict.fromkeys(run["rate"] for run in entry["swept"])),

@@ -67,6 +67,7 @@ def report_data(grid: Grid) -> dict[str, Any]:
                 "spread": line.spread,
                 "difference": None if line.difference is None else vars(line.difference),
                 "guesses": line.guesses,
+                "null": line.null,
                 **_by_place(grid, line, measure),
             }
             for measure in grid.measures()
@@ -109,7 +110,7 @@ def notes(grid: Grid) -> list[str]:
         else "One training seed: brackets are 95 % bootstrap intervals over rows without the spread between seeds; "
         "differences are paired by row.",
         "The learning rate is the best on the valid rows; scores are of the test rows, the same for all models. Rows "
-        "in parentheses are guesses without a trained model.",
+        "in parentheses are guesses without a trained model. The null is the best guess that ignores the query.",
         "State: the numbers that a model keeps of one sequence of the task's length.",
     ]
     if grid.missing:
@@ -161,7 +162,8 @@ def _table(grid: Grid, measure: RowScores) -> dict[str, Any]:
         )
         if place + 1 == len(found) or found[place + 1].setting.point != line.setting.point:
             for name, value in line.guesses.items():
-                rows.append([*where, f"({name})", DASH, DASH, DASH, f"{value:.{DIGITS}g}", DASH, DASH])
+                shown = f"(null: {name})" if name == line.null else f"({name})"
+                rows.append([*where, shown, DASH, DASH, DASH, f"{value:.{DIGITS}g}", DASH, DASH])
     return {
         "title": f"{measure.label[:1].upper()}{measure.label[1:]} ({measure.better} is better)",
         "headings": headings,

@@ -16,7 +16,7 @@ class RowScores:
     """One statistic of each row: numerator and denominator [U][C], one column per entry of ``places``.
 
     label: the displayed name; better: "higher" or "lower"; places: positions or numbers of shots, one per
-    column, empty for a statistic with one column.
+    column, empty for a statistic with one column; times: the rows' length in lengths of the task.
     """
 
     key: str
@@ -25,6 +25,7 @@ class RowScores:
     numerator: list[list[float]]
     denominator: list[list[float]]
     places: list[int] = field(default_factory=list)
+    times: int = 1
 
     @property
     def value(self) -> float:

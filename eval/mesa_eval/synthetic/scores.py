@@ -51,20 +51,68 @@ def predictions(model: nn.Module, task: TokenTask, input_ids: torch.Tensor) -> t
 
 
 def score_guesses(task: SyntheticTask, rows: int, *, seed: int) -> dict[str, SyntheticScores]:
-    """Score the guesses without a model, by name, on the test rows, for tasks whose guesses depend on the row."""
+    """Score the guesses without a model, by name, on the test rows, for tasks whose guesses depend on the row.
+
+    Raise `mesa_eval.synthetic.grid.GUESSES` with every change of what they are.
+    """
     if isinstance(task, VectorTask):
         return vector_guesses(task, rows, seed=seed)
     if isinstance(task, Markov):
         return markov_guesses(task, rows, seed=seed)
-    if not isinstance(task, Automata):
-        return {}
     data = TokenRows(task, "test", seed, rows, keep=False)
-    orders = {"uniform": 0, "bigram": 2, "trigram": 3}
+    if not isinstance(task, Automata):
+        return answers_shown(task, data) if task.answers else {}
+    orders = {"uniform": 0, "unigram": 1, "bigram": 2, "trigram": 3}
     found = {}
     for name, order in orders.items():
         chances = (ngram_distributions(data[index]["input_ids"], task.symbols, order) for index in range(rows))
         found[name] = score_logits(task, data, (np.log(np.maximum(one, 1e-300)) for one in chances))
     return found
+
+
+def scored_places(task: TokenTask, labels: np.ndarray) -> np.ndarray:
+    """Return the scored positions of a row; the first has no context, so it is scored only from the last state."""
+    places = np.flatnonzero(labels != NOT_SCORED)
+    return places if task.reads_last_state else places[places > 0]
+
+
+def answers_shown(task: TokenTask, data: TokenRows) -> dict[str, SyntheticScores]:
+    """Score guesses that ignore the query, among the answers in the tokens before it (from the last state: in the row).
+
+    They are any of the different answers shown; the commonest; and, where an answer has several tokens, the commonest
+    after as many of them, without repetition. Guesses that are equally good share their hits.
+    """
+    names = ["an answer shown", "the commonest answer shown", "the commonest at its place"]
+    right, scored, several = [], [], False
+    for index in range(len(data)):
+        tokens, labels = data[index]["input_ids"], data[index]["labels"]
+        at, shown = np.arange(len(tokens)), np.isin(tokens, task.answers)
+        newest_other = np.maximum.accumulate(np.where(shown, -1, at))
+        given = at - 1 - np.append(-1, newest_other[:-1])  # the number of answers directly before each token
+        hits, places = np.zeros(3), scored_places(task, labels)
+        for place in places:
+            before = shown if task.reads_last_state else shown & (at < place)
+            counts = np.bincount(tokens[before], minlength=task.vocab_size)
+            alike = np.bincount(tokens[before & (given == given[place])], minlength=task.vocab_size)
+            alike[tokens[place - given[place] : place]] = 0
+            hits += (
+                (counts[labels[place]] > 0) / max(1, np.count_nonzero(counts)),
+                _shared_hit(counts[task.answers], labels[place] - task.answers.start),
+                _shared_hit(alike[task.answers], labels[place] - task.answers.start),
+            )
+            several |= given[place] > 0 and not task.reads_last_state
+        right.append(hits.tolist())
+        scored.append([float(len(places))])
+    return {
+        name: SyntheticScores([RowScores("accuracy", "accuracy", "higher", [[row[of]] for row in right], scored)])
+        for of, name in enumerate(names if several else names[:2])
+    }
+
+
+def _shared_hit(counts: np.ndarray, label: int) -> float:
+    """Return the chance to name ``label`` by one of the largest counts."""
+    best = counts == counts.max()
+    return float(best[label] / best.sum())
 
 
 def score_logits(task: TokenTask, data: TokenRows, logits_of_rows: Iterable[np.ndarray]) -> SyntheticScores:
@@ -76,12 +124,10 @@ def score_logits(task: TokenTask, data: TokenRows, logits_of_rows: Iterable[np.n
     right, scored = [], []
     for index, logits in enumerate(logits_of_rows):
         labels = data[index]["labels"]
-        places = labels != NOT_SCORED
-        if not task.reads_last_state:
-            places[0] = False  # it has no context
+        places = scored_places(task, labels)
         hits = logits[places].argmax(-1) == labels[places]
         right.append([float(hits.sum())])
-        scored.append([float(places.sum())])
+        scored.append([float(len(places))])
     return SyntheticScores([RowScores("accuracy", "accuracy", "higher", right, scored)])
 
 

@@ -40,19 +40,22 @@ def vector_guesses(task: VectorTask, rows: int, *, seed: int) -> dict[str, Synth
 
     Pairs are (x_i, y_i), or each state with its successor; only pairs before the query are used. For
     y ~ W x + N(0, sigma^2) with entries of W ~ N(0, 1 / d), ridge regression with lambda = d sigma^2 is optimal: it is
-    the posterior mean. The step sizes of the gradient step are fitted on the valid sequences, one per number of pairs.
-    For partially observed states, regression on one observation cannot be exact. Regression on as many observations as
-    the state needs is then scored too, its ridge fitted on the valid sequences.
+    the posterior mean. The gradient step has one rate, which a linear layer without gates can express, or one for each
+    number of pairs; rates are fitted on the valid sequences. For partially observed states, regression on one
+    observation cannot be exact. Regression on as many observations as the state needs is then scored too, its ridge
+    fitted on the valid sequences.
     """
     batch, other = (drawn_batch(task, rows, seed, split=split) for split in ("test", "valid"))
     queries = _queries(task)
     x, y = (batch[name][:, queries].double() for name in ("inputs", "targets"))
     other_x, other_y = (other[name][:, queries].double() for name in ("inputs", "targets"))
-    rates = best_rate(gradient_predictions(other_x, other_y, other_x, 1.0, lag=1), other_y, dim=(0, 2))
+    other_steps = gradient_predictions(other_x, other_y, other_x, 1.0, lag=1)
+    rate, rates = best_rate(other_steps, other_y), best_rate(other_steps, other_y, dim=(0, 2))
     found = {
         "ridge": ridge_predictions(x, y, x, task.size * task.noise**2, lag=1),
         "least squares": ridge_predictions(x, y, x, 0.0, lag=1),
-        "one gradient step": gradient_predictions(x, y, x, rates.unsqueeze(-1), lag=1),
+        "gradient step, one rate": gradient_predictions(x, y, x, rate, lag=1),
+        "gradient step, rate by pairs": gradient_predictions(x, y, x, rates.unsqueeze(-1), lag=1),
         "zero": torch.zeros_like(y),
     }
     if not isinstance(task, ContextRegression):

@@ -66,9 +66,12 @@ class AssociativeRecall(TokenTask):
         return {"input_ids": tokens, "labels": labels}
 
     def guesses(self) -> dict[str, float]:
-        """Return the accuracy of guessing any value (chance), any value that was shown, or a key's first value."""
+        """Return the accuracy of guessing any value (chance), the last value of a pair, or a key's first value.
+
+        The last pair's value answers one query. No guess from the row that ignores the query is better.
+        """
         found = {"chance": 1 / (self.vocabulary - self.vocabulary // 2)}
-        found["a value shown"] = 1 / (self.pairs + self.rebound)
+        found["a value shown"] = 1 / self.pairs
         if self.rebound:
             found["the first value"] = 1 - self.rebound / self.pairs
         return found

@@ -28,6 +28,11 @@ class SelectiveCopy(TokenTask):
         if self.length < 2 * self.copied + 1:
             raise ValueError(f"length: must be at least {2 * self.copied + 1} for {self.copied} copied tokens")
 
+    @property
+    def answers(self) -> range:
+        """Return the ids of tokens that can be copied."""
+        return range(self.vocabulary - 2)
+
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""
         asking, blank = self.vocabulary - 1, self.vocabulary - 2
@@ -40,10 +45,6 @@ class SelectiveCopy(TokenTask):
         labels = np.full(self.length, NOT_SCORED)
         labels[context + 1 :] = copied
         return {"input_ids": tokens, "labels": labels}
-
-    def guesses(self) -> dict[str, float]:
-        """Return chance: one of all tokens that can be copied."""
-        return {"chance": 1 / (self.vocabulary - 2)}
 
 
 class Compression(TokenTask):
@@ -58,6 +59,11 @@ class Compression(TokenTask):
     vocabulary: int = Field(default=16, ge=2, description="Token ids; the last one closes the row.")
     length: int = Field(default=32, ge=4, description="Tokens per row.")
 
+    @property
+    def answers(self) -> range:
+        """Return all ids except that of the closing token."""
+        return range(self.vocabulary - 1)
+
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""
         tokens = random.randint(self.vocabulary - 1, size=self.length)
@@ -65,10 +71,6 @@ class Compression(TokenTask):
         labels = tokens.copy()
         labels[-1] = NOT_SCORED
         return {"input_ids": tokens, "labels": labels}
-
-    def guesses(self) -> dict[str, float]:
-        """Return chance: one of all tokens except the closing token."""
-        return {"chance": 1 / (self.vocabulary - 1)}
 
 
 class Memorisation(TokenTask):
@@ -94,6 +96,11 @@ class Memorisation(TokenTask):
         keys = (self.vocabulary - 1) // 2
         return keys + np.random.RandomState(self.map_seed).permutation(self.vocabulary - 1 - keys)[:keys]
 
+    @property
+    def answers(self) -> range:
+        """Return the ids of values."""
+        return range((self.vocabulary - 1) // 2, self.vocabulary - 1)
+
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""
         values = self.values
@@ -103,10 +110,6 @@ class Memorisation(TokenTask):
         labels = np.full(self.length, NOT_SCORED)
         labels[1::2] = values[keys]
         return {"input_ids": tokens, "labels": labels}
-
-    def guesses(self) -> dict[str, float]:
-        """Return chance, one of all values."""
-        return {"chance": 1 / (self.vocabulary - 1 - (self.vocabulary - 1) // 2)}
 
 
 class ContextRecall(TokenTask):
@@ -135,6 +138,11 @@ class ContextRecall(TokenTask):
         """Return the first token id that is a value; lower ids are keys."""
         return (self.vocabulary - self.noise_tokens) // 2
 
+    @property
+    def answers(self) -> range:
+        """Return the ids of values."""
+        return range(self.first_value, self.vocabulary - self.noise_tokens)
+
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""
         first_value, first_noise = self.first_value, self.vocabulary - self.noise_tokens
@@ -156,10 +164,6 @@ class ContextRecall(TokenTask):
             scored[place, 1] = int(keys[place]) in seen
             seen.add(int(keys[place]))
         return {"input_ids": tokens.ravel(), "labels": scored_labels(tokens, scored).ravel()}
-
-    def guesses(self) -> dict[str, float]:
-        """Return chance, one of all values."""
-        return {"chance": 1 / (self.vocabulary - self.noise_tokens - self.first_value)}
 
 
 class NoisyRecall(ContextRecall):
@@ -198,6 +202,11 @@ class FuzzyRecall(TokenTask):
         """Return the first token id for values; lower ids are for keys."""
         return (self.vocabulary - 1) // 2
 
+    @property
+    def answers(self) -> range:
+        """Return the ids of tokens for values."""
+        return range(self.first_value, self.vocabulary - 1)
+
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row."""
         value_of: dict[Motif, Motif] = {}
@@ -223,10 +232,6 @@ class FuzzyRecall(TokenTask):
         row = np.array([self.vocabulary - 1] * padding + tokens)
         labelled = np.array([False] * padding + ([True] * len(tokens) if split == "train" else scored))
         return {"input_ids": row, "labels": scored_labels(row, labelled)}
-
-    def guesses(self) -> dict[str, float]:
-        """Return chance: one of all tokens for values."""
-        return {"chance": 1 / (self.vocabulary - 1 - self.first_value)}
 
     def _key(self, random: np.random.RandomState, split: Split) -> Motif:
         size = 1 + random.randint(self.key_size) if split == "train" else self.key_size

@@ -42,6 +42,11 @@ class TokenTask(Settings):
         """Return the number of token ids."""
         return self.vocabulary
 
+    @property
+    def answers(self) -> range:
+        """Return the ids of tokens that valid and test rows ask for; empty if no guesses among them are scored."""
+        return range(0)
+
     def row(self, random: np.random.RandomState, split: Split) -> Row:
         """Draw one row of a split."""
         raise NotImplementedError
@@ -49,9 +54,10 @@ class TokenTask(Settings):
     def guesses(self) -> dict[str, float]:
         """Return the accuracy by name of guesses that ignore the query, chance first; may be empty.
 
-        For tasks where it is empty, `mesa_eval.synthetic` computes guesses from the rows.
+        `mesa_eval.synthetic` adds guesses from the rows, among the `answers` if there are any. The best of all is the
+        null: only a higher accuracy shows that a model answers queries.
         """
-        return {}
+        return {"chance": 1 / len(self.answers)} if self.answers else {}
 
 
 class TokenRows:
