@@ -18,6 +18,7 @@ def running_gram(keys: Tensor, lag: int = 0) -> Tensor:
 def running_cross(values: Tensor, keys: Tensor, lag: int = 0) -> Tensor:
     """Return the sum of v_i k_i^T over i <= t - lag, [B, T, E, D]."""
     sums = (values.unsqueeze(-1) * keys.unsqueeze(-2)).cumsum(dim=1)
+    lag = min(lag, sums.shape[1])
     return torch.cat((torch.zeros_like(sums[:, :lag]), sums[:, : sums.shape[1] - lag]), dim=1) if lag else sums
 
 

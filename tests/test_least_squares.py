@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from mesalm.least_squares import best_rate, gradient_predictions, ridge_predictions
+from mesalm.least_squares import best_rate, gradient_predictions, ridge_predictions, running_gram
 
 
 def pairs(rows: int = 3, count: int = 9, size: int = 4, outputs: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, count, size, generator=generator)
     return x.double(), torch.randn(rows, count, outputs, generator=generator).double()
+
+
+def test_a_lag_beyond_the_sequence_leaves_no_pair() -> None:
+    x, _ = pairs()
+    assert torch.equal(running_gram(x, lag=12), torch.zeros(3, 9, 4, 4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.7])

@@ -147,9 +147,11 @@ def conversion_lines(conversion: dict[str, Any] | None) -> list[str]:
         return []
     text = conversion.get("calibration", {})
     names = ", ".join(file["name"] for file in text.get("files", [])) or text.get("name", "nothing")
-    layers = ", ".join(map(str, conversion["layers"])) or "none"
+    source, layers = plain(conversion["source"]), ", ".join(map(str, conversion["layers"]))
+    if not layers:
+        return [f"- converted from {source}: weights renamed, no layer replaced"]
     return [
-        f"- converted from {plain(conversion['source'])}: {conversion['mixer']} instead of softmax in layers "
+        f"- converted from {source}: {conversion['mixer']} instead of softmax in layers "
         f"{layers}, fitted to {conversion.get('tokens', 0):,} tokens of {plain(names)}"
     ]
 

@@ -217,7 +217,8 @@ def write_peer(model: str, folder: str | Path) -> Path:
     folder = Path(folder)
     must_be_new(folder, "convert")
     opened = open_model(model)
-    kind = next((kind for kind, peer in PEERS.items() if getattr(opened.config, "mixers", None) == peer.mixer), None)
+    mixers = set(getattr(opened.config, "layer_mixers", ()))
+    kind = next((kind for kind, peer in PEERS.items() if mixers == {peer.mixer}), None)
     if kind is None or not isinstance(opened, MesaForCausalLM):
         known = " or ".join(peer.mixer for peer in PEERS.values())
         raise ValueError(
@@ -238,6 +239,8 @@ def _their_settings(config: MesaConfig, kind: str, model: str) -> dict[str, Any]
     peer = PEERS[kind]
     settings = {theirs: getattr(config, ours) for theirs, ours in {**SETTINGS, **peer.settings}.items()}
     settings["conv_size"] = config.conv_size_of(peer.mixer)
+    if not settings["conv_size"]:
+        raise ValueError(f"{model}: conv_size is 0, but flash-linear-attention's {kind} always has a convolution")
     settings |= {name: values[0] for name, values in {**ONLY, **peer.only}.items()}
     settings |= {"model_type": kind, "architectures": [peer.architecture], "dtype": str(config.dtype).split(".")[-1]}
     settings["intermediate_size"] = config.intermediate_size
@@ -249,7 +252,7 @@ def _their_settings(config: MesaConfig, kind: str, model: str) -> dict[str, Any]
         mine, theirs = (
             (made.value_size if name == "value_head_dim" else getattr(made, name)) for made in (config, held)
         )
-        if name not in NO_PART and name != "conv_size" and mine != theirs:
+        if name not in (*NO_PART, "mixers", "conv_size") and mine != theirs:
             raise ValueError(f"{model}: {name} is {mine!r}, but flash-linear-attention's {kind} allows only {theirs!r}")
     return settings
 

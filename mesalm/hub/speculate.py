@@ -87,7 +87,9 @@ def speculate(
     read = _Reader(model)
     while True:
         waiting = input_ids[:, read.seen :]
-        drafted = propose(input_ids) if waiting.shape[1] < BEHIND or read.cache is None else input_ids.new_empty(0)
+        # the prompt is read without a draft, so that no rejection takes it back
+        drafts = read.cache is not None and waiting.shape[1] < BEHIND
+        drafted = propose(input_ids) if drafts else input_ids.new_empty(0)
         before = copy.deepcopy(read) if len(drafted) else read
         logits = read(torch.cat((waiting, drafted.view(1, -1)), dim=1), keep=len(drafted) + 1)
         for place in range(len(drafted) + 1):

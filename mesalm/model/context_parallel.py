@@ -81,7 +81,9 @@ class Shard:
                 part[..., : own[0, 0].numel()].view_as(own),
                 part[..., own[0, 0].numel() :].view_as(transition),
             )
-            states.append((factor * states[-1] if factor.shape[-1] == 1 else factor @ states[-1]) + left)
+            with without_autocast(own.device):
+                carried = factor * states[-1] if factor.shape[-1] == 1 else factor @ states[-1]
+            states.append(carried + left)
         # indexed from the stack, so that gradients of every process pass through the exchange
         return torch.stack(states)[self.rank]
 

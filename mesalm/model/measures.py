@@ -11,6 +11,11 @@ from .mixer_gated import GatedMixer
 from .mixer_mesa import MesaMixer
 
 
+def _mean(values: list[torch.Tensor]) -> torch.Tensor:
+    """Return the mean of tensors of equal shape, which layers may have on different devices."""
+    return torch.stack([value.to(values[0].device) for value in values]).mean(0)
+
+
 class Measures(nn.Module):
     """Mixin for models that reports what their mixers measured, and the size of their states."""
 
@@ -23,7 +28,7 @@ class Measures(nn.Module):
         """Return the mean number of solver steps in the last forward pass, None without mesa layers."""
         steps = [module.solver_steps for module in self.modules() if isinstance(module, MesaMixer)]
         known = [step.float().mean() for step in steps if step is not None and step.numel()]
-        return float(torch.stack(known).mean()) if known else None
+        return _mean(known).item() if known else None
 
     def forget_gates(self) -> tuple[float, float] | None:
         """Return the mean and the saturated share of the forget gates last sampled, None without gates."""
@@ -31,7 +36,7 @@ class Measures(nn.Module):
         known = [sample for sample in samples if sample is not None]
         if not known:
             return None
-        mean, saturated = torch.stack(known).mean(0).tolist()
+        mean, saturated = _mean(known).tolist()
         return mean, saturated
 
     def sample_solver(self, number: int) -> MesaMixer | None:

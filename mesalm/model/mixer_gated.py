@@ -104,7 +104,7 @@ class GatedMixer(nn.Module):
         operands = self._operands(hidden_states, padding_mask, segments, cache, shard)
         tokens = Tokens(*operands, *self._gates(hidden_states, padding_mask, segments, shard))
         if self.sample_gates and not torch.compiler.is_compiling():
-            self.gate_sample, self.sample_gates = sample_of_gates(tokens.log_forget), False
+            self.gate_sample, self.sample_gates = sample_of_gates(tokens.log_forget, padding_mask), False
         if shard is not None:
             state = shard.state_before(*self.left_behind(tokens))
         more = self.more_gates(hidden_states)
@@ -212,11 +212,14 @@ class GatedMixer(nn.Module):
 
 
 @torch.no_grad()
-def sample_of_gates(log_forget: torch.Tensor | None) -> torch.Tensor | None:
-    """Return mean and saturated share of the first row's forget gates, [2], leaving out document starts."""
+def sample_of_gates(log_forget: torch.Tensor | None, padding_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Return mean and saturated share of the first row's forget gates, [2], leaving out document starts and padding."""
     if log_forget is None:
         return None
     gate, goes_on = log_forget[0].exp(), log_forget[0].isfinite()
+    if padding_mask is not None:
+        goes_on = goes_on & padding_mask[0].unsqueeze(-1)
+        gate = gate.masked_fill(~goes_on, 0.0)
     saturated = ((gate - 0.5).abs() >= 0.5 - SATURATED) & goes_on
     return torch.stack((gate.sum(), saturated.sum().to(gate))) / goes_on.sum().clamp(min=1)
 

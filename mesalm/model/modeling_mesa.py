@@ -207,8 +207,8 @@ class MesaModel(MesaPreTrainedModel):
             mixing |= attention_masks(self.config, hidden_states, attention_mask, cache, tokens, segments, shard)
             if position_ids is None:
                 position_ids = torch.arange(rows.shape[1], device=hidden_states.device).unsqueeze(0) + seen
-            position_ids = position_ids if shard is None else shard.cut(position_ids)
-            mixing["position_embeddings"] = self.rotary_emb(hidden_states, position_ids)
+            angles = self.rotary_emb(hidden_states, position_ids)  # some kinds depend on the row's last position
+            mixing["position_embeddings"] = angles if shard is None else tuple(map(shard.cut, angles))
         for layer in self.layers:
             hidden_states = layer(hidden_states, cache=cache, **mixing)
         if cache is not None and not self.has_attention:

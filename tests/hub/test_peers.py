@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from mesalm import MesaForCausalLM
 from mesalm.cli import main
+from mesalm.hub.model_card import conversion_lines, read_conversion
 from mesalm.hub.open_model import open_model
 
 PEERS = Path(__file__).parent / "peers"
@@ -123,11 +124,14 @@ def test_a_broken_file_is_told(peer: Any, tmp_path: Path, capsys: pytest.Capture
     assert "mesa_net: no weights could be opened there" in capsys.readouterr().err
 
 
-def test_a_scaled_tied_model_goes_to_the_peer_and_back(save_beside: Any, tmp_path: Path) -> None:
-    model: MesaForCausalLM = tiny_model(vocab_size=258, mixers="mesa", forget_cap=None, **SPECIAL)
+@pytest.mark.parametrize("mixers", ["mesa", ["mesa"]], ids=str)
+def test_a_scaled_tied_model_goes_to_the_peer_and_back(mixers: Any, save_beside: Any, tmp_path: Path) -> None:
+    model: MesaForCausalLM = tiny_model(vocab_size=258, mixers=mixers, forget_cap=None, **SPECIAL)
     ids = torch.randint(2, 258, (1, 40), generator=torch.Generator().manual_seed(0))
     assert main(["convert", save_beside(model), str(tmp_path / "fla"), "--to", "fla"]) == 0
     assert main(["convert", str(tmp_path / "fla"), str(tmp_path / "ours")]) == 0
+    (line,) = conversion_lines(read_conversion(tmp_path / "ours"))
+    assert line.endswith(": weights renamed, no layer replaced")
     again: Any = open_model(str(tmp_path / "ours"))
     assert not again.config.scale_embeddings
     again.config.tolerance = model.config.tolerance
@@ -141,6 +145,7 @@ def test_a_scaled_tied_model_goes_to_the_peer_and_back(save_beside: Any, tmp_pat
         ({"mixers": "mesa"}, "forget_cap is 0.9975"),
         ({"mixers": "mesa", "forget_cap": None, "num_key_value_heads": 1}, "num_key_value_heads is 1"),
         ({"mixers": "delta", "forget_cap": None}, "value|conv_values is False"),
+        ({"mixers": "mesa", "forget_cap": None, "conv_size": 0}, "conv_size is 0"),
         ({"mixers": ["mesa", "softmax"]}, "needs a model of mesa or delta layers only"),
     ],
 )

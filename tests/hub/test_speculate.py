@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from mesalm.hub.speculate import draft_model, prompt_lookup, speculate
+from mesalm.hub.speculate import BEHIND, draft_model, prompt_lookup, speculate
 from mesalm.model.cache_mesa import CACHE, returned_cache
 from mesalm.model.mixers import MIXERS
 
@@ -54,7 +54,7 @@ def test_a_right_draft_saves_passes_and_processors_and_ends_are_kept() -> None:
     hook = model.register_forward_hook(lambda *_: passes.append(1))
     draft = lambda seen: wanted[0, seen.shape[1] : seen.shape[1] + 9]  # noqa: E731
     assert torch.equal(model.generate(ids, custom_generate=speculate, draft=draft, **options), wanted)
-    assert len(passes) == 7  # of ten tokens each
+    assert len(passes) == 8  # the prompt, then ten tokens each
     hook.remove()
     for other in (None, prompt_lookup(4, 1), draft_model(model)):
         assert torch.equal(model.generate(ids, custom_generate=speculate, draft=other, **options), wanted)
@@ -62,6 +62,18 @@ def test_a_right_draft_saves_passes_and_processors_and_ends_are_kept() -> None:
     assert torch.equal(
         model.generate(ids, custom_generate=speculate, draft=draft, **options), model.generate(ids, **options)
     )
+
+
+@pytest.mark.parametrize("kind", ["mesa", "softmax"])
+def test_the_prompt_is_read_once_even_if_no_draft_is_right(kind: str) -> None:
+    model, ids = build(kind), prompt().repeat(1, 8)
+    wanted = model.generate(ids, **GREEDY)
+    lengths: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda _, given, __: lengths.append(given[0].shape[1]))
+    wrong = lambda seen: (wanted[0, seen.shape[1] : seen.shape[1] + 2] + 1) % 61  # noqa: E731
+    assert torch.equal(model.generate(ids, custom_generate=speculate, draft=wrong, **GREEDY), wanted)
+    assert lengths[0] == ids.shape[1]
+    assert max(lengths[1:]) <= BEHIND + 2
 
 
 def test_a_draft_model_can_begin_anew() -> None:

@@ -115,6 +115,36 @@ def test_states_before_four_shards_are_those_of_the_operator() -> None:
         torch.testing.assert_close(found, state, atol=1e-12, rtol=1e-12)
 
 
+def test_autocast_does_not_round_the_states_between_shards() -> None:
+    own, transition = torch.randn(2, 4, 1, 2, 6, 6, generator=torch.Generator().manual_seed(0)).unbind()
+    parts = [torch.cat((a.flatten(2), b.flatten(2)), dim=-1) for a, b in zip(own, transition, strict=True)]
+    shard = InOneProcess(parts, 3, 4, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = shard.state_before(own[3], transition[3])
+    assert torch.equal(found, shard.state_before(own[3], transition[3]))
+
+
+def test_angles_that_depend_on_the_last_position_are_those_of_the_whole_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reached(Exception):  # noqa: N818
+        pass
+
+    def stop(_: Any, __: Any, given: dict[str, Any]) -> None:
+        raise Reached(given["position_embeddings"])
+
+    def build() -> Any:
+        rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+        return tiny_model(mixers="softmax", rope_parameters=rope, max_position_embeddings=16).model
+
+    whole = build().rotary_emb(torch.zeros(1, 1, 1), torch.arange(64)[None])
+    model, shard = build(), InOneProcess([None, None], 0, 2, 32)
+    model.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
+    monkeypatch.setattr("mesalm.model.modeling_mesa.find_shard", lambda *_: shard)
+    with pytest.raises(Reached) as caught:
+        model(torch.zeros(1, 64, dtype=torch.long), context=dist.group.WORLD)
+    for angles, wanted in zip(caught.value.args[0], whole, strict=True):
+        torch.testing.assert_close(angles, wanted[:, :32])
+
+
 def join(rank: int, size: int, file: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)

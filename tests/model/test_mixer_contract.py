@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import DynamicCache
 from mesalm import MesaForCausalLM
 from mesalm.model.cache_mesa import returned_cache
 from mesalm.model.layers import GateProjection
-from mesalm.model.mixer_gated import RATE
+from mesalm.model.mixer_gated import RATE, sample_of_gates
 from mesalm.model.mixer_mesa import MesaMixer
 from mesalm.model.mixers import MIXERS
 
@@ -295,3 +296,10 @@ def test_layers_take_turns_in_measuring_their_solver_and_compute_as_before(kept:
     if kept:
         assert all(0.0 < sample.residual < 1e-3 for sample in seen)
     assert build(mixers="softmax").sample_solver(0) is None
+
+
+def test_padding_and_document_starts_are_no_gates() -> None:
+    log_forget = torch.tensor([0.0, 0.0, -0.5, -torch.inf, -0.5]).view(1, 5, 1)
+    real = torch.tensor([[False, False, True, True, True]])
+    mean, saturated = sample_of_gates(log_forget, real).tolist()
+    assert (mean, saturated) == (pytest.approx(math.exp(-0.5)), 0.0)
