@@ -19,6 +19,8 @@ ATTENTION = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding"}
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 """How transformers names the cache in calls and outputs: `past_key_values` before release 5.24."""
 
+NO_WAY_BACK = "has a state, from which crop cannot take tokens back"
+
 
 class CountedTokens(Cache):
     """A cache with a token count for models without softmax layers, whose states have no length.
@@ -50,10 +52,7 @@ class CountedTokens(Cache):
         """
         for number, layer in enumerate(self.layers):
             if hasattr(layer, "conv_states"):
-                raise RuntimeError(
-                    f"cache: layer {number} has a state, from which crop cannot take tokens back; copy the cache "
-                    "beforehand instead"
-                )
+                raise RuntimeError(f"cache: layer {number} {NO_WAY_BACK}; copy the cache beforehand instead")
         super().crop(*args, **kwargs)
 
     @property
@@ -137,8 +136,8 @@ def check_cache(cache: Cache, layer_types: list[str]) -> None:
             )
         if kind not in ATTENTION and getattr(layer, "record_past", False):
             raise ValueError(
-                f"cache: layer {number} has a state, from which crop cannot take tokens back; leave out "
-                "activate_past_recording, and copy the cache beforehand instead"
+                f"cache: layer {number} {NO_WAY_BACK}; leave out activate_past_recording, and copy the cache "
+                "beforehand instead"
             )
 
 
